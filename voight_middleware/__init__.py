@@ -1,0 +1,33 @@
+"""Which user caused which cost: tags every LLM call of a web application with its user, plan and tenant, and keeps what it cost."""
+
+from voight_middleware.boundary.asgi import CostTagMiddleware
+from voight_middleware.call import Call
+from voight_middleware.meter import configure, flush
+from voight_middleware.providers.gate import instrument, uninstrument, wrap, wrap_anthropic, wrap_openai
+from voight_middleware.providers.manual import record
+from voight_middleware.settings import SettingsError
+from voight_middleware.tags import Tags, carry, current_tags, set_tags, tag
+from voight_middleware.usage import Usage
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Call",
+    "CostTagMiddleware",
+    "SettingsError",
+    "Tags",
+    "Usage",
+    "__version__",
+    "carry",
+    "configure",
+    "current_tags",
+    "flush",
+    "instrument",
+    "record",
+    "set_tags",
+    "tag",
+    "uninstrument",
+    "wrap",
+    "wrap_anthropic",
+    "wrap_openai",
+]

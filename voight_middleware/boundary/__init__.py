@@ -1,0 +1,1 @@
+"""Where a request or a job enters."""

@@ -1,0 +1,110 @@
+"""Call: the data of one billable provider call, as the journal carries it and the ledger keeps it."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+import msgspec
+
+from voight_middleware.money import from_femto
+from voight_middleware.tags import Tags
+from voight_middleware.usage import Component, Usage
+
+OUTCOMES = ("ok", "error", "aborted", "cancelled", "truncated")
+ATTRIBUTIONS = ("tag", "dependency", "getter", "settled", "request", "none", "error")
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_ids = random.Random(os.urandom(16))  # our own: an application that seeds `random` would repeat our ids
+os.register_at_fork(after_in_child=lambda: _ids.seed(os.urandom(16)))
+
+
+def new_call_id() -> str:
+    """A UUID version 7 in 32 hexadecimal digits: unique, and sorted by time."""
+    bits = _ids.getrandbits(74)
+    return f"{time.time_ns() // 1_000_000:012x}7{bits >> 62:03x}{(bits & 0x3FFFFFFFFFFFFFFF) | 0x8000000000000000:016x}"
+
+
+class Call(msgspec.Struct, omit_defaults=True, kw_only=True, tag="call"):
+    """
+    One billable provider call.
+
+    The first part is written to the journal when the call ends; the part below the rule is filled in by the ingester.
+    """
+
+    call_id: str
+    occurred_at: int
+    """When the request was sent: microseconds since 1970, UTC."""
+    provider: str
+    """Who is billing: ``openai``, ``anthropic``, ``azure``, ``openrouter``, …"""
+    endpoint: str
+    """The dialect of the answer: ``chat``, ``responses``, ``embeddings``, ``messages``."""
+    requested_model: str | None = None
+    model: str | None = None
+    """The model that served the call, as the provider named it in its answer."""
+    host: str | None = None
+    streamed: bool = False
+    outcome: str = "ok"
+    error: str | None = None
+    """The class of the exception that the caller got. Messages are never kept: they may quote the prompt."""
+    http_status: int | None = None
+    attempts: int = 1
+    duration: int | None = None
+    """Microseconds from entry to the last byte."""
+    ttft: int | None = None
+    """Microseconds from entry to the first event of the stream."""
+    response_id: str | None = None
+    service_tier: str | None = None
+    batch: bool = False
+    raw_usage: str | None = None
+    """The provider's usage JSON, on one line."""
+    tool_calls: dict[str, int] | None = None
+    """Tool calls counted in the answer where the provider's usage leaves them out (OpenAI)."""
+    estimated_input: int | None = None
+    estimated_output: int | None = None
+    """Token counts that were estimated, for a stream that was broken off before the provider reported them."""
+    tags: Tags = Tags()
+    attribution: str = "none"
+    """How the call got its owner: one of ``ATTRIBUTIONS``."""
+
+    # -- filled in by the ingester ---------------------------------------------------------------------------------------
+    usage: Usage | None = None
+    """Totals over all components; None where the provider reported nothing."""
+    components: tuple[Component, ...] = ()
+    cost_femto: int | None = None
+    """Femto-dollars (1e-15 USD); None while no price is known."""
+    cost_status: str = "unpriced"
+    """``priced``, ``partial`` or ``unpriced``."""
+    cost_reasons: tuple[str, ...] = ()
+    price: str | None = None
+    """The unit prices used, with source and version, as JSON."""
+
+    @property
+    def cost_usd(self) -> Decimal | None:
+        """US dollars; None while no price is known."""
+        return None if self.cost_femto is None else from_femto(self.cost_femto)
+
+    @property
+    def time(self) -> datetime:
+        """``occurred_at`` as an aware UTC datetime."""
+        return _EPOCH + timedelta(microseconds=self.occurred_at)
+
+    @property
+    def estimated(self) -> bool:
+        """Whether any count of this call is an estimate."""
+        return self.estimated_input is not None or self.estimated_output is not None
+
+
+class Settlement(msgspec.Struct, kw_only=True, tag="settlement"):
+    """The owner of calls that were written before it was known. It never replaces an owner that is already there."""
+
+    call_ids: tuple[str, ...]
+    tags: Tags
+    attribution: str = "settled"
+
+
+Record = Call | Settlement
+"""What one line of a journal holds."""

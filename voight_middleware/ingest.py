@@ -1,0 +1,192 @@
+"""
+The ingester: reads journals, normalises usage, prices, and inserts into the ledger; only then are segments deleted.
+
+One process per journal folder does this, elected by a file lock. Progress is kept in the ledger, in the transaction that inserts
+the records, and records are idempotent by ``call_id``: a crash at any point repeats work, and loses and doubles nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from voight_middleware.call import Call, Record
+from voight_middleware.journal import Election, Segment, decode, reject, segments
+from voight_middleware.ledger import Ledger, Progress, open_ledger
+from voight_middleware.pricing import PriceBook, price
+from voight_middleware.usage import Component, Usage, UsageError, read_usage
+
+logger = logging.getLogger(__name__)
+
+BATCH = 500
+_SLICE = 50
+_READ_BYTES = 256 * 1024
+
+_decode_usage = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+def complete(call: Call, book: PriceBook) -> None:
+    """Fill in usage and cost of a call as it came from the journal. What cannot be read becomes a reason, never an exception."""
+    speed: str | None = None
+    if call.raw_usage is not None:
+        try:
+            raw = _decode_usage(call.raw_usage)
+            call.components = read_usage(call.endpoint, raw)
+            speed = raw.get("speed")
+            if call.service_tier is None and isinstance(raw.get("service_tier"), str):
+                call.service_tier = raw["service_tier"]
+        except (UsageError, msgspec.DecodeError) as error:
+            call.cost_reasons = (f"unreadable usage: {error}",)
+    if call.tool_calls or call.estimated:
+        call.components = _added(call)
+    call.usage = _total(call.components)
+    price(call, book, speed if isinstance(speed, str) else None)
+
+
+def _added(call: Call) -> tuple[Component, ...]:
+    """The components with counted tool calls and estimates laid in; an estimate only where nothing was reported."""
+    first = call.components[0] if call.components else Component(usage=Usage())
+    usage = first.usage
+    changes: dict[str, Any] = {}
+    if call.tool_calls:
+        changes["tools"] = {**(usage.tools or {}), **call.tool_calls}
+    if call.estimated_input is not None and usage.input_tokens is None:
+        changes["input"] = call.estimated_input
+    if call.estimated_output is not None:
+        changes["output"] = call.estimated_output
+    usage = msgspec.structs.replace(usage, **changes)
+    return (msgspec.structs.replace(first, usage=usage), *call.components[1:])
+
+
+def _total(components: tuple[Component, ...]) -> Usage | None:
+    if len(components) <= 1:
+        return components[0].usage if components else None
+    total: dict[str, Any] = {}
+    for component in components:
+        for name in Usage.__struct_fields__:
+            value = getattr(component.usage, name)
+            if value is None:
+                continue
+            if name == "tools":
+                sums = total.setdefault("tools", {})
+                for tool, count in value.items():
+                    sums[tool] = sums.get(tool, 0) + count
+            else:
+                total[name] = total.get(name, 0) + value
+    return Usage(**total)
+
+
+@dataclass(slots=True)
+class Ingester:
+    """Brings journals into a ledger. Used from one thread; the caller holds the election."""
+
+    ledger: Ledger
+    folder: Path
+    delivered: Callable[[list[Call]], None] | None = None
+    """Called with the completed calls of each batch, once they are in the ledger."""
+    gentle: bool = True
+    """Whether to let other threads run after every few records: inside an application, yes."""
+    rejected: int = 0
+    _book: PriceBook | None = None
+    _failed: set[str] = field(default_factory=set)
+
+    @property
+    def book(self) -> PriceBook:
+        """The price book, loaded at first use."""
+        if self._book is None:
+            self._book = PriceBook()
+        return self._book
+
+    def run(self) -> int:
+        """
+        Bring in everything that is there; answers how many records were read.
+
+        Raises:
+            LedgerError: The ledger refused; nothing is lost, the journals stay.
+        """
+        return sum(self._segment(segment) for segment in segments(self.folder))
+
+    def _segment(self, segment: Segment) -> int:
+        offset = self.ledger.progress(segment.name)
+        count = 0
+        # The lock first, the size afterwards: a writer that is gone cannot add anything in between.
+        with segment.adopt() as dead:
+            while data := segment.read(offset, _READ_BYTES):
+                for lines in _batches(data.splitlines(keepends=True)):
+                    offset += sum(map(len, lines))
+                    self._insert([line for line in lines if line != b"\n"], Progress(segment.name, offset))
+                    count += len(lines)
+            if dead:
+                if torn := segment.tail(offset):
+                    self._reject(torn)
+                segment.delete()
+        if dead:
+            self.ledger.forget(segment.name)
+        return count
+
+    def _insert(self, lines: list[bytes], progress: Progress) -> None:
+        records: list[Record] = []
+        sources: list[bytes] = []
+        for index, line in enumerate(lines):
+            try:
+                record = decode(line)
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                self._reject(line)
+                continue
+            if isinstance(record, Call):
+                complete(record, self.book)
+            records.append(record)
+            sources.append(line)
+            if self.gentle and index % _SLICE == _SLICE - 1:
+                time.sleep(0)
+        try:
+            self.ledger.insert(records, progress)
+        except (ValueError, OverflowError):  # one record that no engine can hold must not stop the others
+            for record, line in zip(records, sources, strict=True):
+                try:
+                    self.ledger.insert([record])
+                except (ValueError, OverflowError):
+                    self._reject(line)
+            self.ledger.insert([], progress)
+        if self.delivered is not None:
+            self.delivered([record for record in records if isinstance(record, Call)])
+
+    def _reject(self, line: bytes) -> None:
+        self.rejected += 1
+        reject(self.folder, line)
+        logger.warning("a journal line that is no record was set aside in %s", self.folder / "rejected.jsonl")
+
+
+def _batches(lines: list[bytes]) -> Iterable[list[bytes]]:
+    for start in range(0, len(lines), BATCH):
+        yield lines[start : start + BATCH]
+
+
+def drain(ledger_url: str, journal: Path) -> int:
+    """
+    Bring what dead processes left behind in *journal* into the ledger; answers how many records were read.
+
+    Does nothing where there is no journal, or where a living process is the ingester (it is at most a second behind).
+
+    Raises:
+        LedgerError: The ledger cannot be opened or written.
+    """
+    if not journal.is_dir() or not segments(journal):
+        return 0
+    election = Election(journal)
+    if not election.win():
+        return 0
+    try:
+        ledger = open_ledger(ledger_url)
+        try:
+            return Ingester(ledger, journal, gentle=False).run()
+        finally:
+            ledger.close()
+    finally:
+        election.resign()

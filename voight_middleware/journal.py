@@ -1,0 +1,264 @@
+"""
+The journal: the per-process append-only file that a finished call is written to before anything else.
+
+One process writes one segment, a line of JSON per record, and holds a lock on it (``flock``) for as long as it lives; whoever can
+take that lock knows that the writer is gone or has moved on, and may adopt the segment. A record is one ``write()`` of a whole
+line, so ``kill -9`` loses nothing that was written and tears at most the line that was being written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import threading
+import uuid
+from collections import deque
+from collections.abc import Callable, Generator
+from pathlib import Path
+
+import msgspec
+
+from voight_middleware.call import Record
+
+logger = logging.getLogger(__name__)
+
+SEGMENT_BYTES = 8 * 1024 * 1024
+"""A segment that has grown beyond this is closed, and a new one begun."""
+BACKLOG_BYTES = 8 * 1024 * 1024
+"""How much is kept in memory while the disk cannot be written; beyond it the oldest records are dropped and counted."""
+
+_encode = msgspec.json.Encoder().encode
+_decode: Callable[[bytes], Record] = msgspec.json.Decoder(Record).decode
+
+
+class Journal:
+    """The journal of this process. ``append`` never raises; ``written``, ``dropped`` and ``failures`` count what became of the records."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.written = 0
+        self.dropped = 0
+        self.failures = 0
+        self._fd: int | None = None
+        self._name: str | None = None
+        self._size = 0
+        self._torn = False
+        self._backlog: deque[bytes] = deque()
+        self._backlog_bytes = 0
+        self._lock = threading.RLock()  # reentrant: a stream that is garbage-collected in here appends its own record
+
+    def append(self, record: Record) -> None:
+        """Write one record. Where the disk refuses, it is kept in memory and tried again with the next one."""
+        line = _encode(record) + b"\n"
+        with self._lock:
+            if self._backlog or self._fd is None or self._size > SEGMENT_BYTES:
+                self._catch_up(line)
+                return
+            self._size += len(line)
+            try:
+                if os.write(self._fd, line) != len(line):
+                    self._torn = True
+                    raise OSError("short write")
+            except OSError as error:
+                self._keep(line, error)
+            else:
+                self.written += 1
+
+    def position(self) -> tuple[str, int] | None:
+        """The name and length in bytes of the segment that is being written; None before the first record."""
+        with self._lock:
+            if self._fd is None or self._name is None:
+                return None
+            return self._name, os.fstat(self._fd).st_size
+
+    @property
+    def waiting(self) -> int:
+        """How many records are kept in memory because the disk could not be written."""
+        return len(self._backlog)
+
+    def rotate(self) -> None:
+        """Close this segment, so that whoever ingests can take and delete it; the next record begins another."""
+        with self._lock:
+            if self._fd is not None:
+                fd, self._fd, self._name = self._fd, None, None
+                os.close(fd)
+
+    def retry(self) -> bool:
+        """Write what is kept in memory; whether nothing is left."""
+        with self._lock:
+            if self._backlog:
+                self._catch_up(None)
+            return not self._backlog
+
+    def after_fork(self) -> None:
+        """In a child: the segment belongs to the parent. Its lock is the parent's too and must not be released, only closed."""
+        self._lock = threading.RLock()
+        if self._fd is not None:
+            with contextlib.suppress(OSError):
+                os.close(self._fd)
+        self._fd, self._name, self._size = None, None, 0
+        self._backlog.clear()
+        self._backlog_bytes = self.written = self.dropped = self.failures = 0
+
+    def _catch_up(self, line: bytes | None) -> None:
+        if line is not None:
+            self._backlog.append(line)
+            self._backlog_bytes += len(line)
+        try:
+            if self._fd is None or self._size > SEGMENT_BYTES:
+                self._open()
+            while self._backlog:
+                self._write_whole(self._backlog[0])
+                self._backlog_bytes -= len(self._backlog.popleft())
+                self.written += 1
+        except OSError as error:
+            self._complain(error)
+            while self._backlog_bytes > BACKLOG_BYTES:
+                self._backlog_bytes -= len(self._backlog.popleft())
+                self.dropped += 1
+
+    def _write_whole(self, line: bytes) -> None:
+        assert self._fd is not None
+        data = b"\n" + line if self._torn else line
+        self._size += len(data)
+        if os.write(self._fd, data) != len(data):
+            self._torn = True
+            raise OSError("short write")
+        self._torn = False
+
+    def _keep(self, line: bytes, error: OSError) -> None:
+        self._backlog.append(line)
+        self._backlog_bytes += len(line)
+        self._complain(error)
+
+    def _complain(self, error: OSError) -> None:
+        self.failures += 1
+        if self.failures == 1:
+            logger.error("the journal in %s cannot be written (%s); calls are kept in memory until it can", self.folder, error)
+
+    def _open(self) -> None:
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        name = f"{os.getpid()}-{uuid.uuid4().hex}.jsonl"
+        unnamed = self.folder / f"{name}.new"  # locked before it gets a name that an ingester looks for: it may delete what it can lock
+        fd = os.open(unnamed, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            unnamed.rename(self.folder / name)
+        except OSError:
+            os.close(fd)
+            raise
+        old, self._fd, self._name, self._size, self._torn = self._fd, fd, name, 0, False
+        if old is not None:
+            os.close(old)
+
+
+class Segment:
+    """One segment file, as its reader sees it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = path.name
+
+    def size(self) -> int:
+        """Length in bytes; 0 where the file is gone."""
+        try:
+            return self.path.stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def read(self, offset: int, limit: int = 1 << 20) -> bytes:
+        """Up to *limit* bytes from *offset*, cut behind the last whole line; more than *limit* where a single line is longer."""
+        with self.path.open("rb") as file:
+            file.seek(offset)
+            data = file.read(limit)
+            end = data.rfind(b"\n")
+            while end < 0 and len(data) >= limit:
+                more = file.read(limit)
+                if not more:
+                    break
+                end = len(data) + more.rfind(b"\n") if b"\n" in more else -1
+                data += more
+            return data[: end + 1]
+
+    def tail(self, offset: int) -> bytes:
+        """Everything from *offset*: of a dead writer's segment, the torn rest of its last line."""
+        with self.path.open("rb") as file:
+            file.seek(offset)
+            return file.read()
+
+    @contextlib.contextmanager
+    def adopt(self) -> Generator[bool]:
+        """Hold the writer's lock; yields False where the writer is alive and still writes here."""
+        try:
+            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            yield False
+            return
+        try:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
+        finally:
+            os.close(fd)
+
+    def delete(self) -> None:
+        """Remove the file, once all of it is in the ledger."""
+        self.path.unlink(missing_ok=True)
+
+
+def segments(folder: Path) -> list[Segment]:
+    """All segments of a journal folder, the oldest first."""
+    found: list[tuple[float, Segment]] = []
+    for path in folder.glob("*-*.jsonl"):
+        with contextlib.suppress(FileNotFoundError):
+            found.append((path.stat().st_mtime, Segment(path)))
+    return [segment for _, segment in sorted(found, key=lambda pair: pair[0])]
+
+
+def decode(line: bytes) -> Record:
+    """
+    One record of a journal line.
+
+    Raises:
+        msgspec.DecodeError: The line is torn, or no record.
+    """
+    return _decode(line)
+
+
+def reject(folder: Path, line: bytes) -> None:
+    """Set a line aside that is no record, in ``rejected.jsonl``: nothing that was written is thrown away."""
+    with (folder / "rejected.jsonl").open("ab") as file:
+        file.write(line.rstrip(b"\n") + b"\n")
+
+
+class Election:
+    """The file lock that makes one process of this host the ingester of a journal folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._fd: int | None = None
+
+    def win(self) -> bool:
+        """Whether this process is the ingester, trying to become it."""
+        if self._fd is not None:
+            return True
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(self.folder / "ingest.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            return False
+        self._fd = fd
+        return True
+
+    def resign(self) -> None:
+        """Give the lock back; in a forked child this only drops the child's copy of it."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None

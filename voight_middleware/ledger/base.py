@@ -1,0 +1,128 @@
+"""The ledger: where calls are kept and questions are answered. One protocol, one module per engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from voight_middleware.call import Call, Record
+
+
+class LedgerError(Exception):
+    """The ledger cannot be opened, read or written; the message says what to do."""
+
+
+class ForeignLedger(LedgerError):
+    """The file exists, and is no ledger of ours."""
+
+
+class UnknownDimension(ValueError):
+    """A report was asked for a dimension or a filter key that no call can have."""
+
+
+DIMENSIONS = (
+    "user_id",
+    "plan",
+    "tenant_id",
+    "route",
+    "release",
+    "session_id",
+    "provider",
+    "model",
+    "requested_model",
+    "endpoint",
+    "outcome",
+    "attribution",
+    "cost_status",
+    "hour",
+    "day",
+    "month",
+)
+"""What a report can be grouped by and filtered on, besides the extra keys of the application's tags. Hours, days and months are in UTC."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a journal segment has been ingested: the byte behind the last record that is in the ledger."""
+
+    segment: str
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A half-open span of time, in microseconds since 1970 UTC; None means unbounded."""
+
+    since: int | None = None
+    until: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Spend:
+    """
+    One group of calls, added up. Money is in femto-dollars (1e-15 USD), tokens in tokens.
+
+    ``cost_femto`` is None where nothing in the group is priced; ``unpriced_calls`` says how many calls it lacks.
+    """
+
+    dimensions: Mapping[str, str | None] = field(default_factory=dict)
+    calls: int = 0
+    input_tokens: int | None = None
+    cache_read_tokens: int | None = None
+    cache_write_tokens: int | None = None
+    output_tokens: int | None = None
+    cost_femto: int | None = None
+    unpriced_calls: int = 0
+    partial_calls: int = 0
+    estimated_calls: int = 0
+    errors: int = 0
+
+
+class Ledger(Protocol):
+    """
+    A place to keep calls.
+
+    Implementations are used from one thread at a time. Every method raises ``LedgerError`` where the engine fails.
+    """
+
+    url: str
+
+    def insert(self, records: Sequence[Record], progress: Progress | None = None) -> int:
+        """
+        Keep calls and apply settlements, in one transaction together with *progress*; answers how many calls were new.
+
+        Idempotent by ``call_id``. A settlement fills in what a call lacks and never replaces an owner.
+        """
+        ...
+
+    def progress(self, segment: str) -> int:
+        """The offset up to which *segment* has been ingested; 0 for an unknown one."""
+        ...
+
+    def forget(self, segment: str) -> None:
+        """Drop the progress of a segment whose file is gone."""
+        ...
+
+    def spend(
+        self,
+        by: Sequence[str] = (),
+        where: Mapping[str, str | None] | None = None,
+        window: Window = Window(),
+        limit: int | None = None,
+    ) -> list[Spend]:
+        """
+        Calls added up by dimensions, the most expensive first (unpriced groups last, then by calls).
+
+        Raises:
+            UnknownDimension: A name in *by* or *where* is neither in ``DIMENSIONS`` nor an extra key of any call.
+        """
+        ...
+
+    def calls(self, where: Mapping[str, str | None] | None = None, window: Window = Window()) -> Iterator[Call]:
+        """Every call, the oldest first."""
+        ...
+
+    def close(self) -> None:
+        """Release the connection; harmless when repeated."""
+        ...

@@ -1,0 +1,94 @@
+"""The cost of one call: its counts times the unit prices, with a status that says how far to trust it."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+from voight_middleware.call import Call
+from voight_middleware.money import CONTEXT, MAX_FEMTO
+from voight_middleware.pricing.book import PriceBook, Rates
+from voight_middleware.usage import Usage
+
+_COUNTS = (
+    "input",
+    "cache_read",
+    "cache_write",
+    "cache_write_5m",
+    "cache_write_1h",
+    "output",
+    "audio_in",
+    "audio_out",
+    "images",
+    "seconds",
+    "characters",
+)
+_FREE_TOOLS = frozenset({"web_fetch"})
+"""Source: Anthropic, "Web fetch tool", pricing: no charge beyond the tokens."""
+
+
+def price(call: Call, book: PriceBook, speed: str | None = None) -> None:
+    """
+    Set the cost of *call*, its status and its reasons, from its components.
+
+    An answer of status 400 or above is not billed, and costs 0. A call without usage or without a price costs None: ``unpriced``.
+    A call with a count, tier or tool that has no price of its own costs what its priced parts cost: ``partial``.
+    """
+    if not call.components:
+        if call.outcome == "error" and call.http_status is not None and call.http_status >= 400:
+            call.cost_femto, call.cost_status, call.cost_reasons = 0, "priced", (f"not billed: HTTP {call.http_status}",)
+        else:
+            call.cost_femto, call.cost_status = None, "unpriced"
+            call.cost_reasons = (*call.cost_reasons, "the provider reported no usage")
+        return
+    total = 0
+    fraction = Decimal(0)
+    reasons: list[str] = [*call.cost_reasons]
+    for component in call.components:
+        table = book.rates(call, component.model, speed)
+        if table is None:
+            name = component.model or call.model or call.requested_model
+            call.cost_femto, call.cost_status = None, "unpriced"
+            call.cost_reasons = (*reasons, f"no price for model {name!r} of {call.provider}")
+            return
+        usage = component.usage
+        rates = table.rows[0][1] if len(table.rows) == 1 else table.for_input(usage.input_tokens or 0)
+        reasons.extend(rates.reasons)
+        whole, rest = _cost(usage, rates, reasons)
+        total += whole
+        if rest:
+            fraction = CONTEXT.add(fraction, rest)
+        call.price = rates.provenance if call.price is None else f"{call.price}\n{rates.provenance}"
+    if fraction:
+        total += int(CONTEXT.to_integral_value(fraction))
+    if total > MAX_FEMTO:
+        call.cost_femto, call.cost_status = None, "unpriced"
+        call.cost_reasons = (*reasons, "the cost is beyond 9,223 USD, more than one call can cost")
+        return
+    call.cost_femto = total
+    call.cost_status = "partial" if reasons else "priced"
+    call.cost_reasons = tuple(dict.fromkeys(reasons))
+
+
+def _cost(usage: Usage, rates: Rates, reasons: list[str]) -> tuple[int, Decimal | None]:
+    total = 0
+    fraction: Decimal | None = None
+    femto = rates.femto
+    if usage.input is None and usage.output is None and usage.input_tokens is None and usage.output_tokens is None and not usage.tools:
+        reasons.append("the provider's usage has no count that is known here")
+    counts = [(name, getattr(usage, name)) for name in _COUNTS]
+    if usage.tools:
+        counts.extend((tool, count) for tool, count in usage.tools.items() if tool not in _FREE_TOOLS)
+    if "request" in femto:
+        counts.append(("request", 1))
+    for name, count in counts:
+        if not count:
+            continue
+        unit = femto.get(name)
+        if unit is None:
+            reasons.append(f"no price for {name}")
+        elif type(unit) is int:
+            total += unit * count
+        else:
+            part = CONTEXT.multiply(Decimal(unit), Decimal(count))
+            fraction = part if fraction is None else CONTEXT.add(fraction, part)
+    return total, fraction

@@ -1,0 +1,1 @@
+"""Where a call leaves: through the openai and anthropic SDKs, and by hand."""

@@ -1,0 +1,510 @@
+"""
+The gate: where calls of the openai and anthropic SDKs are metered.
+
+Two methods of each SDK's base client are patched, and inert unless the client was wrapped or ``instrument()`` was called.
+``request`` is the entry: the owner is captured there, at call time. ``_process_response`` is the exit: once per answer that the
+provider bills, even where a middleware of the SDK sends a request again. Both exist with these signatures in every openai since
+1.109 and every anthropic since 0.49. The client object, its class and what it returns stay the SDK's own.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import inspect
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+import msgspec
+
+from voight_middleware.call import Call, new_call_id
+from voight_middleware.meter import current_meter
+from voight_middleware.providers import anthropic as anthropic_readers
+from voight_middleware.providers import openai as openai_readers
+from voight_middleware.providers.answers import Answer, Endpoint, StreamReader, estimate_tokens, kept
+from voight_middleware.providers.streams import AsyncTap, Ending, Tap, watch_close
+from voight_middleware.tags import NOBODY, Frame, complain, current_frame
+
+T = TypeVar("T")
+
+_ENDPOINTS: Mapping[str, Mapping[str, Endpoint]] = {"openai": openai_readers.ENDPOINTS, "anthropic": anthropic_readers.ENDPOINTS}
+_MARK = "_voight_metered"
+_RAW_HEADER = "X-Stainless-Raw-Response"
+
+_HOSTS = (
+    ("openai.azure.com", "azure"),
+    ("cognitiveservices.azure.com", "azure"),
+    ("services.ai.azure.com", "azure"),
+    ("openrouter.ai", "openrouter"),
+    ("groq.com", "groq"),
+    ("deepseek.com", "deepseek"),
+    ("mistral.ai", "mistral"),
+    ("together.xyz", "together"),
+    ("together.ai", "together"),
+    ("x.ai", "xai"),
+    ("fireworks.ai", "fireworks"),
+    ("perplexity.ai", "perplexity"),
+    ("googleapis.com", "google"),
+    ("amazonaws.com", "bedrock"),
+)
+"""Who bills, by the end of the host's name. Any other host, such as a proxy, is billed as the SDK's own provider."""
+
+_everything = False
+_refusing_usage: set[str] = set()
+"""Hosts that refused ``stream_options``."""
+
+
+# -- the public face -----------------------------------------------------------------------------------------------------------
+
+
+def wrap(client: T) -> T:
+    """
+    Meter one openai or anthropic client, synchronous or not; answers the same object. Wrapping twice is the same as once.
+
+    Copies made by ``with_options()`` and ``copy()`` are metered too.
+
+    Raises:
+        TypeError: *client* is of neither SDK.
+    """
+    return _wrap(client, "wrap()", tuple(_ENDPOINTS))
+
+
+def wrap_openai(client: T) -> T:
+    """
+    Meter one client of the openai SDK; answers the same object.
+
+    Raises:
+        TypeError: *client* is not of the openai SDK.
+    """
+    return _wrap(client, "wrap_openai()", ("openai",))
+
+
+def wrap_anthropic(client: T) -> T:
+    """
+    Meter one client of the anthropic SDK; answers the same object.
+
+    Raises:
+        TypeError: *client* is not of the anthropic SDK.
+    """
+    return _wrap(client, "wrap_anthropic()", ("anthropic",))
+
+
+def instrument() -> None:
+    """Meter every openai and anthropic client of this process, whoever creates it. SDKs that are not installed are left out."""
+    global _everything
+    for sdk in _ENDPOINTS:
+        if importlib.util.find_spec(sdk) is not None:
+            base = importlib.import_module(f"{sdk}._base_client")
+            for cls in (base.SyncAPIClient, base.AsyncAPIClient):
+                _patch_base(cls, sdk)
+    _everything = True
+
+
+def uninstrument() -> None:
+    """Meter nothing any more, wrapped clients included, and leave the SDKs' classes as they were."""
+    global _everything
+    _everything = False
+    while _patches:
+        cls, name, patched, original = _patches.pop()
+        if cls.__dict__.get(name) is patched:
+            setattr(cls, name, original)
+
+
+def _wrap(client: T, function: str, sdks: tuple[str, ...]) -> T:
+    for cls in type(client).__mro__:
+        sdk, _, module = cls.__module__.partition(".")
+        if sdk in sdks and module == "_base_client" and cls.__name__ in ("SyncAPIClient", "AsyncAPIClient"):
+            _patch_base(cls, sdk)
+            _patch_copies(type(client))
+            client.__dict__[_MARK] = True
+            return client
+    raise TypeError(f"{function} takes a client of the {' or '.join(sdks)} SDK, not {type(client).__module__}.{type(client).__qualname__}")
+
+
+# -- patching ------------------------------------------------------------------------------------------------------------------
+
+_patches: list[tuple[type, str, Any, Any]] = []
+
+
+def _patch(cls: type, name: str, make: Callable[[Any], Any]) -> None:
+    original = cls.__dict__[name]
+    if any(one[0] is cls and one[1] == name for one in _patches):
+        return
+    patched = functools.wraps(original)(make(original))
+    setattr(cls, name, patched)
+    _patches.append((cls, name, patched, original))
+
+
+def _patch_base(cls: Any, sdk: str) -> None:
+    endpoints = _ENDPOINTS[sdk]
+    if cls.__name__ == "SyncAPIClient":
+        _patch(cls, "request", lambda original: _sync_request(original, sdk, endpoints))
+        _patch(cls, "_process_response", _sync_exit)
+    else:
+        _patch(cls, "request", lambda original: _async_request(original, sdk, endpoints))
+        _patch(cls, "_process_response", _async_exit)
+
+
+def _patch_copies(cls: type) -> None:
+    """Hand the mark on to what ``copy()`` and its aliases make. On the class: on the instance it would form a cycle with it."""
+    for base in cls.__mro__:
+        for name in ("copy", "with_options", "with_middleware"):
+            if name in base.__dict__ and base.__module__.partition(".")[0] in _ENDPOINTS:
+                _patch(base, name, _marking)
+
+
+def _marking(original: Callable[..., Any]) -> Callable[..., Any]:
+    def copy(self: Any, *args: Any, **kwargs: Any) -> Any:
+        made = original(self, *args, **kwargs)
+        if _MARK in self.__dict__:
+            made.__dict__[_MARK] = True
+        return made
+
+    return copy
+
+
+# -- entry ---------------------------------------------------------------------------------------------------------------------
+
+
+def _sync_request(original: Callable[..., Any], sdk: str, endpoints: Mapping[str, Endpoint]) -> Callable[..., Any]:
+    def request(self: Any, cast_to: Any, options: Any, *, stream: bool = False, stream_cls: Any = None) -> Any:
+        if _MARK not in self.__dict__ and not _everything:
+            return original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
+        entry = _enter(self, sdk, endpoints, options, stream)
+        if entry is None:
+            return original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
+        try:
+            entry.owner = entry.frame.resolve()
+        except Exception as error:
+            current_meter().note(error)
+        outer = _entry.get()
+        _entry.set(entry)
+        try:
+            for tried in (entry.options, options):
+                try:
+                    return original(self, cast_to, tried, stream=stream, stream_cls=stream_cls)
+                except BaseException as error:
+                    if not entry.may_go_without_usage(error):
+                        entry.failed(error)
+                        raise
+        finally:
+            _entry.set(outer)
+
+    return request
+
+
+def _async_request(original: Callable[..., Any], sdk: str, endpoints: Mapping[str, Endpoint]) -> Callable[..., Any]:
+    async def request(self: Any, cast_to: Any, options: Any, *, stream: bool = False, stream_cls: Any = None) -> Any:
+        if _MARK not in self.__dict__ and not _everything:
+            return await original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
+        entry = _enter(self, sdk, endpoints, options, stream)
+        if entry is None:
+            return await original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
+        try:
+            entry.owner = entry.frame.owner() if entry.frame.scope is None else await entry.frame.aresolve()
+        except Exception as error:
+            current_meter().note(error)
+        outer = _entry.get()
+        _entry.set(entry)
+        try:
+            for tried in (entry.options, options):
+                try:
+                    return await original(self, cast_to, tried, stream=stream, stream_cls=stream_cls)
+                except BaseException as error:
+                    if not entry.may_go_without_usage(error):
+                        entry.failed(error)
+                        raise
+        finally:
+            _entry.set(outer)
+
+    return request
+
+
+def _enter(client: Any, sdk: str, endpoints: Mapping[str, Endpoint], options: Any, stream: bool) -> Entry | None:
+    """The entry of a billable request; None for any other, and wherever something of ours fails."""
+    try:
+        if options.method.lower() != "post":
+            return None
+        endpoint = endpoints.get(options.url) or endpoints.get(options.url.partition("?")[0])
+        if endpoint is None or not current_meter().settings.enabled:
+            return None
+        return Entry(client, sdk, endpoint, options, stream)
+    except Exception as error:
+        current_meter().note(error)
+        return None
+
+
+class Entry:
+    """One request of an SDK, from its entry to the end of its last answer."""
+
+    __slots__ = (
+        "_answers",
+        "asked_for_usage",
+        "body",
+        "endpoint",
+        "frame",
+        "host",
+        "options",
+        "owner",
+        "provider",
+        "started",
+        "started_at",
+        "stream",
+    )
+
+    def __init__(self, client: Any, sdk: str, endpoint: Endpoint, options: Any, stream: bool) -> None:
+        self.started_at = time.time_ns()
+        self.started = time.perf_counter_ns()
+        self.endpoint = endpoint
+        self.frame: Frame = current_frame()
+        self.owner = NOBODY
+        self.stream = stream
+        self.options = options
+        self.body = options.json_data
+        self.host, self.provider = _whose(client, sdk)
+        self.asked_for_usage = False
+        self._answers = 0
+        if stream and endpoint.asks_for_usage:
+            self._ask_for_usage(options)
+
+    def _ask_for_usage(self, options: Any) -> None:
+        """
+        A chat stream reports usage only where it was asked to; the chunk that carries it is hidden again.
+
+        Nothing is asked where the caller decided himself, or reads the raw body and would see that chunk.
+        """
+        body = self.body
+        if not isinstance(body, dict) or self.host in _refusing_usage:
+            return
+        wish = body.get("stream_options")
+        extra = getattr(options, "extra_json", None) or {}
+        if "stream_options" in extra or (wish is not None and not isinstance(wish, dict)) or (wish and "include_usage" in wish):
+            return
+        headers = options.headers if isinstance(options.headers, Mapping) else {}
+        if headers.get(_RAW_HEADER) == "stream":
+            return
+        self.options = options.model_copy() if hasattr(options, "model_copy") else options.copy()
+        self.options.json_data = {**body, "stream_options": {**(wish or {}), "include_usage": True}}
+        self.asked_for_usage = True
+
+    def may_go_without_usage(self, error: BaseException) -> bool:
+        """Whether a server refused our ``stream_options``: then the caller's own request is sent once more, as he wrote it."""
+        if not self.asked_for_usage or getattr(error, "status_code", None) not in (400, 422):
+            return False
+        try:
+            if "stream_options" not in str(error):
+                return False
+            self.asked_for_usage = False
+            _refusing_usage.add(self.host)
+            complain("a server refused stream_options.include_usage; its streams are metered by estimate")
+        except Exception as ours:
+            current_meter().note(ours)
+            return False
+        return True
+
+    def answered(self, answer: Answer, outcome: str = "ok", **more: Any) -> None:
+        """One billed answer has ended. Never raises."""
+        try:
+            requested = self.body.get("model") if isinstance(self.body, Mapping) else None
+            now = time.perf_counter_ns()
+            call = Call(
+                call_id=new_call_id(),
+                occurred_at=self.started_at // 1000,
+                provider=self.provider,
+                endpoint=self.endpoint.name,
+                requested_model=requested if isinstance(requested, str) else None,
+                model=answer.model,
+                host=self.host,
+                streamed=self.stream,
+                outcome=outcome,
+                duration=(now - self.started) // 1000,
+                response_id=answer.id,
+                service_tier=answer.service_tier,
+                raw_usage=kept(answer.usage),
+                tool_calls=answer.tool_calls,
+                **more,
+            )
+            current_meter().finish(call, self.frame, self.owner)
+        except Exception as error:
+            current_meter().note(error)
+
+    def failed(self, error: BaseException) -> None:
+        """The request raised; answers that it got before are metered already."""
+        if self._answers:
+            return
+        try:
+            status = getattr(error, "status_code", None)
+            headers = getattr(getattr(error, "request", None), "headers", None) or {}
+            retries = str(headers.get("x-stainless-retry-count", "0"))
+            self.answered(
+                Answer(),
+                "error" if isinstance(error, Exception) else "cancelled",
+                error=type(error).__name__,
+                http_status=status if isinstance(status, int) else None,
+                attempts=1 + int(retries) if retries.isdigit() else 1,
+            )
+        except Exception as ours:
+            current_meter().note(ours)
+
+    # -- exit ------------------------------------------------------------------------------------------------------------------
+
+    def body_read(self, response: Any, retries: int) -> None:
+        """A whole answer is there."""
+        answer = Answer()
+        body = response.content
+        try:
+            answer = self.endpoint.read(body)
+        except msgspec.DecodeError:
+            current_meter().counters["unreadable_answers"] += 1
+        self.answered(answer, http_status=response.status_code, attempts=retries + 1)
+
+    def watch(self, response: Any, result: Any, retries: int) -> None:
+        """Meter an answer: at once where it is whole, at its end where it is streamed."""
+        if not self.stream:
+            self._answers += 1
+            if response.is_closed:
+                self.body_read(response, retries)
+            else:
+                self._read_when_closed(response, retries)
+        elif hasattr(type(result), "__stream__"):
+            self._answers += 1
+            self._tap(response, result, retries)
+        elif hasattr(result, "parse"):
+            self._answers += 1
+            self._tap_when_parsed(response, result, retries)
+
+    def _tap(self, response: Any, stream: Any, retries: int) -> None:
+        if self.endpoint.reader is None:
+            return
+        entry, status = self, response.status_code
+
+        def report(reader: StreamReader, outcome: str, error: BaseException | None, first_event: int | None) -> None:
+            entry.stream_ended(reader, outcome, error, first_event, status, retries)
+
+        ending = Ending(self.endpoint.reader(self.asked_for_usage), report)
+        iterator = stream._iterator
+        stream._iterator = AsyncTap(iterator, ending) if hasattr(iterator, "__anext__") else Tap(iterator, ending)
+        watch_close(response, ending.closed)
+
+    def stream_ended(
+        self, reader: StreamReader, outcome: str, error: BaseException | None, first_event: int | None, status: int, retries: int
+    ) -> None:
+        """A stream has ended, one way or another. Never raises."""
+        try:
+            answer = reader.answer()
+            output = reader.estimated_output() if outcome != "ok" or kept(answer.usage) is None else None
+            estimate_input = output is not None and kept(answer.usage) is None
+            self.answered(
+                answer,
+                outcome,
+                error=type(error).__name__ if error is not None else reader.failure,
+                http_status=status,
+                attempts=retries + 1,
+                ttft=None if first_event is None else (first_event - self.started) // 1000,
+                estimated_input=estimate_tokens(self.body) if estimate_input else None,
+                estimated_output=output,
+            )
+        except Exception as ours:
+            current_meter().note(ours)
+
+    def _tap_when_parsed(self, response: Any, result: Any, retries: int) -> None:
+        """``with_raw_response``, ``with_streaming_response``: ``parse()`` makes the stream; a body read by hand has no events to see."""
+        parse = result.parse
+        tapped = False
+
+        def closed() -> None:
+            if not tapped:
+                self.answered(Answer(), http_status=response.status_code, attempts=retries + 1)
+
+        def taken(stream: Any) -> Any:
+            nonlocal tapped
+            try:
+                if not tapped and hasattr(type(stream), "__stream__"):
+                    tapped = True
+                    self._tap(response, stream, retries)
+            except Exception as error:
+                current_meter().note(error)
+            return stream
+
+        def parse_and_tap(*args: Any, **kwargs: Any) -> Any:
+            return taken(parse(*args, **kwargs))
+
+        async def aparse_and_tap(*args: Any, **kwargs: Any) -> Any:
+            return taken(await parse(*args, **kwargs))
+
+        result.parse = functools.wraps(parse)(aparse_and_tap if inspect.iscoroutinefunction(parse) else parse_and_tap)
+        watch_close(response, closed)
+
+    def _read_when_closed(self, response: Any, retries: int) -> None:
+        """``with_streaming_response`` of a plain answer: its body is whole only where the caller has read it."""
+        whole = weakref.ref(response)
+
+        def closed() -> None:
+            try:
+                response = whole()
+                if response is not None and hasattr(response, "_content"):
+                    self.body_read(response, retries)
+                else:
+                    self.answered(Answer(), http_status=None if response is None else response.status_code, attempts=retries + 1)
+            except Exception as error:
+                current_meter().note(error)
+
+        watch_close(response, closed)
+
+
+_entry: ContextVar[Entry | None] = ContextVar("voight_entry", default=None)
+
+
+def _sync_exit(original: Callable[..., Any]) -> Callable[..., Any]:
+    def _process_response(self: Any, **kwargs: Any) -> Any:
+        entry = _entry.get()
+        if entry is None:
+            return original(self, **kwargs)
+        try:
+            result = original(self, **kwargs)
+        except BaseException:
+            _watched(entry, kwargs, None)
+            raise
+        _watched(entry, kwargs, result)
+        return result
+
+    return _process_response
+
+
+def _async_exit(original: Callable[..., Any]) -> Callable[..., Any]:
+    async def _process_response(self: Any, **kwargs: Any) -> Any:
+        entry = _entry.get()
+        if entry is None:
+            return await original(self, **kwargs)
+        try:
+            result = await original(self, **kwargs)
+        except BaseException:
+            _watched(entry, kwargs, None)
+            raise
+        _watched(entry, kwargs, result)
+        return result
+
+    return _process_response
+
+
+def _watched(entry: Entry, kwargs: Mapping[str, Any], result: Any) -> None:
+    try:
+        entry.watch(kwargs["response"], result, kwargs.get("retries_taken", 0))
+    except Exception as error:
+        current_meter().note(error)
+
+
+def _whose(client: Any, sdk: str) -> tuple[str, str]:
+    """The host that a client talks to, and who bills for it; remembered on the client until its base URL changes."""
+    url = client._base_url
+    known = client.__dict__.get("_voight_host")
+    if known is not None and known[0] is url:
+        return known[1], known[2]
+    host = url.host
+    provider = next((name for end, name in _HOSTS if host == end or host.endswith(f".{end}")), sdk)
+    client.__dict__["_voight_host"] = (url, host, provider)
+    return host, provider

@@ -1,0 +1,115 @@
+"""Settings: where calls are kept and what they are stamped with, from ``voight.configure()``, the environment and the defaults."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from voight_middleware.tags import clean_value
+
+
+class SettingsError(ValueError):
+    """A value given to ``configure()`` or found in a ``VOIGHT_*`` variable cannot be used; the message names it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The settings in force, and where each came from (``configure()``, a variable's name, or ``default``)."""
+
+    ledger: str
+    """URL of the ledger: ``sqlite:///path``."""
+    journal: Path
+    """The folder of this host's journals."""
+    release: str | None = None
+    enabled: bool = True
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_environment(
+        cls,
+        *,
+        ledger: str | Path | None = None,
+        journal: str | Path | None = None,
+        release: str | None = None,
+        enabled: bool | None = None,
+        environ: Mapping[str, str] = os.environ,
+    ) -> Settings:
+        """
+        The given values, then the environment (``VOIGHT_LEDGER``, ``VOIGHT_JOURNAL``, ``VOIGHT_RELEASE``, ``VOIGHT_ENABLED``),
+        then the defaults.
+
+        Raises:
+            SettingsError: A value cannot be used.
+        """
+        sources: dict[str, str] = {}
+
+        def first(name: str, given: object, variable: str) -> str | None:
+            if given is not None:
+                sources[name] = "configure()"
+                return str(given)
+            if environ.get(variable):
+                sources[name] = variable
+                return environ[variable]
+            sources[name] = "default"
+            return None
+
+        url = ledger_url(first("ledger", ledger, "VOIGHT_LEDGER") or default_ledger(environ))
+        folder = first("journal", journal, "VOIGHT_JOURNAL")
+        switch = (first("enabled", enabled, "VOIGHT_ENABLED") or "true").strip().lower()
+        if switch not in _SWITCH:
+            raise SettingsError(f"{sources['enabled']}: enabled is {switch!r}; use one of {', '.join(_SWITCH)}")
+        return cls(
+            ledger=url,
+            journal=Path(folder).expanduser().absolute() if folder else default_journal(url, environ),
+            release=clean_value(first("release", release, "VOIGHT_RELEASE") or ""),
+            enabled=_SWITCH[switch],
+            sources=sources,
+        )
+
+
+_SWITCH = {"true": True, "1": True, "on": True, "yes": True, "false": False, "0": False, "off": False, "no": False}
+
+
+def state_folder(environ: Mapping[str, str] = os.environ) -> Path:
+    """``$XDG_STATE_HOME/voight``, by default ``~/.local/state/voight``."""
+    base = environ.get("XDG_STATE_HOME")
+    return (Path(base) if base else Path("~").expanduser() / ".local" / "state") / "voight"
+
+
+def default_ledger(environ: Mapping[str, str] = os.environ) -> str:
+    """The ledger that is used when nothing else is said: ``ledger.db`` in the state folder."""
+    return str(state_folder(environ) / "ledger.db")
+
+
+def default_journal(url: str, environ: Mapping[str, str] = os.environ) -> Path:
+    """Beside an SQLite ledger: ``ledger.db.journal/``; in the state folder for a ledger on a server."""
+    return Path(sqlite_path(url) + ".journal") if url.startswith("sqlite:///") else state_folder(environ) / "journal"
+
+
+def ledger_url(place: str) -> str:
+    """
+    *place* as a URL, an SQLite path made absolute.
+
+    Raises:
+        SettingsError: *place* is empty, or an SQLite URL without a path.
+    """
+    if "://" in place and not place.startswith("sqlite:"):
+        return place
+    path = sqlite_path(place) if place.startswith("sqlite:") else place
+    if not path or path == ":memory:":
+        raise SettingsError(f"the ledger needs a file, such as sqlite:////var/lib/app/ledger.db, not {place!r}")
+    return "sqlite:///" + str(Path(path).expanduser().absolute())
+
+
+def sqlite_path(url: str) -> str:
+    """
+    The file of an ``sqlite:///path`` URL: three slashes and a relative path, or four and an absolute one.
+
+    Raises:
+        SettingsError: The URL has another form.
+    """
+    if not url.startswith("sqlite:///"):
+        raise SettingsError(f"write an SQLite ledger as sqlite:///relative/path or sqlite:////absolute/path, not {url!r}")
+    return url.removeprefix("sqlite:///")

@@ -1,0 +1,419 @@
+"""
+Tags: who a call is for.
+
+Explicit tags travel in one context variable, as a chain of immutable frames. A frame also names the request's scope, from which
+the signed-in user is resolved lazily. Frames are set and restored by value, never by token: a generator may leave a ``with
+tag(...)`` block in another copy of the context than the one that it entered in, and a token would raise there.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import logging
+import re
+import uuid
+from collections.abc import Callable, Coroutine, Mapping
+from contextvars import ContextVar
+from enum import Enum
+from types import TracebackType
+from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, cast
+
+import msgspec
+
+logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+MAX_LENGTH = 256
+"""The longest tag value, in characters. A longer one keeps its beginning and a hash, so that two users stay two users."""
+
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]{0,63}")
+_complained: set[str] = set()
+
+
+class Tags(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """Who a call is for. None means not known."""
+
+    user_id: str | None = None
+    plan: str | None = None
+    tenant_id: str | None = None
+    route: str | None = None
+    """The route template, as method and path: ``POST /chats/{chat_id}``."""
+    release: str | None = None
+    session_id: str | None = None
+    extra: Mapping[str, str] = {}
+    """Keys of your own, such as ``feature``."""
+
+    def merge(self, inner: Tags) -> Tags:
+        """These tags with every value that *inner* has laid over them."""
+        if self is NO_TAGS:
+            return inner
+        if inner is NO_TAGS:
+            return self
+        return Tags(
+            user_id=self.user_id if inner.user_id is None else inner.user_id,
+            plan=self.plan if inner.plan is None else inner.plan,
+            tenant_id=self.tenant_id if inner.tenant_id is None else inner.tenant_id,
+            route=self.route if inner.route is None else inner.route,
+            release=self.release if inner.release is None else inner.release,
+            session_id=self.session_id if inner.session_id is None else inner.session_id,
+            extra={**self.extra, **inner.extra} if inner.extra else self.extra,
+        )
+
+
+NO_TAGS = Tags()
+_NAMED = frozenset(Tags.__struct_fields__) - {"extra"}
+
+
+def clean_value(value: object) -> str | None:
+    """
+    A tag value as it is kept: text without control characters, at most 256 characters, or None for an empty one.
+
+    Raises:
+        TypeError: *value* is neither text nor a whole number, a UUID or an enumeration's member.
+    """
+    if type(value) is not str:
+        if isinstance(value, Enum):
+            value = value.value
+        if isinstance(value, bool) or not isinstance(value, str | int | uuid.UUID):
+            raise TypeError(f"a tag value is text, a whole number or a UUID, not {type(value).__name__}")
+        value = str(value)
+    if not value.isprintable() and _UNSAFE.search(value):
+        value = _UNSAFE.sub(lambda match: f"\\u{ord(match.group()):04x}", value)
+    if len(value) > MAX_LENGTH:
+        value = f"{value[: MAX_LENGTH - 17]}~{hashlib.sha256(value.encode()).hexdigest()[:16]}"
+    return value.strip() or None
+
+
+def make_tags(values: Mapping[str, object]) -> Tags:
+    """
+    Tags from keyword values: the named ones, and the rest as extra keys. None leaves a key out.
+
+    A value or key that cannot be kept is left out and logged once; this never raises, as it runs inside the application's requests.
+    """
+    named: dict[str, str] = {}
+    extra: dict[str, str] = {}
+    for key, value in values.items():
+        if value is None:
+            continue
+        if key == "extra" and isinstance(value, Mapping):
+            extra.update(make_tags({str(name): one for name, one in value.items() if name not in _NAMED}).extra)
+            continue
+        try:
+            text = clean_value(value)
+        except TypeError as error:
+            complain(f"tag {key!r} is left out: {error}")
+            continue
+        if text is None:
+            continue
+        if key in _NAMED:
+            named[key] = text
+        elif _KEY.fullmatch(key):
+            extra[key] = text
+        else:
+            complain(f"tag key {key[:80]!r} is left out: a key has letters, digits, '_', '.' or '-', at most 64")
+    return Tags(extra=extra, **named)
+
+
+def complain(message: str) -> None:
+    """Log a warning once per message in this process."""
+    if message not in _complained and len(_complained) < 1000:
+        _complained.add(message)
+        logger.warning(message)
+
+
+class Owner(NamedTuple):
+    """The tags of a call, and how they came about (one of ``call.ATTRIBUTIONS``)."""
+
+    tags: Tags
+    attribution: str
+
+
+class OwnerSource(Protocol):
+    """What a boundary binds for the length of a request or job: its lazily resolved identity. Nothing here raises."""
+
+    def known(self) -> Owner:
+        """What is known by now, without asking anybody."""
+        ...
+
+    def resolve(self) -> Owner:
+        """Ask the getters, from synchronous code; whatever would block stays unknown."""
+        ...
+
+    async def aresolve(self) -> Owner:
+        """Ask the getters, awaiting the asynchronous ones."""
+        ...
+
+    def identify(self, tags: Tags, attribution: str) -> None:
+        """Name the user, plan and tenant, instead of the getters."""
+        ...
+
+    def set_tags(self, tags: Tags) -> None:
+        """Lay explicit tags over what is known, for the rest of the request."""
+        ...
+
+    def await_settlement(self, call_id: str) -> None:
+        """Note a call that was written without an owner, to be settled when the request ends."""
+        ...
+
+
+class Frame:
+    """What one context sees: the explicit tags, and the scope of the request that it is part of."""
+
+    __slots__ = ("by", "outer", "scope", "tags")
+
+    def __init__(self, scope: OwnerSource | None, tags: Tags, outer: Frame | None = None, by: object = None) -> None:
+        self.scope = scope
+        self.tags = tags
+        self.outer = outer
+        self.by = by
+
+    def owner(self) -> Owner:
+        """The owner as far as it is known by now."""
+        return lay_over(self.scope.known() if self.scope is not None else NOBODY, self.tags)
+
+    def resolve(self) -> Owner:
+        """The owner, asking the request's getters from synchronous code."""
+        return lay_over(self.scope.resolve() if self.scope is not None else NOBODY, self.tags)
+
+    async def aresolve(self) -> Owner:
+        """As ``resolve``, from asynchronous code."""
+        return lay_over(await self.scope.aresolve() if self.scope is not None else NOBODY, self.tags)
+
+
+def lay_over(found: Owner, explicit: Tags) -> Owner:
+    """
+    What was *found* out about a request's user, under *explicit* tags.
+
+    Where these name another user, the plan and the tenant of the signed-in one are not his, and are left out.
+    """
+    if explicit is NO_TAGS:
+        return found
+    user_id = explicit.user_id
+    if user_id is None:
+        return Owner(found.tags.merge(explicit), found.attribution)
+    tags = found.tags
+    if tags.user_id is not None and tags.user_id != user_id:
+        tags = Tags(route=tags.route, release=tags.release)
+    return Owner(tags.merge(explicit), "tag")
+
+
+NOBODY = Owner(NO_TAGS, "none")
+_frame: ContextVar[Frame] = ContextVar("voight_tags", default=Frame(None, NO_TAGS))
+
+current_frame = _frame.get
+
+
+class bind:
+    """
+    Bind a fresh scope for the length of a ``with`` block, and nothing of an outer one.
+
+    A server may start a request inside the context of the one before it (uvicorn does, for pipelined requests): merging would
+    hand its user on.
+    """
+
+    __slots__ = ("_frame", "_outer")
+
+    def __init__(self, scope: OwnerSource, tags: Tags = NO_TAGS) -> None:
+        self._frame = Frame(scope, tags)
+        self._outer: Frame | None = None
+
+    def __enter__(self) -> None:
+        self._outer = _frame.get()
+        _frame.set(self._frame)
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._outer is not None:
+            _frame.set(self._outer)
+
+
+class tag:
+    """
+    Tag every call made inside a ``with`` block or a decorated function; nested tags merge onto the outer ones.
+
+    Works in synchronous and asynchronous code, on functions, coroutine functions, generators and asynchronous generators, and one
+    instance may be used by many tasks at once. Keys other than the named ones become ``extra`` keys::
+
+        with voight.tag(user_id="u_7", plan="pro", feature="summary"):
+            client.chat.completions.create(...)
+
+    Values are text, whole numbers or UUIDs; None leaves a key as it is. Nothing is raised for a bad value: it is left out and logged once.
+    """
+
+    __slots__ = ("_tags",)
+
+    def __init__(
+        self,
+        *,
+        user_id: object = None,
+        plan: object = None,
+        tenant_id: object = None,
+        route: object = None,
+        release: object = None,
+        session_id: object = None,
+        **extra: object,
+    ) -> None:
+        self._tags = make_tags(
+            {
+                "user_id": user_id,
+                "plan": plan,
+                "tenant_id": tenant_id,
+                "route": route,
+                "release": release,
+                "session_id": session_id,
+                **extra,
+            }
+        )
+
+    def __enter__(self) -> None:
+        outer = _frame.get()
+        _frame.set(Frame(outer.scope, outer.tags.merge(self._tags), outer, self))
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None = None, exc: BaseException | None = None, trace: TracebackType | None = None
+    ) -> None:
+        frame = _frame.get()
+        if frame.by is self and frame.outer is not None:
+            _frame.set(frame.outer)
+
+    async def __aenter__(self) -> None:
+        self.__enter__()
+
+    async def __aexit__(self, exc_type: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
+        self.__exit__()
+
+    def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
+        def inner() -> Frame:
+            outer = _frame.get()
+            return Frame(outer.scope, outer.tags.merge(self._tags))
+
+        return _inside(function, inner)
+
+
+def set_tags(
+    *,
+    user_id: object = None,
+    plan: object = None,
+    tenant_id: object = None,
+    route: object = None,
+    release: object = None,
+    session_id: object = None,
+    **extra: object,
+) -> None:
+    """
+    Set tags for the rest of the current request or job; without one, for the rest of the current context.
+
+    An enclosing ``with tag(...)`` block still wins over them, key by key.
+    """
+    tags = make_tags(
+        {
+            "user_id": user_id,
+            "plan": plan,
+            "tenant_id": tenant_id,
+            "route": route,
+            "release": release,
+            "session_id": session_id,
+            **extra,
+        }
+    )
+    frame = _frame.get()
+    if frame.scope is not None:
+        frame.scope.set_tags(tags)
+    else:
+        _frame.set(Frame(None, frame.tags.merge(tags), frame.outer, frame.by))
+
+
+def current_tags() -> Tags:
+    """The tags that a call made here and now would carry; resolves the request's user if that has not happened yet."""
+    return _frame.get().resolve().tags
+
+
+def carry(function: Callable[P, R]) -> Callable[P, R]:
+    """
+    *function*, to be run elsewhere (another thread, an executor, a callback) with the tags and the request of here and now::
+
+        executor.submit(voight.carry(summarise), document)
+    """
+    frame = _frame.get()
+    return _inside(function, lambda: frame)
+
+
+def _inside(function: Callable[P, R], frame_for: Callable[[], Frame]) -> Callable[P, R]:
+    """*function*, wrapped to run inside a frame; a generator is inside it during each of its steps only."""
+    if inspect.iscoroutinefunction(function):
+
+        @functools.wraps(function)
+        async def run_coroutine(*args: Any, **kwargs: Any) -> Any:
+            outer = _frame.get()
+            _frame.set(frame_for())
+            try:
+                return await cast("Callable[..., Coroutine[Any, Any, Any]]", function)(*args, **kwargs)
+            finally:
+                _frame.set(outer)
+
+        return cast("Callable[P, R]", run_coroutine)
+
+    if inspect.isasyncgenfunction(function):
+
+        @functools.wraps(function)
+        async def run_async_generator(*args: Any, **kwargs: Any) -> Any:
+            inner = frame_for()
+            steps = function(*args, **kwargs)
+            try:
+                while True:
+                    outer = _frame.get()
+                    _frame.set(inner)
+                    try:
+                        item = await anext(steps)
+                    except StopAsyncIteration:
+                        return
+                    finally:
+                        _frame.set(outer)
+                    yield item
+            finally:
+                await steps.aclose()
+
+        return cast("Callable[P, R]", run_async_generator)
+
+    if inspect.isgeneratorfunction(function):
+
+        @functools.wraps(function)
+        def run_generator(*args: Any, **kwargs: Any) -> Any:
+            inner = frame_for()
+            steps = function(*args, **kwargs)
+            step: Callable[[], Any] = functools.partial(next, steps)
+            while True:
+                outer = _frame.get()
+                _frame.set(inner)
+                try:
+                    item = step()
+                except StopIteration as stop:
+                    return stop.value
+                finally:
+                    _frame.set(outer)
+                try:
+                    sent = yield item
+                except GeneratorExit:
+                    steps.close()
+                    raise
+                except BaseException as error:
+                    step = functools.partial(steps.throw, error)
+                else:
+                    step = functools.partial(steps.send, sent)
+
+        return cast("Callable[P, R]", run_generator)
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        outer = _frame.get()
+        _frame.set(frame_for())
+        try:
+            return function(*args, **kwargs)
+        finally:
+            _frame.set(outer)
+
+    return run

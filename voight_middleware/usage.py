@@ -1,0 +1,219 @@
+"""
+Usage: what the provider says was consumed, as disjoint counts that add up.
+
+OpenAI's ``prompt_tokens`` and ``input_tokens`` include cached and written tokens, Anthropic's ``input_tokens`` exclude both. Both
+conventions are normalised here, once. A count that the provider did not report is None, never 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import msgspec
+
+Count: TypeAlias = int | None
+_MOST = 2**53
+
+
+class Usage(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """
+    Disjoint counts of one model's consumption; token counts in tokens.
+
+    The input of a call is ``input + cache_read + cache_write + cache_write_5m + cache_write_1h + audio_in``, its output ``output
+    + audio_out``.
+    """
+
+    input: Count = None
+    """Text (and image) input at the full rate."""
+    cache_read: Count = None
+    cache_write: Count = None
+    """Written to the cache for the provider's default time: OpenAI, and Anthropic where no split was reported."""
+    cache_write_5m: Count = None
+    cache_write_1h: Count = None
+    output: Count = None
+    """Text output, reasoning included."""
+    reasoning: Count = None
+    """The part of ``output`` that was thinking: information, never added."""
+    audio_in: Count = None
+    audio_out: Count = None
+    images: Count = None
+    seconds: Count = None
+    characters: Count = None
+    tools: Mapping[str, int] | None = None
+    """Per-request tool fees, by tool: ``web_search``, ``file_search``, ``code_interpreter``, ``web_fetch``."""
+
+    @property
+    def input_tokens(self) -> Count:
+        """All input tokens, cached included; None where nothing of it was reported."""
+        return _sum(self.input, self.cache_read, self.cache_write_tokens, self.audio_in)
+
+    @property
+    def cache_write_tokens(self) -> Count:
+        """Tokens written to the cache, of any lifetime."""
+        return _sum(self.cache_write, self.cache_write_5m, self.cache_write_1h)
+
+    @property
+    def output_tokens(self) -> Count:
+        """All output tokens, audio included."""
+        return _sum(self.output, self.audio_out)
+
+
+class Component(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """One model's part of a call. A plain call has one; an Anthropic advisor or a compaction adds another, billed beside it."""
+
+    model: str | None = None
+    """None means the call's own model."""
+    usage: Usage
+
+
+class UsageError(ValueError):
+    """A usage whose numbers contradict each other, such as more cached tokens than input tokens."""
+
+
+def read_usage(dialect: str, raw: Mapping[str, Any]) -> tuple[Component, ...]:
+    """
+    The components of a provider's usage object.
+
+    Args:
+        dialect: The endpoint that answered: ``chat``, ``completions``, ``responses``, ``embeddings`` or ``messages``.
+        raw: The provider's usage JSON.
+
+    Raises:
+        UsageError: A count is negative or no whole number, or the counts contradict each other, or the dialect is unknown.
+    """
+    reader = _READERS.get(dialect)
+    if reader is None:
+        raise UsageError(f"no usage reader for endpoint {dialect!r}; known: {', '.join(sorted(_READERS))}")
+    return reader(raw)
+
+
+def recognise(raw: Mapping[str, Any]) -> str | None:
+    """The dialect of a usage object by its keys, or None."""
+    if "prompt_tokens" in raw:
+        return "chat"
+    if "cache_creation_input_tokens" in raw or "cache_read_input_tokens" in raw:
+        return "messages"
+    if "input_tokens_details" in raw or "output_tokens_details" in raw:
+        return "responses"
+    if "input_tokens" in raw:
+        return "responses" if "total_tokens" in raw else "messages"
+    return None
+
+
+def _sum(*counts: Count) -> Count:
+    known = [count for count in counts if count is not None]
+    return sum(known) if known else None
+
+
+def _count(raw: Mapping[str, Any], key: str) -> Count:
+    value = raw.get(key)
+    if value is None:
+        return None
+    if type(value) is not int or not 0 <= value < _MOST:
+        raise UsageError(f"{key} is {value!r}, not a count")
+    return value
+
+
+def _part(raw: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = raw.get(key)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _rest(total: Count, name: str, *parts: Count) -> Count:
+    if total is None:
+        return None
+    rest = total - sum(part or 0 for part in parts)
+    if rest < 0:
+        raise UsageError(f"the parts of {name} add up to more than its {total}")
+    return rest
+
+
+def _openai(raw: Mapping[str, Any], prefix_in: str, prefix_out: str) -> tuple[Component, ...]:
+    details_in = _part(raw, f"{prefix_in}_tokens_details")
+    details_out = _part(raw, f"{prefix_out}_tokens_details")
+    total_in, total_out = _count(raw, f"{prefix_in}_tokens"), _count(raw, f"{prefix_out}_tokens")
+    cache_read, cache_write = _count(details_in, "cached_tokens"), _count(details_in, "cache_write_tokens")
+    audio_in, audio_out = _count(details_in, "audio_tokens"), _count(details_out, "audio_tokens")
+    usage = Usage(
+        input=_rest(total_in, f"{prefix_in}_tokens", cache_read, cache_write, audio_in),
+        cache_read=cache_read,
+        cache_write=cache_write,
+        audio_in=audio_in,
+        output=_rest(total_out, f"{prefix_out}_tokens", audio_out),
+        reasoning=_count(details_out, "reasoning_tokens"),
+        audio_out=audio_out,
+    )
+    return (Component(usage=usage),)
+
+
+def _chat(raw: Mapping[str, Any]) -> tuple[Component, ...]:
+    """Source: OpenAI API reference, "The chat completion object", ``usage``: prompt_tokens include cached and audio tokens."""
+    return _openai(raw, "prompt", "completion")
+
+
+def _responses(raw: Mapping[str, Any]) -> tuple[Component, ...]:
+    """Source: OpenAI API reference, "The response object", ``usage``: input_tokens include cached tokens."""
+    return _openai(raw, "input", "output")
+
+
+def _embeddings(raw: Mapping[str, Any]) -> tuple[Component, ...]:
+    """Source: OpenAI API reference, "Create embeddings", ``usage``: there is no output."""
+    return (Component(usage=Usage(input=_count(raw, "prompt_tokens"))),)
+
+
+def _messages(raw: Mapping[str, Any]) -> tuple[Component, ...]:
+    """
+    Source: Anthropic API reference, "Messages", ``usage``: input_tokens exclude cache reads and cache creation.
+
+    Where ``iterations`` are reported (compaction, advisor, fallback), they and not the top level are what is billed, each by its own model.
+    """
+    iterations = raw.get("iterations")
+    if isinstance(iterations, list) and iterations:
+        components = tuple(Component(model=one.get("model"), usage=_anthropic(one)) for one in iterations if isinstance(one, Mapping))
+        tools = _anthropic_tools(raw)
+        if tools and components:
+            first = components[0]
+            components = (msgspec.structs.replace(first, usage=msgspec.structs.replace(first.usage, tools=tools)), *components[1:])
+        return components
+    return (Component(usage=_anthropic(raw)),)
+
+
+def _anthropic(raw: Mapping[str, Any]) -> Usage:
+    created, split = _count(raw, "cache_creation_input_tokens"), _part(raw, "cache_creation")
+    written_5m, written_1h = _count(split, "ephemeral_5m_input_tokens"), _count(split, "ephemeral_1h_input_tokens")
+    unsplit = _rest(created, "cache_creation_input_tokens", written_5m, written_1h)
+    return Usage(
+        input=_count(raw, "input_tokens"),
+        cache_read=_count(raw, "cache_read_input_tokens"),
+        cache_write=unsplit if unsplit or not split else None,
+        cache_write_5m=written_5m,
+        cache_write_1h=written_1h,
+        output=_count(raw, "output_tokens"),
+        reasoning=_count(_part(raw, "output_tokens_details"), "thinking_tokens"),
+        tools=_anthropic_tools(raw),
+    )
+
+
+def _anthropic_tools(raw: Mapping[str, Any]) -> Mapping[str, int] | None:
+    server = _part(raw, "server_tool_use")
+    counts = {name: _count(server, f"{name}_requests") for name in ("web_search", "web_fetch")}
+    return {name: count for name, count in counts.items() if count is not None} or None
+
+
+def _own(raw: Mapping[str, Any]) -> tuple[Component, ...]:
+    """A ``Usage`` of ours, as ``record()`` took it."""
+    try:
+        return (Component(usage=msgspec.convert(raw, Usage)),)
+    except msgspec.ValidationError as error:
+        raise UsageError(str(error)) from error
+
+
+_READERS: dict[str, Callable[[Mapping[str, Any]], tuple[Component, ...]]] = {
+    "chat": _chat,
+    "completions": _chat,
+    "responses": _responses,
+    "embeddings": _embeddings,
+    "messages": _messages,
+    "usage": _own,
+}
