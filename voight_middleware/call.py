@@ -22,10 +22,13 @@ _ids = random.Random(os.urandom(16))  # our own: an application that seeds `rand
 os.register_at_fork(after_in_child=lambda: _ids.seed(os.urandom(16)))
 
 
+_UUID_7 = 0x70008000000000000000
+_UUID_7_BITS = 0xFFFFFFFFFFFF0FFF3FFFFFFFFFFFFFFF
+
+
 def new_call_id() -> str:
     """A UUID version 7 in 32 hexadecimal digits: unique, and sorted by time."""
-    bits = _ids.getrandbits(74)
-    return f"{time.time_ns() // 1_000_000:012x}7{bits >> 62:03x}{(bits & 0x3FFFFFFFFFFFFFFF) | 0x8000000000000000:016x}"
+    return f"{(time.time_ns() // 1_000_000 << 80 | _ids.getrandbits(80)) & _UUID_7_BITS | _UUID_7:032x}"
 
 
 class Call(msgspec.Struct, omit_defaults=True, kw_only=True, tag="call"):

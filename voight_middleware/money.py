@@ -7,7 +7,7 @@ batch, cache and regional factors, is a whole number of femto-dollars per token.
 
 from __future__ import annotations
 
-from decimal import ROUND_HALF_EVEN, Context, Decimal, InvalidOperation
+from decimal import ROUND_HALF_EVEN, Context, Decimal
 
 CONTEXT = Context(prec=50, rounding=ROUND_HALF_EVEN)
 """Our own decimal context: the caller's may round to six digits."""
@@ -24,11 +24,9 @@ def to_femto(usd: Decimal) -> int:
     Raises:
         ValueError: *usd* is not finite, or beyond what one column holds (9,223 USD).
     """
-    try:
-        femto = int(CONTEXT.to_integral_value(CONTEXT.scaleb(usd, 15)))
-    except (InvalidOperation, ValueError, OverflowError) as error:
-        raise ValueError(f"not an amount of money: {usd!r}") from error
-    if abs(femto) > MAX_FEMTO:
+    if not usd.is_finite():
+        raise ValueError(f"not an amount of money: {usd!r}")
+    if usd.adjusted() > 4 or abs(femto := int(CONTEXT.to_integral_value(CONTEXT.scaleb(usd, 15)))) > MAX_FEMTO:
         raise ValueError(f"an amount of {usd} USD is larger than one call can cost (9,223 USD)")
     return femto
 
@@ -41,6 +39,8 @@ def from_femto(femto: int) -> Decimal:
 def plain(usd: Decimal) -> Decimal:
     """The same amount without trailing zeros and without an exponent, so that ``str()`` of it reads as money."""
     usd = usd.normalize(CONTEXT)
+    if not usd:
+        return Decimal(0)
     return usd.quantize(Decimal(1), context=CONTEXT) if usd == usd.to_integral_value(context=CONTEXT) else usd
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
+
+import msgspec
 
 from voight_middleware.tags import clean_value
 
@@ -14,8 +15,7 @@ class SettingsError(ValueError):
     """A value given to ``configure()`` or found in a ``VOIGHT_*`` variable cannot be used; the message names it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(msgspec.Struct, frozen=True):
     """The settings in force, and where each came from (``configure()``, a variable's name, or ``default``)."""
 
     ledger: str
@@ -24,7 +24,7 @@ class Settings:
     """The folder of this host's journals."""
     release: str | None = None
     enabled: bool = True
-    sources: Mapping[str, str] = field(default_factory=dict)
+    sources: Mapping[str, str] = {}
 
     @classmethod
     def from_environment(
@@ -55,14 +55,15 @@ class Settings:
             sources[name] = "default"
             return None
 
-        url = ledger_url(first("ledger", ledger, "VOIGHT_LEDGER") or default_ledger(environ))
+        place = first("ledger", ledger, "VOIGHT_LEDGER")
+        url = ledger_url(default_ledger(environ) if place is None else place)
         folder = first("journal", journal, "VOIGHT_JOURNAL")
         switch = (first("enabled", enabled, "VOIGHT_ENABLED") or "true").strip().lower()
         if switch not in _SWITCH:
             raise SettingsError(f"{sources['enabled']}: enabled is {switch!r}; use one of {', '.join(_SWITCH)}")
         return cls(
             ledger=url,
-            journal=Path(folder).expanduser().absolute() if folder else default_journal(url, environ),
+            journal=default_journal(url, environ) if folder is None else _absolute(folder, "the journal"),
             release=clean_value(first("release", release, "VOIGHT_RELEASE") or ""),
             enabled=_SWITCH[switch],
             sources=sources,
@@ -75,7 +76,23 @@ _SWITCH = {"true": True, "1": True, "on": True, "yes": True, "false": False, "0"
 def state_folder(environ: Mapping[str, str] = os.environ) -> Path:
     """``$XDG_STATE_HOME/voight``, by default ``~/.local/state/voight``."""
     base = environ.get("XDG_STATE_HOME")
-    return (Path(base) if base else Path("~").expanduser() / ".local" / "state") / "voight"
+    if base:
+        return Path(base).absolute() / "voight"
+    try:
+        return Path("~").expanduser() / ".local" / "state" / "voight"
+    except RuntimeError:  # a container that runs as a user without a home
+        import tempfile
+
+        return Path(tempfile.gettempdir()) / f"voight-{os.getuid()}"
+
+
+def _absolute(path: str, what: str) -> Path:
+    try:
+        if path and "\0" not in path:
+            return Path(path).expanduser().absolute()
+    except RuntimeError:  # ~user, who does not exist
+        pass
+    raise SettingsError(f"{what} needs a path that can be used, not {path!r}")
 
 
 def default_ledger(environ: Mapping[str, str] = os.environ) -> str:
@@ -100,7 +117,7 @@ def ledger_url(place: str) -> str:
     path = sqlite_path(place) if place.startswith("sqlite:") else place
     if not path or path == ":memory:":
         raise SettingsError(f"the ledger needs a file, such as sqlite:////var/lib/app/ledger.db, not {place!r}")
-    return "sqlite:///" + str(Path(path).expanduser().absolute())
+    return f"sqlite:///{_absolute(path, 'the ledger')}"
 
 
 def sqlite_path(url: str) -> str:

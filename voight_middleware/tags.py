@@ -9,8 +9,6 @@ tag(...)`` block in another copy of the context than the one that it entered in,
 from __future__ import annotations
 
 import functools
-import hashlib
-import inspect
 import logging
 import re
 import uuid
@@ -85,6 +83,8 @@ def clean_value(value: object) -> str | None:
     if not value.isprintable() and _UNSAFE.search(value):
         value = _UNSAFE.sub(lambda match: f"\\u{ord(match.group()):04x}", value)
     if len(value) > MAX_LENGTH:
+        import hashlib
+
         value = f"{value[: MAX_LENGTH - 17]}~{hashlib.sha256(value.encode()).hexdigest()[:16]}"
     return value.strip() or None
 
@@ -95,28 +95,36 @@ def make_tags(values: Mapping[str, object]) -> Tags:
 
     A value or key that cannot be kept is left out and logged once; this never raises, as it runs inside the application's requests.
     """
-    named: dict[str, str] = {}
+    named: dict[str, str | None] = {}
     extra: dict[str, str] = {}
     for key, value in values.items():
-        if value is None:
-            continue
-        if key == "extra" and isinstance(value, Mapping):
-            extra.update(make_tags({str(name): one for name, one in value.items() if name not in _NAMED}).extra)
-            continue
-        try:
-            text = clean_value(value)
-        except TypeError as error:
-            complain(f"tag {key!r} is left out: {error}")
-            continue
-        if text is None:
-            continue
         if key in _NAMED:
-            named[key] = text
-        elif _KEY.fullmatch(key):
-            extra[key] = text
+            named[key] = _kept(key, value)
+        elif key == "extra" and isinstance(value, Mapping):
+            extra.update(_extra(value))
         else:
-            complain(f"tag key {key[:80]!r} is left out: a key has letters, digits, '_', '.' or '-', at most 64")
+            extra.update(_extra({key: value}))
     return Tags(extra=extra, **named)
+
+
+def _kept(key: str, value: object) -> str | None:
+    if value is None:
+        return None
+    try:
+        return clean_value(value)
+    except TypeError as error:
+        complain(f"tag {key[:80]!r} is left out: {error}")
+        return None
+
+
+def _extra(values: Mapping[Any, object]) -> dict[str, str]:
+    extra: dict[str, str] = {}
+    for key, value in values.items():
+        if not isinstance(key, str) or not _KEY.fullmatch(key):
+            complain(f"tag key {str(key)[:80]!r} is left out: a key has letters, digits, '_', '.' or '-', at most 64")
+        elif (text := _kept(key, value)) is not None:
+            extra[key] = text
+    return extra
 
 
 def complain(message: str) -> None:
@@ -257,16 +265,14 @@ class tag:
         session_id: object = None,
         **extra: object,
     ) -> None:
-        self._tags = make_tags(
-            {
-                "user_id": user_id,
-                "plan": plan,
-                "tenant_id": tenant_id,
-                "route": route,
-                "release": release,
-                "session_id": session_id,
-                **extra,
-            }
+        self._tags = Tags(
+            user_id=_kept("user_id", user_id),
+            plan=_kept("plan", plan),
+            tenant_id=_kept("tenant_id", tenant_id),
+            route=_kept("route", route),
+            release=_kept("release", release),
+            session_id=_kept("session_id", session_id),
+            extra=_extra(extra) if extra else {},
         )
 
     def __enter__(self) -> None:
@@ -309,16 +315,14 @@ def set_tags(
 
     An enclosing ``with tag(...)`` block still wins over them, key by key.
     """
-    tags = make_tags(
-        {
-            "user_id": user_id,
-            "plan": plan,
-            "tenant_id": tenant_id,
-            "route": route,
-            "release": release,
-            "session_id": session_id,
-            **extra,
-        }
+    tags = Tags(
+        user_id=_kept("user_id", user_id),
+        plan=_kept("plan", plan),
+        tenant_id=_kept("tenant_id", tenant_id),
+        route=_kept("route", route),
+        release=_kept("release", release),
+        session_id=_kept("session_id", session_id),
+        extra=_extra(extra) if extra else {},
     )
     frame = _frame.get()
     if frame.scope is not None:
@@ -344,6 +348,8 @@ def carry(function: Callable[P, R]) -> Callable[P, R]:
 
 def _inside(function: Callable[P, R], frame_for: Callable[[], Frame]) -> Callable[P, R]:
     """*function*, wrapped to run inside a frame; a generator is inside it during each of its steps only."""
+    import inspect
+
     if inspect.iscoroutinefunction(function):
 
         @functools.wraps(function)

@@ -14,6 +14,7 @@ import msgspec
 
 Count: TypeAlias = int | None
 _MOST = 2**53
+_ONLY_ANTHROPIC = frozenset({"cache_creation_input_tokens", "cache_read_input_tokens", "cache_creation", "server_tool_use", "iterations"})
 
 
 class Usage(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -59,6 +60,9 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
         return _sum(self.output, self.audio_out)
 
 
+_OWN_COUNTS = tuple(name for name in Usage.__struct_fields__ if name != "tools")
+
+
 class Component(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """One model's part of a call. A plain call has one; an Anthropic advisor or a compaction adds another, billed beside it."""
 
@@ -92,7 +96,7 @@ def recognise(raw: Mapping[str, Any]) -> str | None:
     """The dialect of a usage object by its keys, or None."""
     if "prompt_tokens" in raw:
         return "chat"
-    if "cache_creation_input_tokens" in raw or "cache_read_input_tokens" in raw:
+    if not _ONLY_ANTHROPIC.isdisjoint(raw) or "thinking_tokens" in _part(raw, "output_tokens_details"):
         return "messages"
     if "input_tokens_details" in raw or "output_tokens_details" in raw:
         return "responses"
@@ -113,6 +117,11 @@ def _count(raw: Mapping[str, Any], key: str) -> Count:
     if type(value) is not int or not 0 <= value < _MOST:
         raise UsageError(f"{key} is {value!r}, not a count")
     return value
+
+
+def _text(raw: Mapping[str, Any], key: str) -> str | None:
+    value = raw.get(key)
+    return value if isinstance(value, str) else None
 
 
 def _part(raw: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -169,10 +178,11 @@ def _messages(raw: Mapping[str, Any]) -> tuple[Component, ...]:
     Where ``iterations`` are reported (compaction, advisor, fallback), they and not the top level are what is billed, each by its own model.
     """
     iterations = raw.get("iterations")
-    if isinstance(iterations, list) and iterations:
-        components = tuple(Component(model=one.get("model"), usage=_anthropic(one)) for one in iterations if isinstance(one, Mapping))
+    parts = [one for one in iterations if isinstance(one, Mapping)] if isinstance(iterations, list) else []
+    if parts:
+        components = tuple(Component(model=_text(one, "model"), usage=_anthropic(one)) for one in parts)
         tools = _anthropic_tools(raw)
-        if tools and components:
+        if tools:
             first = components[0]
             components = (msgspec.structs.replace(first, usage=msgspec.structs.replace(first.usage, tools=tools)), *components[1:])
         return components
@@ -203,10 +213,8 @@ def _anthropic_tools(raw: Mapping[str, Any]) -> Mapping[str, int] | None:
 
 def _own(raw: Mapping[str, Any]) -> tuple[Component, ...]:
     """A ``Usage`` of ours, as ``record()`` took it."""
-    try:
-        return (Component(usage=msgspec.convert(raw, Usage)),)
-    except msgspec.ValidationError as error:
-        raise UsageError(str(error)) from error
+    tools = {tool: count for tool in _part(raw, "tools") if (count := _count(raw["tools"], tool)) is not None}
+    return (Component(usage=Usage(tools=tools or None, **{name: _count(raw, name) for name in _OWN_COUNTS})),)
 
 
 _READERS: dict[str, Callable[[Mapping[str, Any]], tuple[Component, ...]]] = {

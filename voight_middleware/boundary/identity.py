@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 Getter = Callable[[Any], Any]
 """Called with the framework's request; answers the value, or an awaitable of it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Getters:
+class Getters(msgspec.Struct, frozen=True):
     """The getters of one application. They run at the first LLM call of a request, not before; None as an answer means "not known yet"."""
 
     user: Getter

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextvars import ContextVar
 from typing import Any
 
@@ -131,7 +130,7 @@ class Scope:
     def _ask(self, getter: Getter, request: Any) -> object:
         try:
             value = getter(request)
-            return self._wait_for(value, getter, request) if inspect.isawaitable(value) else value
+            return self._wait_for(value, getter, request) if isinstance(value, Awaitable) else value
         except Exception as error:
             self._fail(getattr(getter, "__name__", "getter"), error)
             return None
@@ -139,18 +138,19 @@ class Scope:
     async def _aask(self, getter: Getter, request: Any) -> object:
         try:
             value = getter(request)
-            return await value if inspect.isawaitable(value) else value
+            return await value if isinstance(value, Awaitable) else value
         except Exception as error:
             self._fail(getattr(getter, "__name__", "getter"), error)
             return None
 
     def _wait_for(self, awaitable: Any, getter: Getter, request: Any) -> object:
         """In a worker thread of anyio (a ``def`` endpoint) the event loop can be asked; on the loop's own thread nothing may wait."""
-        if inspect.iscoroutine(awaitable):
+        if isinstance(awaitable, Coroutine):
             awaitable.close()
-        from_thread = sys.modules.get("anyio.from_thread")
-        if from_thread is None:
+        if "anyio" not in sys.modules:
             return None
+        from anyio import from_thread
+
         try:
             return from_thread.run(self._aask, getter, request)
         except RuntimeError:  # no worker thread of anyio: the request's end will settle it
@@ -167,7 +167,9 @@ class Scope:
                 clean_value(user)
             except TypeError as error:
                 self._fail("user_getter", error)
-        self._identity = self._identity.merge(make_tags({**(tags or {}), **values}))
+        self._identity = self._identity.merge(
+            make_tags({**(tags or {}), **{name: value for name, value in values.items() if value is not None}})
+        )
 
     def _fail(self, getter: str, error: Exception) -> None:
         self._failed = True

@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-import inspect
 import time
 import weakref
 from collections.abc import Callable, Mapping
@@ -413,6 +412,8 @@ class Entry:
 
     def _tap_when_parsed(self, response: Any, result: Any, retries: int) -> None:
         """``with_raw_response``, ``with_streaming_response``: ``parse()`` makes the stream; a body read by hand has no events to see."""
+        import inspect
+
         parse = result.parse
         tapped = False
 
