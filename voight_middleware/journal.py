@@ -45,6 +45,7 @@ class Journal:
         self._name: str | None = None
         self._size = 0
         self._torn = False
+        self._catching_up = False
         self._backlog: deque[bytes] = deque()
         self._backlog_bytes = 0
         self._lock = threading.RLock()  # reentrant: a stream that is garbage-collected in here appends its own record
@@ -98,7 +99,7 @@ class Journal:
         if self._fd is not None:
             with contextlib.suppress(OSError):
                 os.close(self._fd)
-        self._fd, self._name, self._size = None, None, 0
+        self._fd, self._name, self._size, self._catching_up = None, None, 0, False
         self._backlog.clear()
         self._backlog_bytes = self.written = self.dropped = self.failures = 0
 
@@ -106,6 +107,9 @@ class Journal:
         if line is not None:
             self._backlog.append(line)
             self._backlog_bytes += len(line)
+        if self._catching_up:  # appended from within the loop below, by a collected stream or a signal handler: the loop writes it
+            return
+        self._catching_up = True
         try:
             if self._fd is None or self._size > SEGMENT_BYTES:
                 self._open()
@@ -118,6 +122,8 @@ class Journal:
             while self._backlog_bytes > BACKLOG_BYTES:
                 self._backlog_bytes -= len(self._backlog.popleft())
                 self.dropped += 1
+        finally:
+            self._catching_up = False
 
     def _write_whole(self, line: bytes) -> None:
         assert self._fd is not None

@@ -71,7 +71,7 @@ class Meter:
             if tags.user_id is None and frame.scope is not None:
                 frame.scope.await_settlement(call.call_id)
             if self._background is None:
-                self._start()
+                self._start(wait=False)  # whoever holds the lock starts it; that may be this thread, collecting a dropped stream in there
         except Exception as error:
             self.note(error)
 
@@ -85,11 +85,7 @@ class Meter:
     def note(self, error: BaseException) -> None:
         """Count an error of our own, and log it once per kind."""
         self.counters["internal_errors"] += 1
-        trace = error.__traceback__
-        while trace is not None and trace.tb_next is not None:
-            trace = trace.tb_next
-        place = f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace is not None else "an unknown place"
-        complain(f"internal error, the application is not affected: {type(error).__name__} at {place}")
+        _complain_of(error)
 
     def flush(self, timeout: float = 10.0) -> bool:
         """Bring what this process has written into the ledger; whether it is there within *timeout* seconds."""
@@ -145,11 +141,14 @@ class Meter:
                 del self._held[next(iter(self._held))]
                 self.counters["unheard_calls"] += 1
 
-    def _start(self) -> None:
-        with self._start_lock:
-            if self._background is None:
-                self._background = _Background(self)
-                self._background.start()
+    def _start(self, wait: bool = True) -> None:
+        if self._start_lock.acquire(blocking=wait):
+            try:
+                if self._background is None:
+                    self._background = _Background(self)
+                    self._background.start()
+            finally:
+                self._start_lock.release()
 
 
 class _Background:
@@ -305,6 +304,22 @@ def swap_meter(new: Meter | None) -> Meter | None:
     with _meter_lock:
         old, _meter = _meter, new
     return old
+
+
+def note(error: BaseException) -> None:
+    """Count and log an error of our own, even where there is no meter to count it. Never raises."""
+    with contextlib.suppress(Exception):
+        _complain_of(error)
+        current_meter().counters["internal_errors"] += 1
+
+
+def _complain_of(error: BaseException) -> None:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    place = f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace is not None else "an unknown place"
+    with contextlib.suppress(Exception):  # an application's logging filter may raise
+        complain(f"internal error, the application is not affected: {type(error).__name__} at {place}")
 
 
 def configure(

@@ -28,7 +28,7 @@ R = TypeVar("R")
 MAX_LENGTH = 256
 """The longest tag value, in characters. A longer one keeps its beginning and a hash, so that two users stay two users."""
 
-_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]{0,63}")
 _complained: set[str] = set()
 
@@ -79,14 +79,18 @@ def clean_value(value: object) -> str | None:
             value = value.value
         if isinstance(value, bool) or not isinstance(value, str | int | uuid.UUID):
             raise TypeError(f"a tag value is text, a whole number or a UUID, not {type(value).__name__}")
-        value = str(value)
+        try:
+            value = str(value)
+        except Exception as error:  # a whole number of more than 4300 digits, or a subclass with a mind of its own
+            raise TypeError(f"this {type(value).__name__} has no text") from error
+    value = value.strip()
     if not value.isprintable() and _UNSAFE.search(value):
         value = _UNSAFE.sub(lambda match: f"\\u{ord(match.group()):04x}", value)
     if len(value) > MAX_LENGTH:
         import hashlib
 
         value = f"{value[: MAX_LENGTH - 17]}~{hashlib.sha256(value.encode()).hexdigest()[:16]}"
-    return value.strip() or None
+    return value or None
 
 
 def make_tags(values: Mapping[str, object]) -> Tags:
@@ -295,7 +299,7 @@ class tag:
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
         def inner() -> Frame:
             outer = _frame.get()
-            return Frame(outer.scope, outer.tags.merge(self._tags))
+            return Frame(outer.scope, outer.tags.merge(self._tags), outer, self)
 
         return _inside(function, inner)
 
@@ -328,7 +332,15 @@ def set_tags(
     if frame.scope is not None:
         frame.scope.set_tags(tags)
     else:
-        _frame.set(Frame(None, frame.tags.merge(tags), frame.outer, frame.by))
+        _frame.set(_laid_under(frame, tags))
+
+
+def _laid_under(frame: Frame, tags: Tags) -> Frame:
+    """*frame* with *tags* below those of every ``tag`` that is in force."""
+    if frame.outer is None or not isinstance(frame.by, tag):
+        return Frame(None, frame.tags.merge(tags))
+    outer = _laid_under(frame.outer, tags)
+    return Frame(None, outer.tags.merge(frame.by._tags), outer, frame.by)
 
 
 def current_tags() -> Tags:
@@ -369,19 +381,23 @@ def _inside(function: Callable[P, R], frame_for: Callable[[], Frame]) -> Callabl
         async def run_async_generator(*args: Any, **kwargs: Any) -> Any:
             inner = frame_for()
             steps = function(*args, **kwargs)
-            try:
-                while True:
-                    outer = _frame.get()
-                    _frame.set(inner)
-                    try:
-                        item = await anext(steps)
-                    except StopAsyncIteration:
-                        return
-                    finally:
-                        _frame.set(outer)
-                    yield item
-            finally:
-                await steps.aclose()
+            step: Callable[[], Any] = functools.partial(anext, steps)
+            while True:
+                outer = _frame.get()
+                _frame.set(inner)
+                try:
+                    item = await step()
+                except StopAsyncIteration:
+                    return
+                finally:
+                    inner = _frame.get()  # a `with tag()` of the generator's own may stay open over a yield
+                    _frame.set(outer)
+                try:
+                    sent = yield item
+                except BaseException as error:
+                    step = functools.partial(steps.athrow, error)
+                else:
+                    step = functools.partial(steps.asend, sent)
 
         return cast("Callable[P, R]", run_async_generator)
 
@@ -400,12 +416,10 @@ def _inside(function: Callable[P, R], frame_for: Callable[[], Frame]) -> Callabl
                 except StopIteration as stop:
                     return stop.value
                 finally:
+                    inner = _frame.get()
                     _frame.set(outer)
                 try:
                     sent = yield item
-                except GeneratorExit:
-                    steps.close()
-                    raise
                 except BaseException as error:
                     step = functools.partial(steps.throw, error)
                 else:

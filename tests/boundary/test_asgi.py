@@ -159,7 +159,7 @@ def test_getters_are_not_asked_without_a_call(serve: Any) -> None:
         ("", None),
         (None, None),
         (object(), None),
-        ("a\x00b\n", "a\\u0000b\\u000a"),
+        (" a\x00\nb ", "a\\u0000\\u000ab"),
     ],
 )
 def test_what_a_getter_may_answer(user: Any, kept: str | None, serve: Any, aask: Any, voight_calls: Any) -> None:

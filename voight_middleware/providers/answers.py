@@ -57,6 +57,29 @@ class Endpoint(msgspec.Struct, frozen=True):
     """Whether a stream reports usage only where ``stream_options.include_usage`` is set."""
 
 
+_read_strictly = msgspec.json.Decoder(Answer).decode
+
+
+def read_answer(body: bytes) -> Answer:
+    """
+    Read a whole answer.
+
+    Raises:
+        msgspec.DecodeError: *body* is no JSON object.
+    """
+    try:
+        return _read_strictly(body)
+    except msgspec.ValidationError:  # a compatible server's own idea of an id or a tier must not cost the usage
+        plain = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+        text = {name: text_or_none(msgspec.json.decode(plain.get(name, NULL))) for name in ("id", "model", "service_tier")}
+        return Answer(**text, usage=plain.get("usage", NULL))
+
+
+def text_or_none(value: object) -> str | None:
+    """*value* where it is a text that says something."""
+    return value if isinstance(value, str) and value else None
+
+
 def usage_json(usage: Any) -> msgspec.Raw:
     """The usage JSON of an SDK model as the provider sent it: fields that were not sent are left out."""
     try:

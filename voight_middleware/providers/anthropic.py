@@ -10,10 +10,9 @@ from typing import Any
 
 import msgspec
 
-from voight_middleware.meter import current_meter
-from voight_middleware.providers.answers import Answer, Endpoint, usage_json
+from voight_middleware.meter import note
+from voight_middleware.providers.answers import NULL, Answer, Endpoint, read_answer, text_or_none, usage_json
 
-_read = msgspec.json.Decoder(Answer).decode
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 _TEXT = {"text_delta": "text", "thinking_delta": "thinking", "input_json_delta": "partial_json"}
@@ -29,7 +28,7 @@ class MessagesReader:
         self.done = False
         self.failure: str | None = None
         self._message: Any = None
-        self._delta_usage: Any = None
+        self._deltas: list[Any] = []
         self._characters = 0
 
     def see(self, event: Any) -> object:
@@ -43,26 +42,31 @@ class MessagesReader:
             elif kind == "message_start":
                 self._message = event.message
             elif kind == "message_delta":
-                self._delta_usage = event.usage
+                self._deltas.append(event.usage)
             elif kind == "message_stop":
                 self.done = True
+            elif kind == "error":
+                self.failure = kind
         except Exception as error:
-            current_meter().note(error)
+            note(error)
         return False
 
     def answer(self) -> Answer:
         message = self._message
         if message is None:
             return Answer()
-        usage = _decode(usage_json(message.usage))
-        if self._delta_usage is not None:
-            usage.update((key, value) for key, value in _decode(usage_json(self._delta_usage)).items() if value is not None)
-        return Answer(message.id, message.model, usage.get("service_tier"), msgspec.Raw(msgspec.json.encode(usage)))
+        usage: dict[str, Any] = {}
+        for part in (getattr(message, "usage", None), *self._deltas):
+            if part is not None:
+                usage.update((key, value) for key, value in _decode(usage_json(part)).items() if value is not None or key not in usage)
+        identity, model, tier = (text_or_none(value) for value in (message.id, message.model, usage.get("service_tier")))
+        return Answer(identity, model, tier, msgspec.Raw(msgspec.json.encode(usage)) if usage else NULL)
 
     def estimated_output(self) -> int | None:
-        if self._message is None or self._delta_usage is not None:
+        if self._message is None or self._deltas:
             return None
-        return max((self._characters + 3) // 4, self._message.usage.output_tokens or 0)
+        placeholder = getattr(getattr(self._message, "usage", None), "output_tokens", None)
+        return max((self._characters + 3) // 4, placeholder or 0)
 
 
-ENDPOINTS = {"/v1/messages": Endpoint("messages", _read, MessagesReader)}
+ENDPOINTS = {"/v1/messages": Endpoint("messages", read_answer, MessagesReader)}

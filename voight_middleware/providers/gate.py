@@ -13,7 +13,6 @@ import functools
 import importlib
 import importlib.util
 import time
-import weakref
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import Any, TypeVar
@@ -21,10 +20,11 @@ from typing import Any, TypeVar
 import msgspec
 
 from voight_middleware.call import Call, new_call_id
-from voight_middleware.meter import current_meter
+from voight_middleware.meter import current_meter, note
 from voight_middleware.providers import anthropic as anthropic_readers
 from voight_middleware.providers import openai as openai_readers
 from voight_middleware.providers.answers import Answer, Endpoint, StreamReader, estimate_tokens, kept
+from voight_middleware.providers.bodies import Body
 from voight_middleware.providers.streams import AsyncTap, Ending, Tap, watch_close
 from voight_middleware.tags import NOBODY, Frame, complain, current_frame
 
@@ -171,18 +171,18 @@ def _marking(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _sync_request(original: Callable[..., Any], sdk: str, endpoints: Mapping[str, Endpoint]) -> Callable[..., Any]:
     def request(self: Any, cast_to: Any, options: Any, *, stream: bool = False, stream_cls: Any = None) -> Any:
-        if _MARK not in self.__dict__ and not _everything:
-            return original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
-        entry = _enter(self, sdk, endpoints, options, stream)
-        if entry is None:
-            return original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
-        try:
-            entry.owner = entry.frame.resolve()
-        except Exception as error:
-            current_meter().note(error)
         outer = _entry.get()
-        _entry.set(entry)
+        entry = _enter(self, sdk, endpoints, options, stream) if _everything or _MARK in self.__dict__ else None
+        if entry is None and outer is None:
+            return original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
+        _entry.set(entry)  # None as well: a request that is made inside a metered one must not end as a part of it
         try:
+            if entry is None:
+                return original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
+            try:
+                entry.owner = entry.frame.resolve()
+            except Exception as error:
+                note(error)
             for tried in (entry.options, options):
                 try:
                     return original(self, cast_to, tried, stream=stream, stream_cls=stream_cls)
@@ -198,18 +198,18 @@ def _sync_request(original: Callable[..., Any], sdk: str, endpoints: Mapping[str
 
 def _async_request(original: Callable[..., Any], sdk: str, endpoints: Mapping[str, Endpoint]) -> Callable[..., Any]:
     async def request(self: Any, cast_to: Any, options: Any, *, stream: bool = False, stream_cls: Any = None) -> Any:
-        if _MARK not in self.__dict__ and not _everything:
-            return await original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
-        entry = _enter(self, sdk, endpoints, options, stream)
-        if entry is None:
-            return await original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
-        try:
-            entry.owner = entry.frame.owner() if entry.frame.scope is None else await entry.frame.aresolve()
-        except Exception as error:
-            current_meter().note(error)
         outer = _entry.get()
-        _entry.set(entry)
+        entry = _enter(self, sdk, endpoints, options, stream) if _everything or _MARK in self.__dict__ else None
+        if entry is None and outer is None:
+            return await original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
+        _entry.set(entry)  # None as well: a request that is made inside a metered one must not end as a part of it
         try:
+            if entry is None:
+                return await original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
+            try:
+                entry.owner = entry.frame.owner() if entry.frame.scope is None else await entry.frame.aresolve()
+            except Exception as error:
+                note(error)
             for tried in (entry.options, options):
                 try:
                     return await original(self, cast_to, tried, stream=stream, stream_cls=stream_cls)
@@ -233,7 +233,7 @@ def _enter(client: Any, sdk: str, endpoints: Mapping[str, Endpoint], options: An
             return None
         return Entry(client, sdk, endpoint, options, stream)
     except Exception as error:
-        current_meter().note(error)
+        note(error)
         return None
 
 
@@ -301,7 +301,7 @@ class Entry:
             _refusing_usage.add(self.host)
             complain("a server refused stream_options.include_usage; its streams are metered by estimate")
         except Exception as ours:
-            current_meter().note(ours)
+            note(ours)
             return False
         return True
 
@@ -329,7 +329,7 @@ class Entry:
             )
             current_meter().finish(call, self.frame, self.owner)
         except Exception as error:
-            current_meter().note(error)
+            note(error)
 
     def failed(self, error: BaseException) -> None:
         """The request raised; answers that it got before are metered already."""
@@ -347,26 +347,27 @@ class Entry:
                 attempts=1 + int(retries) if retries.isdigit() else 1,
             )
         except Exception as ours:
-            current_meter().note(ours)
+            note(ours)
 
     # -- exit ------------------------------------------------------------------------------------------------------------------
 
-    def body_read(self, response: Any, retries: int) -> None:
-        """A whole answer is there."""
+    def body_read(self, body: bytes, status: int, retries: int) -> None:
+        """A whole answer is there. Never raises."""
         answer = Answer()
-        body = response.content
         try:
             answer = self.endpoint.read(body)
         except msgspec.DecodeError:
             current_meter().counters["unreadable_answers"] += 1
-        self.answered(answer, http_status=response.status_code, attempts=retries + 1)
+        except Exception as error:
+            note(error)
+        self.answered(answer, http_status=status, attempts=retries + 1)
 
     def watch(self, response: Any, result: Any, retries: int) -> None:
         """Meter an answer: at once where it is whole, at its end where it is streamed."""
         if not self.stream:
             self._answers += 1
             if response.is_closed:
-                self.body_read(response, retries)
+                self.body_read(response.content, response.status_code, retries)
             else:
                 self._read_when_closed(response, retries)
         elif hasattr(type(result), "__stream__"):
@@ -376,59 +377,66 @@ class Entry:
             self._answers += 1
             self._tap_when_parsed(response, result, retries)
 
-    def _tap(self, response: Any, stream: Any, retries: int) -> None:
+    def _ending(self, status: int, retries: int) -> Ending | None:
         if self.endpoint.reader is None:
-            return
-        entry, status = self, response.status_code
+            return None
 
         def report(reader: StreamReader, outcome: str, error: BaseException | None, first_event: int | None) -> None:
-            entry.stream_ended(reader, outcome, error, first_event, status, retries)
+            self.stream_ended(reader, outcome, error, first_event, status, retries)
 
-        ending = Ending(self.endpoint.reader(self.asked_for_usage), report)
-        iterator = stream._iterator
-        stream._iterator = AsyncTap(iterator, ending) if hasattr(iterator, "__anext__") else Tap(iterator, ending)
-        watch_close(response, ending.closed)
+        return Ending(self.endpoint.reader(self.asked_for_usage), report)
+
+    def _tap(self, response: Any, stream: Any, retries: int) -> None:
+        ending = self._ending(response.status_code, retries)
+        if ending is not None:
+            iterator = stream._iterator
+            stream._iterator = AsyncTap(iterator, ending) if hasattr(iterator, "__anext__") else Tap(iterator, ending)
+            watch_close(response, ending.closed)
 
     def stream_ended(
         self, reader: StreamReader, outcome: str, error: BaseException | None, first_event: int | None, status: int, retries: int
     ) -> None:
         """A stream has ended, one way or another. Never raises."""
+        answer = Answer()
+        output = input_tokens = None
         try:
             answer = reader.answer()
-            output = reader.estimated_output() if outcome != "ok" or kept(answer.usage) is None else None
-            estimate_input = output is not None and kept(answer.usage) is None
-            self.answered(
-                answer,
-                outcome,
-                error=type(error).__name__ if error is not None else reader.failure,
-                http_status=status,
-                attempts=retries + 1,
-                ttft=None if first_event is None else (first_event - self.started) // 1000,
-                estimated_input=estimate_tokens(self.body) if estimate_input else None,
-                estimated_output=output,
-            )
+            unreported = kept(answer.usage) is None
+            output = reader.estimated_output() if outcome != "ok" or unreported else None
+            input_tokens = estimate_tokens(self.body) if output is not None and unreported else None
         except Exception as ours:
-            current_meter().note(ours)
+            note(ours)
+        self.answered(
+            answer,
+            outcome,
+            error=type(error).__name__ if error is not None else reader.failure,
+            http_status=status,
+            attempts=retries + 1,
+            ttft=None if first_event is None else (first_event - self.started) // 1000,
+            estimated_input=input_tokens,
+            estimated_output=output,
+        )
 
     def _tap_when_parsed(self, response: Any, result: Any, retries: int) -> None:
-        """``with_raw_response``, ``with_streaming_response``: ``parse()`` makes the stream; a body read by hand has no events to see."""
+        """``with_raw_response``, ``with_streaming_response``: ``parse()`` makes the stream, or the caller reads the body by hand."""
         import inspect
 
         parse = result.parse
+        body = Body(response)
+        ending = self._ending(response.status_code, retries)
         tapped = False
 
         def closed() -> None:
-            if not tapped:
-                self.answered(Answer(), http_status=response.status_code, attempts=retries + 1)
+            if ending is not None and not tapped:
+                _quietly(self._read_by_hand, body, ending)
 
         def taken(stream: Any) -> Any:
             nonlocal tapped
-            try:
-                if not tapped and hasattr(type(stream), "__stream__"):
-                    tapped = True
-                    self._tap(response, stream, retries)
-            except Exception as error:
-                current_meter().note(error)
+            if not tapped and hasattr(type(stream), "__stream__"):
+                tapped = True
+                result.__dict__.pop("parse", None)  # it refers to *result*
+                body.forget()
+                _quietly(self._tap, response, stream, retries)
             return stream
 
         def parse_and_tap(*args: Any, **kwargs: Any) -> Any:
@@ -438,23 +446,39 @@ class Entry:
             return taken(await parse(*args, **kwargs))
 
         result.parse = functools.wraps(parse)(aparse_and_tap if inspect.iscoroutinefunction(parse) else parse_and_tap)
-        watch_close(response, closed)
+        watch_close(response, closed, body)
+
+    def _read_by_hand(self, body: Body, ending: Ending) -> None:
+        """A stream's body that the caller has read himself."""
+        for event in body.events():
+            ending.reader.see(event)
+        if body.error is not None:
+            ending.failed(body.error)
+        elif body.ended:
+            ending.exhausted()
+        else:
+            ending.dropped()
 
     def _read_when_closed(self, response: Any, retries: int) -> None:
-        """``with_streaming_response`` of a plain answer: its body is whole only where the caller has read it."""
-        whole = weakref.ref(response)
+        """``with_streaming_response`` of a plain answer: its body passes by while the caller reads it."""
+        body, status = Body(response), response.status_code
 
         def closed() -> None:
-            try:
-                response = whole()
-                if response is not None and hasattr(response, "_content"):
-                    self.body_read(response, retries)
-                else:
-                    self.answered(Answer(), http_status=None if response is None else response.status_code, attempts=retries + 1)
-            except Exception as error:
-                current_meter().note(error)
+            if body.ended:
+                self.body_read(body.content(), status, retries)
+            elif body.error is not None:
+                self.answered(Answer(), "error", error=type(body.error).__name__, http_status=status, attempts=retries + 1)
+            else:
+                self.answered(Answer(), "aborted", http_status=status, attempts=retries + 1)
 
-        watch_close(response, closed)
+        watch_close(response, lambda: _quietly(closed), body)
+
+
+def _quietly(function: Callable[..., None], *args: Any) -> None:
+    try:
+        function(*args)
+    except Exception as error:
+        note(error)
 
 
 _entry: ContextVar[Entry | None] = ContextVar("voight_entry", default=None)
@@ -496,7 +520,7 @@ def _watched(entry: Entry, kwargs: Mapping[str, Any], result: Any) -> None:
     try:
         entry.watch(kwargs["response"], result, kwargs.get("retries_taken", 0))
     except Exception as error:
-        current_meter().note(error)
+        note(error)
 
 
 def _whose(client: Any, sdk: str) -> tuple[str, str]:

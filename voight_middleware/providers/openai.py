@@ -10,10 +10,8 @@ from typing import Any
 
 import msgspec
 
-from voight_middleware.meter import current_meter
-from voight_middleware.providers.answers import NULL, Answer, Endpoint, usage_json
-
-_read = msgspec.json.Decoder(Answer).decode
+from voight_middleware.meter import note
+from voight_middleware.providers.answers import NULL, Answer, Endpoint, read_answer, text_or_none, usage_json
 
 
 class _Item(msgspec.Struct):
@@ -34,7 +32,10 @@ _TOOL_ITEMS = {"web_search_call": "web_search", "file_search_call": "file_search
 
 
 def _read_responses(body: bytes) -> Answer:
-    answer = _read_responses_body(body)
+    try:
+        answer = _read_responses_body(body)
+    except msgspec.ValidationError:
+        return read_answer(body)
     return Answer(answer.id, answer.model, answer.service_tier, answer.usage, _tool_calls(item.type for item in answer.output))
 
 
@@ -65,7 +66,7 @@ class ChatReader:
             self._last = event
             if event.choices:
                 choice = event.choices[0]
-                content = choice.delta.content
+                content = choice.delta.content or _other_text(choice.delta)
                 if content:
                     self._chunks += 1
                     self._characters += len(content)
@@ -75,20 +76,38 @@ class ChatReader:
                 self.done = True
                 self._usage = event.usage
                 return self._hide and not event.choices
+        except AttributeError:
+            return self._see_odd(event)
         except Exception as error:
-            current_meter().note(error)
+            note(error)
         return False
+
+    def _see_odd(self, event: Any) -> bool:
+        """Azure's asynchronous filter results have no delta; a compatible server's usage may come without choices."""
+        choices = getattr(event, "choices", None)
+        if choices and getattr(choices[0], "finish_reason", None) is not None:
+            self.done = True
+        usage = getattr(event, "usage", None)
+        if usage is None:
+            return False
+        self.done = True
+        self._usage = usage
+        return self._hide and not choices
 
     def answer(self) -> Answer:
         last = self._last
-        if last is None:
-            return Answer()
-        tier = getattr(last, "service_tier", None)
-        return Answer(last.id, last.model, tier, NULL if self._usage is None else usage_json(self._usage))
+        identity, model, tier = (text_or_none(getattr(last, name, None)) for name in ("id", "model", "service_tier"))
+        return Answer(identity, model, tier, NULL if self._usage is None else usage_json(self._usage))
 
     def estimated_output(self) -> int | None:
         # OpenAI streams about one token per content chunk; compatible servers send longer ones.
         return None if self._usage is not None else max(self._chunks, (self._characters + 3) // 4)
+
+
+def _other_text(delta: Any) -> str | None:
+    """What is output too, and billed: the arguments of a tool call."""
+    calls = delta.tool_calls
+    return calls[0].function.arguments if calls and calls[0].function is not None else None
 
 
 class ResponsesReader:
@@ -116,28 +135,31 @@ class ResponsesReader:
                 self._response = event.response
             elif kind == "error":
                 self.failure = kind
+            elif kind.endswith(".delta") and kind != "response.audio.delta":  # tool arguments, reasoning, refusals
+                self._characters += len(event.delta)
         except Exception as error:
-            current_meter().note(error)
+            note(error)
         return False
 
     def answer(self) -> Answer:
         response = self._response
         if response is None:
             return Answer()
-        usage = response.usage
-        tools = _tool_calls(item.type for item in response.output or ())
-        return Answer(response.id, response.model, response.service_tier, NULL if usage is None else usage_json(usage), tools)
+        usage = getattr(response, "usage", None)
+        tools = _tool_calls(getattr(item, "type", None) for item in getattr(response, "output", None) or ())
+        identity, model, tier = (text_or_none(getattr(response, name, None)) for name in ("id", "model", "service_tier"))
+        return Answer(identity, model, tier, NULL if usage is None else usage_json(usage), tools)
 
     def estimated_output(self) -> int | None:
-        reported = self._response is not None and self._response.usage is not None
+        reported = getattr(self._response, "usage", None) is not None
         return None if reported else (self._characters + 3) // 4
 
 
-_CHAT = Endpoint("chat", _read, ChatReader, asks_for_usage=True)
+_CHAT = Endpoint("chat", read_answer, ChatReader, asks_for_usage=True)
 _RESPONSES = Endpoint("responses", _read_responses, ResponsesReader)
 
 ENDPOINTS = {
     "/chat/completions": _CHAT,
     "/responses": _RESPONSES,
-    "/embeddings": Endpoint("embeddings", _read),
+    "/embeddings": Endpoint("embeddings", read_answer),
 }

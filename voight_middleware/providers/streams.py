@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Generic, TypeVar
 
 from voight_middleware.providers.answers import StreamReader
+from voight_middleware.providers.bodies import AsyncPassing, Body, Passing
 
 T = TypeVar("T")
 
@@ -47,13 +48,13 @@ class Ending:
 
     def exhausted(self) -> None:
         """The stream has no more events."""
-        self.end("error" if self.reader.failure else "ok" if self.reader.done else "truncated")
+        self.end(self._said() or "truncated")
 
     def failed(self, error: BaseException) -> None:
         """Waiting for the next event raised."""
         kind = type(error).__name__
         if self.reader.done and kind not in ("CancelledError", "Cancelled"):
-            self.end("ok")
+            self.end(self._said() or "ok")
         elif isinstance(error, Exception):
             self.end("error", error)
         else:
@@ -66,7 +67,11 @@ class Ending:
 
     def dropped(self) -> None:
         """Nobody will read on."""
-        self.end("ok" if self.reader.done else "aborted")
+        self.end(self._said() or "aborted")
+
+    def _said(self) -> str | None:
+        """What the provider itself said about the end of its answer."""
+        return "error" if self.reader.failure else "ok" if self.reader.done else None
 
 
 class Tap(Generic[T]):
@@ -139,46 +144,69 @@ class AsyncTap(Generic[T]):
         self._ending.dropped()
 
 
-_closing_classes: dict[type, type] = {}
+def watch_close(response: Any, closed: Callable[[], None], body: Body | None = None) -> None:
+    """
+    Call *closed* once, when the byte stream of an httpx or httpx2 *response* is closed or dropped.
+
+    Its iteration stays the transport's own, unless *body* is to see what passes.
+    """
+    response.stream = _closing_class(type(response), type(response.stream))(response.stream, closed, body)
 
 
-def watch_close(response: Any, closed: Callable[[], None]) -> None:
-    """Call *closed* when the byte stream of an httpx or httpx2 *response* is closed; its iteration stays the transport's own."""
-    response.stream = _closing_class(response)(response.stream, closed)
+class _Closing:
+    """Stands where a response keeps its byte stream."""
+
+    def __init__(self, inner: Any, closed: Callable[[], None], body: Body | None) -> None:
+        self._inner = inner
+        self._closed: Callable[[], None] | None = closed
+        self._body = body
+        self.stream_observer = getattr(inner, "stream_observer", None)  # anthropic 2.x asks for it at every event
+
+    def __iter__(self) -> Iterator[bytes]:
+        parts = iter(self._inner)
+        return parts if self._body is None else Passing(parts, self._body)
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        parts = aiter(self._inner)
+        return parts if self._body is None else AsyncPassing(parts, self._body)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def close(self) -> None:
+        try:
+            self._inner.close()
+        finally:
+            self._tell()
+
+    async def aclose(self) -> None:
+        try:
+            await self._inner.aclose()
+        finally:
+            self._tell()
+
+    def __del__(self) -> None:
+        self._tell()
+
+    def _tell(self) -> None:
+        closed, self._closed = self._closed, None
+        if closed is not None:
+            closed()
 
 
-def _closing_class(response: Any) -> Any:
-    """A byte-stream class for the HTTP library (httpx or httpx2) that *response* is of; ours imports neither."""
-    response_class = type(response)
-    if response_class not in _closing_classes:
-        library: Any = sys.modules[response_class.__module__.partition(".")[0]]
+_closing_classes: dict[tuple[type, type], Any] = {}
 
-        class ClosingStream(library.SyncByteStream, library.AsyncByteStream):  # type: ignore[misc]
-            def __init__(self, inner: Any, closed: Callable[[], None]) -> None:
-                self._inner = inner
-                self._closed = closed
-                self.stream_observer = getattr(inner, "stream_observer", None)  # anthropic 2.x asks for it at every event
 
-            def __iter__(self) -> Iterator[bytes]:
-                return iter(self._inner)
+def _closing_class(response_class: type, stream_class: type) -> Any:
+    """
+    A class for the HTTP library (httpx or httpx2) that *response_class* is of; ours imports neither.
 
-            def __aiter__(self) -> AsyncIterator[bytes]:
-                return self._inner.__aiter__()  # type: ignore[no-any-return]
-
-            def __getattr__(self, name: str) -> Any:
-                return getattr(self._inner, name)
-
-            def close(self) -> None:
-                try:
-                    self._inner.close()
-                finally:
-                    self._closed()
-
-            async def aclose(self) -> None:
-                try:
-                    await self._inner.aclose()
-                finally:
-                    self._closed()
-
-        _closing_classes[response_class] = ClosingStream
-    return _closing_classes[response_class]
+    It is synchronous, asynchronous or both, as *stream_class* is: the library's own errors for a wrong use stay the same.
+    """
+    made = _closing_classes.get((response_class, stream_class))
+    if made is None:
+        libraries = (sys.modules.get(cls.__module__.partition(".")[0]) for cls in response_class.__mro__)
+        library: Any = next(library for library in libraries if hasattr(library, "AsyncByteStream"))
+        bases = tuple(base for base in (library.SyncByteStream, library.AsyncByteStream) if issubclass(stream_class, base))
+        made = _closing_classes[response_class, stream_class] = type("ClosingStream", (_Closing, *bases), {})
+    return made

@@ -1,0 +1,533 @@
+"""The command line: every command from its arguments to its exit code, as a user sees it."""
+
+import csv
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from contextlib import closing
+from decimal import Decimal
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import voight_middleware.testing
+from voight_middleware import __version__
+from voight_middleware.call import Call, new_call_id
+from voight_middleware.cli import doctor, main
+from voight_middleware.cli.render import aligned, money, percent, printable
+from voight_middleware.journal import Journal
+from voight_middleware.ledger import LedgerError, open_ledger
+from voight_middleware.tags import Tags
+from voight_middleware.usage import Usage
+
+USD = 10**15
+ROW = [
+    *("calls", "input_tokens", "cache_read_tokens", "cache_write_tokens", "output_tokens", "cost_usd"),
+    *("unpriced_calls", "partial_calls", "estimated_calls", "errors"),
+]
+
+Captured = pytest.CaptureFixture[str]
+
+
+def make_call(cost: int | None = USD, user: str | None = "u_1", **values: Any) -> Call:
+    tags = Tags(user_id=user, **values.pop("tags", {}))
+    return Call(
+        **{
+            "call_id": new_call_id(),
+            "occurred_at": time.time_ns() // 1000,
+            "provider": "openai",
+            "endpoint": "chat",
+            "model": "m",
+            **values,
+        },
+        tags=tags,
+        usage=Usage(input=1_234_567, cache_read=5, output=7),
+        cost_femto=cost,
+        cost_status="unpriced" if cost is None else "priced",
+    )
+
+
+def keep(ledger: Path, *calls: Call) -> None:
+    with closing(open_ledger(str(ledger))) as opened:
+        opened.insert(calls)
+
+
+@pytest.fixture(autouse=True)
+def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine on which nothing is configured but the ledger's place."""
+    for name in [name for name in os.environ if name.startswith("VOIGHT_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("VOIGHT_LEDGER", str(tmp_path / "ledger.db"))
+    return tmp_path / "ledger.db"
+
+
+# -- reports -------------------------------------------------------------------------------------------------------------------
+
+
+def test_top_shows_users_and_what_the_total_hides(ledger: Path, capsys: Captured) -> None:
+    """`voight top` is a table of users with calls, tokens, cost and share, and says what is unpriced, estimated and without an owner."""
+    keep(ledger, make_call(3 * USD), make_call(15_300_000_000, "u_2"), make_call(1 * USD, None), make_call(None, estimated_output=3))
+    assert main(["top"]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"u_1 +2 +2,469,144 +10 +14 +\$3\.00 +75\.0% █+", text)
+    assert re.search(r"u_2 +1 +1,234,572 +5 +7 +\$0\.0000153 +<0\.1%", text)
+    assert re.search(r"\(none\) +1 .*\$1\.00 +25\.0%", text)
+    assert re.search(r"total +4 +4,938,288 +20 +28 +\$4\.00", text)
+    assert "1 call of 4 without a price, not in the cost" in text
+    assert "1 call with estimated tokens" in text
+    assert "1 call (25.0%), $1.00 (25.0% of the cost) without an owner: voight spend --by route --where user=-" in text
+
+
+def test_points_stand_below_each_other(ledger: Path, capsys: Captured) -> None:
+    """In a column of money, decimal points are aligned."""
+    keep(ledger, make_call(1234 * USD), make_call(USD // 2, "u_2"), make_call(7, "u_3"))
+    main(["top"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if "$" in line]
+    assert len({line.index(".", line.index("$")) for line in lines}) == 1
+    assert "$0.00000000000000700" in lines[2]
+
+
+def test_top_by_anything(ledger: Path, capsys: Captured) -> None:
+    """`--by` takes the short names, a dimension, or an extra key; `--limit` hides the rest and says so."""
+    keep(ledger, *(make_call(n * USD, tags={"tenant_id": f"t_{n}", "extra": {"feature": "f"}}) for n in range(1, 5)))
+    assert main(["top", "--by", "tenant", "--limit", "2"]) == 0
+    text = capsys.readouterr().out
+    assert "t_4" in text
+    assert "t_2" not in text
+    assert "2 more rows are in the total: --limit 4" in text
+    assert "every call has an owner" in text
+    assert main(["top", "--by", "feature"]) == 0
+    assert "100.0%" in capsys.readouterr().out
+
+
+def test_spend_without_dimensions_is_the_total(ledger: Path, capsys: Captured) -> None:
+    """`voight spend` is one row over all calls, in every format."""
+    keep(ledger, make_call(), make_call())
+    assert main(["spend"]) == 0
+    assert re.search(r"total +2 .*\$2\.00", capsys.readouterr().out)
+    assert main(["spend", "--format", "json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert list(row) == ROW
+    assert (row["calls"], row["cost_usd"]) == (2, "2")
+
+
+def test_spend_filters(ledger: Path, capsys: Captured) -> None:
+    """`--where` takes several conditions in one or several options, patterns, and `-` or `none` for no value."""
+    keep(ledger, make_call(1, tags={"plan": "free"}), make_call(2, tags={"plan": "free"}, model="x"), make_call(4, None))
+    for options, cost in [
+        (["--where", "plan=free,model=m"], 1),
+        (["--where", "plan=free", "--where", "model=x"], 2),
+        (["--where", "plan=f*"], 3),
+        (["--where", "user=-"], 4),
+        (["--where", "user_id=none"], 4),
+        (["--where", "user=nobody"], None),
+        (["--since", "today"], 7),
+        (["--until", "2020-01"], None),
+    ]:
+        assert main(["spend", *options, "--format", "json"]) == 0
+        (row,) = json.loads(capsys.readouterr().out)
+        assert row["cost_usd"] == (None if cost is None else f"{Decimal(cost).scaleb(-15):f}")
+
+
+def test_nothing_found(ledger: Path, capsys: Captured) -> None:
+    """A report without calls says so, and as CSV it is the header."""
+    keep(ledger, make_call())
+    assert main(["spend", "--by", "plan", "--where", "plan=x"]) == 0
+    assert "No call matches" in capsys.readouterr().out
+    assert main(["spend", "--by", "plan", "--where", "plan=x", "--format", "csv"]) == 0
+    assert capsys.readouterr().out == ",".join(["plan", *ROW]) + "\n"
+
+
+def test_csv(ledger: Path, capsys: Captured) -> None:
+    """CSV has a header and empty cells for what is unknown; a text that a spreadsheet would run gets an apostrophe."""
+    users = ["=1+1", "+1", "-1", "@SUM(A1)", "\tx", 'a"b,c', "plain", None]
+    keep(ledger, *(make_call(10 - n, user) for n, user in enumerate(users)))
+    assert main(["spend", "--by", "user", "--format", "csv"]) == 0
+    header, *rows = csv.reader(io.StringIO(capsys.readouterr().out))
+    assert header == ["user_id", *ROW]
+    assert [row[0] for row in rows] == ["'=1+1", "'+1", "'-1", "'@SUM(A1)", "'\\tx", 'a"b,c', "plain", ""]
+    assert rows[0][1:] == ["1", "1234572", "5", "", "7", "0.00000000000001", "0", "0", "0", "0"]
+
+
+@pytest.mark.parametrize("form", ["table", "csv", "json"])
+def test_no_value_drives_the_terminal(ledger: Path, capsys: Captured, form: str) -> None:
+    """Escape sequences, line breaks, direction overrides and markup in a value are shown, never obeyed."""
+    evil = "\x1b]0;owned\x07\x9b31m\r\n\u202e[bold red]x[/]\U000e0041"
+    keep(ledger, make_call(model=evil, tags={"extra": {"feature": evil}}))
+    assert main(["spend", "--by", "model,feature", "--where", f"model={evil}", "--format", form]) == 0
+    out = capsys.readouterr().out
+    assert all(char.isprintable() for char in out.replace("\n", ""))
+    assert "[bold red]x[/]" in out
+    if form == "json":
+        assert json.loads(out)[0]["model"] == evil
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["spend", "--by", "color"], "there is no dimension 'color'; choose from user_id, plan"),
+        (["spend", "--by", "user_id; DROP TABLE calls"], "there is no dimension"),
+        (["top", "--where", "x'); DROP TABLE calls; --=1"], "there is no dimension"),
+        (["top", "--where", "plan"], "cannot read the filter 'plan'; write --where key=value"),
+        (["top", "--where", "=x"], "cannot read the filter"),
+        (["top", "--where", "user=a,user_id=b"], "the filter on user_id is given twice"),
+        (["top", "--where", "user=\udcff"], "not text in the encoding"),
+        (["top", "--since", "soon"], "cannot read 'soon' as a time; write it like one of: today, yesterday"),
+        (["top", "--since", "today", "--until", "yesterday"], "ends before it begins"),
+        (["spend", "--ledger", "postgresql://db"], "SQLite only"),
+        (["spend", "--ledger", ":memory:"], "the ledger needs a file"),
+        (["export", "-o", "/nowhere/calls.jsonl"], "/nowhere/calls.jsonl cannot be written: No such file"),
+        (["spend", "--by", "\x1b[31mred"], r"there is no dimension '\x1b[31mred'"),
+    ],
+)
+def test_errors_are_for_people(ledger: Path, capsys: Captured, arguments: list[str], message: str) -> None:
+    """A mistake is one sentence on standard error and exit code 1, and harms nothing."""
+    keep(ledger, make_call())
+    assert main(arguments) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("voight: ")
+    assert message in err
+    assert "\x1b" not in err
+    assert main(["spend", "--format", "json"]) == 0
+
+
+@pytest.mark.parametrize("arguments", [["nonsense"], ["top", "--limit", "0"], ["top", "--limit", "many"], ["spend", "--format", "xml"]])
+def test_wrong_usage(capsys: Captured, arguments: list[str]) -> None:
+    """What argparse cannot read exits with 2."""
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    assert exit_.value.code == 2
+    assert "usage: voight" in capsys.readouterr().err
+
+
+def test_no_command(capsys: Captured) -> None:
+    """`voight` alone shows the help, and exits with 2."""
+    assert main([]) == 2
+    assert "voight demo" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["top"], ["spend"], ["export"], ["doctor"], ["demo"]])
+def test_help_teaches(capsys: Captured, arguments: list[str]) -> None:
+    """The help of every command says what it does, by examples that its own parser reads."""
+    with pytest.raises(SystemExit) as exit_:
+        main([*arguments, "--help"])
+    assert exit_.value.code == 0
+    text = capsys.readouterr().out
+    assert arguments == ["demo"] or f"\n  voight {' '.join(arguments)}".rstrip() in text
+
+
+def test_version(capsys: Captured) -> None:
+    """`--version` names the distribution and its version."""
+    with pytest.raises(SystemExit) as exit_:
+        main(["--version"])
+    assert exit_.value.code == 0
+    assert capsys.readouterr().out == f"voight-middleware {__version__}\n"
+
+
+def test_no_ledger_yet(ledger: Path, capsys: Captured) -> None:
+    """Without a ledger, a report says that there is none yet, and makes none."""
+    assert main(["top"]) == 1
+    assert f"there is no ledger at {ledger} yet" in capsys.readouterr().err
+    assert list(ledger.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["top", "spend", "export"])
+def test_a_foreign_file(ledger: Path, capsys: Captured, command: str) -> None:
+    """A file that is no ledger is refused by every report."""
+    ledger.write_text("Dear diary, " * 100)
+    assert main([command]) == 1
+    assert "no SQLite file" in capsys.readouterr().err
+
+
+def test_without_rich(ledger: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without rich a table is refused with what to install; JSON, CSV, the export and the doctor work."""
+    keep(ledger, make_call())
+    monkeypatch.setitem(sys.modules, "rich", None)
+    assert main(["top"]) == 1
+    assert "pip install 'voight-middleware[cli]'" in capsys.readouterr().err
+    for arguments in (["top", "--format", "json"], ["top", "--format", "csv"], ["export"], ["doctor"]):
+        assert main(arguments) == 0
+
+
+def test_a_reader_that_stops_reading(ledger: Path) -> None:
+    """`voight export | head` ends quietly."""
+    keep(ledger, *(make_call() for _ in range(2000)))
+    script = "import sys; from voight_middleware.cli import main; sys.exit(main())"
+    with subprocess.Popen([sys.executable, "-c", script, "export"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 0
+
+
+def test_a_terminal_without_unicode(ledger: Path) -> None:
+    """A terminal that cannot show a name gets it escaped, not a traceback."""
+    keep(ledger, make_call(user="zoë"))
+    script = "import sys; from voight_middleware.cli import main; sys.exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-c", script, "top"], env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, check=True
+    )
+    assert b"zo\\xeb" in done.stdout
+
+
+# -- the journal ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_report_brings_in_what_dead_processes_left(ledger: Path, capsys: Captured) -> None:
+    """Calls that are only in the journal of a process that is gone are in the report, and the ledger is made for them."""
+    journal = Journal(Path(f"{ledger}.journal"))
+    journal.append(make_call())
+    journal.rotate()
+    assert main(["spend", "--format", "json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)[0]["calls"] == 1
+    assert err == ""
+
+
+def test_a_long_drain_is_noted(ledger: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than a thousand records brought in are noted on standard error."""
+    keep(ledger, make_call())
+    monkeypatch.setattr("voight_middleware.ingest.drain", lambda url, journal: 1234)
+    assert main(["spend"]) == 0
+    assert "brought in 1,234 records from the journal" in capsys.readouterr().err
+
+
+def test_a_drain_that_fails_does_not_stop_a_report(ledger: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the journal cannot be brought in, the report is of what the ledger has, with a warning."""
+    keep(ledger, make_call())
+
+    def drain(url: str, journal: Path) -> int:
+        raise LedgerError("the disk is full")
+
+    monkeypatch.setattr("voight_middleware.ingest.drain", drain)
+    assert main(["spend", "--format", "json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)[0]["calls"] == 1
+    assert "is missing here: the disk is full" in err
+
+
+def test_another_ledger_is_not_given_this_ones_journal(
+    ledger: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To look at a copy with `--ledger` does not move the configured journal into it; naming the configured ledger does."""
+    monkeypatch.setenv("VOIGHT_JOURNAL", str(tmp_path / "journal"))
+    keep(tmp_path / "copy.db", make_call())
+    journal = Journal(tmp_path / "journal")
+    journal.append(make_call())
+    journal.rotate()
+    for place, calls in [(tmp_path / "copy.db", 1), (ledger, 1)]:
+        assert main(["spend", "--ledger", str(place), "--format", "json"]) == 0
+        assert json.loads(capsys.readouterr().out)[0]["calls"] == calls
+
+
+# -- export --------------------------------------------------------------------------------------------------------------------
+
+
+def test_export(ledger: Path, tmp_path: Path, capsys: Captured) -> None:
+    """The export is one JSON object per line, filtered like a report, on standard output or in a file."""
+    keep(ledger, make_call(user="zoë"), make_call(None, user=None))
+    assert main(["export", "--format", "jsonl", "--where", "user=*"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert (json.loads(line)["user_id"], json.loads(line)["cost_usd"]) == ("zoë", "1")
+    assert main(["export", "-o", str(tmp_path / "calls.jsonl")]) == 0
+    assert capsys.readouterr().out == ""
+    assert [json.loads(line)["cost_status"] for line in (tmp_path / "calls.jsonl").read_text().splitlines()] == ["priced", "unpriced"]
+
+
+def test_export_to_a_terminal(ledger: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal the export is pure ASCII."""
+    keep(ledger, make_call(user="zoë\x9b31m"))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert main(["export"]) == 0
+    out = capsys.readouterr().out
+    assert out.isascii()
+    assert json.loads(out)["user_id"] == "zoë\x9b31m"
+
+
+# -- demo ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_demo_is_handed_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`voight demo` hands its options on, and its answer is the exit code."""
+    seen: list[Any] = []
+
+    def run(args: Any) -> int:
+        seen.append(args)
+        return 7
+
+    stub = SimpleNamespace(main=run)
+    monkeypatch.setitem(sys.modules, "voight_middleware.testing.demo", stub)
+    monkeypatch.setattr(voight_middleware.testing, "demo", stub, raising=False)
+    assert main(["demo", "--fast", "--requests", "12", "--keep"]) == 7
+    assert (seen[0].fast, seen[0].requests, seen[0].keep) == (True, 12, True)
+
+
+# -- doctor --------------------------------------------------------------------------------------------------------------------
+
+
+def findings(capsys: Captured, *arguments: str) -> tuple[int, dict[tuple[str, str], dict[str, Any]]]:
+    code = main(["doctor", "--format", "json", *arguments])
+    report = json.loads(capsys.readouterr().out)
+    assert report["ok"] == (code == 0)
+    return code, {(finding["section"], finding["name"]): finding for finding in report["findings"]}
+
+
+def test_doctor_of_a_machine_without_calls(ledger: Path, capsys: Captured) -> None:
+    """On a new machine nothing is wrong: the doctor names the places and makes nothing."""
+    code, found = findings(capsys)
+    assert code == 0
+    assert found["settings", "ledger"]["value"] == f"sqlite:///{ledger} (VOIGHT_LEDGER)"
+    assert found["settings", "journal"]["value"] == f"{ledger}.journal (default)"
+    assert found["ledger", "calls"]["value"].startswith("no ledger yet")
+    assert "covered by wrap() and instrument()" in found["installed", "openai"]["value"]
+    assert list(ledger.parent.iterdir()) == []
+
+
+def test_doctor_of_the_default_place(tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without any setting the ledger is in the state folder, and the doctor says that this is the default."""
+    monkeypatch.delenv("VOIGHT_LEDGER")
+    _, found = findings(capsys)
+    assert found["settings", "ledger"]["value"] == f"sqlite:///{tmp_path}/state/voight/ledger.db (default)"
+    _, found = findings(capsys, "--ledger", str(tmp_path / "x.db"))
+    assert found["settings", "ledger"]["value"] == f"sqlite:///{tmp_path}/x.db (--ledger)"
+
+
+def test_doctor_of_a_ledger_in_use(ledger: Path, capsys: Captured) -> None:
+    """With calls the doctor counts them, and says how many have no price and no owner, and what to ask next."""
+    keep(ledger, make_call(), make_call(None), make_call(user=None), make_call(USD, occurred_at=1_793_534_400_000_000))
+    assert main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"✓ calls +4\n", text)
+    assert re.search(r"✓ oldest, newest +2026-11-01 12:00 UTC, 20", text)
+    assert re.search(r"! without a price +1 calls\n +→ voight spend --by provider,model", text)
+    assert re.search(r"! without an owner +1 calls \(.*of the cost\)\n +→ voight spend --by route", text)
+    assert "calls are kept; 0 to put right, 2 to look at" in text
+
+
+def test_doctor_of_a_journal(ledger: Path, capsys: Captured) -> None:
+    """Waiting segments are listed with their bytes and whether their process lives; rejected lines are counted."""
+    folder = Path(f"{ledger}.journal")
+    living, dead = Journal(folder), Journal(folder)
+    living.append(make_call())
+    dead.append(make_call())
+    dead.rotate()
+    (folder / "rejected.jsonl").write_text("{torn\n{torn\n")
+    code, found = findings(capsys)
+    values = [finding["value"] for (section, name), finding in found.items() if section == "journal" and name.endswith(".jsonl")]
+    assert code == 0
+    assert sorted(value.partition("waiting, ")[2][:15] for value in values) == ["of a living pro", "of a process th"]
+    assert all(re.match(r"[1-9][0-9]+ bytes", value) for value in values)
+    assert found["journal", "rejected lines"]["value"] == "2"
+    assert "rejected.jsonl" in found["journal", "rejected lines"]["advice"]
+    living.rotate()
+
+
+def test_doctor_when_nothing_can_be_kept(tmp_path: Path, capsys: Captured) -> None:
+    """A ledger and a journal in a place that cannot be written are named, with what to do, and the exit code is 1."""
+    (tmp_path / "file").write_text("")
+    code, found = findings(capsys, "--ledger", str(tmp_path / "file" / "ledger.db"))
+    assert code == 1
+    assert found["ledger", "writable"]["fatal"]
+    assert found["journal", "writable"]["fatal"]
+    assert f"make {tmp_path / 'file'} writable, or choose another place" in found["ledger", "writable"]["advice"]
+    assert main(["doctor", "--ledger", str(tmp_path / "file" / "ledger.db")]) == 1
+    assert "calls are lost or not stored; 2 to put right" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", ["Dear diary, " * 100, None])
+def test_doctor_of_a_ledger_that_is_none(ledger: Path, capsys: Captured, content: str | None) -> None:
+    """A foreign file or a folder in the ledger's place is a problem with exit code 1, and the rest is still examined."""
+    if content is None:
+        ledger.mkdir()
+    else:
+        ledger.write_text(content)
+    code, found = findings(capsys)
+    assert code == 1
+    assert found["ledger", "state"]["fatal"]
+    assert ("journal", "rejected lines") in found
+
+
+def test_doctor_when_switched_off(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    """VOIGHT_ENABLED=false is a problem that names the variable."""
+    monkeypatch.setenv("VOIGHT_ENABLED", "false")
+    code, found = findings(capsys)
+    assert code == 1
+    assert "unset VOIGHT_ENABLED" in found["settings", "enabled"]["advice"]
+
+
+def test_doctor_of_a_wrong_setting(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A setting that cannot be used is one sentence and exit code 1."""
+    monkeypatch.setenv("VOIGHT_ENABLED", "perhaps")
+    assert main(["doctor"]) == 1
+    assert "VOIGHT_ENABLED: enabled is 'perhaps'" in capsys.readouterr().err
+
+
+def test_doctor_of_old_and_missing_packages(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An SDK that is too old is a problem, a missing one is not while the other is there, and missing helpers say what to install."""
+    versions = {"openai": "1.55.3", "starlette": "1.0"}
+    monkeypatch.setattr(doctor, "_version", versions.get)
+    code, found = findings(capsys)
+    assert code == 1
+    assert found["installed", "openai"]["fatal"]
+    assert "pip install 'openai>=1.109'" in found["installed", "openai"]["advice"]
+    assert found["installed", "anthropic"]["advice"] is None
+    assert "voight-middleware[cli]" in found["installed", "rich"]["advice"]
+    assert "genai-prices" in found["installed", "genai-prices"]["advice"]
+    versions.clear()
+    code, found = findings(capsys)
+    assert code == 0
+    assert "voight.record() only" in found["installed", "openai"]["advice"]
+
+
+# -- how amounts read ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("usd", "text"),
+    [
+        ("0", "$0.00"),
+        ("1234567.891", "$1,234,567.89"),
+        ("1", "$1.00"),
+        ("0.5", "$0.5000"),
+        ("0.01234", "$0.0123"),
+        ("0.00123456", "$0.00123"),
+        ("0.0000153", "$0.0000153"),
+        ("0.000000000000001", "$0.00000000000000100"),
+    ],
+)
+def test_money(usd: str, text: str) -> None:
+    """Amounts have as many decimals as they need."""
+    assert money(Decimal(usd)) == text
+
+
+@given(st.integers(1, 10**25))
+def test_money_never_reads_as_nothing(femto: int) -> None:
+    """No amount but zero reads as zero, and all in a column have the same width."""
+    amount = Decimal(femto).scaleb(-15)
+    assert re.search("[1-9]", money(amount))
+    assert len({len(line) for line in aligned([amount, Decimal(1), None])}) == 1
+
+
+@given(st.fractions(0, 1))
+def test_percent_never_reads_as_nothing(share: Any) -> None:
+    """No share but zero reads as zero."""
+    text = percent(Decimal(share.numerator) / Decimal(share.denominator))
+    assert bool(re.search("[1-9]", text)) == (share > 0)
+
+
+@given(st.text())
+def test_printable(text: str) -> None:
+    """Whatever a value holds, what is shown of it is printable."""
+    assert printable(text).isprintable()

@@ -1,0 +1,281 @@
+"""``voight …``: the command line."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+from msgspec.structs import replace
+
+from voight_middleware import __version__
+from voight_middleware.cli import render
+from voight_middleware.cli.render import UserError
+from voight_middleware.export import jsonl
+from voight_middleware.ledger import DIMENSIONS, Ledger, LedgerError, UnknownDimension, Window, open_ledger
+from voight_middleware.reports import timespan
+from voight_middleware.reports.spend import SpendReport, spend
+from voight_middleware.reports.unowned import unowned
+from voight_middleware.settings import Settings, SettingsError, default_journal
+
+_SHORT = {"user": "user_id", "tenant": "tenant_id"}
+_DRAINED_WORTH_A_NOTE = 1000
+
+_EXAMPLES = {
+    "voight": """\
+examples:
+  voight demo                                     see the whole line work, without an API key
+  voight top --since month                        the users who cost most this month
+  voight spend --by plan,model --since 7d         any dimensions, one row each
+  voight doctor                                   is everything in place?
+""",
+    "top": """\
+examples:
+  voight top                                      ten users
+  voight top --by tenant --since month --limit 25
+  voight top --by route --where plan=free         which route the free plan costs most on
+  voight top --by feature                         a key of your own: voight.tag(feature="summary")
+""",
+    "spend": f"""\
+dimensions:
+  {", ".join(DIMENSIONS[:9])},
+  {", ".join(DIMENSIONS[9:])}, and the extra keys of your tags;
+  user and tenant are short for user_id and tenant_id
+
+filters:
+  --where plan=free,model=gpt-*                   * stands for any text
+  --where user=-                                  calls without a user (none does the same)
+
+times (UTC), for --since and --until:
+  {timespan.FORMS};
+  a day, week or month given to --until is included
+
+examples:
+  voight spend                                    the total
+  voight spend --by day --since month
+  voight spend --by plan,model --where plan=free --format csv
+  voight spend --by release --since 2026-11-01 --until 2026-11-30 --format json
+""",
+    "export": """\
+examples:
+  voight export --format jsonl --since yesterday -o calls.jsonl
+  voight export --format jsonl --where tenant=t_1 | jq .cost_usd
+""",
+    "doctor": """\
+Exits with 1 where calls are lost or not stored.
+
+examples:
+  voight doctor
+  voight doctor --format json
+""",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Run one command.
+
+    Args:
+        argv: The arguments; by default those of this process.
+
+    Returns:
+        0; 1 after an error that the user can put right; 2 without a command.
+
+    Raises:
+        SystemExit: With 2 for a wrong usage, with 0 for ``--help`` and ``--version``.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a terminal that cannot show a name must not stop a report
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.command is None:
+        parser.print_help(sys.stderr)
+        return 2
+    try:
+        code = int(args.run(args))
+        sys.stdout.flush()
+        return code
+    except (UserError, LedgerError, UnknownDimension, SettingsError) as error:
+        print(f"voight: {render.printable(str(error))}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # `voight spend | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="voight",
+        description="Which user caused which cost: reads the ledger of voight-middleware.",
+        epilog=_EXAMPLES["voight"],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"voight-middleware {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
+
+    place = argparse.ArgumentParser(add_help=False)
+    place.add_argument("--ledger", metavar="URL", help="a path or sqlite:///path (default: VOIGHT_LEDGER, then the default place)")
+    choice = argparse.ArgumentParser(add_help=False)
+    choice.add_argument("--where", metavar="K=V,K=V", action="append", default=[], help="only these calls; * is any text, - is none")
+    choice.add_argument("--since", metavar="TIME", help="only calls from this time on: today, week, month, 7d, 24h, 2026-11-01, … (UTC)")
+    choice.add_argument("--until", metavar="TIME", help="only calls up to this time; a day or month is included")
+    rows = argparse.ArgumentParser(add_help=False)
+    rows.add_argument("--format", choices=("table", "json", "csv"), default="table", help="default: table")
+
+    def command(name: str, text: str, run: Callable[[Any], int], *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        added = commands.add_parser(
+            name,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            epilog=_EXAMPLES.get(name),
+            parents=list(parents),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        added.set_defaults(run=run)
+        return added
+
+    top = command("top", "who costs most", _spend, place, choice, rows)
+    top.add_argument("--by", metavar="KEY", default="user", help="user, tenant, plan, model, route, …, or an extra key (default: user)")
+    top.add_argument("--limit", metavar="N", type=_positive, default=10, help="how many rows (default: 10)")
+
+    added_up = command("spend", "what calls cost, by any dimensions", _spend, place, choice, rows)
+    added_up.add_argument("--by", metavar="KEY,KEY", default="", help="the dimensions of a row (default: one row, the total)")
+    added_up.add_argument("--limit", metavar="N", type=_positive, help="how many rows (default: all)")
+
+    export = command("export", "every call as data", _export, place, choice)
+    export.add_argument("--format", choices=("jsonl",), default="jsonl", help="one JSON object per call and line")
+    export.add_argument("-o", "--output", metavar="FILE", type=Path, help="default: standard output")
+
+    check = command("doctor", "what is installed, configured and writable, and what to do about the rest", _doctor, place)
+    check.add_argument("--format", choices=("table", "json"), default="table", help="default: table")
+
+    demo = command("demo", "the whole line at work: an app, a loopback provider, 200 requests, the answer", _demo)
+    demo.add_argument("--fast", action="store_true", help="no pauses between the steps")
+    demo.add_argument("--requests", metavar="N", type=_positive, default=200, help="how many requests (default: 200)")
+    demo.add_argument("--keep", action="store_true", help="keep the demo's ledger for more questions")
+    return parser
+
+
+def _spend(args: Any) -> int:
+    by = [_SHORT.get(name, name) for name in _names(args.by)]
+    where, window = _where(args.where), _window(args)
+    if args.format == "table":
+        render.need_rich()
+    with _ledger(args) as ledger:
+        report = spend(ledger, by, where, window, args.limit)
+        if args.format == "json":
+            print(render.as_json(report))
+        elif args.format == "csv":
+            sys.stdout.write(render.as_csv(report))
+        else:
+            render.print_table(report, where, _without_owner(ledger, report, where, window))
+    return 0
+
+
+def _without_owner(ledger: Ledger, report: SpendReport, where: dict[str, str | None], window: Window) -> Any:
+    return None if "user_id" in where or not report.total.calls else unowned(ledger, where, window)
+
+
+def _export(args: Any) -> int:
+    where, window = _where(args.where), _window(args)
+    with _ledger(args) as ledger, contextlib.ExitStack() as stack:
+        lines = jsonl.lines(ledger.calls(where, window))
+        if args.output is None:
+            for line in lines:
+                sys.stdout.write(render.for_terminal(line) if sys.stdout.isatty() else line.decode())
+            return 0
+        try:
+            file = stack.enter_context(args.output.open("wb"))
+            for line in lines:
+                file.write(line)
+        except OSError as error:
+            raise UserError(f"{args.output} cannot be written: {error.strerror}") from error
+    return 0
+
+
+def _doctor(args: Any) -> int:
+    from voight_middleware.cli import doctor
+
+    findings = doctor.examine(_settings(args))
+    print(doctor.as_json(findings) if args.format == "json" else doctor.as_text(findings))
+    return 1 if any(finding.fatal for finding in findings) else 0
+
+
+def _demo(args: Any) -> int:
+    from voight_middleware.testing import demo
+
+    return int(demo.main(args) or 0)
+
+
+def _settings(args: Any) -> Settings:
+    settings = Settings.from_environment(ledger=args.ledger)
+    if args.ledger is None:
+        return settings
+    # VOIGHT_JOURNAL belongs to VOIGHT_LEDGER: it must not be drained into another ledger that is only looked at.
+    journal = settings.journal if settings.ledger == Settings.from_environment().ledger else default_journal(settings.ledger)
+    return replace(settings, journal=journal, sources={**settings.sources, "ledger": "--ledger"})
+
+
+@contextlib.contextmanager
+def _ledger(args: Any) -> Generator[Ledger]:
+    """The ledger to report on, with what dead processes left in the journal brought in before."""
+    from voight_middleware.ingest import drain
+
+    settings = _settings(args)
+    try:
+        count = drain(settings.ledger, settings.journal)
+        if count > _DRAINED_WORTH_A_NOTE:
+            print(f"voight: brought in {count:,} records from the journal {settings.journal}", file=sys.stderr)
+    except (LedgerError, OSError) as error:
+        print(f"voight: what is still in the journal {settings.journal} is missing here: {render.printable(str(error))}", file=sys.stderr)
+    ledger = open_ledger(settings.ledger, create=False)
+    try:
+        yield ledger
+    finally:
+        ledger.close()
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _where(texts: Sequence[str]) -> dict[str, str | None]:
+    where: dict[str, str | None] = {}
+    for text in texts:
+        for condition in text.split(","):
+            name, equals, value = condition.partition("=")
+            name = _SHORT.get(name.strip(), name.strip())
+            if not equals or not name:
+                raise UserError(f"cannot read the filter {condition!r}; write --where key=value,key=value")
+            if name in where:
+                raise UserError(f"the filter on {name} is given twice; * stands for any text, as in {name}=a*")
+            try:
+                value.encode()
+            except UnicodeEncodeError as error:
+                raise UserError(f"the filter on {name} is not text in the encoding of this terminal") from error
+            where[name] = None if value in ("-", "none") else value
+    return where
+
+
+def _window(args: Any) -> Window:
+    try:
+        return timespan.parse_window(args.since, args.until)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+_positive.__name__ = "positive number"  # argparse: "invalid positive number value: '0'"

@@ -1,0 +1,224 @@
+"""``voight doctor``: what is installed, configured and writable, and one line on what to do about the rest."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import sqlite3
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from voight_middleware import __version__
+from voight_middleware.cli.render import percent, printable
+from voight_middleware.journal import Segment, segments
+from voight_middleware.ledger import Ledger, LedgerError, Window, open_ledger
+from voight_middleware.ledger.sqlite import SQLiteLedger
+from voight_middleware.reports.unowned import unowned
+from voight_middleware.settings import Settings, sqlite_path
+
+_SDKS = {"openai": (1, 109), "anthropic": (0, 49)}
+"""The oldest versions whose two patched methods are those of today (research: providers, section 1)."""
+_OTHERS = ("httpx2", "httpx", "starlette", "fastapi", "genai-prices", "rich")
+_WEEK = 7 * 24 * 3600 * 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report."""
+
+    section: str
+    name: str
+    value: str
+    advice: str | None = None
+    """What to do; None where all is well."""
+    fatal: bool = False
+    """Whether calls are lost or not stored."""
+
+
+def examine(settings: Settings) -> list[Finding]:
+    """Look at everything; raises nothing that a broken ledger or journal could cause."""
+    findings = [*_installed(), *_settings(settings)]
+    ledger: Ledger | None = None
+    try:
+        try:
+            if not _is_missing(settings):
+                ledger = open_ledger(settings.ledger, create=False)
+            findings += _ledger(settings, ledger)
+        except LedgerError as error:
+            findings.append(Finding("ledger", "state", str(error), "calls stay in the journal until this is put right", fatal=True))
+        findings += _journal(settings, ledger)
+        if ledger is not None:
+            findings += _week(ledger)
+    finally:
+        if ledger is not None:
+            ledger.close()
+    return findings
+
+
+def as_json(findings: list[Finding]) -> str:
+    """The findings as one JSON object, in ASCII."""
+    ok = not any(finding.fatal for finding in findings)
+    return json.dumps({"ok": ok, "findings": [asdict(finding) for finding in findings]}, indent=2)
+
+
+def as_text(findings: list[Finding]) -> str:
+    """The findings for a terminal, by section."""
+    width = max(len(finding.name) for finding in findings)
+    lines: list[str] = []
+    section = None
+    for finding in findings:
+        if finding.section != section:
+            section = finding.section
+            lines += ["", section] if lines else [section]
+        mark = "✗" if finding.fatal else "!" if finding.advice else "✓"
+        lines.append(f"  {mark} {finding.name.ljust(width)}  {printable(finding.value)}")
+        if finding.advice:
+            lines.append(f"    {' ' * width}  → {printable(finding.advice)}")
+    fatal = sum(finding.fatal for finding in findings)
+    advice = sum(finding.advice is not None for finding in findings) - fatal
+    verdict = "calls are lost or not stored" if fatal else "calls are kept"
+    lines += ["", f"{verdict}; {fatal} to put right, {advice} to look at" if fatal or advice else "all is well"]
+    return "\n".join(lines)
+
+
+def _installed() -> Iterator[Finding]:
+    section = "installed"
+    yield Finding(section, "voight-middleware", f"{__version__} (Python {platform.python_version()}, SQLite {sqlite3.sqlite_version})")
+    found = {name: _version(name) for name in (*_SDKS, *_OTHERS)}
+    for sdk, oldest in _SDKS.items():
+        if found[sdk] is None:
+            advice = "no SDK is here: calls come in through voight.record() only" if not any(found[name] for name in _SDKS) else None
+            yield Finding(section, sdk, "not installed", advice)
+        elif _numbers(found[sdk]) < oldest:
+            advice = f"its calls are not metered: pip install '{sdk}>={'.'.join(map(str, oldest))}'"
+            yield Finding(section, sdk, f"{found[sdk]}, not covered", advice, fatal=True)
+        else:
+            yield Finding(section, sdk, f"{found[sdk]}, covered by wrap() and instrument()")
+    for name in ("httpx2", "httpx"):
+        if found[name] is not None:
+            yield Finding(section, name, f"{found[name]}, covered below the SDKs; calls made with it directly: voight.record()")
+    for name in ("starlette", "fastapi"):
+        yield Finding(section, name, "not installed" if found[name] is None else f"{found[name]}, covered by CostTagMiddleware")
+    prices = found["genai-prices"]
+    yield Finding(
+        section,
+        "genai-prices",
+        prices or "not installed",
+        None if prices else "calls are kept without a price: pip install genai-prices",
+    )
+    rich = found["rich"]
+    yield Finding(section, "rich", rich or "not installed", None if rich else "no tables: pip install 'voight-middleware[cli]'")
+
+
+def _settings(settings: Settings) -> Iterator[Finding]:
+    section = "settings"
+    for name, value in (("ledger", settings.ledger), ("journal", str(settings.journal)), ("release", settings.release or "none")):
+        yield Finding(section, name, f"{value} ({settings.sources.get(name, 'default')})")
+    source = settings.sources.get("enabled", "default")
+    if settings.enabled:
+        yield Finding(section, "enabled", f"yes ({source})")
+    else:
+        yield Finding(section, "enabled", f"no ({source})", f"no call is metered or kept: unset {source}, or set it to true", fatal=True)
+
+
+def _ledger(settings: Settings, ledger: Ledger | None) -> Iterator[Finding]:
+    section = "ledger"
+    path = _ledger_file(settings)
+    if path is not None:
+        yield _writable(section, path, "calls stay in the journal")
+    if ledger is None:
+        yield Finding(section, "calls", "no ledger yet: it appears with the first call that is kept")
+        return
+    if isinstance(ledger, SQLiteLedger):
+        yield Finding(section, "schema", f"version {ledger.schema_version}")
+        (total,) = ledger.spend()
+        yield Finding(section, "calls", f"{total.calls:,}")
+        extent = ledger.extent()
+        if extent is not None:
+            yield Finding(section, "oldest, newest", f"{_time(extent[0])}, {_time(extent[1])}")
+
+
+def _journal(settings: Settings, ledger: Ledger | None) -> Iterator[Finding]:
+    section = "journal"
+    folder = settings.journal
+    yield _writable(section, folder, "new calls are kept in memory only, and lost when the process ends")
+    for segment, waiting, dead in _waiting(folder, ledger):
+        owner = "of a process that is gone: the next report or app brings it in" if dead else "of a living process"
+        yield Finding(section, segment.name, f"{waiting:,} bytes waiting, {owner}")
+    rejected = folder / "rejected.jsonl"
+    try:
+        count = rejected.read_bytes().count(b"\n") if rejected.exists() else 0
+    except OSError as error:
+        yield Finding(section, "rejected lines", str(error), f"make {rejected} readable")
+        return
+    advice = f"look at {rejected}: torn lines of killed processes are harmless, please report any other"
+    yield Finding(section, "rejected lines", f"{count:,}", advice if count else None)
+
+
+def _waiting(folder: Path, ledger: Ledger | None) -> Iterator[tuple[Segment, int, bool]]:
+    for segment in segments(folder):
+        waiting = segment.size() - (ledger.progress(segment.name) if ledger is not None else 0)
+        with segment.adopt() as dead:
+            if waiting > 0:
+                yield segment, waiting, dead
+
+
+def _week(ledger: Ledger) -> Iterator[Finding]:
+    section = "the last 7 days"
+    report = unowned(ledger, window=Window(since=time.time_ns() // 1000 - _WEEK))
+    total, none = report.total, report.unowned
+    yield Finding(section, "calls", f"{total.calls:,}")
+    if not total.calls:
+        return
+    advice = "voight spend --by provider,model --where cost_status=unpriced" if total.unpriced_calls else None
+    yield Finding(section, "without a price", f"{total.unpriced_calls:,} calls", advice)
+    share = f", {percent(report.share_of_spend)} of the cost" if report.share_of_spend is not None else ""
+    advice = "voight spend --by route,attribution --where user=-" if none.calls else None
+    yield Finding(section, "without an owner", f"{none.calls:,} calls ({percent(report.share_of_calls)}{share})", advice)
+
+
+def _writable(section: str, path: Path, consequence: str) -> Finding:
+    """Whether *path*, or the folder that it would be made in, can be written."""
+    place = path
+    try:
+        while not place.exists() and place != place.parent:
+            place = place.parent
+    except OSError:  # a folder on the way that may not even be looked into
+        place = place.parent
+    right = os.W_OK | (os.X_OK if place.is_dir() else 0)
+    if os.access(place, right) and (place == path or place.is_dir()):
+        return Finding(section, "writable", f"{path}{'' if place == path else ' (made when it is needed)'}")
+    return Finding(section, "writable", f"no: {path}", f"{consequence}: make {place} writable, or choose another place", fatal=True)
+
+
+def _ledger_file(settings: Settings) -> Path | None:
+    return Path(sqlite_path(settings.ledger)) if settings.ledger.startswith("sqlite:///") else None
+
+
+def _is_missing(settings: Settings) -> bool:
+    path = _ledger_file(settings)
+    try:
+        return path is not None and not path.exists()
+    except OSError:
+        return False  # opening it says why it cannot be seen
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _numbers(text: str | None) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"[0-9]+", text or "")[:2])
+
+
+def _time(microseconds: int) -> str:
+    return datetime.fromtimestamp(microseconds // 1_000_000, UTC).strftime("%Y-%m-%d %H:%M UTC")

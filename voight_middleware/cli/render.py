@@ -1,0 +1,203 @@
+"""Reports on their way to a terminal, a spreadsheet or another program."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import io
+import json
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+from voight_middleware.ledger import Spend
+from voight_middleware.money import CONTEXT, from_femto
+from voight_middleware.reports.spend import SpendReport, as_row
+from voight_middleware.reports.timespan import describe
+from voight_middleware.reports.unowned import Unowned
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+_BAR_WIDTH = 12
+_EIGHTHS = " ▏▎▍▌▋▊▉"
+_WIDTH_OF_A_PIPE = 160
+"""Columns of a table that is not printed on a terminal."""
+
+
+class UserError(Exception):
+    """Something that the person at the keyboard can put right; the message says how."""
+
+
+def need_rich() -> None:
+    """
+    Raises:
+        UserError: rich is not installed.
+    """
+    if importlib.util.find_spec("rich") is None:
+        raise UserError("tables need rich: pip install 'voight-middleware[cli]'; --format json and --format csv work without it")
+
+
+def printable(text: str) -> str:
+    """*text* with control characters, line breaks and invisible ones spelled out, so that no value can drive a terminal."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def as_json(report: SpendReport) -> str:
+    """The rows as a JSON array, in ASCII."""
+    return json.dumps([as_row(row) for row in report.rows], indent=2)
+
+
+def for_terminal(line: bytes) -> str:
+    """A line of JSON in ASCII: bytes that drive a terminal are escaped."""
+    return json.dumps(json.loads(line)) + "\n"
+
+
+def as_csv(report: SpendReport) -> str:
+    """The rows as CSV with a header. A text that a spreadsheet would take for a formula gets an apostrophe in front."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow([_text_cell(name) for name in as_row(Spend(dimensions=dict.fromkeys(report.by)))])
+    for row in report.rows:
+        values = as_row(row)
+        writer.writerow([_text_cell(value) if name in row.dimensions else value for name, value in values.items()])
+    return buffer.getvalue()
+
+
+def print_table(report: SpendReport, where: Mapping[str, str | None], ownership: Unowned | None) -> None:
+    """Print the rows, a total, and what the total hides."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=_WIDTH_OF_A_PIPE)
+    subject = f"Spend by {', '.join(report.by)}" if report.by else "Spend"
+    title = " · ".join((subject, describe(report.window), *map(_condition, where.items())))
+    console.print(Text(printable(title), style="bold"), soft_wrap=True)
+    if not report.total.calls:
+        console.print(Text("No call matches. `voight spend` shows what there is; `voight doctor` says where calls go."))
+        return
+
+    rows = (*report.rows, report.total)
+    costs = aligned([None if row.cost_femto is None else from_femto(row.cost_femto) for row in rows])
+    table = Table(box=box.SIMPLE, pad_edge=False, header_style="dim")
+    for name in report.by:
+        table.add_column(Text(printable(name)), overflow="fold", min_width=5, max_width=44)
+    if not report.by:
+        table.add_column("")
+    for name in ("calls", "input", "cached", "output"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column(Text("cost".rjust(len(costs[0]))), no_wrap=True)
+    table.add_column("share", no_wrap=True)
+    for row, cost in zip(report.rows, costs, strict=False):
+        if report.by:
+            table.add_row(*map(_dimension, row.dimensions.values()), *_counts(row), Text(cost, style="bold"), _share(report.share(row)))
+    if report.by:
+        table.add_section()
+    names = ["total", *[""] * (len(report.by) - 1)]
+    table.add_row(*names, *_counts(report.total), Text(costs[-1]), Text(""), style="bold")
+    console.print(table)
+    for note in _notes(report, ownership):
+        console.print(Text(printable(note), style="dim"), soft_wrap=True)
+
+
+def aligned(amounts: Sequence[Decimal | None]) -> list[str]:
+    """Amounts of US dollars of the same width, their points below each other; None reads ``unpriced``."""
+    texts = [None if amount is None else money(amount) for amount in amounts]
+    wholes = [len(text.partition(".")[0]) for text in texts if text is not None]
+    fractions = [len(text.partition(".")[2]) for text in texts if text is not None]
+    whole, fraction = max(wholes, default=0), max(fractions, default=0)
+    lines = []
+    for text in texts:
+        if text is None:
+            lines.append("unpriced".rjust(whole + 1 + fraction))
+        else:
+            before, _, after = text.partition(".")
+            lines.append(f"{before.rjust(whole)}.{after.ljust(fraction)}")
+    width = max(map(len, lines), default=0)
+    return [line.rjust(width) for line in lines]
+
+
+def money(usd: Decimal) -> str:
+    """US dollars for people: cents from a dollar on, smaller amounts with as many decimals as show three digits of them."""
+    decimals = 2 if usd == 0 or abs(usd) >= 1 else max(4, 2 - usd.adjusted())
+    return f"${usd.quantize(Decimal(1).scaleb(-decimals), context=CONTEXT):,f}"
+
+
+def percent(share: Decimal | None) -> str:
+    """A share from 0 to 1 as a percentage; one that is not 0 never reads as 0."""
+    if share is None:
+        return "-"
+    if 0 < share < Decimal("0.001"):
+        return "<0.1%"
+    return f"{share * 100:.1f}%"
+
+
+def _counts(row: Spend) -> list[str]:
+    counts = (row.calls, row.input_tokens, row.cache_read_tokens, row.output_tokens)
+    return ["-" if count is None else f"{count:,}" for count in counts]
+
+
+def _dimension(value: str | None) -> Text:
+    from rich.text import Text
+
+    return Text("(none)", style="dim") if value is None else Text(printable(value))
+
+
+def _share(share: Decimal | None) -> Text:
+    from rich.text import Text
+
+    eighths = int((share or Decimal(0)) * _BAR_WIDTH * 8)
+    bar = "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
+    return Text.assemble(percent(share).rjust(6), " ", (bar, "cyan"))
+
+
+def _notes(report: SpendReport, ownership: Unowned | None) -> list[str]:
+    """What the total hides, each with the next question to ask."""
+    total = report.total
+    notes: list[str] = []
+    if report.more:
+        notes.append(f"{report.more:,} more rows are in the total: --limit {len(report.rows) + report.more}")
+    if total.unpriced_calls:
+        notes.append(
+            f"{_calls(total.unpriced_calls)} of {total.calls:,} without a price, not in the cost: "
+            "voight spend --by provider,model --where cost_status=unpriced"
+        )
+    if total.partial_calls:
+        notes.append(
+            f"{_calls(total.partial_calls)} priced in part, so the cost is a little low: "
+            "voight spend --by provider,model --where cost_status=partial"
+        )
+    if total.estimated_calls:
+        notes.append(f"{_calls(total.estimated_calls)} with estimated tokens (streams that were broken off)")
+    if ownership is not None and ownership.unowned.calls:
+        cost = "" if ownership.unowned.cost_femto is None else f", {money(from_femto(ownership.unowned.cost_femto))}"
+        spend = "" if ownership.share_of_spend is None else f" ({percent(ownership.share_of_spend)} of the cost)"
+        notes.append(
+            f"{_calls(ownership.unowned.calls)} ({percent(ownership.share_of_calls)}){cost}{spend} without an owner: "
+            "voight spend --by route --where user=-"
+        )
+    elif ownership is not None:
+        notes.append("every call has an owner")
+    return notes
+
+
+def _calls(count: int) -> str:
+    return f"{count:,} call" if count == 1 else f"{count:,} calls"
+
+
+def _condition(item: tuple[str, str | None]) -> str:
+    name, value = item
+    return f"without {name}" if value is None else f"{name}={value}"
+
+
+def _text_cell(value: object) -> str | None:
+    if value is None:
+        return None
+    text = printable(str(value))
+    return f"'{text}" if str(value)[:1] in ("=", "+", "-", "@", "\t", "\r", "\n") else text

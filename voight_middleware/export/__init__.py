@@ -1,0 +1,1 @@
+"""Exports: calls on their way to other systems."""

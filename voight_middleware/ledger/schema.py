@@ -1,0 +1,237 @@
+"""The tables of an SQLite ledger, and the translation between ``Call`` and their rows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import msgspec
+
+from voight_middleware.call import Call
+from voight_middleware.tags import Tags
+from voight_middleware.usage import Component, Usage
+
+APPLICATION_ID = 0x564F4947
+"""``VOIG``: what ``PRAGMA application_id`` says of a ledger."""
+VERSION = 1
+"""What ``PRAGMA user_version`` says of a ledger that this module writes."""
+MAX_COUNT = 10**12
+"""The largest count that one call can have, so that a sum over nine million such calls still fits SQLite's integers."""
+
+Row: TypeAlias = tuple[Any, ...]
+
+_USAGE_COUNTS = tuple(name for name in Usage.__struct_fields__ if name != "tools")
+_COUNTS = (*_USAGE_COUNTS, "estimated_input", "estimated_output")
+
+TABLES = (
+    f"""
+CREATE TABLE calls (
+    occurred_at INTEGER NOT NULL,
+    call_id TEXT NOT NULL UNIQUE,
+    user_id TEXT,
+    plan TEXT,
+    tenant_id TEXT,
+    route TEXT,
+    release TEXT,
+    session_id TEXT,
+    tags_extra TEXT,
+    attribution TEXT NOT NULL,
+    provider TEXT NOT NULL,
+    endpoint TEXT NOT NULL,
+    requested_model TEXT,
+    model TEXT,
+    host TEXT,
+    streamed INTEGER NOT NULL,
+    outcome TEXT NOT NULL,
+    error TEXT,
+    http_status INTEGER,
+    attempts INTEGER NOT NULL,
+    duration INTEGER,
+    ttft INTEGER,
+    response_id TEXT,
+    service_tier TEXT,
+    batch INTEGER NOT NULL,
+    {", ".join(f"{name} INTEGER CHECK ({name} BETWEEN 0 AND {MAX_COUNT})" for name in _COUNTS)},
+    tools TEXT,
+    components TEXT,
+    tool_calls TEXT,
+    raw_usage TEXT,
+    cost_femto INTEGER CHECK (cost_femto >= 0),
+    cost_status TEXT NOT NULL,
+    cost_reasons TEXT,
+    price_id INTEGER REFERENCES prices,
+    PRIMARY KEY (occurred_at, call_id),
+    CHECK ((cost_femto IS NULL) = (cost_status = 'unpriced'))
+) STRICT, WITHOUT ROWID""",
+    "CREATE TABLE prices (price_id INTEGER PRIMARY KEY, price TEXT NOT NULL UNIQUE) STRICT",
+    "CREATE TABLE extra_keys (key TEXT PRIMARY KEY) STRICT, WITHOUT ROWID",
+    "CREATE TABLE segments (name TEXT PRIMARY KEY, offset INTEGER NOT NULL) STRICT, WITHOUT ROWID",
+)
+
+_COMMON = (
+    *("occurred_at", "call_id", "user_id", "plan", "tenant_id", "route", "release", "session_id", "tags_extra", "attribution"),
+    *("provider", "endpoint", "requested_model", "model", "host", "streamed", "outcome", "http_status", "attempts", "duration", "ttft"),
+    *("response_id", "service_tier", "batch", "input", "cache_read", "cache_write", "cache_write_5m", "cache_write_1h", "output"),
+    *("reasoning", "audio_in", "audio_out", "raw_usage", "cost_femto", "cost_status", "price_id"),
+)
+_RARE = (
+    *("error", "images", "seconds", "characters", "estimated_input", "estimated_output"),
+    *("tools", "components", "tool_calls", "cost_reasons"),
+)
+_NULLABLE_NUMBERS = frozenset(_COUNTS) | {"http_status", "duration", "ttft", "cost_femto", "price_id"}
+_REQUIRED = frozenset(re.findall(r"(\w+) (?:INTEGER|TEXT) NOT NULL", TABLES[0]))
+
+
+def _placeholder(column: str) -> str:
+    if column in _REQUIRED:
+        return "?"
+    return "NULLIF(?, -1)" if column in _NULLABLE_NUMBERS else "NULLIF(?, '')"
+
+
+def _insert(columns: Sequence[str]) -> str:
+    # OR IGNORE would also swallow a call that breaks a CHECK; ON CONFLICT DO NOTHING passes over duplicates only.
+    return f"INSERT INTO calls ({', '.join(columns)}) VALUES ({', '.join(map(_placeholder, columns))}) ON CONFLICT DO NOTHING"
+
+
+# Binding is most of what an insert costs. A None takes three times as long as a value (sqlite3 looks for an adapter), so there are NULLIFs;
+# and most calls have nothing in the rare columns, so there are two statements.
+INSERT_COMMON, INSERT_ALL = _insert(_COMMON), _insert(_COMMON + _RARE)
+SELECT = f"SELECT {', '.join((*_COMMON[:-1], *_RARE))}, price FROM calls LEFT JOIN prices USING (price_id)"
+
+_json = msgspec.json.Encoder().encode
+_extra = msgspec.json.Decoder(dict[str, str]).decode
+_counts = msgspec.json.Decoder(dict[str, int]).decode
+_components = msgspec.json.Decoder(tuple[Component, ...]).decode
+_reasons = msgspec.json.Decoder(tuple[str, ...]).decode
+_NO_USAGE = Usage()
+_TAGS = tuple(name for name in Tags.__struct_fields__ if name != "extra")
+_SELECTED = (*_COMMON[:-1], *_RARE, "price")
+_CONVERTED = {"tags", "streamed", "batch", "raw_usage", "tool_calls", "usage", "components", "cost_reasons"}
+_AS_IT_IS = tuple(name for name in Call.__struct_fields__ if name not in _CONVERTED)
+
+
+def extra_text(extra: Mapping[str, str]) -> str:
+    """Extra keys as the JSON text of ``tags_extra``; empty for none."""
+    return _json(extra).decode() if extra else ""
+
+
+def common_values(call: Call, price_id: int | None) -> Row:
+    """What ``INSERT_COMMON`` binds: an empty text or -1 stands for no value."""
+    tags = call.tags
+    usage = call.usage or _NO_USAGE
+    return (
+        call.occurred_at,
+        call.call_id,
+        tags.user_id or "",
+        tags.plan or "",
+        tags.tenant_id or "",
+        tags.route or "",
+        tags.release or "",
+        tags.session_id or "",
+        extra_text(tags.extra),
+        call.attribution,
+        call.provider,
+        call.endpoint,
+        call.requested_model or "",
+        call.model or "",
+        call.host or "",
+        1 if call.streamed else 0,
+        call.outcome,
+        -1 if (number := call.http_status) is None else number,
+        call.attempts,
+        -1 if (number := call.duration) is None else number,
+        -1 if (number := call.ttft) is None else number,
+        call.response_id or "",
+        call.service_tier or "",
+        1 if call.batch else 0,
+        -1 if (number := usage.input) is None else number,
+        -1 if (number := usage.cache_read) is None else number,
+        -1 if (number := usage.cache_write) is None else number,
+        -1 if (number := usage.cache_write_5m) is None else number,
+        -1 if (number := usage.cache_write_1h) is None else number,
+        -1 if (number := usage.output) is None else number,
+        -1 if (number := usage.reasoning) is None else number,
+        -1 if (number := usage.audio_in) is None else number,
+        -1 if (number := usage.audio_out) is None else number,
+        "" if (raw := call.raw_usage) is None else raw,
+        -1 if (number := call.cost_femto) is None else number,
+        call.cost_status,
+        -1 if price_id is None else price_id,
+    )
+
+
+def rare_values(call: Call) -> Row | None:
+    """What ``INSERT_ALL`` binds behind the common values; None for the many calls that have nothing of it."""
+    usage = call.usage or _NO_USAGE
+    components = call.components
+    plain = components[0].usage is call.usage and components[0].model is None if len(components) == 1 else components == _only(call.usage)
+    if (
+        plain
+        and not (call.error or call.cost_reasons)
+        and usage.tools is None
+        and call.tool_calls is None
+        and usage.images is usage.seconds is usage.characters is call.estimated_input is call.estimated_output is None
+    ):
+        return None
+    return (
+        call.error or "",
+        -1 if (number := usage.images) is None else number,
+        -1 if (number := usage.seconds) is None else number,
+        -1 if (number := usage.characters) is None else number,
+        -1 if (number := call.estimated_input) is None else number,
+        -1 if (number := call.estimated_output) is None else number,
+        "" if usage.tools is None else _json(usage.tools).decode(),
+        "" if plain or components == _only(call.usage) else _json(components).decode(),
+        "" if call.tool_calls is None else _json(call.tool_calls).decode(),
+        _json(call.cost_reasons).decode() if call.cost_reasons else "",
+    )
+
+
+def from_row(row: Row) -> Call:
+    """One row of ``SELECT`` as the call that it was made from; an empty text and a usage without any count come back as None."""
+    value = dict(zip(_SELECTED, row, strict=True))
+    usage: Usage | None = Usage(
+        tools=None if value["tools"] is None else _counts(value["tools"]), **{name: value[name] for name in _USAGE_COUNTS}
+    )
+    if usage == _NO_USAGE:
+        usage = None
+    extra, components, tool_calls, reasons = value["tags_extra"], value["components"], value["tool_calls"], value["cost_reasons"]
+    return Call(
+        **{name: value[name] for name in _AS_IT_IS},
+        tags=Tags(extra={} if extra is None else _extra(extra), **{name: value[name] for name in _TAGS}),
+        streamed=bool(value["streamed"]),
+        batch=bool(value["batch"]),
+        usage=usage,
+        components=_only(usage) if components is None else _components(components),
+        tool_calls=None if tool_calls is None else _counts(tool_calls),
+        raw_usage=value["raw_usage"],
+        cost_reasons=() if reasons is None else _reasons(reasons),
+    )
+
+
+def within_range(call: Call) -> Call:
+    """
+    *call* as it can be kept: one whose counts or cost no column holds loses them, and ``cost_reasons`` says so.
+
+    ``raw_usage`` keeps what the provider reported.
+    """
+    counts = [getattr(call.usage, name) for name in _USAGE_COUNTS] if call.usage is not None else []
+    counts += [call.estimated_input, call.estimated_output]
+    if all(count is None or 0 <= count <= MAX_COUNT for count in counts) and 0 <= (call.cost_femto or 0) < 2**63:
+        return call
+    return msgspec.structs.replace(
+        call,
+        usage=None,
+        components=(),
+        estimated_input=None,
+        estimated_output=None,
+        cost_femto=None,
+        cost_status="unpriced",
+        cost_reasons=(*call.cost_reasons, "usage out of range"),
+        price=None,
+    )
+
+
+def _only(usage: Usage | None) -> tuple[Component, ...]:
+    return () if usage is None else (Component(usage=usage),)

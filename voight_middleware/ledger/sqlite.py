@@ -1,0 +1,364 @@
+"""The SQLite ledger: one file, no server, many reading processes and one that writes."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from voight_middleware.call import Call, Record, Settlement
+from voight_middleware.ledger.base import DIMENSIONS, ForeignLedger, LedgerError, Progress, Spend, UnknownDimension, Window
+from voight_middleware.ledger.schema import (
+    APPLICATION_ID,
+    INSERT_ALL,
+    INSERT_COMMON,
+    SELECT,
+    TABLES,
+    VERSION,
+    Row,
+    common_values,
+    extra_text,
+    from_row,
+    rare_values,
+    within_range,
+)
+
+BUSY_SECONDS = 30
+"""How long a statement waits for another process's transaction."""
+
+_TIMES = {"hour": "%Y-%m-%dT%H:00Z", "day": "%Y-%m-%d", "month": "%Y-%m"}
+# The unary plus keeps the planner on the scan of the time range: `GROUP BY user_id` would walk any index on it, ten times as long.
+_EXPRESSIONS = {
+    name: f"strftime('{_TIMES[name]}', occurred_at / 1000000, 'unixepoch')" if name in _TIMES else f"+{name}" for name in DIMENSIONS
+}
+
+# Costs are added up in two limbs: a sum of femto-dollars leaves SQLite's 64 bits at 9,223 USD.
+_LIMB = 1_000_000_000
+_HIGH, _LOW = f"SUM(cost_femto / {_LIMB})", f"SUM(cost_femto % {_LIMB})"
+_SUMS = (
+    f"COUNT(*), {_HIGH}, {_LOW}, SUM(cost_status = 'unpriced'), SUM(cost_status = 'partial'), "
+    "SUM(estimated_input IS NOT NULL OR estimated_output IS NOT NULL), SUM(outcome = 'error'), "
+    "SUM(input), SUM(audio_in), SUM(cache_read), SUM(cache_write), SUM(cache_write_5m), SUM(cache_write_1h), SUM(output), SUM(audio_out)"
+)
+_MOST_EXPENSIVE = f"{_HIGH} IS NULL, {_HIGH} + {_LOW} / {_LIMB} DESC, {_LOW} % {_LIMB} DESC, COUNT(*) DESC"
+
+_SETTLE = """
+UPDATE calls SET
+    user_id = COALESCE(user_id, ?), plan = COALESCE(plan, ?), tenant_id = COALESCE(tenant_id, ?),
+    route = COALESCE(route, ?), release = COALESCE(release, ?), session_id = COALESCE(session_id, ?),
+    tags_extra = COALESCE(json_patch(NULLIF(?, ''), COALESCE(tags_extra, '{}')), tags_extra),
+    attribution = ?
+WHERE call_id = ? AND attribution IN ('none', 'error')"""
+
+
+class SQLiteLedger:
+    """
+    Calls in one SQLite file. Used from one thread at a time, and by the process that opened it.
+
+    Args:
+        path: The file. With *create*, it and its folder are made where they are missing, for this user only.
+        create: False for reports: a ledger that is not there is an error.
+
+    Raises:
+        ForeignLedger: The file is no ledger.
+        LedgerError: The file cannot be opened, is damaged, was written by a newer version, or is missing and not to be created.
+    """
+
+    def __init__(self, path: Path, *, create: bool = True) -> None:
+        self.path = path
+        self.url = f"sqlite:///{path}"
+        if sqlite3.sqlite_version_info < (3, 37):
+            raise LedgerError(f"the ledger needs SQLite 3.37, and this Python has {sqlite3.sqlite_version}: use another build of Python")
+        try:
+            if create:
+                _make_file(path)
+            if not path.exists():
+                raise _missing(path)
+        except (OSError, ValueError) as error:
+            raise LedgerError(f"the ledger {path} cannot be opened ({error}): check the path and its permissions") from error
+        self._price_ids: dict[str, int] = {}
+        self._extra_keys: set[str] = set()
+        self.schema_version = 0
+        with _explained(path):
+            self._db = sqlite3.connect(
+                f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+            )
+        try:
+            with _explained(path):
+                self._prepare(create)
+        except BaseException:
+            self._db.close()
+            raise
+
+    def insert(self, records: Sequence[Record], progress: Progress | None = None) -> int:
+        """
+        Keep calls and apply settlements, in one transaction together with *progress*; answers how many calls were new.
+
+        Settlements are applied after all calls of *records*. A call with a count or cost that no column holds is kept without it, unpriced.
+
+        Raises:
+            ValueError: A record cannot be kept at all, and nothing of *records* was.
+        """
+        calls = [record for record in records if isinstance(record, Call)]
+        settlements = [record for record in records if isinstance(record, Settlement)]
+        with _explained(self.path):
+            try:
+                return self._insert(calls, settlements, progress)
+            except (OverflowError, sqlite3.IntegrityError):
+                calls = [within_range(call) for call in calls]
+            try:
+                return self._insert(calls, settlements, progress)
+            except (OverflowError, sqlite3.IntegrityError) as error:
+                raise ValueError(f"a call cannot be kept: {error}") from error
+
+    def progress(self, segment: str) -> int:
+        """The offset in bytes up to which *segment* has been ingested; 0 for an unknown one."""
+        with _explained(self.path):
+            row = self._db.execute("SELECT offset FROM segments WHERE name = ?", (segment,)).fetchone()
+        return row[0] if row else 0
+
+    def forget(self, segment: str) -> None:
+        """Drop the progress of a segment whose file is gone."""
+        with _explained(self.path):
+            self._db.execute("DELETE FROM segments WHERE name = ?", (segment,))
+
+    def spend(
+        self,
+        by: Sequence[str] = (),
+        where: Mapping[str, str | None] | None = None,
+        window: Window = Window(),
+        limit: int | None = None,
+    ) -> list[Spend]:
+        """
+        Calls added up by dimensions, the most expensive first (unpriced groups last, then by calls).
+
+        A value in *where* is compared exactly, ``*`` standing for any text; None means that the call has no value.
+
+        Raises:
+            UnknownDimension: A name in *by* or *where* is neither in ``DIMENSIONS`` nor an extra key of any call.
+        """
+        by = tuple(dict.fromkeys(by))
+        with _explained(self.path):
+            condition, where_values = self._condition(where or {}, window)
+            groups = [self._expression(name) for name in by]
+            columns = "".join(f"{sql}, " for sql, _ in groups)
+            positions = ", ".join(str(position) for position in range(1, len(by) + 1))
+            rows = self._db.execute(
+                f"SELECT {columns}{_SUMS} FROM calls WHERE {condition} "
+                + (f"GROUP BY {positions} ORDER BY {_MOST_EXPENSIVE}, {positions} LIMIT ?" if by else "LIMIT ?"),
+                (*(value for _, values in groups for value in values), *where_values, -1 if limit is None else limit),
+            ).fetchall()
+        return [_spend(by, row) for row in rows]
+
+    def calls(self, where: Mapping[str, str | None] | None = None, window: Window = Window()) -> Iterator[Call]:
+        """
+        Every call, the oldest first.
+
+        Raises:
+            UnknownDimension: As for ``spend``.
+        """
+        with _explained(self.path):
+            condition, values = self._condition(where or {}, window)
+            for row in self._db.execute(f"{SELECT} WHERE {condition} ORDER BY occurred_at, call_id", values):
+                yield from_row(row)
+
+    def extent(self) -> tuple[int, int] | None:
+        """When the oldest and the newest call happened, in microseconds since 1970 UTC; None for an empty ledger."""
+        with _explained(self.path):
+            oldest, newest = self._db.execute(
+                "SELECT (SELECT MIN(occurred_at) FROM calls), (SELECT MAX(occurred_at) FROM calls)"
+            ).fetchone()
+        return None if oldest is None else (oldest, newest)
+
+    def close(self) -> None:
+        """Release the connection; harmless when repeated."""
+        self._db.close()
+
+    def _prepare(self, create: bool) -> None:
+        # The tables first: another process that is making this ledger sets them and the id at once.
+        (tables,) = self._db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
+        application_id, version = self._identity()
+        if application_id != APPLICATION_ID:
+            if application_id or tables:
+                raise ForeignLedger(f"{self.path} is an SQLite file of another application, not a ledger: choose another path")
+            if not create:
+                raise _missing(self.path)
+            self._create()
+            application_id, version = self._identity()
+        if version > VERSION:
+            raise LedgerError(
+                f"the ledger {self.path} was written by a newer version (schema {version}, this one knows {VERSION}): "
+                "upgrade with pip install -U voight-middleware"
+            )
+        self.schema_version = version
+        self._db.execute("PRAGMA synchronous = NORMAL")
+
+    def _identity(self) -> tuple[int, int]:
+        (application_id,) = self._db.execute("PRAGMA application_id").fetchone()
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        return application_id, version
+
+    def _create(self) -> None:
+        deadline = time.monotonic() + BUSY_SECONDS
+        while True:  # the change to WAL answers "locked" at once where two processes try it at the same time
+            try:
+                self._db.execute("PRAGMA page_size = 8192")
+                self._db.execute("PRAGMA journal_mode = WAL")
+                break
+            except sqlite3.OperationalError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+        with self._transaction():
+            if self._identity()[0] != APPLICATION_ID:
+                for table in TABLES:
+                    self._db.execute(table)
+                self._db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                self._db.execute(f"PRAGMA user_version = {VERSION}")
+
+    @contextmanager
+    def _transaction(self) -> Generator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            self._price_ids.clear()
+            self._extra_keys.clear()
+            if self._db.in_transaction:  # SQLite has rolled back by itself after some errors, such as a full disk
+                self._db.execute("ROLLBACK")
+            raise
+
+    def _insert(self, calls: Sequence[Call], settlements: Sequence[Settlement], progress: Progress | None) -> int:
+        with self._transaction():
+            common: list[Row] = []
+            others: list[Row] = []
+            for call in calls:
+                values = common_values(call, None if call.price is None else self._price_id(call.price))
+                if (rare := rare_values(call)) is None:
+                    common.append(values)
+                else:
+                    others.append(values + rare)
+                if call.tags.extra:
+                    self._learn(call.tags.extra)
+            new = sum(self._db.executemany(sql, rows).rowcount for sql, rows in ((INSERT_COMMON, common), (INSERT_ALL, others)) if rows)
+            for settlement in settlements:
+                tags = settlement.tags
+                self._learn(tags.extra)
+                named = (tags.user_id, tags.plan, tags.tenant_id, tags.route, tags.release, tags.session_id)
+                values = (*named, extra_text(tags.extra), settlement.attribution)
+                self._db.executemany(_SETTLE, [(*values, call_id) for call_id in settlement.call_ids])
+            if progress is not None:
+                self._db.execute(
+                    "INSERT INTO segments (name, offset) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET offset = excluded.offset",
+                    (progress.segment, progress.offset),
+                )
+        return new
+
+    def _price_id(self, price: str) -> int:
+        if price not in self._price_ids:
+            self._db.execute("INSERT INTO prices (price) VALUES (?) ON CONFLICT DO NOTHING", (price,))
+            (price_id,) = self._db.execute("SELECT price_id FROM prices WHERE price = ?", (price,)).fetchone()
+            self._price_ids[price] = price_id
+        return self._price_ids[price]
+
+    def _learn(self, extra: Mapping[str, str]) -> None:
+        for key in extra:
+            if key not in self._extra_keys:
+                self._db.execute("INSERT INTO extra_keys (key) VALUES (?) ON CONFLICT DO NOTHING", (key,))
+                self._extra_keys.add(key)
+
+    def _expression(self, name: str) -> tuple[str, tuple[str, ...]]:
+        """The SQL of a dimension and the values bound in it; nothing of *name* ever becomes SQL."""
+        if name in _EXPRESSIONS:
+            return _EXPRESSIONS[name], ()
+        known = [key for (key,) in self._db.execute("SELECT key FROM extra_keys ORDER BY key") if _addressable(key)]
+        if name not in known:
+            extra = f"; extra keys in this ledger: {', '.join(known[:50])}" if known else "; no call in this ledger has an extra key"
+            raise UnknownDimension(f"there is no dimension {name!r}; choose from {', '.join(DIMENSIONS)}{extra}")
+        return "json_extract(tags_extra, ?)", (f'$."{name}"',)
+
+    def _condition(self, where: Mapping[str, str | None], window: Window) -> tuple[str, list[str | int]]:
+        terms, values = ["1"], list[str | int]()
+        for sql, bound in (("occurred_at >= ?", window.since), ("occurred_at < ?", window.until)):
+            if bound is not None:
+                terms.append(sql)
+                values.append(bound)
+        for name, value in where.items():
+            sql, bindings = self._expression(name)
+            values += bindings
+            if value is None:
+                terms.append(f"{sql} IS NULL")
+            elif "*" in value:
+                terms.append(f"{sql} GLOB ?")
+                values.append(value.replace("[", "[[]").replace("?", "[?]"))
+            else:
+                terms.append(f"{sql} = ?")
+                values.append(value)
+        return " AND ".join(terms), values
+
+
+def _spend(by: Sequence[str], row: Row) -> Spend:
+    calls, high, low, unpriced, partial, estimated, errors, *tokens = row[len(by) :]
+    text_in, audio_in, cache_read, cache_write, cache_write_5m, cache_write_1h, text_out, audio_out = tokens
+    written = _sum(cache_write, cache_write_5m, cache_write_1h)
+    return Spend(
+        dimensions=dict(zip(by, row, strict=False)),
+        calls=calls,
+        input_tokens=_sum(text_in, audio_in, cache_read, written),
+        cache_read_tokens=cache_read,
+        cache_write_tokens=written,
+        output_tokens=_sum(text_out, audio_out),
+        cost_femto=None if high is None else high * _LIMB + low,
+        unpriced_calls=unpriced or 0,
+        partial_calls=partial or 0,
+        estimated_calls=estimated or 0,
+        errors=errors or 0,
+    )
+
+
+def _sum(*counts: int | None) -> int | None:
+    known = [count for count in counts if count is not None]
+    return sum(known) if known else None
+
+
+def _addressable(key: str) -> bool:
+    """Whether SQLite's JSON paths can name *key*: they have no escape for a quote, and compare others as they are encoded."""
+    return key.isprintable() and '"' not in key and "\\" not in key
+
+
+def _make_file(path: Path) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+
+def _missing(path: Path) -> LedgerError:
+    return LedgerError(
+        f"there is no ledger at {path} yet: it appears with the first call that is kept (`voight doctor` says where calls go, "
+        "`voight demo` shows the whole line)"
+    )
+
+
+@contextmanager
+def _explained(path: Path) -> Generator[None]:
+    """Turn the engine's errors into ``LedgerError``, with what to do."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        name: str = getattr(error, "sqlite_errorname", "")
+        if name.startswith("SQLITE_NOTADB"):
+            raise ForeignLedger(f"{path} is no SQLite file, or an encrypted one: choose another path") from error
+        if name.startswith("SQLITE_CORRUPT"):
+            message = f"the ledger {path} is damaged ({error}): restore a copy, or move it aside and a new one is begun"
+        elif name.startswith("SQLITE_BUSY"):
+            message = f"the ledger {path} was locked by another process for {BUSY_SECONDS} seconds: find it with `fuser {path}`"
+        elif name.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM")):
+            message = f"the ledger {path} cannot be opened or written ({error}): check the permissions of the file and its folder"
+        elif name.startswith(("SQLITE_FULL", "SQLITE_IOERR")):
+            message = f"the ledger {path} cannot be written ({error}): free some disk space or choose another place"
+        else:
+            message = f"the ledger {path} failed: {error}"
+        raise LedgerError(message) from error

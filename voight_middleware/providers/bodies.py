@@ -1,0 +1,108 @@
+"""
+Bodies that the caller reads by hand: ``with_streaming_response``, and raw streams that are never parsed.
+
+The SDK makes no answer of them that could be looked at. What passes by is kept, and read once it has passed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from functools import partial
+from typing import Any
+
+MAX_BODY_BYTES = 32 * 1024 * 1024
+"""A longer body is let pass; its usage stays unknown."""
+
+
+class Body:
+    """One body, as it passes by."""
+
+    __slots__ = ("_answer", "_kept", "_size", "ended", "error")
+
+    def __init__(self, response: Any) -> None:
+        self.ended = False
+        """Whether all of it has passed."""
+        self.error: BaseException | None = None
+        """What broke it off."""
+        self._answer = partial(type(response), response.status_code, headers=response.headers)
+        self._kept: list[bytes] | None = []
+        self._size = 0
+
+    def forget(self) -> None:
+        """Keep nothing: the answer is seen in another way."""
+        self._kept = None
+
+    def take(self, part: bytes) -> None:
+        """A part is passing by."""
+        if self._kept is not None:
+            self._size += len(part)
+            self._kept.append(part)
+            if self._size > MAX_BODY_BYTES:
+                self._kept = None
+
+    def content(self) -> bytes:
+        """What has passed, with its content encoding undone; empty for one that was too long."""
+        return self._answer(content=b"".join(self._kept)).content if self._kept else b""  # type: ignore[no-any-return]
+
+    def events(self) -> Iterator[Any]:
+        """The server-sent events in it."""
+        for line in self.content().splitlines():
+            if line.startswith(b"data:") and line[5:].lstrip().startswith(b"{"):
+                yield json.loads(line[5:], object_hook=_Event)
+
+
+class _Event(dict[str, Any]):
+    """An event's JSON, to be read as the SDK's own event is."""
+
+    __getattr__ = dict.get
+
+
+class Passing:
+    """The parts of a body, on their way to the caller."""
+
+    __slots__ = ("_body", "_next")
+
+    def __init__(self, parts: Iterator[bytes], body: Body) -> None:
+        self._next = parts.__next__
+        self._body = body
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        try:
+            part = self._next()
+        except StopIteration:
+            self._body.ended = True
+            raise
+        except BaseException as error:
+            self._body.error = error
+            raise
+        self._body.take(part)
+        return part
+
+
+class AsyncPassing:
+    """The parts of a body, on their way to an asynchronous caller."""
+
+    __slots__ = ("_body", "_next")
+
+    def __init__(self, parts: AsyncIterator[bytes], body: Body) -> None:
+        self._next = parts.__anext__
+        self._body = body
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            part = await self._next()
+        except StopAsyncIteration:
+            self._body.ended = True
+            raise
+        except BaseException as error:
+            self._body.error = error
+            raise
+        self._body.take(part)
+        return part

@@ -1,0 +1,1 @@
+"""Reports: one module per question. They read the ledger, and nothing else."""
