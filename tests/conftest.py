@@ -1,13 +1,19 @@
 """Fixtures that tests of more than one room use."""
 
+import os
+import subprocess
+import sys
+import textwrap
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import uvicorn
+
+from voight_middleware.call import Call, new_call_id
 
 
 @pytest.fixture(scope="session")
@@ -51,3 +57,68 @@ def serve() -> Iterator[Serve]:
     serving = Serve()
     yield serving
     serving.stop()
+
+
+@pytest.fixture(scope="session")
+def new_call() -> Callable[..., Call]:
+    """Makes a finished call as the gate would, of a model with a known price."""
+
+    def make(**values: Any) -> Call:
+        defaults: dict[str, Any] = {
+            "call_id": new_call_id(),
+            "occurred_at": time.time_ns() // 1000,
+            "provider": "openai",
+            "endpoint": "chat",
+            "model": "gpt-5-nano",
+            "raw_usage": '{"prompt_tokens":10,"completion_tokens":2}',
+        }
+        return Call(**(defaults | values))
+
+    return make
+
+
+class Scripts:
+    """Runs Python source in processes of their own, metering into one ledger; none outlives the test."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.ledger = folder / "scripts" / "ledger.db"
+        self.journal = folder / "scripts" / "ledger.db.journal"
+        self._started: list[subprocess.Popen[str]] = []
+
+    def start(self, source: str, *arguments: str) -> "subprocess.Popen[str]":
+        """Begin to run *source*; its standard input and output are pipes."""
+        path = self.folder / f"script_{len(self._started)}.py"
+        path.write_text(textwrap.dedent(source))
+        environ = {name: value for name, value in os.environ.items() if not name.startswith("VOIGHT_")}
+        process = subprocess.Popen(
+            [sys.executable, "-W", "ignore::DeprecationWarning", str(path), *arguments],
+            env={**environ, "VOIGHT_LEDGER": str(self.ledger)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._started.append(process)
+        return process
+
+    def run(self, source: str, *arguments: str) -> str:
+        """Run *source* to its end; answers what it printed, and fails the test if it failed."""
+        process = self.start(source, *arguments)
+        output, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+        assert "Traceback" not in errors, errors
+        return output
+
+    def stop(self) -> None:
+        for process in self._started:
+            process.kill()
+            process.communicate()
+
+
+@pytest.fixture
+def scripts(tmp_path: Path) -> Iterator[Scripts]:
+    """Runs scripts in processes of their own, all on one ledger."""
+    running = Scripts(tmp_path)
+    yield running
+    running.stop()

@@ -18,7 +18,7 @@ import msgspec
 
 from voight_middleware.call import Call, Record
 from voight_middleware.journal import Election, Segment, decode, reject, segments
-from voight_middleware.ledger import Ledger, Progress, open_ledger
+from voight_middleware.ledger import Ledger, LedgerError, Progress, open_ledger
 from voight_middleware.pricing import PriceBook, price
 from voight_middleware.usage import Component, Usage, UsageError, read_usage
 
@@ -33,6 +33,15 @@ _decode_usage = msgspec.json.Decoder(dict[str, Any]).decode
 
 def complete(call: Call, book: PriceBook) -> None:
     """Fill in usage and cost of a call as it came from the journal. What cannot be read becomes a reason, never an exception."""
+    call.components, call.usage, call.price, call.cost_reasons = (), None, None, ()
+    try:
+        _complete(call, book)
+    except Exception as error:  # one call that nobody has thought of must not stop the others
+        call.components, call.usage, call.price = (), None, None
+        call.cost_femto, call.cost_status, call.cost_reasons = None, "unpriced", (f"cannot be priced: {type(error).__name__}: {error}",)
+
+
+def _complete(call: Call, book: PriceBook) -> None:
     speed: str | None = None
     if call.raw_usage is not None:
         try:
@@ -94,7 +103,8 @@ class Ingester:
     """Whether to let other threads run after every few records: inside an application, yes."""
     rejected: int = 0
     _book: PriceBook | None = None
-    _failed: set[str] = field(default_factory=set)
+    _set_aside: set[tuple[str, int]] = field(default_factory=set)
+    """Lines that were rejected, by segment and position: a batch that the ledger refuses is read again, and they with it."""
 
     @property
     def book(self) -> PriceBook:
@@ -108,9 +118,18 @@ class Ingester:
         Bring in everything that is there; answers how many records were read.
 
         Raises:
-            LedgerError: The ledger refused; nothing is lost, the journals stay.
+            LedgerError: The ledger refused, or a segment cannot be read; nothing is lost, the journals stay.
         """
-        return sum(self._segment(segment) for segment in segments(self.folder))
+        count = 0
+        unreadable: OSError | None = None
+        for segment in segments(self.folder):
+            try:
+                count += self._segment(segment)
+            except OSError as error:
+                unreadable = error
+        if unreadable is not None:
+            raise LedgerError(f"a journal in {self.folder} cannot be read or deleted ({unreadable}): check its owner and permissions")
+        return count
 
     def _segment(self, segment: Segment) -> int:
         offset = self.ledger.progress(segment.name)
@@ -120,44 +139,52 @@ class Ingester:
             while data := segment.read(offset, _READ_BYTES):
                 for lines in _batches(data.splitlines(keepends=True)):
                     offset += sum(map(len, lines))
-                    self._insert([line for line in lines if line != b"\n"], Progress(segment.name, offset))
+                    self._insert(lines, Progress(segment.name, offset))
                     count += len(lines)
             if dead:
                 if torn := segment.tail(offset):
-                    self._reject(torn)
+                    self._reject(torn, segment.name, offset)
                 segment.delete()
         if dead:
             self.ledger.forget(segment.name)
+            self._set_aside = {line for line in self._set_aside if line[0] != segment.name}
         return count
 
     def _insert(self, lines: list[bytes], progress: Progress) -> None:
         records: list[Record] = []
-        sources: list[bytes] = []
+        sources: list[tuple[bytes, int]] = []
+        position = progress.offset - sum(map(len, lines))
         for index, line in enumerate(lines):
+            start, position = position, position + len(line)
+            if line == b"\n":
+                continue
             try:
                 record = decode(line)
             except (msgspec.DecodeError, UnicodeDecodeError):
-                self._reject(line)
+                self._reject(line, progress.segment, start)
                 continue
             if isinstance(record, Call):
                 complete(record, self.book)
             records.append(record)
-            sources.append(line)
+            sources.append((line, start))
             if self.gentle and index % _SLICE == _SLICE - 1:
                 time.sleep(0)
         try:
             self.ledger.insert(records, progress)
         except (ValueError, OverflowError):  # one record that no engine can hold must not stop the others
-            for record, line in zip(records, sources, strict=True):
+            for record, (line, start) in zip(records, sources, strict=True):
                 try:
                     self.ledger.insert([record])
                 except (ValueError, OverflowError):
-                    self._reject(line)
+                    self._reject(line, progress.segment, start)
             self.ledger.insert([], progress)
         if self.delivered is not None:
             self.delivered([record for record in records if isinstance(record, Call)])
 
-    def _reject(self, line: bytes) -> None:
+    def _reject(self, line: bytes, segment: str, position: int) -> None:
+        if (segment, position) in self._set_aside:
+            return
+        self._set_aside.add((segment, position))
         self.rejected += 1
         reject(self.folder, line)
         logger.warning("a journal line that is no record was set aside in %s", self.folder / "rejected.jsonl")

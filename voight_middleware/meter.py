@@ -215,6 +215,7 @@ class _Background:
         from voight_middleware.ledger import LedgerError
 
         meter = self._meter
+        held = meter.held()
         done = False
         try:
             meter.journal.retry()
@@ -224,19 +225,28 @@ class _Background:
         except LedgerError as error:
             meter.counters["ledger_errors"] += 1
             complain(f"calls stay in the journal for now: {error}")
+            self._close_ledger()  # whatever was wrong with it, the next round opens it anew
         except Exception as error:
             meter.note(error)
-        if not done and meter.listeners:
-            self._deliver_held()
+        if held:
+            self._deliver(held)
         return done
 
     def _elected(self) -> Ingester:
         from voight_middleware.ingest import Ingester
 
+        ledger = self._open()
         if self._ingester is None:
             meter = self._meter
-            self._ingester = Ingester(self._open(), meter.settings.journal, meter.deliver if meter.listeners else None)
+            self._ingester = Ingester(ledger, meter.settings.journal, meter.deliver if meter.listeners else None)
+        self._ingester.ledger = ledger
         return self._ingester
+
+    def _close_ledger(self) -> None:
+        ledger, self._ledger = self._ledger, None
+        if ledger is not None:
+            with contextlib.suppress(Exception):
+                ledger.close()
 
     def _open(self) -> Ledger:
         from voight_middleware.ledger import open_ledger
@@ -256,13 +266,17 @@ class _Background:
         except LedgerError:
             return False
 
-    def _deliver_held(self) -> None:
-        """Where another process ingests, or the ledger refuses: complete this process's calls for its listeners here."""
+    def _deliver(self, held: list[Call]) -> None:
+        """
+        Complete calls of this process for its listeners that this round has not delivered: where another process ingests or has ingested
+        them, or where the ledger refuses.
+        """
         from voight_middleware.ingest import complete
         from voight_middleware.pricing import PriceBook
 
         try:
-            held = self._meter.held()
+            unheard = {call.call_id for call in self._meter.held()}
+            held = [call for call in held if call.call_id in unheard]
             if held and self._book is None:
                 self._book = PriceBook()
             for call in held:

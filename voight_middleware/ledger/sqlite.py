@@ -89,6 +89,7 @@ class SQLiteLedger:
         try:
             with _explained(path):
                 self._prepare(create)
+            self._file = _file_at(path)
         except BaseException:
             self._db.close()
             raise
@@ -104,6 +105,8 @@ class SQLiteLedger:
         """
         calls = [record for record in records if isinstance(record, Call)]
         settlements = [record for record in records if isinstance(record, Settlement)]
+        if _file_at(self.path) != self._file:  # SQLite would go on writing into the file that was moved away or deleted
+            raise LedgerError(f"the ledger {self.path} was moved or deleted under way: it is begun anew at the next try")
         with _explained(self.path):
             try:
                 return self._insert(calls, settlements, progress)
@@ -328,6 +331,14 @@ def _sum(*counts: int | None) -> int | None:
 def _addressable(key: str) -> bool:
     """Whether SQLite's JSON paths can name *key*: they have no escape for a quote, and compare others as they are encoded."""
     return key.isprintable() and '"' not in key and "\\" not in key
+
+
+def _file_at(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _make_file(path: Path) -> None:

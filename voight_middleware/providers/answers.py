@@ -71,8 +71,8 @@ def read_answer(body: bytes) -> Answer:
         return _read_strictly(body)
     except msgspec.ValidationError:  # a compatible server's own idea of an id or a tier must not cost the usage
         plain = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-        text = {name: text_or_none(msgspec.json.decode(plain.get(name, NULL))) for name in ("id", "model", "service_tier")}
-        return Answer(**text, usage=plain.get("usage", NULL))
+        identity, model, tier = (text_or_none(msgspec.json.decode(plain.get(name, NULL))) for name in ("id", "model", "service_tier"))
+        return Answer(identity, model, tier, plain.get("usage", NULL))
 
 
 def text_or_none(value: object) -> str | None:

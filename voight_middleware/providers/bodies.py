@@ -7,7 +7,7 @@ The SDK makes no answer of them that could be looked at. What passes by is kept,
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -25,7 +25,8 @@ class Body:
         """Whether all of it has passed."""
         self.error: BaseException | None = None
         """What broke it off."""
-        self._answer = partial(type(response), response.status_code, headers=response.headers)
+        make: Callable[..., Any] = type(response)
+        self._answer = partial(make, response.status_code, headers=response.headers)
         self._kept: list[bytes] | None = []
         self._size = 0
 
@@ -43,7 +44,7 @@ class Body:
 
     def content(self) -> bytes:
         """What has passed, with its content encoding undone; empty for one that was too long."""
-        return self._answer(content=b"".join(self._kept)).content if self._kept else b""  # type: ignore[no-any-return]
+        return bytes(self._answer(content=b"".join(self._kept)).content) if self._kept else b""
 
     def events(self) -> Iterator[Any]:
         """The server-sent events in it."""

@@ -25,7 +25,7 @@ from voight_middleware.providers import anthropic as anthropic_readers
 from voight_middleware.providers import openai as openai_readers
 from voight_middleware.providers.answers import Answer, Endpoint, StreamReader, estimate_tokens, kept
 from voight_middleware.providers.bodies import Body
-from voight_middleware.providers.streams import AsyncTap, Ending, Tap, watch_close
+from voight_middleware.providers.streams import AsyncTap, Ending, Tap, quietly, watch_close
 from voight_middleware.tags import NOBODY, Frame, complain, current_frame
 
 T = TypeVar("T")
@@ -187,8 +187,7 @@ def _sync_request(original: Callable[..., Any], sdk: str, endpoints: Mapping[str
                 try:
                     return original(self, cast_to, tried, stream=stream, stream_cls=stream_cls)
                 except BaseException as error:
-                    if not entry.may_go_without_usage(error):
-                        entry.failed(error)
+                    if not _goes_on(entry, error):
                         raise
         finally:
             _entry.set(outer)
@@ -214,8 +213,7 @@ def _async_request(original: Callable[..., Any], sdk: str, endpoints: Mapping[st
                 try:
                     return await original(self, cast_to, tried, stream=stream, stream_cls=stream_cls)
                 except BaseException as error:
-                    if not entry.may_go_without_usage(error):
-                        entry.failed(error)
+                    if not _goes_on(entry, error):
                         raise
         finally:
             _entry.set(outer)
@@ -228,13 +226,32 @@ def _enter(client: Any, sdk: str, endpoints: Mapping[str, Endpoint], options: An
     try:
         if options.method.lower() != "post":
             return None
-        endpoint = endpoints.get(options.url) or endpoints.get(options.url.partition("?")[0])
+        endpoint = endpoints.get(options.url) or endpoints.get("/" + options.url.partition("?")[0].lstrip("/"))
         if endpoint is None or not current_meter().settings.enabled:
             return None
         return Entry(client, sdk, endpoint, options, stream)
     except Exception as error:
         note(error)
         return None
+
+
+def _attempts(error: BaseException) -> int:
+    """How often a request was sent that failed; the SDK says it in a header of the last one."""
+    try:
+        return 1 + int(error.request.headers["x-stainless-retry-count"])  # type: ignore[attr-defined]
+    except Exception:
+        return 1
+
+
+def _goes_on(entry: Entry, error: BaseException) -> bool:
+    """Whether a request that failed is sent once more; otherwise it is a call that has failed."""
+    try:
+        if entry.may_go_without_usage(error):
+            return True
+        entry.failed(error)
+    except Exception as ours:
+        note(ours)
+    return False
 
 
 class Entry:
@@ -294,15 +311,11 @@ class Entry:
         """Whether a server refused our ``stream_options``: then the caller's own request is sent once more, as he wrote it."""
         if not self.asked_for_usage or getattr(error, "status_code", None) not in (400, 422):
             return False
-        try:
-            if "stream_options" not in str(error):
-                return False
-            self.asked_for_usage = False
-            _refusing_usage.add(self.host)
-            complain("a server refused stream_options.include_usage; its streams are metered by estimate")
-        except Exception as ours:
-            note(ours)
+        if "stream_options" not in str(error):
             return False
+        self.asked_for_usage = False
+        _refusing_usage.add(self.host)
+        quietly(complain, "a server refused stream_options.include_usage; its streams are metered by estimate")
         return True
 
     def answered(self, answer: Answer, outcome: str = "ok", **more: Any) -> None:
@@ -335,19 +348,14 @@ class Entry:
         """The request raised; answers that it got before are metered already."""
         if self._answers:
             return
-        try:
-            status = getattr(error, "status_code", None)
-            headers = getattr(getattr(error, "request", None), "headers", None) or {}
-            retries = str(headers.get("x-stainless-retry-count", "0"))
-            self.answered(
-                Answer(),
-                "error" if isinstance(error, Exception) else "cancelled",
-                error=type(error).__name__,
-                http_status=status if isinstance(status, int) else None,
-                attempts=1 + int(retries) if retries.isdigit() else 1,
-            )
-        except Exception as ours:
-            note(ours)
+        status = getattr(error, "status_code", None)
+        self.answered(
+            Answer(),
+            "error" if isinstance(error, Exception) else "cancelled",
+            error=type(error).__name__,
+            http_status=status if isinstance(status, int) else None,
+            attempts=_attempts(error),
+        )
 
     # -- exit ------------------------------------------------------------------------------------------------------------------
 
@@ -428,7 +436,7 @@ class Entry:
 
         def closed() -> None:
             if ending is not None and not tapped:
-                _quietly(self._read_by_hand, body, ending)
+                self._read_by_hand(body, ending)
 
         def taken(stream: Any) -> Any:
             nonlocal tapped
@@ -436,7 +444,7 @@ class Entry:
                 tapped = True
                 result.__dict__.pop("parse", None)  # it refers to *result*
                 body.forget()
-                _quietly(self._tap, response, stream, retries)
+                quietly(self._tap, response, stream, retries)
             return stream
 
         def parse_and_tap(*args: Any, **kwargs: Any) -> Any:
@@ -471,14 +479,7 @@ class Entry:
             else:
                 self.answered(Answer(), "aborted", http_status=status, attempts=retries + 1)
 
-        watch_close(response, lambda: _quietly(closed), body)
-
-
-def _quietly(function: Callable[..., None], *args: Any) -> None:
-    try:
-        function(*args)
-    except Exception as error:
-        note(error)
+        watch_close(response, closed, body)
 
 
 _entry: ContextVar[Entry | None] = ContextVar("voight_entry", default=None)

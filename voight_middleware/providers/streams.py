@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Generic, TypeVar
 
+from voight_middleware.meter import note
 from voight_middleware.providers.answers import StreamReader
 from voight_middleware.providers.bodies import AsyncPassing, Body, Passing
 
@@ -24,6 +25,14 @@ Report = Callable[[StreamReader, str, BaseException | None, int | None], None]
 Told once how a stream ended: its reader, the outcome, the caller's exception, and when the first event came
 (``time.perf_counter_ns``).
 """
+
+
+def quietly(function: Callable[..., object], *args: Any) -> None:
+    """Call *function*; an error in it is ours, and not the caller's."""
+    try:
+        function(*args)
+    except Exception as error:
+        note(error)
 
 
 class Ending:
@@ -90,23 +99,27 @@ class Tap(Generic[T]):
     def __next__(self) -> T:
         ending = self._ending
         ending.inside = True
-        try:
-            event = self._next()
+        while True:
+            try:
+                event = self._next()
+            except StopIteration:
+                quietly(ending.exhausted)
+                raise
+            except BaseException as error:
+                quietly(ending.failed, error)
+                raise
             if ending.first_event is None:
                 ending.first_event = time.perf_counter_ns()
-            while self._see(event):
-                event = self._next()
-        except StopIteration:
-            ending.exhausted()
-            raise
-        except BaseException as error:
-            ending.failed(error)
-            raise
-        ending.inside = False
-        return event
+            try:
+                if self._see(event):
+                    continue
+            except Exception as fault:
+                note(fault)
+            ending.inside = False
+            return event
 
     def __del__(self) -> None:
-        self._ending.dropped()
+        quietly(self._ending.dropped)
 
 
 class AsyncTap(Generic[T]):
@@ -125,23 +138,27 @@ class AsyncTap(Generic[T]):
     async def __anext__(self) -> T:
         ending = self._ending
         ending.inside = True
-        try:
-            event = await self._next()
+        while True:
+            try:
+                event = await self._next()
+            except StopAsyncIteration:
+                quietly(ending.exhausted)
+                raise
+            except BaseException as error:
+                quietly(ending.failed, error)
+                raise
             if ending.first_event is None:
                 ending.first_event = time.perf_counter_ns()
-            while self._see(event):
-                event = await self._next()
-        except StopAsyncIteration:
-            ending.exhausted()
-            raise
-        except BaseException as error:
-            ending.failed(error)
-            raise
-        ending.inside = False
-        return event
+            try:
+                if self._see(event):
+                    continue
+            except Exception as fault:
+                note(fault)
+            ending.inside = False
+            return event
 
     def __del__(self) -> None:
-        self._ending.dropped()
+        quietly(self._ending.dropped)
 
 
 def watch_close(response: Any, closed: Callable[[], None], body: Body | None = None) -> None:
@@ -191,7 +208,7 @@ class _Closing:
     def _tell(self) -> None:
         closed, self._closed = self._closed, None
         if closed is not None:
-            closed()
+            quietly(closed)
 
 
 _closing_classes: dict[tuple[type, type], Any] = {}

@@ -1,305 +1,389 @@
 """
-The loopback provider: a real HTTP server on 127.0.0.1 that speaks the wire formats of OpenAI and Anthropic, for the demo, the
-examples and the tests.
+The loopback provider: a real HTTP server that speaks the wire formats of OpenAI and Anthropic, for tests and demonstrations.
 
-It serves chat completions, responses, embeddings and messages, as JSON and as server-sent events. The usage of an answer follows
-from the text of the question. It keeps its own count of what it reported, by the marker ``[user:ID]`` in the question. Faults are
-asked for by request headers, which the SDKs send from ``extra_headers``:
+It answers ``POST /v1/chat/completions``, ``/v1/responses``, ``/v1/embeddings`` and ``/v1/messages``, whole or streamed, and keeps
+its own count of what it has reported. A request asks for a fault with a header, through the SDKs' ``extra_headers``:
 
-=================================  ====================================================================================
-``x-loopback-status``              answer with this error status
-``x-loopback-status-times``        only the first so many times, counted by ``x-loopback-key``
-``x-loopback-delay-ms``            wait before the answer
-``x-loopback-chunk-delay-ms``      wait before every event
-``x-loopback-chunks``              stream so many content chunks (12)
-``x-loopback-cut-after``           break the connection after so many events
-``x-loopback-end-after``           end the stream after so many events, in order, without its last ones
-``x-loopback-no-usage``            leave usage out
-``x-loopback-usage``               report this usage object (JSON)
-``x-loopback-reject``              answer 400 where the request has this field
-=================================  ====================================================================================
+=============================== ================================================================================================
+``x-loopback-status: 429``      an error of this status; with ``x-loopback-status-times: N`` only for the first N requests that
+                                have the same ``x-loopback-key``
+``x-loopback-delay-ms``         wait before the answer
+``x-loopback-chunk-delay-ms``   wait before each event
+``x-loopback-chunks: N``        stream the text in N pieces (12)
+``x-loopback-cut-after: N``     close the socket after N events; in the middle of an answer that is not streamed
+``x-loopback-end-after: N``     end the stream cleanly after N events
+``x-loopback-no-usage: 1``      report no usage
+``x-loopback-usage: {…}``       report this usage
+``x-loopback-reject: NAME``     refuse the request if it has this parameter, as servers do that do not know ``stream_options``
+=============================== ================================================================================================
+
+An application that does not pass headers on can be given the same in the prompt, in brackets: ``[x-loopback-status: 500]``.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import collections
-import contextlib
-import json
 import re
+import socket
+import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, Self
+import uuid
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, astuple, dataclass, field, replace
+from typing import Any, Literal, Self
+
+import msgspec
+
+from voight_middleware.testing import wire
+from voight_middleware.testing.wire import Answer, Options, Refusal
 
 try:
     import uvicorn
     from starlette.applications import Starlette
     from starlette.requests import Request
-    from starlette.responses import JSONResponse, Response, StreamingResponse
+    from starlette.responses import JSONResponse, Response
     from starlette.routing import Route
+    from starlette.types import Receive, Scope, Send
 except ImportError as error:
-    raise ImportError("the loopback provider needs Starlette and uvicorn: pip install 'voight-middleware[testing]'") from error
+    raise ImportError("the loopback provider needs starlette and uvicorn: pip install 'voight-middleware[testing]'") from error
 
-from voight_middleware.testing import wire
-from voight_middleware.testing.wire import Question
-from voight_middleware.usage import read_usage
+KEPT_REQUESTS = 1000
+_START_SECONDS = 10.0
 
-_MARKER = re.compile(r"\[user:([^\]]*)\]")
-
-
-class _Cut(Exception):
-    """Raised inside an answer to make the server drop the connection."""
+_USER = re.compile(r"\[user:([^\]]+)\]")
+_IN_PROMPT = re.compile(r"\[(x-loopback-[a-z-]+): *([^\]]+)\]")
+_MESSAGES = {
+    401: "Incorrect API key provided.",
+    429: "Rate limit reached for requests per min (RPM): Limit 500, Used 500, Requested 1. Please try again in 1ms.",
+    500: "The server had an error while processing your request. Sorry about that!",
+    503: "The engine is currently overloaded, please try again later.",
+    529: "Overloaded",
+}
+_CODES = {401: "invalid_api_key", 404: "model_not_found", 429: "rate_limit_exceeded"}
+_ENDPOINTS: Mapping[str, Callable[[dict[str, Any], Options], Answer]] = {
+    "/v1/chat/completions": wire.chat,
+    "/v1/responses": wire.responses,
+    "/v1/embeddings": wire.embeddings,
+    "/v1/messages": wire.messages,
+}
 
 
 @dataclass(slots=True)
-class UserCount:
-    """What was reported to one user's calls; tokens as the provider bills them, cached ones included in the input."""
+class Count:
+    """What the provider counted for one user; tokens as it reported them, in tokens."""
 
     calls: int = 0
+    """HTTP requests, retries of an SDK included."""
+    completed: int = 0
+    """Answers whose final usage (or last byte, where none is reported) was written to the socket."""
+    broken: int = 0
+    """Answers that were cut, ended too early, or left by the client."""
+    errors: int = 0
     input_tokens: int = 0
+    """All input of completed answers, cached and written tokens included."""
     cached_tokens: int = 0
+    """The part of the input that was read from the cache."""
     output_tokens: int = 0
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Counts:
-    """The provider's own count. A call is counted when its usage has been written to the socket."""
+    """The provider's own count, by the ``[user:ID]`` in the prompt; ``-`` where there was none."""
 
-    by_user: dict[str, UserCount] = field(default_factory=dict)
-    broken: dict[str, int] = field(default_factory=dict)
-    """Streams that ended before their usage, by user."""
-    errors: int = 0
+    by_user: Mapping[str, Count]
 
     @property
-    def total(self) -> UserCount:
+    def total(self) -> Count:
         """All users together."""
-        rows = self.by_user.values()
-        return UserCount(
-            calls=sum(row.calls for row in rows),
-            input_tokens=sum(row.input_tokens for row in rows),
-            cached_tokens=sum(row.cached_tokens for row in rows),
-            output_tokens=sum(row.output_tokens for row in rows),
-        )
+        rows = [astuple(count) for count in self.by_user.values()]
+        return Count(*map(sum, zip(*rows, strict=True)))
+
+
+class _Faults(msgspec.Struct, rename=lambda name: f"x-loopback-{name.replace('_', '-')}"):
+    status: int | None = None
+    status_times: int | None = None
+    key: str = ""
+    delay_ms: float = 0
+    chunk_delay_ms: float = 0
+    chunks: int = 12
+    cut_after: int | None = None
+    end_after: int | None = None
+    no_usage: Literal[0, 1] = 0
+    usage: str | None = None
+    reject: str | None = None
+
+
+@dataclass(slots=True)
+class _Books:
+    """The provider's own count, and what it received."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    users: defaultdict[str, Count] = field(default_factory=lambda: defaultdict(Count))
+    failed: Counter[str] = field(default_factory=Counter)
+    requests: deque[Any] = field(default_factory=lambda: deque(maxlen=KEPT_REQUESTS))
+
+    def received(self, user: str, body: Any) -> None:
+        with self.lock:
+            self.users[user].calls += 1
+            self.requests.append(body)
+
+    def still_failing(self, key: str, times: int | None) -> bool:
+        with self.lock:
+            self.failed[key] += 1
+            return times is None or self.failed[key] <= times
+
+    def refused(self, user: str) -> None:
+        with self.lock:
+            self.users[user].errors += 1
+
+    def broke(self, user: str) -> None:
+        with self.lock:
+            self.users[user].broken += 1
+
+    def completed(self, user: str, usage: Any) -> None:
+        read, cached, output = _tokens(usage)
+        with self.lock:
+            count = self.users[user]
+            count.completed += 1
+            count.input_tokens += read
+            count.cached_tokens += cached
+            count.output_tokens += output
+
+    def counts(self) -> Counts:
+        with self.lock:
+            return Counts({user: replace(count) for user, count in sorted(self.users.items())})
+
+    def reset(self) -> None:
+        with self.lock:
+            self.users.clear()
+            self.failed.clear()
+            self.requests.clear()
 
 
 class LoopbackProvider:
     """
-    The provider as a context manager, served from a thread of this process::
+    The loopback provider in a background thread, on a free port of 127.0.0.1::
 
         with LoopbackProvider() as provider:
-            client = OpenAI(api_key="any", base_url=provider.openai_base_url)
+            client = OpenAI(base_url=provider.openai_base_url, api_key="any")
     """
 
     def __init__(self, port: int = 0) -> None:
-        self.requests: collections.deque[Mapping[str, Any]] = collections.deque(maxlen=1000)
-        """The bodies of the last thousand requests."""
-        self._counts = Counts()
-        self._lock = threading.Lock()
-        self._failures: collections.Counter[str] = collections.Counter()
-        routes = [
-            Route("/v1/chat/completions", self._chat, methods=["POST"]),
-            Route("/v1/responses", self._responses, methods=["POST"]),
-            Route("/v1/embeddings", self._embeddings, methods=["POST"]),
-            Route("/v1/messages", self._messages, methods=["POST"]),
-            Route("/_loopback/counts", self._show_counts),
-        ]
-        self.app = Starlette(routes=routes)
-        config = uvicorn.Config(
-            self.app, host="127.0.0.1", port=port, log_config=None, log_level="critical", access_log=False, lifespan="off"
+        self._books = _Books()
+        self._socket = socket.socket()
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._socket.bind(("127.0.0.1", port))
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        """Without a path."""
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                _app(self._books),
+                lifespan="off",
+                ws="none",
+                log_config=None,
+                log_level="critical",
+                access_log=False,
+                timeout_keep_alive=300,
+                timeout_graceful_shutdown=1,
+            )
         )
-        self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, name="loopback-provider", daemon=True)
-
-    @property
-    def url(self) -> str:
-        """Where it is served."""
-        return f"http://127.0.0.1:{self._server.servers[0].sockets[0].getsockname()[1]}"
+        self._thread = threading.Thread(target=self._server.run, args=([self._socket],), name="loopback-provider", daemon=True)
 
     @property
     def openai_base_url(self) -> str:
-        """For ``OpenAI(base_url=…)`` or ``OPENAI_BASE_URL``."""
+        """For ``OpenAI(base_url=…)``, or ``OPENAI_BASE_URL``."""
         return f"{self.url}/v1"
 
     @property
     def anthropic_base_url(self) -> str:
-        """For ``Anthropic(base_url=…)`` or ``ANTHROPIC_BASE_URL``."""
+        """For ``Anthropic(base_url=…)``, or ``ANTHROPIC_BASE_URL``."""
         return self.url
 
-    def __enter__(self) -> Self:
+    @property
+    def requests(self) -> list[Any]:
+        """The bodies of the last 1000 requests, the oldest first."""
+        with self._books.lock:
+            return list(self._books.requests)
+
+    def counts(self) -> Counts:
+        """What was counted so far."""
+        return self._books.counts()
+
+    def reset(self) -> None:
+        """Forget what was counted and received."""
+        self._books.reset()
+
+    def start(self) -> None:
+        """
+        Start to answer.
+
+        Raises:
+            RuntimeError: The server did not start within ten seconds.
+        """
         self._thread.start()
+        deadline = time.monotonic() + _START_SECONDS
         while not self._server.started:
-            if not self._thread.is_alive():
+            if time.monotonic() > deadline or not self._thread.is_alive():
                 raise RuntimeError("the loopback provider did not start")
             time.sleep(0.005)
+
+    def stop(self) -> None:
+        """Stop to answer; streams that are still running are cut."""
+        self._server.should_exit = True
+        self._thread.join(_START_SECONDS)
+        self._socket.close()
+
+    def serve(self) -> None:
+        """Answer in this thread until the process is interrupted."""
+        self._server.run([self._socket])
+
+    def __enter__(self) -> Self:
+        self.start()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._server.should_exit = True
-        self._server.force_exit = True
-        self._thread.join(5)
-
-    def counts(self) -> Counts:
-        """What it has reported so far."""
-        with self._lock:
-            by_user = {user: UserCount(**asdict(row)) for user, row in self._counts.by_user.items()}
-            return Counts(by_user, dict(self._counts.broken), self._counts.errors)
-
-    def reset(self) -> None:
-        """Forget counts and requests."""
-        with self._lock:
-            self._counts = Counts()
-        self.requests.clear()
-        self._failures.clear()
-
-    # -- endpoints -------------------------------------------------------------------------------------------------------------
-
-    async def _chat(self, request: Request) -> Response:
-        body, question = await self._question(request)
-        if (refused := self._refusal(request, body, anthropic=False)) is not None:
-            return refused
-        await _wait(request, "x-loopback-delay-ms")
-        if body.get("stream"):
-            wanted = bool((body.get("stream_options") or {}).get("include_usage")) and "x-loopback-no-usage" not in request.headers
-            events = wire.chat_events(question, wanted)
-            return self._stream(request, question, "chat", events, lambda event: event.get("usage"), named=False)
-        return self._answer(request, question, "chat", wire.chat_answer(question))
-
-    async def _responses(self, request: Request) -> Response:
-        body, question = await self._question(request)
-        if (refused := self._refusal(request, body, anthropic=False)) is not None:
-            return refused
-        await _wait(request, "x-loopback-delay-ms")
-        if body.get("stream"):
-            events = wire.responses_events(question)
-            return self._stream(request, question, "responses", events, lambda event: event.get("response", {}).get("usage"), named=True)
-        return self._answer(request, question, "responses", wire.responses_answer(question))
-
-    async def _embeddings(self, request: Request) -> Response:
-        body, question = await self._question(request)
-        if (refused := self._refusal(request, body, anthropic=False)) is not None:
-            return refused
-        await _wait(request, "x-loopback-delay-ms")
-        count = len(body["input"]) if isinstance(body.get("input"), list) else 1
-        answer = wire.embeddings_answer(question, count, body.get("encoding_format", "float"))
-        return self._answer(request, question, "embeddings", answer)
-
-    async def _messages(self, request: Request) -> Response:
-        body, question = await self._question(request)
-        if (refused := self._refusal(request, body, anthropic=True)) is not None:
-            return refused
-        await _wait(request, "x-loopback-delay-ms")
-        if body.get("stream"):
-            events = wire.messages_events(question)
-            return self._stream(
-                request,
-                question,
-                "messages",
-                events,
-                lambda event: wire.messages_usage(question) if event["type"] == "message_delta" else None,
-                named=True,
-            )
-        return self._answer(request, question, "messages", wire.messages_answer(question))
-
-    async def _show_counts(self, request: Request) -> Response:
-        counts = self.counts()
-        return JSONResponse({**asdict(counts), "total": asdict(counts.total)})
-
-    # -- what they share -------------------------------------------------------------------------------------------------------
-
-    async def _question(self, request: Request) -> tuple[dict[str, Any], Question]:
-        body = await request.json()
-        self.requests.append(body)
-        usage = request.headers.get("x-loopback-usage")
-        chunks = int(request.headers.get("x-loopback-chunks", "12"))
-        question = Question(str(body.get("model", "")), wire.text_of(body), chunks, json.loads(usage) if usage else None)
-        return body, question
-
-    def _refusal(self, request: Request, body: Mapping[str, Any], *, anthropic: bool) -> Response | None:
-        field_name = request.headers.get("x-loopback-reject")
-        if field_name is not None and field_name in body:
-            message = f"Unrecognized request argument supplied: {field_name}"
-            return JSONResponse(wire.error_body(anthropic, 400, message), 400)
-        status = int(request.headers.get("x-loopback-status", "0"))
-        times = request.headers.get("x-loopback-status-times")
-        if status and times is not None:
-            key = request.headers.get("x-loopback-key", "")
-            self._failures[key] += 1
-            status = status if self._failures[key] <= int(times) else 0
-        if not status:
-            return None
-        with self._lock:
-            self._counts.errors += 1
-        return JSONResponse(wire.error_body(anthropic, status), status, {"retry-after-ms": "1", "x-request-id": "req_loopback"})
-
-    def _answer(self, request: Request, question: Question, dialect: str, answer: dict[str, Any]) -> Response:
-        if "x-loopback-no-usage" in request.headers:
-            del answer["usage"]
-        else:
-            self._count(question, dialect, answer["usage"])
-        # OpenAI prints its answers over several lines, Anthropic on one.
-        text = json.dumps(answer) if dialect == "messages" else json.dumps(answer, indent=2)
-        name = "request-id" if dialect == "messages" else "x-request-id"
-        return Response(text, media_type="application/json", headers={name: f"req_{question.seed:016x}"})
-
-    def _stream(
-        self, request: Request, question: Question, dialect: str, events: Iterable[dict[str, Any]], usage_of: Any, *, named: bool
-    ) -> Response:
-        headers = request.headers
-        cut, end = (int(headers.get(f"x-loopback-{name}-after", "-1")) for name in ("cut", "end"))
-
-        async def body() -> AsyncIterator[bytes]:
-            counted = False
-            try:
-                for number, event in enumerate(events):
-                    if number == cut:
-                        raise _Cut
-                    if number == end:
-                        return
-                    await _wait(request, "x-loopback-chunk-delay-ms")
-                    yield wire.sse(event, named)
-                    if not counted and (usage := usage_of(event)) is not None:
-                        self._count(question, dialect, usage)
-                        counted = True
-                if not named:
-                    yield b"data: [DONE]\n\n"
-            finally:
-                if not counted:
-                    with self._lock:
-                        user = _user(question)
-                        self._counts.broken[user] = self._counts.broken.get(user, 0) + 1
-
-        return StreamingResponse(body(), media_type="text/event-stream", headers={"x-request-id": f"req_{question.seed:016x}"})
-
-    def _count(self, question: Question, dialect: str, usage: Mapping[str, Any]) -> None:
-        with self._lock:
-            row = self._counts.by_user.setdefault(_user(question), UserCount())
-            row.calls += 1
-            for component in read_usage(dialect, usage):
-                row.input_tokens += component.usage.input_tokens or 0
-                row.cached_tokens += component.usage.cache_read or 0
-                row.output_tokens += component.usage.output_tokens or 0
+        self.stop()
 
 
-def _user(question: Question) -> str:
-    found = _MARKER.search(question.text)
-    return found.group(1) if found else "-"
+class _Reply(Response):
+    """Sends the parts of an answer one by one, and books it when the part that completes it goes out."""
+
+    def __init__(self, books: _Books, user: str, answer: Answer, faults: _Faults, headers: Mapping[str, str], *, streamed: bool) -> None:
+        self._books, self._user, self._answer, self._faults = books, user, answer, faults
+        super().__init__(media_type="text/event-stream" if streamed else "application/json")
+        del self.headers["content-length"]
+        self.headers.update(headers)
+        self._parts = list(answer.parts)
+        self._ends = True
+        if faults.cut_after is not None or faults.end_after is not None:
+            self._ends = faults.cut_after is None
+            self._parts = self._parts[: faults.end_after if faults.cut_after is None else faults.cut_after]
+        if not streamed:
+            (body,) = answer.parts
+            self.headers["content-length"] = str(len(body))
+            self._parts = [body] if self._ends else [body[: len(body) // 2]]
+            self._answer = answer if self._ends else Answer(answer.parts, answer.usage, len(answer.parts))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        gone = asyncio.ensure_future(receive())  # the body has been read: what comes next is the client's leaving
+        booked = False
+        try:
+            await asyncio.sleep(self._faults.delay_ms / 1000)
+            if gone.done():
+                return
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            for number, part in enumerate(self._parts):
+                await asyncio.sleep(self._faults.chunk_delay_ms / 1000)  # also lets other streams go on, and a client's leaving be seen
+                if gone.done():
+                    return
+                if number == self._answer.complete_at:  # before it is sent: whoever has read the answer finds it in the counts
+                    booked = True
+                    self._books.completed(self._user, self._answer.usage)
+                await send({"type": "http.response.body", "body": part, "more_body": True})
+            if self._ends:
+                await send({"type": "http.response.body", "body": b""})
+        finally:
+            gone.cancel()
+            if not booked:
+                self._books.broke(self._user)
 
 
-async def _wait(request: Request, header: str) -> None:
-    if header in request.headers:
-        await asyncio.sleep(int(request.headers[header]) / 1000)
+def _app(books: _Books) -> Starlette:
+    async def answer(request: Request) -> Response:
+        return await _answer(request, books)
+
+    async def counts(_request: Request) -> Response:
+        counted = books.counts()
+        by_user = {user: asdict(count) for user, count in counted.by_user.items()}
+        return JSONResponse({"by_user": by_user, "total": asdict(counted.total)})
+
+    routes = [Route(path, answer, methods=["POST"]) for path in _ENDPOINTS]
+    return Starlette(routes=[*routes, Route("/_loopback/counts", counts)])
+
+
+async def _answer(request: Request, books: _Books) -> Response:
+    path = request.url.path
+    request_id = f"req_{uuid.uuid4().hex}"
+    user = "-"
+    try:
+        try:
+            body = msgspec.json.decode(await request.body())
+        except msgspec.DecodeError as error:
+            raise Refusal(400, "We could not parse the JSON body of your request.") from error
+        prompt = list(wire.prompt_texts(body))
+        user = next((found[1] for text in prompt if (found := _USER.search(text))), "-")
+        books.received(user, body)
+        if not isinstance(body, dict):
+            raise Refusal(400, "The JSON body of your request is no object.")
+        faults = _faults(request, prompt)
+        if faults.status is not None and books.still_failing(faults.key, faults.status_times):
+            await asyncio.sleep(faults.delay_ms / 1000)
+            message = _MESSAGES.get(faults.status, "The request failed.")
+            raise Refusal(faults.status, message, code=_CODES.get(faults.status), headers={"retry-after-ms": "1"})
+        if faults.reject is not None and faults.reject in body:
+            raise Refusal(400, f"Unrecognized request argument supplied: {faults.reject}")
+        usage = None if faults.usage is None else msgspec.json.decode(faults.usage)
+        made = _ENDPOINTS[path](body, Options(faults.chunks, usage, bool(faults.no_usage)))
+        return _Reply(books, user, made, faults, _headers(path, request_id), streamed=bool(body.get("stream")))
+    except Refusal as refusal:
+        books.refused(user)
+        shown = wire.anthropic_error(refusal, request_id) if path == "/v1/messages" else wire.openai_error(refusal)
+        headers = {**_headers(path, request_id), **refusal.headers}
+        return Response(shown, refusal.status, headers, media_type="application/json")
+
+
+def _faults(request: Request, prompt: list[str]) -> _Faults:
+    asked = {name: value for name, value in request.headers.items() if name.startswith("x-loopback-")}
+    asked |= {name: value for text in prompt for name, value in _IN_PROMPT.findall(text)}
+    if unknown := asked.keys() - set(_Faults.__struct_encode_fields__):
+        raise Refusal(400, f"the loopback provider knows no {', '.join(sorted(unknown))}")
+    try:
+        if "x-loopback-usage" in asked:
+            msgspec.json.decode(asked["x-loopback-usage"])
+        return msgspec.convert(asked, _Faults, strict=False)
+    except msgspec.MsgspecError as error:
+        raise Refusal(400, f"a header of the loopback provider cannot be read: {error}") from error
+
+
+def _headers(path: str, request_id: str) -> dict[str, str]:
+    if path == "/v1/messages":
+        return {"request-id": request_id, "anthropic-organization-id": "4d1c4a52-0d0b-4f0c-8a3b-000000000000"}
+    return {"x-request-id": request_id, "openai-organization": "org-loopback", "openai-processing-ms": "1", "openai-version": "2020-10-01"}
+
+
+def _tokens(usage: Any) -> tuple[int, int, int]:
+    """Input, cached and output tokens of a usage; on purpose not by the library's own readers, which are checked against it."""
+    parts = usage.get("iterations") or [usage] if isinstance(usage, dict) else []
+    read, cached, output = 0, 0, 0
+    for part in parts:
+        details = part.get("prompt_tokens_details") or part.get("input_tokens_details") or {}
+        from_cache = part.get("cache_read_input_tokens") or 0
+        read += _number(part.get("prompt_tokens", part.get("input_tokens"))) + _number(from_cache)
+        read += _number(part.get("cache_creation_input_tokens"))
+        cached += _number(details.get("cached_tokens")) + _number(from_cache)
+        output += _number(part.get("completion_tokens", part.get("output_tokens")))
+    return read, cached, output
+
+
+def _number(value: Any) -> int:
+    return value if isinstance(value, int) else 0
 
 
 def main() -> None:
-    """Serve until interrupted."""
-    parser = argparse.ArgumentParser(description="Serve the loopback provider.")
-    parser.add_argument("--port", type=int, default=0)
-    with LoopbackProvider(parser.parse_args().port) as provider, contextlib.suppress(KeyboardInterrupt):
-        print(f"OPENAI_BASE_URL={provider.openai_base_url} ANTHROPIC_BASE_URL={provider.anthropic_base_url}", flush=True)  # noqa: T201
-        threading.Event().wait()
+    """``python -m voight_middleware.testing.provider --port 8099``."""
+    parser = argparse.ArgumentParser(description="A server that speaks the wire formats of OpenAI and Anthropic.")
+    parser.add_argument("--port", type=int, default=0, help="default: a free one")
+    provider = LoopbackProvider(parser.parse_args().port)
+    sys.stdout.write(
+        f"export OPENAI_BASE_URL={provider.openai_base_url} OPENAI_API_KEY=loopback\n"
+        f"export ANTHROPIC_BASE_URL={provider.anthropic_base_url} ANTHROPIC_API_KEY=loopback\n"
+        f"# what it counted: {provider.url}/_loopback/counts\n"
+    )
+    sys.stdout.flush()
+    provider.serve()
 
 
 if __name__ == "__main__":
