@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-import random
 import time
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -18,17 +18,31 @@ OUTCOMES = ("ok", "error", "aborted", "cancelled", "truncated")
 ATTRIBUTIONS = ("tag", "dependency", "getter", "settled", "request", "none", "error")
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_ids = random.Random(os.urandom(16))  # our own: an application that seeds `random` would repeat our ids
-os.register_at_fork(after_in_child=lambda: _ids.seed(os.urandom(16)))
 
 
-_UUID_7 = 0x70008000000000000000
-_UUID_7_BITS = 0xFFFFFFFFFFFF0FFF3FFFFFFFFFFFFFFF
+class _Ids:
+    """
+    Ids of this process: a random node and a counter. Our own: an application that seeds ``random`` would repeat ids taken from it,
+    and a call whose id is in the ledger already is taken for the same call.
+    """
+
+    def __init__(self) -> None:
+        os.register_at_fork(after_in_child=self.renew)
+        self.renew()
+
+    def renew(self) -> None:
+        """Another node: a forked child must not go on with its parent's."""
+        self.node = f"{8 + os.urandom(1)[0] % 4:x}{os.urandom(5).hex()[:9]}"
+        self.number = itertools.count(int.from_bytes(os.urandom(4)))
+
+
+_ids = _Ids()
 
 
 def new_call_id() -> str:
-    """A UUID version 7 in 32 hexadecimal digits: unique, and sorted by time."""
-    return f"{(time.time_ns() // 1_000_000 << 80 | _ids.getrandbits(80)) & _UUID_7_BITS | _UUID_7:032x}"
+    """A UUID version 7 in 32 hexadecimal digits: unique, and sorted by time in milliseconds."""
+    number = next(_ids.number)
+    return f"{time.time_ns() // 1_000_000:012x}7{number >> 24 & 0xFFF:03x}{_ids.node}{number & 0xFFFFFF:06x}"
 
 
 class Call(msgspec.Struct, omit_defaults=True, kw_only=True, tag="call"):
@@ -63,7 +77,7 @@ class Call(msgspec.Struct, omit_defaults=True, kw_only=True, tag="call"):
     service_tier: str | None = None
     batch: bool = False
     raw_usage: str | None = None
-    """The provider's usage JSON, on one line."""
+    """The provider's usage JSON; on one line in the ledger."""
     tool_calls: dict[str, int] | None = None
     """Tool calls counted in the answer where the provider's usage leaves them out (OpenAI)."""
     estimated_input: int | None = None

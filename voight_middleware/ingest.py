@@ -25,10 +25,11 @@ from voight_middleware.usage import Component, Usage, UsageError, read_usage
 logger = logging.getLogger(__name__)
 
 BATCH = 500
-_SLICE = 50
+_SLICE = 10
 _READ_BYTES = 256 * 1024
 
 _decode_usage = msgspec.json.Decoder(dict[str, Any]).decode
+_encode_usage = msgspec.json.Encoder().encode
 
 
 def complete(call: Call, book: PriceBook) -> None:
@@ -46,6 +47,7 @@ def _complete(call: Call, book: PriceBook) -> None:
     if call.raw_usage is not None:
         try:
             raw = _decode_usage(call.raw_usage)
+            call.raw_usage = _encode_usage(raw).decode()
             call.components = read_usage(call.endpoint, raw)
             speed = raw.get("speed")
             if call.service_tier is None and isinstance(raw.get("service_tier"), str):

@@ -108,6 +108,11 @@ class Meter:
             background.stop(timeout)
         return done
 
+    def before_fork(self) -> Callable[[], None] | None:
+        """Let the round that is under way end, and close the ledger; answers what to call in the parent afterwards."""
+        background = self._background
+        return background.pause() if background is not None else None
+
     def after_fork(self) -> None:
         """In a child: nothing of the parent's is written, unlocked or closed; everything is made anew at the first call."""
         if self._background is not None:
@@ -164,6 +169,7 @@ class _Background:
         self._ingester: Ingester | None = None
         self._book: PriceBook | None = None
         self._round_lock = threading.Lock()
+        self._round_thread: int | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="voight-ingester", daemon=True)
 
@@ -184,8 +190,20 @@ class _Background:
             finally:
                 self._round_lock.release()
 
+    def pause(self) -> Callable[[], None] | None:
+        """
+        Close the ledger and hold the rounds until the answer is called. None where that cannot be had, as in a listener that forks.
+
+        SQLite's locks and mutexes are a process's own. A child that inherits an open connection waits for ever for a mutex that a
+        thread of its parent held, or takes its parent's file locks for its own.
+        """
+        if self._round_thread == threading.get_ident() or not self._round_lock.acquire(timeout=EXIT_SECONDS):
+            return None
+        self._close_ledger()
+        return self._round_lock.release
+
     def abandon(self) -> None:
-        """In a forked child: drop the lock's copy, keep the ledger's connection from being collected, which would disturb the parent's."""
+        """In a forked child: drop the lock's copy, and keep a connection that is still open from being collected and so closed."""
         self._election.resign()
         _of_the_parent.append(self._ledger)
 
@@ -212,6 +230,14 @@ class _Background:
 
     def _round(self) -> bool:
         """One round; whether everything that was in the journals when it began is now in the ledger."""
+        self._round_thread = threading.get_ident()
+        try:
+            return self._do_round()
+        finally:
+            self._round_thread = None
+
+    def _do_round(self) -> bool:
+        _import_the_rest()
         from voight_middleware.ledger import LedgerError
 
         meter = self._meter
@@ -285,6 +311,28 @@ class _Background:
             self._meter.deliver(held)
         except Exception as error:
             self._meter.note(error)
+
+
+_imports = threading.RLock()
+_imported = False
+
+
+def _import_the_rest() -> None:
+    """
+    Import what a round needs, price data included, while no fork can happen.
+
+    A child that is forked while another thread imports a module can never import it: the module's lock stays taken.
+    """
+    global _imported
+    if _imported:
+        return
+    with _imports:
+        import voight_middleware.ingest
+        import voight_middleware.ledger.sqlite
+        from voight_middleware.pricing import PriceBook
+
+        PriceBook()
+        _imported = True
 
 
 _of_the_parent: list[object] = []
@@ -373,8 +421,23 @@ def flush(timeout: float = 10.0) -> bool:
     return current_meter().flush(timeout)
 
 
+def _before_fork() -> None:
+    release = _meter.before_fork() if _meter is not None else None
+    if release is not None:
+        _after_the_fork.append(release)
+    if _imports.acquire(timeout=EXIT_SECONDS):
+        _after_the_fork.append(_imports.release)
+
+
+def _after_fork_in_parent() -> None:
+    while _after_the_fork:
+        _after_the_fork.pop()()
+
+
 def _after_fork() -> None:
-    global _meter_lock
+    global _imports, _meter_lock
+    _imports = threading.RLock()
+    _after_the_fork.clear()
     _meter_lock = threading.Lock()
     if _meter is not None:
         _meter.after_fork()
@@ -385,5 +448,6 @@ def _at_exit() -> None:
         _meter.close()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+_after_the_fork: list[Callable[[], None]] = []
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork)
 atexit.register(_at_exit)

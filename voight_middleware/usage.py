@@ -112,11 +112,9 @@ def _sum(*counts: Count) -> Count:
 
 def _count(raw: Mapping[str, Any], key: str) -> Count:
     value = raw.get(key)
-    if value is None:
-        return None
-    if type(value) is not int or not 0 <= value < _MOST:
-        raise UsageError(f"{key} is {value!r}, not a count")
-    return value
+    if value is None or (type(value) is int and 0 <= value < _MOST):
+        return value
+    raise UsageError(f"{key} is {value!r}, not a count")
 
 
 def _text(raw: Mapping[str, Any], key: str) -> str | None:
@@ -126,30 +124,32 @@ def _text(raw: Mapping[str, Any], key: str) -> str | None:
 
 def _part(raw: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     value = raw.get(key)
-    return value if isinstance(value, Mapping) else {}
+    return value if type(value) is dict or isinstance(value, Mapping) else {}
 
 
 def _rest(total: Count, name: str, *parts: Count) -> Count:
     if total is None:
         return None
-    rest = total - sum(part or 0 for part in parts)
+    rest = total
+    for part in parts:
+        if part:
+            rest -= part
     if rest < 0:
         raise UsageError(f"the parts of {name} add up to more than its {total}")
     return rest
 
 
-def _openai(raw: Mapping[str, Any], prefix_in: str, prefix_out: str) -> tuple[Component, ...]:
-    details_in = _part(raw, f"{prefix_in}_tokens_details")
-    details_out = _part(raw, f"{prefix_out}_tokens_details")
-    total_in, total_out = _count(raw, f"{prefix_in}_tokens"), _count(raw, f"{prefix_out}_tokens")
+def _openai(raw: Mapping[str, Any], input_key: str, output_key: str) -> tuple[Component, ...]:
+    details_in, details_out = _part(raw, input_key + "_details"), _part(raw, output_key + "_details")
+    total_in, total_out = _count(raw, input_key), _count(raw, output_key)
     cache_read, cache_write = _count(details_in, "cached_tokens"), _count(details_in, "cache_write_tokens")
     audio_in, audio_out = _count(details_in, "audio_tokens"), _count(details_out, "audio_tokens")
     usage = Usage(
-        input=_rest(total_in, f"{prefix_in}_tokens", cache_read, cache_write, audio_in),
+        input=_rest(total_in, input_key, cache_read, cache_write, audio_in),
         cache_read=cache_read,
         cache_write=cache_write,
         audio_in=audio_in,
-        output=_rest(total_out, f"{prefix_out}_tokens", audio_out),
+        output=_rest(total_out, output_key, audio_out),
         reasoning=_count(details_out, "reasoning_tokens"),
         audio_out=audio_out,
     )
@@ -158,12 +158,12 @@ def _openai(raw: Mapping[str, Any], prefix_in: str, prefix_out: str) -> tuple[Co
 
 def _chat(raw: Mapping[str, Any]) -> tuple[Component, ...]:
     """Source: OpenAI API reference, "The chat completion object", ``usage``: prompt_tokens include cached and audio tokens."""
-    return _openai(raw, "prompt", "completion")
+    return _openai(raw, "prompt_tokens", "completion_tokens")
 
 
 def _responses(raw: Mapping[str, Any]) -> tuple[Component, ...]:
     """Source: OpenAI API reference, "The response object", ``usage``: input_tokens include cached tokens."""
-    return _openai(raw, "input", "output")
+    return _openai(raw, "input_tokens", "output_tokens")
 
 
 def _embeddings(raw: Mapping[str, Any]) -> tuple[Component, ...]:

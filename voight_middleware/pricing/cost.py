@@ -66,7 +66,7 @@ def price(call: Call, book: PriceBook, speed: str | None = None) -> None:
         return
     call.cost_femto = total
     call.cost_status = "partial" if reasons else "priced"
-    call.cost_reasons = tuple(dict.fromkeys(reasons))
+    call.cost_reasons = tuple(dict.fromkeys(reasons)) if reasons else ()
 
 
 def _cost(usage: Usage, rates: Rates, reasons: list[str]) -> tuple[int, Decimal | None]:
@@ -75,14 +75,12 @@ def _cost(usage: Usage, rates: Rates, reasons: list[str]) -> tuple[int, Decimal 
     femto = rates.femto
     if usage.input is None and usage.output is None and usage.input_tokens is None and usage.output_tokens is None and not usage.tools:
         reasons.append("the provider's usage has no count that is known here")
-    counts = [(name, getattr(usage, name)) for name in _COUNTS]
+    counts = [(name, count) for name in _COUNTS if (count := getattr(usage, name))]
     if usage.tools:
-        counts.extend((tool, count) for tool, count in usage.tools.items() if tool not in _FREE_TOOLS)
+        counts.extend((tool, count) for tool, count in usage.tools.items() if count and tool not in _FREE_TOOLS)
     if "request" in femto:
         counts.append(("request", 1))
     for name, count in counts:
-        if not count:
-            continue
         unit = femto.get(name)
         if unit is None:
             reasons.append(f"no price for {name}")

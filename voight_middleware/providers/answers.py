@@ -90,11 +90,11 @@ def usage_json(usage: Any) -> msgspec.Raw:
 
 
 def kept(usage: msgspec.Raw) -> str | None:
-    """*usage* as a call keeps it, on one line; None for a missing one."""
+    """*usage* as a call keeps it; None for a missing one."""
     data = bytes(usage)
     if data == b"null" or len(data) > MAX_USAGE_BYTES:
         return None
-    return (msgspec.json.format(data, indent=-1) if b"\n" in data else data).decode()
+    return data.decode()
 
 
 def estimate_tokens(body: Any, limit: int = 200_000) -> int:

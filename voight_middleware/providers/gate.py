@@ -321,7 +321,8 @@ class Entry:
     def answered(self, answer: Answer, outcome: str = "ok", **more: Any) -> None:
         """One billed answer has ended. Never raises."""
         try:
-            requested = self.body.get("model") if isinstance(self.body, Mapping) else None
+            body = self.body
+            requested = body.get("model") if type(body) is dict or isinstance(body, Mapping) else None
             now = time.perf_counter_ns()
             call = Call(
                 call_id=new_call_id(),

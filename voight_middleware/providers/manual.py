@@ -50,7 +50,18 @@ def record(
     Raises:
         ValueError: An argument cannot be used; the message names it.
     """
-    _check(provider=provider, model=model, outcome=outcome, occurred_at=occurred_at, duration=duration, call_id=call_id, tags=tags)
+    _check(
+        provider=provider,
+        model=model,
+        outcome=outcome,
+        occurred_at=occurred_at,
+        duration=duration,
+        base_url=base_url,
+        service_tier=service_tier,
+        batch=batch,
+        call_id=call_id,
+        tags=tags,
+    )
     raw, dialect = _raw_usage(usage, endpoint)
     call = Call(
         call_id=call_id or new_call_id(),
@@ -76,7 +87,17 @@ def record(
 
 
 def _check(
-    *, provider: object, model: object, outcome: object, occurred_at: object, duration: object, call_id: object, tags: object
+    *,
+    provider: object,
+    model: object,
+    outcome: object,
+    occurred_at: object,
+    duration: object,
+    base_url: object,
+    service_tier: object,
+    batch: object,
+    call_id: object,
+    tags: object,
 ) -> None:
     for name, value in (("provider", provider), ("model", model)):
         if not isinstance(value, str) or not value.strip():
@@ -89,6 +110,11 @@ def _check(
         raise ValueError(f"duration must be seconds, 0 or more, not {duration!r}")
     if call_id is not None and (not isinstance(call_id, str) or not 0 < len(call_id) <= 200):
         raise ValueError(f"call_id must be a text of 1 to 200 characters, not {call_id!r}")
+    for name, value in (("base_url", base_url), ("service_tier", service_tier)):
+        if value is not None and not isinstance(value, str):
+            raise ValueError(f"{name} must be a text, not {value!r}")
+    if not isinstance(batch, bool):
+        raise ValueError(f"batch must be True or False, not {batch!r}")
     if tags is not None and not isinstance(tags, Tags | Mapping):
         raise ValueError(f"tags must be a mapping or Tags, not {type(tags).__name__}")
 
@@ -101,6 +127,8 @@ def _microseconds(moment: datetime) -> int:
 def _raw_usage(usage: object, endpoint: str | None) -> tuple[str, str]:
     """The usage as JSON, and its dialect. It is read once here, so that a mistake is heard of by whoever made it."""
     if isinstance(usage, Usage):
+        if usage.tools is not None and not isinstance(usage.tools, Mapping):
+            raise ValueError(f"usage.tools must be a mapping of counts, not {usage.tools!r}")
         for name in usage.__struct_fields__:
             counts = usage.tools or {} if name == "tools" else {name: getattr(usage, name)}
             for key, count in counts.items():

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 import pytest
 
 from voight_middleware.call import Call
-from voight_middleware.meter import Meter, swap_meter
+from voight_middleware.meter import Meter, flush, swap_meter
 from voight_middleware.settings import Settings
 
 if TYPE_CHECKING:
@@ -22,16 +22,15 @@ class VoightCalls:
     The calls of one test, as they are in its own ledger: finished, priced, and settled. Reading waits until all that were made are there.
     """
 
-    def __init__(self, meter: Meter) -> None:
-        self._meter = meter
-        self.ledger = meter.settings.ledger
+    def __init__(self, ledger: str) -> None:
+        self.ledger = ledger
         """The URL of this test's ledger."""
 
     def all(self) -> list[Call]:
         """Every call, the oldest first."""
         from voight_middleware.ledger import open_ledger
 
-        assert self._meter.flush(30), "the calls of this test did not reach its ledger"
+        assert flush(30), "the calls of this test did not reach its ledger"
         ledger = open_ledger(self.ledger)
         try:
             return list(ledger.calls())
@@ -58,20 +57,30 @@ class VoightCalls:
     def __len__(self) -> int:
         return len(self.all())
 
-    def __getitem__(self, index: int) -> Call:
+    @overload
+    def __getitem__(self, index: int) -> Call: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Call]: ...
+    def __getitem__(self, index: int | slice) -> Call | list[Call]:
         return self.all()[index]
 
 
 @pytest.fixture
-def voight_calls(tmp_path: Path) -> Iterator[VoightCalls]:
+def voight_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[VoightCalls]:
     """The calls that this test makes, kept apart from every other test's and from the real ledger."""
-    meter = Meter(Settings.from_environment(ledger=tmp_path / "voight" / "ledger.db", enabled=True, environ={}))
-    outer = swap_meter(meter)
+    # In the environment too: an application that calls `voight.configure()` inside the test, or a process that it starts, stays here.
+    monkeypatch.setenv("VOIGHT_LEDGER", str(tmp_path / "voight" / "ledger.db"))
+    monkeypatch.delenv("VOIGHT_JOURNAL", raising=False)
+    monkeypatch.delenv("VOIGHT_ENABLED", raising=False)
+    outer = swap_meter(None)
     try:
-        yield VoightCalls(meter)
+        settings = Settings.from_environment(release=outer.settings.release if outer is not None else None)
+        swap_meter(Meter(settings))
+        yield VoightCalls(settings.ledger)
     finally:
-        swap_meter(outer)
-        meter.close()
+        inner = swap_meter(outer)
+        if inner is not None:
+            inner.close()
 
 
 @pytest.fixture(scope="session")
