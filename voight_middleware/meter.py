@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING
 from voight_middleware.call import Call, Settlement
 from voight_middleware.journal import Election, Journal
 from voight_middleware.settings import Settings, SettingsError
-from voight_middleware.tags import NO_TAGS, Frame, Owner, Tags, complain
+from voight_middleware.tag_values import complain
+from voight_middleware.tags import NO_TAGS, Frame, Owner, Tags
 
 if TYPE_CHECKING:
     from voight_middleware.ingest import Ingester
@@ -327,8 +328,6 @@ def _import_the_rest() -> None:
     if _imported:
         return
     with _imports:
-        import voight_middleware.ingest
-        import voight_middleware.ledger.sqlite
         from voight_middleware.pricing import PriceBook
 
         PriceBook()

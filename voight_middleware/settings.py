@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from voight_middleware.tags import clean_value
+from voight_middleware.tag_values import clean_value
 
 
 class SettingsError(ValueError):

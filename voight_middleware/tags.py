@@ -9,28 +9,17 @@ tag(...)`` block in another copy of the context than the one that it entered in,
 from __future__ import annotations
 
 import functools
-import logging
-import re
-import uuid
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from enum import Enum
 from types import TracebackType
 from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, cast
 
 import msgspec
 
-logger = logging.getLogger(__name__)
+from voight_middleware.tag_values import keep_extra, keep_value
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-MAX_LENGTH = 256
-"""The longest tag value, in characters. A longer one keeps its beginning and a hash, so that two users stay two users."""
-
-_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]{0,63}")
-_complained: set[str] = set()
 
 
 class Tags(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -67,32 +56,6 @@ NO_TAGS = Tags()
 _NAMED = frozenset(Tags.__struct_fields__) - {"extra"}
 
 
-def clean_value(value: object) -> str | None:
-    """
-    A tag value as it is kept: text without control characters, at most 256 characters, or None for an empty one.
-
-    Raises:
-        TypeError: *value* is neither text nor a whole number, a UUID or an enumeration's member.
-    """
-    if type(value) is not str:
-        if isinstance(value, Enum):
-            value = value.value
-        if isinstance(value, bool) or not isinstance(value, str | int | uuid.UUID):
-            raise TypeError(f"a tag value is text, a whole number or a UUID, not {type(value).__name__}")
-        try:
-            value = str(value)
-        except Exception as error:  # a whole number of more than 4300 digits, or a subclass with a mind of its own
-            raise TypeError(f"this {type(value).__name__} has no text") from error
-    value = value.strip()
-    if not value.isprintable() and _UNSAFE.search(value):
-        value = _UNSAFE.sub(lambda match: f"\\u{ord(match.group()):04x}", value)
-    if len(value) > MAX_LENGTH:
-        import hashlib
-
-        value = f"{value[: MAX_LENGTH - 17]}~{hashlib.sha256(value.encode()).hexdigest()[:16]}"
-    return value or None
-
-
 def make_tags(values: Mapping[str, object]) -> Tags:
     """
     Tags from keyword values: the named ones, and the rest as extra keys. None leaves a key out.
@@ -103,39 +66,12 @@ def make_tags(values: Mapping[str, object]) -> Tags:
     extra: dict[str, str] = {}
     for key, value in values.items():
         if key in _NAMED:
-            named[key] = _kept(key, value)
+            named[key] = keep_value(key, value)
         elif key == "extra" and isinstance(value, Mapping):
-            extra.update(_extra(value))
+            extra.update(keep_extra(value))
         else:
-            extra.update(_extra({key: value}))
+            extra.update(keep_extra({key: value}))
     return Tags(extra=extra, **named)
-
-
-def _kept(key: str, value: object) -> str | None:
-    if value is None:
-        return None
-    try:
-        return clean_value(value)
-    except TypeError as error:
-        complain(f"tag {key[:80]!r} is left out: {error}")
-        return None
-
-
-def _extra(values: Mapping[Any, object]) -> dict[str, str]:
-    extra: dict[str, str] = {}
-    for key, value in values.items():
-        if not isinstance(key, str) or not _KEY.fullmatch(key):
-            complain(f"tag key {str(key)[:80]!r} is left out: a key has letters, digits, '_', '.' or '-', at most 64")
-        elif (text := _kept(key, value)) is not None:
-            extra[key] = text
-    return extra
-
-
-def complain(message: str) -> None:
-    """Log a warning once per message in this process."""
-    if message not in _complained and len(_complained) < 1000:
-        _complained.add(message)
-        logger.warning(message)
 
 
 class Owner(NamedTuple):
@@ -256,7 +192,7 @@ class tag:
     Values are text, whole numbers or UUIDs; None leaves a key as it is. Nothing is raised for a bad value: it is left out and logged once.
     """
 
-    __slots__ = ("_tags",)
+    __slots__ = ("tags",)
 
     def __init__(
         self,
@@ -269,19 +205,19 @@ class tag:
         session_id: object = None,
         **extra: object,
     ) -> None:
-        self._tags = Tags(
-            user_id=_kept("user_id", user_id),
-            plan=_kept("plan", plan),
-            tenant_id=_kept("tenant_id", tenant_id),
-            route=_kept("route", route),
-            release=_kept("release", release),
-            session_id=_kept("session_id", session_id),
-            extra=_extra(extra) if extra else {},
+        self.tags = Tags(
+            user_id=keep_value("user_id", user_id),
+            plan=keep_value("plan", plan),
+            tenant_id=keep_value("tenant_id", tenant_id),
+            route=keep_value("route", route),
+            release=keep_value("release", release),
+            session_id=keep_value("session_id", session_id),
+            extra=keep_extra(extra) if extra else {},
         )
 
     def __enter__(self) -> None:
         outer = _frame.get()
-        _frame.set(Frame(outer.scope, outer.tags.merge(self._tags), outer, self))
+        _frame.set(Frame(outer.scope, outer.tags.merge(self.tags), outer, self))
 
     def __exit__(
         self, exc_type: type[BaseException] | None = None, exc: BaseException | None = None, trace: TracebackType | None = None
@@ -299,7 +235,7 @@ class tag:
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
         def inner() -> Frame:
             outer = _frame.get()
-            return Frame(outer.scope, outer.tags.merge(self._tags), outer, self)
+            return Frame(outer.scope, outer.tags.merge(self.tags), outer, self)
 
         return _inside(function, inner)
 
@@ -320,13 +256,13 @@ def set_tags(
     An enclosing ``with tag(...)`` block still wins over them, key by key.
     """
     tags = Tags(
-        user_id=_kept("user_id", user_id),
-        plan=_kept("plan", plan),
-        tenant_id=_kept("tenant_id", tenant_id),
-        route=_kept("route", route),
-        release=_kept("release", release),
-        session_id=_kept("session_id", session_id),
-        extra=_extra(extra) if extra else {},
+        user_id=keep_value("user_id", user_id),
+        plan=keep_value("plan", plan),
+        tenant_id=keep_value("tenant_id", tenant_id),
+        route=keep_value("route", route),
+        release=keep_value("release", release),
+        session_id=keep_value("session_id", session_id),
+        extra=keep_extra(extra) if extra else {},
     )
     frame = _frame.get()
     if frame.scope is not None:
@@ -340,7 +276,7 @@ def _laid_under(frame: Frame, tags: Tags) -> Frame:
     if frame.outer is None or not isinstance(frame.by, tag):
         return Frame(None, frame.tags.merge(tags))
     outer = _laid_under(frame.outer, tags)
-    return Frame(None, outer.tags.merge(frame.by._tags), outer, frame.by)
+    return Frame(None, outer.tags.merge(frame.by.tags), outer, frame.by)
 
 
 def current_tags() -> Tags:
@@ -363,77 +299,86 @@ def _inside(function: Callable[P, R], frame_for: Callable[[], Frame]) -> Callabl
     import inspect
 
     if inspect.iscoroutinefunction(function):
+        make: Callable[..., Any] = _coroutine_inside
+    elif inspect.isasyncgenfunction(function):
+        make = _async_generator_inside
+    elif inspect.isgeneratorfunction(function):
+        make = _generator_inside
+    else:
+        make = _function_inside
+    wrapped = functools.wraps(function)(make(function, frame_for))
+    return cast("Callable[P, R]", wrapped)
 
-        @functools.wraps(function)
-        async def run_coroutine(*args: Any, **kwargs: Any) -> Any:
-            outer = _frame.get()
-            _frame.set(frame_for())
-            try:
-                return await cast("Callable[..., Coroutine[Any, Any, Any]]", function)(*args, **kwargs)
-            finally:
-                _frame.set(outer)
 
-        return cast("Callable[P, R]", run_coroutine)
-
-    if inspect.isasyncgenfunction(function):
-
-        @functools.wraps(function)
-        async def run_async_generator(*args: Any, **kwargs: Any) -> Any:
-            inner = frame_for()
-            steps = function(*args, **kwargs)
-            step: Callable[[], Any] = functools.partial(anext, steps)
-            while True:
-                outer = _frame.get()
-                _frame.set(inner)
-                try:
-                    item = await step()
-                except StopAsyncIteration:
-                    return
-                finally:
-                    inner = _frame.get()  # a `with tag()` of the generator's own may stay open over a yield
-                    _frame.set(outer)
-                try:
-                    sent = yield item
-                except BaseException as error:
-                    step = functools.partial(steps.athrow, error)
-                else:
-                    step = functools.partial(steps.asend, sent)
-
-        return cast("Callable[P, R]", run_async_generator)
-
-    if inspect.isgeneratorfunction(function):
-
-        @functools.wraps(function)
-        def run_generator(*args: Any, **kwargs: Any) -> Any:
-            inner = frame_for()
-            steps = function(*args, **kwargs)
-            step: Callable[[], Any] = functools.partial(next, steps)
-            while True:
-                outer = _frame.get()
-                _frame.set(inner)
-                try:
-                    item = step()
-                except StopIteration as stop:
-                    return stop.value
-                finally:
-                    inner = _frame.get()
-                    _frame.set(outer)
-                try:
-                    sent = yield item
-                except BaseException as error:
-                    step = functools.partial(steps.throw, error)
-                else:
-                    step = functools.partial(steps.send, sent)
-
-        return cast("Callable[P, R]", run_generator)
-
-    @functools.wraps(function)
-    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+def _function_inside(function: Callable[..., Any], frame_for: Callable[[], Frame]) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
         outer = _frame.get()
         _frame.set(frame_for())
         try:
             return function(*args, **kwargs)
         finally:
             _frame.set(outer)
+
+    return run
+
+
+def _coroutine_inside(function: Callable[..., Any], frame_for: Callable[[], Frame]) -> Callable[..., Any]:
+    async def run(*args: Any, **kwargs: Any) -> Any:
+        outer = _frame.get()
+        _frame.set(frame_for())
+        try:
+            return await function(*args, **kwargs)
+        finally:
+            _frame.set(outer)
+
+    return run
+
+
+def _generator_inside(function: Callable[..., Any], frame_for: Callable[[], Frame]) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        inner = frame_for()
+        steps = function(*args, **kwargs)
+        step: Callable[[], Any] = functools.partial(next, steps)
+        while True:
+            outer = _frame.get()
+            _frame.set(inner)
+            try:
+                item = step()
+            except StopIteration as stop:
+                return stop.value
+            finally:
+                inner = _frame.get()
+                _frame.set(outer)
+            try:
+                sent = yield item
+            except BaseException as error:
+                step = functools.partial(steps.throw, error)
+            else:
+                step = functools.partial(steps.send, sent)
+
+    return run
+
+
+def _async_generator_inside(function: Callable[..., Any], frame_for: Callable[[], Frame]) -> Callable[..., Any]:
+    async def run(*args: Any, **kwargs: Any) -> Any:
+        inner = frame_for()
+        steps = function(*args, **kwargs)
+        step: Callable[[], Any] = functools.partial(anext, steps)
+        while True:
+            outer = _frame.get()
+            _frame.set(inner)
+            try:
+                item = await step()
+            except StopAsyncIteration:
+                return
+            finally:
+                inner = _frame.get()  # a `with tag()` of the generator's own may stay open over a yield
+                _frame.set(outer)
+            try:
+                sent = yield item
+            except BaseException as error:
+                step = functools.partial(steps.athrow, error)
+            else:
+                step = functools.partial(steps.asend, sent)
 
     return run

@@ -9,7 +9,8 @@ from typing import Any
 
 from voight_middleware.boundary.identity import Getter, Getters
 from voight_middleware.meter import current_meter
-from voight_middleware.tags import NO_TAGS, Owner, Tags, clean_value, complain, lay_over, make_tags
+from voight_middleware.tag_values import clean_value, complain
+from voight_middleware.tags import NO_TAGS, Owner, Tags, lay_over, make_tags
 
 _asking: ContextVar[Scope | None] = ContextVar("voight_asking", default=None)
 """The scope whose getters are running here: an LLM call that a getter makes must not ask it again."""

@@ -26,7 +26,8 @@ from voight_middleware.providers import openai as openai_readers
 from voight_middleware.providers.answers import Answer, Endpoint, StreamReader, estimate_tokens, kept
 from voight_middleware.providers.bodies import Body
 from voight_middleware.providers.streams import AsyncTap, Ending, Tap, quietly, watch_close
-from voight_middleware.tags import NOBODY, Frame, complain, current_frame
+from voight_middleware.tag_values import complain
+from voight_middleware.tags import NOBODY, Frame, current_frame
 
 T = TypeVar("T")
 

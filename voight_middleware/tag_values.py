@@ -1,0 +1,74 @@
+"""The values of tags as they are kept: text of a bounded length that is safe to print."""
+
+from __future__ import annotations
+
+import logging
+import re
+import uuid
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+MAX_LENGTH = 256
+"""The longest tag value, in characters. A longer one keeps its beginning and a hash, so that two users stay two users."""
+
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]{0,63}")
+_complained: set[str] = set()
+
+
+def clean_value(value: object) -> str | None:
+    """
+    A tag value as it is kept: text without control characters, at most 256 characters, or None for an empty one.
+
+    Raises:
+        TypeError: *value* is neither text nor a whole number, a UUID or an enumeration's member.
+    """
+    if type(value) is not str:
+        if isinstance(value, Enum):
+            value = value.value
+        if isinstance(value, bool) or not isinstance(value, str | int | uuid.UUID):
+            raise TypeError(f"a tag value is text, a whole number or a UUID, not {type(value).__name__}")
+        try:
+            value = str(value)
+        except Exception as error:  # a whole number of more than 4300 digits, or a subclass with a mind of its own
+            raise TypeError(f"this {type(value).__name__} has no text") from error
+    value = value.strip()
+    if not value.isprintable() and _UNSAFE.search(value):
+        value = _UNSAFE.sub(lambda match: f"\\u{ord(match.group()):04x}", value)
+    if len(value) > MAX_LENGTH:
+        import hashlib
+
+        value = f"{value[: MAX_LENGTH - 17]}~{hashlib.sha256(value.encode()).hexdigest()[:16]}"
+    return value or None
+
+
+def keep_value(key: str, value: object) -> str | None:
+    """The value of a tag as it is kept; None for one that cannot be, which is logged once."""
+    if value is None:
+        return None
+    try:
+        return clean_value(value)
+    except TypeError as error:
+        complain(f"tag {key[:80]!r} is left out: {error}")
+        return None
+
+
+def keep_extra(values: Mapping[Any, object]) -> dict[str, str]:
+    """Extra keys and values as they are kept; what cannot be is left out and logged once."""
+    extra: dict[str, str] = {}
+    for key, value in values.items():
+        if not isinstance(key, str) or not _KEY.fullmatch(key):
+            complain(f"tag key {str(key)[:80]!r} is left out: a key has letters, digits, '_', '.' or '-', at most 64")
+        elif (text := keep_value(key, value)) is not None:
+            extra[key] = text
+    return extra
+
+
+def complain(message: str) -> None:
+    """Log a warning once per message in this process."""
+    if message not in _complained and len(_complained) < 1000:
+        _complained.add(message)
+        logger.warning(message)
