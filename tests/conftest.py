@@ -1,6 +1,8 @@
 """Fixtures that tests of more than one room use."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -98,6 +100,7 @@ class Scripts:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,
         )
         self._started.append(process)
         return process
@@ -112,7 +115,8 @@ class Scripts:
 
     def stop(self) -> None:
         for process in self._started:
-            process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # its forked children hold its pipes
             process.communicate()
 
 

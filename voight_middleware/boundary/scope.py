@@ -73,7 +73,10 @@ class Scope:
 
     def identify(self, tags: Tags, attribution: str) -> None:
         """Name the user, plan and tenant, instead of the getters."""
-        self._identity = self._identity.merge(tags)
+        known = self._identity
+        if known.user_id is not None and tags.user_id not in (None, known.user_id):
+            known = Tags(route=known.route)
+        self._identity = known.merge(tags)
         self._how = attribution
 
     def set_tags(self, tags: Tags) -> None:
@@ -89,9 +92,11 @@ class Scope:
 
     async def settle(self) -> None:
         """At the end of the request: ask once more if calls wait for their owner, write it, and let go of the request. Never raises."""
-        if self._pending is not None:
-            self._write(await self.aresolve())
-        self._let_go()
+        try:
+            if self._pending is not None:
+                self._write(await self.aresolve())
+        finally:  # the server may cancel a request whose getter does not answer
+            self._let_go()
 
     def settle_now(self) -> None:
         """As ``settle``, from synchronous code."""
@@ -158,24 +163,23 @@ class Scope:
             return None
 
     def _take(self, values: dict[str, Any]) -> None:
+        if self._identity.user_id is not None:  # somebody has been named while the getters were awaited
+            return
         tags = values.pop("tags", None)
         if tags is not None and not isinstance(tags, Mapping):
-            self._fail("tags_getter", TypeError(f"it answered {type(tags).__name__}, not a mapping"))
+            self._fail("tags_getter", TypeError(), f" (it answered {type(tags).__name__}, not a mapping)")
             tags = None
         user = values.get("user_id")
         if user is not None:
             try:
                 clean_value(user)
             except TypeError as error:
-                self._fail("user_getter", error)
+                self._fail("user_getter", error, f" ({error})")
         self._identity = self._identity.merge(
             make_tags({**(tags or {}), **{name: value for name, value in values.items() if value is not None}})
         )
 
-    def _fail(self, getter: str, error: Exception) -> None:
+    def _fail(self, getter: str, error: Exception, hint: str = "") -> None:
         self._failed = True
         current_meter().counters["getter_errors"] += 1
-        complain(
-            f"{getter} raised {type(error).__name__}: calls of such requests have no owner"
-            + (f" ({error})" if type(error) is TypeError else "")
-        )
+        complain(f"{getter} raised {type(error).__name__}: calls of such requests have no owner{hint}")  # its text may name the user

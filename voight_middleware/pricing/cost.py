@@ -40,6 +40,10 @@ def price(call: Call, book: PriceBook, speed: str | None = None) -> None:
             call.cost_femto, call.cost_status = None, "unpriced"
             call.cost_reasons = (*call.cost_reasons, "the provider reported no usage")
         return
+    if not any(_says_something(component.usage) for component in call.components):
+        call.cost_femto, call.cost_status = None, "unpriced"
+        call.cost_reasons = (*call.cost_reasons, "the provider's usage has no count that is known here")
+        return
     total = 0
     fraction = Decimal(0)
     reasons: list[str] = [*call.cost_reasons]
@@ -69,12 +73,16 @@ def price(call: Call, book: PriceBook, speed: str | None = None) -> None:
     call.cost_reasons = tuple(dict.fromkeys(reasons)) if reasons else ()
 
 
+def _says_something(usage: Usage) -> bool:
+    if usage.input is not None or usage.output is not None or usage.tools:
+        return True
+    return any(getattr(usage, name) is not None for name in _COUNTS)
+
+
 def _cost(usage: Usage, rates: Rates, reasons: list[str]) -> tuple[int, Decimal | None]:
     total = 0
     fraction: Decimal | None = None
     femto = rates.femto
-    if usage.input is None and usage.output is None and usage.input_tokens is None and usage.output_tokens is None and not usage.tools:
-        reasons.append("the provider's usage has no count that is known here")
     counts = [(name, count) for name in _COUNTS if (count := getattr(usage, name))]
     if usage.tools:
         counts.extend((tool, count) for tool, count in usage.tools.items() if count and tool not in _FREE_TOOLS)

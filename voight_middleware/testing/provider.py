@@ -253,6 +253,7 @@ class _Reply(Response):
 
     def __init__(self, books: _Books, user: str, answer: Answer, faults: _Faults, headers: Mapping[str, str], *, streamed: bool) -> None:
         self._books, self._user, self._answer, self._faults = books, user, answer, faults
+        self._booked = False
         super().__init__(media_type="text/event-stream" if streamed else "application/json")
         del self.headers["content-length"]
         self.headers.update(headers)
@@ -269,7 +270,6 @@ class _Reply(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         gone = asyncio.ensure_future(receive())  # the body has been read: what comes next is the client's leaving
-        booked = False
         try:
             await asyncio.sleep(self._faults.delay_ms / 1000)
             if gone.done():
@@ -279,16 +279,25 @@ class _Reply(Response):
                 await asyncio.sleep(self._faults.chunk_delay_ms / 1000)  # also lets other streams go on, and a client's leaving be seen
                 if gone.done():
                     return
-                if number == self._answer.complete_at:  # before it is sent: whoever has read the answer finds it in the counts
-                    booked = True
-                    self._books.completed(self._user, self._answer.usage)
+                if number == self._answer.complete_at:
+                    self._book(whole=True)
                 await send({"type": "http.response.body", "body": part, "more_body": True})
             if self._ends:
+                self._book(whole=False)
                 await send({"type": "http.response.body", "body": b""})
         finally:
             gone.cancel()
-            if not booked:
-                self._books.broke(self._user)
+            self._book(whole=False)
+
+    def _book(self, *, whole: bool) -> None:
+        """Count the answer, once; always before its last byte is sent, so that whoever has read it finds it in the counts."""
+        if self._booked:
+            return
+        self._booked = True
+        if whole:
+            self._books.completed(self._user, self._answer.usage)
+        else:
+            self._books.broke(self._user)
 
 
 def _app(books: _Books) -> Starlette:

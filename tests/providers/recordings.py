@@ -1,0 +1,155 @@
+"""Recorded provider traffic from the folder ``shared``, read and replayed over loopback."""
+
+import gzip
+import json
+import threading
+from dataclasses import dataclass
+from functools import cache
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+CASSETTES = Path(__file__).parents[3] / "shared" / "cassettes"
+ENDPOINTS = {"/chat/completions": "chat", "/responses": "responses", "/embeddings": "embeddings", "/messages": "messages"}
+
+_KEPT = ("content-type", "x-request-id", "request-id", "openai-", "anthropic-", "retry-", "x-should-retry")
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One recorded call: where it is, and the row that the index has for it."""
+
+    file: str
+    position: int
+    row: dict[str, Any]
+
+    def __str__(self) -> str:
+        return f"{Path(self.file).name}-{self.position}"
+
+    @property
+    def endpoint(self) -> str | None:
+        """The dialect, where it is one of the four that this library reads."""
+        path = self.row["endpoint"].partition("?")[0]
+        return next((name for end, name in ENDPOINTS.items() if path.endswith(end)), None)
+
+    @property
+    def streamed(self) -> bool:
+        return bool(self.row["stream"])
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """What was sent and answered, with the transport's own encodings undone."""
+
+    request: dict[str, Any]
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+def index() -> list[Recording]:
+    """Every recorded call; empty where the folder is not there."""
+    place = CASSETTES / "index.json"
+    files = json.loads(place.read_text())["files"] if place.is_file() else []
+    return [Recording(file["file"], at, row) for file in files for at, row in enumerate(file.get("calls", ()))]
+
+
+def load(recording: Recording) -> Exchange:
+    """Read one recorded call, whichever tool wrote it."""
+    return _file(recording.file)[recording.row["index"]]
+
+
+@cache
+def _file(name: str) -> list[Exchange]:
+    place = CASSETTES / name
+    if place.suffix in (".sse", ".txt", ".bin"):  # a bare body
+        body = place.read_bytes()
+        return [Exchange({}, 200, {"content-type": "text/event-stream" if b"data:" in body else "application/json"}, body)]
+    if place.suffix == ".json":
+        return [_exchange(json.loads(place.read_text()))]
+    read = yaml.load(place.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return [_exchange(one) for one in read["interactions"]]
+
+
+def _exchange(one: dict[str, Any]) -> Exchange:
+    request, response = one["request"], one["response"]
+    sent = request.get("parsed_body")
+    if sent is None:
+        try:
+            sent = json.loads(request.get("body") or "{}")
+        except ValueError:  # an uploaded file
+            sent = {}
+    status = response["status"]["code"] if "status" in response else response["status_code"]
+    headers = {name.lower(): value[0] if isinstance(value, list) else value for name, value in response["headers"].items()}
+    kept = {name: value for name, value in headers.items() if name.startswith(_KEPT)}
+    body = _body(response)
+    kept.setdefault("content-type", "text/event-stream" if body.lstrip().startswith((b"data:", b"event:")) else "application/json")
+    return Exchange(sent if isinstance(sent, dict) else {}, status, kept, body)
+
+
+def _body(response: dict[str, Any]) -> bytes:
+    if "parsed_body" in response:
+        return json.dumps(response["parsed_body"]).encode()
+    body = response["body"] if "body" in response else response["content"]
+    if isinstance(body, dict):
+        body = body["string"]
+    body = body.encode() if isinstance(body, str) else body
+    return gzip.decompress(body) if body[:2] == b"\x1f\x8b" else body
+
+
+class Replay:
+    """
+    A provider that answers with recordings, byte for byte: the URL says which, ``http://127.0.0.1:PORT/c/NUMBER/…``.
+
+    An answer of server-sent events is sent one event at a time.
+    """
+
+    def __init__(self) -> None:
+        self.bodies: list[dict[str, Any]] = []
+        """What the SDKs have sent."""
+        self._exchanges: list[Exchange] = []
+        replay = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                sent = self.rfile.read(int(self.headers.get("content-length", 0)))
+                replay.bodies.append(json.loads(sent))
+                replay._answer(self, replay._exchanges[int(self.path.split("/")[2])])
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
+        self._thread.start()
+
+    def url(self, exchange: Exchange) -> str:
+        """The base URL under which every request is answered with *exchange*."""
+        self._exchanges.append(exchange)
+        return f"http://127.0.0.1:{self._server.server_port}/c/{len(self._exchanges) - 1}"
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    def _answer(self, handler: BaseHTTPRequestHandler, exchange: Exchange) -> None:
+        handler.send_response(exchange.status)
+        for name, value in exchange.headers.items():
+            handler.send_header(name, value)
+        if not exchange.headers["content-type"].startswith("text/event-stream"):
+            handler.send_header("content-length", str(len(exchange.body)))
+            handler.end_headers()
+            handler.wfile.write(exchange.body)
+            return
+        handler.send_header("transfer-encoding", "chunked")
+        handler.end_headers()
+        for event in exchange.body.replace(b"\r\n", b"\n").split(b"\n\n"):
+            if event.strip():
+                handler.wfile.write(b"%x\r\n%s\n\n\r\n" % (len(event) + 2, event))
+        handler.wfile.write(b"0\r\n\r\n")

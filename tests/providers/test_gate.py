@@ -1,0 +1,322 @@
+"""The gate: every way into the SDKs is one call, and everything else is none."""
+
+import gc
+import weakref
+from typing import Any
+
+import anthropic
+import openai
+import pytest
+
+from voight_middleware import configure, instrument, uninstrument, wrap, wrap_anthropic, wrap_openai
+from voight_middleware.meter import swap_meter
+
+from .conftest import Calls
+from .entry_points import CHAT, EMBEDDINGS, MESSAGES, Way, both_kinds, ways
+from .provider import IDS, MODELS, TIERS, USAGE, Provider
+
+PATCHED = [
+    (cls, name)
+    for cls in (
+        openai._base_client.SyncAPIClient,
+        openai._base_client.AsyncAPIClient,
+        anthropic._base_client.SyncAPIClient,
+        anthropic._base_client.AsyncAPIClient,
+        openai.OpenAI,
+        anthropic.Anthropic,
+    )
+    for name in ("request", "_process_response", "copy", "with_options", "with_middleware")
+    if name in cls.__dict__
+]
+
+
+async def go(way: Way, client: Any, asynchronous: bool) -> Any:
+    """Go one way in."""
+    return await way.arun(client) if asynchronous else way.run(client)
+
+
+@ways()
+@both_kinds
+async def test_every_way_in_is_one_call_with_exact_usage(way: Way, asynchronous: bool, provider: Provider, calls: Calls) -> None:
+    """Whatever of the SDK is used, there is one call, with the provider's own counts, model, tier and id."""
+    client = wrap(provider.client(way.sdk, asynchronous=asynchronous))
+
+    await go(way, client, asynchronous)
+
+    call = calls.one()
+    assert call.outcome == "ok"
+    assert (call.requested_model, call.model) == MODELS[way.endpoint]
+    assert (call.response_id, call.service_tier) == (IDS[way.endpoint], TIERS[way.endpoint])
+    assert (call.provider, call.endpoint, call.host) == (way.sdk, way.endpoint, f"api.{way.sdk}.com")
+    assert (call.http_status, call.attempts, call.streamed) == (200, 1, way.streamed)
+    assert call.duration is not None
+    if way.endpoint == "chat" and way.by_hand and way.streamed:
+        assert call.estimated  # nothing was asked for, as it would show in the body
+    else:
+        assert call.usage == USAGE[way.endpoint]
+        assert not call.estimated
+    if way.streamed and not way.by_hand:
+        assert call.ttft is not None
+        assert 0 < call.ttft <= call.duration
+
+
+@ways(streamed=False)
+@both_kinds
+async def test_wrapping_twice_is_the_same_as_once(way: Way, asynchronous: bool, provider: Provider, calls: Calls) -> None:
+    """A client that was wrapped three times, and is instrumented too, still makes one call."""
+    client = provider.client(way.sdk, asynchronous=asynchronous)
+    assert wrap(wrap(wrap(client))) is client
+    instrument()
+
+    await go(way, client, asynchronous)
+
+    calls.one()
+
+
+@both_kinds
+@pytest.mark.parametrize("sdk", ["openai", "anthropic"])
+async def test_a_client_that_was_not_wrapped_makes_no_call(sdk: str, asynchronous: bool, provider: Provider, calls: Calls) -> None:
+    """Wrapping one client leaves every other one alone."""
+    wrap(provider.client(sdk, asynchronous=asynchronous))
+    other = provider.client(sdk, asynchronous=asynchronous)
+
+    made = other.chat.completions.create(**CHAT) if sdk == "openai" else other.messages.create(**MESSAGES)
+    if asynchronous:
+        await made
+
+    assert len(provider.bodies) == 1
+    assert calls.all() == []
+
+
+@both_kinds
+@pytest.mark.parametrize("sdk", ["openai", "anthropic"])
+async def test_instrument_covers_clients_made_before_and_after(sdk: str, asynchronous: bool, provider: Provider, calls: Calls) -> None:
+    """Whoever creates a client, and whenever, it is metered while the process is instrumented."""
+    earlier = provider.client(sdk, asynchronous=asynchronous)
+    instrument()
+    for client in (earlier, provider.client(sdk, asynchronous=asynchronous), earlier.with_options(timeout=3)):
+        made = client.chat.completions.create(**CHAT) if sdk == "openai" else client.messages.create(**MESSAGES)
+        if asynchronous:
+            await made
+
+    assert [call.provider for call in calls.all()] == [sdk] * 3
+
+
+def test_uninstrument_leaves_the_classes_as_they_were(provider: Provider, calls: Calls) -> None:
+    """The SDKs' methods are the very same functions again, and wrapped clients are inert."""
+    before = [(cls, name, cls.__dict__[name]) for cls, name in PATCHED]
+    instrument()
+    client = wrap(provider.client("openai"))
+    wrap(provider.client("anthropic"))
+    assert any(cls.__dict__[name] is not function for cls, name, function in before)
+
+    uninstrument()
+
+    assert all(cls.__dict__[name] is function for cls, name, function in before)
+    client.chat.completions.create(**CHAT)
+    assert calls.all() == []
+
+
+def test_a_client_wrapped_after_uninstrument_is_metered_again(provider: Provider, calls: Calls) -> None:
+    """Uninstrumenting is no dead end."""
+    client = wrap(provider.client("openai"))
+    uninstrument()
+
+    wrap(client).chat.completions.create(**CHAT)
+
+    calls.one()
+
+
+def test_uninstrument_leaves_another_patch_in_place(
+    provider: Provider, calls: Calls, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """What another tool has put over ours stays where it is, and works."""
+    cls = openai._base_client.SyncAPIClient
+    original = cls.__dict__["request"]
+    client = wrap(provider.client("openai"))
+    ours = cls.__dict__["request"]
+    seen: list[str] = []
+
+    def theirs(self: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.append("theirs")
+        return ours(self, *args, **kwargs)
+
+    request.addfinalizer(lambda: setattr(cls, "request", original))
+    cls.request = theirs  # type: ignore[method-assign, assignment]
+    uninstrument()
+
+    client.chat.completions.create(**CHAT)
+    assert cls.__dict__["request"] is theirs
+    assert seen == ["theirs"]
+
+
+@pytest.mark.parametrize("thing", [None, "sk-123", object(), openai.OpenAI, {"api_key": "k"}], ids=repr)
+def test_only_a_client_can_be_wrapped(thing: object, calls: Calls) -> None:
+    """Anything else is a TypeError that names what was given."""
+    with pytest.raises(TypeError, match=r"wrap\(\) takes a client"):
+        wrap(thing)
+
+
+def test_the_named_twins_take_their_own_sdk_only(provider: Provider, calls: Calls) -> None:
+    """wrap_openai refuses an anthropic client, and the other way round."""
+    assert isinstance(wrap_openai(provider.client("openai")), openai.OpenAI)
+    assert isinstance(wrap_anthropic(provider.client("anthropic")), anthropic.Anthropic)
+    with pytest.raises(TypeError, match=r"wrap_openai\(\) takes a client of the openai SDK, not anthropic\.Anthropic"):
+        wrap_openai(provider.client("anthropic"))
+    with pytest.raises(TypeError, match=r"wrap_anthropic\(\) takes a client of the anthropic SDK, not openai\.OpenAI"):
+        wrap_anthropic(provider.client("openai"))
+
+
+def test_a_wrapped_client_keeps_its_class_and_its_options(provider: Provider, calls: Calls) -> None:
+    """The type is the SDK's own, also of copies, and nothing of ours shows in its resources."""
+    client = provider.client("openai", organization="org")
+    resource = client.chat.completions
+
+    wrapped = wrap(client)
+
+    assert type(wrapped) is openai.OpenAI
+    assert type(wrapped.with_options(timeout=1)) is openai.OpenAI
+    assert wrapped.chat.completions is resource
+    assert wrapped.with_options(timeout=1).organization == "org"
+
+
+def test_a_wrapped_client_is_garbage_collected(provider: Provider, calls: Calls) -> None:
+    """Nothing of ours keeps a client alive, though it was copied and has made calls."""
+    client = wrap(provider.client("openai"))
+    client.with_options(timeout=1).chat.completions.create(**CHAT)
+    for _ in client.chat.completions.create(**CHAT, stream=True):
+        pass
+    gone = weakref.ref(client)
+
+    del client
+    gc.collect()
+
+    assert gone() is None
+    assert len(calls.all()) == 2
+
+
+@both_kinds
+async def test_azure_is_metered_as_azure(asynchronous: bool, provider: Provider, calls: Calls) -> None:
+    """An Azure client, and its copies, are billed by Azure; the deployment is the model that was asked for."""
+    bare = provider.client("openai", asynchronous=asynchronous)
+    make = openai.AsyncAzureOpenAI if asynchronous else openai.AzureOpenAI
+    client = wrap(
+        make(
+            api_key="k",
+            api_version="2024-10-21",
+            azure_endpoint="https://acme.openai.azure.com",
+            http_client=bare._client,
+        )
+    )
+    made = client.chat.completions.create(**{**CHAT, "model": "my-deployment"})
+    again = client.with_options(timeout=3).chat.completions.create(**CHAT)
+    if asynchronous:
+        await made
+        await again
+
+    calls_made = calls.all()
+    assert [call.provider for call in calls_made] == ["azure", "azure"]
+    assert calls_made[0].requested_model == "my-deployment"
+    assert calls_made[0].model == MODELS["chat"][1]
+    assert calls_made[0].usage == USAGE["chat"]
+
+
+@pytest.mark.parametrize(
+    ("base_url", "billed_by"),
+    [
+        ("https://api.groq.com/openai/v1", "groq"),
+        ("https://openrouter.ai/api/v1", "openrouter"),
+        ("https://acme.cognitiveservices.azure.com/openai", "azure"),
+        ("http://localhost:4000/v1", "openai"),
+        ("https://notgroq.com/v1", "openai"),
+    ],
+)
+def test_the_host_says_who_bills(base_url: str, billed_by: str, provider: Provider, calls: Calls) -> None:
+    """A compatible provider is known by its host; any other host is billed as the SDK's own."""
+    client = wrap(provider.client("openai"))
+
+    client.with_options(base_url=base_url).chat.completions.create(**CHAT)
+
+    assert calls.one().provider == billed_by
+
+
+def test_a_client_that_is_pointed_elsewhere_is_billed_there(provider: Provider, calls: Calls) -> None:
+    """The host is read again once the base URL of a client has changed."""
+    client = wrap(provider.client("openai"))
+    client.embeddings.create(**EMBEDDINGS)
+    client.base_url = "https://api.groq.com/openai/v1"
+    client.embeddings.create(**EMBEDDINGS)
+
+    assert [call.provider for call in calls.all()] == ["openai", "groq"]
+
+
+@pytest.mark.parametrize("path", ["/chat/completions", "chat/completions", "/chat/completions?beta=true"])
+def test_a_path_written_by_hand_is_known(path: str, provider: Provider, calls: Calls) -> None:
+    """``client.post()`` is metered however its path is written."""
+    wrap(provider.client("openai")).post(path, cast_to=object, body=CHAT)
+
+    assert calls.one().usage == USAGE["chat"]
+
+
+def test_what_is_not_billed_is_no_call(provider: Provider, calls: Calls) -> None:
+    """Listing models, counting tokens and reading a stored response are free."""
+    client = wrap(provider.client("openai"))
+    client.models.list()
+    client.get("/chat/completions/chatcmpl-1", cast_to=object)
+    wrap(provider.client("anthropic")).post("/v1/messages/count_tokens", cast_to=object, body=MESSAGES)
+
+    assert len(provider.bodies) == 3
+    assert calls.all() == []
+
+
+def test_nothing_is_metered_while_it_is_switched_off(provider: Provider, calls: Calls, tmp_path: Any) -> None:
+    """``configure(enabled=False)`` makes wrapped clients plain ones."""
+    client = wrap(provider.client("openai"))
+    outer = swap_meter(None)
+    try:
+        configure(ledger=tmp_path / "off.db", enabled=False)
+        client.chat.completions.create(**CHAT)
+        list(client.chat.completions.create(**CHAT, stream=True))
+    finally:
+        swap_meter(outer)
+
+    assert "stream_options" not in provider.bodies[1]
+    assert not (tmp_path / "off.db").exists()
+    assert calls.all() == []
+
+
+# -- anthropic's middleware, and requests inside requests ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+def test_each_answer_that_a_middleware_asks_for_is_billed(stream: bool, provider: Provider, calls: Calls) -> None:
+    """A middleware of the SDK that sends a request again makes two billed answers of one."""
+
+    def twice(request: Any, call_next: Any) -> Any:
+        first = call_next(request)
+        if stream:
+            list(first.parse())
+        return call_next(request)
+
+    client = wrap(provider.client("anthropic")).with_middleware(twice)
+    result = client.messages.create(**MESSAGES, stream=stream)
+    if stream:
+        list(result)
+
+    assert [(call.outcome, call.usage) for call in calls.all()] == [("ok", USAGE["messages"])] * 2
+
+
+def test_a_request_inside_a_request_is_not_a_part_of_it(provider: Provider, calls: Calls) -> None:
+    """A middleware that lists the models, or uses a client of its own that is not wrapped, adds nothing to the call."""
+    bare = provider.client("anthropic")
+    wrapped = wrap(provider.client("anthropic"))
+
+    def asking(request: Any, call_next: Any) -> Any:
+        wrapped.get("/v1/models", cast_to=object)
+        bare.messages.create(**MESSAGES)
+        return call_next(request)
+
+    wrapped.with_middleware(asking).messages.create(**MESSAGES)
+
+    assert len(provider.bodies) == 3
+    assert calls.one().usage == USAGE["messages"]

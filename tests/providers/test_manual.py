@@ -1,0 +1,233 @@
+"""record(): calls that no gate sees."""
+
+import json
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import anthropic
+import openai
+import pytest
+
+from voight_middleware import Tags, Usage, configure, record, tag
+from voight_middleware.ledger import open_ledger
+from voight_middleware.meter import swap_meter
+
+from .conftest import Calls
+from .provider import CHAT_USAGE, MESSAGES_USAGE, RESPONSES_USAGE, USAGE, chat_body, messages_body, responses_body
+
+GOOD: dict[str, Any] = {"provider": "openai", "model": "gpt-4o-mini", "usage": CHAT_USAGE}
+
+SDK_OBJECTS = {
+    "chat": openai.types.chat.ChatCompletion.construct(**chat_body()).usage,
+    "responses": openai.types.responses.Response.construct(**responses_body()).usage,
+    "messages": anthropic.types.Message.construct(**messages_body()).usage,
+}
+
+
+@pytest.mark.parametrize(
+    ("usage", "endpoint"),
+    [
+        (CHAT_USAGE, "chat"),
+        (RESPONSES_USAGE, "responses"),
+        (MESSAGES_USAGE, "messages"),
+        *((one, name) for name, one in SDK_OBJECTS.items()),
+    ],
+    ids=["chat", "responses", "messages", "chat object", "responses object", "messages object"],
+)
+def test_a_providers_usage_is_recognised(usage: object, endpoint: str, calls: Calls) -> None:
+    """The provider's JSON and the SDK's object come to the same counts as a metered call, without naming the dialect."""
+    record(provider="p", model="m", usage=usage)
+
+    call = calls.one()
+    assert (call.endpoint, call.usage) == (endpoint, USAGE[endpoint])
+
+
+@pytest.mark.parametrize(
+    ("usage", "endpoint"),
+    [
+        ({"input_tokens": 3, "output_tokens": 2}, "messages"),
+        ({"input_tokens": 3, "output_tokens": 2, "total_tokens": 5}, "responses"),
+        ({"input_tokens": 3, "output_tokens": 2, "output_tokens_details": {"reasoning_tokens": 1}}, "responses"),
+        ({"prompt_tokens": 3, "total_tokens": 3}, "chat"),
+    ],
+)
+def test_a_short_usage_is_recognised_by_its_keys(usage: dict[str, Any], endpoint: str, calls: Calls) -> None:
+    """``total_tokens`` is OpenAI's; without it and without details it is Anthropic's."""
+    record(provider="p", model="m", usage=usage)
+
+    assert calls.one().endpoint == endpoint
+
+
+def test_the_dialect_that_is_named_wins(calls: Calls) -> None:
+    """``endpoint=`` is believed: an embedding has no output."""
+    record(provider="openai", model="text-embedding-3-small", usage={"prompt_tokens": 8, "total_tokens": 8}, endpoint="embeddings")
+
+    call = calls.one()
+    assert (call.endpoint, call.usage, call.cost_status) == ("embeddings", Usage(input=8), "priced")
+
+
+def test_a_usage_of_ours_is_taken_as_it_is(calls: Calls) -> None:
+    """A ``Usage`` needs no dialect, and keeps every count."""
+    usage = Usage(input=10, cache_read=5, output=3, reasoning=1, seconds=7, tools={"web_search": 2})
+    record(provider="openai", model="gpt-4o-mini", usage=usage)
+
+    assert calls.one().usage == usage
+
+
+def test_everything_that_is_said_is_kept(calls: Calls) -> None:
+    """Provider, model, place, tier, batch, outcome and duration are on the call; seconds become microseconds."""
+    call_id = record(
+        **{**GOOD, "provider": " OpenAI "},
+        duration=1.25,
+        outcome="aborted",
+        base_url="https://proxy.example.com/v1",
+        service_tier="priority",
+        batch=True,
+    )
+
+    call = calls.one()
+    assert (call.call_id, call.provider, call.model, call.requested_model) == (call_id, "openai", "gpt-4o-mini", "gpt-4o-mini")
+    assert (call.duration, call.outcome, call.batch, call.service_tier) == (1_250_000, "aborted", True, "priority")
+    assert call.host == "https://proxy.example.com/v1"
+    assert json.loads(call.raw_usage or "") == CHAT_USAGE
+
+
+def test_every_record_has_an_id_of_its_own(calls: Calls) -> None:
+    """Without ``call_id`` two equal calls are two calls."""
+    assert record(**GOOD) != record(**GOOD)
+    assert len(calls.all()) == 2
+
+
+def test_recording_an_id_again_changes_nothing(calls: Calls) -> None:
+    """The ledger has one call of that id, as it was first recorded."""
+    assert record(**GOOD, call_id="batch-7/line-1") == "batch-7/line-1"
+    calls.all()
+    record(**{**GOOD, "usage": {"prompt_tokens": 999, "completion_tokens": 9}}, call_id="batch-7/line-1")
+    calls.all()
+    record(**GOOD, call_id="batch-7/line-1")
+    record(**GOOD, call_id="batch-7/line-1")
+    calls.all()
+
+    ledger = open_ledger(calls.meter.settings.ledger)
+    try:
+        kept = list(ledger.calls())
+    finally:
+        ledger.close()
+    assert [(call.call_id, call.usage) for call in kept] == [("batch-7/line-1", USAGE["chat"])]
+
+
+@pytest.mark.parametrize("hours", [-11, 0, 5.5, 14])
+def test_a_time_in_another_zone_is_the_same_moment(hours: float, calls: Calls) -> None:
+    """``occurred_at`` is kept in UTC, to the microsecond."""
+    moment = datetime(2026, 3, 29, 1, 30, 0, 123456, tzinfo=timezone(timedelta(hours=hours)))
+    record(**GOOD, occurred_at=moment)
+
+    call = calls.one()
+    assert call.time == moment
+    assert call.time.utcoffset() == timedelta(0)
+
+
+def test_the_time_is_now_where_none_is_given(calls: Calls) -> None:
+    """A call that is recorded without a time happened just now."""
+    before = datetime.now(UTC)
+    record(**GOOD)
+    after = datetime.now(UTC)
+
+    assert before <= calls.one().time <= after
+
+
+@pytest.mark.parametrize(
+    "tags", [{"user_id": "u_2", "feature": "mail"}, Tags(user_id="u_2", extra={"feature": "mail"})], ids=["mapping", "Tags"]
+)
+def test_tags_are_laid_over_those_of_here_and_now(tags: Any, calls: Calls) -> None:
+    """What the block says holds where ``tags=`` says nothing."""
+    with tag(user_id="u_1", plan="pro", kind="night"):
+        record(**GOOD, tags=tags)
+        record(**GOOD)
+
+    both, plain = calls.all()
+    assert both.tags == Tags(user_id="u_2", plan="pro", extra={"kind": "night", "feature": "mail"})
+    assert plain.tags == Tags(user_id="u_1", plan="pro", extra={"kind": "night"})
+    assert (both.attribution, plain.attribution) == ("tag", "tag")
+
+
+def test_numbers_are_owners_too(calls: Calls) -> None:
+    """A user id that is a whole number is kept as text."""
+    record(**GOOD, tags={"user_id": 7})  # type: ignore[dict-item]
+
+    assert calls.one().tags.user_id == "7"
+
+
+def test_nothing_is_recorded_while_it_is_switched_off(calls: Calls, tmp_path: Any) -> None:
+    """``enabled=False`` still checks what it is given, and answers an id."""
+    outer = swap_meter(None)
+    try:
+        configure(ledger=tmp_path / "off.db", enabled=False)
+        assert record(**GOOD, call_id="mine") == "mine"
+        with pytest.raises(ValueError, match="model"):
+            record(**{**GOOD, "model": ""})
+    finally:
+        swap_meter(outer)
+
+    assert not (tmp_path / "off.db").exists()
+    assert calls.all() == []
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("provider", ""),
+        ("provider", " "),
+        ("provider", None),
+        ("provider", 7),
+        ("model", ""),
+        ("model", None),
+        ("model", b"gpt"),
+        ("outcome", "fine"),
+        ("outcome", None),
+        ("outcome", ["ok"]),
+        ("occurred_at", datetime(2026, 1, 1)),  # noqa: DTZ001
+        ("occurred_at", "2026-01-01"),
+        ("occurred_at", 1767225600),
+        ("duration", -1),
+        ("duration", "1"),
+        ("duration", True),
+        ("duration", float("nan")),
+        ("duration", float("inf")),
+        ("call_id", ""),
+        ("call_id", 7),
+        ("call_id", "x" * 201),
+        ("tags", "u_1"),
+        ("tags", [("user_id", "u_1")]),
+        ("base_url", 7),
+        ("service_tier", 7),
+        ("batch", "yes"),
+        ("endpoint", "telepathy"),
+        ("endpoint", 7),
+        ("usage", None),
+        ("usage", 7),
+        ("usage", "10"),
+        ("usage", []),
+        ("usage", {}),
+        ("usage", {"tokens": 7}),
+        ("usage", object()),
+        ("usage", {"prompt_tokens": -1}),
+        ("usage", {"prompt_tokens": "7"}),
+        ("usage", {"prompt_tokens": 1.5}),
+        ("usage", {"prompt_tokens": 5, "prompt_tokens_details": {"cached_tokens": 6}}),
+        ("usage", {"prompt_tokens": object()}),
+        ("usage", {"prompt_tokens": 1, "note": "x" * 20_000}),
+        ("usage", Usage(input=-1)),
+        ("usage", Usage(input=1.5)),  # type: ignore[arg-type]
+        ("usage", Usage(tools={"web_search": -1})),
+        ("usage", Usage(tools=7)),  # type: ignore[arg-type]
+    ],
+    ids=repr,
+)
+def test_a_bad_argument_is_a_value_error_that_names_it(field: str, value: object, calls: Calls) -> None:
+    """Whoever records by hand hears of his mistake at once, and nothing is recorded."""
+    with pytest.raises(ValueError, match=field) as caught:
+        record(**{**GOOD, field: value})
+
+    assert "\n" not in str(caught.value)
+    assert calls.all() == []
