@@ -45,7 +45,13 @@ def openai_answer() -> bytes:
 
 
 def openai_events() -> Iterator[dict[str, Any]]:
-    chunk = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "gpt-4o-mini-2024-07-18", "service_tier": "default"}
+    chunk = {
+        "id": "chatcmpl-1",
+        "object": "chat.completion.chunk",
+        "created": 1,
+        "model": "gpt-4o-mini-2024-07-18",
+        "service_tier": "default",
+    }
     for word in WORDS:
         yield {**chunk, "choices": [{"index": 0, "delta": {"content": word}, "finish_reason": None}], "usage": None}
     yield {**chunk, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], "usage": None}
@@ -147,7 +153,9 @@ def compare(sdk: Any, stream: bool, rounds: int, count: int) -> None:
 def import_time() -> float:
     """Milliseconds that ``import voight_middleware`` takes in a fresh interpreter, the median of seven."""
     script = "import time; t = time.perf_counter(); import voight_middleware; print((time.perf_counter() - t) * 1e3)"
-    return statistics.median(float(subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout) for _ in range(7))
+    return statistics.median(
+        float(subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout) for _ in range(7)
+    )
 
 
 def main() -> None:
@@ -157,7 +165,9 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         voight.configure(ledger=f"{folder}/ledger.db")
-        print(f"Python {sys.version.split()[0]}, openai {openai.__version__}, anthropic {anthropic.__version__}; microseconds of CPU per call\n")
+        print(
+            f"Python {sys.version.split()[0]}, openai {openai.__version__}, anthropic {anthropic.__version__}; microseconds of CPU per call\n"
+        )
         print(f"{'':<18} {'bare SDK':>9} {'+ caller':>9} {'+ in all':>9} {'+ /chunk':>9} {'ratio':>8} {'noise':>9} {'noise all':>9}")
         for sdk in (openai, anthropic):
             compare(sdk, False, options.rounds, options.calls)

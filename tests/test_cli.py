@@ -370,8 +370,8 @@ def test_demo_is_handed_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
     stub = SimpleNamespace(main=run)
     monkeypatch.setitem(sys.modules, "voight_middleware.testing.demo", stub)
     monkeypatch.setattr(voight_middleware.testing, "demo", stub, raising=False)
-    assert main(["demo", "--fast", "--requests", "12", "--keep"]) == 7
-    assert (seen[0].fast, seen[0].requests, seen[0].keep) == (True, 12, True)
+    assert main(["demo", "--requests", "12", "--keep"]) == 7
+    assert (seen[0].requests, seen[0].keep) == (12, True)
 
 
 # -- doctor --------------------------------------------------------------------------------------------------------------------

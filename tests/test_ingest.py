@@ -128,8 +128,7 @@ def test_a_killed_writer_loses_nothing_and_doubles_nothing(ledger: Ledger, folde
     finished: list[str] = []
     for _ in range(3):
         writer = scripts.start(WRITER, str(folder))
-        for _ in range(200):
-            finished.append(writer.stdout.readline().strip())
+        finished += [writer.stdout.readline().strip() for _ in range(200)]
         ingester.run()
         assert len(segments(folder)) == 1
         writer.send_signal(signal.SIGKILL)

@@ -25,7 +25,7 @@ def one(dialect: str, raw: dict[str, Any]) -> Usage:
 
 
 @given(st.sampled_from(sorted(DIALECTS)), COUNT, MAYBE, MAYBE, MAYBE, COUNT, MAYBE, MAYBE)
-def test_openai_buckets_are_disjoint_and_add_up(
+def test_openai_buckets_are_disjoint_and_add_up(  # noqa: PLR0917 - one parameter per bucket
     dialect: str,
     text_in: int,
     read: int | None,
@@ -111,7 +111,7 @@ def test_a_split_without_its_total_is_believed() -> None:
 )
 def test_counts_that_contradict_each_other_are_an_error(dialect: str, raw: dict[str, Any]) -> None:
     """More parts than the whole is an error that names the whole, never a negative bucket."""
-    with pytest.raises(UsageError, match="add up to more than its 10|add up to more than its 1"):
+    with pytest.raises(UsageError, match=r"add up to more than its 10?$"):
         read_usage(dialect, raw)
 
 
@@ -142,7 +142,9 @@ def test_what_is_no_count_is_an_error_that_shows_it(dialect: str, path: tuple[st
 @pytest.mark.parametrize("details", [None, [], "x", 5])
 def test_details_that_are_no_object_are_passed_over(details: object) -> None:
     """Compatible servers send null details: the totals count all the same."""
-    usage = one("chat", {"prompt_tokens": 3, "completion_tokens": 4, "prompt_tokens_details": details, "completion_tokens_details": details})
+    usage = one(
+        "chat", {"prompt_tokens": 3, "completion_tokens": 4, "prompt_tokens_details": details, "completion_tokens_details": details}
+    )
     assert (usage.input, usage.output) == (3, 4)
 
 

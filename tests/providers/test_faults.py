@@ -6,6 +6,7 @@ import gc
 import gzip
 import json
 import threading
+from pathlib import Path
 from typing import Any
 
 import anthropic
@@ -15,6 +16,7 @@ import pytest
 from voight_middleware import wrap
 from voight_middleware.call import Call
 from voight_middleware.meter import Meter, _Background
+from voight_middleware.settings import Settings
 from voight_middleware.tags import NOBODY, Frame, Tags
 from voight_middleware.usage import Usage
 
@@ -297,27 +299,28 @@ def test_a_compressed_body_that_is_read_by_hand_is_read(provider: Provider, call
 # -- the meter under a stream that is collected at a bad moment --------------------------------------------------------------------
 
 
-def test_a_stream_that_is_collected_while_the_meter_starts_does_not_block_it(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_that_is_collected_while_the_meter_starts_does_not_block_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The garbage collector may end a stream inside the very code that starts the background thread."""
-    frame = Frame(None, Tags())
+    ours = Meter(Settings.from_environment(ledger=tmp_path / "ledger.db", environ={}))
+    done: list[str] = []
 
-    def make() -> Call:
-        return Call(call_id=f"{threading.get_ident()}{len(done)}", occurred_at=1, provider="openai", endpoint="chat")
+    def finish(name: str) -> None:
+        ours.finish(Call(call_id=name, occurred_at=1, provider="openai", endpoint="chat"), Frame(None, Tags()), NOBODY)
+        done.append(name)
 
     class Starting(_Background):
         def __init__(self, owner: Meter) -> None:
-            done.append("collected")
-            owner.finish(make(), frame, NOBODY)
+            finish("collected")
             super().__init__(owner)
 
-    done: list[str] = []
     monkeypatch.setattr("voight_middleware.meter._Background", Starting)
-    thread = threading.Thread(target=lambda: (calls.meter.finish(make(), frame, NOBODY), done.append("finished")), daemon=True)
+    thread = threading.Thread(target=finish, args=["first"], daemon=True)
     thread.start()
     thread.join(10)
 
-    assert done == ["collected", "finished"]
-    assert len(calls.all()) == 2
+    assert done == ["collected", "first"]
+    assert ours.journal.written == 2
+    assert ours.close()
 
 
 @ways(streamed=False)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from voight_middleware import journal, meter, record, tag, tags, wrap
-from voight_middleware.providers import answers, anthropic, bodies, entry, gate, openai, streams
+from voight_middleware.providers import answers, anthropic, bodies, entry, openai, streams
 from voight_middleware.settings import Settings
 
 from .conftest import Calls

@@ -157,7 +157,6 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--format", choices=("table", "json"), default="table", help="default: table")
 
     demo = command("demo", "the whole line at work: an app, a loopback provider, 200 requests, the answer", _demo)
-    demo.add_argument("--fast", action="store_true", help="no pauses between the steps")
     demo.add_argument("--requests", metavar="N", type=_positive, default=200, help="how many requests (default: 200)")
     demo.add_argument("--keep", action="store_true", help="keep the demo's ledger for more questions")
     return parser
