@@ -168,7 +168,8 @@ def main() -> None:
         print(
             f"Python {sys.version.split()[0]}, openai {openai.__version__}, anthropic {anthropic.__version__}; microseconds of CPU per call\n"
         )
-        print(f"{'':<18} {'bare SDK':>9} {'+ caller':>9} {'+ in all':>9} {'+ /chunk':>9} {'ratio':>8} {'noise':>9} {'noise all':>9}")
+        headings = ("bare SDK", "+ caller", "+ in all", "+ /chunk", "ratio", "noise", "noise all")
+        print(" " * 18, *(f"{heading:>{8 if heading == 'ratio' else 9}}" for heading in headings))
         for sdk in (openai, anthropic):
             compare(sdk, False, options.rounds, options.calls)
             compare(sdk, True, options.rounds, max(2, options.calls // 10))

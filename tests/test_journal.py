@@ -5,6 +5,7 @@ import fcntl
 import gc
 import logging
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -333,3 +334,19 @@ def test_a_segment_has_its_lock_before_it_has_its_name(journal: Journal, new_cal
     journal.append(new_call())
     assert names == [[]]
     assert len(segments(journal.folder)) == 1
+
+
+def test_a_deleted_segment_is_noticed(tmp_path: Path, new_call: NewCall, caplog: pytest.LogCaptureFixture) -> None:
+    """Where somebody deletes the journal folder under a living process, one error is logged and later calls go into a new segment."""
+    journal = Journal(tmp_path / "journal")
+    journal.append(new_call())
+    journal.check()
+    assert caplog.records == []
+    shutil.rmtree(tmp_path / "journal")
+    journal.check()
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    call = new_call()
+    journal.append(call)
+    [segment] = segments(tmp_path / "journal")
+    assert call.call_id.encode() in segment.read(0)
+    journal.rotate()

@@ -86,6 +86,14 @@ class Journal:
                 fd, self._fd, self._name = self._fd, None, None
                 os.close(fd)
 
+    def check(self) -> None:
+        """Begin another segment where somebody has deleted this one under us: what is written into it is never read."""
+        with self._lock:
+            if self._fd is not None and os.fstat(self._fd).st_nlink == 0:
+                self.failures += 1
+                logger.error("the journal in %s was deleted while in use: calls that were not in the ledger yet are lost", self.folder)
+                self.rotate()
+
     def retry(self) -> bool:
         """Write what is kept in memory; whether nothing is left."""
         with self._lock:

@@ -245,6 +245,7 @@ class _Background:
         held = meter.held()
         done = False
         try:
+            meter.journal.check()
             meter.journal.retry()
             if self._election.win():
                 self._elected().run()

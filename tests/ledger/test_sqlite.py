@@ -1,7 +1,8 @@
 """The SQLite ledger keeps calls exactly, once, and answers what they cost."""
 
-import multiprocessing
 import sqlite3
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -528,18 +529,26 @@ def test_urls_without_a_file(url: str) -> None:
         open_ledger(url)
 
 
-def _open_and_insert(path: str, start: float, count: int) -> int:
-    time.sleep(max(0, start - time.time()))
-    with closing(open_ledger(path)) as ledger:
-        return ledger.insert([make_call(1) for _ in range(count)])
+OPEN_AND_INSERT = """
+import sys, time
+from voight_middleware.call import Call, new_call_id
+from voight_middleware.ledger import open_ledger
+
+folder, start = sys.argv[1], float(sys.argv[2])
+for number in range(5):
+    time.sleep(max(0, start + number / 4 - time.time()))
+    ledger = open_ledger(f"{folder}/{number}.db")
+    calls = [Call(call_id=new_call_id(), occurred_at=1, provider="openai", endpoint="chat") for _ in range(10)]
+    assert ledger.insert(calls) == 10
+    ledger.close()
+"""
 
 
 def test_processes_that_open_a_new_ledger_at_once(tmp_path: Path) -> None:
     """Eight processes that make the same ledger at the same moment all get it, and none of their calls is lost."""
-    with multiprocessing.get_context("spawn").Pool(8) as pool:
-        pool.map(abs, range(8))
-        for round_ in range(5):
-            path = str(tmp_path / f"{round_}.db")
-            assert pool.starmap(_open_and_insert, [(path, time.time() + 0.05, 10)] * 8) == [10] * 8
-            with closing(open_ledger(path, create=False)) as ledger:
-                assert ledger.spend()[0].calls == 80
+    command = [sys.executable, "-c", OPEN_AND_INSERT, str(tmp_path), str(time.time() + 2)]
+    processes = [subprocess.Popen(command) for _ in range(8)]
+    assert [process.wait(60) for process in processes] == [0] * 8
+    for number in range(5):
+        with closing(open_ledger(f"{tmp_path}/{number}.db", create=False)) as ledger:
+            assert ledger.spend()[0].calls == 80

@@ -44,6 +44,8 @@ _UNITS: Mapping[str, tuple[tuple[str, int], ...]] = {
 _PROVIDERS = {"xai": "x-ai", "bedrock": "aws", "vertex": "google"}
 _STANDARD_TIERS = frozenset({None, "default", "standard", "auto"})
 _VERSION_SUFFIX = re.compile(r"(-latest|[-@]\d{4}-?\d{2}-?\d{2}|-\d{4}|-v\d+(:\d+)?|:\d+|:free)*")
+_REGIONAL = re.compile(r"[\w-]+\.api\.(openai\.com|x\.ai)")
+"""Hosts with a premium over the list price. Sources: OpenAI, "Data residency"; xAI, "Regional endpoints"."""
 _CACHE_ENTRIES = 10_000
 
 
@@ -92,7 +94,7 @@ class PriceBook:
             speed: Anthropic's ``usage.speed``.
         """
         names = (model,) if model is not None else (call.model, call.requested_model)
-        key = (call.provider, names, call.service_tier, speed, call.batch, call.occurred_at // 86_400_000_000)
+        key = (call.provider, call.host, names, call.service_tier, speed, call.batch, call.occurred_at // 86_400_000_000)
         try:
             return self._cache[key]
         except KeyError:
@@ -115,17 +117,21 @@ class PriceBook:
             found = provider.find_model(ref, all_providers=self._all) if ref else None
             if found is not None:
                 prices = found.prices if isinstance(found.prices, list) else ()
-                lasting = not any(isinstance(one.constraint, TimeOfDateConstraint) for one in prices)
-                return self._table(call, provider, found, ref, speed), lasting
+                by_hour = any(isinstance(one.constraint, TimeOfDateConstraint) for one in prices)
+                return self._table(call, provider, found, ref, speed, by_hour), not by_hour
         return None, True
 
-    def _table(self, call: Call, provider: Provider, model: ModelInfo, ref: str, speed: str | None) -> RateTable:
+    def _table(self, call: Call, provider: Provider, model: ModelInfo, ref: str, speed: str | None, by_hour: bool) -> RateTable:
         at = datetime.fromtimestamp(call.occurred_at // 1_000_000, UTC)
         own = any(model is one for one in provider.models)
         context, reasons = _context(call, model, speed, own)
         prices = model.get_prices(at, context if own else None)
         if not _same_model(ref, model.id):
             reasons.append(f"model {ref!r} is priced as {model.id!r}, which its name only begins with")
+        if by_hour:  # genai-prices cannot combine an hour with a weekday or a date
+            reasons.append("priced by the hour of the day: weekends and former prices are not in the price data")
+        if _REGIONAL.search(call.host or ""):
+            reasons.append("a regional host: its premium is not in the price data")
         starts = sorted({tier.start for price in vars(prices).values() for tier in getattr(price, "tiers", ())})
         rows = []
         for above in (0, *starts):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import threading
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import Any, TypeVar
@@ -79,10 +80,11 @@ def uninstrument() -> None:
     """Meter nothing any more, wrapped clients included, and leave the SDKs' classes as they were."""
     global _everything
     _everything = False
-    while _patches:
-        cls, name, patched, original = _patches.pop()
-        if cls.__dict__.get(name) is patched:
-            setattr(cls, name, original)
+    with _patching:
+        while _patches:
+            cls, name, patched, original = _patches.pop()
+            if cls.__dict__.get(name) is patched:
+                setattr(cls, name, original)
 
 
 def _wrap(client: T, function: str, sdks: tuple[str, ...]) -> T:
@@ -99,15 +101,17 @@ def _wrap(client: T, function: str, sdks: tuple[str, ...]) -> T:
 # -- patching ------------------------------------------------------------------------------------------------------------------
 
 _patches: list[tuple[type, str, Any, Any]] = []
+_patching = threading.Lock()
 
 
 def _patch(cls: type, name: str, make: Callable[[Any], Any]) -> None:
-    original = cls.__dict__[name]
-    if any(one[0] is cls and one[1] == name for one in _patches):
-        return
-    patched = functools.wraps(original)(make(original))
-    setattr(cls, name, patched)
-    _patches.append((cls, name, patched, original))
+    with _patching:
+        original = cls.__dict__[name]
+        if any(one[0] is cls and one[1] == name for one in _patches):
+            return
+        patched = functools.wraps(original)(make(original))
+        setattr(cls, name, patched)
+        _patches.append((cls, name, patched, original))
 
 
 def _patch_base(cls: Any, sdk: str) -> None:
