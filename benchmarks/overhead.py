@@ -166,7 +166,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         voight.configure(ledger=f"{folder}/ledger.db")
         print(
-            f"Python {sys.version.split()[0]}, openai {openai.__version__}, anthropic {anthropic.__version__}; microseconds of CPU per call\n"
+            f"Python {sys.version.split()[0]}, openai {openai.__version__}, anthropic {anthropic.__version__}; CPU microseconds per call\n"
         )
         headings = ("bare SDK", "+ caller", "+ in all", "+ /chunk", "ratio", "noise", "noise all")
         print(" " * 18, *(f"{heading:>{8 if heading == 'ratio' else 9}}" for heading in headings))
