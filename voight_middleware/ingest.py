@@ -25,7 +25,7 @@ from voight_middleware.usage import Component, Usage, UsageError, read_usage
 logger = logging.getLogger(__name__)
 
 BATCH = 500
-_SLICE = 10
+_SLICE = 50
 _READ_BYTES = 256 * 1024
 
 _decode_usage = msgspec.json.Decoder(dict[str, Any]).decode
@@ -138,7 +138,9 @@ class Ingester:
         count = 0
         # The lock first, the size afterwards: a writer that is gone cannot add anything in between.
         with segment.adopt() as dead:
-            while data := segment.read(offset, _READ_BYTES):
+            # Not beyond what is there now: running after a busy writer line by line would disturb it all the time.
+            end = segment.size()
+            while offset < end and (data := segment.read(offset, _READ_BYTES)):
                 for lines in _batches(data.splitlines(keepends=True)):
                     offset += sum(map(len, lines))
                     self._insert(lines, Progress(segment.name, offset))

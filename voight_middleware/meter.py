@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 Listener = Callable[[Call], None]
 
-INTERVAL = 0.5
+INTERVAL = 1.0
 """Seconds between two rounds of the background thread."""
 EXIT_SECONDS = 5.0
 """How long the end of the process may wait for the ledger. What it does not reach stays in the journal."""

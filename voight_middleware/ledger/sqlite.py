@@ -7,6 +7,7 @@ import sqlite3
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 from voight_middleware.call import Call, Record, Settlement
@@ -247,7 +248,11 @@ class SQLiteLedger:
                     others.append(values + rare)
                 if call.tags.extra:
                     self._learn(call.tags.extra)
-            new = sum(self._db.executemany(sql, rows).rowcount for sql, rows in ((INSERT_COMMON, common), (INSERT_ALL, others)) if rows)
+            new = self._db.executemany(INSERT_ALL, others).rowcount if others else 0
+            for rows, statement in INSERT_COMMON.items():
+                while len(common) >= rows:
+                    some, common = common[:rows], common[rows:]
+                    new += self._db.execute(statement, tuple(chain.from_iterable(some))).rowcount
             for settlement in settlements:
                 tags = settlement.tags
                 self._learn(tags.extra)
