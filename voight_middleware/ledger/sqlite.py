@@ -248,11 +248,13 @@ class SQLiteLedger:
                     others.append(values + rare)
                 if call.tags.extra:
                     self._learn(call.tags.extra)
-            new = self._db.executemany(INSERT_ALL, others).rowcount if others else 0
+            new = 0
             for rows, statement in INSERT_COMMON.items():
                 while len(common) >= rows:
                     some, common = common[:rows], common[rows:]
                     new += self._db.execute(statement, tuple(chain.from_iterable(some))).rowcount
+            if others:
+                new += self._db.executemany(INSERT_ALL, others).rowcount
             for settlement in settlements:
                 tags = settlement.tags
                 self._learn(tags.extra)
