@@ -10,32 +10,22 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import logging
 import os
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from voight_middleware.background import Background, hold_imports, renew_imports
 from voight_middleware.call import Call, Settlement
-from voight_middleware.journal import Election, Journal
+from voight_middleware.journal import Journal
 from voight_middleware.settings import Settings, SettingsError
 from voight_middleware.tag_values import complain
 from voight_middleware.tags import NO_TAGS, Frame, Owner, Tags
 
-if TYPE_CHECKING:
-    from voight_middleware.ingest import Ingester
-    from voight_middleware.ledger import Ledger
-    from voight_middleware.pricing import PriceBook
-
-logger = logging.getLogger(__name__)
 
 Listener = Callable[[Call], None]
 
-INTERVAL = 1.0
-"""Seconds between two rounds of the background thread."""
 EXIT_SECONDS = 5.0
 """How long the end of the process may wait for the ledger. What it does not reach stays in the journal."""
 HELD_CALLS = 100_000
@@ -53,7 +43,7 @@ class Meter:
         """What went wrong inside: ``internal_errors``, ``listener_errors``, ``ledger_errors``, ``unheard_calls``."""
         self._release = Tags(release=settings.release) if settings.release else NO_TAGS
         self._held: dict[str, Call] = {}
-        self._background: _Background | None = None
+        self._background: Background | None = None
         self._start_lock = threading.Lock()
 
     def finish(self, call: Call, frame: Frame, captured: Owner) -> None:
@@ -151,191 +141,12 @@ class Meter:
         if self._start_lock.acquire(blocking=wait):
             try:
                 if self._background is None:
-                    self._background = _Background(self)
+                    self._background = Background(self)
                     self._background.start()
             finally:
                 self._start_lock.release()
 
 
-class _Background:
-    """
-    The background thread of a meter, and the rounds that it makes; ``flush`` makes a round on the caller's thread instead of
-    waiting for it.
-    """
-
-    def __init__(self, meter: Meter) -> None:
-        self._meter = meter
-        self._election = Election(meter.settings.journal)
-        self._ledger: Ledger | None = None
-        self._ingester: Ingester | None = None
-        self._book: PriceBook | None = None
-        self._round_lock = threading.Lock()
-        self._round_thread: int | None = None
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._loop, name="voight-ingester", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self, timeout: float) -> None:
-        self._stopping.set()
-        if self._thread is not threading.current_thread():
-            self._thread.join(timeout)
-        if self._round_lock.acquire(timeout=timeout):
-            try:
-                self._round()  # deletes the segment that this process has just closed
-                if self._ledger is not None:
-                    self._ledger.close()
-                self._ledger = self._ingester = None
-                self._election.resign()
-            finally:
-                self._round_lock.release()
-
-    def pause(self) -> Callable[[], None] | None:
-        """
-        Close the ledger and hold the rounds until the answer is called. None where that cannot be had, as in a listener that forks.
-
-        SQLite's locks and mutexes are a process's own. A child that inherits an open connection waits for ever for a mutex that a
-        thread of its parent held, or takes its parent's file locks for its own.
-        """
-        if self._round_thread == threading.get_ident() or not self._round_lock.acquire(timeout=EXIT_SECONDS):
-            return None
-        self._close_ledger()
-        return self._round_lock.release
-
-    def abandon(self) -> None:
-        """In a forked child: drop the lock's copy, and keep a connection that is still open from being collected and so closed."""
-        self._election.resign()
-        _of_the_parent.append(self._ledger)
-
-    def flush(self, timeout: float) -> bool:
-        deadline = time.monotonic() + timeout
-        self._meter.journal.retry()
-        written = self._meter.journal.position()
-        while True:
-            if self._round_lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
-                try:
-                    elected = self._round()
-                    if not self._meter.journal.waiting and (elected or self._is_ingested(written)) and not self._meter.held():
-                        return True
-                finally:
-                    self._round_lock.release()
-            if time.monotonic() >= deadline:
-                return False
-            time.sleep(0.02)
-
-    def _loop(self) -> None:
-        while not self._stopping.wait(INTERVAL):
-            with self._round_lock:
-                self._round()
-
-    def _round(self) -> bool:
-        """One round; whether everything that was in the journals when it began is now in the ledger."""
-        self._round_thread = threading.get_ident()
-        try:
-            return self._do_round()
-        finally:
-            self._round_thread = None
-
-    def _do_round(self) -> bool:
-        _import_the_rest()
-        from voight_middleware.ledger import LedgerError
-
-        meter = self._meter
-        held = meter.held()
-        done = False
-        try:
-            meter.journal.check()
-            meter.journal.retry()
-            if self._election.win():
-                self._elected().run()
-                done = True
-        except LedgerError as error:
-            meter.counters["ledger_errors"] += 1
-            complain(f"calls stay in the journal for now: {error}")
-            self._close_ledger()  # whatever was wrong with it, the next round opens it anew
-        except Exception as error:
-            meter.note(error)
-        if held:
-            self._deliver(held)
-        return done
-
-    def _elected(self) -> Ingester:
-        from voight_middleware.ingest import Ingester
-
-        ledger = self._open()
-        if self._ingester is None:
-            meter = self._meter
-            self._ingester = Ingester(ledger, meter.settings.journal, meter.deliver if meter.listeners else None)
-        self._ingester.ledger = ledger
-        return self._ingester
-
-    def _close_ledger(self) -> None:
-        ledger, self._ledger = self._ledger, None
-        if ledger is not None:
-            with contextlib.suppress(Exception):
-                ledger.close()
-
-    def _open(self) -> Ledger:
-        from voight_middleware.ledger import open_ledger
-
-        if self._ledger is None:
-            self._ledger = open_ledger(self._meter.settings.ledger)
-        return self._ledger
-
-    def _is_ingested(self, written: tuple[str, int] | None) -> bool:
-        from voight_middleware.ledger import LedgerError
-
-        if written is None:
-            return True
-        name, length = written
-        try:
-            return self._open().progress(name) >= length or not (self._meter.settings.journal / name).exists()
-        except LedgerError:
-            return False
-
-    def _deliver(self, held: list[Call]) -> None:
-        """
-        Complete calls of this process for its listeners that this round has not delivered: where another process ingests or has ingested
-        them, or where the ledger refuses.
-        """
-        from voight_middleware.ingest import complete
-        from voight_middleware.pricing import PriceBook
-
-        try:
-            unheard = {call.call_id for call in self._meter.held()}
-            held = [call for call in held if call.call_id in unheard]
-            if held and self._book is None:
-                self._book = PriceBook()
-            for call in held:
-                assert self._book is not None
-                complete(call, self._book)
-            self._meter.deliver(held)
-        except Exception as error:
-            self._meter.note(error)
-
-
-_imports = threading.RLock()
-_imported = False
-
-
-def _import_the_rest() -> None:
-    """
-    Import what a round needs, price data included, while no fork can happen.
-
-    A child that is forked while another thread imports a module can never import it: the module's lock stays taken.
-    """
-    global _imported
-    if _imported:
-        return
-    with _imports:
-        from voight_middleware.pricing import PriceBook
-
-        PriceBook()
-        _imported = True
-
-
-_of_the_parent: list[object] = []
 _meter: Meter | None = None
 _meter_lock = threading.Lock()
 
@@ -425,8 +236,8 @@ def _before_fork() -> None:
     release = _meter.before_fork() if _meter is not None else None
     if release is not None:
         _after_the_fork.append(release)
-    if _imports.acquire(timeout=EXIT_SECONDS):
-        _after_the_fork.append(_imports.release)
+    if (imports := hold_imports()) is not None:
+        _after_the_fork.append(imports)
 
 
 def _after_fork_in_parent() -> None:
@@ -435,8 +246,8 @@ def _after_fork_in_parent() -> None:
 
 
 def _after_fork() -> None:
-    global _imports, _meter_lock
-    _imports = threading.RLock()
+    global _meter_lock
+    renew_imports()
     _after_the_fork.clear()
     _meter_lock = threading.Lock()
     if _meter is not None:

@@ -14,8 +14,9 @@ import openai
 import pytest
 
 from voight_middleware import wrap
+from voight_middleware.background import Background
 from voight_middleware.call import Call
-from voight_middleware.meter import Meter, _Background
+from voight_middleware.meter import Meter
 from voight_middleware.settings import Settings
 from voight_middleware.tags import NOBODY, Frame, Tags
 from voight_middleware.usage import Usage
@@ -308,12 +309,12 @@ def test_a_stream_that_is_collected_while_the_meter_starts_does_not_block_it(tmp
         ours.finish(Call(call_id=name, occurred_at=1, provider="openai", endpoint="chat"), Frame(None, Tags()), NOBODY)
         done.append(name)
 
-    class Starting(_Background):
+    class Starting(Background):
         def __init__(self, owner: Meter) -> None:
             finish("collected")
             super().__init__(owner)
 
-    monkeypatch.setattr("voight_middleware.meter._Background", Starting)
+    monkeypatch.setattr("voight_middleware.meter.Background", Starting)
     thread = threading.Thread(target=finish, args=["first"], daemon=True)
     thread.start()
     thread.join(10)
