@@ -23,7 +23,6 @@ from voight_middleware.settings import Settings, SettingsError
 from voight_middleware.tag_values import complain
 from voight_middleware.tags import NO_TAGS, Frame, Owner, Tags
 
-
 Listener = Callable[[Call], None]
 
 EXIT_SECONDS = 5.0
