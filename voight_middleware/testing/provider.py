@@ -38,7 +38,8 @@ from typing import Any, Literal, Self
 import msgspec
 
 from voight_middleware.testing import wire
-from voight_middleware.testing.wire import Answer, Options, Refusal
+from voight_middleware.testing.made_up import Options, prompt_texts
+from voight_middleware.testing.wire import Answer, Refusal
 
 try:
     import uvicorn
@@ -322,7 +323,7 @@ async def _answer(request: Request, books: _Books) -> Response:
             body = msgspec.json.decode(await request.body())
         except msgspec.DecodeError as error:
             raise Refusal(400, "We could not parse the JSON body of your request.") from error
-        prompt = list(wire.prompt_texts(body))
+        prompt = list(prompt_texts(body))
         user = next((found[1] for text in prompt if (found := _USER.search(text))), "-")
         books.received(user, body)
         if not isinstance(body, dict):

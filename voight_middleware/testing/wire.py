@@ -7,56 +7,16 @@ recorded answers. The usage is made up from a hash of the request: the same requ
 
 from __future__ import annotations
 
-import base64
-import functools
-import math
-import random
-import re
-import struct
 import time
 import uuid
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
-Json = dict[str, Any]
-
-SNAPSHOTS = {
-    "gpt-4.1": "gpt-4.1-2025-04-14",
-    "gpt-4.1-mini": "gpt-4.1-mini-2025-04-14",
-    "gpt-4o": "gpt-4o-2024-08-06",
-    "gpt-4o-mini": "gpt-4o-mini-2024-07-18",
-    "gpt-5": "gpt-5-2025-08-07",
-    "gpt-5-mini": "gpt-5-mini-2025-08-07",
-    "gpt-5-nano": "gpt-5-nano-2025-08-07",
-    "claude-haiku-4-5": "claude-haiku-4-5-20251001",
-    "claude-opus-4-5": "claude-opus-4-5-20251101",
-    "claude-sonnet-4-5": "claude-sonnet-4-5-20250929",
-}
-"""The dated model that serves a requested alias. Any other model serves itself."""
-
-_REASONS = re.compile(r"gpt-[5-9]|o[1-9]")
-_WRITES_CACHE = re.compile(r"gpt-5\.[6-9]|gpt-[6-9]")
-_TEXT = (
-    "The replica lagged behind its leader, so every write was retried until the lease expired and a new leader was elected; after that "
-    "the queue drained within a minute and nobody had to be woken up."
-)
-_WORDS = _TEXT.split()
-_TEXT_KEYS = ("messages", "input", "system", "instructions")
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What a request wants of its answer beyond the provider's own parameters."""
-
-    chunks: int = 12
-    """How many pieces the text is streamed in."""
-    usage: Any = None
-    """The usage to report, instead of a made-up one."""
-    without_usage: bool = False
+from voight_middleware.testing.made_up import SNAPSHOTS, Json, Made, Options, hexadecimal, vector
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,19 +41,6 @@ class Refusal(Exception):
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-def prompt_texts(body: Any) -> Iterator[str]:
-    """The texts of a request's prompt or input, in order."""
-    stack = [body[key] for key in reversed(_TEXT_KEYS) if key in body] if isinstance(body, Mapping) else []
-    while stack:
-        item = stack.pop()
-        if isinstance(item, str):
-            yield item
-        elif isinstance(item, Mapping):
-            stack.extend(reversed([value for key, value in item.items() if key not in ("data", "role", "type")]))
-        elif isinstance(item, list):
-            stack.extend(reversed(item))
-
-
 # -- OpenAI --------------------------------------------------------------------------------------------------------------------
 
 
@@ -103,7 +50,7 @@ def chat(body: Json, options: Options) -> Answer:
     stream_options = body.get("stream_options")
     if stream_options and not body.get("stream"):
         raise Refusal(400, "The 'stream_options' parameter is only allowed when 'stream' is enabled.", "stream_options")
-    made = _Made(body, _schema(body, "response_format", "json_schema"), body.get("max_completion_tokens") or body.get("max_tokens"))
+    made = Made(body, _schema(body, "response_format", "json_schema"), body.get("max_completion_tokens") or body.get("max_tokens"))
     usage = _reported(options, lambda: made.openai_usage("prompt", "completion"))
     base = {
         "id": f"chatcmpl-{uuid.uuid4().hex[:29]}",
@@ -140,12 +87,12 @@ def responses(body: Json, options: Options) -> Answer:
     if "include_usage" in (body.get("stream_options") or {}):
         name = "stream_options.include_usage"
         raise Refusal(400, f"Unknown parameter: '{name}'.", name, "unknown_parameter")
-    made = _Made(body, _schema(body, "text", "format"), body.get("max_output_tokens"))
+    made = Made(body, _schema(body, "text", "format"), body.get("max_output_tokens"))
     usage = _reported(options, lambda: made.openai_usage("input", "output"))
     pieces = made.pieces(options.chunks)
     part: Json = {"type": "output_text", "annotations": [], "logprobs": [], "text": "".join(pieces)}
-    message: Json = {"id": f"msg_{_hex(50)}", "type": "message", "status": "completed", "content": [part], "role": "assistant"}
-    thought: Json = {"id": f"rs_{_hex(50)}", "type": "reasoning", "summary": []}
+    message: Json = {"id": f"msg_{hexadecimal(50)}", "type": "message", "status": "completed", "content": [part], "role": "assistant"}
+    thought: Json = {"id": f"rs_{hexadecimal(50)}", "type": "reasoning", "summary": []}
     output = [thought, message] if made.reasons else [message]
     status = "incomplete" if made.cut_short else "completed"
     whole = {**_response(body, made, status, output), "service_tier": _tier(body), "usage": usage}
@@ -173,7 +120,7 @@ def responses(body: Json, options: Options) -> Answer:
     return Answer(numbered, usage, len(numbered) - 1)
 
 
-def _response(body: Json, made: _Made, status: str, output: list[Json]) -> Json:
+def _response(body: Json, made: Made, status: str, output: list[Json]) -> Json:
     echoed: Json = {
         "instructions": None,
         "max_output_tokens": None,
@@ -196,7 +143,7 @@ def _response(body: Json, made: _Made, status: str, output: list[Json]) -> Json:
     }
     now = int(time.time())
     return {
-        "id": f"resp_{_hex(50)}",
+        "id": f"resp_{hexadecimal(50)}",
         "object": "response",
         "created_at": now,
         "status": status,
@@ -221,7 +168,7 @@ def embeddings(body: Json, options: Options) -> Answer:
     dimensions = body.get("dimensions") or (3072 if model == "text-embedding-3-large" else 1536)
     data: list[Json] = []
     for index, one in enumerate(inputs):
-        values, encoded = _vector(zlib.crc32(msgspec.json.encode(one)) % 64, dimensions)
+        values, encoded = vector(zlib.crc32(msgspec.json.encode(one)) % 64, dimensions)
         data.append({"object": "embedding", "index": index, "embedding": encoded if body.get("encoding_format") == "base64" else values})
     return _json({"object": "list", "data": data, "model": SNAPSHOTS.get(model, model), **_present(usage)}, usage)
 
@@ -240,7 +187,7 @@ def openai_error(refusal: Refusal) -> bytes:
 def messages(body: Json, options: Options) -> Answer:
     """``POST /v1/messages``."""
     _need(body, "model", "max_tokens", "messages", message="{}: Field required")
-    made = _Made(body, _schema(body, "output_config", "format") or _schema(body, "output_format"), body["max_tokens"])
+    made = Made(body, _schema(body, "output_config", "format") or _schema(body, "output_format"), body["max_tokens"])
     usage = _reported(options, made.anthropic_usage)
     pieces = made.pieces(options.chunks)
     stop_reason = "max_tokens" if made.cut_short else "end_turn"
@@ -281,99 +228,6 @@ def anthropic_error(refusal: Refusal, request_id: str) -> bytes:
     return msgspec.json.encode({"type": "error", "error": {"type": kind, "message": refusal.message}, "request_id": request_id})
 
 
-# -- what is made up -----------------------------------------------------------------------------------------------------------
-
-
-class _Made:
-    """The made-up side of one answer, the same for the same request."""
-
-    def __init__(self, body: Json, schema: Any, limit: int | None) -> None:
-        requested, texts = str(body["model"]), list(prompt_texts(body))
-        self.model = SNAPSHOTS.get(requested, requested)
-        self.reasons = _REASONS.match(requested) is not None
-        self._schema = schema
-        self._random = chance = random.Random(zlib.crc32(msgspec.json.encode([requested, *texts])))
-        self._first_word = chance.randrange(len(_WORDS))
-        self._input = sum(map(len, texts)) // 4 + chance.randrange(200, 2600)
-        reasoning = 64 * chance.randrange(1, 9) if self.reasons else 0
-        output = chance.randrange(12, 420) + reasoning
-        self.cut_short = limit is not None and limit < output and schema is None
-        self._output = limit if self.cut_short and limit is not None else output
-        self._reasoning = min(reasoning, self._output)
-
-    def openai_usage(self, prefix_in: str, prefix_out: str) -> Json:
-        """Input tokens include cached and written ones; prompts from 1024 tokens on are cached, in steps of 128."""
-        large = self._input >= 1024
-        cached = self._random.randrange(1024, self._input + 1) // 128 * 128 if large and self._random.random() < 0.6 else 0
-        details_in: Json = {"cached_tokens": cached}
-        if _WRITES_CACHE.match(self.model) or prefix_in == "input":
-            details_in["cache_write_tokens"] = (self._input - cached) // 2 if large and _WRITES_CACHE.match(self.model) else 0
-        details_out: Json = {"reasoning_tokens": self._reasoning}
-        if prefix_in == "prompt":
-            details_in["audio_tokens"] = 0
-            details_out |= {"audio_tokens": 0, "accepted_prediction_tokens": 0, "rejected_prediction_tokens": 0}
-        counts = {f"{prefix_in}_tokens": self._input, f"{prefix_out}_tokens": self._output}
-        details = {f"{prefix_in}_tokens_details": details_in, f"{prefix_out}_tokens_details": details_out}
-        return {**counts, "total_tokens": self._input + self._output, **details}
-
-    def anthropic_usage(self) -> Json:
-        """Input tokens exclude what was read from the cache and written to it."""
-        read, five_minutes, hour = 0, 0, 0
-        kind, prefix = self._random.random(), self._input * 3 // 4
-        if self._input >= 1024 and kind < 0.5:
-            read, five_minutes = prefix, (self._input - prefix) // 2 if kind < 0.25 else 0
-        elif self._input >= 1024 and kind < 0.7:
-            five_minutes = prefix
-        elif self._input >= 1024 and kind < 0.8:
-            hour = prefix
-        return {
-            "input_tokens": self._input - read - five_minutes - hour,
-            "cache_creation_input_tokens": five_minutes + hour,
-            "cache_read_input_tokens": read,
-            "cache_creation": {"ephemeral_5m_input_tokens": five_minutes, "ephemeral_1h_input_tokens": hour},
-            "output_tokens": self._output,
-            "service_tier": "standard",
-            "inference_geo": "global",
-        }
-
-    def pieces(self, chunks: int) -> list[str]:
-        """The text in *chunks* pieces: words; for a structured output, JSON that fits its schema, in as many or fewer."""
-        if self._schema is None:
-            words = [_WORDS[(self._first_word + number) % len(_WORDS)] for number in range(chunks)]
-            return [word if number == 0 else f" {word}" for number, word in enumerate(words)]
-        text = msgspec.json.encode(instance(self._schema, self._schema)).decode()
-        size = max(1, math.ceil(len(text) / max(1, chunks)))
-        return [text[start : start + size] for start in range(0, len(text), size)]
-
-
-def instance(schema: Any, root: Any) -> Any:
-    """A small value that fits a JSON schema, as far as structured outputs allow one."""
-    if "$ref" in schema:
-        return instance(functools.reduce(lambda part, step: part[step], schema["$ref"].removeprefix("#/").split("/"), root), root)
-    for key in ("anyOf", "oneOf", "allOf"):
-        if key in schema:
-            return instance(schema[key][0], root)
-    if "const" in schema or "enum" in schema:
-        return schema["const"] if "const" in schema else schema["enum"][0]
-    kind = schema.get("type")
-    if kind == "object":
-        return {name: instance(one, root) for name, one in schema.get("properties", {}).items()}
-    if kind == "array":
-        return [instance(schema["items"], root) for _ in range(schema.get("minItems", 1))]
-    values = {"string": "lease", "integer": schema.get("minimum", 7), "number": schema.get("minimum", 0.5), "boolean": True}
-    return values.get(kind)
-
-
-@functools.lru_cache(maxsize=256)
-def _vector(seed: int, dimensions: int) -> tuple[list[float], str]:
-    """A unit vector, as numbers and as base64 of little-endian 32-bit floats."""
-    numbers = random.Random(seed)
-    raw = [numbers.uniform(-1, 1) for _ in range(dimensions)]
-    length = math.sqrt(sum(value * value for value in raw))
-    packed = struct.pack(f"<{dimensions}f", *(value / length for value in raw))
-    return list(struct.unpack(f"<{dimensions}f", packed)), base64.b64encode(packed).decode()
-
-
 # -- small parts ---------------------------------------------------------------------------------------------------------------
 
 
@@ -404,10 +258,6 @@ def _present(usage: Any) -> Json:
 def _tier(body: Json) -> str:
     tier = body.get("service_tier")
     return tier if tier in ("flex", "priority") else "default"
-
-
-def _hex(digits: int) -> str:
-    return (uuid.uuid4().hex + uuid.uuid4().hex)[:digits]
 
 
 def _json(body: Json, usage: Any) -> Answer:
