@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 
 from voight_middleware.call import Call, new_call_id
 
@@ -31,10 +30,12 @@ class Serve:
     """Serves ASGI applications with a real uvicorn, each in a thread of this process, on a free port."""
 
     def __init__(self) -> None:
-        self._servers: list[tuple[uvicorn.Server, threading.Thread]] = []
+        self._servers: list[tuple[Any, threading.Thread]] = []
 
     def __call__(self, app: Any) -> str:
         """Start *app*; answers its URL."""
+        import uvicorn
+
         server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical", ws="websockets-sansio"))
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()

@@ -6,7 +6,6 @@ The SDK makes no answer of them that could be looked at. What passes by is kept,
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from typing import Any
@@ -48,6 +47,8 @@ class Body:
 
     def events(self) -> Iterator[Any]:
         """The server-sent events in it."""
+        import json
+
         for line in self.content().splitlines():
             if line.startswith(b"data:") and line[5:].lstrip().startswith(b"{"):
                 yield json.loads(line[5:], object_hook=_Event)
