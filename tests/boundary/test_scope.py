@@ -75,7 +75,7 @@ def test_nothing_is_asked_before_a_call_asks() -> None:
     scope = scope_of(asked.append)
     with bind(scope):
         assert current_frame().owner() == Owner(Tags(), "none")
-    scope.settle_now()
+    asyncio.run(scope.settle())
     assert asked == []
 
 
@@ -137,7 +137,7 @@ def test_none_is_asked_again(meter: Meter) -> None:
     scope = scope_of(lambda request: next(answers))
     with bind(scope):
         ids = [spend() for _ in range(4)]
-    scope.settle_now()
+    asyncio.run(scope.settle())
     calls = kept(meter)
     assert [owner(calls[call_id]) for call_id in ids] == [("u", "settled"), ("u", "settled"), ("u", "getter"), ("u", "getter")]
 
@@ -148,7 +148,7 @@ def test_a_request_of_nobody_stays_nobodys(meter: Meter) -> None:
     with bind(scope):
         call_id = spend()
     before = meter.journal.written
-    scope.settle_now()
+    asyncio.run(scope.settle())
     assert meter.journal.written == before
     call = kept(meter)[call_id]
     assert (owner(call), call.tags.plan) == ((None, "none"), "free")
@@ -184,7 +184,7 @@ def test_a_getter_that_recovers_is_no_error(meter: Meter) -> None:
     scope = scope_of(getter)
     with bind(scope):
         ids = [spend(), spend()]
-    scope.settle_now()
+    asyncio.run(scope.settle())
     calls = kept(meter)
     assert [owner(calls[call_id]) for call_id in ids] == [("u", "settled"), ("u", "getter")]
 
@@ -338,7 +338,7 @@ def test_a_settled_scope_has_let_go_of_its_request(meter: Meter) -> None:
     scope = scope_of(lambda request: asked.append(request) or ("u" if len(asked) > 1 else None))
     with bind(scope):
         spend()
-        scope.settle_now()
+        asyncio.run(scope.settle())
         late = spend()
     assert len(asked) == 2
     assert owner(kept(meter)[late]) == ("u", "settled")
