@@ -17,7 +17,8 @@ def test_the_defaults_are_in_the_state_folder() -> None:
     assert settings.ledger == "sqlite:////state/voight/ledger.db"
     assert settings.journal == Path("/state/voight/ledger.db.journal")
     assert (settings.release, settings.enabled) == (None, True)
-    assert settings.sources == {"ledger": "default", "journal": "default", "release": "default", "enabled": "default"}
+    assert settings.request_identity
+    assert settings.sources == dict.fromkeys(("ledger", "journal", "release", "enabled", "request_identity"), "default")
 
 
 def test_without_a_state_folder_it_is_under_the_home(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,14 +30,22 @@ def test_without_a_state_folder_it_is_under_the_home(monkeypatch: pytest.MonkeyP
 def test_every_variable_is_read() -> None:
     """Each setting has its variable, and says so."""
     settings = Settings.from_environment(
-        environ={"VOIGHT_LEDGER": "/a/l.db", "VOIGHT_JOURNAL": "/b/j", "VOIGHT_RELEASE": "r1", "VOIGHT_ENABLED": "off"}
+        environ={
+            "VOIGHT_LEDGER": "/a/l.db",
+            "VOIGHT_JOURNAL": "/b/j",
+            "VOIGHT_RELEASE": "r1",
+            "VOIGHT_ENABLED": "off",
+            "VOIGHT_REQUEST_IDENTITY": "no",
+        }
     )
+    assert not settings.request_identity
     assert (settings.ledger, settings.journal, settings.release, settings.enabled) == ("sqlite:////a/l.db", Path("/b/j"), "r1", False)
     assert settings.sources == {
         "ledger": "VOIGHT_LEDGER",
         "journal": "VOIGHT_JOURNAL",
         "release": "VOIGHT_RELEASE",
         "enabled": "VOIGHT_ENABLED",
+        "request_identity": "VOIGHT_REQUEST_IDENTITY",
     }
 
 
@@ -65,6 +74,7 @@ def test_switches_are_read_the_way_people_write_them(text: str, enabled: bool) -
     ("given", "environ", "named"),
     [
         ({}, {"VOIGHT_ENABLED": "maybe"}, ["VOIGHT_ENABLED", "maybe", "true"]),
+        ({}, {"VOIGHT_REQUEST_IDENTITY": "perhaps"}, ["VOIGHT_REQUEST_IDENTITY", "perhaps", "true"]),
         ({"ledger": ":memory:"}, {}, [":memory:", "sqlite:////"]),
         ({"ledger": ""}, {}, ["''"]),
         ({"journal": ""}, {}, ["journal"]),

@@ -237,10 +237,12 @@ def test_a_usage_of_ours_survives_its_json(usage: Usage) -> None:
 @given(USAGES)
 def test_totals_are_the_sums_of_the_known_buckets(usage: Usage) -> None:
     """A total is the sum of what is known, and None only where nothing is."""
-    parts = [usage.input, usage.cache_read, usage.cache_write, usage.cache_write_5m, usage.cache_write_1h, usage.audio_in]
+    cached = [usage.cache_read, usage.cache_read_audio, usage.cache_read_image]
+    written = [usage.cache_write, usage.cache_write_5m, usage.cache_write_1h]
+    parts = [usage.input, *cached, *written, usage.audio_in, usage.image_in]
     known = [part for part in parts if part is not None]
     assert usage.input_tokens == (sum(known) if known else None)
-    out = [part for part in (usage.output, usage.audio_out) if part is not None]
+    out = [part for part in (usage.output, usage.audio_out, usage.image_out) if part is not None]
     assert usage.output_tokens == (sum(out) if out else None)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 import time
@@ -45,6 +46,11 @@ def new_call_id() -> str:
     return f"{time.time_ns() // 1_000_000:012x}7{number >> 24 & 0xFFF:03x}{_ids.node}{number & 0xFFFFFF:06x}"
 
 
+def job_call_id(job: str) -> str:
+    """The id of a call that may be seen more than once: whoever reads the answer of *job*, and however often, means the same call."""
+    return hashlib.blake2b(job.encode(errors="surrogatepass"), digest_size=16).hexdigest()
+
+
 class Call(msgspec.Struct, omit_defaults=True, kw_only=True, tag="call"):
     """
     One billable provider call.
@@ -58,7 +64,7 @@ class Call(msgspec.Struct, omit_defaults=True, kw_only=True, tag="call"):
     provider: str
     """Who is billing: ``openai``, ``anthropic``, ``azure``, ``openrouter``, …"""
     endpoint: str
-    """The dialect of the answer: ``chat``, ``responses``, ``embeddings``, ``messages``."""
+    """The dialect of the answer: ``chat``, ``responses``, ``embeddings``, ``images``, ``messages``, …"""
     requested_model: str | None = None
     model: str | None = None
     """The model that served the call, as the provider named it in its answer."""
@@ -69,11 +75,15 @@ class Call(msgspec.Struct, omit_defaults=True, kw_only=True, tag="call"):
     """The class of the exception that the caller got. Messages are never kept: they may quote the prompt."""
     http_status: int | None = None
     attempts: int = 1
+    possibly_billed: int | None = None
+    """Attempts that were sent and got no answer, by a timeout or a broken connection: the provider may have billed them all the same."""
     duration: int | None = None
     """Microseconds from entry to the last byte."""
     ttft: int | None = None
     """Microseconds from entry to the first event of the stream."""
     response_id: str | None = None
+    job: str | None = None
+    """What the provider does later (a batch, a background response, a video): the owner is who submitted it, whoever reads the answer."""
     service_tier: str | None = None
     batch: bool = False
     raw_usage: str | None = None
@@ -116,12 +126,32 @@ class Call(msgspec.Struct, omit_defaults=True, kw_only=True, tag="call"):
 
 
 class Settlement(msgspec.Struct, kw_only=True, tag="settlement"):
-    """The owner of calls that were written before it was known. It never replaces an owner that is already there."""
+    """
+    The owner of calls, and of submitted jobs, that were written before it was known. It never replaces an owner that is already
+    there, unless that one was taken from a request's body.
+    """
 
     call_ids: tuple[str, ...]
+    """Ids of calls, and names of jobs."""
     tags: Tags
     attribution: str = "settled"
 
 
-Record = Call | Settlement
+class Submission(msgspec.Struct, omit_defaults=True, kw_only=True, tag="submission"):
+    """
+    The owner of a job: its answers are read later, perhaps in another process, and belong to who submitted it.
+
+    ``provider/batch_1/part`` is a part of the job ``provider/batch_1``; *part_of* names a job that the name does not tell, such as the
+    batch of an output file.
+    """
+
+    job: str
+    submitted_at: int
+    """Microseconds since 1970, UTC."""
+    part_of: str | None = None
+    tags: Tags = Tags()
+    attribution: str = "none"
+
+
+Record = Call | Settlement | Submission
 """What one line of a journal holds."""

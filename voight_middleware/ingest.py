@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from voight_middleware.call import Call, Record
+from voight_middleware.call import Call, Record, Submission
 from voight_middleware.journal import Election, Segment, decode, reject, segments
 from voight_middleware.ledger import Ledger, LedgerError, Progress, open_ledger
 from voight_middleware.pricing import PriceBook, price
@@ -158,7 +158,7 @@ class Ingester:
         records: list[Record] = []
         sources: list[tuple[bytes, int]] = []
         position = progress.offset - sum(map(len, lines))
-        for index, line in enumerate(lines):
+        for line in lines:
             start, position = position, position + len(line)
             if line == b"\n":
                 continue
@@ -167,10 +167,12 @@ class Ingester:
             except (msgspec.DecodeError, UnicodeDecodeError):
                 self._reject(line, progress.segment, start)
                 continue
-            if isinstance(record, Call):
-                complete(record, self.book)
             records.append(record)
             sources.append((line, start))
+        self._find_owners(records)
+        for index, record in enumerate(records):
+            if isinstance(record, Call):
+                complete(record, self.book)
             if self.gentle and index % _SLICE == _SLICE - 1:
                 time.sleep(0)
         try:
@@ -185,6 +187,25 @@ class Ingester:
         if self.delivered is not None:
             self.delivered([record for record in records if isinstance(record, Call)])
 
+    def _find_owners(self, records: list[Record]) -> None:
+        """Give the answers of jobs to who has submitted them, at the time when that was."""
+        calls = [record for record in records if isinstance(record, Call) and record.job is not None]
+        if not calls:
+            return
+        known = {record.job: record for record in records if isinstance(record, Submission)}
+        names = {name for call in calls for name in _with_whole(call.job)} - known.keys()
+        known = {**known, **self.ledger.submissions(names)}
+        wholes = {one.part_of for one in known.values() if one.part_of is not None} - known.keys()
+        known = {**known, **self.ledger.submissions(wholes)}
+        for call in calls:
+            for name in _with_whole(call.job):
+                submission = known.get(name)
+                if submission is not None and submission.tags.user_id is None and submission.part_of is not None:
+                    submission = known.get(submission.part_of)
+                if submission is not None and submission.tags.user_id is not None:
+                    call.tags, call.attribution, call.occurred_at = submission.tags, submission.attribution, submission.submitted_at
+                    break
+
     def _reject(self, line: bytes, segment: str, position: int) -> None:
         if (segment, position) in self._set_aside:
             return
@@ -192,6 +213,14 @@ class Ingester:
         self.rejected += 1
         reject(self.folder, line)
         logger.warning("a journal line that is no record was set aside in %s", self.folder / "rejected.jsonl")
+
+
+def _with_whole(job: str | None) -> list[str]:
+    """The names of a job and, of a part such as ``openai/batch_1/part``, of the whole."""
+    if job is None:
+        return []
+    whole = job.rpartition("/")[0]
+    return [job, whole] if "/" in whole else [job]
 
 
 def _batches(lines: list[bytes]) -> Iterable[list[bytes]]:

@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from voight_middleware.background import Background, hold_imports, renew_imports
-from voight_middleware.call import Call, Settlement
+from voight_middleware.call import Call, Settlement, Submission
 from voight_middleware.journal import Journal
 from voight_middleware.settings import Settings, SettingsError
-from voight_middleware.tag_values import complain
+from voight_middleware.tag_values import clean_value, complain
 from voight_middleware.tags import NO_TAGS, Frame, Owner, Tags
 
 Listener = Callable[[Call], None]
@@ -45,25 +45,55 @@ class Meter:
         self._background: Background | None = None
         self._start_lock = threading.Lock()
 
-    def finish(self, call: Call, frame: Frame, captured: Owner) -> None:
+    def finish(self, call: Call, frame: Frame, captured: Owner, named: str | None = None) -> None:
         """
-        Write a finished call. Its owner is the one *captured* when it began, or where that was unknown the one that *frame* knows by now.
+        Write a finished call. Its owner is the one *captured* when it began, or where that was unknown the one that *frame* knows by
+        now, or else the user that the request *named* to the provider.
 
         Never raises.
         """
         try:
             tags, attribution = captured if captured.tags.user_id is not None else frame.owner()
-            call.tags = self._release.merge(tags)
-            call.attribution = attribution
+            unsettled = tags.user_id is None
+            call.tags, call.attribution = self._stamped(tags, attribution, named)
             if self.listeners:
                 self._hold(call)
             self.journal.append(call)
-            if tags.user_id is None and frame.scope is not None:
+            if unsettled and frame.scope is not None:
                 frame.scope.await_settlement(call.call_id)
-            if self._background is None:
-                self._start(wait=False)  # whoever holds the lock starts it; that may be this thread, collecting a dropped stream in there
+            self._wake()
         except Exception as error:
             self.note(error)
+
+    def submit(self, submission: Submission, frame: Frame, captured: Owner, named: str | None = None) -> None:
+        """Write who has submitted a job: the owner of its answers, found as that of a call. Never raises."""
+        try:
+            tags, attribution = captured if captured.tags.user_id is not None else frame.owner()
+            unsettled = tags.user_id is None
+            submission.tags, submission.attribution = self._stamped(tags, attribution, named)
+            self.journal.append(submission)
+            if unsettled and frame.scope is not None:
+                frame.scope.await_settlement(submission.job)
+            self._wake()
+        except Exception as error:
+            self.note(error)
+
+    def link(self, submission: Submission) -> None:
+        """Write what a job is a part of. Never raises."""
+        try:
+            self.journal.append(submission)
+            self._wake()
+        except Exception as error:
+            self.note(error)
+
+    def _stamped(self, tags: Tags, attribution: str, named: str | None) -> Owner:
+        if tags.user_id is None and named is not None and (user := clean_value(named)) is not None:
+            tags, attribution = tags.merge(Tags(user_id=user)), "request"
+        return Owner(self._release.merge(tags), attribution)
+
+    def _wake(self) -> None:
+        if self._background is None:
+            self._start(wait=False)  # whoever holds the lock starts it; that may be this thread, collecting a dropped stream in there
 
     def settle(self, call_ids: Iterable[str], owner: Owner) -> None:
         """Write the owner of calls that were finished without one. Never raises."""
@@ -201,6 +231,7 @@ def configure(
     release: str | None = None,
     listeners: Sequence[Listener] = (),
     enabled: bool | None = None,
+    request_identity: bool | None = None,
 ) -> None:
     """
     Configure this process's meter. Whatever is not given comes from the environment, then from the defaults.
@@ -212,11 +243,15 @@ def configure(
         listeners: Called with each finished, priced call of this process, on a background thread. What they raise is counted,
             never passed on.
         enabled: False meters nothing. ``VOIGHT_ENABLED``.
+        request_identity: Whether a call without any other owner belongs to the user that its request names to the provider
+            (``safety_identifier``, ``user``, ``user_profile_id``, ``metadata.user_id``); by default it does. ``VOIGHT_REQUEST_IDENTITY``.
 
     Raises:
         SettingsError: A value cannot be used.
     """
-    settings = Settings.from_environment(ledger=ledger, journal=journal, release=release, enabled=enabled)
+    settings = Settings.from_environment(
+        ledger=ledger, journal=journal, release=release, enabled=enabled, request_identity=request_identity
+    )
     old = swap_meter(Meter(settings, listeners))
     if old is not None:
         old.close()

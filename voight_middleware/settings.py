@@ -24,6 +24,8 @@ class Settings(msgspec.Struct, frozen=True):
     """The folder of this host's journals."""
     release: str | None = None
     enabled: bool = True
+    request_identity: bool = True
+    """Whether the user that a request names to the provider owns a call that has no other owner."""
     sources: Mapping[str, str] = {}
 
     @classmethod
@@ -34,11 +36,12 @@ class Settings(msgspec.Struct, frozen=True):
         journal: str | Path | None = None,
         release: str | None = None,
         enabled: bool | None = None,
+        request_identity: bool | None = None,
         environ: Mapping[str, str] = os.environ,
     ) -> Settings:
         """
-        The given values, then the environment (``VOIGHT_LEDGER``, ``VOIGHT_JOURNAL``, ``VOIGHT_RELEASE``, ``VOIGHT_ENABLED``),
-        then the defaults.
+        The given values, then the environment (``VOIGHT_LEDGER``, ``VOIGHT_JOURNAL``, ``VOIGHT_RELEASE``, ``VOIGHT_ENABLED``,
+        ``VOIGHT_REQUEST_IDENTITY``), then the defaults.
 
         Raises:
             SettingsError: A value cannot be used.
@@ -55,17 +58,21 @@ class Settings(msgspec.Struct, frozen=True):
             sources[name] = "default"
             return None
 
+        def switch(name: str, given: bool | None, variable: str) -> bool:
+            word = (first(name, given, variable) or "true").strip().lower()
+            if word not in _SWITCH:
+                raise SettingsError(f"{sources[name]}: {name} is {word!r}; use one of {', '.join(_SWITCH)}")
+            return _SWITCH[word]
+
         place = first("ledger", ledger, "VOIGHT_LEDGER")
         url = ledger_url(default_ledger(environ) if place is None else place)
         folder = first("journal", journal, "VOIGHT_JOURNAL")
-        switch = (first("enabled", enabled, "VOIGHT_ENABLED") or "true").strip().lower()
-        if switch not in _SWITCH:
-            raise SettingsError(f"{sources['enabled']}: enabled is {switch!r}; use one of {', '.join(_SWITCH)}")
         return cls(
             ledger=url,
             journal=default_journal(url, environ) if folder is None else _absolute(folder, "the journal"),
             release=clean_value(first("release", release, "VOIGHT_RELEASE") or ""),
-            enabled=_SWITCH[switch],
+            enabled=switch("enabled", enabled, "VOIGHT_ENABLED"),
+            request_identity=switch("request_identity", request_identity, "VOIGHT_REQUEST_IDENTITY"),
             sources=sources,
         )
 

@@ -7,6 +7,7 @@ conventions are normalised here, once. A count that the provider did not report 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -21,13 +22,15 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """
     Disjoint counts of one model's consumption; token counts in tokens.
 
-    The input of a call is ``input + cache_read + cache_write + cache_write_5m + cache_write_1h + audio_in``, its output ``output
-    + audio_out``.
+    The input of a call is ``input + cache_read + cache_read_audio + cache_read_image + cache_write + cache_write_5m + cache_write_1h
+    + audio_in + image_in``, its output ``output + audio_out + image_out``.
     """
 
     input: Count = None
-    """Text (and image) input at the full rate."""
+    """Text input at the full rate; of chat models images too, as those bill them at the rate of text."""
     cache_read: Count = None
+    cache_read_audio: Count = None
+    cache_read_image: Count = None
     cache_write: Count = None
     """Written to the cache for the provider's default time: OpenAI, and Anthropic where no split was reported."""
     cache_write_5m: Count = None
@@ -38,6 +41,9 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """The part of ``output`` that was thinking: information, never added."""
     audio_in: Count = None
     audio_out: Count = None
+    image_in: Count = None
+    """Input tokens of images, where the model has a rate of its own for them: image and realtime models."""
+    image_out: Count = None
     images: Count = None
     seconds: Count = None
     characters: Count = None
@@ -47,7 +53,12 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     @property
     def input_tokens(self) -> Count:
         """All input tokens, cached included; None where nothing of it was reported."""
-        return _sum(self.input, self.cache_read, self.cache_write_tokens, self.audio_in)
+        return _sum(self.input, self.cache_read_tokens, self.cache_write_tokens, self.audio_in, self.image_in)
+
+    @property
+    def cache_read_tokens(self) -> Count:
+        """Tokens read from the cache, of any kind."""
+        return _sum(self.cache_read, self.cache_read_audio, self.cache_read_image)
 
     @property
     def cache_write_tokens(self) -> Count:
@@ -56,8 +67,8 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
     @property
     def output_tokens(self) -> Count:
-        """All output tokens, audio included."""
-        return _sum(self.output, self.audio_out)
+        """All output tokens, audio and images included."""
+        return _sum(self.output, self.audio_out, self.image_out)
 
 
 _OWN_COUNTS = tuple(name for name in Usage.__struct_fields__ if name != "tools")
@@ -80,7 +91,7 @@ def read_usage(dialect: str, raw: Mapping[str, Any]) -> tuple[Component, ...]:
     The components of a provider's usage object.
 
     Args:
-        dialect: The endpoint that answered: ``chat``, ``completions``, ``responses``, ``embeddings`` or ``messages``.
+        dialect: The endpoint that answered: ``chat``, ``responses``, ``embeddings``, ``images``, ``transcriptions``, ``messages``, …
         raw: The provider's usage JSON.
 
     Raises:
@@ -96,6 +107,8 @@ def recognise(raw: Mapping[str, Any]) -> str | None:
     """The dialect of a usage object by its keys, or None."""
     if "prompt_tokens" in raw:
         return "chat"
+    if "promptTokenCount" in raw or "candidatesTokenCount" in raw:
+        return "generate_content"
     if not _ONLY_ANTHROPIC.isdisjoint(raw) or "thinking_tokens" in _part(raw, "output_tokens_details"):
         return "messages"
     if "input_tokens_details" in raw or "output_tokens_details" in raw:
@@ -162,8 +175,150 @@ def _chat(raw: Mapping[str, Any]) -> tuple[Component, ...]:
 
 
 def _responses(raw: Mapping[str, Any]) -> tuple[Component, ...]:
-    """Source: OpenAI API reference, "The response object", ``usage``: input_tokens include cached tokens."""
-    return _openai(raw, "input_tokens", "output_tokens")
+    """
+    Source: OpenAI API reference, "The response object", ``usage``: input_tokens include cached tokens.
+
+    ``tool_usage`` is billed beside it: web searches by request, and image generation by the tokens of an image model.
+    """
+    (main,) = _openai(raw, "input_tokens", "output_tokens")
+    tool_usage = _part(raw, "tool_usage")
+    searches = _count(_part(tool_usage, "web_search"), "num_requests")
+    if searches:
+        main = Component(usage=msgspec.structs.replace(main.usage, tools={"web_search": searches}))
+    drawn = _part(tool_usage, "image_gen")
+    if not drawn:
+        return (main,)
+    return (main, Component(model=_text(drawn, "model") or "image_generation", usage=_image_tokens(drawn)))
+
+
+def _image_tokens(raw: Mapping[str, Any]) -> Usage:
+    details_in, details_out = _part(raw, "input_tokens_details"), _part(raw, "output_tokens_details")
+    total_in, total_out = _count(raw, "input_tokens"), _count(raw, "output_tokens")
+    cached = _part(raw, "cached_tokens_details")
+    cached_text, cached_image = _count(cached, "cached_text_tokens"), _count(cached, "cached_image_tokens")
+    if not cached:
+        cached_text = _count(raw, "cached_tokens")
+    image_in = _rest(_count(details_in, "image_tokens"), "image_tokens", cached_image)
+    text_out = _count(details_out, "text_tokens")
+    return Usage(
+        input=_rest(total_in, "input_tokens", image_in, cached_text, cached_image),
+        cache_read=cached_text,
+        cache_read_image=cached_image,
+        image_in=image_in,
+        output=text_out,
+        image_out=_rest(total_out, "output_tokens", text_out),
+    )
+
+
+def _images(raw: Mapping[str, Any]) -> tuple[Component, ...]:
+    """
+    Source: OpenAI API reference, "Images", ``usage`` and ``svg_usage``, the tokens of a second model that is billed beside the first.
+
+    dall-e reports none: its images are counted, with the size and quality that they are billed by.
+    """
+    parts: list[Component] = []
+    if "images" in raw:
+        parts.append(Component(usage=Usage(images=_count(raw, "images"))))
+    elif "input_tokens" in raw or "output_tokens" in raw:
+        parts.append(Component(usage=_image_tokens(raw)))
+    svg = _part(raw, "svg_usage")
+    if svg:
+        usage = Usage(input=_count(svg, "input_tokens"), output=_count(svg, "output_tokens"), reasoning=_count(svg, "reasoning_tokens"))
+        parts.append(Component(model=_text(svg, "model"), usage=usage))
+    return tuple(parts)
+
+
+def _transcription(raw: Mapping[str, Any]) -> tuple[Component, ...]:
+    """
+    Source: OpenAI API reference, "Create transcription", ``usage``: tokens or a duration.
+
+    A fraction of a second is rounded up, as the reference's own example does: ``duration`` 8.47, ``usage.seconds`` 9.
+    """
+    seconds = raw.get("seconds")
+    if seconds is not None:
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < _MOST:
+            raise UsageError(f"seconds is {seconds!r}, not a duration")
+        return (Component(usage=Usage(seconds=math.ceil(seconds))),)
+    audio = _count(_part(raw, "input_token_details"), "audio_tokens")
+    usage = Usage(input=_rest(_count(raw, "input_tokens"), "input_tokens", audio), audio_in=audio, output=_count(raw, "output_tokens"))
+    return (Component(usage=usage),)
+
+
+def _speech(raw: Mapping[str, Any]) -> tuple[Component, ...]:
+    """Speech reports nothing: what is billed, or estimated from, are the characters that were sent."""
+    return (Component(usage=Usage(characters=_count(raw, "characters"))),)
+
+
+def _videos(raw: Mapping[str, Any]) -> tuple[Component, ...]:
+    """Source: OpenAI API reference, "Videos": a video is billed by its seconds, at a rate that depends on its size."""
+    return (Component(usage=Usage(seconds=_count(raw, "seconds"))),)
+
+
+def _realtime(raw: Mapping[str, Any]) -> tuple[Component, ...]:
+    """
+    Source: OpenAI API reference, "Realtime server events", ``response.done``: input_tokens include cached tokens of every kind.
+
+    A live session reports seconds only.
+    """
+    if "seconds" in raw:
+        return _transcription(raw)
+    details_in, details_out = _part(raw, "input_token_details"), _part(raw, "output_token_details")
+    cached = _part(details_in, "cached_tokens_details")
+    total_in, total_out = _count(raw, "input_tokens"), _count(raw, "output_tokens")
+    all_cached = _count(details_in, "cached_tokens")
+    cached_audio, cached_image = _count(cached, "audio_tokens"), _count(cached, "image_tokens")
+    audio_in = _rest(_count(details_in, "audio_tokens"), "audio_tokens", cached_audio)
+    image_in = _rest(_count(details_in, "image_tokens"), "image_tokens", cached_image)
+    audio_out = _count(details_out, "audio_tokens")
+    usage = Usage(
+        input=_rest(total_in, "input_tokens", all_cached, audio_in, image_in),
+        cache_read=_rest(all_cached, "cached_tokens", cached_audio, cached_image),
+        cache_read_audio=cached_audio,
+        cache_read_image=cached_image,
+        audio_in=audio_in,
+        image_in=image_in,
+        output=_rest(total_out, "output_tokens", audio_out),
+        audio_out=audio_out,
+    )
+    return (Component(usage=usage),)
+
+
+def _generate_content(raw: Mapping[str, Any]) -> tuple[Component, ...]:
+    """
+    Source: Gemini API reference, "UsageMetadata": promptTokenCount includes cached tokens; thoughts and the results of tools are
+    counted beside prompt and candidates.
+    """
+    cached = _count(raw, "cachedContentTokenCount")
+    thoughts = _count(raw, "thoughtsTokenCount")
+    audio_in, audio_out = _modality(raw, "promptTokensDetails", "AUDIO"), _modality(raw, "candidatesTokensDetails", "AUDIO")
+    image_out = _modality(raw, "candidatesTokensDetails", "IMAGE")
+    cached_audio = _modality(raw, "cacheTokensDetails", "AUDIO")
+    full_audio = _rest(audio_in, "AUDIO", cached_audio)
+    prompt = _rest(_count(raw, "promptTokenCount"), "promptTokenCount", cached, full_audio)
+    usage = Usage(
+        input=_sum(prompt, _count(raw, "toolUsePromptTokenCount")),
+        cache_read=_rest(cached, "cachedContentTokenCount", cached_audio),
+        cache_read_audio=cached_audio,
+        audio_in=full_audio,
+        output=_sum(_rest(_count(raw, "candidatesTokenCount"), "candidatesTokenCount", audio_out, image_out), thoughts),
+        reasoning=thoughts,
+        audio_out=audio_out,
+        image_out=image_out,
+    )
+    return (Component(usage=usage),)
+
+
+def _modality(raw: Mapping[str, Any], key: str, modality: str) -> Count:
+    details = raw.get(key)
+    for one in details if isinstance(details, list) else ():
+        if isinstance(one, Mapping) and one.get("modality") == modality:
+            return _count(one, "tokenCount")
+    return None
+
+
+def _runs(raw: Mapping[str, Any]) -> tuple[Component, ...]:
+    """Source: OpenAI API reference, "Runs", ``usage``: as of a chat completion, with another name for the details."""
+    return _chat({**raw, "prompt_tokens_details": raw["prompt_token_details"]} if "prompt_token_details" in raw else raw)
 
 
 def _embeddings(raw: Mapping[str, Any]) -> tuple[Component, ...]:
@@ -221,6 +376,16 @@ _READERS: dict[str, Callable[[Mapping[str, Any]], tuple[Component, ...]]] = {
     "chat": _chat,
     "completions": _chat,
     "responses": _responses,
+    "compact": _responses,
+    "decisions": _responses,
+    "runs": _runs,
+    "images": _images,
+    "transcriptions": _transcription,
+    "translations": _transcription,
+    "speech": _speech,
+    "videos": _videos,
+    "realtime": _realtime,
+    "generate_content": _generate_content,
     "embeddings": _embeddings,
     "messages": _messages,
     "usage": _own,

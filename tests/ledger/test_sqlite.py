@@ -266,12 +266,21 @@ def test_a_settlement_adds_extra_keys_to_a_call_without_any(ledger: SQLiteLedger
     assert extras == {first.call_id: {"feature": "b"}, second.call_id: {"k": "v"}}
 
 
-@pytest.mark.parametrize("attribution", [name for name in ATTRIBUTIONS if name not in ("none", "error")])
+@pytest.mark.parametrize("attribution", [name for name in ATTRIBUTIONS if name not in ("none", "error", "request")])
 def test_a_settlement_never_replaces_an_owner(ledger: SQLiteLedger, attribution: str) -> None:
     """A call that got its owner in any way is not touched by a settlement, nor by a second one."""
     call = make_call(tags=Tags(user_id="u_1"), attribution=attribution)
     ledger.insert([call, Settlement(call_ids=(call.call_id,), tags=Tags(user_id="u_2", plan="pro"))])
     assert list(ledger.calls()) == [call]
+
+
+def test_a_settlement_knows_better_than_a_request(ledger: SQLiteLedger) -> None:
+    """A user that was only named in a request's body gives way to the one that the application has signed in, once."""
+    call = make_call(tags=Tags(user_id="anonymous", route="GET /"), attribution="request")
+    ledger.insert([call, Settlement(call_ids=(call.call_id,), tags=Tags(user_id="u_2", plan="pro"))])
+    ledger.insert([Settlement(call_ids=(call.call_id,), tags=Tags(user_id="u_3"))])
+    (kept,) = ledger.calls()
+    assert (kept.tags, kept.attribution) == (Tags(user_id="u_2", plan="pro", route="GET /"), "settled")
 
 
 def test_every_dimension(ledger: SQLiteLedger) -> None:

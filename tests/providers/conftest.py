@@ -7,7 +7,7 @@ import pytest
 
 from voight_middleware.call import Call
 from voight_middleware.meter import Meter, swap_meter
-from voight_middleware.providers import entry, gate
+from voight_middleware.providers import gate, sdk
 from voight_middleware.settings import Settings
 
 from .provider import Provider
@@ -46,7 +46,7 @@ def calls(tmp_path: Path) -> Iterator[Calls]:
     outer = swap_meter(taken.meter)
     yield taken
     gate.uninstrument()
-    entry._refusing_usage.clear()
+    sdk._refusing_usage.clear()
     swap_meter(outer)
     taken.meter.close()
     assert taken.faults == 0 or taken.faults_expected, "something of ours failed inside"

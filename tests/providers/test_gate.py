@@ -259,11 +259,11 @@ def test_a_path_written_by_hand_is_known(path: str, provider: Provider, calls: C
 
 
 def test_what_is_not_billed_is_no_call(provider: Provider, calls: Calls) -> None:
-    """Listing models, counting tokens and reading a stored response are free."""
+    """Listing models and reading a stored answer are free."""
     client = wrap(provider.client("openai"))
     client.models.list()
     client.get("/chat/completions/chatcmpl-1", cast_to=object)
-    wrap(provider.client("anthropic")).post("/v1/messages/count_tokens", cast_to=object, body=MESSAGES)
+    client.responses.retrieve("resp_1")
 
     assert len(provider.bodies) == 3
     assert calls.all() == []

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from voight_middleware import journal, meter, record, tag, tags, wrap
-from voight_middleware.providers import answers, anthropic, bodies, entry, openai, streams
+from voight_middleware.providers import answers, anthropic, bodies, entry, openai, sdk, streams
 from voight_middleware.settings import Settings
 
 from .conftest import Calls
@@ -15,29 +15,29 @@ from .entry_points import CHAT, WAYS, both_kinds
 from .provider import Provider, refusal, usual
 
 HOOKS: list[tuple[Any, str]] = [
-    (entry, "_whose"),
+    (sdk, "_whose"),
     (entry, "current_frame"),
     (entry, "kept"),
     (entry, "new_call_id"),
     (entry, "Call"),
     (entry, "estimate_tokens"),
     (entry, "watch_close"),
-    (entry, "complain"),
+    (sdk, "complain"),
     (entry, "Answer"),
     (entry, "Body"),
-    (entry, "Tap"),
-    (entry, "AsyncTap"),
+    (sdk, "Tap"),
+    (sdk, "AsyncTap"),
     (entry, "Ending"),
     (entry.Entry, "__init__"),
-    (entry.Entry, "_ask_for_usage"),
+    (sdk.SdkEntry, "_ask_for_usage"),
     (entry.Entry, "answered"),
     (entry.Entry, "failed"),
     (entry.Entry, "body_read"),
-    (entry.Entry, "watch"),
-    (entry.Entry, "_tap"),
-    (entry.Entry, "_tap_when_parsed"),
-    (entry.Entry, "_read_when_closed"),
-    (entry.Entry, "_read_by_hand"),
+    (sdk.SdkEntry, "watch"),
+    (sdk.SdkEntry, "_tap"),
+    (sdk.SdkEntry, "_tap_when_parsed"),
+    (entry.Entry, "read_when_closed"),
+    (entry.Entry, "read_by_hand"),
     (entry.Entry, "stream_ended"),
     (streams.Ending, "end"),
     (streams.Ending, "exhausted"),
@@ -206,7 +206,7 @@ def test_an_endpoint_that_fails_costs_the_usage_and_not_the_call(provider: Provi
         raise Fault
 
     calls.faults_expected = True
-    monkeypatch.setitem(openai.ENDPOINTS, "/chat/completions", answers.Endpoint("chat", fail))
+    monkeypatch.setitem(openai.ROUTES._posts, "/chat/completions", answers.Endpoint(name="chat", read=fail))
     wrap(provider.client("openai")).chat.completions.create(**CHAT)
 
     assert (calls.one().outcome, calls.one().raw_usage) == ("ok", None)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from voight_middleware.call import Call, Record
+from voight_middleware.call import Call, Record, Submission
 
 
 class LedgerError(Exception):
@@ -90,10 +90,16 @@ class Ledger(Protocol):
 
     def insert(self, records: Sequence[Record], progress: Progress | None = None) -> int:
         """
-        Keep calls and apply settlements, in one transaction together with *progress*; answers how many calls were new.
+        Keep calls and submissions and apply settlements, in one transaction together with *progress*; answers how many calls were
+        new, or told of for the first time.
 
-        Idempotent by ``call_id``. A settlement fills in what a call lacks and never replaces an owner.
+        Idempotent by ``call_id``. A settlement fills in what a call lacks and never replaces an owner. A call of a job that has no
+        usage yet takes that of another one with its id. A submission that comes after its calls becomes their owner.
         """
+        ...
+
+    def submissions(self, jobs: Collection[str]) -> dict[str, Submission]:
+        """Those of *jobs* that are known."""
         ...
 
     def progress(self, segment: str) -> int:

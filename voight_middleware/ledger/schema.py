@@ -14,7 +14,7 @@ from voight_middleware.usage import Component, Usage
 
 APPLICATION_ID = 0x564F4947
 """``VOIG``: what ``PRAGMA application_id`` says of a ledger."""
-VERSION = 1
+VERSION = 2
 """What ``PRAGMA user_version`` says of a ledger that this module writes."""
 MAX_COUNT = 10**12
 """The largest count that one call can have, so that a sum over nine million such calls still fits SQLite's integers."""
@@ -23,6 +23,18 @@ Row: TypeAlias = tuple[Any, ...]
 
 _USAGE_COUNTS = tuple(name for name in Usage.__struct_fields__ if name != "tools")
 _COUNTS = (*_USAGE_COUNTS, "estimated_input", "estimated_output")
+
+_JOBS = (
+    "CREATE INDEX calls_of_jobs ON calls (job) WHERE job IS NOT NULL",
+    """
+CREATE TABLE jobs (
+    job TEXT PRIMARY KEY,
+    part_of TEXT,
+    submitted_at INTEGER NOT NULL,
+    submission TEXT NOT NULL
+) STRICT, WITHOUT ROWID""",
+    "CREATE INDEX parts_of_jobs ON jobs (part_of) WHERE part_of IS NOT NULL",
+)
 
 TABLES = (
     f"""
@@ -49,7 +61,9 @@ CREATE TABLE calls (
     attempts INTEGER NOT NULL,
     duration INTEGER,
     ttft INTEGER,
+    possibly_billed INTEGER,
     response_id TEXT,
+    job TEXT,
     service_tier TEXT,
     batch INTEGER NOT NULL,
     {", ".join(f"{name} INTEGER CHECK ({name} BETWEEN 0 AND {MAX_COUNT})" for name in _COUNTS)},
@@ -67,7 +81,20 @@ CREATE TABLE calls (
     "CREATE TABLE prices (price_id INTEGER PRIMARY KEY, price TEXT NOT NULL UNIQUE) STRICT",
     "CREATE TABLE extra_keys (key TEXT PRIMARY KEY) STRICT, WITHOUT ROWID",
     "CREATE TABLE segments (name TEXT PRIMARY KEY, offset INTEGER NOT NULL) STRICT, WITHOUT ROWID",
+    *_JOBS,
 )
+UPGRADES = {
+    1: (
+        "ALTER TABLE calls ADD COLUMN possibly_billed INTEGER",
+        "ALTER TABLE calls ADD COLUMN job TEXT",
+        *(
+            f"ALTER TABLE calls ADD COLUMN {name} INTEGER CHECK ({name} BETWEEN 0 AND {MAX_COUNT})"
+            for name in ("cache_read_audio", "cache_read_image", "image_in", "image_out")
+        ),
+        *_JOBS,
+    )
+}
+"""What brings a ledger of an older version to the next one."""
 
 _COMMON = (
     *("occurred_at", "call_id", "user_id", "plan", "tenant_id", "route", "release", "session_id", "tags_extra", "attribution"),
@@ -76,10 +103,10 @@ _COMMON = (
     *("reasoning", "audio_in", "audio_out", "raw_usage", "cost_femto", "cost_status", "price_id"),
 )
 _RARE = (
-    *("error", "images", "seconds", "characters", "estimated_input", "estimated_output"),
-    *("tools", "components", "tool_calls", "cost_reasons"),
+    *("error", "possibly_billed", "job", "images", "seconds", "characters", "cache_read_audio", "cache_read_image"),
+    *("image_in", "image_out", "estimated_input", "estimated_output", "tools", "components", "tool_calls", "cost_reasons"),
 )
-_NULLABLE_NUMBERS = frozenset(_COUNTS) | {"http_status", "duration", "ttft", "cost_femto", "price_id"}
+_NULLABLE_NUMBERS = frozenset(_COUNTS) | {"http_status", "possibly_billed", "duration", "ttft", "cost_femto", "price_id"}
 _REQUIRED = frozenset(re.findall(r"(\w+) (?:INTEGER|TEXT) NOT NULL", TABLES[0]))
 
 
@@ -89,10 +116,10 @@ def _placeholder(column: str) -> str:
     return "NULLIF(?, -1)" if column in _NULLABLE_NUMBERS else "NULLIF(?, '')"
 
 
-def _insert(columns: Sequence[str], rows: int = 1) -> str:
+def _insert(columns: Sequence[str], rows: int = 1, conflict: str = "NOTHING") -> str:
     # OR IGNORE would also swallow a call that breaks a CHECK; ON CONFLICT DO NOTHING passes over duplicates only.
     values = ", ".join([f"({', '.join(map(_placeholder, columns))})"] * rows)
-    return f"INSERT INTO calls ({', '.join(columns)}) VALUES {values} ON CONFLICT DO NOTHING"
+    return f"INSERT INTO calls ({', '.join(columns)}) VALUES {values} ON CONFLICT DO {conflict}"
 
 
 # Binding is most of what an insert costs. A None takes three times as long as a value (sqlite3 looks for an adapter), so there are NULLIFs;
@@ -102,7 +129,14 @@ INSERT_COMMON = {rows: _insert(_COMMON, rows) for rows in (100, 10, 1)}
 Statements by how many calls they insert. sqlite3 gives up the interpreter's lock for each statement, and inside a busy application
 waits milliseconds to have it back: a statement for a hundred calls disturbs it a hundred times less than a hundred statements.
 """
-INSERT_ALL = _insert(_COMMON + _RARE)
+_BEGUN = ("occurred_at", "call_id", "user_id", "plan", "tenant_id", "route", "release", "session_id", "tags_extra", "attribution", "job")
+_TOLD = [name for name in _COMMON + _RARE if name not in (*_BEGUN, "requested_model", "duration", "streamed", "batch")]
+INSERT_ALL = _insert(
+    _COMMON + _RARE,
+    conflict=f"UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _TOLD)} "
+    "WHERE calls.job IS NOT NULL AND calls.raw_usage IS NULL AND (excluded.raw_usage IS NOT NULL OR excluded.outcome <> 'ok')",
+)
+"""A call that was kept when its job was begun gets what was told of it later, and keeps its owner and its time."""
 SELECT = f"SELECT {', '.join((*_COMMON[:-1], *_RARE))}, price FROM calls LEFT JOIN prices USING (price_id)"
 
 _json = msgspec.json.Encoder().encode
@@ -177,14 +211,23 @@ def rare_values(call: Call) -> Row | None:
         and not (call.error or call.cost_reasons)
         and usage.tools is None
         and call.tool_calls is None
-        and usage.images is usage.seconds is usage.characters is call.estimated_input is call.estimated_output is None
+        and call.job is None
+        and call.possibly_billed is usage.images is usage.seconds is usage.characters is None
+        and usage.cache_read_audio is usage.cache_read_image is usage.image_in is usage.image_out is None
+        and call.estimated_input is call.estimated_output is None
     ):
         return None
     return (
         call.error or "",
+        -1 if (number := call.possibly_billed) is None else number,
+        call.job or "",
         -1 if (number := usage.images) is None else number,
         -1 if (number := usage.seconds) is None else number,
         -1 if (number := usage.characters) is None else number,
+        -1 if (number := usage.cache_read_audio) is None else number,
+        -1 if (number := usage.cache_read_image) is None else number,
+        -1 if (number := usage.image_in) is None else number,
+        -1 if (number := usage.image_out) is None else number,
         -1 if (number := call.estimated_input) is None else number,
         -1 if (number := call.estimated_output) is None else number,
         "" if usage.tools is None else _json(usage.tools).decode(),

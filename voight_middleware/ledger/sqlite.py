@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 
-from voight_middleware.call import Call, Record, Settlement
+import msgspec
+
+from voight_middleware.call import Call, Record, Settlement, Submission
 from voight_middleware.ledger.base import DIMENSIONS, ForeignLedger, LedgerError, Progress, Spend, UnknownDimension, Window
 from voight_middleware.ledger.schema import (
     APPLICATION_ID,
@@ -18,6 +20,7 @@ from voight_middleware.ledger.schema import (
     INSERT_COMMON,
     SELECT,
     TABLES,
+    UPGRADES,
     VERSION,
     Row,
     common_values,
@@ -26,6 +29,7 @@ from voight_middleware.ledger.schema import (
     rare_values,
     within_range,
 )
+from voight_middleware.tags import Tags
 
 BUSY_SECONDS = 30
 """How long a statement waits for another process's transaction."""
@@ -42,17 +46,27 @@ _HIGH, _LOW = f"SUM(cost_femto / {_LIMB})", f"SUM(cost_femto % {_LIMB})"
 _SUMS = (
     f"COUNT(*), {_HIGH}, {_LOW}, SUM(cost_status = 'unpriced'), SUM(cost_status = 'partial'), "
     "SUM(estimated_input IS NOT NULL OR estimated_output IS NOT NULL), SUM(outcome = 'error'), "
-    "SUM(input), SUM(audio_in), SUM(cache_read), SUM(cache_write), SUM(cache_write_5m), SUM(cache_write_1h), SUM(output), SUM(audio_out)"
+    "SUM(input), SUM(audio_in), SUM(image_in), SUM(cache_read), SUM(cache_read_audio), SUM(cache_read_image), "
+    "SUM(cache_write), SUM(cache_write_5m), SUM(cache_write_1h), SUM(output), SUM(audio_out), SUM(image_out)"
 )
 _MOST_EXPENSIVE = f"{_HIGH} IS NULL, {_HIGH} + {_LOW} / {_LIMB} DESC, {_LOW} % {_LIMB} DESC, COUNT(*) DESC"
 
 _SETTLE = """
 UPDATE calls SET
-    user_id = COALESCE(user_id, ?), plan = COALESCE(plan, ?), tenant_id = COALESCE(tenant_id, ?),
+    user_id = IIF(attribution = 'request', ?, COALESCE(user_id, ?)), plan = COALESCE(plan, ?), tenant_id = COALESCE(tenant_id, ?),
     route = COALESCE(route, ?), release = COALESCE(release, ?), session_id = COALESCE(session_id, ?),
     tags_extra = COALESCE(json_patch(NULLIF(?, ''), COALESCE(tags_extra, '{}')), tags_extra),
     attribution = ?
-WHERE call_id = ? AND attribution IN ('none', 'error')"""
+WHERE call_id = ? AND attribution IN ('none', 'error', 'request')"""
+
+_OWN = """
+UPDATE calls SET
+    user_id = ?, plan = ?, tenant_id = ?, route = ?, release = ?, session_id = ?, tags_extra = NULLIF(?, ''), attribution = ?
+WHERE job = ? OR (job > ? AND job < ?)"""
+"""The parts of a job are between its name with a slash, and with the character behind that."""
+
+_encode = msgspec.json.Encoder().encode
+_decode_submission = msgspec.json.Decoder(Submission).decode
 
 
 class SQLiteLedger:
@@ -97,26 +111,38 @@ class SQLiteLedger:
 
     def insert(self, records: Sequence[Record], progress: Progress | None = None) -> int:
         """
-        Keep calls and apply settlements, in one transaction together with *progress*; answers how many calls were new.
+        Keep calls and submissions and apply settlements, in one transaction together with *progress*; answers how many calls were
+        new, or told of for the first time.
 
-        Settlements are applied after all calls of *records*. A call with a count or cost that no column holds is kept without it, unpriced.
+        Submissions and settlements are applied after all calls of *records*. A call with a count or cost that no column holds is kept
+        without it, unpriced.
 
         Raises:
             ValueError: A record cannot be kept at all, and nothing of *records* was.
         """
         calls = [record for record in records if isinstance(record, Call)]
-        settlements = [record for record in records if isinstance(record, Settlement)]
+        others = [record for record in records if not isinstance(record, Call)]
         if _file_at(self.path) != self._file:  # SQLite would go on writing into the file that was moved away or deleted
             raise LedgerError(f"the ledger {self.path} was moved or deleted under way: it is begun anew at the next try")
         with _explained(self.path):
             try:
-                return self._insert(calls, settlements, progress)
+                return self._insert(calls, others, progress)
             except (OverflowError, sqlite3.IntegrityError):
                 calls = [within_range(call) for call in calls]
             try:
-                return self._insert(calls, settlements, progress)
+                return self._insert(calls, others, progress)
             except (OverflowError, sqlite3.IntegrityError) as error:
                 raise ValueError(f"a call cannot be kept: {error}") from error
+
+    def submissions(self, jobs: Collection[str]) -> dict[str, Submission]:
+        """Those of *jobs* that are known."""
+        found: dict[str, Submission] = {}
+        with _explained(self.path):
+            for job in jobs:
+                row = self._db.execute("SELECT submission FROM jobs WHERE job = ?", (job,)).fetchone()
+                if row is not None:
+                    found[job] = _decode_submission(row[0])
+        return found
 
     def progress(self, segment: str) -> int:
         """The offset in bytes up to which *segment* has been ingested; 0 for an unknown one."""
@@ -197,6 +223,8 @@ class SQLiteLedger:
                 f"the ledger {self.path} was written by a newer version (schema {version}, this one knows {VERSION}): "
                 "upgrade with pip install -U voight-middleware"
             )
+        while version < VERSION:
+            version = self._upgrade(version)
         self.schema_version = version
         self._db.execute("PRAGMA synchronous = NORMAL")
 
@@ -223,6 +251,14 @@ class SQLiteLedger:
                 self._db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
                 self._db.execute(f"PRAGMA user_version = {VERSION}")
 
+    def _upgrade(self, version: int) -> int:
+        with self._transaction():
+            if self._identity()[1] == version:  # or another process was faster
+                for statement in UPGRADES[version]:
+                    self._db.execute(statement)
+                self._db.execute(f"PRAGMA user_version = {version + 1}")
+        return self._identity()[1]
+
     @contextmanager
     def _transaction(self) -> Generator[None]:
         self._db.execute("BEGIN IMMEDIATE")
@@ -236,37 +272,72 @@ class SQLiteLedger:
                 self._db.execute("ROLLBACK")
             raise
 
-    def _insert(self, calls: Sequence[Call], settlements: Sequence[Settlement], progress: Progress | None) -> int:
+    def _insert(self, calls: Sequence[Call], others: Sequence[Settlement | Submission], progress: Progress | None) -> int:
         with self._transaction():
-            common: list[Row] = []
-            others: list[Row] = []
-            for call in calls:
-                values = common_values(call, None if call.price is None else self._price_id(call.price))
-                if (rare := rare_values(call)) is None:
-                    common.append(values)
+            new = self._insert_calls(calls)
+            for record in others:
+                if isinstance(record, Submission):
+                    self._submit(record)
                 else:
-                    others.append(values + rare)
-                if call.tags.extra:
-                    self._learn(call.tags.extra)
-            new = 0
-            for rows, statement in INSERT_COMMON.items():
-                while len(common) >= rows:
-                    some, common = common[:rows], common[rows:]
-                    new += self._db.execute(statement, tuple(chain.from_iterable(some))).rowcount
-            if others:
-                new += self._db.executemany(INSERT_ALL, others).rowcount
-            for settlement in settlements:
-                tags = settlement.tags
-                self._learn(tags.extra)
-                named = (tags.user_id, tags.plan, tags.tenant_id, tags.route, tags.release, tags.session_id)
-                values = (*named, extra_text(tags.extra), settlement.attribution)
-                self._db.executemany(_SETTLE, [(*values, call_id) for call_id in settlement.call_ids])
+                    self._settle(record)
             if progress is not None:
                 self._db.execute(
                     "INSERT INTO segments (name, offset) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET offset = excluded.offset",
                     (progress.segment, progress.offset),
                 )
         return new
+
+    def _insert_calls(self, calls: Sequence[Call]) -> int:
+        common: list[Row] = []
+        others: list[Row] = []
+        for call in calls:
+            values = common_values(call, None if call.price is None else self._price_id(call.price))
+            if (rare := rare_values(call)) is None:
+                common.append(values)
+            else:
+                others.append(values + rare)
+            if call.tags.extra:
+                self._learn(call.tags.extra)
+        new = 0
+        for rows, statement in INSERT_COMMON.items():
+            while len(common) >= rows:
+                some, common = common[:rows], common[rows:]
+                new += self._db.execute(statement, tuple(chain.from_iterable(some))).rowcount
+        if others:
+            new += self._db.executemany(INSERT_ALL, others).rowcount
+        return new
+
+    def _settle(self, settlement: Settlement) -> None:
+        self._learn(settlement.tags.extra)
+        if settlement.tags.user_id is None:
+            return
+        values = (settlement.tags.user_id, *_owner_values(settlement.tags), settlement.attribution)
+        self._db.executemany(_SETTLE, [(*values, call_id) for call_id in settlement.call_ids])
+        jobs = [name for name in settlement.call_ids if "/" in name]
+        for submission in self.submissions(jobs).values():
+            if submission.attribution in ("none", "error", "request"):
+                tags = submission.tags.merge(settlement.tags)
+                self._keep(msgspec.structs.replace(submission, tags=tags, attribution=settlement.attribution))
+
+    def _submit(self, submission: Submission) -> None:
+        if not self.submissions([submission.job]):
+            self._keep(submission)
+
+    def _keep(self, submission: Submission) -> None:
+        """Keep who has submitted a job, and make it the owner of the answers that were here before."""
+        self._learn(submission.tags.extra)
+        self._db.execute(
+            "INSERT OR REPLACE INTO jobs (job, part_of, submitted_at, submission) VALUES (?, ?, ?, ?)",
+            (submission.job, submission.part_of, submission.submitted_at, _encode(submission).decode()),
+        )
+        owner = submission
+        if submission.tags.user_id is None and submission.part_of is not None:
+            owner = self.submissions([submission.part_of]).get(submission.part_of, submission)
+        if owner.tags.user_id is None:
+            return
+        parts = self._db.execute("SELECT job FROM jobs WHERE part_of = ? AND NOT (job LIKE ? || '/%')", (submission.job, submission.job))
+        for job in (submission.job, *(name for (name,) in parts.fetchall())):
+            self._db.execute(_OWN, (*_owner_values(owner.tags), owner.attribution, job, f"{job}/", f"{job}0"))
 
     def _price_id(self, price: str) -> int:
         if price not in self._price_ids:
@@ -313,21 +384,24 @@ class SQLiteLedger:
 
 def _spend(by: Sequence[str], row: Row) -> Spend:
     calls, high, low, unpriced, partial, estimated, errors, *tokens = row[len(by) :]
-    text_in, audio_in, cache_read, cache_write, cache_write_5m, cache_write_1h, text_out, audio_out = tokens
-    written = _sum(cache_write, cache_write_5m, cache_write_1h)
+    read, written = _sum(*tokens[3:6]), _sum(*tokens[6:9])
     return Spend(
         dimensions=dict(zip(by, row, strict=False)),
         calls=calls,
-        input_tokens=_sum(text_in, audio_in, cache_read, written),
-        cache_read_tokens=cache_read,
+        input_tokens=_sum(*tokens[:9]),
+        cache_read_tokens=read,
         cache_write_tokens=written,
-        output_tokens=_sum(text_out, audio_out),
+        output_tokens=_sum(*tokens[9:]),
         cost_femto=None if high is None else high * _LIMB + low,
         unpriced_calls=unpriced or 0,
         partial_calls=partial or 0,
         estimated_calls=estimated or 0,
         errors=errors or 0,
     )
+
+
+def _owner_values(tags: Tags) -> Row:
+    return (tags.user_id, tags.plan, tags.tenant_id, tags.route, tags.release, tags.session_id, extra_text(tags.extra))
 
 
 def _sum(*counts: int | None) -> int | None:

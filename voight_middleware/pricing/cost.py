@@ -18,6 +18,10 @@ _COUNTS = (
     "output",
     "audio_in",
     "audio_out",
+    "cache_read_audio",
+    "cache_read_image",
+    "image_in",
+    "image_out",
     "images",
     "seconds",
     "characters",
@@ -26,19 +30,33 @@ _FREE_TOOLS = frozenset({"web_fetch"})
 """Source: Anthropic, "Web fetch tool", pricing: no charge beyond the tokens."""
 
 
+FREE = frozenset({"moderations", "count_tokens"})
+"""
+Endpoints without a price. Sources: OpenAI, "Moderation" (free of charge), "Counting tokens"; Anthropic, "Token counting" (free to use).
+"""
+
+
 def price(call: Call, book: PriceBook, speed: str | None = None) -> None:
     """
     Set the cost of *call*, its status and its reasons, from its components.
 
-    An answer of status 400 or above is not billed, and costs 0. A call without usage or without a price costs None: ``unpriced``.
-    A call with a count, tier or tool that has no price of its own costs what its priced parts cost: ``partial``.
+    An answer of status 400 or above is not billed, and costs 0, as does an endpoint that is free. A call without usage or without a
+    price costs None: ``unpriced``. A call with a count, tier or tool that has no price of its own costs what its priced parts cost:
+    ``partial``, as is one that was tried before without an answer, and may have been billed for that too.
     """
+    if call.endpoint in FREE:
+        call.cost_femto, call.cost_status, call.cost_reasons = 0, "priced", (f"{call.endpoint} is free",)
+        return
+    if call.possibly_billed:
+        tries = "an attempt" if call.possibly_billed == 1 else f"{call.possibly_billed} attempts"
+        call.cost_reasons = (*call.cost_reasons, f"{tries} got no answer, and may have been billed")
     if not call.components:
         if call.outcome == "error" and call.http_status is not None and call.http_status >= 400:
             call.cost_femto, call.cost_status, call.cost_reasons = 0, "priced", (f"not billed: HTTP {call.http_status}",)
         else:
             call.cost_femto, call.cost_status = None, "unpriced"
-            call.cost_reasons = (*call.cost_reasons, "the provider reported no usage")
+            missing = "the provider reported no usage" if call.job is None else "nobody has read yet what this job used"
+            call.cost_reasons = (*call.cost_reasons, missing)
         return
     if not any(_says_something(component.usage) for component in call.components):
         call.cost_femto, call.cost_status = None, "unpriced"
@@ -57,7 +75,11 @@ def price(call: Call, book: PriceBook, speed: str | None = None) -> None:
         usage = component.usage
         rates = table.rows[0][1] if len(table.rows) == 1 else table.for_input(usage.input_tokens or 0)
         reasons.extend(rates.reasons)
-        whole, rest = _cost(usage, rates, reasons)
+        known = len(reasons)
+        whole, rest, counts = _cost(usage, rates, reasons)
+        if counts and len(reasons) - known == counts:
+            call.cost_femto, call.cost_status, call.cost_reasons = None, "unpriced", tuple(dict.fromkeys(reasons))
+            return
         total += whole
         if rest:
             fraction = CONTEXT.add(fraction, rest)
@@ -79,7 +101,8 @@ def _says_something(usage: Usage) -> bool:
     return any(getattr(usage, name) is not None for name in _COUNTS)
 
 
-def _cost(usage: Usage, rates: Rates, reasons: list[str]) -> tuple[int, Decimal | None]:
+def _cost(usage: Usage, rates: Rates, reasons: list[str]) -> tuple[int, Decimal | None, int]:
+    """Whole femto-dollars, the fraction of one, and how many counts there are; each that has no price adds a reason."""
     total = 0
     fraction: Decimal | None = None
     femto = rates.femto
@@ -97,4 +120,4 @@ def _cost(usage: Usage, rates: Rates, reasons: list[str]) -> tuple[int, Decimal 
         else:
             part = CONTEXT.multiply(Decimal(unit), Decimal(count))
             fraction = part if fraction is None else CONTEXT.add(fraction, part)
-    return total, fraction
+    return total, fraction, len(counts)

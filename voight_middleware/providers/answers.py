@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -21,6 +22,23 @@ class Answer(msgspec.Struct):
     service_tier: str | None = None
     usage: msgspec.Raw = NULL
     tool_calls: dict[str, int] | None = None
+    job: str | None = None
+    """The provider's id of what it does later, or did before it was asked: this answer may be seen again."""
+    created_at: int | None = None
+    """When the job was begun, as the provider says it: seconds since 1970."""
+    failure: str | None = None
+    """What the provider called the failure of a job."""
+    batch_endpoint: str | None = None
+    """Of a line of a batch: the dialect of its answer."""
+
+
+class Job(msgspec.Struct, frozen=True):
+    """A batch or its file of answers, as an answer of the provider mentions it."""
+
+    id: str
+    part_of: str | None = None
+    parts: Mapping[str, str] = {}
+    """The user ids that the request named, by part."""
 
 
 class StreamReader(Protocol):
@@ -44,17 +62,70 @@ class StreamReader(Protocol):
         ...
 
 
-class Endpoint(msgspec.Struct, frozen=True):
-    """One billable endpoint of a provider, and how it is read."""
+class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """One endpoint of a provider, and how its answers are read. Exactly one of *read*, *jobs* and *lines* is there."""
 
     name: str
     """The dialect of its usage: ``chat``, ``responses``, …"""
-    read: Callable[[bytes], Answer]
+    read: Callable[[bytes], Answer] | None = None
     """Reads a whole answer; raises msgspec.DecodeError for one that is none."""
     reader: Callable[[bool], StreamReader] | None = None
     """Makes the reader of a stream; its argument says whether the usage chunk was our wish, and is to be hidden."""
     asks_for_usage: bool = False
     """Whether a stream reports usage only where ``stream_options.include_usage`` is set."""
+    complete: Callable[[Answer, Mapping[str, Any]], Answer] | None = None
+    """Lays in what only the request says, such as the characters that are to be spoken."""
+    later: Literal["", "begins", "tells"] = ""
+    """Whether its answers may be about a job: one that this request *begins*, or one of which it only *tells* how it went."""
+    jobs: Callable[[bytes, Mapping[str, Any]], Iterable[Job]] | None = None
+    """Reads the batches in an answer to *body*; such a request is no call."""
+    lines: Callable[[bytes], Answer | None] | None = None
+    """Reads one line of a file of batch answers; None for a line without a billed answer. Raises NotLines for any other file."""
+
+
+class NotLines(Exception):
+    """A file that is no file of batch answers."""
+
+
+class Routes:
+    """
+    The endpoints of one provider, found by the method and the path of a request.
+
+    Args:
+        posts: What is posted, by its path: found first, and fast.
+        patterns: Method, regular expression of the path, and endpoint of everything else.
+        prefix: What a path may begin with besides, where a caller writes the whole URL.
+    """
+
+    def __init__(self, posts: Mapping[str, Endpoint], patterns: Iterable[tuple[str, str, Endpoint]] = (), prefix: str = "") -> None:
+        self._posts = dict(posts)
+        self._prefix = prefix
+        self._patterns = [(method, re.compile(pattern), endpoint) for method, pattern, endpoint in patterns]
+
+    def find(self, method: str, url: str) -> Endpoint | None:
+        """
+        The endpoint of a request, or None.
+
+        Args:
+            method: In lower or upper case.
+            url: As the SDK has it: mostly a path without the base URL's own, at times the whole of a URL.
+        """
+        if method in ("post", "POST"):
+            found = self._posts.get(url)
+            if found is not None:
+                return found
+        path = _path(url).removeprefix(self._prefix)
+        method = method.upper()
+        if method == "POST" and path in self._posts:
+            return self._posts[path]
+        return next((endpoint for verb, pattern, endpoint in self._patterns if verb == method and pattern.fullmatch(path)), None)
+
+
+def _path(url: str) -> str:
+    path = url.partition("?")[0]
+    if "://" in path:
+        path = path.partition("://")[2].partition("/")[2]
+    return "/" + path.strip("/")
 
 
 _read_strictly = msgspec.json.Decoder(Answer).decode
@@ -73,6 +144,19 @@ def read_answer(body: bytes) -> Answer:
         plain = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
         identity, model, tier = (text_or_none(msgspec.json.decode(plain.get(name, NULL))) for name in ("id", "model", "service_tier"))
         return Answer(identity, model, tier, plain.get("usage", NULL))
+
+
+def merged(usage: msgspec.Raw, **more: Any) -> msgspec.Raw:
+    """A usage object with what the provider reports, or the request says, beside it."""
+    return msgspec.Raw(msgspec.json.encode({**(_decode_plain(usage) or {}), **more}))
+
+
+_decode_plain = msgspec.json.Decoder(dict[str, Any] | None).decode
+
+
+def is_null(raw: msgspec.Raw) -> bool:
+    """Whether nothing was there."""
+    return bytes(raw) == b"null"
 
 
 def text_or_none(value: object) -> str | None:

@@ -1,17 +1,18 @@
 """
 The usage readers of Anthropic's endpoints.
 
-Source of the shapes: Anthropic API reference (Messages, Streaming Messages), and recorded answers.
+Source of the shapes: Anthropic API reference (Messages, Streaming Messages, Message Batches), and recorded answers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
 
 from voight_middleware.meter import note
-from voight_middleware.providers.answers import NULL, Answer, Endpoint, read_answer, text_or_none, usage_json
+from voight_middleware.providers.answers import NULL, Answer, Endpoint, Job, NotLines, Routes, read_answer, text_or_none, usage_json
 
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
@@ -69,4 +70,55 @@ class MessagesReader:
         return max((self._characters + 3) // 4, placeholder or 0)
 
 
-ENDPOINTS = {"/v1/messages": Endpoint("messages", read_answer, MessagesReader)}
+class _Batch(msgspec.Struct):
+    id: str
+
+
+class _Result(msgspec.Struct):
+    type: str
+    message: msgspec.Raw = NULL
+
+
+class _Line(msgspec.Struct):
+    custom_id: str
+    result: _Result
+
+
+_decode_batch = msgspec.json.Decoder(_Batch).decode
+_decode_line = msgspec.json.Decoder(_Line).decode
+
+
+def _read_batch(body: bytes, request: Mapping[str, Any]) -> Iterable[Job]:
+    """A batch that was made, and the users that its requests name by themselves."""
+    parts: dict[str, str] = {}
+    for one in request.get("requests") or ():
+        if isinstance(one, Mapping) and isinstance(params := one.get("params"), Mapping):
+            metadata = params.get("metadata")
+            user = text_or_none(metadata.get("user_id")) if isinstance(metadata, Mapping) else None
+            if user is not None and isinstance(one.get("custom_id"), str):
+                parts[one["custom_id"]] = user
+    return [Job(_decode_batch(body).id, parts=parts)]
+
+
+def _read_batch_line(line: bytes) -> Answer | None:
+    """One result of a batch; None for a request that errored, expired or was cancelled, which is not billed."""
+    try:
+        read = _decode_line(line)
+    except msgspec.DecodeError as error:
+        raise NotLines from error
+    if read.result.type != "succeeded":
+        return None
+    answer = read_answer(bytes(read.result.message))
+    answer.batch_endpoint = "messages"
+    answer.job = read.custom_id
+    return answer
+
+
+ROUTES = Routes(
+    {
+        "/v1/messages": Endpoint(name="messages", read=read_answer, reader=MessagesReader),
+        "/v1/messages/count_tokens": Endpoint(name="count_tokens", read=read_answer),
+        "/v1/messages/batches": Endpoint(name="batch", jobs=_read_batch, later="begins"),
+    },
+    [("GET", r"/v1/messages/batches/[^/]+/results", Endpoint(name="batch", lines=_read_batch_line))],
+)

@@ -6,9 +6,13 @@ The SDK makes no answer of them that could be looked at. What passes by is kept,
 
 from __future__ import annotations
 
+import time
+import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from typing import Any
+
+from voight_middleware.meter import note
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
 """A longer body is let pass; its usage stays unknown."""
@@ -17,9 +21,11 @@ MAX_BODY_BYTES = 32 * 1024 * 1024
 class Body:
     """One body, as it passes by."""
 
-    __slots__ = ("_answer", "_kept", "_size", "ended", "error")
+    __slots__ = ("_answer", "_kept", "_size", "ended", "error", "first_part")
 
     def __init__(self, response: Any) -> None:
+        self.first_part: int | None = None
+        """When the first part came (``time.perf_counter_ns``)."""
         self.ended = False
         """Whether all of it has passed."""
         self.error: BaseException | None = None
@@ -35,6 +41,8 @@ class Body:
 
     def take(self, part: bytes) -> None:
         """A part is passing by."""
+        if self.first_part is None:
+            self.first_part = time.perf_counter_ns()
         if self._kept is not None:
             self._size += len(part)
             self._kept.append(part)
@@ -52,6 +60,46 @@ class Body:
         for line in self.content().splitlines():
             if line.startswith(b"data:") and line[5:].lstrip().startswith(b"{"):
                 yield json.loads(line[5:], object_hook=_Event)
+
+
+class Lines(Body):
+    """
+    A body of JSON Lines, each handed on as it has passed. Nothing is kept: a batch's answers may be larger than the memory.
+
+    Args:
+        line: Takes a line; false where no more are wanted.
+    """
+
+    __slots__ = ("_decompress", "_line", "_rest")
+
+    def __init__(self, response: Any, line: Callable[[bytes], bool]) -> None:
+        super().__init__(response)
+        self._kept = None
+        self._rest = b""
+        encoding = response.headers.get("content-encoding", "identity")
+        self._decompress: Callable[[bytes], bytes] | None = None
+        if encoding in ("gzip", "deflate"):
+            self._decompress = zlib.decompressobj(zlib.MAX_WBITS | 32).decompress
+        self._line: Callable[[bytes], bool] | None = line if encoding in ("gzip", "deflate", "identity", "") else None
+
+    def take(self, part: bytes) -> None:
+        if self._line is not None:
+            self._rest += part if self._decompress is None else self._decompress(part)
+            *lines, self._rest = self._rest.split(b"\n")
+            for line in lines:
+                self._hand_on(line)
+
+    def forget(self) -> None:
+        self._line, self._rest = None, b""
+
+    def done(self) -> None:
+        """The body is closed: its last line may have no end."""
+        if self.ended:
+            self._hand_on(self._rest)
+
+    def _hand_on(self, line: bytes) -> None:
+        if self._line is not None and line.strip() and not self._line(line):
+            self.forget()
 
 
 class _Event(dict[str, Any]):
@@ -81,7 +129,11 @@ class Passing:
         except BaseException as error:
             self._body.error = error
             raise
-        self._body.take(part)
+        try:
+            self._body.take(part)
+        except Exception as error:
+            note(error)
+            self._body.forget()
         return part
 
 
@@ -106,5 +158,9 @@ class AsyncPassing:
         except BaseException as error:
             self._body.error = error
             raise
-        self._body.take(part)
+        try:
+            self._body.take(part)
+        except Exception as error:
+            note(error)
+            self._body.forget()
         return part

@@ -1,28 +1,27 @@
 """
-Entry: one request of an SDK, from its entry to the end of its last answer.
+Entry: one request to a provider, from its entry to the end of its last answer.
 
-An answer that is whole is read from its bytes at once; a streamed one is tapped, and one that the caller reads by hand is watched as
-it passes by. Whatever its end, it becomes one call.
+An answer that is whole is read from its bytes at once; one that the caller reads by hand, or that comes as server-sent events, is
+watched as it passes by. Whatever its end, it becomes one call; the answers of a batch become one call each.
 """
 
 from __future__ import annotations
 
-import functools
+import hashlib
+import threading
 import time
 from collections.abc import Mapping
+from contextvars import ContextVar
 from typing import Any
 
 import msgspec
 
-from voight_middleware.call import Call, new_call_id
+from voight_middleware.call import Call, Submission, job_call_id, new_call_id
 from voight_middleware.meter import current_meter, note
-from voight_middleware.providers.answers import Answer, Endpoint, StreamReader, estimate_tokens, kept
-from voight_middleware.providers.bodies import Body
-from voight_middleware.providers.streams import AsyncTap, Ending, Tap, quietly, watch_close
-from voight_middleware.tag_values import complain
+from voight_middleware.providers.answers import Answer, Endpoint, NotLines, StreamReader, estimate_tokens, is_null, kept, text_or_none
+from voight_middleware.providers.bodies import Body, Lines
+from voight_middleware.providers.streams import Ending, watch_close
 from voight_middleware.tags import NOBODY, Frame, current_frame
-
-_RAW_HEADER = "X-Stainless-Raw-Response"
 
 _HOSTS = (
     ("openai.azure.com", "azure"),
@@ -37,110 +36,131 @@ _HOSTS = (
     ("x.ai", "xai"),
     ("fireworks.ai", "fireworks"),
     ("perplexity.ai", "perplexity"),
+    ("aiplatform.googleapis.com", "vertex"),
+    ("-aiplatform.googleapis.com", "vertex"),
     ("googleapis.com", "google"),
     ("amazonaws.com", "bedrock"),
+    ("openai.com", "openai"),
+    ("anthropic.com", "anthropic"),
 )
-"""Who bills, by the end of the host's name. Any other host, such as a proxy, is billed as the SDK's own provider."""
+"""Who bills, by the end of the host's name: a domain, or behind a hyphen a part of one."""
 
-_refusing_usage: set[str] = set()
-"""Hosts that refused ``stream_options``."""
+_UNANSWERED = frozenset({"ReadTimeout", "ReadError", "RemoteProtocolError", "TimeoutException", "CancelledError", "Cancelled"})
+"""
+Errors of httpx, httpx2 and asyncio after which a request may have been worked on, and billed, without an answer. A connection that
+was never made, or a request that was not sent to its end, is not among them.
+"""
+_NAMED_BY = ("safety_identifier", "user", "user_profile_id")
+_AT_ONCE_BYTES = 256 * 1024
+"""Up to this size a file of batch answers is read on the caller's thread."""
+
+
+def biller(host: str) -> str | None:
+    """The provider that bills for *host*; None for one that is not known, such as a proxy."""
+    return next((name for end, name in _HOSTS if host == end or host.endswith(end if end[0] == "-" else f".{end}")), None)
+
+
+class ByHand:
+    """Stands for the entry while a block of ``metered_call()`` is open: what is sent in there is not metered a second time."""
+
+    __slots__ = ("open",)
+
+    def __init__(self) -> None:
+        self.open = True
+
+
+current_entry: ContextVar[Entry | ByHand | None] = ContextVar("voight_entry", default=None)
+"""Whose request this is a part of."""
 
 
 class Entry:
-    """One request of an SDK, from its entry to the end of its last answer."""
+    """One request to a provider, from its entry to the end of its last answer."""
 
     __slots__ = (
         "_answers",
+        "_of",
         "asked_for_usage",
         "body",
         "endpoint",
         "frame",
         "host",
-        "options",
         "owner",
+        "possibly_billed",
         "provider",
         "started",
         "started_at",
         "stream",
     )
 
-    def __init__(self, client: Any, sdk: str, endpoint: Endpoint, options: Any, stream: bool) -> None:
+    def __init__(self, endpoint: Endpoint, url: str, body: Any, host: str, provider: str, stream: bool) -> None:
         self.started_at = time.time_ns()
         self.started = time.perf_counter_ns()
         self.endpoint = endpoint
         self.frame: Frame = current_frame()
         self.owner = NOBODY
         self.stream = stream
-        self.options = options
-        self.body = options.json_data
-        self.host, self.provider = _whose(client, sdk)
+        self.body = body
+        self.host = host
+        self.provider = provider
         self.asked_for_usage = False
+        self.possibly_billed = 0
         self._answers = 0
-        if stream and endpoint.asks_for_usage:
-            self._ask_for_usage(options)
-
-    def _ask_for_usage(self, options: Any) -> None:
-        """
-        A chat stream reports usage only where it was asked to; the chunk that carries it is hidden again.
-
-        Nothing is asked where the caller decided himself, or reads the raw body and would see that chunk.
-        """
-        body = self.body
-        if not isinstance(body, dict) or self.host in _refusing_usage:
-            return
-        wish = body.get("stream_options")
-        extra = getattr(options, "extra_json", None) or {}
-        if "stream_options" in extra or (wish is not None and not isinstance(wish, dict)) or (wish and "include_usage" in wish):
-            return
-        headers = options.headers if isinstance(options.headers, Mapping) else {}
-        if headers.get(_RAW_HEADER) == "stream":
-            return
-        self.options = options.model_copy() if hasattr(options, "model_copy") else options.copy()
-        self.options.json_data = {**body, "stream_options": {**(wish or {}), "include_usage": True}}
-        self.asked_for_usage = True
-
-    def may_go_without_usage(self, error: BaseException) -> bool:
-        """Whether a server refused our ``stream_options``: then the caller's own request is sent once more, as he wrote it."""
-        if not self.asked_for_usage or getattr(error, "status_code", None) not in (400, 422):
-            return False
-        if "stream_options" not in str(error):
-            return False
-        self.asked_for_usage = False
-        _refusing_usage.add(self.host)
-        quietly(complain, "a server refused stream_options.include_usage; its streams are metered by estimate")
-        return True
+        self._of = url.partition("?")[0].split("/")[-2] if endpoint.lines is not None else ""
 
     def answered(self, answer: Answer, outcome: str = "ok", **more: Any) -> None:
-        """One billed answer has ended. Never raises."""
+        """One answer has ended. Never raises."""
         try:
+            endpoint, job = self.endpoint, None
+            if endpoint.later:
+                job = None if answer.job is None else f"{self.provider}/{answer.job}"
+                if endpoint.later == "tells" and (job is None or (is_null(answer.usage) and answer.failure is None)):
+                    return  # of a response that was answered when it was made, or a job that has not ended
+                if answer.failure is not None and outcome == "ok":
+                    outcome, more["error"] = "error", answer.failure
             body = self.body
-            requested = body.get("model") if type(body) is dict or isinstance(body, Mapping) else None
-            now = time.perf_counter_ns()
+            if type(body) is dict or isinstance(body, Mapping):
+                requested = body.get("model")
+                if endpoint.complete is not None:
+                    answer = endpoint.complete(answer, body)
+            else:
+                requested = None
             call = Call(
-                call_id=new_call_id(),
+                call_id=new_call_id() if job is None else job_call_id(job),
                 occurred_at=self.started_at // 1000,
                 provider=self.provider,
-                endpoint=self.endpoint.name,
+                endpoint=endpoint.name,
                 requested_model=requested if isinstance(requested, str) else None,
                 model=answer.model,
                 host=self.host,
                 streamed=self.stream,
                 outcome=outcome,
-                duration=(now - self.started) // 1000,
+                possibly_billed=self.possibly_billed or None,
+                duration=(time.perf_counter_ns() - self.started) // 1000,
                 response_id=answer.id,
+                job=job,
                 service_tier=answer.service_tier,
                 raw_usage=kept(answer.usage),
                 tool_calls=answer.tool_calls,
                 **more,
             )
-            current_meter().finish(call, self.frame, self.owner)
+            meter = current_meter()
+            if job is not None:
+                if endpoint.later == "begins":
+                    self._submit(job)
+                else:
+                    call.duration = None
+                    if answer.created_at is not None:
+                        call.occurred_at = answer.created_at * 1_000_000
+            named = _named_user(body) if self.owner.tags.user_id is None and meter.settings.request_identity else None
+            meter.finish(call, self.frame, self.owner, named)
         except Exception as error:
             note(error)
 
     def failed(self, error: BaseException) -> None:
         """The request raised; answers that it got before are metered already."""
-        if self._answers:
+        if self._answers or self.endpoint.read is None or self.endpoint.later == "tells":
             return
+        self.unanswered(error)
         status = getattr(error, "status_code", None)
         self.answered(
             Answer(),
@@ -150,35 +170,54 @@ class Entry:
             attempts=_attempts(error),
         )
 
-    # -- exit ------------------------------------------------------------------------------------------------------------------
+    def unanswered(self, error: BaseException | None) -> None:
+        """An attempt has failed: was it sent, and may have been billed?"""
+        cause = error.__cause__ if error is not None and error.__cause__ is not None else error
+        if type(cause).__name__ in _UNANSWERED:
+            self.possibly_billed += 1
+
+    # -- whole answers ---------------------------------------------------------------------------------------------------------
 
     def body_read(self, body: bytes, status: int, retries: int) -> None:
         """A whole answer is there. Never raises."""
-        answer = Answer()
+        endpoint, answer = self.endpoint, Answer()
         try:
-            answer = self.endpoint.read(body)
+            if endpoint.read is not None:
+                answer = endpoint.read(body)
+            elif endpoint.jobs is not None:
+                self._submit_all(body)
+                return
         except msgspec.DecodeError:
             current_meter().counters["unreadable_answers"] += 1
         except Exception as error:
             note(error)
-        self.answered(answer, http_status=status, attempts=retries + 1)
+        if endpoint.read is not None:
+            self.answered(answer, http_status=status, attempts=retries + 1)
 
-    def watch(self, response: Any, result: Any, retries: int) -> None:
-        """Meter an answer: at once where it is whole, at its end where it is streamed."""
-        if not self.stream:
-            self._answers += 1
-            if response.is_closed:
-                self.body_read(response.content, response.status_code, retries)
+    def read_when_closed(self, response: Any, retries: int) -> None:
+        """A body that has not been read yet passes by while the caller reads it."""
+        if self.endpoint.lines is not None:
+            lines = Lines(response, self._line)
+            watch_close(response, lines.done, lines)
+            return
+        body, status = Body(response), response.status_code
+
+        def closed() -> None:
+            if body.ended:
+                self.body_read(body.content(), status, retries)
+            elif self.endpoint.read is None:
+                pass
+            elif body.error is not None:
+                self.answered(Answer(), "error", error=type(body.error).__name__, http_status=status, attempts=retries + 1)
             else:
-                self._read_when_closed(response, retries)
-        elif hasattr(type(result), "__stream__"):
-            self._answers += 1
-            self._tap(response, result, retries)
-        elif hasattr(result, "parse"):
-            self._answers += 1
-            self._tap_when_parsed(response, result, retries)
+                self.answered(Answer(), "aborted", http_status=status, attempts=retries + 1)
 
-    def _ending(self, status: int, retries: int) -> Ending | None:
+        watch_close(response, closed, body)
+
+    # -- streams ---------------------------------------------------------------------------------------------------------------
+
+    def ending(self, status: int, retries: int) -> Ending | None:
+        """What a stream reports its end to; None where the endpoint streams nothing that could be read."""
         if self.endpoint.reader is None:
             return None
 
@@ -186,13 +225,6 @@ class Entry:
             self.stream_ended(reader, outcome, error, first_event, status, retries)
 
         return Ending(self.endpoint.reader(self.asked_for_usage), report)
-
-    def _tap(self, response: Any, stream: Any, retries: int) -> None:
-        ending = self._ending(response.status_code, retries)
-        if ending is not None:
-            iterator = stream._iterator
-            stream._iterator = AsyncTap(iterator, ending) if hasattr(iterator, "__anext__") else Tap(iterator, ending)
-            watch_close(response, ending.closed)
 
     def stream_ended(
         self, reader: StreamReader, outcome: str, error: BaseException | None, first_event: int | None, status: int, retries: int
@@ -218,41 +250,11 @@ class Entry:
             estimated_output=output,
         )
 
-    def _tap_when_parsed(self, response: Any, result: Any, retries: int) -> None:
-        """``with_raw_response``, ``with_streaming_response``: ``parse()`` makes the stream, or the caller reads the body by hand."""
-        import inspect
-
-        parse = result.parse
-        body = Body(response)
-        ending = self._ending(response.status_code, retries)
-        tapped = False
-
-        def closed() -> None:
-            if ending is not None and not tapped:
-                self._read_by_hand(body, ending)
-
-        def taken(stream: Any) -> Any:
-            nonlocal tapped
-            if not tapped and hasattr(type(stream), "__stream__"):
-                tapped = True
-                result.__dict__.pop("parse", None)  # it refers to *result*
-                body.forget()
-                quietly(self._tap, response, stream, retries)
-            return stream
-
-        def parse_and_tap(*args: Any, **kwargs: Any) -> Any:
-            return taken(parse(*args, **kwargs))
-
-        async def aparse_and_tap(*args: Any, **kwargs: Any) -> Any:
-            return taken(await parse(*args, **kwargs))
-
-        result.parse = functools.wraps(parse)(aparse_and_tap if inspect.iscoroutinefunction(parse) else parse_and_tap)
-        watch_close(response, closed, body)
-
-    def _read_by_hand(self, body: Body, ending: Ending) -> None:
+    def read_by_hand(self, body: Body, ending: Ending) -> None:
         """A stream's body that the caller has read himself."""
         for event in body.events():
             ending.reader.see(event)
+        ending.first_event = body.first_part
         if body.error is not None:
             ending.failed(body.error)
         elif body.ended:
@@ -260,19 +262,84 @@ class Entry:
         else:
             ending.dropped()
 
-    def _read_when_closed(self, response: Any, retries: int) -> None:
-        """``with_streaming_response`` of a plain answer: its body passes by while the caller reads it."""
-        body, status = Body(response), response.status_code
+    # -- jobs ------------------------------------------------------------------------------------------------------------------
 
-        def closed() -> None:
-            if body.ended:
-                self.body_read(body.content(), status, retries)
-            elif body.error is not None:
-                self.answered(Answer(), "error", error=type(body.error).__name__, http_status=status, attempts=retries + 1)
-            else:
-                self.answered(Answer(), "aborted", http_status=status, attempts=retries + 1)
+    def _submit(self, job: str, part_of: str | None = None, user: str | None = None) -> None:
+        submission = Submission(job=job, submitted_at=self.started_at // 1000, part_of=part_of)
+        current_meter().submit(submission, self.frame, self.owner, user)
 
-        watch_close(response, closed, body)
+    def _submit_all(self, body: bytes) -> None:
+        """Batches that were begun, or in which a file of answers was seen."""
+        endpoint, request = self.endpoint, self.body if isinstance(self.body, Mapping) else {}
+        assert endpoint.jobs is not None
+        identify = current_meter().settings.request_identity
+        for job in endpoint.jobs(body, request):
+            name = f"{self.provider}/{job.id}"
+            if job.part_of is not None:
+                current_meter().link(Submission(job=name, submitted_at=self.started_at // 1000, part_of=f"{self.provider}/{job.part_of}"))
+            elif endpoint.later == "begins":
+                self._submit(name)
+                for part, user in job.parts.items() if identify and self.owner.tags.user_id is None else ():
+                    self._submit(f"{name}/{_digest(part)}", name, user)
+
+    def lines_read(self, body: bytes) -> None:
+        """A whole file of batch answers is there; a large one is read in a thread of its own, as it may take a second."""
+        if len(body) > _AT_ONCE_BYTES:
+            threading.Thread(target=self._all_lines, args=(body,), name="voight-batch").start()
+        else:
+            self._all_lines(body)
+
+    def _all_lines(self, body: bytes) -> None:
+        for line in body.splitlines():
+            if line and not self._line(line):
+                return
+
+    def _line(self, line: bytes) -> bool:
+        """One line of a file of batch answers; whether the file is one at all. Never raises."""
+        try:
+            assert self.endpoint.lines is not None
+            answer = self.endpoint.lines(line)
+            if answer is not None and answer.job is not None:
+                job = f"{self.provider}/{self._of}/{_digest(answer.job)}"
+                call = Call(
+                    call_id=job_call_id(job),
+                    occurred_at=self.started_at // 1000,
+                    provider=self.provider,
+                    endpoint=answer.batch_endpoint or "batch",
+                    model=answer.model,
+                    host=self.host,
+                    http_status=200,
+                    response_id=answer.id,
+                    job=job,
+                    service_tier=answer.service_tier,
+                    batch=True,
+                    raw_usage=kept(answer.usage),
+                    tool_calls=answer.tool_calls,
+                )
+                current_meter().finish(call, self.frame, self.owner)
+        except NotLines:
+            return False
+        except msgspec.DecodeError:
+            current_meter().counters["unreadable_answers"] += 1
+        except Exception as error:
+            note(error)
+        return True
+
+
+def _digest(part: str) -> str:
+    """A part of a job by a short name: its own may be long, or say too much."""
+    return hashlib.blake2b(part.encode(errors="surrogatepass"), digest_size=8).hexdigest()
+
+
+def _named_user(body: Any) -> str | None:
+    """The user that a request names to the provider: the owner of last resort."""
+    if not isinstance(body, Mapping):
+        return None
+    for name in _NAMED_BY:
+        if (user := text_or_none(body.get(name))) is not None:
+            return user
+    metadata = body.get("metadata")
+    return text_or_none(metadata.get("user_id")) if isinstance(metadata, Mapping) else None
 
 
 def _attempts(error: BaseException) -> int:
@@ -281,15 +348,3 @@ def _attempts(error: BaseException) -> int:
         return 1 + int(error.request.headers["x-stainless-retry-count"])  # type: ignore[attr-defined]
     except Exception:
         return 1
-
-
-def _whose(client: Any, sdk: str) -> tuple[str, str]:
-    """The host that a client talks to, and who bills for it; remembered on the client until its base URL changes."""
-    url = client._base_url
-    known = client.__dict__.get("_voight_host")
-    if known is not None and known[0] is url:
-        return known[1], known[2]
-    host = url.host
-    provider = next((name for end, name in _HOSTS if host == end or host.endswith(f".{end}")), sdk)
-    client.__dict__["_voight_host"] = (url, host, provider)
-    return host, provider

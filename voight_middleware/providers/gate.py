@@ -1,10 +1,10 @@
 """
 The gate: where calls of the openai and anthropic SDKs are metered.
 
-Two methods of each SDK's base client are patched, and inert unless the client was wrapped or ``instrument()`` was called.
+Three methods of each SDK's base client are patched, and inert unless the client was wrapped or ``instrument()`` was called.
 ``request`` is the entry: the owner is captured there, at call time. ``_process_response`` is the exit: once per answer that the
-provider bills, even where a middleware of the SDK sends a request again. Both exist with these signatures in every openai since
-1.109 and every anthropic since 0.49. The client object, its class and what it returns stay the SDK's own.
+provider bills, even where a middleware of the SDK sends a request again. ``_sleep_for_retry`` tells of an attempt that got no answer.
+They exist in every openai since 1.109 and every anthropic since 0.49. The client object, its class and what it returns stay the SDK's own.
 """
 
 from __future__ import annotations
@@ -12,20 +12,21 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import sys
 import threading
 from collections.abc import Callable, Mapping
-from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from voight_middleware.meter import current_meter, note
 from voight_middleware.providers import anthropic as anthropic_readers
 from voight_middleware.providers import openai as openai_readers
-from voight_middleware.providers.answers import Endpoint
-from voight_middleware.providers.entry import Entry
+from voight_middleware.providers.answers import Routes
+from voight_middleware.providers.entry import ByHand, Entry, current_entry
+from voight_middleware.providers.sdk import SdkEntry
 
 T = TypeVar("T")
 
-_ENDPOINTS: Mapping[str, Mapping[str, Endpoint]] = {"openai": openai_readers.ENDPOINTS, "anthropic": anthropic_readers.ENDPOINTS}
+_ROUTES: Mapping[str, Routes] = {"openai": openai_readers.ROUTES, "anthropic": anthropic_readers.ROUTES}
 _MARK = "_voight_metered"
 
 _everything = False
@@ -42,7 +43,7 @@ def wrap(client: T) -> T:
     Raises:
         TypeError: *client* is of neither SDK.
     """
-    return _wrap(client, "wrap()", tuple(_ENDPOINTS))
+    return _wrap(client, "wrap()", tuple(_ROUTES))
 
 
 def wrap_openai(client: T) -> T:
@@ -68,7 +69,7 @@ def wrap_anthropic(client: T) -> T:
 def instrument() -> None:
     """Meter every openai and anthropic client of this process, whoever creates it. SDKs that are not installed are left out."""
     global _everything
-    for sdk in _ENDPOINTS:
+    for sdk in _ROUTES:
         if importlib.util.find_spec(sdk) is not None:
             base = importlib.import_module(f"{sdk}._base_client")
             for cls in (base.SyncAPIClient, base.AsyncAPIClient):
@@ -115,20 +116,22 @@ def _patch(cls: type, name: str, make: Callable[[Any], Any]) -> None:
 
 
 def _patch_base(cls: Any, sdk: str) -> None:
-    endpoints = _ENDPOINTS[sdk]
+    routes = _ROUTES[sdk]
     if cls.__name__ == "SyncAPIClient":
-        _patch(cls, "request", lambda original: _sync_request(original, sdk, endpoints))
+        _patch(cls, "request", lambda original: _sync_request(original, sdk, routes))
         _patch(cls, "_process_response", _sync_exit)
+        _patch(cls, "_sleep_for_retry", _sync_retry)
     else:
-        _patch(cls, "request", lambda original: _async_request(original, sdk, endpoints))
+        _patch(cls, "request", lambda original: _async_request(original, sdk, routes))
         _patch(cls, "_process_response", _async_exit)
+        _patch(cls, "_sleep_for_retry", _async_retry)
 
 
 def _patch_copies(cls: type) -> None:
     """Hand the mark on to what ``copy()`` and its aliases make. On the class: on the instance it would form a cycle with it."""
     for base in cls.__mro__:
         for name in ("copy", "with_options", "with_middleware"):
-            if name in base.__dict__ and base.__module__.partition(".")[0] in _ENDPOINTS:
+            if name in base.__dict__ and base.__module__.partition(".")[0] in _ROUTES:
                 _patch(base, name, _marking)
 
 
@@ -145,13 +148,15 @@ def _marking(original: Callable[..., Any]) -> Callable[..., Any]:
 # -- entry ---------------------------------------------------------------------------------------------------------------------
 
 
-def _sync_request(original: Callable[..., Any], sdk: str, endpoints: Mapping[str, Endpoint]) -> Callable[..., Any]:
+def _sync_request(original: Callable[..., Any], sdk: str, routes: Routes) -> Callable[..., Any]:
     def request(self: Any, cast_to: Any, options: Any, *, stream: bool = False, stream_cls: Any = None) -> Any:
-        outer = _entry.get()
-        entry = _enter(self, sdk, endpoints, options, stream) if _everything or _MARK in self.__dict__ else None
+        outer = current_entry.get()
+        if isinstance(outer, ByHand) and outer.open:
+            return original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
+        entry = _enter(self, sdk, routes, options, stream) if _everything or _MARK in self.__dict__ else None
         if entry is None and outer is None:
             return original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
-        _entry.set(entry)  # None as well: a request that is made inside a metered one must not end as a part of it
+        current_entry.set(entry)  # None as well: a request that is made inside a metered one must not end as a part of it
         try:
             if entry is None:
                 return original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
@@ -166,18 +171,20 @@ def _sync_request(original: Callable[..., Any], sdk: str, endpoints: Mapping[str
                     if not _goes_on(entry, error):
                         raise
         finally:
-            _entry.set(outer)
+            current_entry.set(outer)
 
     return request
 
 
-def _async_request(original: Callable[..., Any], sdk: str, endpoints: Mapping[str, Endpoint]) -> Callable[..., Any]:
+def _async_request(original: Callable[..., Any], sdk: str, routes: Routes) -> Callable[..., Any]:
     async def request(self: Any, cast_to: Any, options: Any, *, stream: bool = False, stream_cls: Any = None) -> Any:
-        outer = _entry.get()
-        entry = _enter(self, sdk, endpoints, options, stream) if _everything or _MARK in self.__dict__ else None
+        outer = current_entry.get()
+        if isinstance(outer, ByHand) and outer.open:
+            return await original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
+        entry = _enter(self, sdk, routes, options, stream) if _everything or _MARK in self.__dict__ else None
         if entry is None and outer is None:
             return await original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
-        _entry.set(entry)  # None as well: a request that is made inside a metered one must not end as a part of it
+        current_entry.set(entry)  # None as well: a request that is made inside a metered one must not end as a part of it
         try:
             if entry is None:
                 return await original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
@@ -192,26 +199,24 @@ def _async_request(original: Callable[..., Any], sdk: str, endpoints: Mapping[st
                     if not _goes_on(entry, error):
                         raise
         finally:
-            _entry.set(outer)
+            current_entry.set(outer)
 
     return request
 
 
-def _enter(client: Any, sdk: str, endpoints: Mapping[str, Endpoint], options: Any, stream: bool) -> Entry | None:
-    """The entry of a billable request; None for any other, and wherever something of ours fails."""
+def _enter(client: Any, sdk: str, routes: Routes, options: Any, stream: bool) -> SdkEntry | None:
+    """The entry of a request that is billed, or tells of something that is; None for any other, and wherever something of ours fails."""
     try:
-        if options.method.lower() != "post":
-            return None
-        endpoint = endpoints.get(options.url) or endpoints.get("/" + options.url.partition("?")[0].lstrip("/"))
+        endpoint = routes.find(options.method, options.url)
         if endpoint is None or not current_meter().settings.enabled:
             return None
-        return Entry(client, sdk, endpoint, options, stream)
+        return SdkEntry(client, sdk, endpoint, options, stream)
     except Exception as error:
         note(error)
         return None
 
 
-def _goes_on(entry: Entry, error: BaseException) -> bool:
+def _goes_on(entry: SdkEntry, error: BaseException) -> bool:
     """Whether a request that failed is sent once more; otherwise it is a call that has failed."""
     try:
         if entry.may_go_without_usage(error):
@@ -222,13 +227,10 @@ def _goes_on(entry: Entry, error: BaseException) -> bool:
     return False
 
 
-_entry: ContextVar[Entry | None] = ContextVar("voight_entry", default=None)
-
-
 def _sync_exit(original: Callable[..., Any]) -> Callable[..., Any]:
     def _process_response(self: Any, **kwargs: Any) -> Any:
-        entry = _entry.get()
-        if entry is None:
+        entry = current_entry.get()
+        if not isinstance(entry, SdkEntry):
             return original(self, **kwargs)
         try:
             result = original(self, **kwargs)
@@ -243,8 +245,8 @@ def _sync_exit(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _async_exit(original: Callable[..., Any]) -> Callable[..., Any]:
     async def _process_response(self: Any, **kwargs: Any) -> Any:
-        entry = _entry.get()
-        if entry is None:
+        entry = current_entry.get()
+        if not isinstance(entry, SdkEntry):
             return await original(self, **kwargs)
         try:
             result = await original(self, **kwargs)
@@ -257,8 +259,37 @@ def _async_exit(original: Callable[..., Any]) -> Callable[..., Any]:
     return _process_response
 
 
-def _watched(entry: Entry, kwargs: Mapping[str, Any], result: Any) -> None:
+def _watched(entry: SdkEntry, kwargs: Mapping[str, Any], result: Any) -> None:
     try:
         entry.watch(kwargs["response"], result, kwargs.get("retries_taken", 0))
+    except Exception as error:
+        note(error)
+
+
+# -- retries -------------------------------------------------------------------------------------------------------------------
+
+
+def _sync_retry(original: Callable[..., Any]) -> Callable[..., Any]:
+    def _sleep_for_retry(self: Any, *args: Any, **kwargs: Any) -> Any:
+        _attempt_failed(kwargs)
+        return original(self, *args, **kwargs)
+
+    return _sleep_for_retry
+
+
+def _async_retry(original: Callable[..., Any]) -> Callable[..., Any]:
+    async def _sleep_for_retry(self: Any, *args: Any, **kwargs: Any) -> Any:
+        _attempt_failed(kwargs)
+        return await original(self, *args, **kwargs)
+
+    return _sleep_for_retry
+
+
+def _attempt_failed(kwargs: Mapping[str, Any]) -> None:
+    """The SDK sleeps inside its ``except`` clause: the error is the one that is being handled."""
+    try:
+        entry = current_entry.get()
+        if isinstance(entry, Entry) and kwargs.get("response") is None:
+            entry.unanswered(sys.exc_info()[1])
     except Exception as error:
         note(error)

@@ -1,7 +1,7 @@
 """
-The usage readers of OpenAI's endpoints.
+The readers of OpenAI's text endpoints, and the table of all its endpoints.
 
-Source of the shapes: OpenAI API reference (chat completions, responses, embeddings), and recorded answers.
+Source of the shapes: OpenAI API reference (chat completions, completions, responses, embeddings), and recorded answers.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from typing import Any
 import msgspec
 
 from voight_middleware.meter import note
-from voight_middleware.providers.answers import NULL, Answer, Endpoint, read_answer, text_or_none, usage_json
+from voight_middleware.providers import openai_jobs as jobs
+from voight_middleware.providers import openai_media as media
+from voight_middleware.providers.answers import NULL, Answer, Endpoint, Routes, is_null, merged, read_answer, text_or_none, usage_json
 
 
 class _Item(msgspec.Struct):
@@ -24,19 +26,60 @@ class _ResponsesAnswer(msgspec.Struct):
     service_tier: str | None = None
     usage: msgspec.Raw = NULL
     output: list[_Item] = []
+    status: str | None = None
+    background: bool | None = None
+    created_at: float | None = None
+    tool_usage: msgspec.Raw = NULL
+    tools: msgspec.Raw = NULL
 
 
 _read_responses_body = msgspec.json.Decoder(_ResponsesAnswer).decode
 
 _TOOL_ITEMS = {"web_search_call": "web_search", "file_search_call": "file_search", "code_interpreter_call": "code_interpreter"}
+_UNFINISHED = ("queued", "in_progress")
 
 
-def _read_responses(body: bytes) -> Answer:
+def read_responses(body: bytes) -> Answer:
+    """Read a whole response, or one that has only been queued."""
     try:
         answer = _read_responses_body(body)
     except msgspec.ValidationError:
         return read_answer(body)
-    return Answer(answer.id, answer.model, answer.service_tier, answer.usage, _tool_calls(item.type for item in answer.output))
+    read = Answer(answer.id, answer.model, answer.service_tier, answer.usage, _tool_calls(item.type for item in answer.output))
+    if answer.tool_usage is not NULL and not is_null(answer.tool_usage):
+        _lay_in_tool_usage(read, msgspec.json.decode(answer.tool_usage), msgspec.json.decode(answer.tools))
+    if answer.background or answer.status in _UNFINISHED:
+        _make_job(read, answer.status, answer.created_at)
+    return read
+
+
+def _make_job(read: Answer, status: object, created_at: object) -> None:
+    """A response in the background is answered when it is retrieved, as often as that is done."""
+    read.job = read.id
+    read.created_at = int(created_at) if isinstance(created_at, int | float) else None
+    read.failure = "response.failed" if status == "failed" else None
+
+
+def _lay_in_tool_usage(read: Answer, tool_usage: Any, tools: Any) -> None:
+    """
+    What hosted tools were billed beside ``usage``. Web searches are counted here and no longer in the output, where discounted ones
+    are too.
+
+    Source: OpenAI API reference, "The response object", ``tool_usage``.
+    """
+    if not isinstance(tool_usage, dict) or is_null(read.usage):
+        return
+    if "web_search" in tool_usage and read.tool_calls is not None:
+        read.tool_calls = {name: count for name, count in read.tool_calls.items() if name != "web_search"} or None
+    billed: dict[str, Any] = {}
+    searches, drawn = tool_usage.get("web_search"), tool_usage.get("image_gen")
+    if isinstance(searches, dict) and searches.get("num_requests"):
+        billed["web_search"] = searches
+    if isinstance(drawn, dict) and drawn.get("total_tokens"):
+        models = [tool.get("model") for tool in tools or () if isinstance(tool, dict) and tool.get("type") == "image_generation"]
+        billed["image_gen"] = {**drawn, "model": next(iter(models), None)}
+    if billed:
+        read.usage = merged(read.usage, tool_usage=billed)
 
 
 def _tool_calls(types: Any) -> dict[str, int] | None:
@@ -146,20 +189,75 @@ class ResponsesReader:
         if response is None:
             return Answer()
         usage = getattr(response, "usage", None)
-        tools = _tool_calls(getattr(item, "type", None) for item in getattr(response, "output", None) or ())
+        calls = _tool_calls(getattr(item, "type", None) for item in getattr(response, "output", None) or ())
         identity, model, tier = (text_or_none(getattr(response, name, None)) for name in ("id", "model", "service_tier"))
-        return Answer(identity, model, tier, NULL if usage is None else usage_json(usage), tools)
+        read = Answer(identity, model, tier, NULL if usage is None else usage_json(usage), calls)
+        tool_usage = getattr(response, "tool_usage", None)
+        if tool_usage is not None:
+            _lay_in_tool_usage(read, plain(tool_usage), [plain(tool) for tool in getattr(response, "tools", None) or ()])
+        if getattr(response, "background", None):
+            _make_job(read, getattr(response, "status", None), getattr(response, "created_at", None))
+        return read
 
     def estimated_output(self) -> int | None:
         reported = getattr(self._response, "usage", None) is not None
         return None if reported else (self._characters + 3) // 4
 
 
-_CHAT = Endpoint("chat", read_answer, ChatReader, asks_for_usage=True)
-_RESPONSES = Endpoint("responses", _read_responses, ResponsesReader)
+class CompletionsReader(ChatReader):
+    """A stream of legacy completions, which differ from those of a chat in where the text is."""
 
-ENDPOINTS = {
-    "/chat/completions": _CHAT,
-    "/responses": _RESPONSES,
-    "/embeddings": Endpoint("embeddings", read_answer),
-}
+    def see(self, event: Any) -> object:
+        try:
+            self._last = event
+            for choice in event.choices:
+                if choice.text:
+                    self._chunks += 1
+                    self._characters += len(choice.text)
+                if choice.finish_reason is not None:
+                    self.done = True
+            if event.usage is not None:
+                self.done = True
+                self._usage = event.usage
+                return self._hide and not event.choices
+        except Exception as error:
+            note(error)
+        return False
+
+
+def plain(model: Any) -> Any:
+    """An SDK model as JSON would be decoded."""
+    return msgspec.json.decode(usage_json(model))
+
+
+def _read_batch_line(line: bytes) -> Answer | None:
+    return jobs.read_line(line, {"response": read_responses, "list": read_answer})
+
+
+_CHAT = Endpoint(name="chat", read=read_answer, reader=ChatReader, asks_for_usage=True)
+_RESPONSES = Endpoint(name="responses", read=read_responses, reader=ResponsesReader, later="begins")
+_STORED_RESPONSE = Endpoint(name="responses", read=read_responses, reader=ResponsesReader, later="tells")
+_FREE = Endpoint(name="count_tokens", read=read_answer)
+
+ROUTES = Routes(
+    {
+        "/chat/completions": _CHAT,
+        "/responses": _RESPONSES,
+        "/embeddings": Endpoint(name="embeddings", read=read_answer),
+        "/completions": Endpoint(name="completions", read=read_answer, reader=CompletionsReader, asks_for_usage=True),
+        "/responses/compact": Endpoint(name="compact", read=read_answer),
+        "/responses/input_tokens": _FREE,
+        "/decisions": Endpoint(name="decisions", read=read_responses),
+        "/moderations": Endpoint(name="moderations", read=read_answer),
+        **media.POSTS,
+        **jobs.POSTS,
+    },
+    [
+        ("GET", r"/responses/[^/]+", _STORED_RESPONSE),
+        ("POST", r"/responses/[^/]+/cancel", _STORED_RESPONSE),
+        *media.PATTERNS,
+        *jobs.PATTERNS,
+        ("GET", r"/files/[^/]+/content", Endpoint(name="batch", lines=_read_batch_line)),
+    ],
+    prefix="/v1",
+)

@@ -1,0 +1,137 @@
+"""
+SdkEntry: one request through the openai or anthropic SDK.
+
+The answer is met where the SDK has made its own object of it: a stream is tapped, a raw response is watched, and everything else is
+read from the bytes that the SDK has read already.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from voight_middleware.providers.answers import Endpoint
+from voight_middleware.providers.bodies import Body
+from voight_middleware.providers.entry import Entry, biller
+from voight_middleware.providers.streams import AsyncTap, Tap, quietly, watch_close
+from voight_middleware.tag_values import complain
+
+_RAW_HEADER = "X-Stainless-Raw-Response"
+
+_refusing_usage: set[str] = set()
+"""Hosts that refused ``stream_options``."""
+
+
+class SdkEntry(Entry):
+    """One request through an SDK, from its entry to the end of its last answer."""
+
+    __slots__ = ("options",)
+
+    def __init__(self, client: Any, sdk: str, endpoint: Endpoint, options: Any, stream: bool) -> None:
+        host, provider = _whose(client, sdk)
+        super().__init__(endpoint, options.url, options.json_data, host, provider, stream)
+        self.options = options
+        if stream and endpoint.asks_for_usage:
+            self._ask_for_usage(options)
+
+    def _ask_for_usage(self, options: Any) -> None:
+        """
+        A chat stream reports usage only where it was asked to; the chunk that carries it is hidden again.
+
+        Nothing is asked where the caller decided himself, or reads the raw body and would see that chunk.
+        """
+        body = self.body
+        if not isinstance(body, dict) or self.host in _refusing_usage:
+            return
+        wish = body.get("stream_options")
+        extra = getattr(options, "extra_json", None) or {}
+        if "stream_options" in extra or (wish is not None and not isinstance(wish, dict)) or (wish and "include_usage" in wish):
+            return
+        headers = options.headers if isinstance(options.headers, Mapping) else {}
+        if headers.get(_RAW_HEADER) == "stream":
+            return
+        self.options = options.model_copy() if hasattr(options, "model_copy") else options.copy()
+        self.options.json_data = {**body, "stream_options": {**(wish or {}), "include_usage": True}}
+        self.asked_for_usage = True
+
+    def may_go_without_usage(self, error: BaseException) -> bool:
+        """Whether a server refused our ``stream_options``: then the caller's own request is sent once more, as he wrote it."""
+        if not self.asked_for_usage or getattr(error, "status_code", None) not in (400, 422):
+            return False
+        if "stream_options" not in str(error):
+            return False
+        self.asked_for_usage = False
+        _refusing_usage.add(self.host)
+        quietly(complain, "a server refused stream_options.include_usage; its streams are metered by estimate")
+        return True
+
+    def watch(self, response: Any, result: Any, retries: int) -> None:
+        """Meter an answer: at once where it is whole, at its end where it is streamed."""
+        if not self.stream or self.endpoint.lines is not None:
+            self._answers += 1
+            if not response.is_closed:
+                self.read_when_closed(response, retries)
+            elif self.endpoint.lines is not None:
+                self.lines_read(response.content)
+            else:
+                self.body_read(response.content, response.status_code, retries)
+        elif hasattr(type(result), "__stream__"):
+            self._answers += 1
+            self._tap(response, result, retries)
+        elif hasattr(result, "parse"):
+            self._answers += 1
+            self._tap_when_parsed(response, result, retries)
+
+    def _tap(self, response: Any, stream: Any, retries: int) -> None:
+        ending = self.ending(response.status_code, retries)
+        if ending is not None:
+            iterator = stream._iterator
+            stream._iterator = AsyncTap(iterator, ending) if hasattr(iterator, "__anext__") else Tap(iterator, ending)
+            watch_close(response, ending.closed)
+
+    def _tap_when_parsed(self, response: Any, result: Any, retries: int) -> None:
+        """``with_raw_response``, ``with_streaming_response``: ``parse()`` makes the stream, or the caller reads the body by hand."""
+        parse = result.parse
+        body = Body(response)
+        ending = self.ending(response.status_code, retries)
+        tapped = False
+
+        def closed() -> None:
+            if ending is not None and not tapped:
+                self.read_by_hand(body, ending)
+
+        def taken(stream: Any) -> Any:
+            nonlocal tapped
+            if not tapped and hasattr(type(stream), "__stream__"):
+                tapped = True
+                result.__dict__.pop("parse", None)  # it refers to *result*
+                body.forget()
+                quietly(self._tap, response, stream, retries)
+            return stream
+
+        def parse_and_tap(*args: Any, **kwargs: Any) -> Any:
+            return taken(parse(*args, **kwargs))
+
+        async def aparse_and_tap(*args: Any, **kwargs: Any) -> Any:
+            return taken(await parse(*args, **kwargs))
+
+        result.parse = functools.wraps(parse)(aparse_and_tap if inspect.iscoroutinefunction(parse) else parse_and_tap)
+        watch_close(response, closed, body)
+
+
+def _whose(client: Any, sdk: str) -> tuple[str, str]:
+    """
+    The host that a client talks to, and who bills for it: a host that is not known, such as a proxy, as the SDK's own provider.
+
+    Remembered on the client until its base URL changes.
+    """
+    url = client._base_url
+    known = client.__dict__.get("_voight_host")
+    if known is not None and known[0] is url:
+        return known[1], known[2]
+    host = url.host
+    provider = biller(host) or sdk
+    client.__dict__["_voight_host"] = (url, host, provider)
+    return host, provider
