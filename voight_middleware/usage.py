@@ -245,7 +245,12 @@ def _transcription(raw: Mapping[str, Any]) -> tuple[Component, ...]:
 
 
 def _speech(raw: Mapping[str, Any]) -> tuple[Component, ...]:
-    """Speech reports nothing: what is billed, or estimated from, are the characters that were sent."""
+    """
+    Source: OpenAI API reference, "Create speech": only server-sent events report tokens. Else what is known are the characters that
+    were sent, which tts-1 is billed by.
+    """
+    if "output_tokens" in raw:
+        return (Component(usage=Usage(input=_count(raw, "input_tokens"), audio_out=_count(raw, "output_tokens"))),)
     return (Component(usage=Usage(characters=_count(raw, "characters"))),)
 
 

@@ -186,6 +186,14 @@ def usual(path: str, body: dict[str, Any]) -> Answer:
     return 200, JSON, [json.dumps(whole).encode()]
 
 
+def sent(content: bytes) -> dict[str, Any]:
+    """The JSON of a request; empty for an upload."""
+    try:
+        return json.loads(content) if content else {}
+    except ValueError:
+        return {}
+
+
 def refusal(status: int, message: str = "no") -> Answer:
     """An error, in the form that both providers use."""
     error = {"type": "error", "error": {"type": "invalid_request_error", "message": message, "code": None, "param": None}}
@@ -249,7 +257,7 @@ class Provider:
                     yield part
 
         def handle(request: Any) -> Any:
-            body = json.loads(request.content) if request.content else {}
+            body = sent(request.content)
             provider.bodies.append(body)
             status, headers, parts = provider.answer(request.url.path, body)
             return library.Response(status, headers=headers, stream=Body(parts, request))
