@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from voight_middleware.call import ATTRIBUTIONS, OUTCOMES, Call, Settlement, new_call_id
+from voight_middleware.call import ATTRIBUTIONS, OUTCOMES, Call, Settlement, Submission, job_call_id, new_call_id
 from voight_middleware.ledger import DIMENSIONS, ForeignLedger, LedgerError, Progress, UnknownDimension, Window, open_ledger
 from voight_middleware.ledger.schema import MAX_COUNT, VERSION
 from voight_middleware.ledger.sqlite import SQLiteLedger
@@ -561,3 +561,98 @@ def test_processes_that_open_a_new_ledger_at_once(tmp_path: Path) -> None:
     for number in range(5):
         with closing(open_ledger(f"{tmp_path}/{number}.db", create=False)) as ledger:
             assert ledger.spend()[0].calls == 80
+
+
+# -- jobs: what is submitted now and answered later ----------------------------------------------------------------------------------
+
+
+def job_call(job: str, **values: Any) -> Call:
+    return make_call(call_id=job_call_id(job), job=job, **values)
+
+
+def unread(job: str, **values: Any) -> Call:
+    return job_call(job, cost=None, usage=None, **values)
+
+
+@pytest.mark.parametrize("told_first", [False, True])
+def test_a_job_that_is_told_of_later_is_the_same_call(ledger: SQLiteLedger, told_first: bool) -> None:
+    """Its usage comes from whoever reads it, once; an open call never takes anything away again."""
+    begun = unread("openai/resp_1", tags=Tags(user_id="u_1"), attribution="tag")
+    told = job_call("openai/resp_1", at=NOON + 5_000_000, raw_usage='{"input_tokens":10}', tags=Tags(user_id="worker"))
+    for call in (told, begun, told) if told_first else (begun, told, begun):
+        ledger.insert([call])
+    (kept,) = ledger.calls()
+    assert (kept.usage, kept.cost_femto, kept.raw_usage) == (told.usage, told.cost_femto, told.raw_usage)
+    if not told_first:
+        assert (kept.tags.user_id, kept.occurred_at) == ("u_1", NOON)
+
+
+def test_the_first_usage_of_a_job_is_kept(ledger: SQLiteLedger) -> None:
+    """A file that is read again, perhaps after a change of prices, changes nothing."""
+    ledger.insert([job_call("openai/file-1/a", cost=7, raw_usage="{}")])
+    ledger.insert([job_call("openai/file-1/a", cost=8, raw_usage="{}")])
+    assert [call.cost_femto for call in ledger.calls()] == [7]
+
+
+def test_a_plain_call_is_never_completed(ledger: SQLiteLedger) -> None:
+    """Only a job can be told of later: a call of one id is otherwise the call that came first."""
+    first = make_call(cost=None, usage=None, call_id="mine", error="E")
+    ledger.insert([first])
+    ledger.insert([make_call(call_id="mine", raw_usage="{}", error="E")])
+    assert list(ledger.calls()) == [first]
+
+
+def submission(job: str, user: str | None, *, part_of: str | None = None, attribution: str = "tag") -> Submission:
+    return Submission(job=job, submitted_at=NOON, part_of=part_of, tags=Tags(user_id=user, extra={"k": "v"}), attribution=attribution)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_submission_that_comes_after_its_answers_becomes_their_owner(ledger: SQLiteLedger, reverse: bool) -> None:
+    """A batch, the file that is a part of it, and the lines of that file, whose names do not mention the batch."""
+    ledger.insert([job_call("openai/file-1/a"), job_call("openai/file-1/b"), job_call("openai/file-10/a"), make_call()])
+    records = [submission("openai/batch_1", "u_1"), Submission(job="openai/file-1", submitted_at=NOON, part_of="openai/batch_1")]
+    for record in reversed(records) if reverse else records:
+        ledger.insert([record])
+    owned = {call.job: (call.tags.user_id, call.attribution, dict(call.tags.extra)) for call in ledger.calls()}
+    assert owned == {
+        "openai/file-1/a": ("u_1", "tag", {"k": "v"}),
+        "openai/file-1/b": ("u_1", "tag", {"k": "v"}),
+        "openai/file-10/a": (None, "none", {}),
+        None: (None, "none", {}),
+    }
+
+
+def test_a_submission_is_settled_like_a_call(ledger: SQLiteLedger) -> None:
+    """A batch that was made before the user was known; its answers are here already."""
+    ledger.insert([job_call("openai/batch_1/a"), submission("openai/batch_1", None, attribution="none")])
+    ledger.insert([Settlement(call_ids=("openai/batch_1",), tags=Tags(user_id="u_2", plan="pro"))])
+    (call,) = ledger.calls()
+    assert (call.tags.user_id, call.tags.plan, call.attribution) == ("u_2", "pro", "settled")
+    assert ledger.submissions(["openai/batch_1", "openai/other"]).keys() == {"openai/batch_1"}
+    assert ledger.submissions(["openai/batch_1"])["openai/batch_1"].tags.user_id == "u_2"
+
+
+def test_the_first_submission_of_a_job_is_kept(ledger: SQLiteLedger) -> None:
+    """Replayed journals, and ids that are seen again."""
+    ledger.insert([submission("openai/batch_1", "u_1")])
+    ledger.insert([submission("openai/batch_1", "u_2")])
+    assert ledger.submissions(["openai/batch_1"])["openai/batch_1"].tags.user_id == "u_1"
+
+
+def test_a_ledger_of_the_first_version_is_upgraded(tmp_path: Path) -> None:
+    """Its calls stay as they are, new ones can have everything that the new version knows, and two processes may do it at once."""
+    old = Path(__file__).with_name("version_1.sql").read_text()
+    path = tmp_path / "ledger.db"
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript(old)
+    with closing(SQLiteLedger(path)) as ledger, closing(SQLiteLedger(path)) as second:
+        assert ledger.schema_version == second.schema_version == VERSION
+        (kept,) = ledger.calls()
+        assert (kept.call_id, kept.tags.user_id, kept.usage, kept.cost_femto) == ("c1", "u_1", Usage(input=10, output=7), 1_000)
+        new = job_call("openai/x", usage=Usage(image_in=3, image_out=4, cache_read_audio=1, cache_read_image=2), possibly_billed=1)
+        ledger.insert([new, submission("openai/x", "u_9")])
+        assert {call.tags.user_id for call in second.calls()} == {"u_1", "u_9"}
+        (total,) = ledger.spend()
+        assert (total.input_tokens, total.output_tokens, total.cache_read_tokens) == (16, 11, 3)
+    with closing(SQLiteLedger(path, create=False)) as again:
+        assert again.schema_version == VERSION
