@@ -1,0 +1,18 @@
+"""Nothing of a call stays behind: benchmarks/leaks.py in small. The whole of it, over 100,000 calls, is run by hand."""
+
+import runpy
+from pathlib import Path
+
+from voight_middleware.testing.plugin import VoightCalls
+
+LEAKS = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "leaks.py"))
+
+
+def test_no_stream_client_or_call_is_left_over(voight_calls: VoightCalls) -> None:
+    """Plain, streamed, left, dropped, closed, refused and raw calls of clients that stay and of clients that go."""
+    steps: list[int] = []
+    more = LEAKS["run"](840, 3, lambda calls, size, now: steps.append(now.total()))
+
+    assert not more
+    assert len(voight_calls.all()) == 840
+    assert len(steps) == 3
