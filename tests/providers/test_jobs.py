@@ -11,9 +11,10 @@ from typing import Any
 import openai
 import pytest
 
-from voight_middleware import Call, Usage, configure, tag, wrap
+from voight_middleware import Call, Usage, configure, meter, tag, wrap
 from voight_middleware.ledger import open_ledger
 from voight_middleware.meter import Meter, current_meter, swap_meter
+from voight_middleware.providers import answers, bodies, entry, openai_jobs
 from voight_middleware.settings import Settings
 
 from .conftest import Calls
@@ -662,3 +663,56 @@ def test_nothing_is_submitted_while_it_is_switched_off(provider: Provider, calls
         swap_meter(outer)
 
     assert kept(calls) == []
+
+
+FAULTS = [
+    (entry.Entry, "_submit"),
+    (entry.Entry, "_submit_all"),
+    (entry.Entry, "_line"),
+    (entry.Entry, "lines_read"),
+    (entry, "Submission"),
+    (entry, "job_call_id"),
+    (entry, "_digest"),
+    (entry, "Lines"),
+    (bodies.Lines, "take"),
+    (bodies.Lines, "_hand_on"),
+    (bodies.Lines, "done"),
+    (openai_jobs, "_decode_batch"),
+    (openai_jobs, "_decode_line"),
+    (answers.Routes, "find"),
+    (meter.Meter, "submit"),
+    (meter.Meter, "link"),
+    (meter.Meter, "finish"),
+]
+
+
+@pytest.mark.parametrize(("place", "name"), FAULTS, ids=[f"{place.__name__}.{name}" for place, name in FAULTS])
+@both_kinds
+async def test_a_fault_of_ours_never_reaches_who_runs_a_batch(
+    place: Any, name: str, asynchronous: bool, provider: Provider, calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Submitting, polling and reading go on, whatever fails inside, and the fault is counted."""
+    calls.faults_expected = True
+    provider.answer = openai_batches([line(str(number), chat(number)) for number in range(20)])
+
+    async def everything(client: Any) -> list[Any]:
+        async def done(made: Any) -> Any:
+            return await made if asynchronous else made
+
+        seen = [(await done(client.batches.create(**SUBMIT))).id, (await done(client.batches.retrieve("batch_1"))).output_file_id]
+        seen.append((await done(client.files.content("file-out"))).content)
+        manager = client.files.with_streaming_response.content("file-out")
+        if asynchronous:
+            async with manager as response:
+                return [*seen, *[part async for part in response.iter_bytes()]]
+        with manager as response:
+            return [*seen, *response.iter_bytes()]
+
+    def fail(*args: object, **kwargs: object) -> Any:
+        raise RuntimeError(name)
+
+    bare = await everything(provider.client("openai", asynchronous=asynchronous))
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, fail)
+        assert await everything(wrap(provider.client("openai", asynchronous=asynchronous))) == bare
+    assert calls.faults > 0

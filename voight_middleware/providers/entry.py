@@ -224,7 +224,7 @@ class Entry:
         def report(reader: StreamReader, outcome: str, error: BaseException | None, first_event: int | None) -> None:
             self.stream_ended(reader, outcome, error, first_event, status, retries)
 
-        return Ending(self.endpoint.reader(self.asked_for_usage), report)
+        return Ending(self.endpoint.reader(self.asked_for_usage), report, self.asked_for_usage)
 
     def stream_ended(
         self, reader: StreamReader, outcome: str, error: BaseException | None, first_event: int | None, status: int, retries: int

@@ -19,10 +19,12 @@ from typing import Any, TypeVar
 
 from voight_middleware.meter import current_meter, note
 from voight_middleware.providers import anthropic as anthropic_readers
+from voight_middleware.providers import http
 from voight_middleware.providers import openai as openai_readers
 from voight_middleware.providers.answers import Routes
 from voight_middleware.providers.entry import ByHand, Entry, current_entry
 from voight_middleware.providers.sdk import SdkEntry
+from voight_middleware.providers.streams import hide_usage, quietly
 
 T = TypeVar("T")
 
@@ -38,12 +40,12 @@ def wrap(client: T) -> T:
     """
     Meter one openai or anthropic client, synchronous or not; answers the same object. Wrapping twice is the same as once.
 
-    Copies made by ``with_options()`` and ``copy()`` are metered too.
+    Copies made by ``with_options()`` and ``copy()`` are metered too. A client of httpx or httpx2 is metered as by ``metered_transport()``.
 
     Raises:
-        TypeError: *client* is of neither SDK.
+        TypeError: *client* is none of these.
     """
-    return _wrap(client, "wrap()", tuple(_ROUTES))
+    return client if http.wrap_client(client) else _wrap(client, "wrap()", tuple(_ROUTES))
 
 
 def wrap_openai(client: T) -> T:
@@ -81,6 +83,7 @@ def uninstrument() -> None:
     """Meter nothing any more, wrapped clients included, and leave the SDKs' classes as they were."""
     global _everything
     _everything = False
+    http.switch_off()
     with _patching:
         while _patches:
             cls, name, patched, original = _patches.pop()
@@ -264,6 +267,8 @@ def _watched(entry: SdkEntry, kwargs: Mapping[str, Any], result: Any) -> None:
         entry.watch(kwargs["response"], result, kwargs.get("retries_taken", 0))
     except Exception as error:
         note(error)
+        if entry.asked_for_usage:
+            quietly(hide_usage, result)
 
 
 # -- retries -------------------------------------------------------------------------------------------------------------------

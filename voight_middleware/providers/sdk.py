@@ -12,10 +12,11 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from voight_middleware.meter import note
 from voight_middleware.providers.answers import Endpoint
 from voight_middleware.providers.bodies import Body
 from voight_middleware.providers.entry import Entry, biller
-from voight_middleware.providers.streams import AsyncTap, Tap, quietly, watch_close
+from voight_middleware.providers.streams import AsyncTap, Tap, hide_usage, quietly, watch_close
 from voight_middleware.tag_values import complain
 
 _RAW_HEADER = "X-Stainless-Raw-Response"
@@ -108,7 +109,12 @@ class SdkEntry(Entry):
                 tapped = True
                 result.__dict__.pop("parse", None)  # it refers to *result*
                 body.forget()
-                quietly(self._tap, response, stream, retries)
+                try:
+                    self._tap(response, stream, retries)
+                except Exception as error:
+                    note(error)
+                    if self.asked_for_usage:
+                        quietly(hide_usage, stream)
             return stream
 
         def parse_and_tap(*args: Any, **kwargs: Any) -> Any:

@@ -38,10 +38,12 @@ def quietly(function: Callable[..., object], *args: Any) -> None:
 class Ending:
     """The one end of a stream, whoever notices it first: the last event, an error, a cancellation, a close, or the garbage collector."""
 
-    __slots__ = ("_report", "first_event", "inside", "reader")
+    __slots__ = ("_report", "first_event", "hides_usage", "inside", "reader")
 
-    def __init__(self, reader: StreamReader, report: Report) -> None:
+    def __init__(self, reader: StreamReader, report: Report, hides_usage: bool = False) -> None:
         self.reader = reader
+        self.hides_usage = hides_usage
+        """Whether the chunk that has usage only was our wish, and is to be hidden even where the reader fails."""
         self.inside = False
         """Whether an event is being waited for: the SDK closes the response before the end reaches the tap, which knows it better."""
         self.first_event: int | None = None
@@ -115,6 +117,8 @@ class Tap(Generic[T]):
                     continue
             except Exception as fault:
                 note(fault)
+                if ending.hides_usage and _only_usage(event):
+                    continue
             ending.inside = False
             return event
 
@@ -154,11 +158,39 @@ class AsyncTap(Generic[T]):
                     continue
             except Exception as fault:
                 note(fault)
+                if ending.hides_usage and _only_usage(event):
+                    continue
             ending.inside = False
             return event
 
     def __del__(self) -> None:
         quietly(self._ending.dropped)
+
+
+def _only_usage(event: Any) -> bool:
+    return getattr(event, "usage", None) is not None and not getattr(event, "choices", True)
+
+
+def hide_usage(result: Any) -> None:
+    """
+    Where no tap could be placed: take the chunk with usage only out of an SDK's stream, or out of the one that its raw response
+    will make.
+    """
+    if hasattr(type(result), "__stream__"):
+        iterator = result._iterator
+        if hasattr(iterator, "__anext__"):
+            result._iterator = (event async for event in iterator if not _only_usage(event))
+        else:
+            result._iterator = (event for event in iterator if not _only_usage(event))
+    elif "parse" not in result.__dict__ and hasattr(result, "parse"):
+        parse = result.parse
+
+        def parse_and_hide(*args: Any, **kwargs: Any) -> Any:
+            stream = parse(*args, **kwargs)
+            quietly(hide_usage, stream)
+            return stream
+
+        result.parse = parse_and_hide
 
 
 def watch_close(response: Any, closed: Callable[[], None], body: Body | None = None) -> None:
