@@ -18,7 +18,7 @@ def test_the_defaults_are_in_the_state_folder() -> None:
     assert settings.journal == Path("/state/voight/ledger.db.journal")
     assert (settings.release, settings.enabled) == (None, True)
     assert settings.request_identity
-    assert settings.sources == dict.fromkeys(("ledger", "journal", "release", "enabled", "request_identity"), "default")
+    assert settings.sources == dict.fromkeys(("ledger", "journal", "release", "enabled", "request_identity", "prices"), "default")
 
 
 def test_without_a_state_folder_it_is_under_the_home(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,9 +36,11 @@ def test_every_variable_is_read() -> None:
             "VOIGHT_RELEASE": "r1",
             "VOIGHT_ENABLED": "off",
             "VOIGHT_REQUEST_IDENTITY": "no",
+            "VOIGHT_PRICES": "/c/prices.toml",
         }
     )
     assert not settings.request_identity
+    assert settings.prices == Path("/c/prices.toml")
     assert (settings.ledger, settings.journal, settings.release, settings.enabled) == ("sqlite:////a/l.db", Path("/b/j"), "r1", False)
     assert settings.sources == {
         "ledger": "VOIGHT_LEDGER",
@@ -46,6 +48,7 @@ def test_every_variable_is_read() -> None:
         "release": "VOIGHT_RELEASE",
         "enabled": "VOIGHT_ENABLED",
         "request_identity": "VOIGHT_REQUEST_IDENTITY",
+        "prices": "VOIGHT_PRICES",
     }
 
 

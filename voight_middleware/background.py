@@ -136,7 +136,8 @@ class Background:
         ledger = self._open()
         if self._ingester is None:
             meter = self._meter
-            self._ingester = Ingester(ledger, meter.settings.journal, meter.deliver if meter.listeners else None)
+            listening = meter.deliver if meter.listeners else None
+            self._ingester = Ingester(ledger, meter.settings.journal, listening, prices=meter.settings.prices)
         self._ingester.ledger = ledger
         return self._ingester
 
@@ -170,13 +171,13 @@ class Background:
         them, or where the ledger refuses.
         """
         from voight_middleware.ingest import complete
-        from voight_middleware.pricing import PriceBook
+        from voight_middleware.pricing import open_book
 
         try:
             unheard = {call.call_id for call in self._meter.held()}
             held = [call for call in held if call.call_id in unheard]
             if held and self._book is None:
-                self._book = PriceBook()
+                self._book = open_book(self._meter.settings.prices)
             for call in held:
                 assert self._book is not None
                 complete(call, self._book)

@@ -103,11 +103,13 @@ class Call(msgspec.Struct, omit_defaults=True, kw_only=True, tag="call"):
     components: tuple[Component, ...] = ()
     cost_femto: int | None = None
     """Femto-dollars (1e-15 USD); None while no price is known."""
+    list_femto: int | None = None
+    """What our own prices come to, where the provider reported the cost itself: that is ``cost_femto`` then."""
     cost_status: str = "unpriced"
     """``priced``, ``partial`` or ``unpriced``."""
     cost_reasons: tuple[str, ...] = ()
     price: str | None = None
-    """The unit prices used, with source and version, as JSON."""
+    """The unit prices used, with source, version and rules: a JSON object for each component, one on a line."""
 
     @property
     def cost_usd(self) -> Decimal | None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +20,26 @@ import msgspec
 from voight_middleware.call import Call, Record, Submission
 from voight_middleware.journal import Election, Segment, decode, reject, segments
 from voight_middleware.ledger import Ledger, LedgerError, Progress, open_ledger
-from voight_middleware.pricing import PriceBook, price
-from voight_middleware.usage import Component, Usage, UsageError, read_usage
+from voight_middleware.pricing import OverridesError, PriceBook, Terms, open_book, price
+from voight_middleware.usage import Component, Usage, UsageError, read_usage, unknown_counts
 
 logger = logging.getLogger(__name__)
 
 BATCH = 500
+DEFAULT_SIZE = "1024x1024"
+"""Of a dall-e picture whose size was not asked for. Source: OpenAI API reference, "Create image", ``size``."""
+_TERMS = ("service_tier", "speed", "inference_geo", "size", "quality")
 _SLICE = 50
 _READ_BYTES = 256 * 1024
 
-_decode_usage = msgspec.json.Decoder(dict[str, Any]).decode
-_encode_usage = msgspec.json.Encoder().encode
+# A number with a fraction, such as a cost, never becomes a float.
+_decode_usage = msgspec.json.Decoder(dict[str, Any], float_hook=Decimal).decode
+_encode_usage = msgspec.json.Encoder(decimal_format="number").encode
 
 
 def complete(call: Call, book: PriceBook) -> None:
     """Fill in usage and cost of a call as it came from the journal. What cannot be read becomes a reason, never an exception."""
-    call.components, call.usage, call.price, call.cost_reasons = (), None, None, ()
+    call.components, call.usage, call.price, call.list_femto, call.cost_reasons = (), None, None, None, ()
     try:
         _complete(call, book)
     except Exception as error:  # one call that nobody has thought of must not stop the others
@@ -43,21 +48,51 @@ def complete(call: Call, book: PriceBook) -> None:
 
 
 def _complete(call: Call, book: PriceBook) -> None:
-    speed: str | None = None
+    terms, reported = Terms(call.service_tier, call.batch), None
     if call.raw_usage is not None:
         try:
             raw = _decode_usage(call.raw_usage)
             call.raw_usage = _encode_usage(raw).decode()
             call.components = read_usage(call.endpoint, raw)
-            speed = raw.get("speed")
-            if call.service_tier is None and isinstance(raw.get("service_tier"), str):
-                call.service_tier = raw["service_tier"]
+            terms, reported = _terms(call, raw), _reported_cost(call, raw)
+            if unknown := unknown_counts(call.endpoint, raw):
+                call.cost_reasons = tuple(f"usage has {name}, which is not known here" for name in unknown)
         except (UsageError, msgspec.DecodeError) as error:
             call.cost_reasons = (f"unreadable usage: {error}",)
     if call.tool_calls or call.estimated:
         call.components = _added(call)
     call.usage = _total(call.components)
-    price(call, book, speed if isinstance(speed, str) else None)
+    price(call, book, terms, reported)
+
+
+def _terms(call: Call, raw: Mapping[str, Any]) -> Terms:
+    """Under which terms the provider says that it has answered. Anthropic's usage calls the batch rate a tier."""
+    named = {name: value if isinstance(value := raw.get(name), str) else None for name in _TERMS}
+    if call.service_tier is None:
+        call.service_tier = named["service_tier"]
+    batch = call.batch or call.service_tier == "batch"
+    size = named["size"] if call.endpoint != "images" else named["size"] or DEFAULT_SIZE
+    return Terms(
+        None if call.service_tier == "batch" else call.service_tier, batch, named["speed"], named["inference_geo"], size, named["quality"]
+    )
+
+
+def _reported_cost(call: Call, raw: Mapping[str, Any]) -> Decimal | None:
+    """
+    What the provider itself says that the call cost, in US dollars.
+
+    Source: OpenRouter, "Usage accounting": ``cost`` in credits, one for each dollar; with a key of one's own for the provider behind
+    it, that provider's bill comes on top.
+    """
+    cost = raw.get("cost")
+    if call.provider != "openrouter" or isinstance(cost, bool) or not isinstance(cost, int | Decimal) or cost < 0:
+        return None
+    total = Decimal(cost)
+    details = raw.get("cost_details")
+    upstream = details.get("upstream_inference_cost") if isinstance(details, Mapping) else None
+    if raw.get("is_byok") is True and isinstance(upstream, int | Decimal):
+        total += upstream
+    return total
 
 
 def _added(call: Call) -> tuple[Component, ...]:
@@ -104,6 +139,8 @@ class Ingester:
     gentle: bool = True
     """Whether to let other threads run after every few records: inside an application, yes."""
     rejected: int = 0
+    prices: Path | None = None
+    """The file of the user's own prices."""
     _book: PriceBook | None = None
     _set_aside: set[tuple[str, int]] = field(default_factory=set)
     """Lines that were rejected, by segment and position: a batch that the ledger refuses is read again, and they with it."""
@@ -112,7 +149,10 @@ class Ingester:
     def book(self) -> PriceBook:
         """The price book, loaded at first use."""
         if self._book is None:
-            self._book = PriceBook()
+            try:
+                self._book = open_book(self.prices)
+            except OverridesError as error:  # priced without them, every call would cost something else than was meant
+                raise LedgerError(f"calls wait in the journal, as your prices cannot be used: {error}") from error
         return self._book
 
     def run(self) -> int:
@@ -228,14 +268,14 @@ def _batches(lines: list[bytes]) -> Iterable[list[bytes]]:
         yield lines[start : start + BATCH]
 
 
-def drain(ledger_url: str, journal: Path) -> int:
+def drain(ledger_url: str, journal: Path, prices: Path | None = None) -> int:
     """
     Bring what dead processes left behind in *journal* into the ledger; answers how many records were read.
 
     Does nothing where there is no journal, or where a living process is the ingester (it is at most a second behind).
 
     Raises:
-        LedgerError: The ledger cannot be opened or written.
+        LedgerError: The ledger cannot be opened or written, or the file of prices cannot be used.
     """
     if not journal.is_dir() or not segments(journal):
         return 0
@@ -245,7 +285,7 @@ def drain(ledger_url: str, journal: Path) -> int:
     try:
         ledger = open_ledger(ledger_url)
         try:
-            return Ingester(ledger, journal, gentle=False).run()
+            return Ingester(ledger, journal, gentle=False, prices=prices).run()
         finally:
             ledger.close()
     finally:

@@ -232,6 +232,7 @@ def configure(
     listeners: Sequence[Listener] = (),
     enabled: bool | None = None,
     request_identity: bool | None = None,
+    prices: str | Path | None = None,
 ) -> None:
     """
     Configure this process's meter. Whatever is not given comes from the environment, then from the defaults.
@@ -245,12 +246,14 @@ def configure(
         enabled: False meters nothing. ``VOIGHT_ENABLED``.
         request_identity: Whether a call without any other owner belongs to the user that its request names to the provider
             (``safety_identifier``, ``user``, ``user_profile_id``, ``metadata.user_id``); by default it does. ``VOIGHT_REQUEST_IDENTITY``.
+        prices: A TOML file of your own prices: negotiated rates, models of your own. It is read when the process begins to price;
+            ``voight prices check`` reads it now. ``VOIGHT_PRICES``.
 
     Raises:
         SettingsError: A value cannot be used.
     """
     settings = Settings.from_environment(
-        ledger=ledger, journal=journal, release=release, enabled=enabled, request_identity=request_identity
+        ledger=ledger, journal=journal, release=release, enabled=enabled, request_identity=request_identity, prices=prices
     )
     old = swap_meter(Meter(settings, listeners))
     if old is not None:

@@ -26,6 +26,8 @@ class Settings(msgspec.Struct, frozen=True):
     enabled: bool = True
     request_identity: bool = True
     """Whether the user that a request names to the provider owns a call that has no other owner."""
+    prices: Path | None = None
+    """The file of the user's own prices."""
     sources: Mapping[str, str] = {}
 
     @classmethod
@@ -37,11 +39,12 @@ class Settings(msgspec.Struct, frozen=True):
         release: str | None = None,
         enabled: bool | None = None,
         request_identity: bool | None = None,
+        prices: str | Path | None = None,
         environ: Mapping[str, str] = os.environ,
     ) -> Settings:
         """
         The given values, then the environment (``VOIGHT_LEDGER``, ``VOIGHT_JOURNAL``, ``VOIGHT_RELEASE``, ``VOIGHT_ENABLED``,
-        ``VOIGHT_REQUEST_IDENTITY``), then the defaults.
+        ``VOIGHT_REQUEST_IDENTITY``, ``VOIGHT_PRICES``), then the defaults.
 
         Raises:
             SettingsError: A value cannot be used.
@@ -67,12 +70,14 @@ class Settings(msgspec.Struct, frozen=True):
         place = first("ledger", ledger, "VOIGHT_LEDGER")
         url = ledger_url(default_ledger(environ) if place is None else place)
         folder = first("journal", journal, "VOIGHT_JOURNAL")
+        own_prices = first("prices", prices, "VOIGHT_PRICES")
         return cls(
             ledger=url,
             journal=default_journal(url, environ) if folder is None else _absolute(folder, "the journal"),
             release=clean_value(first("release", release, "VOIGHT_RELEASE") or ""),
             enabled=switch("enabled", enabled, "VOIGHT_ENABLED"),
             request_identity=switch("request_identity", request_identity, "VOIGHT_REQUEST_IDENTITY"),
+            prices=None if own_prices is None else _absolute(own_prices, "the file of prices"),
             sources=sources,
         )
 

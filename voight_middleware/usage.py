@@ -8,7 +8,8 @@ conventions are normalised here, once. A count that the provider did not report 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from decimal import Decimal
 from typing import Any, TypeAlias
 
 import msgspec
@@ -109,6 +110,8 @@ def recognise(raw: Mapping[str, Any]) -> str | None:
         return "chat"
     if "promptTokenCount" in raw or "candidatesTokenCount" in raw:
         return "generate_content"
+    if "inputTokens" in raw:
+        return "converse"
     if not _ONLY_ANTHROPIC.isdisjoint(raw) or "thinking_tokens" in _part(raw, "output_tokens_details"):
         return "messages"
     if "input_tokens_details" in raw or "output_tokens_details" in raw:
@@ -116,6 +119,44 @@ def recognise(raw: Mapping[str, Any]) -> str | None:
     if "input_tokens" in raw:
         return "responses" if "total_tokens" in raw else "messages"
     return None
+
+
+_KNOWN_KEYS = frozenset(
+    (
+        # read below, in one dialect or another
+        *("prompt_tokens", "completion_tokens", "input_tokens", "output_tokens", "cached_tokens", "cache_write_tokens", "audio_tokens"),
+        *("image_tokens", "cached_text_tokens", "cached_image_tokens", "images", "seconds", "characters", "num_requests"),
+        *("cache_read_input_tokens", "cache_creation_input_tokens", "ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens"),
+        *("web_search_requests", "web_fetch_requests", "num_cached_tokens", "prompt_cache_hit_tokens", "cost"),
+        *("promptTokenCount", "candidatesTokenCount", "cachedContentTokenCount", "thoughtsTokenCount", "toolUsePromptTokenCount"),
+        *("inputTokens", "outputTokens", "cacheReadInputTokens", "cacheWriteInputTokens", "tokenCount"),
+        # parts, totals and repetitions of those, and times: information
+        *("total_tokens", "totalTokens", "totalTokenCount", "text_tokens", "reasoning_tokens", "thinking_tokens", "ttl_30m_tokens"),
+        *("accepted_prediction_tokens", "rejected_prediction_tokens", "prompt_cache_miss_tokens"),
+        *("cacheReadInputTokenCount", "cacheWriteInputTokenCount", "queue_time", "prompt_time", "completion_time", "total_time"),
+    )
+)
+_ASIDE = frozenset({"cost_details", "pydantic_ai_gateway"})
+
+
+def unknown_counts(dialect: str, raw: Mapping[str, Any]) -> list[str]:
+    """Keys of a usage object with a number that nobody here knows: the provider may bill by it."""
+    return [] if dialect == "usage" else list(_unknown(raw, ""))
+
+
+def _unknown(raw: Mapping[str, Any], inside: str) -> Iterator[str]:
+    for key, value in raw.items():
+        kind = type(value)
+        if kind is int or kind is Decimal:
+            if value and key not in _KNOWN_KEYS:
+                yield f"{inside}{key} = {value}"
+        elif kind is dict:
+            if key not in _ASIDE:
+                yield from _unknown(value, f"{inside}{key}.")
+        elif kind is list:
+            for one in value:
+                if type(one) is dict:
+                    yield from _unknown(one, f"{inside}{key}.")
 
 
 def _sum(*counts: Count) -> Count:
@@ -156,6 +197,8 @@ def _openai(raw: Mapping[str, Any], input_key: str, output_key: str) -> tuple[Co
     details_in, details_out = _part(raw, input_key + "_details"), _part(raw, output_key + "_details")
     total_in, total_out = _count(raw, input_key), _count(raw, output_key)
     cache_read, cache_write = _count(details_in, "cached_tokens"), _count(details_in, "cache_write_tokens")
+    if cache_read is None:
+        cache_read = next((count for key in _CACHED_ELSEWHERE if (count := _count(raw, key)) is not None), None)
     audio_in, audio_out = _count(details_in, "audio_tokens"), _count(details_out, "audio_tokens")
     usage = Usage(
         input=_rest(total_in, input_key, cache_read, cache_write, audio_in),
@@ -167,6 +210,10 @@ def _openai(raw: Mapping[str, Any], input_key: str, output_key: str) -> tuple[Co
         audio_out=audio_out,
     )
     return (Component(usage=usage),)
+
+
+_CACHED_ELSEWHERE = ("cached_tokens", "num_cached_tokens", "prompt_cache_hit_tokens")
+"""Where compatible servers have their cached tokens. Sources: Moonshot, Mistral and DeepSeek, API references of chat completions."""
 
 
 def _chat(raw: Mapping[str, Any]) -> tuple[Component, ...]:
@@ -236,7 +283,7 @@ def _transcription(raw: Mapping[str, Any]) -> tuple[Component, ...]:
     """
     seconds = raw.get("seconds")
     if seconds is not None:
-        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < _MOST:
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float | Decimal) or not 0 <= seconds < _MOST:
             raise UsageError(f"seconds is {seconds!r}, not a duration")
         return (Component(usage=Usage(seconds=math.ceil(seconds))),)
     audio = _count(_part(raw, "input_token_details"), "audio_tokens")
@@ -309,6 +356,23 @@ def _generate_content(raw: Mapping[str, Any]) -> tuple[Component, ...]:
         reasoning=thoughts,
         audio_out=audio_out,
         image_out=image_out,
+    )
+    return (Component(usage=usage),)
+
+
+def _converse(raw: Mapping[str, Any]) -> tuple[Component, ...]:
+    """Source: Amazon Bedrock API reference, "TokenUsage"; "Prompt caching": inputTokens exclude what is read from the cache or written."""
+    details = raw.get("cacheDetails")
+    split = {str(one.get("ttl")): one for one in (details if isinstance(details, list) else ()) if isinstance(one, Mapping)}
+    written_5m, written_1h = _count(_part(split, "5m"), "inputTokens"), _count(_part(split, "1h"), "inputTokens")
+    unsplit = _rest(_count(raw, "cacheWriteInputTokens"), "cacheWriteInputTokens", written_5m, written_1h)
+    usage = Usage(
+        input=_count(raw, "inputTokens"),
+        cache_read=_count(raw, "cacheReadInputTokens"),
+        cache_write=unsplit if unsplit or not split else None,
+        cache_write_5m=written_5m,
+        cache_write_1h=written_1h,
+        output=_count(raw, "outputTokens"),
     )
     return (Component(usage=usage),)
 
@@ -391,6 +455,7 @@ _READERS: dict[str, Callable[[Mapping[str, Any]], tuple[Component, ...]]] = {
     "videos": _videos,
     "realtime": _realtime,
     "generate_content": _generate_content,
+    "converse": _converse,
     "embeddings": _embeddings,
     "messages": _messages,
     "usage": _own,

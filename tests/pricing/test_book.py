@@ -14,6 +14,7 @@ from voight_middleware import pricing
 from voight_middleware.call import Call
 from voight_middleware.pricing import PriceBook
 from voight_middleware.pricing.book import RateTable
+from voight_middleware.pricing.rules import STANDARD, Terms
 
 NewCall = Callable[..., Call]
 
@@ -28,8 +29,8 @@ def book() -> PriceBook:
     return PriceBook()
 
 
-def rates(book: PriceBook, call: Call, model: str | None = None, speed: str | None = None) -> RateTable:
-    table = book.rates(call, model, speed)
+def rates(book: PriceBook, call: Call, model: str | None = None, terms: Terms = STANDARD) -> RateTable:
+    table = book.rates(call, model, terms)
     assert table is not None
     return table
 
@@ -133,10 +134,10 @@ def test_a_component_is_priced_by_its_own_model(book: PriceBook, new_call: NewCa
 def test_the_tier_is_part_of_the_key(book: PriceBook, new_call: NewCall) -> None:
     """A flex call after a standard one is not priced from the cache of the standard one, nor the other way round."""
     day = at(2026, 11, 18)
-    standard, flex = new_call(occurred_at=day), new_call(occurred_at=day, service_tier="flex")
+    standard, flex = new_call(occurred_at=day), new_call(occurred_at=day)
     for _ in range(2):
         assert rates(book, standard).rows[0][1].femto["input"] == 50_000_000
-        assert rates(book, flex).rows[0][1].femto["input"] == 25_000_000
+        assert rates(book, flex, terms=Terms(tier="flex")).rows[0][1].femto["input"] == 25_000_000
 
 
 def test_a_call_is_priced_at_its_own_time(book: PriceBook, new_call: NewCall) -> None:
@@ -147,8 +148,8 @@ def test_a_call_is_priced_at_its_own_time(book: PriceBook, new_call: NewCall) ->
 
 
 def test_a_warm_look_up_answers_the_same_table(book: PriceBook, new_call: NewCall) -> None:
-    """The same model on the same day is resolved once."""
-    first, second = new_call(occurred_at=at(2026, 11, 18, 1)), new_call(occurred_at=at(2026, 11, 18, 23))
+    """The same model in the same hour is resolved once."""
+    first, second = new_call(occurred_at=at(2026, 11, 18, 1)), new_call(occurred_at=at(2026, 11, 18, 1) + 3_599_999_999)
     assert book.rates(first, None) is book.rates(second, None)
 
 

@@ -1,6 +1,23 @@
-"""What a call costs: unit prices by provider, model, tier and day, with their provenance."""
+"""What a call costs: unit prices by provider, model, terms and time, with their provenance."""
+
+from pathlib import Path
 
 from voight_middleware.pricing.book import PriceBook, Rates
 from voight_middleware.pricing.cost import price
+from voight_middleware.pricing.overrides import Overrides, OverridesError, read_overrides
+from voight_middleware.pricing.rules import Terms
 
-__all__ = ["PriceBook", "Rates", "price"]
+__all__ = ["Overrides", "OverridesError", "PriceBook", "Rates", "Terms", "open_book", "price", "read_overrides"]
+
+
+def open_book(prices: Path | None = None) -> PriceBook:
+    """
+    The price book, with the user's own prices over it.
+
+    Args:
+        prices: The file of the user's own prices, if there is one.
+
+    Raises:
+        OverridesError: The file cannot be used.
+    """
+    return PriceBook(None if prices is None else read_overrides(prices))

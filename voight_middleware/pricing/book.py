@@ -1,37 +1,47 @@
 """
-The price book: unit prices by provider, model, tier and date.
+The price book: unit prices by provider, model, terms and time.
 
-The source is the data that ships inside the ``genai-prices`` package: no network, no update behind the user's back. Prices of a
-served model are resolved once per (provider, model, tier, day) and kept, so that pricing a warm call is a handful of integer
-multiplications.
+Three layers, each over the one before it: the list prices that ship inside the ``genai-prices`` package (no network, no update behind
+the user's back), our own dated rules, and the user's overrides. What they come to is resolved once an hour for each (provider, host,
+model, terms), and kept, so that pricing a warm call is a handful of integer multiplications.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, time
 from decimal import Decimal
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from voight_middleware.call import Call
 from voight_middleware.money import CONTEXT, usd_text
+from voight_middleware.pricing.overlay import RULES
+from voight_middleware.pricing.overrides import NO_OVERRIDES, Overrides
+from voight_middleware.pricing.rules import HOUR, STANDARD, TOKENS, Rule, Terms
 
 if TYPE_CHECKING:
+    from genai_prices.data_snapshot import DataSnapshot
     from genai_prices.types import ModelInfo, ModelPrice, Provider
 
 _UNITS: Mapping[str, tuple[tuple[str, int], ...]] = {
     "input": (("input_mtok", 1_000_000), ("input_text_mtok", 1_000_000)),
     "cache_read": (("cache_read_mtok", 1_000_000),),
+    "cache_read_audio": (("cache_audio_read_mtok", 1_000_000),),
+    "cache_read_image": (("cache_image_read_mtok", 1_000_000),),
     "cache_write": (("cache_write_mtok", 1_000_000),),
     "cache_write_5m": (("cache_write_5m_mtok", 1_000_000), ("cache_write_mtok", 1_000_000)),
     "cache_write_1h": (("cache_write_1h_mtok", 1_000_000),),
     "output": (("output_mtok", 1_000_000), ("output_text_mtok", 1_000_000)),
+    "reasoning": (("output_reasoning_mtok", 1_000_000),),
     "audio_in": (("input_audio_mtok", 1_000_000),),
     "audio_out": (("output_audio_mtok", 1_000_000),),
+    "image_in": (("input_image_mtok", 1_000_000),),
+    "image_out": (("output_image_mtok", 1_000_000),),
     "seconds": (("audio_hours", 3_600), ("input_audio_hours", 3_600)),
     "characters": (("input_mchars", 1_000_000),),
     "web_search": (("web_searches_kcount", 1_000),),
@@ -42,8 +52,10 @@ _UNITS: Mapping[str, tuple[tuple[str, int], ...]] = {
 """Our counts, and the keys of genai-prices that price them, with the number of units that a price is for; the first one found is used."""
 
 _PROVIDERS = {"xai": "x-ai", "bedrock": "aws", "vertex": "google"}
-_STANDARD_TIERS = frozenset({None, "default", "standard", "auto"})
+_STANDARD_TIERS = frozenset({None, "default", "standard", "auto", "on_demand"})
+_STANDARD_PLACES = frozenset({None, "global", "not_available"})
 _VERSION_SUFFIX = re.compile(r"(-latest|[-@]\d{4}-?\d{2}-?\d{2}|-\d{4}|-v\d+(:\d+)?|:\d+|:free)*")
+_PATHS = re.compile(r"^(?:models/|publishers/[^/]+/models/|projects/.*/models/)")
 _REGIONAL = re.compile(r"[\w-]+\.api\.(openai\.com|x\.ai)")
 """Hosts with a premium over the list price. Sources: OpenAI, "Data residency"; xAI, "Regional endpoints"."""
 _CACHE_ENTRIES = 10_000
@@ -51,13 +63,16 @@ _CACHE_ENTRIES = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Unit prices of one model on one day, in femto-dollars (1e-15 USD) per token, second, character or request."""
+    """Unit prices of one model at one time, in femto-dollars (1e-15 USD) per token, second, character, picture or request."""
 
     femto: Mapping[str, int | Decimal]
     reasons: tuple[str, ...]
     """Why these may not be the whole truth: a tier without a price of its own, a name matched by its beginning only."""
     provenance: str
-    """Source, version, matched model and unit prices in USD, as JSON: enough to compute the cost again without the library."""
+    """Source, version, matched model, rules and unit prices in USD, as JSON: enough to compute the cost again without the library."""
+    doubts: Mapping[str, str] = field(default_factory=dict)
+    """Reasons that concern one count only, such as a cache read whose tier has no price of its own."""
+    minimum: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,83 +90,171 @@ class RateTable:
         return chosen
 
 
+@dataclass(slots=True)
+class _Found:
+    """A model of the list, and what is to be said about its price under some terms."""
+
+    model: ModelInfo | None = None
+    prices: ModelPrice | None = None
+    context: dict[str, str] = field(default_factory=dict)
+    own: frozenset[str] = frozenset()
+    """Keys of the list that have a price of their own under these terms."""
+    reasons: dict[str, str] = field(default_factory=dict)
+    """By the term that they are about; a rule for that term settles them."""
+    by_hour: bool = False
+
+
 class PriceBook:
     """Resolves and remembers rates. Used from one thread at a time."""
 
-    def __init__(self) -> None:
-        from genai_prices.data_snapshot import DataSnapshot, get_snapshot
-
-        snapshot: DataSnapshot = get_snapshot()
+    def __init__(self, overrides: Overrides | None = None) -> None:
+        snapshot = _snapshot()
         self._providers: dict[str, Provider] = {provider.id: provider for provider in snapshot.providers}
         self._all = snapshot.providers
+        self._overrides = overrides or NO_OVERRIDES
+        self._rules: tuple[Rule, ...] = (*RULES, *self._overrides.rules)
         self._cache: dict[tuple[object, ...], RateTable | None] = {}
 
-    def rates(self, call: Call, model: str | None, speed: str | None = None) -> RateTable | None:
-        """
-        The rates for a call's *model* (its own, where None) at the time of the call; None where no price is known.
-
-        Args:
-            speed: Anthropic's ``usage.speed``.
-        """
+    def rates(self, call: Call, model: str | None, terms: Terms = STANDARD) -> RateTable | None:
+        """The rates for a call's *model* (its own, where None) at the time of the call; None where no price is known."""
         names = (model,) if model is not None else (call.model, call.requested_model)
-        key = (call.provider, call.host, names, call.service_tier, speed, call.batch, call.occurred_at // 86_400_000_000)
+        key = (call.provider, call.host, names, terms, call.occurred_at // HOUR)
         try:
             return self._cache[key]
         except KeyError:
             pass
-        table, lasting = self._look_up(call, names, speed)
+        table, lasting = self._look_up(call, names, terms)
         if lasting:
             if len(self._cache) >= _CACHE_ENTRIES:
                 self._cache.clear()
             self._cache[key] = table
         return table
 
-    def _look_up(self, call: Call, names: tuple[str | None, ...], speed: str | None) -> tuple[RateTable | None, bool]:
-        from genai_prices.types import TimeOfDateConstraint
-
+    def _look_up(self, call: Call, names: tuple[str | None, ...], terms: Terms) -> tuple[RateTable | None, bool]:
         provider = self._providers.get(_PROVIDERS.get(call.provider, call.provider))
-        if provider is None:
-            return None, True
+        at = call.occurred_at // HOUR * HOUR
         for name in names:
-            ref = _reference(name, provider.id)
-            found = provider.find_model(ref, all_providers=self._all) if ref else None
-            if found is not None:
-                prices = found.prices if isinstance(found.prices, list) else ()
-                by_hour = any(isinstance(one.constraint, TimeOfDateConstraint) for one in prices)
-                return self._table(call, provider, found, ref, speed, by_hour), not by_hour
+            ref = _reference(self._overrides.model_behind(name), call.provider if provider is None else provider.id)
+            if not ref:
+                continue
+            listed = provider.find_model(ref, all_providers=self._all) if provider is not None else None
+            called = (ref,) if listed is None else (ref, listed.id)
+            rules = [rule for rule in self._rules if rule.holds(call.provider, called, call.host, at, terms)]
+            if listed is not None and provider is not None:
+                found = _find(provider, listed, ref, call, terms)
+            elif any(rule.usd for rule in rules):
+                found = _Found()
+            else:
+                continue
+            return self._table(call, provider, ref, found, rules), not found.by_hour or any(rule.whole for rule in rules)
         return None, True
 
-    def _table(self, call: Call, provider: Provider, model: ModelInfo, ref: str, speed: str | None, by_hour: bool) -> RateTable:
-        at = datetime.fromtimestamp(call.occurred_at // 1_000_000, UTC)
-        own = any(model is one for one in provider.models)
-        context, reasons = _context(call, model, speed, own)
-        prices = model.get_prices(at, context if own else None)
-        if not _same_model(ref, model.id):
-            reasons.append(f"model {ref!r} is priced as {model.id!r}, which its name only begins with")
-        if by_hour:  # genai-prices cannot combine an hour with a weekday or a date
-            reasons.append("priced by the hour of the day: weekends and former prices are not in the price data")
-        if _REGIONAL.search(call.host or ""):
-            reasons.append("a regional host: its premium is not in the price data")
-        starts = sorted({tier.start for price in vars(prices).values() for tier in getattr(price, "tiers", ())})
+    def _table(self, call: Call, provider: Provider | None, ref: str, found: _Found, rules: Sequence[Rule]) -> RateTable:
+        reasons = dict(found.reasons)
+        if provider is not None and _REGIONAL.search(call.host or "") and not any(rule.host != "*" for rule in rules):
+            reasons["host"] = "a regional host: its premium is not in the price data"
+        settled = {name for rule in rules for name in rule.when}
+        whole = any(rule.whole for rule in rules)
+        kept = tuple(reason for term, reason in reasons.items() if term not in settled and (term == "model" or not whole))
+        prices = found.prices
+        starts = sorted({tier.start for price in vars(prices).values() for tier in getattr(price, "tiers", ())}) if prices else []
+        minimum = {name: least for rule in rules for name, least in rule.minimum.items()}
         rows = []
         for above in (0, *starts):
-            usd = dict(_unit_prices(prices, above + 1))
+            listed = dict(_unit_prices(prices, found.model, above + 1)) if prices is not None else {}
+            units: Mapping[str, Decimal] = listed
+            for rule in rules:
+                units = rule.lay_over(units)
             provenance = {
-                "source": "genai-prices",
+                "source": "genai-prices" if prices is not None and not whole else "rules",
                 "version": _source_version(),
-                "provider": provider.id,
-                "model": model.id,
-                "context": context,
-                "unit_usd": {name: usd_text(amount) for name, amount in usd.items()},
+                "data": _source_hash(),
+                "provider": call.provider if provider is None else provider.id,
+                "model": ref if found.model is None else found.model.id,
+                "context": found.context,
+                "unit_usd": {name: usd_text(amount) for name, amount in units.items()},
+                "rules": [{"id": rule.id, "source": rule.source} for rule in rules],
             }
-            rows.append((above, Rates(_femto(usd), tuple(reasons), msgspec.json.encode(provenance).decode())))
+            doubts = {} if whole else _doubts(found, rules, listed, settled)
+            rows.append((above, Rates(_femto(units), kept, msgspec.json.encode(provenance).decode(), doubts, minimum)))
         return RateTable(tuple(rows))
+
+
+def _find(provider: Provider, model: ModelInfo, ref: str, call: Call, terms: Terms) -> _Found:
+    """The list price of a model under some terms, and every way in which those terms are not in the list."""
+    from genai_prices.types import TimeOfDateConstraint
+
+    at = datetime.fromtimestamp(call.occurred_at // 1_000_000, UTC)
+    found = _Found(model=model, prices=model.get_prices(at))
+    conditional = model.prices if isinstance(model.prices, list) else ()
+    found.by_hour = any(isinstance(one.constraint, TimeOfDateConstraint) for one in conditional)
+    if not _same_model(ref, model.id):
+        found.reasons["model"] = f"model {ref!r} is priced as {model.id!r}, which its name only begins with"
+    if found.by_hour:  # genai-prices cannot combine an hour with a weekday or a date
+        found.reasons["hour"] = "priced by the hour of the day: weekends and former prices are not in the price data"
+    if terms.geo not in _STANDARD_PLACES:
+        found.reasons["geo"] = f"inference_geo {terms.geo!r} has no price of its own: standard prices used"
+    if not any(model is one for one in provider.models):  # genai-prices has the prices of tiers for a provider's own models only
+        for term, key, value in _wanted(terms):
+            found.reasons[term] = f"{key} {value!r} has no price of its own: standard prices used"
+        return found
+    overrides: dict[str, Any] = {}
+    for term, key, value in _wanted(terms):
+        variants = [one for one in model.price_variants or () if one.when == {key: value}]
+        if not variants:
+            found.reasons[term] = f"{key} {value!r} has no price of its own: standard prices used"
+            continue
+        found.context[key] = value
+        for variant in variants:
+            start = getattr(variant.constraint, "start_date", None)
+            if variant.constraint is not None and not variant.constraint.active(at):
+                if start is None or at.date() > start:
+                    found.reasons[term] = f"{key} {value!r} has no price of its own at that time: standard prices used"
+                    continue
+                then = datetime.combine(start, time(12), UTC)
+                if vars(model.get_prices(then)) != vars(found.prices):
+                    found.reasons[term] = f"{key} {value!r} has no price of its own before {start}: standard prices used"
+                    continue
+                # Most variants begin on the day on which they were added to the price data, and not when the provider introduced them.
+                found.reasons[term] = f"the price of {key} {value!r} is known from {start} on, and used for an earlier call"
+            for name, amount in vars(variant.prices).items():
+                if amount is not None:
+                    overrides.setdefault(name, amount)
+    if overrides:
+        from copy import copy
+
+        found.prices = copy(found.prices)
+        vars(found.prices).update(overrides)
+    found.own = frozenset(overrides)
+    return found
+
+
+def _wanted(terms: Terms) -> Iterator[tuple[str, str, str]]:
+    """The terms that have prices of their own: our name, that of genai-prices, and the value."""
+    if terms.tier not in _STANDARD_TIERS:
+        yield "tier", "service_tier", str(terms.tier)
+    if terms.batch:
+        yield "batch", "processing", "batch"
+    if terms.speed not in _STANDARD_TIERS:
+        yield "speed", "speed", str(terms.speed)
+
+
+def _doubts(found: _Found, rules: Sequence[Rule], listed: Mapping[str, Decimal], settled: set[str]) -> dict[str, str]:
+    """Counts that have a standard price only, though others have one under these terms."""
+    own = {name for name, keys in _UNITS.items() for key, _ in keys if key in found.own}
+    own |= {name for rule in rules for name in rule.usd}
+    if not found.own and not (settled & {"tier", "batch", "speed"}):
+        return {}
+    terms = ", ".join(found.context.values()) or "these terms"
+    return {
+        name: f"{name} has no price of its own for {terms}: standard price used" for name in listed if name in TOKENS and name not in own
+    }
 
 
 def _reference(name: str | None, provider: str) -> str:
     if not name or len(name) > 200:
         return ""
-    return name.lower().removeprefix("models/").removeprefix(f"{provider}/")
+    return _PATHS.sub("", name.lower()).removeprefix(f"{provider}/")
 
 
 def _same_model(ref: str, model: str) -> bool:
@@ -159,25 +262,9 @@ def _same_model(ref: str, model: str) -> bool:
     return not ref.startswith(model) or _VERSION_SUFFIX.fullmatch(ref[len(model) :]) is not None
 
 
-def _context(call: Call, model: ModelInfo, speed: str | None, own: bool) -> tuple[dict[str, str], list[str]]:
-    wanted: dict[str, str] = {}
-    if call.service_tier is not None:
-        wanted["service_tier"] = call.service_tier
-    if call.batch:
-        wanted["processing"] = "batch"
-    if speed is not None:
-        wanted["speed"] = speed
-    known = {item for variant in model.price_variants or () for item in variant.when.items()} if own else set()
-    reasons = [
-        f"{key} {value!r} has no price of its own: standard prices used"
-        for key, value in wanted.items()
-        if (key, value) not in known and value not in _STANDARD_TIERS
-    ]
-    return {key: value for key, value in wanted.items() if (key, value) in known}, reasons
-
-
-def _unit_prices(prices: ModelPrice, input_tokens: int) -> Iterator[tuple[str, Decimal]]:
+def _unit_prices(prices: ModelPrice, model: ModelInfo | None, input_tokens: int) -> Iterator[tuple[str, Decimal]]:
     stored: Mapping[str, Any] = vars(prices)
+    units: dict[str, Decimal] = {}
     for name, keys in _UNITS.items():
         for key, per in keys:
             amount = stored.get(key)
@@ -185,8 +272,13 @@ def _unit_prices(prices: ModelPrice, input_tokens: int) -> Iterator[tuple[str, D
                 continue
             if not isinstance(amount, Decimal):
                 amount = next((tier.price for tier in reversed(amount.tiers) if input_tokens > tier.start), amount.base)
-            yield name, CONTEXT.divide(amount, Decimal(per))
+            units[name] = CONTEXT.divide(amount, Decimal(per))
             break
+    # What such a model puts out are pictures, or sound: the list has their price under the plain name.
+    for part, name in (("image", "image_out"), ("tts", "audio_out")):
+        if model is not None and part in model.id and name not in units and "output" in units:
+            units[name] = units["output"]
+    yield from units.items()
 
 
 def _femto(usd: Mapping[str, Decimal]) -> dict[str, int | Decimal]:
@@ -195,7 +287,27 @@ def _femto(usd: Mapping[str, Decimal]) -> dict[str, int | Decimal]:
     return {name: int(amount) if amount == amount.to_integral_value(context=CONTEXT) else amount for name, amount in scaled.items()}
 
 
+def _snapshot() -> DataSnapshot:
+    """The data inside the package, whatever an application that uses it too has put in its place."""
+    from genai_prices.data import providers
+    from genai_prices.data_snapshot import DataSnapshot
+
+    return DataSnapshot(providers=providers, from_auto_update=False)
+
+
+@cache
 def _source_version() -> str:
     import genai_prices
 
     return genai_prices.__version__
+
+
+@cache
+def _source_hash() -> str:
+    """The SHA-256 of the price data, its first 16 digits."""
+    import hashlib
+    from pathlib import Path
+
+    from genai_prices import data
+
+    return hashlib.sha256(Path(data.__file__).read_bytes()).hexdigest()[:16]

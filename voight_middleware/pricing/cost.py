@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from decimal import Decimal
 
 from voight_middleware.call import Call
 from voight_middleware.money import CONTEXT, MAX_FEMTO
 from voight_middleware.pricing.book import PriceBook, Rates
+from voight_middleware.pricing.rules import STANDARD, Terms
 from voight_middleware.usage import Usage
 
-_COUNTS = (
+COUNTS = (
     "input",
     "cache_read",
     "cache_write",
@@ -26,60 +28,90 @@ _COUNTS = (
     "seconds",
     "characters",
 )
+"""The counts of a usage that are billed, each by a unit price of its own."""
 _FREE_TOOLS = frozenset({"web_fetch"})
 """Source: Anthropic, "Web fetch tool", pricing: no charge beyond the tokens."""
-
-
 FREE = frozenset({"moderations", "count_tokens"})
 """
 Endpoints without a price. Sources: OpenAI, "Moderation" (free of charge), "Counting tokens"; Anthropic, "Token counting" (free to use).
 """
 
 
-def price(call: Call, book: PriceBook, speed: str | None = None) -> None:
+def billed(usage: Usage, rates: Rates) -> Iterator[tuple[str, int]]:
+    """The counts of *usage* as they are billed under *rates*: reasoning apart where it has a price of its own, and minima applied."""
+    apart = usage.reasoning if "reasoning" in rates.femto else None
+    for name in COUNTS:
+        count = getattr(usage, name)
+        if count:
+            if name in rates.minimum:
+                count = max(count, rates.minimum[name])
+            if apart and name == "output":
+                yield "reasoning", apart
+                count -= apart
+            yield name, count
+    if usage.tools:
+        yield from ((tool, count) for tool, count in usage.tools.items() if count and tool not in _FREE_TOOLS)
+    if "request" in rates.femto:
+        yield "request", 1
+
+
+def price(call: Call, book: PriceBook, terms: Terms = STANDARD, reported: Decimal | None = None) -> None:
     """
     Set the cost of *call*, its status and its reasons, from its components.
 
     An answer of status 400 or above is not billed, and costs 0, as does an endpoint that is free. A call without usage or without a
     price costs None: ``unpriced``. A call with a count, tier or tool that has no price of its own costs what its priced parts cost:
     ``partial``, as is one that was tried before without an answer, and may have been billed for that too.
+
+    Args:
+        reported: What the provider itself says that the call cost, in US dollars: it wins, and ours is kept beside it.
     """
+    call.list_femto = None
     if call.endpoint in FREE:
         call.cost_femto, call.cost_status, call.cost_reasons = 0, "priced", (f"{call.endpoint} is free",)
         return
     if call.possibly_billed:
         tries = "an attempt" if call.possibly_billed == 1 else f"{call.possibly_billed} attempts"
         call.cost_reasons = (*call.cost_reasons, f"{tries} got no answer, and may have been billed")
+    asides = call.cost_reasons
+    _price_by_list(call, book, terms)
+    if reported is not None:
+        call.list_femto = call.cost_femto
+        call.cost_femto = int(CONTEXT.to_integral_value(CONTEXT.scaleb(reported, 15)))
+        call.cost_status, call.cost_reasons = ("partial", asides) if call.possibly_billed else ("priced", ())
+
+
+def _price_by_list(call: Call, book: PriceBook, terms: Terms) -> None:
     if not call.components:
         if call.outcome == "error" and call.http_status is not None and call.http_status >= 400:
             call.cost_femto, call.cost_status, call.cost_reasons = 0, "priced", (f"not billed: HTTP {call.http_status}",)
         else:
-            call.cost_femto, call.cost_status = None, "unpriced"
             missing = "the provider reported no usage" if call.job is None else "nobody has read yet what this job used"
-            call.cost_reasons = (*call.cost_reasons, missing)
+            _unpriced(call, [*call.cost_reasons, missing])
         return
     if not any(_says_something(component.usage) for component in call.components):
-        call.cost_femto, call.cost_status = None, "unpriced"
-        call.cost_reasons = (*call.cost_reasons, "the provider's usage has no count that is known here")
+        _unpriced(call, [*call.cost_reasons, "the provider's usage has no count that is known here"])
         return
     total = 0
     fraction = Decimal(0)
     reasons: list[str] = [*call.cost_reasons]
     for component in call.components:
-        table = book.rates(call, component.model, speed)
+        table = book.rates(call, component.model, terms)
         if table is None:
             name = component.model or call.model or call.requested_model
-            call.cost_femto, call.cost_status = None, "unpriced"
-            call.cost_reasons = (*reasons, f"no price for model {name!r} of {call.provider}")
+            _unpriced(call, [*reasons, f"no price for model {name!r} of {call.provider}"])
             return
         usage = component.usage
         rates = table.rows[0][1] if len(table.rows) == 1 else table.for_input(usage.input_tokens or 0)
         reasons.extend(rates.reasons)
-        known = len(reasons)
-        whole, rest, counts = _cost(usage, rates, reasons)
-        if counts and len(reasons) - known == counts:
-            call.cost_femto, call.cost_status, call.cost_reasons = None, "unpriced", tuple(dict.fromkeys(reasons))
+        whole, rest, unknown, counts = _cost(usage, rates)
+        reasons.extend(f"no price for {name}" for name in unknown)
+        if unknown and len(unknown) == counts:
+            _unpriced(call, reasons)
             return
+        for name, doubt in rates.doubts.items():
+            if getattr(usage, name):
+                reasons.append(doubt)
         total += whole
         if rest:
             fraction = CONTEXT.add(fraction, rest)
@@ -87,37 +119,38 @@ def price(call: Call, book: PriceBook, speed: str | None = None) -> None:
     if fraction:
         total += int(CONTEXT.to_integral_value(fraction))
     if total > MAX_FEMTO:
-        call.cost_femto, call.cost_status = None, "unpriced"
-        call.cost_reasons = (*reasons, "the cost is beyond 9,223 USD, more than one call can cost")
+        _unpriced(call, [*reasons, "the cost is beyond 9,223 USD, more than one call can cost"])
         return
     call.cost_femto = total
     call.cost_status = "partial" if reasons else "priced"
     call.cost_reasons = tuple(dict.fromkeys(reasons)) if reasons else ()
 
 
+def _unpriced(call: Call, reasons: list[str]) -> None:
+    call.cost_femto, call.cost_status, call.price = None, "unpriced", None
+    call.cost_reasons = tuple(dict.fromkeys(reasons))
+
+
 def _says_something(usage: Usage) -> bool:
     if usage.input is not None or usage.output is not None or usage.tools:
         return True
-    return any(getattr(usage, name) is not None for name in _COUNTS)
+    return any(getattr(usage, name) is not None for name in COUNTS)
 
 
-def _cost(usage: Usage, rates: Rates, reasons: list[str]) -> tuple[int, Decimal | None, int]:
-    """Whole femto-dollars, the fraction of one, and how many counts there are; each that has no price adds a reason."""
-    total = 0
+def _cost(usage: Usage, rates: Rates) -> tuple[int, Decimal | None, list[str], int]:
+    """Whole femto-dollars, the fraction of one, the counts that have no price, and how many counts there are."""
+    total = counts = 0
     fraction: Decimal | None = None
+    unknown: list[str] = []
     femto = rates.femto
-    counts = [(name, count) for name in _COUNTS if (count := getattr(usage, name))]
-    if usage.tools:
-        counts.extend((tool, count) for tool, count in usage.tools.items() if count and tool not in _FREE_TOOLS)
-    if "request" in femto:
-        counts.append(("request", 1))
-    for name, count in counts:
+    for name, count in billed(usage, rates):
+        counts += 1
         unit = femto.get(name)
-        if unit is None:
-            reasons.append(f"no price for {name}")
-        elif type(unit) is int:
+        if type(unit) is int:
             total += unit * count
+        elif unit is None:
+            unknown.append(name)
         else:
             part = CONTEXT.multiply(Decimal(unit), Decimal(count))
             fraction = part if fraction is None else CONTEXT.add(fraction, part)
-    return total, fraction, len(counts)
+    return total, fraction, unknown, counts
