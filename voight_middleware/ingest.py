@@ -20,7 +20,7 @@ import msgspec
 from voight_middleware.call import Call, Record, Submission
 from voight_middleware.journal import Election, Segment, decode, reject, segments
 from voight_middleware.ledger import Ledger, LedgerError, Progress, open_ledger
-from voight_middleware.pricing import OverridesError, PriceBook, Terms, open_book, price
+from voight_middleware.pricing import STANDARD, OverridesError, PriceBook, Terms, open_book, price
 from voight_middleware.usage import Component, Usage, UsageError, read_usage, unknown_counts
 
 logger = logging.getLogger(__name__)
@@ -28,7 +28,6 @@ logger = logging.getLogger(__name__)
 BATCH = 500
 DEFAULT_SIZE = "1024x1024"
 """Of a dall-e picture whose size was not asked for. Source: OpenAI API reference, "Create image", ``size``."""
-_TERMS = ("service_tier", "speed", "inference_geo", "size", "quality")
 _SLICE = 50
 _READ_BYTES = 256 * 1024
 
@@ -48,7 +47,7 @@ def complete(call: Call, book: PriceBook) -> None:
 
 
 def _complete(call: Call, book: PriceBook) -> None:
-    terms, reported = Terms(call.service_tier, call.batch), None
+    terms, reported = STANDARD, None
     if call.raw_usage is not None:
         try:
             raw = _decode_usage(call.raw_usage)
@@ -59,6 +58,8 @@ def _complete(call: Call, book: PriceBook) -> None:
                 call.cost_reasons = tuple(f"usage has {name}, which is not known here" for name in unknown)
         except (UsageError, msgspec.DecodeError) as error:
             call.cost_reasons = (f"unreadable usage: {error}",)
+    elif call.service_tier is not None or call.batch:
+        terms = _terms(call, {})
     if call.tool_calls or call.estimated:
         call.components = _added(call)
     call.usage = _total(call.components)
@@ -67,14 +68,22 @@ def _complete(call: Call, book: PriceBook) -> None:
 
 def _terms(call: Call, raw: Mapping[str, Any]) -> Terms:
     """Under which terms the provider says that it has answered. Anthropic's usage calls the batch rate a tier."""
-    named = {name: value if isinstance(value := raw.get(name), str) else None for name in _TERMS}
+    get = raw.get
     if call.service_tier is None:
-        call.service_tier = named["service_tier"]
-    batch = call.batch or call.service_tier == "batch"
-    size = named["size"] if call.endpoint != "images" else named["size"] or DEFAULT_SIZE
-    return Terms(
-        None if call.service_tier == "batch" else call.service_tier, batch, named["speed"], named["inference_geo"], size, named["quality"]
-    )
+        call.service_tier = _text(get("service_tier"))
+    tier, batch = call.service_tier, call.batch
+    if tier == "batch":
+        tier, batch = None, True
+    speed, geo = get("speed"), get("inference_geo")
+    if call.endpoint == "images":
+        return Terms(tier, batch, _text(speed), _text(geo), _text(get("size")) or DEFAULT_SIZE, _text(get("quality")))
+    if not batch and speed is None and geo is None:
+        return STANDARD if tier is None or tier == "default" else Terms(tier)
+    return Terms(tier, batch, _text(speed), _text(geo), _text(get("size")))
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _reported_cost(call: Call, raw: Mapping[str, Any]) -> Decimal | None:

@@ -8,7 +8,7 @@ conventions are normalised here, once. A count that the provider did not report 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any, TypeAlias
 
@@ -141,22 +141,25 @@ _ASIDE = frozenset({"cost_details", "pydantic_ai_gateway"})
 
 def unknown_counts(dialect: str, raw: Mapping[str, Any]) -> list[str]:
     """Keys of a usage object with a number that nobody here knows: the provider may bill by it."""
-    return [] if dialect == "usage" else list(_unknown(raw, ""))
+    found: list[str] = []
+    if dialect != "usage":
+        _find_unknown(raw, "", found)
+    return found
 
 
-def _unknown(raw: Mapping[str, Any], inside: str) -> Iterator[str]:
-    for key, value in raw.items():
+def _find_unknown(raw: Mapping[str, Any], inside: str, found: list[str]) -> None:
+    for key in raw.keys() - _KNOWN_KEYS:
+        value = raw[key]
         kind = type(value)
-        if kind is int or kind is Decimal:
-            if value and key not in _KNOWN_KEYS:
-                yield f"{inside}{key} = {value}"
-        elif kind is dict:
-            if key not in _ASIDE:
-                yield from _unknown(value, f"{inside}{key}.")
+        if kind is dict:
+            if value and key not in _ASIDE:
+                _find_unknown(value, f"{inside}{key}.", found)
         elif kind is list:
             for one in value:
                 if type(one) is dict:
-                    yield from _unknown(one, f"{inside}{key}.")
+                    _find_unknown(one, f"{inside}{key}.", found)
+        elif value and (kind is int or kind is Decimal):
+            found.append(f"{inside}{key} = {value}")
 
 
 def _sum(*counts: Count) -> Count:

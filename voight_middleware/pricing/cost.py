@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from decimal import Decimal
 
+from msgspec.structs import astuple
+
 from voight_middleware.call import Call
 from voight_middleware.money import CONTEXT, MAX_FEMTO
 from voight_middleware.pricing.book import PriceBook, Rates
@@ -29,6 +31,8 @@ COUNTS = (
     "characters",
 )
 """The counts of a usage that are billed, each by a unit price of its own."""
+_BILLED = frozenset(COUNTS)
+_FIELDS = Usage.__struct_fields__
 _FREE_TOOLS = frozenset({"web_fetch"})
 """Source: Anthropic, "Web fetch tool", pricing: no charge beyond the tokens."""
 FREE = frozenset({"moderations", "count_tokens"})
@@ -40,9 +44,8 @@ Endpoints without a price. Sources: OpenAI, "Moderation" (free of charge), "Coun
 def billed(usage: Usage, rates: Rates) -> Iterator[tuple[str, int]]:
     """The counts of *usage* as they are billed under *rates*: reasoning apart where it has a price of its own, and minima applied."""
     apart = usage.reasoning if "reasoning" in rates.femto else None
-    for name in COUNTS:
-        count = getattr(usage, name)
-        if count:
+    for name, count in zip(_FIELDS, astuple(usage), strict=True):
+        if count and name in _BILLED:
             if name in rates.minimum:
                 count = max(count, rates.minimum[name])
             if apart and name == "output":

@@ -1,0 +1,196 @@
+"""
+The cost of a call, line by line, from what is stored of it: its components and the unit prices that were used.
+
+The price book is not asked: what is shown is how the figure came about then, and not what the call would cost today.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+import msgspec
+
+from voight_middleware.call import Call
+from voight_middleware.money import CONTEXT
+from voight_middleware.pricing.cost import COUNTS
+from voight_middleware.usage import Component, Usage
+
+_decode = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One count times its unit price. Money is in US dollars, and exact."""
+
+    name: str
+    count: int
+    unit_usd: Decimal | None = None
+    """For one token, second, character, picture or request; None where no price of it is stored."""
+    free: bool = False
+    """Whether there is no price because nothing is charged."""
+
+    @property
+    def amount_usd(self) -> Decimal | None:
+        """The count times the unit price; None where there is none."""
+        return None if self.unit_usd is None else CONTEXT.multiply(self.unit_usd, Decimal(self.count))
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A price rule that was laid over the list price."""
+
+    id: str
+    source: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One component of a call: what a model did, and the prices that it was billed by."""
+
+    model: str | None
+    """The model that the prices are of; where none are stored, that of the component."""
+    lines: tuple[Line, ...]
+    provider: str | None = None
+    source: str | None = None
+    """Where the prices come from: ``genai-prices``, ``rules``, …; None where no prices are stored."""
+    version: str | None = None
+    data: str | None = None
+    """The hash of the price data."""
+    context: Mapping[str, str] = field(default_factory=dict)
+    """The terms whose own list prices were used, such as the tier."""
+    rules: tuple[Rule, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """The arithmetic of one call. Money is in femto-dollars (1e-15 USD)."""
+
+    parts: tuple[Part, ...]
+    sum_femto: int | None
+    """The sum of all lines, rounded as the cost was; None where no price is stored."""
+    stored_femto: int | None
+    """What the sum should come to: the cost, or our own figure where the provider reported the cost itself."""
+    reported_femto: int | None
+    """The cost as the provider reported it; None where it did not."""
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the sum is the stored figure, to the last femto-dollar."""
+        return self.sum_femto == self.stored_femto or (self.sum_femto is None and not self.stored_femto)
+
+
+def explain(call: Call) -> Explanation:
+    """How the cost of a call came about, computed again from its components and its stored prices."""
+    reported = call.list_femto is not None or _reports_a_cost(call)
+    records = [] if call.price is None else [_record(text) for text in call.price.split("\n")]
+    components = call.components or (() if call.usage is None else (Component(usage=call.usage),))
+    parts = tuple(
+        _part(call, component, records[index] if index < len(records) else {}, free=call.cost_status == "priced" and not reported)
+        for index, component in enumerate(components)
+    )
+    return Explanation(
+        parts=parts,
+        sum_femto=_sum(parts),
+        stored_femto=call.list_femto if reported else call.cost_femto,
+        reported_femto=call.cost_femto if reported else None,
+    )
+
+
+def _part(call: Call, component: Component, record: Mapping[str, Any], *, free: bool) -> Part:
+    units = _units(record)
+    minimum = _mapping(record, "minimum")
+    lines = tuple(
+        Line(name, count, units.get(name), free and name not in units) for name, count in _counts(component.usage, units, minimum)
+    )
+    rules = record.get("rules")
+    return Part(
+        model=_text(record, "model") or component.model or call.model or call.requested_model,
+        lines=lines,
+        provider=_text(record, "provider"),
+        source=_text(record, "source"),
+        version=_text(record, "version"),
+        data=_text(record, "data"),
+        context={str(name): str(value) for name, value in _mapping(record, "context").items()},
+        rules=tuple(
+            Rule(str(rule.get("id")), _text(rule, "source"))
+            for rule in (rules if isinstance(rules, list) else ())
+            if isinstance(rule, dict)
+        ),
+    )
+
+
+def _counts(usage: Usage, units: Mapping[str, Decimal], minimum: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """The counts as they were billed: reasoning apart where it has a price of its own, and not less than the least that is billed."""
+    apart = (usage.reasoning or 0) if "reasoning" in units else 0
+    for name in COUNTS:
+        count: int | None = getattr(usage, name)
+        if not count:
+            continue
+        least = minimum.get(name)
+        if isinstance(least, int):
+            count = max(count, least)
+        if apart and name == "output":
+            yield "reasoning", apart
+            count -= apart
+        yield name, count
+    yield from ((tool, count) for tool, count in (usage.tools or {}).items() if count)
+    if "request" in units:
+        yield "request", 1
+
+
+def _sum(parts: tuple[Part, ...]) -> int | None:
+    """As the cost was added up: unit prices in whole femto-dollars by themselves, and what the others come to rounded at the end."""
+    whole, fraction, known = 0, Decimal(0), False
+    for part in parts:
+        known = known or part.source is not None
+        for line in part.lines:
+            if line.unit_usd is None:
+                continue
+            known = True
+            unit = CONTEXT.scaleb(line.unit_usd, 15)
+            if unit == unit.to_integral_value(context=CONTEXT):
+                whole += int(unit) * line.count
+            else:
+                fraction = CONTEXT.add(fraction, CONTEXT.multiply(unit, Decimal(line.count)))
+    return whole + int(CONTEXT.to_integral_value(fraction)) if known else None
+
+
+def _reports_a_cost(call: Call) -> bool:
+    if call.price is not None or call.cost_femto is None or call.raw_usage is None:
+        return False
+    try:
+        return "cost" in _decode(call.raw_usage)
+    except (msgspec.DecodeError, UnicodeEncodeError):
+        return False
+
+
+def _record(text: str) -> Mapping[str, Any]:
+    try:
+        return _decode(text)
+    except (msgspec.DecodeError, UnicodeEncodeError):
+        return {}
+
+
+def _units(record: Mapping[str, Any]) -> dict[str, Decimal]:
+    units: dict[str, Decimal] = {}
+    for name, amount in _mapping(record, "unit_usd").items():
+        try:
+            usd = CONTEXT.create_decimal(amount) if isinstance(amount, str) else None
+        except InvalidOperation:
+            continue
+        if usd is not None and usd.is_finite():
+            units[name] = usd
+    return units
+
+
+def _mapping(record: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = record.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _text(record: Mapping[str, Any], key: str) -> str | None:
+    value = record.get(key)
+    return value if isinstance(value, str) else None
