@@ -165,6 +165,10 @@ class PriceBook:
             units: Mapping[str, Decimal] = listed
             for rule in rules:
                 units = rule.lay_over(units)
+            doubts = {} if whole else _doubts(found, rules, listed, settled)
+            if "cache_read" not in units and "input" in units:
+                units = {**units, "cache_read": units["input"]}
+                doubts["cache_read"] = "cache_read has no price of its own: billed as input"
             provenance = {
                 "source": "genai-prices" if prices is not None and not whole else "rules",
                 "version": _source_version(),
@@ -175,7 +179,6 @@ class PriceBook:
                 "unit_usd": {name: usd_text(amount) for name, amount in units.items()},
                 "rules": [{"id": rule.id, "source": rule.source} for rule in rules],
             }
-            doubts = {} if whole else _doubts(found, rules, listed, settled)
             rows.append((above, Rates(_femto(units), kept, msgspec.json.encode(provenance).decode(), doubts, minimum)))
         return RateTable(tuple(rows))
 

@@ -46,12 +46,11 @@ def billed(usage: Usage, rates: Rates) -> Iterator[tuple[str, int]]:
     apart = usage.reasoning if "reasoning" in rates.femto else None
     for name, count in zip(_FIELDS, astuple(usage), strict=True):
         if count and name in _BILLED:
-            if name in rates.minimum:
-                count = max(count, rates.minimum[name])
             if apart and name == "output":
                 yield "reasoning", apart
-                count -= apart
-            yield name, count
+                yield name, count - apart
+            else:
+                yield name, max(count, rates.minimum[name]) if name in rates.minimum else count
     if usage.tools:
         yield from ((tool, count) for tool, count in usage.tools.items() if count and tool not in _FREE_TOOLS)
     if "request" in rates.femto:

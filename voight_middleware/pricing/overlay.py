@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 
-from voight_middleware.pricing.rules import Rule, moment
+from voight_middleware.pricing.rules import TOKENS, Rule, moment
 
 _WORKDAYS = frozenset(range(5))
 _PEAK = ((1, 4), (6, 10))
@@ -108,6 +108,14 @@ RULES: tuple[Rule, ...] = (
         provider="openrouter",
         model="openai/text-embedding-3-small",
         usd=_per_million(input="0.02"),
+    ),
+    Rule(
+        id="openrouter-free",
+        source="https://openrouter.ai/docs/faq (models whose id ends in :free)",
+        provider="openrouter",
+        model="*:free",
+        usd=dict.fromkeys(TOKENS, Decimal(0)),
+        whole=True,
     ),
     Rule(
         id="groq-whisper-minimum",

@@ -50,8 +50,13 @@ class Body:
                 self._kept = None
 
     def content(self) -> bytes:
-        """What has passed, with its content encoding undone; empty for one that was too long."""
-        return bytes(self._answer(content=b"".join(self._kept)).content) if self._kept else b""
+        """What has passed, with its content encoding undone; empty for one that was too long, or cannot be decoded."""
+        try:
+            return bytes(self._answer(content=b"".join(self._kept)).content) if self._kept else b""
+        except Exception as error:
+            if type(error).__name__ != "DecodingError":  # httpx's and httpx2's own, of a broken body
+                note(error)
+            return b""
 
     def events(self) -> Iterator[Any]:
         """The server-sent events in it."""
@@ -75,7 +80,7 @@ class Lines(Body):
     def __init__(self, response: Any, line: Callable[[bytes], bool]) -> None:
         super().__init__(response)
         self._kept = None
-        self._rest = b""
+        self._rest: list[bytes] = []
         encoding = response.headers.get("content-encoding", "identity")
         self._decompress: Callable[[bytes], bytes] | None = None
         if encoding in ("gzip", "deflate"):
@@ -84,18 +89,19 @@ class Lines(Body):
 
     def take(self, part: bytes) -> None:
         if self._line is not None:
-            self._rest += part if self._decompress is None else self._decompress(part)
-            *lines, self._rest = self._rest.split(b"\n")
-            for line in lines:
-                self._hand_on(line)
+            first, *others = (part if self._decompress is None else self._decompress(part)).split(b"\n")
+            self._rest.append(first)
+            for begun in others:
+                self._hand_on(b"".join(self._rest))
+                self._rest = [begun]
 
     def forget(self) -> None:
-        self._line, self._rest = None, b""
+        self._line, self._rest = None, []
 
     def done(self) -> None:
         """The body is closed: its last line may have no end."""
         if self.ended:
-            self._hand_on(self._rest)
+            self._hand_on(b"".join(self._rest))
 
     def _hand_on(self, line: bytes) -> None:
         if self._line is not None and line.strip() and not self._line(line):
