@@ -30,6 +30,8 @@ PUBLIC = {
     "current_tags",
     "flush",
     "instrument",
+    "metered_call",
+    "metered_transport",
     "record",
     "set_tags",
     "tag",

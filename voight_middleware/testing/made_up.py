@@ -32,6 +32,13 @@ SNAPSHOTS = {
 }
 """The dated model that serves a requested alias. Any other model serves itself."""
 
+IMAGE = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABAQEAsTj2FAAAAABJRU5ErkJggg=="
+"""A white PNG of one pixel, in base64."""
+SVG = "PHN2ZyB4bWxucz0iaHR0cDovL3d3dy53My5vcmcvMjAwMC9zdmciLz4="
+"""An empty SVG, in base64."""
+SVG_MODEL = "gpt-5.6-sol"
+"""Who draws an SVG where the request does not say it."""
+
 _REASONS = re.compile(r"gpt-[5-9]|o[1-9]")
 _WRITES_CACHE = re.compile(r"gpt-5\.[6-9]|gpt-[6-9]")
 _TEXT = (
@@ -39,7 +46,11 @@ _TEXT = (
     "the queue drained within a minute and nobody had to be woken up."
 )
 _WORDS = _TEXT.split()
-_TEXT_KEYS = ("messages", "input", "system", "instructions")
+_TEXT_KEYS = (
+    *("messages", "input", "system", "instructions"),
+    *("prompt", "content", "thread", "additional_instructions", "additional_messages", "session", "item", "response"),
+    *("contents", "systemInstruction", "system_instruction"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +62,8 @@ class Options:
     usage: Any = None
     """The usage to report, instead of a made-up one."""
     without_usage: bool = False
+    polls: int | None = None
+    """How many polls see a job unfinished; None for what is usual of its kind."""
 
 
 def prompt_texts(body: Any) -> Iterator[str]:
@@ -74,49 +87,61 @@ class Made:
         self.model = SNAPSHOTS.get(requested, requested)
         self.reasons = _REASONS.match(requested) is not None
         self._schema = schema
-        self._random = chance = random.Random(zlib.crc32(msgspec.json.encode([requested, *texts])))
+        self._seed = zlib.crc32(msgspec.json.encode([requested, *texts]))
+        self._random = chance = random.Random(self._seed)
         self._first_word = chance.randrange(len(_WORDS))
-        self._input = sum(map(len, texts)) // 4 + chance.randrange(200, 2600)
+        self.input_tokens = sum(map(len, texts)) // 4 + chance.randrange(200, 2600)
         reasoning = 64 * chance.randrange(1, 9) if self.reasons else 0
         output = chance.randrange(12, 420) + reasoning
         self.cut_short = limit is not None and limit < output and schema is None
-        self._output = limit if self.cut_short and limit is not None else output
-        self._reasoning = min(reasoning, self._output)
+        self.output_tokens = limit if self.cut_short and limit is not None else output
+        self.reasoning_tokens = min(reasoning, self.output_tokens)
+
+    def number(self, name: str, low: int, high: int) -> int:
+        """A number of this name, from *low* to below *high*."""
+        return random.Random(f"{self._seed} {name}").randrange(low, high)
 
     def openai_usage(self, prefix_in: str, prefix_out: str) -> Json:
         """Input tokens include cached and written ones; prompts from 1024 tokens on are cached, in steps of 128."""
-        large = self._input >= 1024
-        cached = self._random.randrange(1024, self._input + 1) // 128 * 128 if large and self._random.random() < 0.6 else 0
+        large = self.input_tokens >= 1024
+        cached = self._random.randrange(1024, self.input_tokens + 1) // 128 * 128 if large and self._random.random() < 0.6 else 0
         details_in: Json = {"cached_tokens": cached}
         if _WRITES_CACHE.match(self.model) or prefix_in == "input":
-            details_in["cache_write_tokens"] = (self._input - cached) // 2 if large and _WRITES_CACHE.match(self.model) else 0
-        details_out: Json = {"reasoning_tokens": self._reasoning}
+            details_in["cache_write_tokens"] = (self.input_tokens - cached) // 2 if large and _WRITES_CACHE.match(self.model) else 0
+        details_out: Json = {"reasoning_tokens": self.reasoning_tokens}
         if prefix_in == "prompt":
             details_in["audio_tokens"] = 0
             details_out |= {"audio_tokens": 0, "accepted_prediction_tokens": 0, "rejected_prediction_tokens": 0}
-        counts = {f"{prefix_in}_tokens": self._input, f"{prefix_out}_tokens": self._output}
+        counts = {f"{prefix_in}_tokens": self.input_tokens, f"{prefix_out}_tokens": self.output_tokens}
         details = {f"{prefix_in}_tokens_details": details_in, f"{prefix_out}_tokens_details": details_out}
-        return {**counts, "total_tokens": self._input + self._output, **details}
+        return {**counts, "total_tokens": self.input_tokens + self.output_tokens, **details}
 
     def anthropic_usage(self) -> Json:
         """Input tokens exclude what was read from the cache and written to it."""
         read, five_minutes, hour = 0, 0, 0
-        kind, prefix = self._random.random(), self._input * 3 // 4
-        if self._input >= 1024 and kind < 0.5:
-            read, five_minutes = prefix, (self._input - prefix) // 2 if kind < 0.25 else 0
-        elif self._input >= 1024 and kind < 0.7:
+        kind, prefix = self._random.random(), self.input_tokens * 3 // 4
+        if self.input_tokens >= 1024 and kind < 0.5:
+            read, five_minutes = prefix, (self.input_tokens - prefix) // 2 if kind < 0.25 else 0
+        elif self.input_tokens >= 1024 and kind < 0.7:
             five_minutes = prefix
-        elif self._input >= 1024 and kind < 0.8:
+        elif self.input_tokens >= 1024 and kind < 0.8:
             hour = prefix
         return {
-            "input_tokens": self._input - read - five_minutes - hour,
+            "input_tokens": self.input_tokens - read - five_minutes - hour,
             "cache_creation_input_tokens": five_minutes + hour,
             "cache_read_input_tokens": read,
             "cache_creation": {"ephemeral_5m_input_tokens": five_minutes, "ephemeral_1h_input_tokens": hour},
-            "output_tokens": self._output,
+            "output_tokens": self.output_tokens,
             "service_tier": "standard",
             "inference_geo": "global",
         }
+
+    def svg_usage(self, model: str) -> Json:
+        """Of the model that draws an SVG, which is another one than that of the answer."""
+        reasoning = 64 * self.number("svg reasoning", 0, 4)
+        read, written = self.number("svg input", 200, 900), self.number("svg output", 300, 2000) + reasoning
+        counts = {"input_tokens": read, "output_tokens": written, "total_tokens": read + written}
+        return {"model": model, **counts, "reasoning_tokens": reasoning}
 
     def pieces(self, chunks: int) -> list[str]:
         """The text in *chunks* pieces: words; for a structured output, JSON that fits its schema, in as many or fewer."""
@@ -137,7 +162,7 @@ def instance(schema: Any, root: Any) -> Any:
             return instance(schema[key][0], root)
     if "const" in schema or "enum" in schema:
         return schema["const"] if "const" in schema else schema["enum"][0]
-    kind = schema.get("type")
+    kind = str(schema.get("type")).lower()  # Google's may be in capitals
     if kind == "object":
         return {name: instance(one, root) for name, one in schema.get("properties", {}).items()}
     if kind == "array":

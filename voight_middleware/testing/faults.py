@@ -1,0 +1,78 @@
+"""The faults and wishes of one request: its ``x-loopback-…`` headers, and the same in brackets in its prompt."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+import msgspec
+
+from voight_middleware.testing.made_up import Options
+from voight_middleware.testing.wire.errors import Refusal
+
+_USER = re.compile(r"\[user:([^\]]+)\]")
+_IN_PROMPT = re.compile(r"\[(x-loopback-[a-z-]+): *([^\]]+)\]")
+_MESSAGES = {
+    401: "Incorrect API key provided.",
+    429: "Rate limit reached for requests per min (RPM): Limit 500, Used 500, Requested 1. Please try again in 1ms.",
+    500: "The server had an error while processing your request. Sorry about that!",
+    503: "The engine is currently overloaded, please try again later.",
+    529: "Overloaded",
+}
+_CODES = {401: "invalid_api_key", 404: "model_not_found", 429: "rate_limit_exceeded"}
+
+
+class Faults(msgspec.Struct, frozen=True, rename=lambda name: f"x-loopback-{name.replace('_', '-')}"):
+    """What a request asks of its answer, as the table of ``testing.provider`` says."""
+
+    status: int | None = None
+    status_times: int | None = None
+    key: str = ""
+    delay_ms: float = 0
+    chunk_delay_ms: float = 0
+    chunks: int = 12
+    cut_after: int | None = None
+    end_after: int | None = None
+    no_usage: Literal[0, 1] = 0
+    usage: str | None = None
+    reject: str | None = None
+    polls: int | None = None
+    result: Literal["canceled", "expired"] | None = None
+    encoding: Literal["gzip"] | None = None
+
+    @property
+    def options(self) -> Options:
+        """What of it the endpoint itself has to know."""
+        usage = None if self.usage is None else msgspec.json.decode(self.usage)
+        return Options(self.chunks, usage, bool(self.no_usage), self.polls)
+
+    @property
+    def refusal(self) -> Refusal:
+        """The error of the wanted status."""
+        status = self.status or 500
+        return Refusal(status, _MESSAGES.get(status, "The request failed."), code=_CODES.get(status), headers={"retry-after-ms": "1"})
+
+
+def read_faults(headers: Mapping[str, str], prompt: Iterable[str]) -> Faults:
+    """
+    The faults of one request.
+
+    Raises:
+        Refusal: One of them is unknown, or cannot be read.
+    """
+    asked = {name: value for name, value in headers.items() if name.startswith("x-loopback-")}
+    asked |= {name: value for text in prompt for name, value in _IN_PROMPT.findall(text)}
+    if unknown := asked.keys() - set(Faults.__struct_encode_fields__):
+        raise Refusal(400, f"the loopback provider knows no {', '.join(sorted(unknown))}")
+    try:
+        if "x-loopback-usage" in asked:
+            msgspec.json.decode(asked["x-loopback-usage"])
+        return msgspec.convert(asked, Faults, strict=False)
+    except msgspec.MsgspecError as error:
+        raise Refusal(400, f"a header of the loopback provider cannot be read: {error}") from error
+
+
+def marked_user(prompt: Iterable[str]) -> str | None:
+    """The user of the first ``[user:ID]`` in the prompt."""
+    return next((found[1] for text in prompt if (found := _USER.search(text))), None)

@@ -1,0 +1,164 @@
+"""The loopback provider's HTTP side: from a request to its endpoint, and the answer onto the socket with the faults that it asks for."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route, WebSocketRoute
+from starlette.types import Receive, Scope, Send
+
+from voight_middleware.testing.books import Books
+from voight_middleware.testing.faults import Faults, marked_user, read_faults
+from voight_middleware.testing.form import read_form
+from voight_middleware.testing.made_up import prompt_texts
+from voight_middleware.testing.sockets import SESSIONS, talk
+from voight_middleware.testing.store import Store
+from voight_middleware.testing.wire.answer import EVENTS, Answer, Asked, Endpoint
+from voight_middleware.testing.wire.endpoints import ENDPOINTS
+from voight_middleware.testing.wire.errors import Maker, Refusal, shown
+
+
+def application(books: Books, store: Store) -> Starlette:
+    """The ASGI application of one provider."""
+
+    async def counts(_request: Request) -> Response:
+        counted = books.counts()
+        by_user = {user: asdict(count) for user, count in counted.by_user.items()}
+        return JSONResponse({"by_user": by_user, "total": asdict(counted.total)})
+
+    routes = [Route("/_loopback/counts", counts)]
+    for place, endpoint in ENDPOINTS.items():
+        method, path = place.split()
+        routes.append(Route(path, partial(_answer, endpoint=endpoint, books=books, store=store), methods=[method]))
+    sockets = [WebSocketRoute(path, partial(talk, kind=kind, books=books, store=store)) for path, kind in SESSIONS.items()]
+    return Starlette(routes=[*routes, *sockets])
+
+
+class _Reply(Response):
+    """Sends the parts of an answer one by one, and books it when the part that completes it goes out."""
+
+    def __init__(self, books: Books, user: str, answer: Answer, faults: Faults, headers: Mapping[str, str]) -> None:
+        self._books, self._user, self._answer, self._faults = books, user, answer, faults
+        self._booked = False
+        super().__init__(media_type=answer.media_type)
+        del self.headers["content-length"]
+        self.headers.update(headers)
+        parts, self._complete_at = list(answer.parts), answer.complete_at
+        self._ends = faults.cut_after is None
+        if len(parts) == 1 and answer.media_type != EVENTS:
+            (body,) = parts = list(_gzipped(parts, ends=True)) if faults.encoding else parts
+            self.headers["content-length"] = str(len(body))
+            if not self._ends:
+                parts, self._complete_at = [body[: len(body) // 2]], 1
+        elif faults.cut_after is not None or faults.end_after is not None:
+            parts = parts[: faults.end_after if self._ends else faults.cut_after]
+        if faults.encoding:
+            self.headers["content-encoding"] = faults.encoding
+            parts = parts if "content-length" in self.headers else list(_gzipped(parts, ends=self._ends))
+        self._parts = parts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        gone = asyncio.ensure_future(receive())  # the body has been read: what comes next is the client's leaving
+        try:
+            await asyncio.sleep(self._faults.delay_ms / 1000)
+            if gone.done():
+                return
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            for number, part in enumerate(self._parts):
+                await asyncio.sleep(self._faults.chunk_delay_ms / 1000)  # also lets other streams go on, and a client's leaving be seen
+                if gone.done():
+                    return
+                if number == self._complete_at:
+                    self._book(whole=True)
+                await send({"type": "http.response.body", "body": part, "more_body": True})
+            if self._ends:
+                self._book(whole=False)
+                await send({"type": "http.response.body", "body": b""})
+        finally:
+            gone.cancel()
+            self._book(whole=False)
+
+    def _book(self, *, whole: bool) -> None:
+        """Count the answer, once; always before its last byte is sent, so that whoever has read it finds it in the counts."""
+        if self._booked:
+            return
+        self._booked = True
+        if whole:
+            self._books.completed(self._user, self._answer.bills)
+        else:
+            self._books.broke(self._user)
+
+
+async def _answer(request: Request, *, endpoint: Endpoint, books: Books, store: Store) -> Response:
+    request_id = f"req_{uuid.uuid4().hex}"
+    maker = _maker(request)
+    user = store.owner(request.path_params.values()) or "-"
+    try:
+        body = await _body(request)
+        prompt = list(prompt_texts(body))
+        user = marked_user(prompt) or user
+        books.called(user)
+        if request.method == "POST":
+            books.received(body)
+        if not isinstance(body, dict):
+            raise Refusal(400, "The JSON body of your request is no object.")
+        faults = read_faults(request.headers, prompt)
+        if faults.status is not None and books.still_failing(faults.key, faults.status_times):
+            await asyncio.sleep(faults.delay_ms / 1000)
+            raise faults.refusal
+        if faults.reject is not None and faults.reject in body:
+            raise Refusal(400, f"Unrecognized request argument supplied: {faults.reject}")
+        origin = str(request.base_url).rstrip("/")
+        asked = Asked(body, faults.options, store, user, request.path_params, request.query_params, origin, maker)
+        return _Reply(books, user, endpoint(asked), faults, _headers(maker, request_id))
+    except Refusal as refusal:
+        books.refused(user)
+        headers = {**_headers(maker, request_id), **refusal.headers}
+        return Response(shown(refusal, maker, request_id), refusal.status, headers, media_type="application/json")
+
+
+async def _body(request: Request) -> Any:
+    content_type, body = request.headers.get("content-type", ""), await request.body()
+    if content_type.startswith("multipart/form-data"):
+        return read_form(content_type, body)
+    try:
+        return msgspec.json.decode(body or b"{}")
+    except msgspec.DecodeError as error:
+        raise Refusal(400, "We could not parse the JSON body of your request.") from error
+
+
+def _maker(request: Request) -> Maker:
+    path = request.url.path
+    if path.startswith("/v1/messages") or "anthropic-version" in request.headers:
+        return "anthropic"
+    return "google" if ":" in path else "openai"
+
+
+def _headers(maker: Maker, request_id: str) -> dict[str, str]:
+    if maker == "openai":
+        return {
+            "x-request-id": request_id,
+            "openai-organization": "org-loopback",
+            "openai-processing-ms": "1",
+            "openai-version": "2020-10-01",
+        }
+    if maker == "anthropic":
+        return {"request-id": request_id, "anthropic-organization-id": "4d1c4a52-0d0b-4f0c-8a3b-000000000000"}
+    return {"server-timing": "gfet4t7; dur=1"}
+
+
+def _gzipped(parts: Iterable[bytes], *, ends: bool) -> Iterable[bytes]:
+    """Each part can be read when it is there; the end of a stream that is cut is missing."""
+    packer = zlib.compressobj(wbits=31)
+    packed = [packer.compress(part) + packer.flush(zlib.Z_SYNC_FLUSH) for part in parts]
+    return [*packed[:-1], packed[-1] + packer.flush()] if packed and ends else packed
