@@ -4,7 +4,8 @@ from voight_middleware.boundary.asgi import CostTagMiddleware
 from voight_middleware.call import Call
 from voight_middleware.meter import configure, flush
 from voight_middleware.providers.gate import instrument, uninstrument, wrap, wrap_anthropic, wrap_openai
-from voight_middleware.providers.manual import record
+from voight_middleware.providers.http import metered_transport
+from voight_middleware.providers.manual import metered_call, record
 from voight_middleware.settings import SettingsError
 from voight_middleware.tags import Tags, carry, current_tags, set_tags, tag
 from voight_middleware.usage import Usage
@@ -23,6 +24,8 @@ __all__ = [
     "current_tags",
     "flush",
     "instrument",
+    "metered_call",
+    "metered_transport",
     "record",
     "set_tags",
     "tag",

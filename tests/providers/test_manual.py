@@ -231,3 +231,31 @@ def test_a_bad_argument_is_a_value_error_that_names_it(field: str, value: object
 
     assert "\n" not in str(caught.value)
     assert calls.all() == []
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "usage", "counts"),
+    [
+        ("completions", CHAT_USAGE, USAGE["chat"]),
+        ("compact", RESPONSES_USAGE, USAGE["responses"]),
+        ("decisions", RESPONSES_USAGE, USAGE["responses"]),
+        ("images", {"images": 2, "size": "1024x1024", "quality": "hd"}, Usage(images=2)),
+        ("transcriptions", {"type": "duration", "seconds": 8.47}, Usage(seconds=9)),
+        ("translations", {"type": "duration", "seconds": 3}, Usage(seconds=3)),
+        ("speech", {"characters": 40}, Usage(characters=40)),
+        ("videos", {"seconds": 8}, Usage(seconds=8)),
+        (
+            "realtime",
+            {"input_tokens": 5, "output_tokens": 3, "output_token_details": {"audio_tokens": 2}},
+            Usage(input=5, output=1, audio_out=2),
+        ),
+        ("runs", {"prompt_tokens": 5, "prompt_token_details": {"cached_tokens": 2}}, Usage(input=3, cache_read=2)),
+        ("generate_content", {"promptTokenCount": 5, "candidatesTokenCount": 3}, Usage(input=5, output=3)),
+    ],
+)
+def test_every_dialect_can_be_named(endpoint: str, usage: dict[str, Any], counts: Usage, calls: Calls) -> None:
+    """What was made by another endpoint than a text one is recorded too, where it is named."""
+    record(provider="openai", model="m", usage=usage, endpoint=endpoint)
+
+    call = calls.one()
+    assert (call.endpoint, call.usage) == (endpoint, counts)

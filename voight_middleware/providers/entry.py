@@ -40,6 +40,7 @@ _HOSTS = (
     ("-aiplatform.googleapis.com", "vertex"),
     ("googleapis.com", "google"),
     ("amazonaws.com", "bedrock"),
+    ("api.aws", "bedrock"),
     ("openai.com", "openai"),
     ("anthropic.com", "anthropic"),
 )

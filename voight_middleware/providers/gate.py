@@ -3,7 +3,7 @@ The gate: where calls of the openai and anthropic SDKs are metered.
 
 Three methods of each SDK's base client are patched, and inert unless the client was wrapped or ``instrument()`` was called.
 ``request`` is the entry: the owner is captured there, at call time. ``_process_response`` is the exit: once per answer that the
-provider bills, even where a middleware of the SDK sends a request again. ``_sleep_for_retry`` tells of an attempt that got no answer.
+provider bills, even where a middleware of the SDK sends a request again. What sleeps before a retry tells of an attempt that got no answer.
 They exist in every openai since 1.109 and every anthropic since 0.49. The client object, its class and what it returns stay the SDK's own.
 """
 
@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from voight_middleware.meter import current_meter, note
 from voight_middleware.providers import anthropic as anthropic_readers
-from voight_middleware.providers import http
+from voight_middleware.providers import http, websockets
 from voight_middleware.providers import openai as openai_readers
 from voight_middleware.providers.answers import Routes
 from voight_middleware.providers.entry import ByHand, Entry, current_entry
@@ -120,14 +120,19 @@ def _patch(cls: type, name: str, make: Callable[[Any], Any]) -> None:
 
 def _patch_base(cls: Any, sdk: str) -> None:
     routes = _ROUTES[sdk]
-    if cls.__name__ == "SyncAPIClient":
-        _patch(cls, "request", lambda original: _sync_request(original, sdk, routes))
-        _patch(cls, "_process_response", _sync_exit)
-        _patch(cls, "_sleep_for_retry", _sync_retry)
-    else:
-        _patch(cls, "request", lambda original: _async_request(original, sdk, routes))
-        _patch(cls, "_process_response", _async_exit)
-        _patch(cls, "_sleep_for_retry", _async_retry)
+    synchronous = cls.__name__ == "SyncAPIClient"
+    _patch(cls, "request", lambda original: (_sync_request if synchronous else _async_request)(original, sdk, routes))
+    _patch(cls, "_process_response", _sync_exit if synchronous else _async_exit)
+    for name in ("_sleep_for_retry", "_retry_request"):
+        if name in cls.__dict__:  # the second one in anthropic before 0.50
+            _patch(cls, name, _sync_retry if synchronous else _async_retry)
+            break
+    if sdk == "openai":
+        quietly(websockets.patch_resources, _patch, _is_metered)
+
+
+def _is_metered(client: Any) -> bool:
+    return _everything or _MARK in client.__dict__
 
 
 def _patch_copies(cls: type) -> None:
@@ -275,26 +280,26 @@ def _watched(entry: SdkEntry, kwargs: Mapping[str, Any], result: Any) -> None:
 
 
 def _sync_retry(original: Callable[..., Any]) -> Callable[..., Any]:
-    def _sleep_for_retry(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def retry(self: Any, *args: Any, **kwargs: Any) -> Any:
         _attempt_failed(kwargs)
         return original(self, *args, **kwargs)
 
-    return _sleep_for_retry
+    return retry
 
 
 def _async_retry(original: Callable[..., Any]) -> Callable[..., Any]:
-    async def _sleep_for_retry(self: Any, *args: Any, **kwargs: Any) -> Any:
+    async def retry(self: Any, *args: Any, **kwargs: Any) -> Any:
         _attempt_failed(kwargs)
         return await original(self, *args, **kwargs)
 
-    return _sleep_for_retry
+    return retry
 
 
 def _attempt_failed(kwargs: Mapping[str, Any]) -> None:
-    """The SDK sleeps inside its ``except`` clause: the error is the one that is being handled."""
+    """The SDK tries again inside its ``except`` clause: the error is the one that is being handled."""
     try:
         entry = current_entry.get()
-        if isinstance(entry, Entry) and kwargs.get("response") is None:
+        if isinstance(entry, Entry) and kwargs.get("response") is None and kwargs.get("response_headers") is None:
             entry.unanswered(sys.exc_info()[1])
     except Exception as error:
         note(error)

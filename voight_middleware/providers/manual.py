@@ -1,17 +1,21 @@
-"""record(): a call that no gate sees, written by hand."""
+"""record() and metered_call(): calls that no gate sees, written by hand."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import msgspec
 
 from voight_middleware.call import OUTCOMES, Call, new_call_id
-from voight_middleware.meter import current_meter
+from voight_middleware.meter import current_meter, note
 from voight_middleware.providers.answers import kept, usage_json
-from voight_middleware.tags import Frame, Tags, current_frame, make_tags
+from voight_middleware.providers.entry import ByHand, Entry, current_entry
+from voight_middleware.tag_values import complain
+from voight_middleware.tags import NOBODY, Frame, Tags, current_frame, make_tags
 from voight_middleware.usage import Usage, UsageError, read_usage, recognise
 
 
@@ -41,7 +45,9 @@ def record(
         occurred_at: When it was made, with a time zone; by default now.
         duration: Seconds that it took.
         outcome: ``ok``, ``error``, ``aborted``, ``cancelled`` or ``truncated``.
-        endpoint: The dialect of *usage* (``chat``, ``responses``, ``embeddings``, ``messages``); by default recognised from its keys.
+        endpoint: The dialect of *usage*, by default recognised from its keys: ``chat``, ``completions``, ``responses``, ``compact``,
+            ``decisions``, ``embeddings``, ``images``, ``transcriptions``, ``translations``, ``speech``, ``videos``, ``realtime``,
+            ``runs``, ``messages`` or ``generate_content``.
         base_url: Where it was sent.
         service_tier: The tier that served it, where *usage* does not say.
         batch: Whether it is billed at the batch rate.
@@ -51,6 +57,7 @@ def record(
         ValueError: An argument cannot be used; the message names it.
     """
     _check(
+        tags,
         provider=provider,
         model=model,
         outcome=outcome,
@@ -60,8 +67,8 @@ def record(
         service_tier=service_tier,
         batch=batch,
         call_id=call_id,
-        tags=tags,
     )
+    _check_endpoint(endpoint)
     raw, dialect = _raw_usage(usage, endpoint)
     call = Call(
         call_id=call_id or new_call_id(),
@@ -77,46 +84,254 @@ def record(
         batch=batch,
         raw_usage=raw,
     )
-    frame = current_frame()
-    if tags is not None:
-        frame = Frame(frame.scope, frame.tags.merge(tags if isinstance(tags, Tags) else make_tags(tags)))
+    frame = _frame_with(tags)
     meter = current_meter()
     if meter.settings.enabled:
         meter.finish(call, frame, frame.resolve())
     return call.call_id
 
 
-def _check(
-    *,
-    provider: object,
-    model: object,
-    outcome: object,
-    occurred_at: object,
-    duration: object,
-    base_url: object,
-    service_tier: object,
-    batch: object,
-    call_id: object,
-    tags: object,
-) -> None:
-    for name, value in (("provider", provider), ("model", model)):
-        if not isinstance(value, str) or not value.strip():
-            raise ValueError(f"{name} must be a text that is not empty, not {value!r}")
-    if outcome not in OUTCOMES:
-        raise ValueError(f"outcome must be one of {', '.join(OUTCOMES)}, not {outcome!r}")
-    if occurred_at is not None and (not isinstance(occurred_at, datetime) or occurred_at.utcoffset() is None):
-        raise ValueError(f"occurred_at must be a datetime with a time zone, not {occurred_at!r}")
-    if duration is not None and (isinstance(duration, bool) or not isinstance(duration, int | float) or not 0 <= duration < 1e9):
-        raise ValueError(f"duration must be seconds, 0 or more, not {duration!r}")
-    if call_id is not None and (not isinstance(call_id, str) or not 0 < len(call_id) <= 200):
-        raise ValueError(f"call_id must be a text of 1 to 200 characters, not {call_id!r}")
-    for name, value in (("base_url", base_url), ("service_tier", service_tier)):
-        if value is not None and not isinstance(value, str):
-            raise ValueError(f"{name} must be a text, not {value!r}")
-    if not isinstance(batch, bool):
-        raise ValueError(f"batch must be True or False, not {batch!r}")
+class metered_call:
+    """
+    Meter one call that goes another way than through a metered client, such as a router's, or another SDK's::
+
+        with voight.metered_call(provider="openai", model="gpt-4o-mini", tags={"user_id": job.user_id}) as call:
+            answer = router.complete(...)
+            call.report(answer.usage, model=answer.model, response_id=answer.id)
+
+    Works with ``with`` and ``async with``, once per instance. Its owner is whoever is signed in when the block begins. What metered
+    clients send inside the block is not metered a second time; a block inside the block is a call of its own.
+
+    An exception that leaves the block makes the call an ``error``, or ``cancelled`` where it is none of ``Exception``, and is passed
+    on. A block that ends without ``report()`` is kept as a call whose usage is not known, and logged once.
+
+    Args:
+        provider: Who bills: ``openai``, ``anthropic``, ``azure``, ``openrouter``, …
+        model: The model that is asked for, as the provider names it.
+        tags: Whose call it is; laid over the tags of here and now.
+        endpoint: The dialect of the usage, as for ``record()``; by default recognised from its keys.
+        base_url: Where it is sent.
+        service_tier: The tier that serves it, where the usage does not say.
+        batch: Whether it is billed at the batch rate.
+        call_id: Your own id of this call: metering it again changes nothing.
+        streamed: Whether the answer is streamed.
+
+    Raises:
+        ValueError: An argument cannot be used; the message names it.
+    """
+
+    __slots__ = ("_call", "_dialect", "_frame", "_here", "_outer", "_owner", "_reported", "_started", "_tags")
+
+    def __init__(
+        self,
+        *,
+        provider: str,
+        model: str,
+        tags: Mapping[str, str] | Tags | None = None,
+        endpoint: str | None = None,
+        base_url: str | None = None,
+        service_tier: str | None = None,
+        batch: bool = False,
+        call_id: str | None = None,
+        streamed: bool = False,
+    ) -> None:
+        _check(
+            tags,
+            provider=provider,
+            model=model,
+            base_url=base_url,
+            service_tier=service_tier,
+            batch=batch,
+            call_id=call_id,
+            streamed=streamed,
+        )
+        _check_endpoint(endpoint)
+        self._call = Call(
+            call_id=call_id or new_call_id(),
+            occurred_at=0,
+            provider=provider.strip().lower(),
+            endpoint=endpoint or "usage",
+            requested_model=model,
+            model=model,
+            host=base_url,
+            service_tier=service_tier,
+            batch=batch,
+            streamed=streamed,
+        )
+        self._dialect = endpoint
+        self._tags = tags
+        self._frame: Frame | None = None
+        self._owner = NOBODY
+        self._here = ByHand()
+        self._outer: Entry | ByHand | None = None
+        self._started: int | None = None
+        self._reported = False
+
+    @property
+    def call_id(self) -> str:
+        """The id of this call in the ledger."""
+        return self._call.call_id
+
+    def report(
+        self,
+        usage: Mapping[str, Any] | Usage | object = None,
+        *,
+        model: str | None = None,
+        response_id: str | None = None,
+        service_tier: str | None = None,
+        outcome: str | None = None,
+        endpoint: str | None = None,
+        **counts: int | None,
+    ) -> None:
+        """
+        Say what the provider has answered. Said again, what is said last holds, and what it leaves out stays as it was.
+
+        Args:
+            usage: The provider's own usage object or JSON, or a ``Usage``; None where the provider reported none.
+            model: The model that served the call.
+            response_id: The provider's id of the answer.
+            service_tier: The tier that served it.
+            outcome: ``ok``, ``error``, ``aborted``, ``cancelled`` or ``truncated``; an exception that leaves the block has the last word.
+            endpoint: The dialect of *usage*, where it differs from that of the block.
+            counts: Instead of *usage*, the counts of a ``Usage``: ``input=1200, cache_read=0, output=80``.
+
+        Raises:
+            ValueError: An argument cannot be used; the message names it, and nothing of this report is kept.
+        """
+        said = {"model": model, "response_id": response_id, "service_tier": service_tier, "outcome": outcome}
+        _check(**{name: value for name, value in said.items() if value is not None})
+        _check_endpoint(endpoint)
+        usage = _from_counts(usage, counts)
+        raw = None if usage is None else _raw_usage(usage, endpoint or self._dialect)
+        if not self._here.open:
+            complain("a report() came after its metered_call() block had ended: it is not counted")
+            return
+        call = self._call
+        if raw is not None:
+            call.raw_usage, call.endpoint = raw
+        call.model = model or call.model
+        call.response_id = response_id or call.response_id
+        call.service_tier = service_tier or call.service_tier
+        call.outcome = outcome or call.outcome
+        self._reported = True
+
+    def first_token(self) -> None:
+        """The first part of the answer is there: the time to it is kept. Only the first of these counts."""
+        if self._started is not None and self._call.ttft is None:
+            self._call.ttft = (time.perf_counter_ns() - self._started) // 1000
+
+    def __enter__(self) -> Self:
+        frame = self._begin()
+        try:
+            self._owner = frame.resolve()
+        except Exception as error:
+            note(error)
+        self._open()
+        return self
+
+    async def __aenter__(self) -> Self:
+        frame = self._begin()
+        try:
+            self._owner = await frame.aresolve()
+        except Exception as error:
+            note(error)
+        self._open()
+        return self
+
+    def __exit__(self, exc_type: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
+        if not self._here.open:
+            return
+        self._here.open = False
+        if current_entry.get() is self._here:
+            current_entry.set(self._outer)  # by value: a generator may leave its block in another copy of the context
+        try:
+            self._end(exc)
+        except Exception as error:
+            note(error)
+
+    async def __aexit__(self, exc_type: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
+        self.__exit__(exc_type, exc, trace)
+
+    def _begin(self) -> Frame:
+        if self._frame is not None:
+            raise RuntimeError("a metered_call() is one call: make a new one for each block")
+        self._frame = _frame_with(self._tags)
+        return self._frame
+
+    def _open(self) -> None:
+        self._outer = current_entry.get()
+        current_entry.set(self._here)
+        self._call.occurred_at = time.time_ns() // 1000
+        self._started = time.perf_counter_ns()
+
+    def _end(self, error: BaseException | None) -> None:
+        call, meter = self._call, current_meter()
+        if self._started is None or self._frame is None or not meter.settings.enabled:
+            return
+        call.duration = (time.perf_counter_ns() - self._started) // 1000
+        if error is not None:
+            call.outcome = "error" if isinstance(error, Exception) else "cancelled"
+            call.error = type(error).__name__
+        elif not self._reported:
+            complain("a metered_call() block ended without report(): what it cost is not known")
+        meter.finish(call, self._frame, self._owner)
+
+
+def _frame_with(tags: Mapping[str, str] | Tags | None) -> Frame:
+    """What is seen here and now, with *tags* laid over it."""
+    frame = current_frame()
+    if tags is None:
+        return frame
+    return Frame(frame.scope, frame.tags.merge(tags if isinstance(tags, Tags) else make_tags(tags)))
+
+
+def _from_counts(usage: object, counts: Mapping[str, object]) -> object:
+    """The usage that was reported: *usage*, or one of plain *counts*."""
+    known = [name for name in Usage.__struct_fields__ if name != "tools"]
+    for name in counts:
+        if name not in known:
+            raise ValueError(f"{name} is not a count of a usage; there are {', '.join(known)}")
+        if usage is not None:
+            raise ValueError(f"{name} cannot stand beside usage: give the provider's usage or plain counts")
+    return Usage(**counts) if counts else usage  # type: ignore[arg-type]
+
+
+_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "provider": (lambda value: isinstance(value, str) and bool(value.strip()), "a text that is not empty"),
+    "model": (lambda value: isinstance(value, str) and bool(value.strip()), "a text that is not empty"),
+    "outcome": (lambda value: value in OUTCOMES, f"one of {', '.join(OUTCOMES)}"),
+    "occurred_at": (
+        lambda value: value is None or (isinstance(value, datetime) and value.utcoffset() is not None),
+        "a datetime with a time zone",
+    ),
+    "duration": (
+        lambda value: value is None or (isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e9),
+        "seconds, 0 or more",
+    ),
+    "call_id": (lambda value: value is None or (isinstance(value, str) and 0 < len(value) <= 200), "a text of 1 to 200 characters"),
+    "base_url": (lambda value: value is None or isinstance(value, str), "a text"),
+    "service_tier": (lambda value: value is None or isinstance(value, str), "a text"),
+    "response_id": (lambda value: value is None or isinstance(value, str), "a text"),
+    "batch": (lambda value: isinstance(value, bool), "True or False"),
+    "streamed": (lambda value: isinstance(value, bool), "True or False"),
+}
+
+
+def _check(tags: object = None, **arguments: object) -> None:
+    for name, value in arguments.items():
+        fits, expected = _CHECKS[name]
+        if not fits(value):
+            raise ValueError(f"{name} must be {expected}, not {value!r}")
     if tags is not None and not isinstance(tags, Tags | Mapping):
         raise ValueError(f"tags must be a mapping or Tags, not {type(tags).__name__}")
+
+
+def _check_endpoint(endpoint: object) -> None:
+    if endpoint is not None:
+        try:
+            read_usage(endpoint if isinstance(endpoint, str) else repr(endpoint), {})
+        except UsageError as error:
+            raise ValueError(str(error)) from error
 
 
 def _microseconds(moment: datetime) -> int:

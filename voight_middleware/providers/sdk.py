@@ -70,6 +70,8 @@ class SdkEntry(Entry):
 
     def watch(self, response: Any, result: Any, retries: int) -> None:
         """Meter an answer: at once where it is whole, at its end where it is streamed."""
+        if response.status_code >= 400:  # a middleware of the SDK sees refusals too; the request raises, or is sent again
+            return
         if not self.stream or self.endpoint.lines is not None:
             self._answers += 1
             if not response.is_closed:

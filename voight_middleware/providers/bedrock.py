@@ -1,0 +1,116 @@
+"""
+The readers of Amazon Bedrock's runtime: ``invoke`` with the bodies of the models' own makers, and ``converse``.
+
+Source of the shapes: Amazon Bedrock API reference (InvokeModel, Converse, and the streams of both), and recorded answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from voight_middleware.meter import note
+from voight_middleware.providers.answers import NULL, Answer, Endpoint, is_null, merged, read_answer, usage_json
+from voight_middleware.providers.anthropic import MessagesReader
+
+# -- invoke --------------------------------------------------------------------------------------------------------------------
+
+_METRICS = "amazon-bedrock-invocationMetrics"
+_COUNTS = {
+    "input_tokens": "inputTokenCount",
+    "output_tokens": "outputTokenCount",
+    "cache_read_input_tokens": "cacheReadInputTokenCount",
+    "cache_creation_input_tokens": "cacheWriteInputTokenCount",
+}
+"""The counts of Bedrock itself, by the name that Anthropic has for them."""
+
+
+def read_invoked(body: bytes) -> Answer:
+    """Read a whole answer: an Anthropic model's has its usage, any other's is left to the headers."""
+    answer = read_answer(body)
+    if b'"input_tokens"' not in bytes(answer.usage):
+        answer.usage = NULL
+    return answer
+
+
+def counted(endpoint: Endpoint, headers: Mapping[str, str]) -> Endpoint:
+    """*endpoint*, with the counts in the headers of one answer for a body that has none."""
+    counts = {
+        name: headers.get(f"x-amzn-bedrock-{side}-token-count", "")
+        for name, side in (("input_tokens", "input"), ("output_tokens", "output"))
+    }
+
+    def complete(answer: Answer, _request: Mapping[str, Any]) -> Answer:
+        if is_null(answer.usage) and any(counts.values()):
+            answer.usage = merged(NULL, **{name: int(count) for name, count in counts.items() if count})
+        return answer
+
+    return msgspec.structs.replace(endpoint, complete=complete)
+
+
+class InvokedReader(MessagesReader):
+    """A stream of an Anthropic model's events, or of any other's: in the last one Bedrock tells its own counts."""
+
+    def __init__(self, hide_usage: bool) -> None:
+        super().__init__(hide_usage)
+        self._metrics: Any = None
+
+    def see(self, event: Any) -> object:
+        metrics = event.get(_METRICS)
+        if metrics:
+            self._metrics = metrics
+            self.done = True
+        return super().see(event) if event.type else False
+
+    def answer(self) -> Answer:
+        answer = super().answer()
+        if is_null(answer.usage) and self._metrics:
+            answer.usage = merged(NULL, **{name: self._metrics[key] for name, key in _COUNTS.items() if key in self._metrics})
+        return answer
+
+
+# -- converse ------------------------------------------------------------------------------------------------------------------
+
+
+class ConverseReader:
+    """A stream of a conversation's events; the usage is in the last one, after the stop."""
+
+    def __init__(self, hide_usage: bool) -> None:
+        self.done = False
+        self.failure: str | None = None
+        self._usage: Any = None
+        self._characters = 0
+
+    def see(self, event: Any) -> object:
+        try:
+            delta = event.delta
+            if delta is not None:
+                texts = (delta.text, delta.toolUse and delta.toolUse.input, delta.reasoningContent and delta.reasoningContent.text)
+                self._characters += sum(len(text) for text in texts if text)
+            elif event.usage is not None:
+                self.done = True
+                self._usage = event.usage
+            elif event.stopReason is not None:
+                self.done = True
+        except Exception as error:
+            note(error)
+        return False
+
+    def answer(self) -> Answer:
+        return Answer(usage=NULL if self._usage is None else usage_json(self._usage))
+
+    def estimated_output(self) -> int | None:
+        return None if self._usage is not None else (self._characters + 3) // 4
+
+
+_INVOKE = Endpoint(name="messages", read=read_invoked, reader=InvokedReader)
+_CONVERSE = Endpoint(name="converse", read=read_answer, reader=ConverseReader)
+
+ACTIONS = {
+    "invoke": _INVOKE,
+    "invoke-with-response-stream": _INVOKE,
+    "converse": _CONVERSE,
+    "converse-stream": _CONVERSE,
+}

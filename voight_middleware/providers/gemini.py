@@ -1,0 +1,97 @@
+"""
+The readers of Gemini's ``generateContent``, on Google's own API and on Vertex AI.
+
+Source of the shapes: Gemini API reference (GenerateContentResponse, UsageMetadata); "Grounding with Google Search", pricing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from voight_middleware.meter import note
+from voight_middleware.providers.answers import NULL, Answer, Endpoint, text_or_none, usage_json
+
+
+class _Grounding(msgspec.Struct, rename="camel"):
+    web_search_queries: list[str] | None = None
+
+
+class _Candidate(msgspec.Struct, rename="camel"):
+    grounding_metadata: _Grounding | None = None
+
+
+class _Content(msgspec.Struct, rename="camel"):
+    response_id: str | None = None
+    model_version: str | None = None
+    usage_metadata: msgspec.Raw = NULL
+    candidates: list[_Candidate] | None = None
+
+
+_decode = msgspec.json.Decoder(_Content).decode
+
+
+def read_content(body: bytes) -> Answer:
+    """Read a whole answer. Grounded ones were billed a fee per search, which the usage leaves out."""
+    read = _decode(body)
+    queries = [one.grounding_metadata.web_search_queries for one in read.candidates or () if one.grounding_metadata is not None]
+    searches = sum(len(some or ()) for some in queries)
+    tools = {"web_search": searches} if searches else None
+    return Answer(text_or_none(read.response_id), text_or_none(read.model_version), None, read.usage_metadata, tools)
+
+
+class ContentReader:
+    """A stream of partial answers. Each carries the usage so far."""
+
+    def __init__(self, hide_usage: bool) -> None:
+        self.done = False
+        self.failure: str | None = None
+        self._last: Any = None
+        self._usage: Any = None
+        self._searches = 0
+        self._characters = 0
+
+    def see(self, event: Any) -> object:
+        try:
+            self._last = event
+            if event.usageMetadata is not None:
+                self._usage = event.usageMetadata
+            if event.promptFeedback is not None and event.promptFeedback.blockReason is not None:
+                self.done = True
+            for candidate in event.candidates or ():
+                if candidate.finishReason is not None:
+                    self.done = True
+                if candidate.groundingMetadata is not None:
+                    self._searches = max(self._searches, len(candidate.groundingMetadata.webSearchQueries or ()))
+                if candidate.content is not None:
+                    self._characters += sum(len(part.text) for part in candidate.content.parts or () if part.text)
+        except Exception as error:
+            note(error)
+        return False
+
+    def answer(self) -> Answer:
+        last = self._last
+        if last is None:
+            return Answer()
+        usage = NULL if self._usage is None else usage_json(self._usage)
+        tools = {"web_search": self._searches} if self._searches else None
+        return Answer(text_or_none(last.responseId), text_or_none(last.modelVersion), None, usage, tools)
+
+    def estimated_output(self) -> int | None:
+        if self._usage is not None and self._usage.candidatesTokenCount is not None:
+            return None
+        return (self._characters + 3) // 4
+
+
+def prompt_of(body: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a request is read: its prompt, by the names that other providers have for it."""
+    return {
+        "input": body.get("contents"),
+        "system": body.get("systemInstruction") or body.get("system_instruction"),
+        "tools": body.get("tools"),
+    }
+
+
+CONTENT = Endpoint(name="generate_content", read=read_content, reader=ContentReader)
