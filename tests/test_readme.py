@@ -1,4 +1,4 @@
-"""What the README shows is true: its Python runs, its commands work, and its first answer looks like the demo's."""
+"""What the README and the docs show is true: their Python runs, their commands work, their files can be read."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ import pytest
 import voight_middleware as voight
 from voight_middleware.cli import main
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+DOCUMENTS = [README, *(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))]
+BLOCKS = [block for text in DOCUMENTS for block in re.findall(r"^```(\w+)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)]
 PYTHON = [body for language, body in BLOCKS if language == "python"]
 COMMANDS = [line[2:].split("#")[0].strip() for language, body in BLOCKS if language == "console" for line in body.splitlines()]
+(PRICES,) = (body for language, body in BLOCKS if language == "toml")
 
 
 @pytest.mark.parametrize("number", range(len(PYTHON)))
@@ -31,8 +34,8 @@ def test_python(number: int, tmp_path: Path, voight_provider: Any, voight_calls:
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), str(tmp_path)]
         assert subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True).stdout.count("1 passed") == 1
         return
-    exec(compile(body, f"README.md, Python example {number + 1}", "exec"), {"__name__": "readme"})
-    if "client.chat" in body or "voight.record" in body:
+    exec(compile(body, f"Python example {number + 1}", "exec"), {"__name__": "readme"})
+    if any(word in body for word in ("client.chat", "client.post", "voight.record", "metered_call")):
         assert [call.tags.user_id for call in voight_calls] == ["u_7"]
 
 
@@ -40,7 +43,9 @@ def test_python(number: int, tmp_path: Path, voight_provider: Any, voight_calls:
 def test_commands(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, voight_calls: Any) -> None:
     """Every command line works on a ledger that has calls."""
     monkeypatch.chdir(tmp_path)
-    voight.record(provider="openai", model="gpt-4o-mini", usage={"prompt_tokens": 9, "completion_tokens": 1}, tags={"user_id": "u_7"})
+    (tmp_path / "prices.toml").write_text(PRICES)
+    usage, call_id = {"prompt_tokens": 9, "completion_tokens": 1}, "01a1fd9613ba7090ac3519e4f920ba04"
+    voight.record(provider="openai", model="gpt-4o-mini", usage=usage, tags={"user_id": "u_7"}, call_id=call_id)
     assert voight.flush()
     monkeypatch.setenv("VOIGHT_LEDGER", voight_calls.ledger)
     program, *arguments = shlex.split(command)
@@ -53,4 +58,4 @@ def test_commands(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 def test_every_variable_is_in_the_table() -> None:
     """The table of the configuration names every variable that the library reads, and no other."""
     source = "".join(path.read_text() for path in Path(voight.__file__).parent.rglob("*.py"))
-    assert set(re.findall(r"VOIGHT_[A-Z]+", README)) == set(re.findall(r'"(VOIGHT_[A-Z]+)"', source))
+    assert set(re.findall(r"VOIGHT_[A-Z_]+", README)) == set(re.findall(r'"(VOIGHT_[A-Z_]+)"', source))

@@ -230,14 +230,19 @@ class Provider:
     def client(self, sdk: str, *, asynchronous: bool = False, **options: Any) -> Any:
         """A client of an SDK whose requests all come here."""
         made = getattr(_SDKS[sdk], _CLIENTS[sdk, asynchronous])
-        library = http_library(_SDKS[sdk])
-        transport = self.transport(_SDKS[sdk])
-        http_client = library.AsyncClient(transport=transport) if asynchronous else library.Client(transport=transport)
+        http_client = self.http_client(http_library(_SDKS[sdk]), asynchronous=asynchronous)
         return made(**{"api_key": "k", "max_retries": 0, "http_client": http_client, **options})
+
+    def http_client(self, library: Any, *, asynchronous: bool = False) -> Any:
+        """An HTTP client of *library*, that is httpx or httpx2, whose requests all come here."""
+        transport = self._transport(library)
+        return library.AsyncClient(transport=transport) if asynchronous else library.Client(transport=transport)
 
     def transport(self, sdk: Any) -> Any:
         """An HTTP transport of the SDK's own library that leads to this provider."""
-        library = http_library(sdk)
+        return self._transport(http_library(sdk))
+
+    def _transport(self, library: Any) -> Any:
         provider = self
 
         class Body(library.SyncByteStream, library.AsyncByteStream):  # type: ignore[misc, name-defined]
