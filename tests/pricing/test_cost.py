@@ -248,6 +248,38 @@ def test_each_component_is_priced_by_its_own_model(book: PriceBook, new_call: Ne
     assert "claude-of-tomorrow" in call.cost_reasons[0]
 
 
+PARTS = st.tuples(
+    st.sampled_from([None, "claude-haiku-4-5", "claude-opus-4-6", "claude-sonnet-5"]),
+    *[st.integers(0, 10_000_000) for _ in range(5)],
+)
+
+
+@given(st.lists(PARTS, min_size=1, max_size=6))
+def test_a_cost_is_additive_over_its_components(parts: list[tuple[Any, ...]]) -> None:
+    """What the parts of a call cost together is what they cost as calls of their own, to the last femto-dollar."""
+    book = PriceBook() if not BOOKS else BOOKS[0]
+    BOOKS[:] = [book]
+
+    def call(iterations: list[dict[str, Any]]) -> Call:
+        raw = json.dumps({"iterations": iterations})
+        made = Call(call_id="x", occurred_at=NOON, provider="anthropic", endpoint="messages", model="claude-haiku-4-5", raw_usage=raw)
+        complete(made, book)
+        return made
+
+    names = ("input_tokens", "cache_read_input_tokens", "five", "hour", "output_tokens")
+    rows = []
+    for model, *counts in parts:
+        row: dict[str, Any] = dict(zip(names, counts, strict=True))
+        split = {"ephemeral_5m_input_tokens": row.pop("five"), "ephemeral_1h_input_tokens": row.pop("hour")}
+        rows.append({**row, "cache_creation_input_tokens": sum(split.values()), "cache_creation": split, "model": model})
+    together = call(rows)
+    assert together.cost_status == "priced"
+    assert together.cost_femto == sum(call([row]).cost_femto or 0 for row in rows)
+
+
+BOOKS: list[PriceBook] = []
+
+
 def test_an_estimate_is_priced_as_what_it_stands_for(book: PriceBook, new_call: NewCall) -> None:
     """A stream that broke off is priced by its estimate where nothing was reported, and says that it is one."""
     call = cost(book, new_call, None, outcome="aborted", estimated_input=1000, estimated_output=1000)
