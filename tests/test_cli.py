@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import sqlite3
 import subprocess
 import sys
 import time
@@ -22,9 +23,11 @@ import voight_middleware.testing
 from voight_middleware import __version__
 from voight_middleware.call import Call, new_call_id
 from voight_middleware.cli import doctor, main
-from voight_middleware.cli.render import aligned, money, percent, printable
+from voight_middleware.cli.render import aligned, exact, money, percent, printable
+from voight_middleware.ingest import complete
 from voight_middleware.journal import Journal
 from voight_middleware.ledger import LedgerError, open_ledger
+from voight_middleware.pricing import PriceBook
 from voight_middleware.tags import Tags
 from voight_middleware.usage import Usage
 
@@ -186,6 +189,12 @@ def test_no_value_drives_the_terminal(ledger: Path, capsys: Captured, form: str)
         (["spend", "--ledger", "postgresql://db"], "SQLite only"),
         (["spend", "--ledger", ":memory:"], "the ledger needs a file"),
         (["export", "-o", "/nowhere/calls.jsonl"], "/nowhere/calls.jsonl cannot be written: No such file"),
+        (["explain", "01234567"], "there is no call '01234567' in this ledger; voight export shows their ids"),
+        (["reprice", "--since", "soon"], "cannot read 'soon' as a time"),
+        (["reprice", "--since", "today", "--where", "color=red"], "there is no dimension 'color'"),
+        (["reprice", "--since", "today", "--prices", "/nowhere.toml"], "your prices cannot be used: /nowhere.toml: cannot be read"),
+        (["prices", "show", "x", "--provider", "\x1b[31mred"], r"there is no price for 'x' of \x1b[31mred"),
+        (["prices", "show", "x", "--at", "soon"], "cannot read 'soon' as a time"),
         (["spend", "--by", "\x1b[31mred"], r"there is no dimension '\x1b[31mred'"),
     ],
 )
@@ -201,7 +210,10 @@ def test_errors_are_for_people(ledger: Path, capsys: Captured, arguments: list[s
     assert main(["spend", "--format", "json"]) == 0
 
 
-@pytest.mark.parametrize("arguments", [["nonsense"], ["top", "--limit", "0"], ["top", "--limit", "many"], ["spend", "--format", "xml"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["nonsense"], ["top", "--limit", "0"], ["top", "--limit", "many"], ["spend", "--format", "xml"], ["reprice"], ["prices"], ["explain"]],
+)
 def test_wrong_usage(capsys: Captured, arguments: list[str]) -> None:
     """What argparse cannot read exits with 2."""
     with pytest.raises(SystemExit) as exit_:
@@ -216,7 +228,21 @@ def test_no_command(capsys: Captured) -> None:
     assert "voight demo" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [[], ["top"], ["spend"], ["export"], ["doctor"], ["demo"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["top"],
+        ["spend"],
+        ["export"],
+        ["reprice"],
+        ["explain"],
+        ["prices", "show"],
+        ["prices", "check"],
+        ["doctor"],
+        ["demo"],
+    ],
+)
 def test_help_teaches(capsys: Captured, arguments: list[str]) -> None:
     """The help of every command says what it does, by examples that its own parser reads."""
     with pytest.raises(SystemExit) as exit_:
@@ -299,7 +325,7 @@ def test_a_report_brings_in_what_dead_processes_left(ledger: Path, capsys: Captu
 def test_a_long_drain_is_noted(ledger: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     """More than a thousand records brought in are noted on standard error."""
     keep(ledger, make_call())
-    monkeypatch.setattr("voight_middleware.ingest.drain", lambda url, journal: 1234)
+    monkeypatch.setattr("voight_middleware.ingest.drain", lambda url, journal, prices: 1234)
     assert main(["spend"]) == 0
     assert "brought in 1,234 records from the journal" in capsys.readouterr().err
 
@@ -308,7 +334,7 @@ def test_a_drain_that_fails_does_not_stop_a_report(ledger: Path, capsys: Capture
     """Where the journal cannot be brought in, the report is of what the ledger has, with a warning."""
     keep(ledger, make_call())
 
-    def drain(url: str, journal: Path) -> int:
+    def drain(url: str, journal: Path, prices: Path | None) -> int:
         raise LedgerError("the disk is full")
 
     monkeypatch.setattr("voight_middleware.ingest.drain", drain)
@@ -354,6 +380,317 @@ def test_export_to_a_terminal(ledger: Path, capsys: Captured, monkeypatch: pytes
     out = capsys.readouterr().out
     assert out.isascii()
     assert json.loads(out)["user_id"] == "zoë\x9b31m"
+
+
+# -- prices --------------------------------------------------------------------------------------------------------------------
+
+NOON = 1_793_534_400_000_000  # 2026-11-01 12:00 UTC
+HALF = """\
+[[price]]
+provider = "openai"
+model = "gpt-5-nano"
+discount = "50%"
+
+[[price]]
+provider = "openai"
+model = "house-model"
+input = 2
+output = 6
+"""
+
+
+@pytest.fixture
+def prices(tmp_path: Path) -> Path:
+    """A file of one's own prices."""
+    path = tmp_path / "prices.toml"
+    path.write_text(HALF)
+    return path
+
+
+def keep_priced(ledger: Path, user: str | None = "u_1", **values: Any) -> Call:
+    """A call as the ingester keeps it, priced by the list."""
+    call = Call(
+        **{
+            "call_id": new_call_id(),
+            "occurred_at": NOON,
+            "provider": "openai",
+            "endpoint": "chat",
+            "model": "gpt-5-nano",
+            "raw_usage": '{"prompt_tokens":1000000,"completion_tokens":0}',
+            "tags": Tags(user_id=user),
+            **values,
+        }
+    )
+    complete(call, PriceBook())
+    keep(ledger, call)
+    return call
+
+
+def test_reprice(ledger: Path, prices: Path, capsys: Captured) -> None:
+    """The dry run shows what would change, by user and model; the real one shows the same and does it, once; and back."""
+    keep_priced(ledger)
+    keep_priced(ledger, "u_2", model="house-model")
+    keep_priced(ledger, "u_2", model="gpt-4.1")
+    options = ["reprice", "--since", "2026-11-01", "--prices", str(prices)]
+    assert main([*options, "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("Repricing, dry run · since 2026-11-01 00:00 UTC\n")
+    first, second, total = [line.split() for line in text.splitlines() if "$" in line]
+    assert first == ["u_2", "house-model", "1", "1", "unpriced", "$2.00", "+$2.00"]
+    assert second == ["u_1", "gpt-5-nano", "1", "1", "$0.0500", "$0.0250", "-$0.0250"]
+    assert total == ["total", "3", "2", "$2.05", "$4.02", "+$1.98"]
+    assert "2 calls would get a new price; nothing was written: run it without --dry-run" in text
+    assert "without a price: 1 call before, 0 after" in text
+    assert main(options) == 0
+    again = capsys.readouterr().out
+    assert [line.split() for line in again.splitlines() if "$" in line] == [first, second, total]
+    assert "2 calls got a new price" in again
+    assert main(options) == 0
+    assert "3 calls looked at: no price has changed" in capsys.readouterr().out
+    assert main(["spend", "--format", "json"]) == main(["spend", "--format", "json", "--as-priced"]) == 0
+    out = capsys.readouterr().out
+    assert re.findall(r'"cost_usd": "(.*)"', out) == ["4.025", "2.05"]
+    assert main(["reprice", "--since", "2026-12-01"]) == 0
+    assert "No call matches" in capsys.readouterr().out
+
+
+def test_reprice_as_data(ledger: Path, prices: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    """JSON has the totals and the rows, CSV the rows, with amounts to the last digit; VOIGHT_PRICES is used where nothing is said."""
+    monkeypatch.setenv("VOIGHT_PRICES", str(prices))
+    keep(ledger, make_call(None))
+    keep_priced(ledger, "=1+1")
+    assert main(["reprice", "--since", "2026-11", "--where", "model=gpt-*", "--dry-run", "--format", "csv"]) == 0
+    header, row = csv.reader(io.StringIO(capsys.readouterr().out))
+    columns = ["calls", "changed", "before_usd", "after_usd", "difference_usd"]
+    counts = ["unpriced_before", "unpriced_after", "partial_before", "partial_after"]
+    assert header == ["user_id", "model", *columns, *counts]
+    assert row == ["'=1+1", "gpt-5-nano", "1", "1", "0.05", "0.025", "-0.025", "0", "0", "0", "0"]
+    assert main(["reprice", "--since", "2026-11", "--format", "json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    (row,) = report.pop("rows")
+    assert list(row) == header
+    assert (row["user_id"], row["before_usd"], row["after_usd"]) == ("=1+1", "0.05", "0.025")
+    assert report.pop("total")["difference_usd"] == "-0.025"
+    assert report == {"dry_run": False, "written": 1, "passed_over": 1}
+
+
+def test_as_priced(ledger: Path, prices: Path, capsys: Captured) -> None:
+    """`--as-priced` is what reports and the export said before a repricing, and the table says which figures it has."""
+    for number in range(5):
+        keep_priced(ledger, f"u_{number % 2}", raw_usage=f'{{"prompt_tokens":{10**number},"completion_tokens":7}}')
+    keep_priced(ledger, model="house-model")
+    commands = [["top", "--format", "csv"], ["spend", "--by", "model,cost_status", "--format", "json"], ["export"], ["top"]]
+    before = [(main(command), capsys.readouterr().out) for command in commands]
+    assert main(["reprice", "--since", "2026-11-01", "--prices", str(prices)]) == 0
+    capsys.readouterr()
+    now = [(main(command), capsys.readouterr().out) for command in commands]
+    then = [(main([*command, "--as-priced"]), capsys.readouterr().out) for command in commands]
+    assert all(one != other for one, other in zip(now, before, strict=True))
+    assert then[:3] == before[:3]
+    assert then[3][1] == before[3][1].replace("Spend by user_id", "Spend by user_id, as first priced")
+
+
+def test_explain(ledger: Path, prices: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who, what and when; each count times its price; the sum; where the prices are from; and what it cost before."""
+    call = keep_priced(
+        ledger,
+        call_id="019a8f3b52c77d41a7e1c2f3d4e5f607",
+        requested_model="gpt-5-nano",
+        model="gpt-5-nano-2025-08-07",
+        host="api.openai.com",
+        service_tier="flex",
+        tags=Tags(user_id="u_1", plan="pro", tenant_id="t_1"),
+        raw_usage='{"prompt_tokens":10000,"completion_tokens":2500,"prompt_tokens_details":{"cached_tokens":4096}}',
+        tool_calls={"web_search": 2},
+    )
+    record = json.loads(call.price or "")
+    golden = f"""\
+call 019a8f3b52c77d41a7e1c2f3d4e5f607
+  user      u_1, plan pro, tenant t_1
+  model     gpt-5-nano-2025-08-07 (gpt-5-nano was asked for) of openai, api.openai.com
+  time      2026-11-01 12:00:00.000000 UTC
+  endpoint  chat
+  tier      flex
+  outcome   ok
+
+gpt-5-nano of openai, genai-prices {record["version"]} (data {record["data"]}), service_tier=flex
+  input       5,904 x $0.025 / 1M tokens  = $0.0001476
+  cache_read  4,096 x $0.0025 / 1M tokens = $0.00001024
+  output      2,500 x $0.20 / 1M tokens   = $0.0005
+  web_search      2 x $0.01 / call        = $0.02
+  sum                                     = $0.02065784
+cost $0.02065784, {call.cost_status}
+"""
+    monkeypatch.setitem(sys.modules, "genai_prices", None)  # nothing is looked up in the price book
+    assert main(["explain", "019a8f3b52c7"]) == 0
+    assert capsys.readouterr().out == golden + "".join(f"  {reason}\n" for reason in call.cost_reasons)
+
+
+def test_explain_what_came_before(ledger: Path, prices: Path, capsys: Captured) -> None:
+    """Earlier prices are listed with the time when they were replaced, in text and as data."""
+    call = keep_priced(ledger, model="house-model")
+    for options in ([], ["--prices", str(prices)], []):
+        assert main(["reprice", "--since", "2026-11-01", *options]) == 0
+    capsys.readouterr()
+    assert main(["explain", call.call_id]) == 0
+    text = capsys.readouterr().out
+    assert "house-model, without a price\n  input  1,000,000 x no price\ncost unknown, unpriced\n  no price for model" in text
+    one, two = text.splitlines()[-2:]
+    assert re.fullmatch(r"  version 1, until 20\d\d-.* UTC: unknown, unpriced \(no price for model 'house-model' of openai\)", one)
+    assert re.fullmatch(r"  version 2, until 20\d\d-.* UTC: \$2\.00, priced", two)
+    assert main(["explain", call.call_id, "--format", "json"]) == 0
+    value = json.loads(capsys.readouterr().out)
+    assert (value["call_id"], value["cost_usd"], value["cost_status"], value["sum_usd"]) == (call.call_id, None, "unpriced", None)
+    assert [(price["version"], price["cost_usd"]) for price in value["former"]] == [(1, None), (2, "2")]
+
+
+KINDS: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "components": (
+        {
+            "provider": "anthropic",
+            "endpoint": "messages",
+            "model": "claude-sonnet-4-6",
+            "raw_usage": '{"iterations":[{"input_tokens":7},{"model":"claude-opus-4-6","output_tokens":5}],'
+            '"server_tool_use":{"web_fetch_requests":3}}',
+        },
+        [
+            "claude-sonnet-4-6 of anthropic, genai-prices ",
+            "  input      7 x $3.00 / 1M tokens  = $0.000021\n  web_fetch  3 x free of charge\nclaude-opus-4-6 of anthropic",
+            "  sum                               = $0.000146\ncost $0.000146, priced\n",
+        ],
+    ),
+    "partial": (
+        {"tool_calls": {"seance": 1}},
+        [
+            "1 x no price\n  sum                                   = $0.05\n",
+            "cost $0.05, partial\n  no price for seance\n",
+        ],
+    ),
+    "batch": ({"batch": True}, ["  tier      standard, batch\n", ", processing=batch\n", "1,000,000 x $0.025 / 1M tokens = $0.025"]),
+    "estimated": (
+        {"raw_usage": None, "estimated_output": 20, "outcome": "aborted"},
+        ["  outcome   aborted\n", "  tokens    estimated", "  output  20 x $0.40 / 1M tokens = $0.000008\n"],
+    ),
+    "free": ({"endpoint": "moderations", "raw_usage": None}, ["cost $0.00, priced\n  moderations is free\n"]),
+    "refused": (
+        {"raw_usage": None, "outcome": "error", "http_status": 429, "error": "RateLimitError"},
+        ["  outcome   error (RateLimitError)\n", "cost $0.00, priced\n  not billed: HTTP 429\n"],
+    ),
+    "reported": (
+        {"provider": "openrouter", "model": "openai/gpt-5-nano", "raw_usage": '{"prompt_tokens":10,"cost":0.0000123}'},
+        ["  sum                           = $0.0000005\ncost $0.0000123, priced\n  as openrouter reported it; ours comes to $0.0000005\n"],
+    ),
+    "reported only": (
+        {"provider": "openrouter", "model": "nobody/knows", "raw_usage": '{"prompt_tokens":10,"cost":0.0000123}'},
+        ["  input  10 x no price\ncost $0.0000123, priced\n  as openrouter reported it; no price of ours\n"],
+    ),
+    "by the hour": (
+        {"provider": "groq", "endpoint": "transcriptions", "model": "whisper-large-v3", "raw_usage": '{"seconds":40}'},
+        ["  seconds  40 x $0.111 / hour = $0.001233333333333333\n"],
+    ),
+    "a rule": (
+        {"endpoint": "images", "model": "dall-e-3", "raw_usage": '{"images":2,"size":"1024x1024"}'},
+        [
+            "dall-e-3 of openai, rules\n  rule openai-dall-e-3-1024x1024: https://developers.openai.com/api/docs/models/dall-e-3\n",
+            "  images  2 x $0.04 / picture = $0.08\n",
+        ],
+    ),
+    "without an owner": ({"tags": Tags()}, ["  user      (none)\n"]),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_explain_every_kind(ledger: Path, capsys: Captured, kind: str) -> None:
+    """Every kind of call is explained, and its sum is its cost."""
+    values, parts = KINDS[kind]
+    call = keep_priced(ledger, **values)
+    assert main(["explain", call.call_id]) == 0
+    text = capsys.readouterr().out
+    for part in parts:
+        assert part in text
+    assert "!" not in text
+    assert main(["explain", call.call_id, "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["sum_agrees"] is True
+
+
+def test_explain_says_what_is_wrong(ledger: Path, capsys: Captured) -> None:
+    """A stored figure that the stored prices do not come to is named, as is one without prices, and nothing drives the terminal."""
+    call = keep_priced(ledger, call_id="changed-by-hand")
+    keep(ledger, make_call(7, call_id="without-prices", model="\x1b[31mred"))
+    with closing(sqlite3.connect(ledger)) as db, db:
+        db.execute("UPDATE calls SET cost_femto = cost_femto + 1 WHERE call_id = ?", (call.call_id,))
+    assert main(["explain", call.call_id]) == 0
+    assert "! the sum does not equal what is stored: $0.05 is not $0.050000000000001" in capsys.readouterr().out
+    assert main(["explain", "without-prices"]) == 0
+    text = capsys.readouterr().out
+    assert "! no unit prices are stored with this call: its $0.000000000000007 cannot be computed again" in text
+    assert "\x1b" not in text
+
+
+def test_prices_show(prices: Path, capsys: Captured) -> None:
+    """The unit prices of a model at a time and under some terms, with their source, rules and doubts."""
+    assert main(["prices", "show", "gpt-5.4-pro", "--at", "2026-11-01"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("gpt-5.4-pro of openai, 2026-11-01 00:00 UTC\n")
+    assert re.search(r"  input +\$30\.00 / 1M tokens\n  output +\$180\.00 / 1M tokens\n(.*\n)+more than 272,000 input tokens\n", text)
+    assert re.search(r"from genai-prices [0-9.]+ \(data [0-9a-f]{16}\), as gpt-5\.4-pro\n", text)
+    assert main(["prices", "show", "gpt-5-nano", "--tier", "flex", "--prices", str(prices)]) == 0
+    text = capsys.readouterr().out
+    assert "UTC, tier flex\n" in text
+    assert re.search(r"  input +\$0\.0125 / 1M tokens\n", text)
+    assert f"rule override-prices.toml:1: {prices}:1\n" in text
+    assert main(["prices", "show", "gpt-5-nano", "--tier", "golden"]) == 0
+    assert "partial: service_tier 'golden' has no price of its own" in capsys.readouterr().out
+    assert main(["prices", "show", "whisper-large-v3", "--provider", "groq"]) == 0
+    assert "  seconds  $0.111 / hour, at least 10 seconds\n" in capsys.readouterr().out
+
+
+def test_prices_show_as_data(capsys: Captured) -> None:
+    """JSON has US dollars for one unit, as decimal strings."""
+    assert main(["prices", "show", "claude-opus-4-6", "--batch", "--at", "2026-11-01T09:00:00Z", "--format", "json"]) == 0
+    value = json.loads(capsys.readouterr().out)
+    (rates,) = value.pop("rates")
+    assert value == {
+        "model": "claude-opus-4-6",
+        "provider": "anthropic",
+        "host": None,
+        "at": "2026-11-01T09:00:00Z",
+        "terms": {"batch": "yes"},
+    }
+    assert (rates["unit_usd"]["input"], rates["unit_usd"]["output"], rates["above_input_tokens"]) == ("0.0000025", "0.0000125", 0)
+    assert rates["source"] == "genai-prices"
+
+
+def test_prices_show_of_an_unknown_model(prices: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that nobody has is said so; one of one's own is found by its file."""
+    assert main(["prices", "show", "house-model"]) == 1
+    assert "there is no price for 'house-model' of openai, anthropic, " in capsys.readouterr().err
+    monkeypatch.setenv("VOIGHT_PRICES", str(prices))
+    assert main(["prices", "show", "house-model"]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"  input +\$2\.00 / 1M tokens\n  output +\$6\.00 / 1M tokens\n", text)
+    assert "from rules, as house-model\nrule override-prices.toml:6: " in text
+
+
+def test_prices_check(prices: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How much is in the file; or every mistake with its line, and exit code 1; or where the file would be."""
+    assert main(["prices", "check"]) == 0
+    assert capsys.readouterr().out == "no prices of your own: set VOIGHT_PRICES to the path of a TOML file, or give --prices FILE\n"
+    assert main(["prices", "check", "--prices", str(prices)]) == 0
+    assert capsys.readouterr().out == f"{prices} (--prices): 2 prices, 0 deployments\n"
+    prices.write_text(HALF.replace("input = 2", "input = -2") + "tax = 1\n")
+    monkeypatch.setenv("VOIGHT_PRICES", str(prices))
+    assert main(["prices", "check"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    *mistakes, verdict = err.splitlines()
+    assert [re.sub(": (there is no key 'tax'|input must be US dollars).*", r": \1", line) for line in sorted(mistakes)] == [
+        f"{prices}:11: there is no key 'tax'",
+        f"{prices}:9: input must be US dollars",
+    ]
+    assert verdict == f"{prices} (VOIGHT_PRICES): 2 mistakes, so nothing of it is used"
+    assert main(["prices", "check", "--prices", "/nowhere.toml"]) == 1
+    assert "/nowhere.toml: cannot be read: No such file or directory" in capsys.readouterr().err
 
 
 # -- demo ----------------------------------------------------------------------------------------------------------------------
@@ -467,6 +804,19 @@ def test_doctor_when_switched_off(capsys: Captured, monkeypatch: pytest.MonkeyPa
     assert "unset VOIGHT_ENABLED" in found["settings", "enabled"]["advice"]
 
 
+def test_doctor_of_prices(prices: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file of one's own prices is counted; with a mistake in it calls wait, and the doctor says what shows the mistakes."""
+    _, found = findings(capsys)
+    assert found["settings", "prices"]["value"] == "none of your own (default)"
+    monkeypatch.setenv("VOIGHT_PRICES", str(prices))
+    code, found = findings(capsys)
+    assert (code, found["settings", "prices"]["value"]) == (0, f"{prices}, 2 of your own (VOIGHT_PRICES)")
+    prices.write_text("[[price]]")
+    code, found = findings(capsys)
+    assert (code, found["settings", "prices"]["fatal"]) == (1, True)
+    assert "voight prices check" in found["settings", "prices"]["advice"]
+
+
 def test_doctor_of_a_wrong_setting(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     """A setting that cannot be used is one sentence and exit code 1."""
     monkeypatch.setenv("VOIGHT_ENABLED", "perhaps")
@@ -518,6 +868,14 @@ def test_money_never_reads_as_nothing(femto: int) -> None:
     amount = Decimal(femto).scaleb(-15)
     assert re.search("[1-9]", money(amount))
     assert len({len(line) for line in aligned([amount, Decimal(1), None])}) == 1
+
+
+@given(st.decimals(0, 10**12, places=18, allow_nan=False))
+def test_exact_is_exact(usd: Decimal) -> None:
+    """Every digit of an amount is shown, and cents where there are none."""
+    text = exact(usd)
+    assert Decimal(text.removeprefix("$").replace(",", "")) == usd
+    assert re.fullmatch(r"\$[0-9,]+\.[0-9]{2,18}", text)
 
 
 @given(st.fractions(0, 1))

@@ -1,5 +1,6 @@
 """The SQLite ledger keeps calls exactly, once, and answers what they cost."""
 
+import random
 import sqlite3
 import subprocess
 import sys
@@ -100,6 +101,7 @@ def calls(draw: st.DrawFn) -> Call:
         usage=usage,
         components=parts,
         cost_femto=cost,
+        list_femto=draw(st.none() | st.integers(0, 2**63 - 1)),
         cost_status="unpriced" if cost is None else draw(st.sampled_from(["priced", "partial"])),
         cost_reasons=draw(st.lists(texts, max_size=2).map(tuple)),
         price=draw(maybe),
@@ -220,6 +222,12 @@ def test_counts_beyond_reason_do_not_stop_a_batch(ledger: SQLiteLedger, usage: U
     assert kept[wild.call_id].cost_femto is None
     assert kept[wild.call_id].cost_reasons == ("tier", "usage out of range")
     assert kept[wild.call_id].raw_usage == '{"x":1}'
+
+
+def test_a_list_cost_beyond_reason_does_not_stop_a_batch(ledger: SQLiteLedger) -> None:
+    """Nor does our own figure for a call whose cost the provider has reported."""
+    ledger.insert([make_call(3, list_femto=2**63), make_call(5, list_femto=7)])
+    assert sorted((call.cost_femto or 0, call.list_femto) for call in ledger.calls()) == [(0, None), (5, 7)]
 
 
 def test_the_largest_counts_add_up(ledger: SQLiteLedger) -> None:
@@ -649,10 +657,187 @@ def test_a_ledger_of_the_first_version_is_upgraded(tmp_path: Path) -> None:
         assert ledger.schema_version == second.schema_version == VERSION
         (kept,) = ledger.calls()
         assert (kept.call_id, kept.tags.user_id, kept.usage, kept.cost_femto) == ("c1", "u_1", Usage(input=10, output=7), 1_000)
-        new = job_call("openai/x", usage=Usage(image_in=3, image_out=4, cache_read_audio=1, cache_read_image=2), possibly_billed=1)
+        usage = Usage(image_in=3, image_out=4, cache_read_audio=1, cache_read_image=2)
+        new = job_call("openai/x", usage=usage, possibly_billed=1, list_femto=9)
         ledger.insert([new, submission("openai/x", "u_9")])
         assert {call.tags.user_id for call in second.calls()} == {"u_1", "u_9"}
         (total,) = ledger.spend()
         assert (total.input_tokens, total.output_tokens, total.cache_read_tokens) == (16, 11, 3)
+        assert second.reprice([(kept, priced(kept, 7))]) == 1
+        assert [price.cost_femto for price in ledger.versions("c1")] == [1_000]
     with closing(SQLiteLedger(path, create=False)) as again:
         assert again.schema_version == VERSION
+
+
+# -- other prices ------------------------------------------------------------------------------------------------------------------
+
+
+def priced(call: Call, cost: int | None, status: str | None = None, **values: Any) -> Call:
+    """*call* with another price."""
+    status = status or ("unpriced" if cost is None else "priced")
+    return msgspec.structs.replace(call, cost_femto=cost, cost_status=status, **values)
+
+
+def test_a_new_price_keeps_the_one_before(ledger: SQLiteLedger) -> None:
+    """The call has the new price and its counts, and everything of the old one is a version with the time when it was replaced."""
+    call = make_call(5, cost_status="partial", cost_reasons=("tier",), price='{"p":1}', list_femto=4, raw_usage="{}")
+    usage = Usage(input=10, cache_read=4, image_in=1, tools={"web_search": 2}, output=7)
+    parts = (Component(usage=Usage(input=10)), Component(model="other", usage=Usage(output=7)))
+    after = priced(call, 9, price='{"p":2}', list_femto=None, cost_reasons=(), usage=usage, components=parts)
+    ledger.insert([call, make_call(1)])
+    begin = time.time_ns() // 1000
+    assert ledger.reprice([(call, after)]) == 1
+    assert ledger.call(call.call_id) == after
+    (former,) = ledger.versions(call.call_id)
+    assert (former.version, former.cost_femto, former.list_femto, former.cost_status) == (1, 5, 4, "partial")
+    assert (former.cost_reasons, former.price) == (("tier",), '{"p":1}')
+    assert begin <= former.replaced_at <= time.time_ns() // 1000
+    assert ledger.spend()[0].cost_femto == 10
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.lists(st.none() | st.integers(0, 2**63 - 1), min_size=1, max_size=5), min_size=1, max_size=8))
+def test_the_original_figures_stay(histories: list[list[int | None]]) -> None:
+    """However often calls are repriced: their newest price is what is added up, and as they were priced first they add up as before."""
+    with new_ledger() as ledger:
+        kept = [make_call(costs[0], tags=Tags(user_id=f"u_{index % 3}"), model=f"m{index}") for index, costs in enumerate(histories)]
+        ledger.insert(kept)
+        before, calls_before = ledger.spend(["user_id", "cost_status"]), list(ledger.calls())
+        newest = {call.call_id: call for call in kept}
+        expected = {call.call_id: [call.cost_femto] for call in kept}
+        for round_ in range(1, 5):
+            changes = [
+                (newest[call.call_id], priced(newest[call.call_id], costs[round_]))
+                for call, costs in zip(kept, histories, strict=True)
+                if len(costs) > round_
+            ]
+            ledger.reprice(changes)
+            for old, new in changes:
+                newest[old.call_id] = new
+                if new.cost_femto != old.cost_femto:
+                    expected[old.call_id].append(new.cost_femto)
+        assert ledger.spend(["user_id", "cost_status"], as_priced=True) == before
+        assert list(ledger.calls(as_priced=True)) == calls_before
+        assert {call.call_id: call for call in ledger.calls()} == newest
+        for call_id, costs in expected.items():
+            assert [price.cost_femto for price in ledger.versions(call_id)] == costs[:-1]
+            assert [price.version for price in ledger.versions(call_id)] == list(range(1, len(costs)))
+
+
+def test_the_same_price_again_is_no_version(ledger: SQLiteLedger) -> None:
+    """Nothing is written where cost, status and reasons stay, nor when the same changes are made again."""
+    call = make_call(5, price="{}")
+    ledger.insert([call])
+    assert ledger.reprice([(call, priced(call, 5, price='{"version": "next"}'))]) == 0
+    change = (call, priced(call, 6))
+    assert ledger.reprice([change, change]) == 1
+    assert ledger.reprice([change]) == 0
+    assert len(ledger.versions(call.call_id)) == 1
+
+
+def test_a_change_of_reasons_is_a_version(ledger: SQLiteLedger) -> None:
+    """A call whose price has become doubtful costs the same, and is another one all the same."""
+    call = make_call(5)
+    ledger.insert([call])
+    assert ledger.reprice([(call, priced(call, 5, "partial", cost_reasons=("tier",)))]) == 1
+    assert ledger.spend()[0].partial_calls == 1
+    assert ledger.spend(as_priced=True)[0].partial_calls == 0
+    assert ledger.spend(where={"cost_status": "priced"})[0].calls == 0
+    assert ledger.spend(where={"cost_status": "priced"}, as_priced=True)[0].calls == 1
+
+
+def test_a_call_that_has_changed_meanwhile_is_left_alone(ledger: SQLiteLedger) -> None:
+    """A job that was told of between reading and repricing keeps what was told, and another process's price stays."""
+    begun, other = unread("openai/resp_1", cost_reasons=("unread",)), make_call(5)
+    ledger.insert([begun, other])
+    told = job_call("openai/resp_1", cost=8, raw_usage='{"input_tokens":10}')
+    ledger.insert([told])
+    ledger.reprice([(other, priced(other, 6))])
+    assert ledger.reprice([(begun, priced(begun, 3)), (other, priced(other, 7)), (make_call(1), make_call(2))]) == 0
+    assert sorted(call.cost_femto or 0 for call in ledger.calls()) == [6, 8]
+
+
+def test_prices_that_no_column_holds(ledger: SQLiteLedger) -> None:
+    """A price beyond reason becomes unpriced, as it does when a call comes in."""
+    call = make_call(5)
+    ledger.insert([call])
+    assert ledger.reprice([(call, priced(call, 2**63))]) == 1
+    (kept,) = ledger.calls()
+    assert (kept.cost_femto, kept.cost_reasons) == (None, ("usage out of range",))
+
+
+def test_one_transaction_for_all_changes(ledger: SQLiteLedger) -> None:
+    """Where one of them cannot be kept, none is."""
+    first, second = make_call(1), make_call(2)
+    ledger.insert([first, second])
+    with pytest.raises(LedgerError, match="failed"):
+        ledger.reprice([(first, priced(first, 3, price="{}")), (second, priced(second, None, "priced"))])
+    assert [call.cost_femto for call in ledger.calls()] == [1, 2]
+    assert ledger.versions(first.call_id) == []
+    assert ledger.reprice([(first, priced(first, 3, price="{}"))]) == 1
+
+
+def test_reading_in_pieces(ledger: SQLiteLedger) -> None:
+    """Pages follow each other without a gap, also where calls happened at the same time, and within a window and a filter."""
+    ledger.insert([make_call(at=at, call_id=f"{at}-{number}", model="mn"[number % 2]) for at in (1, 2, 2, 3, 9) for number in range(7)])
+    for where, window in (({}, Window()), ({"model": "n"}, Window(2, 9))):
+        whole = [call.call_id for call in ledger.calls(where, window)]
+        for size in (1, 2, 5, 100):
+            pages: list[str] = []
+            after = None
+            while page := list(ledger.calls(where, window, size, after=after)):
+                after = page[-1].occurred_at, page[-1].call_id
+                pages += [call.call_id for call in page]
+            assert pages == whole
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        ("0123456789abcdef", "0123456789abcdef"),
+        ("01234567", "0123456789abcdef"),
+        ("0123456", None),
+        ("", None),
+        ("mine", "mine"),
+        ("abcdefgh", "abcdefgh"),
+        ("abcdefgh-", "abcdefgh-2"),
+        ("01234567%", None),
+        ("01234567*", None),
+        ("zoë zoë zo", "zoë zoë zoë"),
+    ],
+)
+def test_a_call_by_its_id(ledger: SQLiteLedger, asked: str, found: str | None) -> None:
+    """The whole id, or its beginning from eight characters on where no other call begins so."""
+    ledger.insert([make_call(call_id=name) for name in ("0123456789abcdef", "mine", "abcdefgh", "abcdefgh-2", "zoë zoë zoë")])
+    call = ledger.call(asked)
+    assert (call and call.call_id) == found
+
+
+def test_a_beginning_that_several_calls_have(ledger: SQLiteLedger) -> None:
+    """It is refused, with two of them."""
+    ledger.insert([make_call(call_id=f"01234567-{number}") for number in range(3)])
+    with pytest.raises(LedgerError, match="several calls begin with '01234567', such as 01234567-0 and 01234567-1"):
+        ledger.call("01234567")
+
+
+def test_two_hundred_thousand_calls_add_up(ledger: SQLiteLedger) -> None:
+    """The total, and that of each user, is the sum of the calls to the last femto-dollar, before and after a repricing."""
+    rng = random.Random(4)
+    costs: list[tuple[int, int | None]] = []
+    for start in range(0, 200_000, 10_000):
+        batch = [(rng.randrange(50), None if rng.random() < 0.01 else rng.randrange(10 ** rng.randrange(1, 18))) for _ in range(10_000)]
+        calls = [
+            make_call(cost, at=NOON + start, call_id=f"{start + number}", tags=Tags(user_id=f"u_{user}"))
+            for number, (user, cost) in enumerate(batch)
+        ]
+        ledger.insert(calls)
+        costs += batch
+    original = ledger.spend()
+    assert original[0].cost_femto == sum(cost for _, cost in costs if cost is not None)
+    assert original[0].unpriced_calls == sum(cost is None for _, cost in costs)
+    by_user = {row.dimensions["user_id"]: row.cost_femto for row in ledger.spend(["user_id"])}
+    assert by_user == {f"u_{user}": sum(cost for one, cost in costs if one == user and cost is not None) for user in range(50)}
+    some = list(ledger.calls(where={"user_id": "u_7"}))
+    assert ledger.reprice([(call, priced(call, rng.randrange(10**15))) for call in some]) == len(some)
+    assert ledger.spend()[0].cost_femto == sum(call.cost_femto for call in ledger.calls() if call.cost_femto is not None)
+    assert ledger.spend(as_priced=True) == original

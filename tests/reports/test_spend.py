@@ -5,6 +5,7 @@ from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from voight_middleware.call import Call, new_call_id
@@ -113,3 +114,15 @@ def test_unowned_of_nothing(ledger: Ledger) -> None:
     """Without calls there are no shares."""
     report = unowned(ledger, window=Window(since=100))
     assert (report.share_of_calls, report.share_of_spend) == (None, None)
+
+
+def test_as_priced(ledger: Ledger) -> None:
+    """After a repricing the newest prices are reported, and on demand those of the time, in the shares of who has no owner too."""
+    before, none_before = spend(ledger, ["user_id"]), unowned(ledger)
+    changes = [(call, msgspec.structs.replace(call, cost_femto=1, cost_status="priced")) for call in ledger.calls()]
+    assert ledger.reprice(changes) == 4
+    assert spend(ledger).total.cost_femto == 4
+    assert unowned(ledger).unowned.cost_femto == 2
+    again = spend(ledger, ["user_id"], as_priced=True)
+    assert (again.rows, again.total, again.as_priced) == (before.rows, before.total, True)
+    assert unowned(ledger, as_priced=True) == none_before

@@ -23,6 +23,7 @@ from voight_middleware.reports.unowned import unowned
 from voight_middleware.settings import Settings, SettingsError, default_journal
 
 _SHORT = {"user": "user_id", "tenant": "tenant_id"}
+_TERMS = {"tier": "service tier", "geo": "place of inference", "size": "size of pictures", "quality": "quality of pictures"}
 _DRAINED_WORTH_A_NOTE = 1000
 
 _EXAMPLES = {
@@ -31,6 +32,7 @@ examples:
   voight demo                                     see the whole line work, without an API key
   voight top --since month                        the users who cost most this month
   voight spend --by plan,model --since 7d         any dimensions, one row each
+  voight explain 019a8f3b52c77d41                 where the cost of one call comes from
   voight doctor                                   is everything in place?
 """,
     "top": """\
@@ -64,6 +66,35 @@ examples:
 examples:
   voight export --format jsonl --since yesterday -o calls.jsonl
   voight export --format jsonl --where tenant=t_1 | jq .cost_usd
+""",
+    "reprice": """\
+The prices of today at the time of each call: dated prices, your own prices. The figures before stay readable: --as-priced.
+
+examples:
+  voight reprice --since month --dry-run          what would change
+  voight reprice --since 2026-11-01 --until 2026-11-30 --where provider=openai
+  voight reprice --since month --dry-run --prices negotiated.toml --format csv
+""",
+    "explain": """\
+The beginning of a call's id is enough, from 8 characters on; voight export shows the ids.
+
+examples:
+  voight explain 019a8f3b52c77d41
+  voight explain 019a8f3b52c77d41 --format json
+""",
+    "prices show": """\
+examples:
+  voight prices show gpt-5-nano
+  voight prices show gpt-5-nano --tier flex --at 2026-11-01
+  voight prices show claude-opus-4-6 --batch --format json
+  voight prices show chat-prod --provider azure
+""",
+    "prices check": """\
+Exits with 1 where the file has a mistake: nothing of it is used then.
+
+examples:
+  voight prices check
+  voight prices check --prices negotiated.toml
 """,
     "doctor": """\
 Exits with 1 where calls are lost or not stored.
@@ -122,16 +153,22 @@ def _parser() -> argparse.ArgumentParser:
 
     place = argparse.ArgumentParser(add_help=False)
     place.add_argument("--ledger", metavar="URL", help="a path or sqlite:///path (default: VOIGHT_LEDGER, then the default place)")
-    choice = argparse.ArgumentParser(add_help=False)
-    choice.add_argument("--where", metavar="K=V,K=V", action="append", default=[], help="only these calls; * is any text, - is none")
-    choice.add_argument("--since", metavar="TIME", help="only calls from this time on: today, week, month, 7d, 24h, 2026-11-01, … (UTC)")
-    choice.add_argument("--until", metavar="TIME", help="only calls up to this time; a day or month is included")
+    choice, dated_choice = _choice(), _choice(since_required=True)
+    original = argparse.ArgumentParser(add_help=False)
+    original.add_argument("--as-priced", action="store_true", help="the costs that calls were given first, whatever has replaced them")
+    prices = argparse.ArgumentParser(add_help=False)
+    prices.add_argument("--prices", metavar="FILE", type=Path, help="your own prices (default: VOIGHT_PRICES)")
     rows = argparse.ArgumentParser(add_help=False)
     rows.add_argument("--format", choices=("table", "json", "csv"), default="table", help="default: table")
 
-    def command(name: str, text: str, run: Callable[[Any], int], *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        added = commands.add_parser(
-            name,
+    table_or_json = argparse.ArgumentParser(add_help=False)
+    table_or_json.add_argument("--format", choices=("table", "json"), default="table", help="default: table")
+
+    def command(
+        name: str, text: str, run: Callable[[Any], int] | None = None, *parents: argparse.ArgumentParser, among: Any = commands
+    ) -> argparse.ArgumentParser:
+        added: argparse.ArgumentParser = among.add_parser(
+            name.rpartition(" ")[2],
             help=text,
             description=text[0].upper() + text[1:] + ".",
             epilog=_EXAMPLES.get(name),
@@ -141,25 +178,51 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(run=run)
         return added
 
-    top = command("top", "who costs most", _spend, place, choice, rows)
+    top = command("top", "who costs most", _spend, place, choice, original, rows)
     top.add_argument("--by", metavar="KEY", default="user", help="user, tenant, plan, model, route, …, or an extra key (default: user)")
     top.add_argument("--limit", metavar="N", type=_positive, default=10, help="how many rows (default: 10)")
 
-    added_up = command("spend", "what calls cost, by any dimensions", _spend, place, choice, rows)
+    added_up = command("spend", "what calls cost, by any dimensions", _spend, place, choice, original, rows)
     added_up.add_argument("--by", metavar="KEY,KEY", default="", help="the dimensions of a row (default: one row, the total)")
     added_up.add_argument("--limit", metavar="N", type=_positive, help="how many rows (default: all)")
 
-    export = command("export", "every call as data", _export, place, choice)
+    export = command("export", "every call as data", _export, place, choice, original)
     export.add_argument("--format", choices=("jsonl",), default="jsonl", help="one JSON object per call and line")
     export.add_argument("-o", "--output", metavar="FILE", type=Path, help="default: standard output")
 
-    check = command("doctor", "what is installed, configured and writable, and what to do about the rest", _doctor, place)
-    check.add_argument("--format", choices=("table", "json"), default="table", help="default: table")
+    again = command("reprice", "price calls again, and keep what they cost before", _reprice, place, dated_choice, prices, rows)
+    again.add_argument("--dry-run", action="store_true", help="only show what would change")
+
+    one = command("explain", "where the cost of one call comes from, line by line", _explain, place, table_or_json)
+    one.add_argument("call_id", metavar="CALL_ID", help="the id of a call, or its first characters, 8 or more")
+
+    book = command("prices", "which unit prices hold, and whether your own are in order")
+    about = book.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    shown = command("prices show", "the unit prices of a model", _prices_show, prices, table_or_json, among=about)
+    shown.add_argument("model", metavar="MODEL", help="the name of a model or of a deployment")
+    shown.add_argument("--provider", metavar="NAME", help="openai, anthropic, azure, … (default: the first one that has a price for it)")
+    shown.add_argument("--at", metavar="TIME", help="the prices of that time: 2026-11-01, 7d, … (UTC; default: now)")
+    shown.add_argument("--host", metavar="HOST", help="the host of the API, such as eu.api.openai.com")
+    shown.add_argument("--batch", action="store_true", help="the prices of a batch")
+    for term in ("tier", "speed", "geo", "size", "quality"):
+        shown.add_argument(f"--{term}", metavar="NAME", help=f"the prices of this {_TERMS.get(term, term)}")
+    command("prices check", "whether the file of your own prices can be used", _prices_check, prices, among=about)
+
+    command("doctor", "what is installed, configured and writable, and what to do about the rest", _doctor, place, table_or_json)
 
     demo = command("demo", "the whole line at work: an app, a loopback provider, 200 requests, the answer", _demo)
     demo.add_argument("--requests", metavar="N", type=_positive, default=200, help="how many requests (default: 200)")
     demo.add_argument("--keep", action="store_true", help="keep the demo's ledger for more questions")
     return parser
+
+
+def _choice(*, since_required: bool = False) -> argparse.ArgumentParser:
+    choice = argparse.ArgumentParser(add_help=False)
+    choice.add_argument("--where", metavar="K=V,K=V", action="append", default=[], help="only these calls; * is any text, - is none")
+    since = "only calls from this time on: today, week, month, 7d, 24h, 2026-11-01, … (UTC)"
+    choice.add_argument("--since", metavar="TIME", required=since_required, help=since)
+    choice.add_argument("--until", metavar="TIME", help="only calls up to this time; a day or month is included")
+    return choice
 
 
 def _spend(args: Any) -> int:
@@ -168,7 +231,7 @@ def _spend(args: Any) -> int:
     if args.format == "table":
         render.need_rich()
     with _ledger(args) as ledger:
-        report = spend(ledger, by, where, window, args.limit)
+        report = spend(ledger, by, where, window, args.limit, as_priced=args.as_priced)
         if args.format == "json":
             print(render.as_json(report))
         elif args.format == "csv":
@@ -179,13 +242,13 @@ def _spend(args: Any) -> int:
 
 
 def _without_owner(ledger: Ledger, report: SpendReport, where: dict[str, str | None], window: Window) -> Any:
-    return None if "user_id" in where or not report.total.calls else unowned(ledger, where, window)
+    return None if "user_id" in where or not report.total.calls else unowned(ledger, where, window, as_priced=report.as_priced)
 
 
 def _export(args: Any) -> int:
     where, window = _where(args.where), _window(args)
     with _ledger(args) as ledger, contextlib.ExitStack() as stack:
-        lines = jsonl.lines(ledger.calls(where, window))
+        lines = jsonl.lines(ledger.calls(where, window, as_priced=args.as_priced))
         if args.output is None:
             for line in lines:
                 sys.stdout.write(render.for_terminal(line) if sys.stdout.isatty() else line.decode())
@@ -197,6 +260,50 @@ def _export(args: Any) -> int:
         except OSError as error:
             raise UserError(f"{args.output} cannot be written: {error.strerror}") from error
     return 0
+
+
+def _reprice(args: Any) -> int:
+    from voight_middleware.cli import reprice as shown
+    from voight_middleware.cli.prices import open_prices
+    from voight_middleware.repricing import reprice
+
+    where, window = _where(args.where), _window(args)
+    if args.format == "table":
+        render.need_rich()
+    book = open_prices(_settings(args))
+    with _ledger(args) as ledger:
+        report = reprice(ledger, book, where, window, args.dry_run)
+    if args.format == "json":
+        print(shown.as_json(report))
+    elif args.format == "csv":
+        sys.stdout.write(shown.as_csv(report))
+    else:
+        shown.print_table(report, where)
+    return 0
+
+
+def _explain(args: Any) -> int:
+    from voight_middleware.cli import explain
+
+    with _ledger(args) as ledger:
+        call = ledger.call(args.call_id)
+        if call is None:
+            raise UserError(f"there is no call {args.call_id!r} in this ledger; voight export shows their ids")
+        former = ledger.versions(call.call_id)
+    print(explain.as_json(call, former) if args.format == "json" else explain.as_text(call, former))
+    return 0
+
+
+def _prices_show(args: Any) -> int:
+    from voight_middleware.cli import prices
+
+    return prices.show(_settings(args), args)
+
+
+def _prices_check(args: Any) -> int:
+    from voight_middleware.cli import prices
+
+    return prices.check(_settings(args))
 
 
 def _doctor(args: Any) -> int:
@@ -214,12 +321,13 @@ def _demo(args: Any) -> int:
 
 
 def _settings(args: Any) -> Settings:
-    settings = Settings.from_environment(ledger=args.ledger)
-    if args.ledger is None:
-        return settings
-    # VOIGHT_JOURNAL belongs to VOIGHT_LEDGER: it must not be drained into another ledger that is only looked at.
-    journal = settings.journal if settings.ledger == Settings.from_environment().ledger else default_journal(settings.ledger)
-    return replace(settings, journal=journal, sources={**settings.sources, "ledger": "--ledger"})
+    options = {name: value for name in ("ledger", "prices") if (value := getattr(args, name, None)) is not None}
+    settings = Settings.from_environment(**options)
+    if "ledger" in options:
+        # VOIGHT_JOURNAL belongs to VOIGHT_LEDGER: it must not be drained into another ledger that is only looked at.
+        journal = settings.journal if settings.ledger == Settings.from_environment().ledger else default_journal(settings.ledger)
+        settings = replace(settings, journal=journal)
+    return replace(settings, sources={**settings.sources, **{name: f"--{name}" for name in options}})
 
 
 @contextlib.contextmanager
@@ -229,7 +337,7 @@ def _ledger(args: Any) -> Generator[Ledger]:
 
     settings = _settings(args)
     try:
-        count = drain(settings.ledger, settings.journal)
+        count = drain(settings.ledger, settings.journal, settings.prices)
         if count > _DRAINED_WORTH_A_NOTE:
             print(f"voight: brought in {count:,} records from the journal {settings.journal}", file=sys.stderr)
     except (LedgerError, OSError) as error:

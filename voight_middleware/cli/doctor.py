@@ -120,11 +120,26 @@ def _settings(settings: Settings) -> Iterator[Finding]:
     section = "settings"
     for name, value in (("ledger", settings.ledger), ("journal", str(settings.journal)), ("release", settings.release or "none")):
         yield Finding(section, name, f"{value} ({settings.sources.get(name, 'default')})")
+    yield _prices(settings)
     source = settings.sources.get("enabled", "default")
     if settings.enabled:
         yield Finding(section, "enabled", f"yes ({source})")
     else:
         yield Finding(section, "enabled", f"no ({source})", f"no call is metered or kept: unset {source}, or set it to true", fatal=True)
+
+
+def _prices(settings: Settings) -> Finding:
+    from voight_middleware.pricing import OverridesError, read_overrides
+
+    section, name, source = "settings", "prices", settings.sources.get("prices", "default")
+    if settings.prices is None:
+        return Finding(section, name, f"none of your own ({source})")
+    try:
+        count = len(read_overrides(settings.prices).rules)
+    except OverridesError as error:
+        value = f"{settings.prices} cannot be used, {len(error.problems)} wrong ({source})"
+        return Finding(section, name, value, "calls wait in the journal until this is put right: voight prices check", fatal=True)
+    return Finding(section, name, f"{settings.prices}, {count:,} of your own ({source})")
 
 
 def _ledger(settings: Settings, ledger: Ledger | None) -> Iterator[Finding]:

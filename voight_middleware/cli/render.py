@@ -6,21 +6,23 @@ import csv
 import importlib.util
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from voight_middleware.ledger import Spend
-from voight_middleware.money import CONTEXT, from_femto
+from voight_middleware.ledger import Spend, Window
+from voight_middleware.money import CONTEXT, from_femto, usd_text
 from voight_middleware.reports.spend import SpendReport, as_row
 from voight_middleware.reports.timespan import describe
 from voight_middleware.reports.unowned import Unowned
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.text import Text
 
 _BAR_WIDTH = 12
 _EIGHTHS = " ▏▎▍▌▋▊▉"
+_FINEST = Decimal("1e-18")
 _WIDTH_OF_A_PIPE = 160
 """Columns of a table that is not printed on a terminal."""
 
@@ -57,28 +59,30 @@ def for_terminal(line: bytes) -> str:
 
 def as_csv(report: SpendReport) -> str:
     """The rows as CSV with a header. A text that a spreadsheet would take for a formula gets an apostrophe in front."""
+    return csv_text(list(as_row(Spend(dimensions=dict.fromkeys(report.by)))), map(as_row, report.rows), report.by)
+
+
+def csv_text(header: Sequence[str], rows: Iterable[Mapping[str, object]], texts: Collection[str]) -> str:
+    """Rows as CSV; those of its columns that are *texts* hold what an application or a provider has said."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow([_text_cell(name) for name in as_row(Spend(dimensions=dict.fromkeys(report.by)))])
-    for row in report.rows:
-        values = as_row(row)
-        writer.writerow([_text_cell(value) if name in row.dimensions else value for name, value in values.items()])
+    writer.writerow(map(_text_cell, header))
+    for row in rows:
+        writer.writerow([_text_cell(value) if name in texts else value for name, value in row.items()])
     return buffer.getvalue()
 
 
 def print_table(report: SpendReport, where: Mapping[str, str | None], ownership: Unowned | None) -> None:
     """Print the rows, a total, and what the total hides."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=_WIDTH_OF_A_PIPE)
+    console = console_for_tables()
     subject = f"Spend by {', '.join(report.by)}" if report.by else "Spend"
-    title = " · ".join((subject, describe(report.window), *map(_condition, where.items())))
-    console.print(Text(printable(title), style="bold"), soft_wrap=True)
+    if report.as_priced:
+        subject += ", as first priced"
+    console.print(Text(title_of(subject, report.window, where), style="bold"), soft_wrap=True)
     if not report.total.calls:
         console.print(Text("No call matches. `voight spend` shows what there is; `voight doctor` says where calls go."))
         return
@@ -96,7 +100,7 @@ def print_table(report: SpendReport, where: Mapping[str, str | None], ownership:
     table.add_column("share", no_wrap=True)
     for row, cost in zip(report.rows, costs, strict=False):
         if report.by:
-            table.add_row(*map(_dimension, row.dimensions.values()), *_counts(row), Text(cost, style="bold"), _share(report.share(row)))
+            table.add_row(*map(dimension, row.dimensions.values()), *_counts(row), Text(cost, style="bold"), _share(report.share(row)))
     if report.by:
         table.add_section()
     names = ["total", *[""] * (len(report.by) - 1)]
@@ -106,9 +110,22 @@ def print_table(report: SpendReport, where: Mapping[str, str | None], ownership:
         console.print(Text(printable(note), style="dim"), soft_wrap=True)
 
 
-def aligned(amounts: Sequence[Decimal | None]) -> list[str]:
+def console_for_tables() -> Console:
+    """The terminal, or a pipe that is wide enough for a table."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=_WIDTH_OF_A_PIPE)
+
+
+def title_of(subject: str, window: Window, where: Mapping[str, str | None]) -> str:
+    """What a table shows, of which time and which calls."""
+    return printable(" · ".join((subject, describe(window), *map(_condition, where.items()))))
+
+
+def aligned(amounts: Sequence[Decimal | None], written: Callable[[Decimal], str] | None = None) -> list[str]:
     """Amounts of US dollars of the same width, their points below each other; None reads ``unpriced``."""
-    texts = [None if amount is None else money(amount) for amount in amounts]
+    texts = [None if amount is None else (written or money)(amount) for amount in amounts]
     wholes = [len(text.partition(".")[0]) for text in texts if text is not None]
     fractions = [len(text.partition(".")[2]) for text in texts if text is not None]
     whole, fraction = max(wholes, default=0), max(fractions, default=0)
@@ -129,6 +146,14 @@ def money(usd: Decimal) -> str:
     return f"${usd.quantize(Decimal(1).scaleb(-decimals), context=CONTEXT):,f}"
 
 
+def exact(usd: Decimal) -> str:
+    """US dollars with cents and to the last digit, or the thousandth part of a femto-dollar where there is no last one."""
+    if usd.adjusted() < 9 and usd != (rounded := usd.quantize(_FINEST, context=CONTEXT)):
+        usd = rounded
+    whole, _, fraction = usd_text(usd).partition(".")
+    return f"${int(whole):,}.{fraction.ljust(2, '0')}"
+
+
 def percent(share: Decimal | None) -> str:
     """A share from 0 to 1 as a percentage; one that is not 0 never reads as 0."""
     if share is None:
@@ -143,7 +168,8 @@ def _counts(row: Spend) -> list[str]:
     return ["-" if count is None else f"{count:,}" for count in counts]
 
 
-def _dimension(value: str | None) -> Text:
+def dimension(value: str | None) -> Text:
+    """A value of a dimension in a table; ``(none)`` where a call has none."""
     from rich.text import Text
 
     return Text("(none)", style="dim") if value is None else Text(printable(value))
@@ -165,21 +191,21 @@ def _notes(report: SpendReport, ownership: Unowned | None) -> list[str]:
         notes.append(f"{report.more:,} more rows are in the total: --limit {len(report.rows) + report.more}")
     if total.unpriced_calls:
         notes.append(
-            f"{_calls(total.unpriced_calls)} of {total.calls:,} without a price, not in the cost: "
+            f"{note_of_calls(total.unpriced_calls)} of {total.calls:,} without a price, not in the cost: "
             "voight spend --by provider,model --where cost_status=unpriced"
         )
     if total.partial_calls:
         notes.append(
-            f"{_calls(total.partial_calls)} priced in part, so the cost is a little low: "
+            f"{note_of_calls(total.partial_calls)} priced in part, so the cost is a little low: "
             "voight spend --by provider,model --where cost_status=partial"
         )
     if total.estimated_calls:
-        notes.append(f"{_calls(total.estimated_calls)} with estimated tokens (streams that were broken off)")
+        notes.append(f"{note_of_calls(total.estimated_calls)} with estimated tokens (streams that were broken off)")
     if ownership is not None and ownership.unowned.calls:
         cost = "" if ownership.unowned.cost_femto is None else f", {money(from_femto(ownership.unowned.cost_femto))}"
         spend = "" if ownership.share_of_spend is None else f" ({percent(ownership.share_of_spend)} of the cost)"
         notes.append(
-            f"{_calls(ownership.unowned.calls)} ({percent(ownership.share_of_calls)}){cost}{spend} without an owner: "
+            f"{note_of_calls(ownership.unowned.calls)} ({percent(ownership.share_of_calls)}){cost}{spend} without an owner: "
             "voight spend --by route --where user=-"
         )
     elif ownership is not None:
@@ -187,7 +213,8 @@ def _notes(report: SpendReport, ownership: Unowned | None) -> list[str]:
     return notes
 
 
-def _calls(count: int) -> str:
+def note_of_calls(count: int) -> str:
+    """``1 call``, ``2 calls``."""
     return f"{count:,} call" if count == 1 else f"{count:,} calls"
 
 

@@ -42,7 +42,7 @@ def as_object(call: Call) -> dict[str, Any]:
         "ttft_s": _seconds(call.ttft),
         "attempts": call.attempts,
         "input_tokens": usage and usage.input_tokens,
-        "cache_read_tokens": usage and usage.cache_read,
+        "cache_read_tokens": usage and usage.cache_read_tokens,
         "cache_write_tokens": usage and usage.cache_write_tokens,
         "output_tokens": usage and usage.output_tokens,
         "estimated": call.estimated,

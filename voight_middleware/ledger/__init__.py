@@ -7,6 +7,7 @@ from pathlib import Path
 from voight_middleware.ledger.base import (
     DIMENSIONS,
     ForeignLedger,
+    FormerPrice,
     Ledger,
     LedgerError,
     Progress,
@@ -19,6 +20,7 @@ from voight_middleware.settings import SettingsError, ledger_url, sqlite_path
 __all__ = (
     "DIMENSIONS",
     "ForeignLedger",
+    "FormerPrice",
     "Ledger",
     "LedgerError",
     "Progress",

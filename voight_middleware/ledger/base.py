@@ -79,6 +79,22 @@ class Spend:
     errors: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class FormerPrice:
+    """What a call cost until a repricing replaced it. Money is in femto-dollars (1e-15 USD)."""
+
+    version: int
+    """1 for the original."""
+    cost_femto: int | None
+    list_femto: int | None
+    cost_status: str
+    cost_reasons: tuple[str, ...]
+    price: str | None
+    """As ``Call.price``."""
+    replaced_at: int
+    """Microseconds since 1970, UTC."""
+
+
 class Ledger(Protocol):
     """
     A place to keep calls.
@@ -116,17 +132,55 @@ class Ledger(Protocol):
         where: Mapping[str, str | None] | None = None,
         window: Window = Window(),
         limit: int | None = None,
+        *,
+        as_priced: bool = False,
     ) -> list[Spend]:
         """
         Calls added up by dimensions, the most expensive first (unpriced groups last, then by calls).
+
+        With *as_priced*, by the price that each was given first, whatever has replaced it.
 
         Raises:
             UnknownDimension: A name in *by* or *where* is neither in ``DIMENSIONS`` nor an extra key of any call.
         """
         ...
 
-    def calls(self, where: Mapping[str, str | None] | None = None, window: Window = Window()) -> Iterator[Call]:
-        """Every call, the oldest first."""
+    def calls(
+        self,
+        where: Mapping[str, str | None] | None = None,
+        window: Window = Window(),
+        limit: int | None = None,
+        *,
+        after: tuple[int, str] | None = None,
+        as_priced: bool = False,
+    ) -> Iterator[Call]:
+        """
+        Every call, the oldest first, with the price that *as_priced* says.
+
+        For reading in pieces: at most *limit* calls, from behind the one of this ``occurred_at`` and ``call_id`` on.
+        """
+        ...
+
+    def call(self, call_id: str) -> Call | None:
+        """
+        The call of that id, or the only one whose id begins with it, if it has 8 characters or more; None where there is none.
+
+        Raises:
+            LedgerError: Several calls begin with it.
+        """
+        ...
+
+    def reprice(self, changes: Sequence[tuple[Call, Call]]) -> int:
+        """
+        Give calls another price, in one transaction; each as it was read, and as it is priced now. Answers how many have got one.
+
+        The price before is kept as a version of its own. A call is not touched where cost, status and reasons stay the same, nor where
+        it is not in the ledger as it was read: another process has repriced it or told what it used.
+        """
+        ...
+
+    def versions(self, call_id: str) -> list[FormerPrice]:
+        """The prices that a call had before its newest one, the original first."""
         ...
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from voight_middleware.call import Call
+from voight_middleware.ledger.base import FormerPrice
 from voight_middleware.tags import Tags
 from voight_middleware.usage import Component, Usage
 
@@ -35,6 +36,19 @@ CREATE TABLE jobs (
 ) STRICT, WITHOUT ROWID""",
     "CREATE INDEX parts_of_jobs ON jobs (part_of) WHERE part_of IS NOT NULL",
 )
+_FORMER_COSTS = """
+CREATE TABLE former_costs (
+    call_id TEXT NOT NULL,
+    version INTEGER NOT NULL,
+    cost_femto INTEGER,
+    list_femto INTEGER,
+    cost_status TEXT NOT NULL,
+    cost_reasons TEXT,
+    price_id INTEGER REFERENCES prices,
+    replaced_at INTEGER NOT NULL,
+    PRIMARY KEY (call_id, version)
+) STRICT, WITHOUT ROWID"""
+"""What a repricing has replaced. Rows are added and never changed; version 1 is the original, and the newest price is in ``calls``."""
 
 TABLES = (
     f"""
@@ -72,6 +86,7 @@ CREATE TABLE calls (
     tool_calls TEXT,
     raw_usage TEXT,
     cost_femto INTEGER CHECK (cost_femto >= 0),
+    list_femto INTEGER CHECK (list_femto >= 0),
     cost_status TEXT NOT NULL,
     cost_reasons TEXT,
     price_id INTEGER REFERENCES prices,
@@ -82,16 +97,19 @@ CREATE TABLE calls (
     "CREATE TABLE extra_keys (key TEXT PRIMARY KEY) STRICT, WITHOUT ROWID",
     "CREATE TABLE segments (name TEXT PRIMARY KEY, offset INTEGER NOT NULL) STRICT, WITHOUT ROWID",
     *_JOBS,
+    _FORMER_COSTS,
 )
 UPGRADES = {
     1: (
         "ALTER TABLE calls ADD COLUMN possibly_billed INTEGER",
         "ALTER TABLE calls ADD COLUMN job TEXT",
+        "ALTER TABLE calls ADD COLUMN list_femto INTEGER CHECK (list_femto >= 0)",
         *(
             f"ALTER TABLE calls ADD COLUMN {name} INTEGER CHECK ({name} BETWEEN 0 AND {MAX_COUNT})"
             for name in ("cache_read_audio", "cache_read_image", "image_in", "image_out")
         ),
         *_JOBS,
+        _FORMER_COSTS,
     )
 }
 """What brings a ledger of an older version to the next one."""
@@ -104,9 +122,9 @@ _COMMON = (
 )
 _RARE = (
     *("error", "possibly_billed", "job", "images", "seconds", "characters", "cache_read_audio", "cache_read_image"),
-    *("image_in", "image_out", "estimated_input", "estimated_output", "tools", "components", "tool_calls", "cost_reasons"),
+    *("image_in", "image_out", "estimated_input", "estimated_output", "tools", "components", "tool_calls", "cost_reasons", "list_femto"),
 )
-_NULLABLE_NUMBERS = frozenset(_COUNTS) | {"http_status", "possibly_billed", "duration", "ttft", "cost_femto", "price_id"}
+_NULLABLE_NUMBERS = frozenset(_COUNTS) | {"http_status", "possibly_billed", "duration", "ttft", "cost_femto", "list_femto", "price_id"}
 _REQUIRED = frozenset(re.findall(r"(\w+) (?:INTEGER|TEXT) NOT NULL", TABLES[0]))
 
 
@@ -137,7 +155,27 @@ INSERT_ALL = _insert(
     "WHERE calls.job IS NOT NULL AND calls.raw_usage IS NULL AND (excluded.raw_usage IS NOT NULL OR excluded.outcome <> 'ok')",
 )
 """A call that was kept when its job was begun gets what was told of it later, and keeps its owner and its time."""
-SELECT = f"SELECT {', '.join((*_COMMON[:-1], *_RARE))}, price FROM calls LEFT JOIN prices USING (price_id)"
+CALLS = "calls"
+_FIGURES = ("cost_femto", "list_femto", "cost_status", "cost_reasons", "price_id")
+CALLS_AS_PRICED = (
+    f"(SELECT {', '.join(f'calls.{name}' for name in (*_COMMON, *_RARE) if name not in _FIGURES)}, "
+    f"{', '.join(f'IIF(original.version IS NULL, calls.{name}, original.{name}) AS {name}' for name in _FIGURES)} "
+    "FROM calls LEFT JOIN former_costs AS original ON original.call_id = calls.call_id AND original.version = 1) AS calls"
+)
+"""In the place of ``CALLS``: the calls with the price that they were given first."""
+SELECT = f"SELECT {', '.join((*_COMMON[:-1], *_RARE))}, price"
+SELECT_PRICE = "LEFT JOIN prices USING (price_id)"
+_COUNTED = (*_USAGE_COUNTS, "tools", "components")
+KEEP_FORMER = f"""
+INSERT INTO former_costs (call_id, version, {", ".join(_FIGURES)}, replaced_at)
+SELECT call_id, (SELECT COUNT(*) + 1 FROM former_costs WHERE former_costs.call_id = calls.call_id), {", ".join(_FIGURES)}, ?
+FROM calls WHERE call_id = ? AND raw_usage IS ? AND cost_femto IS ? AND list_femto IS ? AND cost_status = ? AND cost_reasons IS ?"""
+"""Only where nobody has changed the call since it was read; binds the time and ``read_values``."""
+SELECT_FORMER = (
+    "SELECT version, cost_femto, list_femto, cost_status, cost_reasons, price, replaced_at FROM former_costs "
+    f"{SELECT_PRICE} WHERE call_id = ? ORDER BY version"
+)
+REPRICE = f"UPDATE calls SET {', '.join(f'{name} = ?' for name in (*_COUNTED, *_FIGURES))} WHERE call_id = ?"
 
 _json = msgspec.json.Encoder().encode
 _extra = msgspec.json.Decoder(dict[str, str]).decode
@@ -214,7 +252,7 @@ def rare_values(call: Call) -> Row | None:
         and call.job is None
         and call.possibly_billed is usage.images is usage.seconds is usage.characters is None
         and usage.cache_read_audio is usage.cache_read_image is usage.image_in is usage.image_out is None
-        and call.estimated_input is call.estimated_output is None
+        and call.estimated_input is call.estimated_output is call.list_femto is None
     ):
         return None
     return (
@@ -234,7 +272,35 @@ def rare_values(call: Call) -> Row | None:
         "" if plain or components == _only(call.usage) else _json(components).decode(),
         "" if call.tool_calls is None else _json(call.tool_calls).decode(),
         _json(call.cost_reasons).decode() if call.cost_reasons else "",
+        -1 if (number := call.list_femto) is None else number,
     )
+
+
+def read_values(call: Call) -> Row:
+    """What ``KEEP_FORMER`` knows a call by: its id, its usage and its figures."""
+    return (call.call_id, call.raw_usage, call.cost_femto, call.list_femto, call.cost_status, _maybe_json(call.cost_reasons))
+
+
+def repriced_values(call: Call, price_id: int | None) -> Row:
+    """What ``REPRICE`` binds: the counts, which a newer reader may find more of, and the figures."""
+    usage = call.usage or _NO_USAGE
+    return (
+        *(getattr(usage, name) for name in _USAGE_COUNTS),
+        None if usage.tools is None else _json(usage.tools).decode(),
+        None if call.components == _only(call.usage) else _json(call.components).decode(),
+        call.cost_femto,
+        call.list_femto,
+        call.cost_status,
+        _maybe_json(call.cost_reasons),
+        price_id,
+        call.call_id,
+    )
+
+
+def former_price(row: Row) -> FormerPrice:
+    """One row of ``SELECT_FORMER``."""
+    version, cost_femto, list_femto, cost_status, reasons, price, replaced_at = row
+    return FormerPrice(version, cost_femto, list_femto, cost_status, () if reasons is None else _reasons(reasons), price, replaced_at)
 
 
 def from_row(row: Row) -> Call:
@@ -267,7 +333,8 @@ def within_range(call: Call) -> Call:
     """
     counts = [getattr(call.usage, name) for name in _USAGE_COUNTS] if call.usage is not None else []
     counts += [call.estimated_input, call.estimated_output]
-    if all(count is None or 0 <= count <= MAX_COUNT for count in counts) and 0 <= (call.cost_femto or 0) < 2**63:
+    amounts = (call.cost_femto or 0, call.list_femto or 0)
+    if all(count is None or 0 <= count <= MAX_COUNT for count in counts) and all(0 <= amount < 2**63 for amount in amounts):
         return call
     return msgspec.structs.replace(
         call,
@@ -276,10 +343,15 @@ def within_range(call: Call) -> Call:
         estimated_input=None,
         estimated_output=None,
         cost_femto=None,
+        list_femto=None,
         cost_status="unpriced",
         cost_reasons=(*call.cost_reasons, "usage out of range"),
         price=None,
     )
+
+
+def _maybe_json(reasons: Sequence[str]) -> str | None:
+    return _json(reasons).decode() if reasons else None
 
 
 def _only(usage: Usage | None) -> tuple[Component, ...]:

@@ -13,26 +13,46 @@ from pathlib import Path
 import msgspec
 
 from voight_middleware.call import Call, Record, Settlement, Submission
-from voight_middleware.ledger.base import DIMENSIONS, ForeignLedger, LedgerError, Progress, Spend, UnknownDimension, Window
+from voight_middleware.ledger.base import (
+    DIMENSIONS,
+    ForeignLedger,
+    FormerPrice,
+    LedgerError,
+    Progress,
+    Spend,
+    UnknownDimension,
+    Window,
+)
 from voight_middleware.ledger.schema import (
     APPLICATION_ID,
+    CALLS,
+    CALLS_AS_PRICED,
     INSERT_ALL,
     INSERT_COMMON,
+    KEEP_FORMER,
+    REPRICE,
     SELECT,
+    SELECT_FORMER,
+    SELECT_PRICE,
     TABLES,
     UPGRADES,
     VERSION,
     Row,
     common_values,
     extra_text,
+    former_price,
     from_row,
     rare_values,
+    read_values,
+    repriced_values,
     within_range,
 )
 from voight_middleware.tags import Tags
 
 BUSY_SECONDS = 30
 """How long a statement waits for another process's transaction."""
+SHORTEST_ID = 8
+"""How many characters of a call's id are enough, where no other begins with them."""
 
 _TIMES = {"hour": "%Y-%m-%dT%H:00Z", "day": "%Y-%m-%d", "month": "%Y-%m"}
 # The unary plus keeps the planner on the scan of the time range: `GROUP BY user_id` would walk any index on it, ten times as long.
@@ -122,8 +142,7 @@ class SQLiteLedger:
         """
         calls = [record for record in records if isinstance(record, Call)]
         others = [record for record in records if not isinstance(record, Call)]
-        if _file_at(self.path) != self._file:  # SQLite would go on writing into the file that was moved away or deleted
-            raise LedgerError(f"the ledger {self.path} was moved or deleted under way: it is begun anew at the next try")
+        self._check_file()
         with _explained(self.path):
             try:
                 return self._insert(calls, others, progress)
@@ -161,11 +180,14 @@ class SQLiteLedger:
         where: Mapping[str, str | None] | None = None,
         window: Window = Window(),
         limit: int | None = None,
+        *,
+        as_priced: bool = False,
     ) -> list[Spend]:
         """
         Calls added up by dimensions, the most expensive first (unpriced groups last, then by calls).
 
-        A value in *where* is compared exactly, ``*`` standing for any text; None means that the call has no value.
+        A value in *where* is compared exactly, ``*`` standing for any text; None means that the call has no value. With *as_priced*, costs
+        and statuses are those that each call was given first.
 
         Raises:
             UnknownDimension: A name in *by* or *where* is neither in ``DIMENSIONS`` nor an extra key of any call.
@@ -177,23 +199,86 @@ class SQLiteLedger:
             columns = "".join(f"{sql}, " for sql, _ in groups)
             positions = ", ".join(str(position) for position in range(1, len(by) + 1))
             rows = self._db.execute(
-                f"SELECT {columns}{_SUMS} FROM calls WHERE {condition} "
+                f"SELECT {columns}{_SUMS} FROM {CALLS_AS_PRICED if as_priced else CALLS} WHERE {condition} "
                 + (f"GROUP BY {positions} ORDER BY {_MOST_EXPENSIVE}, {positions} LIMIT ?" if by else "LIMIT ?"),
                 (*(value for _, values in groups for value in values), *where_values, -1 if limit is None else limit),
             ).fetchall()
         return [_spend(by, row) for row in rows]
 
-    def calls(self, where: Mapping[str, str | None] | None = None, window: Window = Window()) -> Iterator[Call]:
+    def calls(
+        self,
+        where: Mapping[str, str | None] | None = None,
+        window: Window = Window(),
+        limit: int | None = None,
+        *,
+        after: tuple[int, str] | None = None,
+        as_priced: bool = False,
+    ) -> Iterator[Call]:
         """
-        Every call, the oldest first.
+        Every call, the oldest first; at most *limit*, from behind the one of this ``occurred_at`` and ``call_id`` on.
 
         Raises:
             UnknownDimension: As for ``spend``.
         """
         with _explained(self.path):
+            if after is not None:  # a page begins where the last one ended, and not at the beginning of the window
+                window = Window(max(after[0], window.since or 0), window.until)
             condition, values = self._condition(where or {}, window)
-            for row in self._db.execute(f"{SELECT} WHERE {condition} ORDER BY occurred_at, call_id", values):
+            if after is not None:
+                condition += " AND (occurred_at, call_id) > (?, ?)"
+                values += after
+            source = CALLS_AS_PRICED if as_priced else CALLS
+            for row in self._db.execute(
+                f"{SELECT} FROM {source} {SELECT_PRICE} WHERE {condition} ORDER BY occurred_at, call_id LIMIT ?",
+                (*values, -1 if limit is None else limit),
+            ):
                 yield from_row(row)
+
+    def call(self, call_id: str) -> Call | None:
+        """
+        The call of that id, or the only one whose id begins with it, if it has 8 characters or more; None where there is none.
+
+        Raises:
+            LedgerError: Several calls begin with it.
+        """
+        query = f"{SELECT} FROM {CALLS} {SELECT_PRICE} WHERE"
+        with _explained(self.path):
+            found = self._db.execute(f"{query} call_id = ?", (call_id,)).fetchall()
+            if not found and len(call_id) >= SHORTEST_ID:
+                range_ = (call_id, call_id + "\U0010ffff")
+                found = self._db.execute(f"{query} call_id > ? AND call_id < ? ORDER BY call_id LIMIT 2", range_).fetchall()
+        calls = [from_row(row) for row in found]
+        if len(calls) > 1:
+            several = " and ".join(call.call_id for call in calls)
+            raise LedgerError(f"several calls begin with {call_id!r}, such as {several}: give more of the id")
+        return calls[0] if calls else None
+
+    def reprice(self, changes: Sequence[tuple[Call, Call]]) -> int:
+        """
+        Give calls another price, in one transaction; each as it was read, and as it is priced now. Answers how many have got one.
+
+        The price before is kept as a version of its own. A call is not touched where cost, status and reasons stay the same, nor where
+        it is not in the ledger as it was read: another process has repriced it or told what it used.
+        """
+        now = time.time_ns() // 1000
+        changes = [(before, within_range(after)) for before, after in changes]
+        changed = [(read_values(before), after) for before, after in changes if read_values(before)[2:] != read_values(after)[2:]]
+        if not changed:
+            return 0
+        self._check_file()
+        count = 0
+        with _explained(self.path), self._transaction():
+            for before, after in changed:
+                if self._db.execute(KEEP_FORMER, (now, *before)).rowcount:
+                    price_id = None if after.price is None else self._price_id(after.price)
+                    self._db.execute(REPRICE, repriced_values(after, price_id))
+                    count += 1
+        return count
+
+    def versions(self, call_id: str) -> list[FormerPrice]:
+        """The prices that a call had before its newest one, the original first."""
+        with _explained(self.path):
+            return [former_price(row) for row in self._db.execute(SELECT_FORMER, (call_id,))]
 
     def extent(self) -> tuple[int, int] | None:
         """When the oldest and the newest call happened, in microseconds since 1970 UTC; None for an empty ledger."""
@@ -206,6 +291,10 @@ class SQLiteLedger:
     def close(self) -> None:
         """Release the connection; harmless when repeated."""
         self._db.close()
+
+    def _check_file(self) -> None:
+        if _file_at(self.path) != self._file:  # SQLite would go on writing into the file that was moved away or deleted
+            raise LedgerError(f"the ledger {self.path} was moved or deleted under way: it is begun anew at the next try")
 
     def _prepare(self, create: bool) -> None:
         # The tables first: another process that is making this ledger sets them and the id at once.

@@ -178,6 +178,7 @@ class PriceBook:
                 "context": found.context,
                 "unit_usd": {name: usd_text(amount) for name, amount in units.items()},
                 "rules": [{"id": rule.id, "source": rule.source} for rule in rules],
+                **({"minimum": minimum} if minimum else {}),
             }
             rows.append((above, Rates(_femto(units), kept, msgspec.json.encode(provenance).decode(), doubts, minimum)))
         return RateTable(tuple(rows))

@@ -20,6 +20,8 @@ class SpendReport:
     total: Spend
     more: int = 0
     """How many groups the limit has left out of ``rows``."""
+    as_priced: bool = False
+    """Whether costs are those that calls were given first, whatever has replaced them."""
 
     def share(self, row: Spend) -> Decimal | None:
         """The part of the priced total that *row* costs, from 0 to 1; None where one of them is not priced, or the total is 0."""
@@ -32,6 +34,8 @@ def spend(
     where: Mapping[str, str | None] | None = None,
     window: Window = Window(),
     limit: int | None = None,
+    *,
+    as_priced: bool = False,
 ) -> SpendReport:
     """
     Calls added up by dimensions.
@@ -42,15 +46,16 @@ def spend(
         where: Values that calls must have: ``*`` stands for any text, None for no value.
         window: The time that calls must lie in.
         limit: How many rows to keep.
+        as_priced: By the price that each call was given first, whatever has replaced it.
 
     Raises:
         UnknownDimension: A name in *by* or *where* is no dimension, and no extra key of any call.
         LedgerError: The ledger cannot be read.
     """
     # All groups are fetched and added up here: a second query for the total might see calls that came in between.
-    groups = ledger.spend(by, where, window)
+    groups = ledger.spend(by, where, window, as_priced=as_priced)
     rows = groups if limit is None else groups[:limit]
-    return SpendReport(tuple(dict.fromkeys(by)), window, tuple(rows), add_up(groups), len(groups) - len(rows))
+    return SpendReport(tuple(dict.fromkeys(by)), window, tuple(rows), add_up(groups), len(groups) - len(rows), as_priced)
 
 
 def add_up(groups: Sequence[Spend]) -> Spend:

@@ -28,13 +28,15 @@ class Unowned:
         return ratio(self.unowned.cost_femto or 0, self.total.cost_femto)
 
 
-def unowned(ledger: Ledger, where: Mapping[str, str | None] | None = None, window: Window = Window()) -> Unowned:
+def unowned(
+    ledger: Ledger, where: Mapping[str, str | None] | None = None, window: Window = Window(), *, as_priced: bool = False
+) -> Unowned:
     """
-    What the calls without a user cost, and their share.
+    What the calls without a user cost, and their share; with *as_priced*, by the price that each was given first.
 
     Raises:
         UnknownDimension: A name in *where* is no dimension, and no extra key of any call.
         LedgerError: The ledger cannot be read.
     """
-    users = ledger.spend(("user_id",), where, window)
+    users = ledger.spend(("user_id",), where, window, as_priced=as_priced)
     return Unowned(add_up([group for group in users if group.dimensions["user_id"] is None]), add_up(users))

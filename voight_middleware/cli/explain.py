@@ -1,0 +1,155 @@
+"""``voight explain``: where the cost of one call comes from, line by line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+from voight_middleware.call import Call
+from voight_middleware.cli.prices import origin, unit_price
+from voight_middleware.cli.render import aligned, exact, printable
+from voight_middleware.export import jsonl
+from voight_middleware.ledger import FormerPrice
+from voight_middleware.money import from_femto, usd_text
+from voight_middleware.pricing.explain import Explanation, Line, Part, explain
+
+
+def as_json(call: Call, former: Sequence[FormerPrice]) -> str:
+    """The call and its arithmetic as one JSON object, in ASCII; money as decimal strings of US dollars."""
+    explanation = explain(call)
+    value = {
+        **jsonl.as_object(call),
+        "host": call.host,
+        "service_tier": call.service_tier,
+        "batch": call.batch,
+        "components": list(map(_part, explanation.parts)),
+        "sum_usd": _text(_usd(explanation.sum_femto)),
+        "sum_agrees": explanation.agrees,
+        "list_usd": _text(_usd(call.list_femto)),
+        "reported_usd": _text(_usd(explanation.reported_femto)),
+        "former": [
+            {
+                "version": price.version,
+                "cost_usd": _text(_usd(price.cost_femto)),
+                "list_usd": _text(_usd(price.list_femto)),
+                "cost_status": price.cost_status,
+                "cost_reasons": price.cost_reasons,
+                "replaced_at": _time(price.replaced_at).isoformat().replace("+00:00", "Z"),
+            }
+            for price in former
+        ],
+    }
+    return json.dumps(value, indent=2)
+
+
+def as_text(call: Call, former: Sequence[FormerPrice]) -> str:
+    """The call and its arithmetic for a terminal."""
+    explanation = explain(call)
+    lines = [f"call {call.call_id}", *_facts(call), "", *_arithmetic(explanation), *_result(call, explanation)]
+    if former:
+        lines += ["", "earlier prices"]
+    for price in former:
+        figure = f"{_shown(price.cost_femto)}, {price.cost_status}"
+        reasons = f" ({'; '.join(price.cost_reasons)})" if price.cost_reasons else ""
+        lines.append(f"  version {price.version}, until {_time(price.replaced_at):%Y-%m-%d %H:%M} UTC: {figure}{reasons}")
+    return "\n".join(map(printable, lines))
+
+
+def _facts(call: Call) -> Iterator[str]:
+    tags = call.tags
+    groups = [f"{name} {value}" for name, value in (("plan", tags.plan), ("tenant", tags.tenant_id)) if value is not None]
+    tier = [call.service_tier or "standard", *(["batch"] if call.batch else [])]
+    model = call.model or call.requested_model or "unknown"
+    asked = "" if call.requested_model in (None, model) else f" ({call.requested_model} was asked for)"
+    facts = {
+        "user": ", ".join([tags.user_id or "(none)", *groups]),
+        "model": f"{model}{asked} of {call.provider}{'' if call.host is None else f', {call.host}'}",
+        "time": f"{call.time:%Y-%m-%d %H:%M:%S.%f} UTC",
+        "endpoint": call.endpoint,
+        "tier": ", ".join(tier),
+        "outcome": call.outcome if call.error is None else f"{call.outcome} ({call.error})",
+    }
+    if call.estimated:
+        facts["tokens"] = "estimated: the stream was broken off before the provider reported them"
+    yield from (f"  {name.ljust(9)} {value}" for name, value in facts.items())
+
+
+def _arithmetic(explanation: Explanation) -> Iterator[str]:
+    every = [line for part in explanation.parts for line in part.lines]
+    total = None if explanation.sum_femto is None else from_femto(explanation.sum_femto)
+    known = [line.amount_usd for line in every if line.amount_usd is not None]
+    amounts = iter(aligned([*known, total], exact))
+    names = max((len(line.name) for line in every), default=0)
+    counts = max((len(f"{line.count:,}") for line in every), default=0)
+    prices = max((len(_price(line)) for line in every), default=0)
+    for part in explanation.parts:
+        of = "" if part.provider is None else f" of {part.provider}"
+        yield f"{part.model}, without a price" if part.source is None else f"{part.model}{of}, {_origin(part)}"
+        for rule in part.rules:
+            yield f"  rule {rule.id}{'' if rule.source is None else f': {rule.source}'}"
+        for line in part.lines:
+            text = f"  {line.name.ljust(names)}  {f'{line.count:,}'.rjust(counts)} x {_price(line).ljust(prices)}"
+            yield (text if line.amount_usd is None else f"{text} = {next(amounts)}").rstrip()
+    if total is not None:
+        yield f"{'  sum'.ljust(names + counts + prices + 7)} = {next(amounts)}".rstrip()
+
+
+def _result(call: Call, explanation: Explanation) -> Iterator[str]:
+    yield f"cost {_shown(call.cost_femto)}, {call.cost_status}"
+    yield from (f"  {reason}" for reason in call.cost_reasons)
+    if explanation.reported_femto is not None:
+        ours = "no price of ours" if call.list_femto is None else f"ours comes to {_shown(call.list_femto)}"
+        yield f"  as {call.provider} reported it; {ours}"
+    if explanation.agrees:
+        return
+    stored = _shown(explanation.stored_femto)
+    if explanation.sum_femto is None:
+        yield f"! no unit prices are stored with this call: its {stored} cannot be computed again"
+    else:
+        yield f"! the sum does not equal what is stored: {_shown(explanation.sum_femto)} is not {stored}"
+
+
+def _part(part: Part) -> dict[str, Any]:
+    return {
+        "model": part.model,
+        "provider": part.provider,
+        "source": part.source,
+        "version": part.version,
+        "data": part.data,
+        "context": dict(part.context),
+        "rules": [{"id": rule.id, "source": rule.source} for rule in part.rules],
+        "lines": [
+            {"name": line.name, "count": line.count, "unit_usd": _text(line.unit_usd), "amount_usd": _text(line.amount_usd)}
+            for line in part.lines
+        ],
+    }
+
+
+def _price(line: Line) -> str:
+    if line.unit_usd is not None:
+        return unit_price(line.name, line.unit_usd)
+    return "free of charge" if line.free else "no price"
+
+
+def _origin(part: Part) -> str:
+    terms = "".join(f", {name}={value}" for name, value in part.context.items())
+    return origin(part.source, part.version, part.data) + terms
+
+
+def _shown(femto: int | None) -> str:
+    return "unknown" if femto is None else exact(from_femto(femto))
+
+
+def _usd(femto: int | None) -> Decimal | None:
+    return None if femto is None else from_femto(femto)
+
+
+def _text(usd: Decimal | None) -> str | None:
+    return None if usd is None else usd_text(usd)
+
+
+def _time(microseconds: int) -> datetime:
+    return datetime.fromtimestamp(microseconds // 1_000_000, UTC)
