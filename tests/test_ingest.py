@@ -393,3 +393,17 @@ def test_drain_gives_the_election_back_when_the_ledger_fails(folder: Path, tmp_p
     (segment,) = segments(folder)
     assert json.loads(Segment(segment.path).read(0))["type"] == "call"
     journal.rotate()
+
+
+def test_calls_wait_while_the_users_prices_cannot_be_used(journal: Journal, ledger: Ledger, new_call: NewCall, tmp_path: Path) -> None:
+    """Nothing is priced without a rate that was meant, and nothing is lost: once the file is mended, everything comes in at that rate."""
+    prices = tmp_path / "prices.toml"
+    prices.write_text("[[price]]\nmodel = 'gpt-5-nano'\nimput = 1\n")
+    journal.append(new_call())
+    with pytest.raises(LedgerError, match=r"calls wait in the journal.*prices\.toml:3"):
+        Ingester(ledger, journal.folder, prices=prices).run()
+    assert list(ledger.calls()) == []
+    prices.write_text("[[price]]\nmodel = 'gpt-5-nano'\ninput = 1\noutput = 1\n")
+    Ingester(ledger, journal.folder, prices=prices).run()
+    (call,) = ledger.calls()
+    assert call.cost_femto == 12_000_000_000
