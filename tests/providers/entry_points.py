@@ -1,5 +1,8 @@
 """Every way into the two SDKs that is billed: what is called, and what its caller gets."""
 
+import functools
+import inspect
+import operator
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +22,37 @@ class City(BaseModel):
     """What ``parse()`` is to make of an answer."""
 
     city: str
+
+
+# -- what the installed SDKs have, of whatever version ---------------------------------------------------------------------------
+
+
+@functools.cache
+def has(sdk: str, path: str) -> bool:
+    """Whether a client of the installed SDK has a method, such as ``beta.messages.parse``."""
+    client: Any = openai.OpenAI(api_key="k") if sdk == "openai" else anthropic.Anthropic(api_key="k")
+    try:
+        operator.attrgetter(path)(client)
+    except AttributeError:
+        return False
+    return True
+
+
+def needs(sdk: str, path: str) -> Any:
+    """Leave a test out where the installed SDK has no such method."""
+    return pytest.mark.skipif(not has(sdk, path), reason=f"this {sdk} has no {path}")
+
+
+async def parsed(response: Any) -> Any:
+    """The parsed answer of an asynchronous ``with_raw_response``, whose ``parse()`` is synchronous in openai and anthropic 0.x."""
+    result = response.parse()
+    return await result if inspect.isawaitable(result) else result
+
+
+_OLD_NAME = pytest.mark.filterwarnings("ignore:The 'output_format' parameter is deprecated:DeprecationWarning")  # beta of anthropic 0.125
+
+
+# -- the ways in -----------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -65,8 +99,7 @@ def _simple(name: str, sdk: str, endpoint: str, method: Callable[[Any], Any], ar
 
     async def araw(client: Any) -> Any:
         response = await method(client).with_raw_response.create(**arguments)
-        parsed = response.parse()
-        return response.headers["content-type"], response.http_response.content, _shown(await parsed if sdk == "anthropic" else parsed)
+        return response.headers["content-type"], response.http_response.content, _shown(await parsed(response))
 
     def unparsed(client: Any) -> Any:
         return method(client).with_raw_response.create(**arguments).http_response.json()
@@ -150,8 +183,7 @@ def _streaming(name: str, sdk: str, endpoint: str, method: Callable[[Any], Any],
 
     async def araw(client: Any) -> Any:
         response = await method(client).with_raw_response.create(**arguments)
-        parsed = response.parse()
-        return [_shown(event) async for event in (await parsed if sdk == "anthropic" else parsed)]
+        return [_shown(event) async for event in await parsed(response)]
 
     def opened(client: Any) -> Any:
         with method(client).with_streaming_response.create(**arguments) as response:
@@ -191,8 +223,9 @@ for _ways in (_simple, _opened):
     _ways("embeddings", "openai", "embeddings", lambda client: client.embeddings, EMBEDDINGS)
 
 
-def _helpers(name: str, sdk: str, endpoint: str, method: Callable[[Any], Any], *, arguments: dict[str, Any], form: str, final: str) -> None:
-    """``parse()`` and the ``stream()`` helper."""
+def _helpers(name: str, sdk: str, endpoint: str, path: str, *, arguments: dict[str, Any], form: str, final: str) -> None:
+    """``parse()`` and the ``stream()`` helper, of what is found at *path* of a client."""
+    method = operator.attrgetter(path)
 
     def parse(client: Any) -> Any:
         return _shown(method(client).parse(**arguments, **{form: City}))
@@ -208,19 +241,17 @@ def _helpers(name: str, sdk: str, endpoint: str, method: Callable[[Any], Any], *
         async with method(client).stream(**arguments) as events:
             return [_shown(event) async for event in events], _shown(await getattr(events, final)())
 
-    _add(f"{name}.parse", sdk, endpoint, parse, aparse)
-    _add(f"{name}.stream", sdk, endpoint, stream, astream, streamed=True)
+    if has(sdk, f"{path}.parse"):
+        _add(f"{name}.parse", sdk, endpoint, parse, aparse)
+    if has(sdk, f"{path}.stream"):
+        _add(f"{name}.stream", sdk, endpoint, stream, astream, streamed=True)
 
 
-_helpers(
-    "chat", "openai", "chat", lambda client: client.chat.completions, arguments=CHAT, form="response_format", final="get_final_completion"
-)
-_helpers(
-    "responses", "openai", "responses", lambda client: client.responses, arguments=RESPONSES, form="text_format", final="get_final_response"
-)
-_helpers(
-    "messages", "anthropic", "messages", lambda client: client.messages, arguments=MESSAGES, form="output_format", final="get_final_message"
-)
+for _name, _path in (("chat", "chat.completions"), ("beta.chat", "beta.chat.completions")):
+    _helpers(_name, "openai", "chat", _path, arguments=CHAT, form="response_format", final="get_final_completion")
+_helpers("responses", "openai", "responses", "responses", arguments=RESPONSES, form="text_format", final="get_final_response")
+for _name in ("messages", "beta.messages"):
+    _helpers(_name, "anthropic", "messages", _name, arguments=MESSAGES, form="output_format", final="get_final_message")
 
 
 def _text(client: Any) -> Any:
@@ -234,6 +265,38 @@ async def _atext(client: Any) -> Any:
 
 
 _add("messages.stream.text_stream", "anthropic", "messages", _text, _atext, streamed=True)
+
+
+def _passing_on(client: Any) -> Any:
+    return client.with_middleware(lambda request, call_next: call_next(request)).messages
+
+
+def _apassing_on(client: Any) -> Any:
+    async def pass_on(request: Any, call_next: Any) -> Any:
+        return await call_next(request)
+
+    return client.with_middleware(pass_on).messages
+
+
+def _behind(client: Any) -> Any:
+    return _shown(_passing_on(client).create(**MESSAGES))
+
+
+async def _abehind(client: Any) -> Any:
+    return _shown(await _apassing_on(client).create(**MESSAGES))
+
+
+def _streamed_behind(client: Any) -> Any:
+    return [_shown(event) for event in _passing_on(client).create(**MESSAGES, stream=True)]
+
+
+async def _astreamed_behind(client: Any) -> Any:
+    return [_shown(event) async for event in await _apassing_on(client).create(**MESSAGES, stream=True)]
+
+
+if has("anthropic", "with_middleware"):
+    _add("with_middleware.messages.create", "anthropic", "messages", _behind, _abehind)
+    _add("with_middleware.messages.create(stream)", "anthropic", "messages", _streamed_behind, _astreamed_behind, streamed=True)
 
 
 def _post(client: Any) -> Any:
@@ -258,7 +321,7 @@ _add("client.post messages", "anthropic", "messages", _message_post, _amessage_p
 
 def ways(*, streamed: bool | None = None) -> Any:
     """Parametrise a test over the ways in."""
-    chosen = [way for way in WAYS if streamed is None or way.streamed == streamed]
+    chosen = [pytest.param(way, marks=_OLD_NAME) for way in WAYS if streamed is None or way.streamed == streamed]
     return pytest.mark.parametrize("way", chosen, ids=str)
 
 

@@ -12,8 +12,8 @@ from voight_middleware import configure, instrument, uninstrument, wrap, wrap_an
 from voight_middleware.meter import swap_meter
 
 from .conftest import Calls
-from .entry_points import CHAT, EMBEDDINGS, MESSAGES, Way, both_kinds, ways
-from .provider import IDS, MODELS, TIERS, USAGE, Provider
+from .entry_points import CHAT, EMBEDDINGS, MESSAGES, Way, both_kinds, needs, ways
+from .provider import IDS, MODELS, TIERS, USAGE, Provider, refusal
 
 PATCHED = [
     (cls, name)
@@ -195,32 +195,6 @@ def test_a_wrapped_client_is_garbage_collected(provider: Provider, calls: Calls)
     assert len(calls.all()) == 2
 
 
-@both_kinds
-async def test_azure_is_metered_as_azure(asynchronous: bool, provider: Provider, calls: Calls) -> None:
-    """An Azure client, and its copies, are billed by Azure; the deployment is the model that was asked for."""
-    bare = provider.client("openai", asynchronous=asynchronous)
-    make = openai.AsyncAzureOpenAI if asynchronous else openai.AzureOpenAI
-    client = wrap(
-        make(
-            api_key="k",
-            api_version="2024-10-21",
-            azure_endpoint="https://acme.openai.azure.com",
-            http_client=bare._client,
-        )
-    )
-    made = client.chat.completions.create(**{**CHAT, "model": "my-deployment"})
-    again = client.with_options(timeout=3).chat.completions.create(**CHAT)
-    if asynchronous:
-        await made
-        await again
-
-    calls_made = calls.all()
-    assert [call.provider for call in calls_made] == ["azure", "azure"]
-    assert calls_made[0].requested_model == "my-deployment"
-    assert calls_made[0].model == MODELS["chat"][1]
-    assert calls_made[0].usage == USAGE["chat"]
-
-
 @pytest.mark.parametrize(
     ("base_url", "billed_by"),
     [
@@ -288,6 +262,7 @@ def test_nothing_is_metered_while_it_is_switched_off(provider: Provider, calls: 
 # -- anthropic's middleware, and requests inside requests ------------------------------------------------------------------------
 
 
+@needs("anthropic", "with_middleware")
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
 def test_each_answer_that_a_middleware_asks_for_is_billed(stream: bool, provider: Provider, calls: Calls) -> None:
     """A middleware of the SDK that sends a request again makes two billed answers of one."""
@@ -306,6 +281,29 @@ def test_each_answer_that_a_middleware_asks_for_is_billed(stream: bool, provider
     assert [(call.outcome, call.usage) for call in calls.all()] == [("ok", USAGE["messages"])] * 2
 
 
+@needs("anthropic", "with_middleware")
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+def test_a_refusal_that_a_middleware_sees_is_no_answer(stream: bool, provider: Provider, calls: Calls) -> None:
+    """A middleware is shown every HTTP answer; the SDK tries again behind it, and that is one call of three attempts."""
+    seen = []
+
+    def look(request: Any, call_next: Any) -> Any:
+        response = call_next(request)
+        seen.append(response.status_code)
+        return response
+
+    provider.answer_in_turn(refusal(429), refusal(500), None)
+    client = wrap(provider.client("anthropic", max_retries=2)).with_middleware(look)
+    result = client.messages.create(**MESSAGES, stream=stream)
+    if stream:
+        list(result)
+
+    assert seen == [429, 500, 200]
+    call = calls.one()
+    assert (call.outcome, call.attempts, call.http_status, call.usage) == ("ok", 3, 200, USAGE["messages"])
+
+
+@needs("anthropic", "with_middleware")
 def test_a_request_inside_a_request_is_not_a_part_of_it(provider: Provider, calls: Calls) -> None:
     """A middleware that lists the models, or uses a client of its own that is not wrapped, adds nothing to the call."""
     bare = provider.client("anthropic")

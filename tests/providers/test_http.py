@@ -31,7 +31,22 @@ from voight_middleware.usage import Usage
 
 from .conftest import Calls
 from .entry_points import CHAT, EMBEDDINGS, MESSAGES, RESPONSES
-from .provider import IDS, JSON, MESSAGES_USAGE, MODELS, PIECES, SSE, USAGE, Provider, chat_body, chat_chunk, messages_events, refusal, sse
+from .provider import (
+    IDS,
+    JSON,
+    MESSAGES_USAGE,
+    MODELS,
+    PIECES,
+    SSE,
+    USAGE,
+    Provider,
+    chat_body,
+    chat_chunk,
+    http_library,
+    messages_events,
+    refusal,
+    sse,
+)
 from .recordings import Exchange, Recording, index, load
 from .test_recordings import SERVED, is_exact
 
@@ -665,7 +680,8 @@ async def test_what_an_sdk_sends_is_counted_once(sdk: str, asynchronous: bool, p
 
 async def test_instrument_and_a_wrapped_http_client_are_one_call(provider: Provider, calls: Calls) -> None:
     """The SDK's own requests over a client that is used raw as well."""
-    http_client = wrap(httpx2.Client(transport=raw(provider, httpx2)))
+    library = http_library(openai)
+    http_client = wrap(library.Client(transport=raw(provider, library)))
     instrument()
     client = openai.OpenAI(api_key="k", http_client=http_client, max_retries=0)
     client.chat.completions.create(**CHAT)

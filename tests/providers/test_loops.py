@@ -20,7 +20,9 @@ PLAIN_AND_STREAMED = pytest.mark.parametrize("stream", [False, True], ids=["plai
 
 def is_each_turn(calls: list[Call], endpoint: str) -> None:
     """Two turns, each with the provider's own counts, and both of whoever started the loop."""
-    assert [(call.outcome, call.endpoint, call.usage, call.tags.user_id) for call in calls] == [("ok", endpoint, USAGE[endpoint], "u_1")] * 2
+    assert [(call.outcome, call.endpoint, call.usage, call.tags.user_id) for call in calls] == [
+        ("ok", endpoint, USAGE[endpoint], "u_1")
+    ] * 2
 
 
 # -- tool runners ----------------------------------------------------------------------------------------------------------------
@@ -137,9 +139,7 @@ async def test_each_turn_of_a_responses_tool_runner_is_a_call(asynchronous: bool
 
 
 @both_kinds
-@pytest.mark.parametrize(
-    ("sdk", "name", "pages"), [("openai", "models", 1), ("openai", "files", 2), ("anthropic", "models", 2)]
-)
+@pytest.mark.parametrize(("sdk", "name", "pages"), [("openai", "models", 1), ("openai", "files", 2), ("anthropic", "models", 2)])
 async def test_the_pages_of_a_list_are_no_calls(
     sdk: str, name: str, pages: int, asynchronous: bool, provider: Provider, calls: Calls
 ) -> None:

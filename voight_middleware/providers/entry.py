@@ -38,8 +38,11 @@ _HOSTS = (
     ("perplexity.ai", "perplexity"),
     ("aiplatform.googleapis.com", "vertex"),
     ("-aiplatform.googleapis.com", "vertex"),
+    ("rep.googleapis.com", "vertex"),
+    ("claude.googleapis.com", "anthropic"),
     ("googleapis.com", "google"),
     ("amazonaws.com", "bedrock"),
+    ("amazonaws.com.cn", "bedrock"),
     ("api.aws", "bedrock"),
     ("openai.com", "openai"),
     ("anthropic.com", "anthropic"),
@@ -58,6 +61,8 @@ _AT_ONCE_BYTES = 256 * 1024
 
 def biller(host: str) -> str | None:
     """The provider that bills for *host*; None for one that is not known, such as a proxy."""
+    if host.startswith("aws-external-anthropic."):  # Anthropic's own platform, bought through a marketplace
+        return "anthropic"
     return next((name for end, name in _HOSTS if host == end or host.endswith(end if end[0] == "-" else f".{end}")), None)
 
 
