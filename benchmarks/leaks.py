@@ -140,8 +140,9 @@ def live() -> Counter[str]:
     counted: Counter[str] = Counter()
     for thing in gc.get_objects():
         cls = type(thing)
-        if any(part in (cls.__module__ or "") for part in WATCHED) and not isinstance(thing, type):
-            counted[f"{cls.__module__}.{cls.__qualname__}"] += 1
+        module = cls.__module__
+        if type(module) is str and any(part in module for part in WATCHED) and not isinstance(thing, type):
+            counted[f"{module}.{cls.__qualname__}"] += 1
     return counted
 
 
