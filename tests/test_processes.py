@@ -76,3 +76,17 @@ def test_two_processes_elect_one_and_the_other_takes_over(scripts: Any) -> None:
     assert ask(second, "flush") == "True"
     assert ledger_ids(scripts) == sorted(ids)
     assert Counter(segment.name.split("-")[0] for segment in segments(scripts.journal)) == {str(second.pid): 1}
+
+
+def test_a_call_that_ends_with_the_process_is_kept(scripts: Any) -> None:
+    """The first call of a process is one that ends while the interpreter does, when no thread can be started any more."""
+    scripts.run(
+        """
+        import atexit
+        import voight_middleware as voight
+
+        usage = {"prompt_tokens": 1, "completion_tokens": 1}
+        atexit.register(lambda: voight.record(provider="openai", model="gpt-4o-mini", usage=usage))
+        """
+    )
+    assert len(ledger_ids(scripts)) == 1

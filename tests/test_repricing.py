@@ -316,6 +316,8 @@ def test_only_a_batch_is_held(ledger: SQLiteLedger, half: PriceBook, book: Price
         complete(call, book)
     ledger.insert(calls)
     del calls, call
+    gc.collect()
+    others = sum(type(one) is Call for one in gc.get_objects())
     sizes: list[int] = []
     alive: list[int] = []
 
@@ -328,5 +330,5 @@ def test_only_a_batch_is_held(ledger: SQLiteLedger, half: PriceBook, book: Price
     with closing(Watched(ledger.path)) as watched:
         watched.other, watched.work = ledger, lambda _: None
         report: Repricing = reprice(watched, half)
-    assert 1_000 <= max(alive) <= 2_000
+    assert 1_000 <= max(alive) - others <= 2_000
     assert (sizes, len(report.groups), report.written) == ([500] * 6, 1, 3_000)

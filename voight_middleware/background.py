@@ -45,11 +45,15 @@ class Background:
         self._thread = threading.Thread(target=self._loop, name="voight-ingester", daemon=True)
 
     def start(self) -> None:
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # Python 3.12+ starts no thread while the process ends; `flush` needs none
+            if "shutdown" not in str(error):
+                raise
 
     def stop(self, timeout: float) -> None:
         self._stopping.set()
-        if self._thread is not threading.current_thread():
+        if self._thread.ident is not None and self._thread is not threading.current_thread():
             self._thread.join(timeout)
         if self._round_lock.acquire(timeout=timeout):
             try:
