@@ -38,7 +38,7 @@ async def test_a_client_of_httpx_is_metered(way: Way, asynchronous: bool, provid
     assert (calls.one().outcome, calls.one().usage) == ("ok", USAGE[way.endpoint])
 
 
-# -- aiohttp, over real sockets --------------------------------------------------------------------------------------------------
+# -- over real sockets -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -49,16 +49,18 @@ def loopback() -> Iterator[LoopbackProvider]:
 
 
 @chosen()
-async def test_aiohttp_is_metered(way: Way, loopback: LoopbackProvider, calls: Calls) -> None:
-    """``DefaultAioHttpClient``, of the extra ``aiohttp``: the counts are the provider's own."""
-    pytest.importorskip("aiohttp")
+@pytest.mark.parametrize("transport", ["DefaultAsyncHttpxClient", "DefaultAioHttpClient"])
+async def test_a_client_of_the_sdks_own_is_metered(transport: str, way: Way, loopback: LoopbackProvider, calls: Calls) -> None:
+    """That of the SDK's HTTP library, and that of the extra ``aiohttp``: the counts are the provider's own."""
+    if transport == "DefaultAioHttpClient":
+        pytest.importorskip("aiohttp")
     sdk: Any = openai if way.sdk == "openai" else anthropic
-    if not hasattr(sdk, "DefaultAioHttpClient"):
+    if not hasattr(sdk, transport):
         pytest.skip(f"this {way.sdk} has none")
     loopback.reset()
     base_url = loopback.openai_base_url if sdk is openai else loopback.anthropic_base_url
     make = openai.AsyncOpenAI if sdk is openai else anthropic.AsyncAnthropic
-    async with make(api_key="k", base_url=base_url, max_retries=0, http_client=sdk.DefaultAioHttpClient()) as client:
+    async with make(api_key="k", base_url=base_url, max_retries=0, http_client=getattr(sdk, transport)()) as client:
         with tag(user_id="u_1"):
             await way.arun(wrap(client))
 
