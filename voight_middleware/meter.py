@@ -89,7 +89,11 @@ class Meter:
     def _stamped(self, tags: Tags, attribution: str, named: str | None) -> Owner:
         if tags.user_id is None and named is not None and (user := clean_value(named)) is not None:
             tags, attribution = tags.merge(Tags(user_id=user)), "request"
-        return Owner(self._release.merge(tags), attribution)
+        return Owner(self._release.merge(self.guarded(tags)), attribution)
+
+    def guarded(self, tags: Tags) -> Tags:
+        """*tags* as they may leave the process: on disk, or in a message to a worker."""
+        return tags
 
     def _wake(self) -> None:
         if self._background is None:
@@ -98,7 +102,7 @@ class Meter:
     def settle(self, call_ids: Iterable[str], owner: Owner) -> None:
         """Write the owner of calls that were finished without one. Never raises."""
         try:
-            self.journal.append(Settlement(call_ids=tuple(call_ids), tags=owner.tags, attribution=owner.attribution))
+            self.journal.append(Settlement(call_ids=tuple(call_ids), tags=self.guarded(owner.tags), attribution=owner.attribution))
         except Exception as error:
             self.note(error)
 

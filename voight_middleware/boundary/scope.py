@@ -98,6 +98,14 @@ class Scope:
         finally:  # the server may cancel a request whose getter does not answer
             self._let_go()
 
+    def settle_now(self) -> None:
+        """As ``settle``, from synchronous code."""
+        try:
+            if self._pending is not None:
+                self._write(self.resolve())
+        finally:
+            self._let_go()
+
     def _write(self, owner: Owner) -> None:
         pending, self._pending = self._pending, None
         if pending and owner.tags.user_id is not None:
