@@ -1,9 +1,9 @@
 """
 Where code can run that a request or a job has caused, and whether the owner is right there.
 
-A column is one framework under one server. The test of a column makes a call in every place, and ``check_column`` holds what came out against
-``tests/propagation/<column>.json``; ``test_documented.py`` holds the table of ``docs/propagation.md`` against all of them. Run the tests with
-``VOIGHT_WRITE_PROPAGATION=1`` to write what came out instead.
+A column is one framework under one server. The test of a column makes a call in every place, and ``check_column`` holds what came
+out against ``tests/propagation/<column>.json``; ``test_documented.py`` holds the table of ``docs/propagation.md`` against all of them.
+Run the tests with ``VOIGHT_WRITE_PROPAGATION=1`` to write what came out instead.
 """
 
 from __future__ import annotations
