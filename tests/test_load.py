@@ -4,105 +4,52 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import importlib.util
 import os
 import random
 import signal
-import socket
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from voight_middleware.call import Call
-from voight_middleware.ingest import drain
-from voight_middleware.ledger import open_ledger
+from voight_middleware.tags import Tags
 
-USERS = [f"user-{number:02d}" for number in range(50)]
-CONCURRENT = 100
-PLANS = ("free", "pro", "team")
+USERS = 50
 
 
-class Server:
-    """uvicorn with two workers, as a deployment starts it."""
+def _owners() -> Any:
+    """The harness of ``benchmarks/owners.py``: its servers, and its visitors."""
+    spec = importlib.util.spec_from_file_location("owners", Path(__file__).parents[1] / "benchmarks" / "owners.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
-    def __init__(self, folder: Path, provider: Any) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.ledger = f"sqlite:///{folder}/ledger.db"
-        self.journal = folder / "ledger.db.journal"
-        environment = {"PROVIDER_OPENAI": provider.openai_base_url, "PROVIDER_ANTHROPIC": provider.anthropic_base_url}
-        command = f"{sys.executable} -m uvicorn load_app:app --workers 2 --port {self.port} --log-level critical --timeout-keep-alive 60"
-        self.process = subprocess.Popen(
-            [*command.split(), "--app-dir", str(Path(__file__).parent / "apps")],
-            cwd=folder,
-            env={**os.environ, **environment, "VOIGHT_LEDGER": self.ledger},
-        )
-        self.url = f"http://127.0.0.1:{self.port}"
 
-    def workers(self) -> list[int]:
-        """The process ids of the workers that live right now."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
-
-    def wait(self) -> None:
-        for _ in range(600):
-            try:
-                httpx.get(self.url + "/none", timeout=5)
-                return
-            except httpx.TransportError:
-                time.sleep(0.05)
-        raise AssertionError("uvicorn did not start")
-
-    def calls(self) -> list[Call]:
-        """Stop gracefully, bring in what is left, and answer every call of the ledger."""
-        self.process.send_signal(signal.SIGTERM)
-        self.process.wait(30)
-        drain(self.ledger, self.journal)
-        ledger = open_ledger(self.ledger, create=False)
-        try:
-            return list(ledger.calls())
-        finally:
-            ledger.close()
+owners = _owners()
 
 
 @pytest.fixture
-def server(tmp_path: Path, voight_provider: Any) -> Iterator[Server]:
-    server = Server(tmp_path, voight_provider)
-    server.wait()
-    yield server
-    server.process.kill()
-    server.process.wait(10)
+def server(tmp_path: Path, voight_provider: Any) -> Iterator[Any]:
+    """Starlette under uvicorn with two workers, metering the loopback provider."""
+    providers = {"PROVIDER_OPENAI": voight_provider.openai_base_url, "PROVIDER_ANTHROPIC": voight_provider.anthropic_base_url}
+    server = owners.Server("load_starlette:app", "uvicorn", tmp_path, providers)
+    try:
+        server.wait()
+        yield server
+    finally:
+        server.kill()
 
 
-async def drive(server: Server, numbers: range, ended: dict[str, str]) -> collections.Counter[str]:
-    """Send these requests of all users, ``CONCURRENT`` at a time; notes the user of every answer id that arrived whole."""
-    failed: collections.Counter[str] = collections.Counter()
-    gate = asyncio.Semaphore(CONCURRENT)
-    limits = httpx.Limits(max_connections=CONCURRENT, max_keepalive_connections=CONCURRENT)
-
-    async def one(client: httpx.AsyncClient, number: int) -> None:
-        user = USERS[number % len(USERS)]
-        async with gate:
-            try:
-                headers = {"x-user": user, "x-plan": PLANS[len(user) % 3], "x-request": str(number)}
-                answer = await client.get(f"{server.url}/{number % 4}", headers=headers)
-            except httpx.TransportError as error:
-                failed[type(error).__name__] += 1
-                return
-            if answer.status_code == 200:
-                identity = answer.text.split(" ")[-1]
-                assert identity not in ended, "the provider's answer ids are unique"
-                ended[identity] = user
-
-    async with httpx.AsyncClient(limits=limits, timeout=60) as client:
-        await asyncio.gather(*(one(client, number) for number in numbers))
-    return failed
+def workers(server: Any) -> list[int]:
+    """The process ids of the workers that live right now."""
+    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
+    return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
 def totals(calls: list[Call]) -> dict[str, list[int]]:
@@ -116,44 +63,50 @@ def totals(calls: list[Call]) -> dict[str, list[int]]:
     return dict(by_user)
 
 
-def test_concurrent_users(server: Server, voight_provider: Any) -> None:
-    """5,000 requests of 50 users, 100 at a time: every call once, with its own user, and the provider's own count of tokens."""
+def test_concurrent_users(server: Any, voight_provider: Any) -> None:
+    """5,000 requests of 50 users and of nobody, 100 at a time: every call once, with its own user, as the provider counted it."""
     voight_provider.reset()
     requests = 5_000
-    ended: dict[str, str] = {}
-    failed = asyncio.run(drive(server, range(requests), ended))
+    visitors = owners.Visitors(server.port, USERS, leaving=False)
+    asyncio.run(visitors.ask(range(requests)))
     calls = server.calls()
 
-    assert failed == {}
-    assert len(ended) == requests
+    assert visitors.seen.failed == {}
+    assert len(visitors.seen.ended) == requests
     assert len(calls) == requests
-    assert {call.response_id: call.tags.user_id for call in calls} == ended
+    asked_by = {identity: owners.user_of(number, USERS) for identity, number in visitors.seen.ended.items()}
+    assert {call.response_id: call.tags.user_id for call in calls} == asked_by
+    assert None in asked_by.values(), "some are nobody's"
+    assert {(call.tags.user_id, call.tags.plan) for call in calls} == {
+        (user, None if user is None else owners.plan_of(user)) for user in asked_by.values()
+    }
     assert {call.outcome for call in calls} == {"ok"}
     assert not any(call.estimated for call in calls)
     counted = {user: [row.completed, row.input_tokens, row.output_tokens] for user, row in voight_provider.counts().by_user.items()}
     assert totals(calls) == counted
 
 
-def test_killed_workers(server: Server, voight_provider: Any) -> None:
+def test_killed_workers(server: Any, voight_provider: Any) -> None:
     """Ten workers are killed with SIGKILL under load: every call whose answer had ended is in the ledger, once, with its owner."""
     voight_provider.reset()
-    ended: dict[str, str] = {}
+    visitors = owners.Visitors(server.port, USERS, pipelines=False, leaving=False)
+    ended = visitors.seen.ended
     killed: list[int] = []
 
     async def kill() -> None:
         chance = random.Random(7)
         while len(killed) < 10:
             enough = len(ended) + 100
-            while len(ended) < enough or not (workers := server.workers()):  # noqa: ASYNC110
+            while len(ended) < enough or not (alive := workers(server)):  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
-            killed.append(chance.choice(workers))
+            killed.append(chance.choice(alive))
             os.kill(killed[-1], signal.SIGKILL)
 
     async def both() -> None:
         killing = asyncio.create_task(kill())
         offset = 0
         while not killing.done():
-            await drive(server, range(offset, offset + 200), ended)
+            await visitors.ask(range(offset, offset + 200))
             offset += 200
         await killing
 
@@ -165,5 +118,27 @@ def test_killed_workers(server: Server, voight_provider: Any) -> None:
     assert len(ended) >= 1000, "the load went on between the kills"
     assert [identity for identity in ended if identity not in kept] == []
     assert [identity for identity, count in kept.items() if count > 1] == []
-    owners = {call.response_id: call.tags.user_id for call in calls}
-    assert {identity: owners[identity] for identity in ended} == ended
+    found = {call.response_id: call.tags.user_id for call in calls}
+    assert {identity: found[identity] for identity in ended} == {
+        identity: owners.user_of(number, USERS) for identity, number in ended.items()
+    }
+
+
+def test_a_wrong_ledger_is_found_out(new_call: Any) -> None:
+    """The benchmark sees a stranger's call, an anonymous one with an owner, a lost one and a doubled one."""
+    mine, theirs = owners.user_of(0, USERS), owners.user_of(1, USERS)
+    nobodys = next(number for number in range(USERS) if owners.user_of(number, USERS) is None)
+
+    def row(number: int, user: str | None, plan: str | None = None) -> Call:
+        return new_call(response_id=f"{number}-1", tags=Tags(user_id=user, plan=plan))
+
+    right = row(0, mine, owners.plan_of(mine))
+    asked = {0: 1}
+    assert owners.judge([right], asked, USERS) == owners.Verdict(1)
+    assert owners.judge([row(0, theirs, owners.plan_of(mine))], asked, USERS) == owners.Verdict(1, wrong=1)
+    assert owners.judge([row(0, mine, "another")], asked, USERS) == owners.Verdict(1, wrong=1)
+    assert owners.judge([row(0, None)], asked, USERS) == owners.Verdict(1, wrong=1)
+    assert owners.judge([row(nobodys, mine)], {nobodys: 1}, USERS) == owners.Verdict(1, anonymous=1)
+    assert owners.judge([right, right], asked, USERS) == owners.Verdict(2, doubled=1)
+    assert owners.judge([right], {0: 2}, USERS) == owners.Verdict(1, lost=1)
+    assert not owners.Verdict(1, lost=1).clean

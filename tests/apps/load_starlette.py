@@ -1,4 +1,4 @@
-"""The application that test_load.py puts under load: every endpoint answers the id of the provider's answer, when that has ended."""
+"""Starlette under load: every endpoint answers the id of the provider's answer, when that has ended."""
 
 import os
 from collections.abc import AsyncIterator
@@ -18,7 +18,7 @@ anthropic_client = voight.wrap(anthropic.AsyncAnthropic(api_key="k", base_url=os
 
 
 def question(request: Request) -> list[Any]:
-    return [{"role": "user", "content": f"[user:{request.headers['x-user']}] question {request.headers['x-request']}"}]
+    return [{"role": "user", "content": f"[user:{request.headers.get('x-user')}] question {request.headers['x-request']}"}]
 
 
 async def chat(request: Request) -> Response:
@@ -58,4 +58,4 @@ async def user_of(connection: HTTPConnection) -> str | None:
 
 routes = [Route(f"/{number}", endpoint) for number, endpoint in enumerate((chat, chat_stream, message, message_stream))]
 app = Starlette(routes=routes)
-app.add_middleware(voight.CostTagMiddleware, user_getter=user_of, plan_getter=lambda connection: connection.headers["x-plan"])
+app.add_middleware(voight.CostTagMiddleware, user_getter=user_of, plan_getter=lambda connection: connection.headers.get("x-plan"))
