@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from types import TracebackType
+from types import AsyncGeneratorType, CoroutineType, GeneratorType, TracebackType
 from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, cast
 
 import msgspec
@@ -154,6 +154,8 @@ NOBODY = Owner(NO_TAGS, "none")
 _frame: ContextVar[Frame] = ContextVar("voight_tags", default=Frame(None, NO_TAGS))
 
 current_frame = _frame.get
+set_frame = _frame.set
+"""Put a frame in force, by value: that of ``current_frame`` elsewhere. For boundaries; an application uses ``tag`` and ``carry``."""
 
 
 class bind:
@@ -289,8 +291,13 @@ def carry(function: Callable[P, R]) -> Callable[P, R]:
     *function*, to be run elsewhere (another thread, an executor, a callback) with the tags and the request of here and now::
 
         executor.submit(voight.carry(summarise), document)
+
+    Any callable: a function or coroutine function, a method, a ``functools.partial``, a class. A coroutine or generator that it answers
+    is carried too. It keeps the request alive no longer than the request lasts.
     """
     frame = _frame.get()
+    if getattr(frame.scope, "local", False):
+        frame.resolve()
     return _inside(function, lambda: frame)
 
 
@@ -306,18 +313,25 @@ def _inside(function: Callable[P, R], frame_for: Callable[[], Frame]) -> Callabl
         make = _generator_inside
     else:
         make = _function_inside
-    wrapped = functools.wraps(function)(make(function, frame_for))
+    # What a class has as attributes is no function's.
+    updated = () if isinstance(function, type) else functools.WRAPPER_UPDATES
+    whole: Callable[..., Any] = function
+    wrapped = functools.wraps(whole, updated=updated)(make(whole, frame_for))
     return cast("Callable[P, R]", wrapped)
 
 
 def _function_inside(function: Callable[..., Any], frame_for: Callable[[], Frame]) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         outer = _frame.get()
-        _frame.set(frame_for())
+        inner = frame_for()
+        _frame.set(inner)
         try:
-            return function(*args, **kwargs)
+            result = function(*args, **kwargs)
         finally:
             _frame.set(outer)
+        # `lambda: coroutine()`, and an object with `async def __call__`, look like functions until they have answered.
+        make = _INSIDE.get(type(result))
+        return result if make is None else make(lambda: result, lambda: inner)()
 
     return run
 
@@ -382,3 +396,10 @@ def _async_generator_inside(function: Callable[..., Any], frame_for: Callable[[]
                 step = functools.partial(steps.asend, sent)
 
     return run
+
+
+_INSIDE: dict[type, Callable[..., Any]] = {
+    CoroutineType: _coroutine_inside,
+    GeneratorType: _generator_inside,
+    AsyncGeneratorType: _async_generator_inside,
+}

@@ -1,1 +1,85 @@
-"""celery."""
+"""
+Celery: the calls of a task belong to whoever has caused it.
+
+::
+
+    app = Celery(...)
+    instrument_celery()
+"""
+
+try:
+    from celery import signals
+except ImportError as error:
+    raise ImportError("voight_celery needs Celery: pip install 'voight-middleware[celery]'") from error
+
+from collections.abc import MutableMapping
+from typing import Any
+
+from celery import current_task
+
+from voight_middleware.boundary.jobs import KEY, NOBODY, bound_to_message, stamp
+from voight_middleware.meter import EXIT_SECONDS, flush
+
+__all__ = ["instrument_celery"]
+
+
+def instrument_celery(app: object = None) -> None:  # noqa: ARG001
+    """
+    Carry the tags of whoever sends a task to the worker that runs it; repeated calls are harmless.
+
+    To be called where both sides import it, such as the module that makes the Celery application. The tags travel as JSON in the
+    message's header ``voight``, resolved when the task is sent; a retry keeps those of the first try. A task that is sent by beat, or by
+    a process without this line, is nobody's, unless it says itself whose it is (``voight.set_tags(user_id=...)``). A task that runs in
+    place (``task_always_eager``, ``apply()``) is part of its caller.
+
+    Args:
+        app: For the reader. Celery's signals are those of the process, so all of its applications are instrumented.
+    """
+    signals.before_task_publish.connect(_before_publish, weak=False, dispatch_uid="voight")
+    signals.task_prerun.connect(_before_task, weak=False, dispatch_uid="voight")
+    signals.task_postrun.connect(_after_task, weak=False, dispatch_uid="voight")
+    signals.worker_process_shutdown.connect(_before_exit, weak=False, dispatch_uid="voight")
+
+
+def _before_publish(headers: MutableMapping[str, Any] | None = None, **_: Any) -> None:
+    if headers is not None and not _is_retry(headers):
+        stamp(headers)
+
+
+def _is_retry(headers: MutableMapping[str, Any]) -> bool:
+    """Whether the running task sends itself again: it does so with the headers that it came with."""
+    return bool(current_task) and headers.get("id") is not None and headers["id"] == current_task.request.id
+
+
+def _before_task(task: Any, **_: Any) -> None:
+    request = task.request
+    if request.is_eager:
+        return
+    text = (request.headers or {}).get(KEY)
+    # One chord may have tasks of many users: what comes after them is of whom has sent it, and not of the last one's.
+    _stamp_signature(request.chord, text)
+    request.voight = bound = bound_to_message(text, task.name)
+    bound.__enter__().several = lambda: _stamp_next(request, text)
+
+
+def _after_task(task: Any, **_: Any) -> None:
+    bound = task.request.__dict__.pop("voight", None)
+    if bound is not None:
+        bound.__exit__()
+
+
+def _before_exit(**_: Any) -> None:
+    flush(EXIT_SECONDS)  # a pool's process ends without `atexit`
+
+
+def _stamp_next(request: Any, text: str | None) -> None:
+    """Name whose the tasks are that Celery sends when the one of *request* has ended: its callbacks, and the rest of its chain."""
+    for signature in (*(request.callbacks or ()), *(request.chain or ())):
+        _stamp_signature(signature, text)
+
+
+def _stamp_signature(signature: Any, text: str | None) -> None:
+    """Name whose the task of a signature is. It is the copy that came with the message of the running one."""
+    if isinstance(signature, dict):
+        options = signature.setdefault("options", {})
+        options["headers"] = {KEY: text or NOBODY, **(options.get("headers") or {})}

@@ -1,1 +1,78 @@
-"""dramatiq."""
+"""
+Dramatiq: the calls of an actor belong to whoever has sent the message.
+
+::
+
+    broker = RedisBroker()
+    instrument_dramatiq(broker)
+"""
+
+try:
+    from dramatiq import Broker, Message, Middleware
+except ImportError as error:
+    raise ImportError("voight_dramatiq needs Dramatiq: pip install 'voight-middleware[dramatiq]'") from error
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from voight_middleware.boundary.jobs import KEY, NOBODY, bound_to_message, stamp
+
+__all__ = ["CostTagMiddleware", "instrument_dramatiq"]
+
+
+def instrument_dramatiq(broker: Broker) -> None:
+    """
+    Carry the tags of whoever sends a message to the worker that processes it; repeated calls are harmless.
+
+    To be called where both sides import it, such as the module that makes the broker. A message that is sent by a scheduler, or by a
+    process without this line, is nobody's, unless the actor says itself whose it is (``voight.set_tags(user_id=...)``).
+    """
+    if not any(isinstance(middleware, CostTagMiddleware) for middleware in broker.middleware):
+        # First in and last out: pipelines and callbacks of the other middleware send their messages while the tags are bound.
+        first = {"before": type(broker.middleware[0])} if broker.middleware else {}
+        broker.add_middleware(CostTagMiddleware(), **first)
+
+
+class CostTagMiddleware(Middleware):
+    """Puts the tags of here and now into a message's options, and binds them around the actor. ``instrument_dramatiq`` adds it."""
+
+    def __init__(self) -> None:
+        self._local = threading.local()
+
+    def before_enqueue(self, broker: Broker, message: Message[Any], delay: int) -> None:
+        """Stamp a message that has no tags yet: a retry keeps its own."""
+        self._local.stamped = None
+        if KEY not in message.options:
+            stamp(message.options)
+            self._local.stamped = message.options
+
+    def after_enqueue(self, broker: Broker, message: Message[Any], delay: int) -> None:
+        """Leave the sender's own message as it was: he may send it again, for somebody else."""
+        if self._local.__dict__.get("stamped") is message.options:
+            message.options.pop(KEY, None)
+
+    def before_process_message(self, broker: Broker, message: Any) -> None:
+        """Bind the tags of a message."""
+        text = message.options.get(KEY)
+        # A group may have messages of many users: what comes after them is of whom has sent it, and not of the last one's.
+        for following in message.options.get("group_callbacks") or ():
+            _stamp_following(following, text)
+        bound = bound_to_message(text, message.actor_name)
+        bound.__enter__().several = lambda: _stamp_following(message.options.get("pipe_target"), text)
+        self._local.bound = bound
+
+    def after_process_message(self, broker: Broker, message: Any, *, result: Any = None, exception: BaseException | None = None) -> None:
+        """Put back what was bound before."""
+        bound, self._local.bound = self._local.__dict__.get("bound"), None
+        if bound is not None:
+            bound.__exit__()
+
+    def after_skip_message(self, broker: Broker, message: Any) -> None:
+        """Put back what was bound before."""
+        self.after_process_message(broker, message)
+
+
+def _stamp_following(following: Any, text: str | None) -> None:
+    if isinstance(following, Mapping):
+        following["options"].setdefault(KEY, text or NOBODY)
