@@ -1,0 +1,67 @@
+"""``manage.py voight …``: the command line, on the ledger of the project."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from importlib.metadata import distribution
+from typing import Any, ClassVar
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+
+from voight_django import conf
+
+
+class Command(BaseCommand):
+    help = "Which user caused which cost: every command of `voight`, on the ledger of this project."
+    requires_system_checks: ClassVar[list[str]] = []  # what is wrong with the rest of the project must not keep anybody from his figures
+
+    def run_from_argv(self, argv: list[str]) -> None:
+        own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # what manage.py itself has taken already
+        own.add_argument("--settings")
+        own.add_argument("--pythonpath")
+        sys.exit(_run(own.parse_known_args(argv[2:])[1]))
+
+    def print_help(self, prog_name: str, subcommand: str) -> None:
+        with contextlib.suppress(SystemExit):
+            _run(["--help"])
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("arguments", nargs=argparse.REMAINDER, help="as of `voight`")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        """For ``call_command("voight", "spend", "--format", "json")``."""
+        with (
+            contextlib.redirect_stdout(options.get("stdout") or sys.stdout),
+            contextlib.redirect_stderr(options.get("stderr") or sys.stderr),
+        ):
+            code = _run([str(argument) for argument in (*args, *options["arguments"])])
+        if code:
+            raise CommandError("see above", returncode=code)
+
+
+def _run(arguments: list[str]) -> int:
+    # By its entry point, as the shell does: integrations stand below the command line, and cannot import it.
+    (main,) = distribution("voight-middleware").entry_points.select(group="console_scripts", name="voight")
+    with _in_environment():
+        return int(main.load()(arguments))
+
+
+@contextlib.contextmanager
+def _in_environment() -> Iterator[None]:
+    """The values of ``VOIGHT`` as the variables that the command line reads."""
+    values = conf.meter_values(conf.project())
+    values.pop("listeners", None)
+    before = dict(os.environ)
+    os.environ.update({f"VOIGHT_{name.upper()}": str(value) for name, value in values.items()})
+    try:
+        yield
+    finally:
+        for name in values:
+            variable = f"VOIGHT_{name.upper()}"
+            os.environ.pop(variable, None)
+            if variable in before:
+                os.environ[variable] = before[variable]

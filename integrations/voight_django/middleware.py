@@ -1,0 +1,104 @@
+"""CostTagMiddleware for Django, under WSGI and ASGI."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing
+from typing import Any
+
+from asgiref.sync import iscoroutinefunction, markcoroutinefunction
+from django.http import FileResponse, HttpRequest
+
+from voight_django import conf
+from voight_django.scope import RequestScope
+from voight_middleware.tags import NO_TAGS, Frame, carry, current_frame, set_frame
+
+
+class CostTagMiddleware:
+    """
+    Bind a fresh cost scope to every request: every LLM call made inside it is its user's.
+
+    Its place in ``MIDDLEWARE`` does not matter to the owner, as ``request.user`` is asked at the first LLM call of a request, and at
+    its end for calls made before the user was known; but what the middleware above it calls is not part of the request. A streamed
+    answer keeps its owner until it is closed. The setting ``VOIGHT`` names the getters of the project.
+
+    Raises:
+        ImproperlyConfigured: When the server starts: ``VOIGHT`` cannot be used; the message says why.
+    """
+
+    sync_capable = True
+    async_capable = True
+
+    def __init__(self, get_response: Callable[[HttpRequest], Any]) -> None:
+        conf.apply()
+        self.get_response = get_response
+        self._asynchronous = iscoroutinefunction(get_response)
+        if self._asynchronous:
+            markcoroutinefunction(self)
+
+    def __call__(self, request: HttpRequest) -> Any:
+        if self._asynchronous:
+            return self._acall(request)
+        scope = RequestScope(request)
+        outer = current_frame()
+        set_frame(Frame(scope, NO_TAGS))
+        streams = False
+        try:
+            response = self.get_response(request)
+            streams = response.streaming and _follow(response, scope)
+            return response
+        finally:
+            if not streams:
+                scope.settle_now()
+            set_frame(outer)
+
+    async def _acall(self, request: HttpRequest) -> Any:
+        scope = RequestScope(request)
+        outer = current_frame()
+        set_frame(Frame(scope, NO_TAGS))
+        streams = False
+        try:
+            response = await self.get_response(request)
+            streams = response.streaming and _follow(response, scope)
+            return response
+        finally:
+            try:
+                if not streams:
+                    await scope.settle()
+            finally:  # the server may cancel a request whose getter does not answer
+                set_frame(outer)
+
+
+def _follow(response: Any, scope: RequestScope) -> bool:
+    """
+    Bind the current frame around each step of a streamed response, and around its closing, which settles *scope*; False for a file.
+
+    Around each step and not around them all: between two of them the server runs other code in the same context.
+    """
+    if isinstance(response, FileResponse) and response.file_to_stream is not None:
+        return False  # the server may send it without our seeing it: a new iterator in its place would undo that
+    steps = carry(_asteps if response.is_async else _steps)
+    response.streaming_content = steps(response.streaming_content, scope)
+    close = response.close
+
+    def close_and_settle() -> None:
+        try:
+            close()
+        finally:
+            scope.settle_now()
+
+    response.close = carry(close_and_settle)
+    return True
+
+
+def _steps(content: Iterator[bytes], _scope: RequestScope) -> Iterator[bytes]:
+    yield from content
+
+
+async def _asteps(content: Any, scope: RequestScope) -> AsyncIterator[bytes]:
+    try:
+        async with aclosing(content):
+            async for part in content:
+                yield part
+    finally:
+        await scope.settle()  # closing is synchronous: a server other than Django's own handler may do it on the event loop
