@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextvars import ContextVar
+from opcode import opmap
+from types import CodeType, CoroutineType
 from typing import Any
 
 from voight_middleware.boundary.identity import Getter, Getters
@@ -24,49 +27,73 @@ class Scope:
     may ask at the same time; both get the same answer, and nothing is locked.
     """
 
-    __slots__ = ("_explicit", "_failed", "_getters", "_how", "_identity", "_pending", "_request", "_route", "_settled")
+    # What most requests never change is the class's: a scope is made for every request, and few of them make a call.
+    _identity = NO_TAGS
+    _explicit = NO_TAGS
+    _how = "getter"
+    _failed = False
+    _routed = False
+    _settled = False
+    pending: list[str] | None = None
+    """The calls that were written without an owner."""
+    local = False
+    """Whether the getters answer only in the request's own context (Flask's): whoever carries the scope elsewhere asks before."""
 
-    def __init__(self, request: Callable[[], Any], getters: Getters, route: Callable[[], str | None]) -> None:
-        self._request: Callable[[], Any] | None = request
+    def __init__(
+        self, request: Callable[[], Any] | None, getters: Getters, route: Callable[[], str | None] | None, local: bool = False
+    ) -> None:
+        self._request = request
         self._getters = getters
-        self._route: Callable[[], str | None] | None = route
-        self._identity = NO_TAGS
-        self._explicit = NO_TAGS
-        self._how = "getter"
-        self._failed = False
-        self._settled = False
-        self._pending: list[str] | None = None
+        self._route = route
+        if local:
+            self.local = True
+
+    def make_request(self) -> Any:
+        """The framework's request, for the getters."""
+        assert self._request is not None
+        return self._request()
+
+    def read_route(self) -> str | None:
+        """The route as method and path template; None while it is not known."""
+        return self._route() if self._route is not None else None
+
+    def let_go(self) -> None:
+        """Keep nothing of the request but what is known of it: a task may outlive it."""
+        self.find_route()
+        self._settled = True
+        self._request = None
+        self._route = None
 
     def known(self) -> Owner:
         """What is known by now, without asking anybody."""
-        self._find_route()
+        self.find_route()
         identity = self._identity
         how = self._how if identity.user_id is not None else "error" if self._failed else "none"
         return lay_over(Owner(identity, how), self._explicit)
 
     def resolve(self) -> Owner:
         """Ask the getters from synchronous code. One that would have to wait is asked again, and awaited, when the request ends."""
-        if self._identity.user_id is None and self._request is not None and _asking.get() is not self:
+        if self._identity.user_id is None and not self._settled and _asking.get() is not self:
             token = _asking.set(self)
             try:
-                request = self._request()
+                request = self.make_request()
                 self._take({name: self._ask(getter, request) for name, getter in self._named_getters()})
             except Exception as error:
-                self._fail("request", error)
+                self.fail("request", error)
             finally:
                 _asking.reset(token)
         return self.known()
 
     async def aresolve(self) -> Owner:
         """Ask the getters, awaiting the asynchronous ones."""
-        if self._identity.user_id is None and self._request is not None and _asking.get() is not self:
+        if self._identity.user_id is None and not self._settled and _asking.get() is not self:
             outer = _asking.get()
             _asking.set(self)
             try:
-                request = self._request()
+                request = self.make_request()
                 self._take({name: await self._aask(getter, request) for name, getter in self._named_getters()})
             except Exception as error:
-                self._fail("request", error)
+                self.fail("request", error)
             finally:
                 _asking.set(outer)
         return self.known()
@@ -77,7 +104,8 @@ class Scope:
         if known.user_id is not None and tags.user_id not in (None, known.user_id):
             known = Tags(route=known.route)
         self._identity = known.merge(tags)
-        self._how = attribution
+        if tags.user_id is not None:
+            self._how = attribution
 
     def set_tags(self, tags: Tags) -> None:
         """Lay explicit tags over what is known, for the rest of the request."""
@@ -86,49 +114,46 @@ class Scope:
     def await_settlement(self, call_id: str) -> None:
         """Note a call that was written without an owner."""
         if not self._settled:
-            if self._pending is None:
-                self._pending = []
-            self._pending.append(call_id)
+            if self.pending is None:
+                self.pending = []
+            self.pending.append(call_id)
 
     async def settle(self) -> None:
         """At the end of the request: ask once more if calls wait for their owner, write it, and let go of the request. Never raises."""
         try:
-            if self._pending is not None:
+            if self.pending is not None:
                 self._write(await self.aresolve())
         finally:  # the server may cancel a request whose getter does not answer
-            self._let_go()
+            self.let_go()
 
     def settle_now(self) -> None:
         """As ``settle``, from synchronous code."""
         try:
-            if self._pending is not None:
+            if self.pending is not None:
                 self._write(self.resolve())
         finally:
-            self._let_go()
+            self.let_go()
 
     def _write(self, owner: Owner) -> None:
-        pending, self._pending = self._pending, None
+        pending, self.pending = self.pending, None
         if pending and owner.tags.user_id is not None:
             self._how = "settled"
             current_meter().settle(pending, Owner(owner.tags, "settled"))
 
-    def _let_go(self) -> None:
-        self._find_route()
-        self._settled = True
-        self._request = None
-        self._route = None
-
-    def _find_route(self) -> None:
-        if self._route is not None and self._identity.route is None:
-            try:
-                route = self._route()
-            except Exception as error:
-                self._route = None
-                current_meter().note(error)
-                return
-            if route is not None:
+    def find_route(self) -> None:
+        """Ask for the route, until it is known."""
+        if self._routed:
+            return
+        try:
+            route = self.read_route()
+        except Exception as error:
+            self._routed = True
+            current_meter().note(error)
+            return
+        if route is not None:
+            self._routed = True
+            if self._identity.route is None:
                 self._identity = self._identity.merge(Tags(route=clean_value(route)))
-                self._route = None
 
     def _named_getters(self) -> list[tuple[str, Getter]]:
         getters = self._getters
@@ -140,7 +165,7 @@ class Scope:
             value = getter(request)
             return self._wait_for(value, getter, request) if isinstance(value, Awaitable) else value
         except Exception as error:
-            self._fail(getattr(getter, "__name__", "getter"), error)
+            self.fail(getattr(getter, "__name__", "getter"), error)
             return None
 
     async def _aask(self, getter: Getter, request: Any) -> object:
@@ -148,11 +173,21 @@ class Scope:
             value = getter(request)
             return await value if isinstance(value, Awaitable) else value
         except Exception as error:
-            self._fail(getattr(getter, "__name__", "getter"), error)
+            self.fail(getattr(getter, "__name__", "getter"), error)
             return None
 
     def _wait_for(self, awaitable: Any, getter: Getter, request: Any) -> object:
-        """In a worker thread of anyio (a ``def`` endpoint) the event loop can be asked; on the loop's own thread nothing may wait."""
+        """
+        In a worker thread of anyio (a ``def`` endpoint) the event loop can be asked; on the loop's own thread nothing may wait.
+
+        There, only a coroutine that cannot wait is run. One that might is not even begun: stopped half-way, it could leave a database
+        connection that it shares with the application in the middle of a query.
+        """
+        if isinstance(awaitable, CoroutineType) and _never_waits(awaitable.cr_code):
+            try:
+                awaitable.send(None)
+            except StopIteration as done:
+                return done.value
         if isinstance(awaitable, Coroutine):
             awaitable.close()
         if "anyio" not in sys.modules:
@@ -165,23 +200,35 @@ class Scope:
             return None
 
     def _take(self, values: dict[str, Any]) -> None:
-        if self._identity.user_id is not None:  # somebody has been named while the getters were awaited
-            return
+        if self._identity.user_id is None:  # else somebody has been named while the getters were awaited
+            self._identity = self._identity.merge(self.read_values(values))
+
+    def read_values(self, values: dict[str, Any]) -> Tags:
+        """What getters have answered, as tags; what cannot be kept is a failure of its getter."""
         tags = values.pop("tags", None)
         if tags is not None and not isinstance(tags, Mapping):
-            self._fail("tags_getter", TypeError(), f" (it answered {type(tags).__name__}, not a mapping)")
+            self.fail("tags_getter", TypeError(), f" (it answered {type(tags).__name__}, not a mapping)")
             tags = None
         user = values.get("user_id")
         if user is not None:
             try:
                 clean_value(user)
             except TypeError as error:
-                self._fail("user_getter", error, f" ({error})")
-        self._identity = self._identity.merge(
-            make_tags({**(tags or {}), **{name: value for name, value in values.items() if value is not None}})
-        )
+                self.fail("user_getter", error, f" ({error})")
+        return make_tags({**(tags or {}), **{name: value for name, value in values.items() if value is not None}})
 
-    def _fail(self, getter: str, error: Exception, hint: str = "") -> None:
+    def fail(self, getter: str, error: Exception, hint: str = "") -> None:
+        """Count and log what a getter raised: calls without any other owner are an ``error``."""
         self._failed = True
         current_meter().counters["getter_errors"] += 1
         complain(f"{getter} raised {type(error).__name__}: calls of such requests have no owner{hint}")  # its text may name the user
+
+
+@functools.lru_cache(256)
+def _never_waits(code: CodeType) -> bool:
+    """Whether a coroutine function has no ``await`` in it, as one that only reads what a middleware has left has none."""
+    return _SEND not in code.co_code[::2]
+
+
+_SEND = opmap["SEND"]
+"""What ``await``, ``async for`` and ``async with`` wait by, since Python 3.11."""
