@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from importlib.metadata import distribution
-from typing import Any, ClassVar
+from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
@@ -17,7 +17,7 @@ from voight_django import conf
 
 class Command(BaseCommand):
     help = "Which user caused which cost: every command of `voight`, on the ledger of this project."
-    requires_system_checks: ClassVar[list[str]] = []  # what is wrong with the rest of the project must not keep anybody from his figures
+    requires_system_checks: list[str] = []  # noqa: RUF012  # what is wrong with the rest of the project must not keep anybody from his figures
 
     def run_from_argv(self, argv: list[str]) -> None:
         own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # what manage.py itself has taken already
