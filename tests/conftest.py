@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -15,6 +17,8 @@ from typing import Any
 import pytest
 
 from voight_middleware.call import Call, new_call_id
+from voight_middleware.ingest import drain
+from voight_middleware.ledger import open_ledger
 
 
 @pytest.fixture(scope="session")
@@ -125,5 +129,142 @@ class Scripts:
 def scripts(tmp_path: Path) -> Iterator[Scripts]:
     """Runs scripts in processes of their own, all on one ledger."""
     running = Scripts(tmp_path)
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """A Redis on a free port of this machine; answers the port."""
+    binary = shutil.which("redis-server")
+    if binary is None:
+        pytest.skip("there is no redis-server")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    options = ["--bind", "127.0.0.1", "--port", str(port), "--save", "", "--dir", str(tmp_path_factory.mktemp("redis"))]
+    process = subprocess.Popen([binary, *options], stdout=subprocess.DEVNULL)
+    for _ in range(400):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                break
+        time.sleep(0.025)
+    yield port
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture
+def redis_url(redis_server: int) -> str:
+    """The URL of an empty Redis."""
+    with socket.create_connection(("127.0.0.1", redis_server)) as connection:
+        connection.sendall(b"FLUSHALL\r\n")
+        assert connection.recv(100) == b"+OK\r\n"
+    return f"redis://127.0.0.1:{redis_server}/0"
+
+
+class Workers:
+    """Runs the worker commands of task queues, as a deployment does, on the applications of ``tests/apps`` and one ledger."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.ledger = f"sqlite:///{folder}/ledger.db"
+        self.journal = folder / "ledger.db.journal"
+        self.log = folder / "workers.log"
+        self._started: list[subprocess.Popen[bytes]] = []
+
+    def start(self, *command: str, **environ: str) -> "subprocess.Popen[bytes]":
+        """Begin to run a module (``celery``, ``rq.cli``, …) with its arguments."""
+        with self.log.open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-W", "ignore", "-m", *command],
+                cwd=self.folder,
+                env=self._environ(environ),
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self._started.append(process)
+        return process
+
+    def run(self, source: str, **environ: str) -> str:
+        """Run *source* to its end, as the process that sends; answers what it printed."""
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", textwrap.dedent(source)],
+            cwd=self.folder,
+            env=self._environ(environ),
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def _environ(self, environ: dict[str, str]) -> dict[str, str]:
+        paths = [str(Path(__file__).parent / "apps"), os.environ.get("PYTHONPATH", "")]
+        return {**os.environ, "VOIGHT_LEDGER": self.ledger, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **environ}
+
+    def wait_for(self, word: str, seconds: float = 60) -> None:
+        """Wait until a worker has said *word*."""
+        deadline = time.monotonic() + seconds
+        while word not in self.log.read_text(errors="replace"):
+            assert time.monotonic() < deadline, self.log.read_text(errors="replace")[-5000:]
+            assert all(process.poll() is None for process in self._started), self.log.read_text(errors="replace")[-5000:]
+            time.sleep(0.05)
+
+    def wait_until(self, condition: Callable[[], bool], seconds: float = 60) -> None:
+        """Wait until *condition* holds."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, self.log.read_text(errors="replace")[-5000:]
+            time.sleep(0.05)
+
+    def calls(self) -> list[Call]:
+        """Shut all workers down, bring in what they have left, and answer every call."""
+        self.stop(signal.SIGTERM)
+        return self.calls_so_far()
+
+    def calls_so_far(self) -> list[Call]:
+        """The calls that are in the ledger by now."""
+        drain(self.ledger, self.journal)
+        ledger = open_ledger(self.ledger)
+        try:
+            return list(ledger.calls())
+        finally:
+            ledger.close()
+
+    def stop(self, how: signal.Signals = signal.SIGKILL) -> None:
+        """End all workers, and whatever they have started."""
+        for process in self._started:
+            if process.poll() is None:
+                process.send_signal(how)
+        for process in self._started:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(20)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        self._started.clear()
+
+
+@pytest.fixture(scope="session")
+def make_workers() -> Iterator[Callable[[Path], Workers]]:
+    """Makes workers of task queues with their ledger in a folder."""
+    made: list[Workers] = []
+
+    def make(folder: Path) -> Workers:
+        made.append(Workers(folder))
+        return made[-1]
+
+    yield make
+    for workers in made:
+        workers.stop()
+
+
+@pytest.fixture
+def workers(tmp_path: Path, make_workers: Callable[[Path], Workers]) -> Iterator[Workers]:
+    """Runs workers of task queues until the test ends."""
+    running = make_workers(tmp_path)
     yield running
     running.stop()

@@ -18,7 +18,7 @@ from typing import Any
 from celery import current_task
 
 from voight_middleware.boundary.jobs import KEY, NOBODY, bound_to_message, stamp
-from voight_middleware.meter import EXIT_SECONDS, flush
+from voight_middleware.meter import current_meter
 
 __all__ = ["instrument_celery"]
 
@@ -47,8 +47,11 @@ def _before_publish(headers: MutableMapping[str, Any] | None = None, **_: Any) -
 
 
 def _is_retry(headers: MutableMapping[str, Any]) -> bool:
-    """Whether the running task sends itself again: it does so with the headers that it came with."""
-    return bool(current_task) and headers.get("id") is not None and headers["id"] == current_task.request.id
+    """Whether the running task sends itself again: it does so with the headers that it came with, and with none if there were none."""
+    if not current_task:
+        return False
+    request = current_task.request
+    return request.id is not None and headers.get("id") == request.id and (headers.get("retries") or 0) > request.retries
 
 
 def _before_task(task: Any, **_: Any) -> None:
@@ -69,7 +72,7 @@ def _after_task(task: Any, **_: Any) -> None:
 
 
 def _before_exit(**_: Any) -> None:
-    flush(EXIT_SECONDS)  # a pool's process ends without `atexit`
+    current_meter().close()  # a process of the pool ends without `atexit`
 
 
 def _stamp_next(request: Any, text: str | None) -> None:

@@ -1,0 +1,171 @@
+"""The tasks of the Celery tests: each makes an LLM call in the place that it is named for."""
+
+import asyncio
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import openai
+from celery import Celery, chord, group, shared_task
+from celery.exceptions import Ignore, Reject
+
+import voight_middleware as voight
+from voight_celery import instrument_celery
+
+app = Celery("app", broker=os.environ["BROKER"], backend=os.environ["BROKER"])
+app.conf.update(
+    broker_connection_retry_on_startup=True,
+    worker_prefetch_multiplier=1,
+    task_ignore_result=False,
+    worker_hijack_root_logger=False,
+    result_backend_transport_options={"visibility_timeout": 3600},
+)
+instrument_celery()
+instrument_celery(app)
+
+client = voight.wrap(openai.OpenAI(api_key="k", base_url=os.environ.get("PROVIDER_OPENAI"), max_retries=0))
+
+
+def ask(place: str) -> str:
+    """One LLM call, marked with its place and with whom the caller takes for its owner."""
+    with voight.tag(place=place):
+        return client.chat.completions.create(model="gpt-4o-mini", messages=[{"role": "user", "content": place}]).id
+
+
+@app.task
+def work(place: str) -> str:
+    return ask(place)
+
+
+@app.task
+def after(_result: Any, place: str) -> str:
+    return ask(place)
+
+
+@app.task(bind=True, max_retries=3)
+def retrying(self: Any, place: str) -> str:
+    if self.request.retries < 2:
+        raise self.retry(countdown=0)
+    return ask(place)
+
+
+@app.task(bind=True, max_retries=1)
+def nobodys_retry(self: Any, place: str) -> str:
+    """Without an owner; it names one before it fails, and does not name him again."""
+    if self.request.retries == 0:
+        voight.set_tags(user_id="first try")
+        raise self.retry(countdown=0)
+    return ask(place)
+
+
+@app.task
+def nested(place: str) -> None:
+    work.delay(place)
+
+
+@app.task
+def setting(user: str, place: str) -> str:
+    voight.set_tags(user_id=user)
+    return ask(place)
+
+
+@app.task
+def through_all(users: list[str], place: str) -> None:
+    """A nightly job: a call for everybody together, then one for each."""
+    ask(f"{place}, all")
+    for user in users:
+        voight.set_tags(user_id=user)
+        ask(f"{place}, {user}")
+        work.delay(f"{place}, sent for {user}")
+
+
+@app.task
+def failing(place: str) -> None:
+    ask(place)
+    raise ValueError(place)
+
+
+@app.task
+def on_error(_uuid: str, place: str) -> str:
+    return ask(place)
+
+
+@app.task
+def on_error_in_place(_request: Any, _exc: Any, _trace: Any, place: str) -> str:
+    return ask(place)
+
+
+@app.task
+def ignoring(place: str, how: str) -> None:
+    ask(place)
+    raise Ignore if how == "ignore" else Reject(requeue=False)
+
+
+@app.task
+def eager_inside(place: str) -> str:
+    with voight.tag(step="eager"):
+        work.apply(args=[f"{place}, apply"])
+    return ask(f"{place}, behind")
+
+
+@app.task
+def slow(place: str, seconds: float) -> None:
+    ask(place)
+    time.sleep(seconds)
+
+
+@app.task(bind=True)
+def replacing(self: Any, place: str) -> None:
+    raise self.replace(work.s(place))
+
+
+@app.task
+def makes_chord(place: str) -> None:
+    chord(group(work.s(f"{place}, header {number}") for number in range(2)))(after.s(f"{place}, body"))
+
+
+@app.task
+def places(user_of_remedies: str = "") -> None:
+    """A call in every place that a task can make one in."""
+    ask("task, sync")
+
+    async def here(place: str) -> None:
+        ask(place)
+
+    async def run() -> None:
+        await here("asyncio.run in a task")
+        await asyncio.create_task(here("asyncio.create_task"))
+        await asyncio.gather(here("asyncio.gather"))
+        await asyncio.to_thread(ask, "asyncio.to_thread")
+        await asyncio.get_running_loop().run_in_executor(None, ask, "loop.run_in_executor(None, fn)")
+
+    if os.environ.get("POOL") != "gevent":
+        asyncio.run(run())
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(ask, "executor.submit(fn)").result()
+        pool.submit(voight.carry(ask), "executor.submit(carry(fn))").result()
+    for target, place in ((ask, "Thread(target=fn)"), (voight.carry(ask), "Thread(target=carry(fn))")):
+        thread = threading.Thread(target=target, args=(place,))
+        thread.start()
+        thread.join()
+    if os.environ.get("POOL") == "gevent":
+        import gevent
+
+        gevent.spawn(ask, "gevent.spawn(fn)").join()
+        gevent.spawn(voight.carry(ask), "gevent.spawn(carry(fn))").join()
+
+
+@shared_task
+def load(number: int) -> str:
+    """For the load test: where the provider takes its time, tasks overlap."""
+    return ask(str(number))
+
+
+@app.task
+def scheduled() -> str:
+    return ask("scheduled")
+
+
+app.conf.beat_schedule = {"often": {"task": "celery_app.scheduled", "schedule": 0.5}}
