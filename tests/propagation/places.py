@@ -23,6 +23,7 @@ REMEDIES: dict[str, str] = {
     "gevent.spawn(fn)": "`gevent.spawn(voight.carry(fn))`",
     "worker task of the lifespan, fed by a queue": "put the tags, or `voight.carry(fn)`, into the queue",
     "handler of unexpected exceptions (500)": "wrap the whole application: `app = CostTagMiddleware(app)`",
+    "receiver of request_finished": "make the call in the request, or in a thread that the request starts with `voight.carry(fn)`",
 }
 """What to do about each place in which the owner can be lost. A place that is lost must be here."""
 
@@ -38,7 +39,8 @@ def check_column(group: str, framework: str, server: str, found: Mapping[str, st
         found: By place, in the order of the table: ``works``, ``lost`` or ``wrong``.
     """
     assert set(found.values()) <= {"works", "lost"}, {place: cell for place, cell in found.items() if cell not in ("works", "lost")}
-    assert {place for place, cell in found.items() if cell == "lost"} <= REMEDIES.keys()
+    without = {place for place, cell in found.items() if cell == "lost"} - REMEDIES.keys()
+    assert not without, f"each place that is lost has its remedy: {without}"
     column = {"group": group, "framework": framework, "server": server, "places": dict(found)}
     path = FOLDER / f"{framework}-{server}.json".lower().replace(" ", "-")
     if WRITES:
