@@ -92,19 +92,13 @@ class AsgiScope(Scope):
         """What the router that has matched calls it."""
         return route_of(self._asgi, self._app)
 
-    def let_go(self) -> None:
-        """Keep nothing of the request but what is known of it: a task may outlive it."""
-        self._settled = True
-        scope = self._asgi
-        route = None if self._routed else scope.get("route")
-        if route is not None and "app_root_path" not in scope and "fastapi" not in scope:  # most requests, and each passes here
-            self._asgi = {"route": route, "method": scope.get("method")}
-        else:
-            self._asgi = what_routers_left(scope)
+    def forget_request(self) -> None:
+        """Keep nothing of the request but what the router has matched."""
+        self._asgi = {} if self._routed else what_routers_left(self._asgi)
 
     def is_of(self, scope: ScopeDict) -> bool:
         """Whether *scope* is that of the same request: the very one, or a copy that a middleware further in has made."""
-        return not self._settled and (scope is self._asgi or scope.get("headers") is self._asgi.get("headers"))
+        return not self._ended and (scope is self._asgi or scope.get("headers") is self._asgi.get("headers"))
 
     def refresh(self, scope: ScopeDict) -> None:
         """Read from a copy of the request's scope, which what is further in has written to, from now on."""

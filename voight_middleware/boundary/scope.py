@@ -33,7 +33,9 @@ class Scope:
     _how = "getter"
     _failed = False
     _routed = False
-    _settled = False
+    _asked = False
+    _ended = False
+    _closed = False
     pending: list[str] | None = None
     """The calls that were written without an owner."""
     local = False
@@ -57,12 +59,25 @@ class Scope:
         """The route as method and path template; None while it is not known."""
         return self._route() if self._route is not None else None
 
-    def let_go(self) -> None:
-        """Keep nothing of the request but what is known of it: a task may outlive it."""
-        self.find_route()
-        self._settled = True
+    def forget_request(self) -> None:
+        """Keep nothing of the request."""
         self._request = None
         self._route = None
+
+    def let_go(self) -> None:
+        """
+        The request has ended. What is known of its user is kept for a task that outlives it, and nothing else of the request.
+
+        Where nobody has asked yet, such a task may be the first: the request is kept as long as the task, and let go when it has asked.
+        """
+        self._ended = True
+        if self._asked or self.local or self._identity.user_id is not None:
+            self._close()
+
+    def _close(self) -> None:
+        self.find_route()
+        self._closed = True
+        self.forget_request()
 
     def known(self) -> Owner:
         """What is known by now, without asking anybody."""
@@ -73,29 +88,37 @@ class Scope:
 
     def resolve(self) -> Owner:
         """Ask the getters from synchronous code. One that would have to wait is asked again, and awaited, when the request ends."""
-        if self._identity.user_id is None and not self._settled and _asking.get() is not self:
+        if self._identity.user_id is None and not self._closed and _asking.get() is not self:
+            self._asked = True
             token = _asking.set(self)
             try:
                 request = self.make_request()
                 self._take({name: self._ask(getter, request) for name, getter in self._named_getters()})
             except Exception as error:
-                self.fail("request", error)
+                if not self._closed:  # else the request has ended meanwhile, in another thread
+                    self.fail("request", error)
             finally:
                 _asking.reset(token)
+                if self._ended:
+                    self._close()
         return self.known()
 
     async def aresolve(self) -> Owner:
         """Ask the getters, awaiting the asynchronous ones."""
-        if self._identity.user_id is None and not self._settled and _asking.get() is not self:
+        if self._identity.user_id is None and not self._closed and _asking.get() is not self:
+            self._asked = True
             outer = _asking.get()
             _asking.set(self)
             try:
                 request = self.make_request()
                 self._take({name: await self._aask(getter, request) for name, getter in self._named_getters()})
             except Exception as error:
-                self.fail("request", error)
+                if not self._closed:  # else the request has ended meanwhile, in another thread
+                    self.fail("request", error)
             finally:
                 _asking.set(outer)
+                if self._ended:
+                    self._close()
         return self.known()
 
     def identify(self, tags: Tags, attribution: str) -> None:
@@ -113,7 +136,7 @@ class Scope:
 
     def await_settlement(self, call_id: str) -> None:
         """Note a call that was written without an owner."""
-        if not self._settled:
+        if not self._ended:
             if self.pending is None:
                 self.pending = []
             self.pending.append(call_id)

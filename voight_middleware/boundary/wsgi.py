@@ -97,7 +97,7 @@ class RequestFrame(Frame):
     @property
     def pending(self) -> bool:
         """Whether a call of this request was written without an owner."""
-        return self._scope is not None and self._scope.pending
+        return self._scope is not None and self._scope.pending is not None
 
     def end(self) -> None:
         """The request has ended: settle its calls and let go of it."""

@@ -1,0 +1,15 @@
+"""FastAPI: where code can run that a request has caused, and whose calls are made there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from .asgi import SERVERS, check_asgi_column
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_column(server: str, workers: Any, voight_provider: Any) -> None:
+    """Every place has the owner that the table says, under every server."""
+    check_asgi_column("FastAPI", server, "places_fastapi:app", workers, voight_provider)
