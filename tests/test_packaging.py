@@ -29,6 +29,7 @@ PUBLIC = {
     "configure",
     "current_tags",
     "flush",
+    "header",
     "instrument",
     "metered_call",
     "metered_transport",

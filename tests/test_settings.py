@@ -6,9 +6,20 @@ from typing import Any
 
 import pytest
 
-from voight_middleware.settings import Settings, SettingsError, default_journal, ledger_url, sqlite_path
+from voight_middleware.settings import (
+    RELEASE_VARIABLES,
+    PseudonymKey,
+    Settings,
+    SettingsError,
+    default_journal,
+    ledger_url,
+    pseudonym_key_file,
+    sqlite_path,
+)
 
 HOME = {"XDG_STATE_HOME": "/state"}
+SECRET = "0123456789abcdef0123456789abcdef"
+OTHER = "fedcba9876543210fedcba9876543210"
 
 
 def test_the_defaults_are_in_the_state_folder() -> None:
@@ -18,7 +29,9 @@ def test_the_defaults_are_in_the_state_folder() -> None:
     assert settings.journal == Path("/state/voight/ledger.db.journal")
     assert (settings.release, settings.enabled) == (None, True)
     assert settings.request_identity
-    assert settings.sources == dict.fromkeys(("ledger", "journal", "release", "enabled", "request_identity", "prices"), "default")
+    names = ("ledger", "journal", "release", "enabled", "request_identity", "prices", "pii", "pseudonym_key")
+    assert settings.sources == dict.fromkeys(names, "default")
+    assert (settings.pii, settings.pseudonym_keys) == ({}, ())
 
 
 def test_without_a_state_folder_it_is_under_the_home(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,6 +50,8 @@ def test_every_variable_is_read() -> None:
             "VOIGHT_ENABLED": "off",
             "VOIGHT_REQUEST_IDENTITY": "no",
             "VOIGHT_PRICES": "/c/prices.toml",
+            "VOIGHT_PII": "redact",
+            "VOIGHT_PSEUDONYM_KEY": SECRET,
         }
     )
     assert not settings.request_identity
@@ -49,7 +64,11 @@ def test_every_variable_is_read() -> None:
         "enabled": "VOIGHT_ENABLED",
         "request_identity": "VOIGHT_REQUEST_IDENTITY",
         "prices": "VOIGHT_PRICES",
+        "pii": "VOIGHT_PII",
+        "pseudonym_key": "VOIGHT_PSEUDONYM_KEY",
     }
+    assert settings.pii == {"*": "redact"}
+    assert settings.pseudonym_keys == (PseudonymKey("v1", SECRET),)
 
 
 def test_what_is_given_wins_over_the_environment() -> None:
@@ -84,6 +103,11 @@ def test_switches_are_read_the_way_people_write_them(text: str, enabled: bool) -
         ({"ledger": "sqlite://ledger.db"}, {}, ["sqlite://ledger.db", "sqlite:////absolute/path"]),
         ({"ledger": "sqlite:ledger.db"}, {}, ["sqlite:ledger.db"]),
         ({}, {"VOIGHT_LEDGER": "sqlite:///"}, ["sqlite:///"]),
+        ({}, {"VOIGHT_PII": "hide"}, ["VOIGHT_PII", "hide", "pseudonym, redact or allow"]),
+        ({"pii": {"user": "allow"}}, {}, ["configure()", "'user'", "user_id"]),
+        ({"pii": {"user id": "allow"}}, {}, ["user id"]),
+        ({"pii": "user_id=allow,user_id=redact"}, {}, ["user_id=redact"]),
+        ({"pii": "user_id="}, {}, ["user_id=;"]),
         ({"ledger": "~no-such-user-here/l.db"}, {}, ["~no-such-user-here/l.db"]),
         ({"journal": "~no-such-user-here/j"}, {}, ["~no-such-user-here/j"]),
         ({"ledger": "/tmp/a\0b"}, {}, ["a\\x00b"]),
@@ -148,3 +172,103 @@ def test_a_user_without_a_home_has_a_ledger_all_the_same(monkeypatch: pytest.Mon
     settings = Settings.from_environment(environ={})
     assert Path(tempfile.gettempdir()) in settings.journal.parents
     assert settings.ledger == f"sqlite:///{settings.journal}".removesuffix(".journal")
+
+
+# -- personal data -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "policies"),
+    [
+        ("redact", {"*": "redact"}),
+        (" Allow ", {"*": "allow"}),
+        ("user_id=allow,*=redact", {"user_id": "allow", "*": "redact"}),
+        (" user_id = allow , redact,", {"user_id": "allow", "*": "redact"}),
+        ({"user_id": "allow", "feature": "redact"}, {"user_id": "allow", "feature": "redact"}),
+        ({}, {}),
+    ],
+    ids=str,
+)
+def test_the_policy_for_personal_data(given: Any, policies: dict[str, str]) -> None:
+    """One word for all tags, or one for each key; a mapping, or the same as text."""
+    assert Settings.from_environment(pii=given, environ=HOME).pii == policies
+    if isinstance(given, str):
+        assert Settings.from_environment(environ={**HOME, "VOIGHT_PII": given}).pii == policies
+    assert Settings.from_environment(pii=given, environ={**HOME, "VOIGHT_PII": "nonsense"}).sources["pii"] == "configure()"
+
+
+@pytest.mark.parametrize(
+    ("text", "keys"),
+    [
+        (SECRET, [("v1", SECRET)]),
+        (f" {SECRET}\n", [("v1", SECRET)]),
+        (f"v7:{SECRET}", [("v7", SECRET)]),
+        (f"v2:{OTHER}, v1:{SECRET}", [("v2", OTHER), ("v1", SECRET)]),
+        (f"{SECRET},{OTHER}:", [("v1", f"{SECRET},{OTHER}:")]),
+    ],
+)
+def test_the_keys_of_pseudonyms(text: str, keys: list[tuple[str, str]]) -> None:
+    """A plain secret is version v1; of several, the first is written with."""
+    expected = tuple(PseudonymKey(*key) for key in keys)
+    assert Settings.from_environment(pseudonym_key=text, environ=HOME).pseudonym_keys == expected
+    assert Settings.from_environment(environ={**HOME, "VOIGHT_PSEUDONYM_KEY": text}).pseudonym_keys == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("hunter2-hunter2", "has 15 characters; it needs at least 32"),
+        (f"v2:hunter2-hunter2,v1:{SECRET}", "pseudonym key v2 has 15 characters"),
+        (f"v2:{SECRET},hunter2-hunter2-hunter2-hunter2-hunter2", "without a comma in a secret"),
+        (f"v1:{SECRET},v1:hunter2-hunter2-hunter2-hunter2-hunter2", "same version"),
+        ("v1:", "has 0 characters"),
+    ],
+)
+def test_a_key_that_cannot_be_used_is_said_and_not_shown(text: str, said: str) -> None:
+    """The error names the variable and what would do, and nothing of the secret."""
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_environment(environ={**HOME, "VOIGHT_PSEUDONYM_KEY": text})
+    assert said in str(caught.value)
+    assert "VOIGHT_PSEUDONYM_KEY" in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_settings_can_be_logged() -> None:
+    """The secret is in no text of the settings."""
+    settings = Settings.from_environment(pseudonym_key=SECRET, environ=HOME)
+    assert SECRET not in repr(settings)
+    assert SECRET not in f"{settings}"
+
+
+def test_the_key_of_a_local_ledger_is_beside_it() -> None:
+    """A ledger on a server has none: each of its hosts would make its own."""
+    assert pseudonym_key_file("sqlite:////var/l.db") == Path("/var/l.db.key")
+    assert pseudonym_key_file("postgresql://h/d") is None
+
+
+# -- the release ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variable", RELEASE_VARIABLES)
+def test_the_release_of_a_deployment(variable: str) -> None:
+    """What the place of deployment says is the release, and the settings say which variable it was."""
+    settings = Settings.from_environment(environ={**HOME, variable: " r9 "})
+    assert (settings.release, settings.sources["release"]) == ("r9", variable)
+
+
+def test_a_release_of_your_own_comes_first() -> None:
+    """`configure()`, then `VOIGHT_RELEASE`, then the deployment's variables in their order."""
+    environ = {**HOME, **{variable: variable.lower() for variable in RELEASE_VARIABLES}}
+    for variable in RELEASE_VARIABLES:
+        assert Settings.from_environment(environ=environ).release == environ.pop(variable)
+    environ |= {"VOIGHT_RELEASE": "mine", "SENTRY_RELEASE": "theirs"}
+    assert Settings.from_environment(environ=environ).release == "mine"
+    assert Settings.from_environment(environ=environ, release="given").release == "given"
+
+
+def test_what_names_no_release_is_passed_over() -> None:
+    """An empty variable, and a function of AWS Lambda of which no version is published."""
+    environ = {**HOME, "SENTRY_RELEASE": " ", "AWS_LAMBDA_FUNCTION_VERSION": "$LATEST", "GIT_COMMIT": "c0ffee"}
+    assert Settings.from_environment(environ=environ).release == "c0ffee"
+    del environ["GIT_COMMIT"]
+    assert Settings.from_environment(environ=environ).sources["release"] == "default"

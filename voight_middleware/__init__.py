@@ -1,6 +1,7 @@
 """Which user caused which cost: tags every LLM call of a web application with its user, plan and tenant, and keeps what it cost."""
 
 from voight_middleware.boundary.asgi import CostTagMiddleware
+from voight_middleware.boundary.identity import header
 from voight_middleware.call import Call
 from voight_middleware.meter import configure, flush
 from voight_middleware.providers.gate import instrument, uninstrument, wrap, wrap_anthropic, wrap_openai
@@ -23,6 +24,7 @@ __all__ = [
     "configure",
     "current_tags",
     "flush",
+    "header",
     "instrument",
     "metered_call",
     "metered_transport",

@@ -13,12 +13,13 @@ import contextlib
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from voight_middleware.background import Background, hold_imports, renew_imports
 from voight_middleware.call import Call, Settlement, Submission
 from voight_middleware.journal import Journal
+from voight_middleware.pseudonyms import Guard
 from voight_middleware.settings import Settings, SettingsError
 from voight_middleware.tag_values import clean_value, complain
 from voight_middleware.tags import NO_TAGS, Frame, Owner, Tags
@@ -40,6 +41,7 @@ class Meter:
         self.journal = Journal(settings.journal)
         self.counters: Counter[str] = Counter()
         """What went wrong inside: ``internal_errors``, ``listener_errors``, ``ledger_errors``, ``unheard_calls``."""
+        self._guard = Guard(settings)
         self._release = Tags(release=settings.release) if settings.release else NO_TAGS
         self._held: dict[str, Call] = {}
         self._background: Background | None = None
@@ -89,11 +91,15 @@ class Meter:
     def _stamped(self, tags: Tags, attribution: str, named: str | None) -> Owner:
         if tags.user_id is None and named is not None and (user := clean_value(named)) is not None:
             tags, attribution = tags.merge(Tags(user_id=user)), "request"
-        return Owner(self._release.merge(self.guarded(tags)), attribution)
+        return Owner(self.guarded(self._release.merge(tags)), attribution)
 
     def guarded(self, tags: Tags) -> Tags:
-        """*tags* as they may leave the process: on disk, or in a message to a worker."""
-        return tags
+        """*tags* as they may leave the process, on disk or in a message to a worker: without personal data. Never raises."""
+        try:
+            return self._guard(tags)
+        except Exception as error:  # what could not be looked at is not kept
+            self.note(error)
+            return NO_TAGS
 
     def _wake(self) -> None:
         if self._background is None:
@@ -237,6 +243,8 @@ def configure(
     enabled: bool | None = None,
     request_identity: bool | None = None,
     prices: str | Path | None = None,
+    pii: str | Mapping[str, str] | None = None,
+    pseudonym_key: str | None = None,
 ) -> None:
     """
     Configure this process's meter. Whatever is not given comes from the environment, then from the defaults.
@@ -252,12 +260,23 @@ def configure(
             (``safety_identifier``, ``user``, ``user_profile_id``, ``metadata.user_id``); by default it does. ``VOIGHT_REQUEST_IDENTITY``.
         prices: A TOML file of your own prices: negotiated rates, models of your own. It is read when the process begins to price;
             ``voight prices check`` reads it now. ``VOIGHT_PRICES``.
+        pii: What becomes of a tag that holds an e-mail address, a phone or card number, a wallet, a token or a key: ``pseudonym`` (by
+            default), ``redact`` or ``allow``; for all tags, or by key: ``{"user_id": "allow", "*": "redact"}``. ``VOIGHT_PII``.
+        pseudonym_key: The secret that pseudonyms are made with, 32 characters or more; after a rotation ``v2:<secret>,v1:<the one
+            before>``. Without one, a local ledger gets a file with one beside it. ``VOIGHT_PSEUDONYM_KEY``.
 
     Raises:
         SettingsError: A value cannot be used.
     """
     settings = Settings.from_environment(
-        ledger=ledger, journal=journal, release=release, enabled=enabled, request_identity=request_identity, prices=prices
+        ledger=ledger,
+        journal=journal,
+        release=release,
+        enabled=enabled,
+        request_identity=request_identity,
+        prices=prices,
+        pii=pii,
+        pseudonym_key=pseudonym_key,
     )
     old = swap_meter(Meter(settings, listeners))
     if old is not None:

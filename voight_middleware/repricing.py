@@ -7,13 +7,12 @@ meanwhile. A call whose price stays the same is not touched, so that a run that 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass, field
 
 from voight_middleware.call import Call
 from voight_middleware.ingest import BATCH, complete
-from voight_middleware.ledger import Ledger, Window
+from voight_middleware.ledger import Ledger, Where, Window
 from voight_middleware.ledger.schema import within_range
 from voight_middleware.pricing import PriceBook
 
@@ -74,7 +73,7 @@ class Repricing:
 def reprice(
     ledger: Ledger,
     book: PriceBook,
-    where: Mapping[str, str | None] | None = None,
+    where: Where | None = None,
     window: Window = Window(),
     dry_run: bool = False,
 ) -> Repricing:

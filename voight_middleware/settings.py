@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -13,6 +15,14 @@ from voight_middleware.tag_values import clean_value
 
 class SettingsError(ValueError):
     """A value given to ``configure()`` or found in a ``VOIGHT_*`` variable cannot be used; the message names it."""
+
+
+@dataclass(frozen=True, slots=True)
+class PseudonymKey:
+    """A secret that pseudonyms are made with, and the version of it that each of them names."""
+
+    version: str
+    secret: str = field(repr=False)
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -28,6 +38,10 @@ class Settings(msgspec.Struct, frozen=True):
     """Whether the user that a request names to the provider owns a call that has no other owner."""
     prices: Path | None = None
     """The file of the user's own prices."""
+    pii: Mapping[str, str] = {}
+    """What becomes of personal data in a tag, by the tag's key, ``*`` standing for the others: one of ``PII_POLICIES``."""
+    pseudonym_keys: tuple[PseudonymKey, ...] = ()
+    """The first is written with, all are found with; without any, a local ledger has one in a file beside it."""
     sources: Mapping[str, str] = {}
 
     @classmethod
@@ -40,11 +54,14 @@ class Settings(msgspec.Struct, frozen=True):
         enabled: bool | None = None,
         request_identity: bool | None = None,
         prices: str | Path | None = None,
+        pii: str | Mapping[str, str] | None = None,
+        pseudonym_key: str | None = None,
         environ: Mapping[str, str] = os.environ,
     ) -> Settings:
         """
         The given values, then the environment (``VOIGHT_LEDGER``, ``VOIGHT_JOURNAL``, ``VOIGHT_RELEASE``, ``VOIGHT_ENABLED``,
-        ``VOIGHT_REQUEST_IDENTITY``, ``VOIGHT_PRICES``), then the defaults.
+        ``VOIGHT_REQUEST_IDENTITY``, ``VOIGHT_PRICES``, ``VOIGHT_PII``, ``VOIGHT_PSEUDONYM_KEY``), then the defaults. A release is also
+        taken from the variables of the usual places to deploy to.
 
         Raises:
             SettingsError: A value cannot be used.
@@ -71,18 +88,111 @@ class Settings(msgspec.Struct, frozen=True):
         url = ledger_url(default_ledger(environ) if place is None else place)
         folder = first("journal", journal, "VOIGHT_JOURNAL")
         own_prices = first("prices", prices, "VOIGHT_PRICES")
+        own_release = first("release", release, "VOIGHT_RELEASE")
+        if own_release is None:
+            own_release, sources["release"] = _deployed(environ) or (None, "default")
+        policy = first("pii", None if pii is None else "", "VOIGHT_PII") or ""
+        keys = first("pseudonym_key", pseudonym_key, "VOIGHT_PSEUDONYM_KEY")
         return cls(
             ledger=url,
             journal=default_journal(url, environ) if folder is None else _absolute(folder, "the journal"),
-            release=clean_value(first("release", release, "VOIGHT_RELEASE") or ""),
+            release=clean_value(own_release or ""),
             enabled=switch("enabled", enabled, "VOIGHT_ENABLED"),
             request_identity=switch("request_identity", request_identity, "VOIGHT_REQUEST_IDENTITY"),
             prices=None if own_prices is None else _absolute(own_prices, "the file of prices"),
+            pii=_policies(policy if pii is None else pii, sources["pii"]),
+            pseudonym_keys=() if keys is None else read_keys(keys, sources["pseudonym_key"]),
             sources=sources,
         )
 
 
 _SWITCH = {"true": True, "1": True, "on": True, "yes": True, "false": False, "0": False, "off": False, "no": False}
+
+
+PII_POLICIES = ("pseudonym", "redact", "allow")
+_POLICY_FORMS = "write pseudonym, redact or allow, or one for each key of a tag: user_id=allow,*=redact"
+_TAG_KEY = re.compile(r"\*|[A-Za-z_][A-Za-z0-9_.\-]{0,63}")
+_SHORT_FOR = {"user": "user_id", "tenant": "tenant_id", "session": "session_id"}
+
+
+def _policies(given: str | Mapping[str, str], source: str) -> dict[str, str]:
+    if isinstance(given, Mapping):
+        pairs = [(str(key), str(policy)) for key, policy in given.items()]
+    else:
+        parts = [part.partition("=") for part in given.split(",") if part.strip()]
+        pairs = [(key, policy) if equals else ("*", key) for key, equals, policy in parts]
+    policies: dict[str, str] = {}
+    for key, policy in ((key.strip(), policy.strip().lower()) for key, policy in pairs):
+        if key in _SHORT_FOR:
+            raise SettingsError(f"{source}: pii names the tag {key!r}; write {_SHORT_FOR[key]}")
+        if policy not in PII_POLICIES or not _TAG_KEY.fullmatch(key) or key in policies:
+            raise SettingsError(f"{source}: pii cannot be {key}={policy}; {_POLICY_FORMS}")
+        policies[key] = policy
+    return policies
+
+
+MIN_SECRET = 32
+"""The shortest secret of a pseudonym key, in characters. An e-mail address is easily guessed: the secret alone must not be."""
+_KEY = re.compile(r"\s*(v[0-9]{1,4}):(.*)", re.DOTALL)
+
+
+def read_keys(text: str, source: str) -> tuple[PseudonymKey, ...]:
+    """
+    The keys in ``v2:<secret>,v1:<the secret before>``, or in one plain secret, which is version v1.
+
+    Raises:
+        SettingsError: They cannot be used; the message shows none of them.
+    """
+    parts = [_KEY.fullmatch(part) for part in text.split(",")]
+    if not any(parts):
+        keys = [PseudonymKey("v1", text.strip())]
+    elif not all(parts):
+        raise SettingsError(f"{source}: write pseudonym keys as v2:<secret>,v1:<secret before>, without a comma in a secret")
+    else:
+        keys = [PseudonymKey(match[1], match[2].strip()) for match in parts if match is not None]
+    for key in keys:
+        if len(key.secret) < MIN_SECRET:
+            advice = f"at least {MIN_SECRET} characters, such as those of: openssl rand -hex 32"
+            raise SettingsError(f"{source}: the secret of pseudonym key {key.version} has {len(key.secret)} characters; it needs {advice}")
+    if len({key.version for key in keys}) < len(keys):
+        raise SettingsError(f"{source}: two pseudonym keys have the same version; give the new one the next number")
+    return tuple(keys)
+
+
+RELEASE_VARIABLES = (
+    "SENTRY_RELEASE",  # docs.sentry.io/platforms/python/configuration/releases: what a team calls its release already
+    "DD_VERSION",  # docs.datadoghq.com/getting_started/tagging/unified_service_tagging
+    "HEROKU_RELEASE_VERSION",  # devcenter.heroku.com/articles/dyno-metadata; HEROKU_SLUG_COMMIT may be of an older deployment
+    "HEROKU_BUILD_COMMIT",
+    "HEROKU_SLUG_COMMIT",
+    "RENDER_GIT_COMMIT",  # render.com/docs/environment-variables
+    "RAILWAY_GIT_COMMIT_SHA",  # docs.railway.com/reference/variables
+    "KOYEB_GIT_SHA",  # koyeb.com/docs/build-and-deploy/environment-variables
+    "VERCEL_GIT_COMMIT_SHA",  # vercel.com/docs/environment-variables/system-environment-variables
+    "KAMAL_VERSION",  # kamal-deploy.org
+    "FLY_IMAGE_REF",  # fly.io/docs/machines/runtime-environment; FLY_MACHINE_VERSION differs from machine to machine
+    "CONTAINER_VERSION",  # doc.scalingo.com/app/runtime-environment
+    "K_REVISION",  # cloud.google.com/run/docs/container-contract
+    "GAE_VERSION",  # cloud.google.com/appengine/docs/standard/python3/runtime
+    "CONTAINER_APP_REVISION",  # learn.microsoft.com/azure/container-apps/environment-variables
+    "AWS_LAMBDA_FUNCTION_VERSION",  # docs.aws.amazon.com/lambda/latest/dg/configuration-envvars.html
+    "SOURCE_VERSION",  # from here on: variables of builds, which many images are given under the same name
+    "CODEBUILD_RESOLVED_SOURCE_VERSION",
+    "CIRCLE_SHA1",
+    "GIT_COMMIT",
+    "CI_COMMIT_SHA",
+    "GITHUB_SHA",
+)
+"""Where a release is named by what the application is deployed with, and the page that says so; the first that is set counts."""
+_NO_RELEASE = frozenset({"$LATEST"})  # AWS Lambda, where no version is published
+
+
+def _deployed(environ: Mapping[str, str]) -> tuple[str, str] | None:
+    for variable in RELEASE_VARIABLES:
+        release = environ.get(variable, "").strip()
+        if release and release not in _NO_RELEASE:
+            return release, variable
+    return None
 
 
 def state_folder(environ: Mapping[str, str] = os.environ) -> Path:
@@ -110,6 +220,11 @@ def _absolute(path: str, what: str) -> Path:
 def default_ledger(environ: Mapping[str, str] = os.environ) -> str:
     """The ledger that is used when nothing else is said: ``ledger.db`` in the state folder."""
     return str(state_folder(environ) / "ledger.db")
+
+
+def pseudonym_key_file(url: str) -> Path | None:
+    """Beside an SQLite ledger: ``ledger.db.key``; None for a ledger on a server, whose hosts would have a key each."""
+    return Path(sqlite_path(url) + ".key") if url.startswith("sqlite:///") else None
 
 
 def default_journal(url: str, environ: Mapping[str, str] = os.environ) -> Path:

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any
 
+from voight_middleware.pii import find
+
 logger = logging.getLogger(__name__)
 
 MAX_LENGTH = 256
@@ -41,7 +43,10 @@ def clean_value(value: object) -> str | None:
     if len(value) > MAX_LENGTH:
         import hashlib
 
-        value = f"{value[: MAX_LENGTH - 17]}~{hashlib.sha256(value.encode()).hexdigest()[:16]}"
+        begin = value[: MAX_LENGTH - 17]
+        if (found := find(value)) is not None and found.end > len(begin):  # half an e-mail address is one that nothing recognises
+            begin = value[found.end - len(begin) : found.end]
+        value = f"{begin}~{hashlib.sha256(value.encode()).hexdigest()[:16]}"
     return value or None
 
 

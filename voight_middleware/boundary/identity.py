@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
+
+from voight_middleware.tag_values import clean_value
 
 Getter = Callable[[Any], Any]
 """Called with the framework's request; answers the value, or an awaitable of it."""
@@ -19,6 +22,42 @@ class Getters(msgspec.Struct, frozen=True):
     tenant: Getter | None = None
     tags: Getter | None = None
     """Answers a mapping of tags, extra keys among them."""
+
+
+def header(name: str, *, trusted: bool = False) -> Getter:
+    """
+    A getter that answers what a header of the request says, for an application whose users sign in at a proxy before it::
+
+        app.add_middleware(voight.CostTagMiddleware, user_getter=voight.header("X-User-Id", trusted=True))
+
+    Any client can send any header. It names a user only where a proxy of yours sets it on every request, and nobody reaches the
+    application past that proxy. An empty header, one that is missing, and one that was sent twice with different values name nobody.
+
+    Args:
+        name: The name of the header, in any case.
+        trusted: Must be True: that your proxy sets it, and lets nobody else do so.
+
+    Raises:
+        ValueError: *trusted* is not True, or *name* is no name of a header.
+    """
+    if not isinstance(name, str) or not _HEADER.fullmatch(name):
+        raise ValueError(f"{name!r} is no name of a header")
+    if trusted is not True:
+        raise ValueError(
+            f"any client can send {name} and be billed as anybody: where a proxy of yours sets it on every request, "
+            f"and removes what the client sent, write header({name!r}, trusted=True)"
+        )
+
+    def from_header(request: Any) -> str | None:
+        headers = request.headers
+        several = getattr(headers, "getlist", None)  # Starlette keeps what was sent twice apart, WSGI has joined it with a comma
+        values = set(several(name)) if several is not None else {headers.get(name)}
+        return clean_value(values.pop() or "") if len(values) == 1 else None
+
+    return from_header
+
+
+_HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}")
 
 
 def request_user(connection: Any) -> object:

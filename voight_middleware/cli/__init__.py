@@ -16,7 +16,7 @@ from voight_middleware import __version__
 from voight_middleware.cli import render
 from voight_middleware.cli.render import UserError
 from voight_middleware.export import jsonl
-from voight_middleware.ledger import DIMENSIONS, Ledger, LedgerError, UnknownDimension, Window, open_ledger
+from voight_middleware.ledger import DIMENSIONS, Ledger, LedgerError, UnknownDimension, Where, Window, open_ledger
 from voight_middleware.reports import timespan
 from voight_middleware.reports.spend import SpendReport, spend
 from voight_middleware.reports.unowned import unowned
@@ -51,6 +51,7 @@ dimensions:
 filters:
   --where plan=free,model=gpt-*                   * stands for any text
   --where user=-                                  calls without a user (none does the same)
+  --where user=alice@example.com                  her pseudonyms too
 
 times (UTC), for --since and --until:
   {timespan.FORMS};
@@ -95,6 +96,13 @@ Exits with 1 where the file has a mistake: nothing of it is used then.
 examples:
   voight prices check
   voight prices check --prices negotiated.toml
+""",
+    "pseudonym": """\
+One line for each key that the ledger may know; --where user=alice@example.com looks for all of them.
+
+examples:
+  voight pseudonym alice@example.com
+  voight pseudonym "+1 415 555 2671"
 """,
     "doctor": """\
 Exits with 1 where calls are lost or not stored.
@@ -208,6 +216,9 @@ def _parser() -> argparse.ArgumentParser:
         shown.add_argument(f"--{term}", metavar="NAME", help=f"the prices of this {_TERMS.get(term, term)}")
     command("prices check", "whether the file of your own prices can be used", _prices_check, prices, among=about)
 
+    called = command("pseudonym", "what the ledger calls a user: an e-mail address is not kept as it is", _pseudonym, place)
+    called.add_argument("value", metavar="VALUE", help="as your application says it: alice@example.com")
+
     command("doctor", "what is installed, configured and writable, and what to do about the rest", _doctor, place, table_or_json)
 
     demo = command("demo", "the whole line at work: an app, a loopback provider, 200 requests, the answer", _demo)
@@ -227,7 +238,7 @@ def _choice(*, since_required: bool = False) -> argparse.ArgumentParser:
 
 def _spend(args: Any) -> int:
     by = [_SHORT.get(name, name) for name in _names(args.by)]
-    where, window = _where(args.where), _window(args)
+    where, window = _where(args), _window(args)
     if args.format == "table":
         render.need_rich()
     with _ledger(args) as ledger:
@@ -241,12 +252,12 @@ def _spend(args: Any) -> int:
     return 0
 
 
-def _without_owner(ledger: Ledger, report: SpendReport, where: dict[str, str | None], window: Window) -> Any:
+def _without_owner(ledger: Ledger, report: SpendReport, where: Where, window: Window) -> Any:
     return None if "user_id" in where or not report.total.calls else unowned(ledger, where, window, as_priced=report.as_priced)
 
 
 def _export(args: Any) -> int:
-    where, window = _where(args.where), _window(args)
+    where, window = _where(args), _window(args)
     with _ledger(args) as ledger, contextlib.ExitStack() as stack:
         lines = jsonl.lines(ledger.calls(where, window, as_priced=args.as_priced))
         if args.output is None:
@@ -267,7 +278,7 @@ def _reprice(args: Any) -> int:
     from voight_middleware.cli.prices import open_prices
     from voight_middleware.repricing import reprice
 
-    where, window = _where(args.where), _window(args)
+    where, window = _where(args), _window(args)
     if args.format == "table":
         render.need_rich()
     book = open_prices(_settings(args))
@@ -304,6 +315,14 @@ def _prices_check(args: Any) -> int:
     from voight_middleware.cli import prices
 
     return prices.check(_settings(args))
+
+
+def _pseudonym(args: Any) -> int:
+    from voight_middleware.cli import privacy
+
+    for name in privacy.names(args.value, _settings(args)):
+        print(render.printable(name))
+    return 0
 
 
 def _doctor(args: Any) -> int:
@@ -353,9 +372,12 @@ def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def _where(texts: Sequence[str]) -> dict[str, str | None]:
-    where: dict[str, str | None] = {}
-    for text in texts:
+def _where(args: Any) -> dict[str, str | tuple[str, ...] | None]:
+    from voight_middleware.cli import privacy
+
+    settings = _settings(args)
+    where: dict[str, str | tuple[str, ...] | None] = {}
+    for text in args.where:
         for condition in text.split(","):
             name, equals, value = condition.partition("=")
             name = _SHORT.get(name.strip(), name.strip())
@@ -367,7 +389,7 @@ def _where(texts: Sequence[str]) -> dict[str, str | None]:
                 value.encode()
             except UnicodeEncodeError as error:
                 raise UserError(f"the filter on {name} is not text in the encoding of this terminal") from error
-            where[name] = None if value in ("-", "none") else value
+            where[name] = None if value in ("-", "none") else privacy.sought(name, value, settings)
     return where
 
 

@@ -19,8 +19,9 @@ from voight_middleware.cli.render import percent, printable
 from voight_middleware.journal import Segment, segments
 from voight_middleware.ledger import Ledger, LedgerError, Window, open_ledger
 from voight_middleware.ledger.sqlite import SQLiteLedger
+from voight_middleware.pseudonyms import finding_keys
 from voight_middleware.reports.unowned import unowned
-from voight_middleware.settings import Settings, sqlite_path
+from voight_middleware.settings import Settings, SettingsError, pseudonym_key_file, sqlite_path
 
 _SDKS = {"openai": (1, 109), "anthropic": (0, 49)}
 """The oldest versions whose two patched methods are those of today (research: providers, section 1)."""
@@ -121,11 +122,38 @@ def _settings(settings: Settings) -> Iterator[Finding]:
     for name, value in (("ledger", settings.ledger), ("journal", str(settings.journal)), ("release", settings.release or "none")):
         yield Finding(section, name, f"{value} ({settings.sources.get(name, 'default')})")
     yield _prices(settings)
+    yield from _privacy(settings)
     source = settings.sources.get("enabled", "default")
     if settings.enabled:
         yield Finding(section, "enabled", f"yes ({source})")
     else:
         yield Finding(section, "enabled", f"no ({source})", f"no call is metered or kept: unset {source}, or set it to true", fatal=True)
+
+
+def _privacy(settings: Settings) -> Iterator[Finding]:
+    section, policies = "settings", {"*": "pseudonym"} | dict(settings.pii)
+    text = ", ".join(f"{key}={policies[key]}" for key in sorted(policies, key=lambda key: (key == "*", key)))
+    yield Finding(section, "pii", f"{text.removeprefix('*=')} ({settings.sources.get('pii', 'default')})")
+    if "pseudonym" not in policies.values():
+        return
+    name, source, file = "pseudonym key", settings.sources.get("pseudonym_key", "default"), pseudonym_key_file(settings.ledger)
+    try:
+        keys = finding_keys(settings)
+    except SettingsError as error:
+        lost = "" if settings.pseudonym_keys else "; personal data becomes redacted:<kind>, all such users together"
+        yield Finding(section, name, str(error), f"make it readable for this account, or set VOIGHT_PSEUDONYM_KEY{lost}")
+        return
+    if settings.pseudonym_keys:
+        older = f"; found by too: {', '.join(key.version for key in keys[1:])}" if keys[1:] else ""
+        yield Finding(section, name, f"{keys[0].version}{older} ({source})")
+    elif file is None:
+        advice = "set VOIGHT_PSEUDONYM_KEY on every host to the same secret: openssl rand -hex 32"
+        yield Finding(section, name, f"none: personal data becomes redacted:<kind>, all such users together ({source})", advice)
+    elif keys:
+        others = file.stat().st_mode & 0o077
+        yield Finding(section, name, f"{', '.join(key.version for key in keys)}, in {file}", f"chmod 600 {file}" if others else None)
+    else:
+        yield Finding(section, name, f"none yet: {file} is made when personal data first occurs")
 
 
 def _prices(settings: Settings) -> Finding:

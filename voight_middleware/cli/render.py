@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from voight_middleware.ledger import Spend, Window
+from voight_middleware.ledger import Spend, Where, Window
 from voight_middleware.money import CONTEXT, from_femto, usd_text
 from voight_middleware.reports.spend import SpendReport, as_row
 from voight_middleware.reports.timespan import describe
@@ -72,7 +72,7 @@ def csv_text(header: Sequence[str], rows: Iterable[Mapping[str, object]], texts:
     return buffer.getvalue()
 
 
-def print_table(report: SpendReport, where: Mapping[str, str | None], ownership: Unowned | None) -> None:
+def print_table(report: SpendReport, where: Where, ownership: Unowned | None) -> None:
     """Print the rows, a total, and what the total hides."""
     from rich import box
     from rich.table import Table
@@ -118,7 +118,7 @@ def console_for_tables() -> Console:
     return console if console.is_terminal else Console(highlight=False, width=_WIDTH_OF_A_PIPE)
 
 
-def title_of(subject: str, window: Window, where: Mapping[str, str | None]) -> str:
+def title_of(subject: str, window: Window, where: Where) -> str:
     """What a table shows, of which time and which calls."""
     return printable(" · ".join((subject, describe(window), *map(_condition, where.items()))))
 
@@ -218,8 +218,10 @@ def note_of_calls(count: int) -> str:
     return f"{count:,} call" if count == 1 else f"{count:,} calls"
 
 
-def _condition(item: tuple[str, str | None]) -> str:
+def _condition(item: tuple[str, str | tuple[str, ...] | None]) -> str:
     name, value = item
+    if isinstance(value, tuple):  # what was asked for, and what it is kept as
+        value = value[0]
     return f"without {name}" if value is None else f"{name}={value}"
 
 

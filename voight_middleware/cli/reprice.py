@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
 
 from voight_middleware.cli.render import aligned, csv_text, dimension, money, note_of_calls, printable, title_of
+from voight_middleware.ledger import Where
 from voight_middleware.money import from_femto, usd_text
 from voight_middleware.repricing import Difference, Repricing
 
@@ -29,7 +30,7 @@ def as_csv(report: Repricing) -> str:
     return csv_text(list(_row(Difference())), map(_row, report.rows), ("user_id", "model"))
 
 
-def print_table(report: Repricing, where: Mapping[str, str | None]) -> None:
+def print_table(report: Repricing, where: Where) -> None:
     """Print the difference by user and model, the totals, and what was done."""
     from rich import box
     from rich.table import Table

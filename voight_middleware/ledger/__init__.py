@@ -13,6 +13,7 @@ from voight_middleware.ledger.base import (
     Progress,
     Spend,
     UnknownDimension,
+    Where,
     Window,
 )
 from voight_middleware.settings import SettingsError, ledger_url, sqlite_path
@@ -26,6 +27,7 @@ __all__ = (
     "Progress",
     "Spend",
     "UnknownDimension",
+    "Where",
     "Window",
     "open_ledger",
 )

@@ -42,6 +42,10 @@ DIMENSIONS = (
 """What a report can be grouped by and filtered on, besides the extra keys of the application's tags. Hours, days and months are in UTC."""
 
 
+Where = Mapping[str, str | tuple[str, ...] | None]
+"""Values that calls must have, by dimension: ``*`` stands for any text, None for no value, and of several one is enough."""
+
+
 @dataclass(frozen=True, slots=True)
 class Progress:
     """How far a journal segment has been ingested: the byte behind the last record that is in the ledger."""
@@ -129,7 +133,7 @@ class Ledger(Protocol):
     def spend(
         self,
         by: Sequence[str] = (),
-        where: Mapping[str, str | None] | None = None,
+        where: Where | None = None,
         window: Window = Window(),
         limit: int | None = None,
         *,
@@ -147,7 +151,7 @@ class Ledger(Protocol):
 
     def calls(
         self,
-        where: Mapping[str, str | None] | None = None,
+        where: Where | None = None,
         window: Window = Window(),
         limit: int | None = None,
         *,

@@ -21,6 +21,7 @@ from voight_middleware.ledger.base import (
     Progress,
     Spend,
     UnknownDimension,
+    Where,
     Window,
 )
 from voight_middleware.ledger.schema import (
@@ -177,7 +178,7 @@ class SQLiteLedger:
     def spend(
         self,
         by: Sequence[str] = (),
-        where: Mapping[str, str | None] | None = None,
+        where: Where | None = None,
         window: Window = Window(),
         limit: int | None = None,
         *,
@@ -186,8 +187,8 @@ class SQLiteLedger:
         """
         Calls added up by dimensions, the most expensive first (unpriced groups last, then by calls).
 
-        A value in *where* is compared exactly, ``*`` standing for any text; None means that the call has no value. With *as_priced*, costs
-        and statuses are those that each call was given first.
+        A value in *where* is compared exactly, ``*`` standing for any text; None means that the call has no value, and of several
+        values one is enough. With *as_priced*, costs and statuses are those that each call was given first.
 
         Raises:
             UnknownDimension: A name in *by* or *where* is neither in ``DIMENSIONS`` nor an extra key of any call.
@@ -207,7 +208,7 @@ class SQLiteLedger:
 
     def calls(
         self,
-        where: Mapping[str, str | None] | None = None,
+        where: Where | None = None,
         window: Window = Window(),
         limit: int | None = None,
         *,
@@ -451,7 +452,7 @@ class SQLiteLedger:
             raise UnknownDimension(f"there is no dimension {name!r}; choose from {', '.join(DIMENSIONS)}{extra}")
         return "json_extract(tags_extra, ?)", (f'$."{name}"',)
 
-    def _condition(self, where: Mapping[str, str | None], window: Window) -> tuple[str, list[str | int]]:
+    def _condition(self, where: Where, window: Window) -> tuple[str, list[str | int]]:
         terms, values = ["1"], list[str | int]()
         for sql, bound in (("occurred_at >= ?", window.since), ("occurred_at < ?", window.until)):
             if bound is not None:
@@ -459,15 +460,18 @@ class SQLiteLedger:
                 values.append(bound)
         for name, value in where.items():
             sql, bindings = self._expression(name)
-            values += bindings
-            if value is None:
-                terms.append(f"{sql} IS NULL")
-            elif "*" in value:
-                terms.append(f"{sql} GLOB ?")
-                values.append(value.replace("[", "[[]").replace("?", "[?]"))
-            else:
-                terms.append(f"{sql} = ?")
-                values.append(value)
+            either: list[str] = []
+            for one in value if isinstance(value, tuple) else (value,):
+                values += bindings
+                if one is None:
+                    either.append(f"{sql} IS NULL")
+                elif "*" in one:
+                    either.append(f"{sql} GLOB ?")
+                    values.append(one.replace("[", "[[]").replace("?", "[?]"))
+                else:
+                    either.append(f"{sql} = ?")
+                    values.append(one)
+            terms.append(f"({' OR '.join(either) or '0'})")
         return " AND ".join(terms), values
 
 

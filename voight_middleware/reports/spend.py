@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
-from voight_middleware.ledger import Ledger, Spend, Window
+from voight_middleware.ledger import Ledger, Spend, Where, Window
 from voight_middleware.money import CONTEXT, from_femto, usd_text
 
 
@@ -31,7 +31,7 @@ class SpendReport:
 def spend(
     ledger: Ledger,
     by: Sequence[str] = (),
-    where: Mapping[str, str | None] | None = None,
+    where: Where | None = None,
     window: Window = Window(),
     limit: int | None = None,
     *,
@@ -43,7 +43,7 @@ def spend(
     Args:
         ledger: Where the calls are.
         by: Names out of ``DIMENSIONS``, or extra keys; without any, one row over all calls.
-        where: Values that calls must have: ``*`` stands for any text, None for no value.
+        where: Values that calls must have: ``*`` stands for any text, None for no value, and of several one is enough.
         window: The time that calls must lie in.
         limit: How many rows to keep.
         as_priced: By the price that each call was given first, whatever has replaced it.

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 
-from voight_middleware.ledger import Ledger, Spend, Window
+from voight_middleware.ledger import Ledger, Spend, Where, Window
 from voight_middleware.reports.spend import add_up, ratio
 
 
@@ -28,9 +27,7 @@ class Unowned:
         return ratio(self.unowned.cost_femto or 0, self.total.cost_femto)
 
 
-def unowned(
-    ledger: Ledger, where: Mapping[str, str | None] | None = None, window: Window = Window(), *, as_priced: bool = False
-) -> Unowned:
+def unowned(ledger: Ledger, where: Where | None = None, window: Window = Window(), *, as_priced: bool = False) -> Unowned:
     """
     What the calls without a user cost, and their share; with *as_priced*, by the price that each was given first.
 
