@@ -1,0 +1,15 @@
+"""Litestar: where code can run that a request has caused, and whose calls are made there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from .asgi import check_asgi_column
+
+
+@pytest.mark.parametrize("server", ["uvicorn"])
+def test_column(server: str, workers: Any, voight_provider: Any) -> None:
+    """Every place has the owner that the table says, under its usual server."""
+    check_asgi_column("Litestar", server, "places_litestar:app", workers, voight_provider)
