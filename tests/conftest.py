@@ -224,9 +224,9 @@ class Workers:
             assert time.monotonic() < deadline, self.log.read_text(errors="replace")[-5000:]
             time.sleep(0.05)
 
-    def calls(self) -> list[Call]:
-        """Shut all workers down, bring in what they have left, and answer every call."""
-        self.stop(signal.SIGTERM)
+    def calls(self, how: signal.Signals = signal.SIGTERM) -> list[Call]:
+        """End all workers, bring in what they have left, and answer every call."""
+        self.stop(how)
         return self.calls_so_far()
 
     def calls_so_far(self) -> list[Call]:

@@ -55,9 +55,7 @@ class CostTagMiddleware(Middleware):
     def before_process_message(self, broker: Broker, message: Any) -> None:
         """Bind the tags of a message."""
         text = message.options.get(KEY)
-        # A group may have messages of many users: what comes after them is of whom has sent it, and not of the last one's.
-        for following in message.options.get("group_callbacks") or ():
-            _stamp_following(following, text)
+        _stamp_completion(message.options, text)
         bound = bound_to_message(text, message.actor_name)
         bound.__enter__().several = lambda: _stamp_following(message.options.get("pipe_target"), text)
         self._local.bound = bound
@@ -73,6 +71,15 @@ class CostTagMiddleware(Middleware):
         self.after_process_message(broker, message)
 
 
+def _stamp_completion(options: Mapping[str, Any], text: str | None) -> None:
+    """A group may have messages of many users: what comes after them is of whom has sent it, and not of the last one's."""
+    for following in options.get("group_completion_callbacks") or ():
+        _stamp_following(following, text)
+    if isinstance(target := options.get("pipe_target"), Mapping):  # the last message of a pipeline completes it
+        _stamp_completion(target["options"], text)
+
+
 def _stamp_following(following: Any, text: str | None) -> None:
+    """Name whose a message is that will be sent. It is the copy that came with the one that is being processed."""
     if isinstance(following, Mapping):
         following["options"].setdefault(KEY, text or NOBODY)
