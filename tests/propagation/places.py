@@ -19,6 +19,7 @@ WRITES = "VOIGHT_WRITE_PROPAGATION" in os.environ
 REMEDIES: dict[str, str] = {
     "executor.submit(fn)": "`executor.submit(voight.carry(fn))`, a `CarryingThreadPoolExecutor`, or `instrument_executors()`",
     "Thread(target=fn)": "`Thread(target=voight.carry(fn))`, or `instrument_executors(threads=True)`",
+    "Thread(target=copy_current_request_context(fn))": "`Thread(target=copy_current_request_context(voight.carry(fn)))`",
     "loop.run_in_executor(None, fn)": "`asyncio.to_thread(fn)`, `voight.carry(fn)`, or `instrument_executors()`",
     "gevent.spawn(fn)": "`gevent.spawn(voight.carry(fn))`",
     "worker task of the lifespan, fed by a queue": "put the tags, or `voight.carry(fn)`, into the queue",
