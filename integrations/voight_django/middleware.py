@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 from typing import Any
 
-from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.http import FileResponse, HttpRequest
 
 from voight_django import conf
 from voight_django.scope import RequestScope
 from voight_middleware.tags import NO_TAGS, Frame, carry, current_frame, set_frame
+
+if sys.version_info >= (3, 12):
+    from inspect import iscoroutinefunction, markcoroutinefunction
+else:
+    from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 
 
 class CostTagMiddleware:
@@ -32,7 +37,7 @@ class CostTagMiddleware:
     def __init__(self, get_response: Callable[[HttpRequest], Any]) -> None:
         conf.apply()
         self.get_response = get_response
-        self._asynchronous = iscoroutinefunction(get_response)
+        self._asynchronous = iscoroutinefunction(get_response)  # pyright: ignore[reportDeprecated]  # from Python 3.14 on only
         if self._asynchronous:
             markcoroutinefunction(self)
 
@@ -77,8 +82,8 @@ def _follow(response: Any, scope: RequestScope) -> bool:
     """
     if isinstance(response, FileResponse) and response.file_to_stream is not None:
         return False  # the server may send it without our seeing it: a new iterator in its place would undo that
-    steps = carry(_asteps if response.is_async else _steps)
-    response.streaming_content = steps(response.streaming_content, scope)
+    steps: Callable[..., Any] = _asteps if response.is_async else _steps
+    response.streaming_content = carry(steps)(response.streaming_content, scope)
     close = response.close
 
     def close_and_settle() -> None:

@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from importlib.metadata import distribution
 from typing import Any
 
@@ -17,7 +17,7 @@ from voight_django import conf
 
 class Command(BaseCommand):
     help = "Which user caused which cost: every command of `voight`, on the ledger of this project."
-    requires_system_checks: list[str] = []  # noqa: RUF012  # what is wrong with the rest of the project must not keep anybody from his figures
+    requires_system_checks = ()  # what is wrong with the rest of the project must not keep anybody from his figures
 
     def run_from_argv(self, argv: list[str]) -> None:
         own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # what manage.py itself has taken already
@@ -51,7 +51,7 @@ def _run(arguments: list[str]) -> int:
 
 
 @contextlib.contextmanager
-def _in_environment() -> Iterator[None]:
+def _in_environment() -> Generator[None]:
     """The values of ``VOIGHT`` as the variables that the command line reads."""
     values = conf.meter_values(conf.project())
     values.pop("listeners", None)

@@ -9,8 +9,6 @@ from django.core.management.base import CommandParser
 
 import voight_middleware as voight
 
-from ...costs import plan_of_user
-
 
 class Command(BaseCommand):
     help = "Write a digest for every user of a plan."
@@ -22,6 +20,6 @@ class Command(BaseCommand):
         with openai.OpenAI() as client:
             voight.wrap(client)
             for user in User.objects.filter(groups__name=options["plan"]):
-                with voight.tag(user_id=user.pk, plan=plan_of_user(user), feature="digest"):
+                with voight.tag(user_id=user.pk, plan=options["plan"], feature="digest"):
                     answer = client.responses.create(model="gpt-5-mini", input=f"The digest of {user.get_username()}")
                 self.stdout.write(f"{user.get_username()}: {answer.output_text}")
