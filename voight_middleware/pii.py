@@ -189,7 +189,7 @@ _ISSUERS: tuple[tuple[Callable[[str], bool], frozenset[int]], ...] = (
     (lambda number: number[:4] == "6011" or number[:2] == "65" or "644" <= number[:3] <= "649", frozenset({16})),  # Discover
     (lambda number: "300" <= number[:3] <= "305" or number[:2] in ("36", "38", "39"), frozenset({14})),  # Diners Club
     (lambda number: "3528" <= number[:4] <= "3589", frozenset({16})),  # JCB
-    (lambda number: number[:2] == "62", frozenset({16, 17, 18, 19})),  # UnionPay
+    (lambda number: number[:2] == "62", frozenset({16, 19})),  # UnionPay; 18 digits are an id of Discord or X
 )
 """Ranges of issuers and the lengths of their numbers, ISO/IEC 7812. With the check digit, 2 of 100 random ids of 16 digits fit."""
 

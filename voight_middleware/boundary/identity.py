@@ -40,7 +40,7 @@ def header(name: str, *, trusted: bool = False) -> Getter:
     Raises:
         ValueError: *trusted* is not True, or *name* is no name of a header.
     """
-    if not isinstance(name, str) or not _HEADER.fullmatch(name):
+    if not _HEADER.fullmatch(name):
         raise ValueError(f"{name!r} is no name of a header")
     if trusted is not True:
         raise ValueError(
