@@ -28,6 +28,8 @@ from voight_middleware.ingest import complete
 from voight_middleware.journal import Journal
 from voight_middleware.ledger import LedgerError, open_ledger
 from voight_middleware.pricing import PriceBook
+from voight_middleware.pseudonyms import Guard
+from voight_middleware.settings import Settings
 from voight_middleware.tags import Tags
 from voight_middleware.usage import Usage
 
@@ -711,6 +713,85 @@ def test_demo_is_handed_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (seen[0].requests, seen[0].keep) == (12, True)
 
 
+# -- personal data -------------------------------------------------------------------------------------------------------------
+
+SECRET = "0123456789abcdef0123456789abcdef"
+
+
+@pytest.fixture
+def alice(ledger: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Calls of Alice's, kept by an old key, by the newest one, inside another value, and as she is; and what the ledger calls her."""
+    settings = [Settings.from_environment(pseudonym_key=key) for key in (f"v1:{SECRET}", f"v2:{SECRET[::-1]}", None)]
+    monkeypatch.setenv("VOIGHT_PSEUDONYM_KEY", f"v2:{SECRET[::-1]},v1:{SECRET}")
+    guards = [Guard(one) for one in settings]
+    names = [str(guard(Tags(user_id="alice@example.com")).user_id) for guard in guards]
+    within = str(guards[1](Tags(user_id="auth0|alice@example.com")).user_id)
+    users = [*names, within, "alice@example.com", str(guards[1](Tags(user_id="bob@example.com")).user_id), "u_7"]
+    keep(ledger, *(make_call(10**number, user) for number, user in enumerate(users)))
+    return names
+
+
+@pytest.mark.usefixtures("alice")
+def test_her_address_finds_what_is_kept_under_her_pseudonyms(capsys: Captured) -> None:
+    """`--where` looks for all pseudonyms and the address itself; another user, another spelling and a pattern find what they say."""
+    for where, cost in [
+        ("user=alice@example.com", 11111),
+        ("user_id=Alice <ALICE@example.com>", 1111),
+        ("user=auth0|alice@example.com", 1000),
+        ("user=bob@example.com", 100000),
+        ("user=carol@example.com", None),
+        ("user=alice@*", 10000),
+        ("user=u_7", 1000000),
+        ("user=alice@example.com,model=m", 11111),
+        ("model=alice@example.com", None),
+    ]:
+        assert main(["spend", "--format", "json", "--where", where]) == 0
+        (row,) = json.loads(capsys.readouterr().out)
+        assert row["cost_usd"] == (None if cost is None else f"{Decimal(cost) / USD:f}"), where
+
+
+@pytest.mark.usefixtures("alice")
+def test_every_report_finds_her(capsys: Captured) -> None:
+    """`top`, `export` and `reprice` take the same filter, and a table's title shows what was asked for."""
+    assert main(["top", "--where", "user=alice@example.com"]) == 0
+    text = capsys.readouterr().out
+    assert "user_id=alice@example.com" in text.splitlines()[0]
+    assert text.count("email:v") == 4
+    assert main(["export", "--where", "user=alice@example.com"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 5
+    assert main(["reprice", "--since", "today", "--dry-run", "--format", "json", "--where", "user=alice@example.com"]) == 0
+    assert json.loads(capsys.readouterr().out)["total"]["calls"] == 5
+
+
+def test_what_the_ledger_calls_her(alice: list[str], capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`voight pseudonym` says it, by the newest key first; an id has no other name, and the policy is heeded."""
+    assert main(["pseudonym", "Alice@example.com"]) == 0
+    assert capsys.readouterr().out.split() == [alice[1], alice[0], alice[2]]
+    for policy, value, name in [
+        ("pseudonym", "u_7", "u_7"),
+        ("allow", "a@example.com", "a@example.com"),
+        ("redact", "a@b.cd", "redacted:email"),
+    ]:
+        monkeypatch.setenv("VOIGHT_PII", policy)
+        assert main(["pseudonym", value]) == 0
+        assert capsys.readouterr().out == f"{name}\n"
+
+
+def test_without_a_key_she_is_not_found_in_silence(ledger: Path, capsys: Captured) -> None:
+    """The command line of another account may lack the application's key: it says so, and makes none."""
+    keep(ledger, make_call())
+    assert main(["spend", "--format", "json", "--where", "user=alice@example.com"]) == 0
+    output = capsys.readouterr()
+    assert json.loads(output.out)[0]["calls"] == 0
+    assert "VOIGHT_PSEUDONYM_KEY is not set here" in output.err
+    assert main(["pseudonym", "alice@example.com"]) == 1
+    assert "VOIGHT_PSEUDONYM_KEY is not set here" in capsys.readouterr().err
+    assert not Path(f"{ledger}.key").exists()
+    Path(f"{ledger}.key").write_text("spoiled")
+    assert main(["spend", "--where", "user=alice@example.com"]) == 1
+    assert f"{ledger}.key" in capsys.readouterr().err
+
+
 # -- doctor --------------------------------------------------------------------------------------------------------------------
 
 
@@ -815,6 +896,46 @@ def test_doctor_of_prices(prices: Path, capsys: Captured, monkeypatch: pytest.Mo
     code, found = findings(capsys)
     assert (code, found["settings", "prices"]["fatal"]) == (1, True)
     assert "voight prices check" in found["settings", "prices"]["advice"]
+
+
+def test_doctor_of_personal_data(ledger: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The policy, where the key is and its versions; never the key."""
+    _, found = findings(capsys)
+    assert found["settings", "pii"]["value"] == "pseudonym (default)"
+    assert found["settings", "pseudonym key"]["value"] == f"none yet: {ledger}.key is made when personal data first occurs"
+    Path(f"{ledger}.key").write_text(f"v0:{SECRET}")
+    Path(f"{ledger}.key").chmod(0o644)
+    _, found = findings(capsys)
+    assert found["settings", "pseudonym key"]["value"] == f"v0, in {ledger}.key"
+    assert found["settings", "pseudonym key"]["advice"] == f"chmod 600 {ledger}.key"
+    monkeypatch.setenv("VOIGHT_PII", "user_id=allow")
+    monkeypatch.setenv("VOIGHT_PSEUDONYM_KEY", f"v2:{SECRET[::-1]},v1:{SECRET}")
+    assert main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    assert "user_id=allow, *=pseudonym (VOIGHT_PII)" in text
+    assert "v2; found by too: v1, v0 (VOIGHT_PSEUDONYM_KEY)" in text
+    assert SECRET not in text
+    assert SECRET[::-1] not in text
+    monkeypatch.setenv("VOIGHT_PII", "redact")
+    _, found = findings(capsys)
+    assert ("settings", "pseudonym key") not in found
+
+
+def test_doctor_of_a_key_that_is_missing(ledger: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ledger on a server without a key, and a key that cannot be read, are something to look at."""
+    _, found = findings(capsys, "--ledger", "postgresql://h/d")
+    assert "VOIGHT_PSEUDONYM_KEY on every host" in found["settings", "pseudonym key"]["advice"]
+    Path(f"{ledger}.key").mkdir()
+    code, found = findings(capsys)
+    assert code == 0
+    assert f"{ledger}.key cannot be read" in found["settings", "pseudonym key"]["value"]
+
+
+def test_doctor_says_where_the_release_is_from(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of the deployment's own variables, where you have named none."""
+    monkeypatch.setenv("RENDER_GIT_COMMIT", "c0ffee")
+    _, found = findings(capsys)
+    assert found["settings", "release"]["value"] == "c0ffee (RENDER_GIT_COMMIT)"
 
 
 def test_doctor_of_a_wrong_setting(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
