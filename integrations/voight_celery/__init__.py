@@ -41,9 +41,13 @@ def instrument_celery(app: object = None) -> None:  # noqa: ARG001
     signals.worker_process_shutdown.connect(_before_exit, weak=False, dispatch_uid="voight")
 
 
-def _before_publish(headers: MutableMapping[str, Any] | None = None, **_: Any) -> None:
+def _before_publish(headers: MutableMapping[str, Any] | None = None, body: Any = None, **_: Any) -> None:
     if headers is not None and not _is_retry(headers):
         stamp(headers)
+        # Where a task is killed, its error callbacks are sent by the worker's parent process, which has bound nothing.
+        embed = body[2] if isinstance(body, tuple) and len(body) == 3 else None
+        if KEY in headers and isinstance(embed, dict) and embed.get("errbacks"):
+            embed["errbacks"] = [_stamped(callback, headers[KEY]) for callback in embed["errbacks"]]
 
 
 def _is_retry(headers: MutableMapping[str, Any]) -> bool:
@@ -84,5 +88,12 @@ def _stamp_next(request: Any, text: str | None) -> None:
 def _stamp_signature(signature: Any, text: str | None) -> None:
     """Name whose the task of a signature is. It is the copy that came with the message of the running one."""
     if isinstance(signature, dict):
-        options = signature.setdefault("options", {})
-        options["headers"] = {KEY: text or NOBODY, **(options.get("headers") or {})}
+        signature["options"] = _stamped(signature, text)["options"]
+
+
+def _stamped(signature: Any, text: str | None) -> Any:
+    """A copy of *signature* that names whose its task is; the sender may use his own for somebody else."""
+    if not isinstance(signature, dict):
+        return signature
+    options = signature.get("options") or {}
+    return {**signature, "options": {**options, "headers": {KEY: text or NOBODY, **(options.get("headers") or {})}}}

@@ -2,14 +2,12 @@
 
 import asyncio
 import os
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import openai
 from celery import Celery, chord, group, shared_task
 from celery.exceptions import Ignore, Reject
+from places import ask, in_greenlets, in_tasks, in_threads
 
 import voight_middleware as voight
 from voight_celery import instrument_celery
@@ -24,14 +22,6 @@ app.conf.update(
 )
 instrument_celery()
 instrument_celery(app)
-
-client = voight.wrap(openai.OpenAI(api_key="k", base_url=os.environ.get("PROVIDER_OPENAI"), max_retries=0))
-
-
-def ask(place: str) -> str:
-    """One LLM call, marked with its place and with whom the caller takes for its owner."""
-    with voight.tag(place=place):
-        return client.chat.completions.create(model="gpt-4o-mini", messages=[{"role": "user", "content": place}]).id
 
 
 @app.task
@@ -127,34 +117,13 @@ def makes_chord(place: str) -> None:
 
 
 @app.task
-def places(user_of_remedies: str = "") -> None:
-    """A call in every place that a task can make one in."""
+def everywhere() -> None:
     ask("task, sync")
-
-    async def here(place: str) -> None:
-        ask(place)
-
-    async def run() -> None:
-        await here("asyncio.run in a task")
-        await asyncio.create_task(here("asyncio.create_task"))
-        await asyncio.gather(here("asyncio.gather"))
-        await asyncio.to_thread(ask, "asyncio.to_thread")
-        await asyncio.get_running_loop().run_in_executor(None, ask, "loop.run_in_executor(None, fn)")
-
-    if os.environ.get("POOL") != "gevent":
-        asyncio.run(run())
-    with ThreadPoolExecutor(1) as pool:
-        pool.submit(ask, "executor.submit(fn)").result()
-        pool.submit(voight.carry(ask), "executor.submit(carry(fn))").result()
-    for target, place in ((ask, "Thread(target=fn)"), (voight.carry(ask), "Thread(target=carry(fn))")):
-        thread = threading.Thread(target=target, args=(place,))
-        thread.start()
-        thread.join()
     if os.environ.get("POOL") == "gevent":
-        import gevent
-
-        gevent.spawn(ask, "gevent.spawn(fn)").join()
-        gevent.spawn(voight.carry(ask), "gevent.spawn(carry(fn))").join()
+        in_greenlets()
+    else:
+        asyncio.run(in_tasks())
+    in_threads()
 
 
 @shared_task
@@ -165,7 +134,7 @@ def load(number: int) -> str:
 
 @app.task
 def scheduled() -> str:
-    return ask("scheduled")
+    return ask("task of a schedule")
 
 
 app.conf.beat_schedule = {"often": {"task": "celery_app.scheduled", "schedule": 0.5}}

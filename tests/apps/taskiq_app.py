@@ -98,7 +98,7 @@ def everywhere_sync() -> None:
 
 @broker.task(schedule=[{"cron": "* * * * *"}])
 async def scheduled() -> None:
-    ask("scheduled")
+    ask("task of a schedule")
 
 
 @broker.task

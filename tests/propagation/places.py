@@ -25,6 +25,14 @@ REMEDIES: dict[str, str] = {
     "worker task of the lifespan, fed by a queue": "put the tags, or `voight.carry(fn)`, into the queue",
     "handler of unexpected exceptions (500)": "wrap the whole application: `app = CostTagMiddleware(app)`",
     "receiver of request_finished": "make the call in the request, or in a thread that the request starts with `voight.carry(fn)`",
+    "executor.map(fn, items)": "`executor.map(voight.carry(fn), items)`, a `CarryingThreadPoolExecutor`, or `instrument_executors()`",
+    "Timer(seconds, fn)": "`Timer(seconds, voight.carry(fn))`, or `instrument_executors(threads=True)`",
+    "generator stepped in another thread": "`carry_steps(generator)`, `acarry_steps(generator)`",
+    "long-lived thread, fed by a queue": "put `voight.carry(fn)`, or the tags, into the queue",
+    "ProcessPoolExecutor.submit(fn)": "send the user along, and `with voight.tag(user_id=...)` in the process",
+    "multiprocessing.Process(target=fn)": "send the user along, and `with voight.tag(user_id=...)` in the process",
+    "subprocess.run([...])": "send the user along, and `with voight.tag(user_id=...)` in the process",
+    "delay() on the event loop, with an asynchronous getter": "`await anyio.to_thread.run_sync(task.delay)`",
 }
 """What to do about each place in which the owner can be lost. A place that is lost must be here."""
 
