@@ -422,3 +422,22 @@ async def test_an_async_generator_of_the_request_has_its_scope() -> None:
     """A streamed answer, driven inside the request, sees the request's user."""
     with bind(scope_of(sync_getter)):
         assert [user async for user in steps()] == ["u"]
+
+
+def test_a_local_scope_is_asked_before_it_is_carried_elsewhere() -> None:
+    """Where getters answer only in the request's own context (Flask), `carry` asks there; elsewhere it asks nobody."""
+    here = threading.get_ident()
+    asked: list[bool] = []
+
+    def getter(request: Any) -> str:
+        asked.append(threading.get_ident() == here)
+        return "u"
+
+    found: list[str | None] = []
+    for local in (True, False):
+        with bind(Scope(lambda: "the request", Getters(getter), lambda: None, local=local)):
+            thread = threading.Thread(target=voight.carry(lambda: found.append(voight.current_tags().user_id)))
+            thread.start()
+            thread.join()
+    assert found == ["u", "u"]
+    assert asked == [True, False]

@@ -361,6 +361,29 @@ def test_the_validator_of_the_standard_library(voight_calls: Any) -> None:
     result.close()
 
 
+@pytest.mark.parametrize("wrapper", ["type", "function"])
+def test_the_servers_own_file_is_handed_back_as_it_is(wrapper: str, voight_calls: Any) -> None:
+    """A server knows its file by the type of its wrapper (gunicorn, wsgiref), or by the file that its function was given (uWSGI)."""
+    given: list[Any] = []
+
+    def sendfile(file: Any, size: int = 0) -> Any:
+        given.append(file)
+        return file
+
+    def app(environ: Any, start_response: Any) -> Any:
+        spend()
+        environ["HTTP_USER"] = "alice"
+        start_response("200 OK", [])
+        given.append(environ["wsgi.file_wrapper"](io.BytesIO(b"file"), 8192))
+        return given[-1]
+
+    environ = environ_of() | {"wsgi.file_wrapper": wsgiref.util.FileWrapper if wrapper == "type" else sendfile}
+    assert CostTagMiddleware(app, header_user)(environ, start_response) is given[-1]
+    assert owners(voight_calls) == [("alice", "settled")]
+    if wrapper == "type":
+        given[-1].close()
+
+
 # -- byte for byte ---------------------------------------------------------------------------------------------------------------------
 
 
