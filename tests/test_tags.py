@@ -3,6 +3,7 @@
 import asyncio
 import contextvars
 import enum
+import functools
 import logging
 import threading
 import uuid
@@ -305,6 +306,95 @@ async def test_carry_of_a_coroutine_function_and_a_generator() -> None:
     with tag(user_id="u"):
         task, walk = carry(later), carry(steps)
     assert (await asyncio.gather(task(), later()), list(walk())) == (["u", None], ["u"])
+
+
+class Callables:
+    """What a program passes for a function."""
+
+    def method(self) -> str | None:
+        return user()
+
+    async def amethod(self) -> str | None:
+        await asyncio.sleep(0)
+        return user()
+
+    def __call__(self) -> str | None:
+        return user()
+
+
+class AsyncCallable:
+    async def __call__(self) -> str | None:
+        await asyncio.sleep(0)
+        return user()
+
+
+class Made:
+    def __init__(self) -> None:
+        self.user = user()
+
+
+def test_carry_of_every_callable() -> None:
+    """Methods, partials, classes, objects that can be called, built-in functions; a class keeps its name, and its attributes to itself."""
+    with tag(user_id="u"):
+        carried = [carry(Callables().method), carry(functools.partial(user)), carry(Callables()), carry(lambda: user())]  # noqa: PLW0108
+        make, largest = carry(Made), carry(max)
+    assert [function() for function in carried] == ["u"] * 4
+    made = make()
+    assert (made.user, type(made)) == ("u", Made)
+    assert make.__name__ == "Made"
+    assert not vars(make).keys() & {"__init__", "__dict__"}
+    assert largest(3, 5) == 5
+    assert list(map(carry(str), [1])) == ["1"]
+
+
+async def test_carry_of_every_callable_that_is_awaited() -> None:
+    """Methods, partials, objects with an asynchronous `__call__`, and functions that only hand a coroutine on."""
+
+    async def later() -> str | None:
+        await asyncio.sleep(0)
+        return user()
+
+    with tag(user_id="u"):
+        carried = [
+            carry(Callables().amethod),
+            carry(functools.partial(later)),
+            carry(AsyncCallable()),
+            carry(lambda: later()),  # noqa: PLW0108
+            carry(functools.partial(AsyncCallable())),
+        ]
+    assert [await function() for function in carried] == ["u"] * 5
+    assert await asyncio.gather(*(asyncio.create_task(function()) for function in carried)) == ["u"] * 5
+    assert user() is None
+
+
+async def test_carry_of_a_function_that_answers_a_generator() -> None:
+    """A generator that a plain function hands on is carried step by step."""
+    with tag(user_id="u"):
+        sync, asynchronous = carry(lambda: (user() for _ in range(2))), carry(lambda: two())  # noqa: PLW0108
+    walk = sync()
+    assert (next(walk), user(), next(walk)) == ("u", None, "u")
+    assert [item async for item in asynchronous()] == ["u", "u"]
+
+
+async def test_carry_to_other_places_of_a_loop() -> None:
+    """Callbacks from other threads, and executors."""
+    loop = asyncio.get_running_loop()
+    found: asyncio.Future[str | None] = loop.create_future()
+    with tag(user_id="u"):
+        carried = carry(lambda: found.set_result(user()))
+        in_executor = carry(user)
+    await asyncio.to_thread(loop.call_soon_threadsafe, carried)
+    assert await found == "u"
+    assert await loop.run_in_executor(None, in_executor) == "u"
+
+
+def test_carry_to_a_greenlet() -> None:
+    """A greenlet begins with an empty context; carried work has its tags, and the next greenlet none."""
+    gevent = pytest.importorskip("gevent")
+    with tag(user_id="u"):
+        greenlets = [gevent.spawn(carry(user)), gevent.spawn(user)]
+    gevent.joinall(greenlets)
+    assert [greenlet.value for greenlet in greenlets] == ["u", None]
 
 
 class Plan(enum.Enum):

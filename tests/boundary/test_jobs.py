@@ -232,6 +232,24 @@ def test_a_message_is_bounded(caplog: pytest.LogCaptureFixture) -> None:
     assert any("left out of its message" in record.getMessage() for record in caplog.records)
 
 
+def test_an_address_is_the_same_pseudonym_in_the_request_and_in_its_job(voight_calls: Any) -> None:
+    """The broker never sees it, and the user has one row."""
+    with request("alice@example.com"):
+        spend()
+        text = tags_for_message()
+    assert text is not None
+    assert "alice" not in text
+    with bound_to_message(text):
+        spend()
+        again = tags_for_message()
+    with bound_to_message(again):
+        spend()
+    users = [call.tags.user_id for call in voight_calls]
+    assert len(users) == 3
+    assert len(set(users)) == 1
+    assert None not in users
+
+
 def test_what_the_guard_replaces_is_not_in_the_message(meter: Meter, monkeypatch: pytest.MonkeyPatch) -> None:
     """The broker sees what the ledger would."""
     monkeypatch.setattr(meter, "guarded", lambda tags: Tags(user_id="pseudonym"))

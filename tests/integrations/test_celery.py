@@ -203,10 +203,10 @@ def test_what_is_published_holds_the_tags_once(eager: Celery) -> None:
 
     signals.before_task_publish.connect(look)
     mine = {"x": "y"}
-    signature = app.signature("some.task", args=[1], options={"headers": mine})
+    signature, callback = app.signature("some.task", args=[1], options={"headers": mine}), app.signature("some.callback")
     for name in ("u", "v"):
         with voight.tag(user_id=name):
-            signature.apply_async()
+            signature.apply_async(link=callback, link_error=callback)
     app.send_task("some.task")
     signals.before_task_publish.disconnect(look)
     assert [headers.get(KEY) for headers in sent] == [
@@ -215,6 +215,7 @@ def test_what_is_published_holds_the_tags_once(eager: Celery) -> None:
         None,
     ]
     assert mine == {"x": "y"}
+    assert callback == app.signature("some.callback")
     app.close()
 
 
