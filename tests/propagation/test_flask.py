@@ -1,4 +1,4 @@
-"""Flask: where code can run that a request has caused, and whose calls are made there."""
+"""Flask, and WSGI without a framework: where code can run that a request has caused, and whose calls are made there."""
 
 from __future__ import annotations
 
@@ -20,14 +20,18 @@ SERVERS = {
 NEXT = "next request on the same thread or connection"
 
 
-@pytest.mark.parametrize("server", SERVERS)
-def test_column(server: str, workers: Any, voight_provider: Any) -> None:
+COLUMNS = [("Flask", server, command) for server, command in SERVERS.items()]
+COLUMNS += [("WSGI", server, SERVERS[server].replace("places_flask", "places_wsgi")) for server in ("gunicorn gthread", "gunicorn gevent")]
+
+
+@pytest.mark.parametrize(("framework", "server", "command"), COLUMNS)
+def test_column(framework: str, server: str, command: str, workers: Any, voight_provider: Any) -> None:
     """Every place has the owner that the table says, under every server, and who comes after it is nobody."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     greenlets = {"GREENLETS": "1"} if server == "gunicorn gevent" else {}
-    workers.start(*SERVERS[server].format(port=port).split(), PROVIDER_OPENAI=voight_provider.openai_base_url, **greenlets)
+    workers.start(*command.format(port=port).split(), PROVIDER_OPENAI=voight_provider.openai_base_url, **greenlets)
     workers.wait_until(lambda: answers(port))
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
         places: dict[str, str] = client.get("/places").json()
@@ -43,7 +47,7 @@ def test_column(server: str, workers: Any, voight_provider: Any) -> None:
     for number, place in enumerate(places):
         found[place] = "works" if owners[place] == {f"user-{number}"} else "lost" if owners[place] == {None} else "wrong"
     found[NEXT] = "works" if owners[NEXT] == {None} else "wrong"
-    check_column("WSGI", "Flask", server, found)
+    check_column("WSGI", framework, server, found)
 
 
 def answers(port: int) -> bool:
