@@ -10,8 +10,8 @@ from typing import Any
 from django.http import FileResponse, HttpRequest
 
 from voight_django import conf
-from voight_django.scope import RequestScope
-from voight_middleware.tags import NO_TAGS, Frame, carry, current_frame, set_frame
+from voight_django.scope import RequestFrame
+from voight_middleware.tags import carry, current_frame, set_frame
 
 if sys.version_info >= (3, 12):
     from inspect import iscoroutinefunction, markcoroutinefunction
@@ -44,66 +44,68 @@ class CostTagMiddleware:
     def __call__(self, request: HttpRequest) -> Any:
         if self._asynchronous:
             return self._acall(request)
-        scope = RequestScope(request)
+        frame = RequestFrame(request)
         outer = current_frame()
-        set_frame(Frame(scope, NO_TAGS))
+        set_frame(frame)
         streams = False
         try:
             response = self.get_response(request)
-            streams = response.streaming and _follow(response, scope)
+            streams = response.streaming and _follow(response, frame)
             return response
         finally:
-            if not streams:
-                scope.settle_now()
+            if frame.made is not None and not streams:
+                frame.made.settle_now()
             set_frame(outer)
 
     async def _acall(self, request: HttpRequest) -> Any:
-        scope = RequestScope(request)
+        frame = RequestFrame(request)
         outer = current_frame()
-        set_frame(Frame(scope, NO_TAGS))
+        set_frame(frame)
         streams = False
         try:
             response = await self.get_response(request)
-            streams = response.streaming and _follow(response, scope)
+            streams = response.streaming and _follow(response, frame)
             return response
         finally:
             try:
-                if not streams:
-                    await scope.settle()
+                if frame.made is not None and not streams:
+                    await frame.made.settle()
             finally:  # the server may cancel a request whose getter does not answer
                 set_frame(outer)
 
 
-def _follow(response: Any, scope: RequestScope) -> bool:
+def _follow(response: Any, frame: RequestFrame) -> bool:
     """
-    Bind the current frame around each step of a streamed response, and around its closing, which settles *scope*; False for a file.
+    Bind the current frame around each step of a streamed response, and around its closing, which settles the request; False for a file.
 
     Around each step and not around them all: between two of them the server runs other code in the same context.
     """
     if isinstance(response, FileResponse) and response.file_to_stream is not None:
         return False  # the server may send it without our seeing it: a new iterator in its place would undo that
     steps: Callable[..., Any] = _asteps if response.is_async else _steps
-    response.streaming_content = carry(steps)(response.streaming_content, scope)
+    response.streaming_content = carry(steps)(response.streaming_content, frame)
     close = response.close
 
     def close_and_settle() -> None:
         try:
             close()
         finally:
-            scope.settle_now()
+            if frame.made is not None:
+                frame.made.settle_now()
 
     response.close = carry(close_and_settle)
     return True
 
 
-def _steps(content: Iterator[bytes], _scope: RequestScope) -> Iterator[bytes]:
+def _steps(content: Iterator[bytes], _frame: RequestFrame) -> Iterator[bytes]:
     yield from content
 
 
-async def _asteps(content: Any, scope: RequestScope) -> AsyncIterator[bytes]:
+async def _asteps(content: Any, frame: RequestFrame) -> AsyncIterator[bytes]:
     try:
         async with aclosing(content):
             async for part in content:
                 yield part
     finally:
-        await scope.settle()  # closing is synchronous: a server other than Django's own handler may do it on the event loop
+        if frame.made is not None:
+            await frame.made.settle()  # closing is synchronous: a server other than Django's own handler may do it on the event loop
