@@ -53,7 +53,8 @@ _ASGI = dict.fromkeys(("uvicorn", "hypercorn", "asgi"), "load_{}:app")
 COLUMNS: dict[str, dict[str, str]] = {
     "starlette": _ASGI,
     "fastapi": _ASGI,
-    "litestar": _ASGI,
+    # Not under gunicorn's own ASGI worker, where a stream of Litestar's hangs now and then, also without any middleware (2.25, 27.0).
+    "litestar": dict.fromkeys(("uvicorn", "hypercorn"), "load_{}:app"),
     "quart": _ASGI,
     "channels": _ASGI,
     "flask": dict.fromkeys(("sync", "gthread", "gevent"), "load_{}:app"),

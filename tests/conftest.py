@@ -40,11 +40,11 @@ class Serve:
     def __init__(self) -> None:
         self._servers: list[tuple[Any, threading.Thread]] = []
 
-    def __call__(self, app: Any) -> str:
+    def __call__(self, app: Any, http: Any = "auto") -> str:
         """Start *app*; answers its URL."""
         import uvicorn
 
-        server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical", ws="websockets-sansio"))
+        server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical", http=http, ws="websockets-sansio"))
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
         while not server.started:
