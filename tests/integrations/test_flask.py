@@ -392,6 +392,7 @@ def current_id(request: Any) -> str | None:
     return None if current_user.is_anonymous else current_user.id
 
 
+@pytest.mark.filterwarnings("ignore:datetime.datetime.utc:DeprecationWarning")  # Flask-Login 0.6.3 on Python 3.12+
 @pytest.mark.parametrize("getter", [None, current_id])
 @pytest.mark.parametrize("visitor", ["signed in", "remembered", "anonymous", "of a stolen session"])
 def test_answers_are_as_they_were(visitor: str, getter: Any, run: Any, ask: Any, tmp_path: Path, voight_calls: Any) -> None:
