@@ -52,7 +52,7 @@ def _before_publish(headers: MutableMapping[str, Any] | None = None, body: Any =
 
 def _is_retry(headers: MutableMapping[str, Any]) -> bool:
     """Whether the running task sends itself again: it does so with the headers that it came with, and with none if there were none."""
-    if not current_task:
+    if not current_task:  # type: ignore[truthy-bool]  # a proxy of what may be None
         return False
     request = current_task.request
     return request.id is not None and headers.get("id") == request.id and (headers.get("retries") or 0) > request.retries

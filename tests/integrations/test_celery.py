@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import textwrap
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from voight_middleware.call import Call
 from voight_middleware.tags import bind, current_frame
 
 POOLS = ["prefork", "threads", "solo", "gevent"]
+LOAD_TASKS = int(os.environ.get("VOIGHT_LOAD_TASKS", "306"))
 
 
 def send(workers: Any, url: str, source: str) -> str:
@@ -66,6 +68,28 @@ def test_the_task_is_known(ran: Any) -> None:
     assert (by_place["delay"].extra["task"], by_place["delay"].route) == ("celery_app.work", "task celery_app.work")
     assert (by_place["task in task"].extra["task"], by_place["task in task"].route) == ("celery_app.work", "task celery_app.nested")
     assert by_place["delay"].plan == "pro"
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "gevent"])
+def test_many_users_at_once(pool: str, redis_url: str, workers: Any, voight_provider: Any) -> None:
+    """Tasks of fifty users and of nobody, mixed, eight at a time: no wrong owner, and no call lost or doubled."""
+    worker = start(workers, redis_url, voight_provider, pool, "-c", "8", "--max-tasks-per-child", "100")
+    send(
+        workers,
+        redis_url,
+        f"""
+        from celery.result import ResultSet
+        results = ResultSet([])
+        for number in range({LOAD_TASKS}):
+            with voight.tag(user_id=f"u_{{number % 51}}" if number % 51 else None):
+                results.add(load.delay(number))
+        results.join(timeout=90)
+        """,
+    )
+    worker.send_signal(signal.SIGTERM)
+    worker.wait(30)
+    found = owners(workers.calls())
+    assert found == {str(number): (f"u_{number % 51}", "tag") if number % 51 else (None, "none") for number in range(LOAD_TASKS)}
 
 
 @pytest.mark.parametrize("pool", ["prefork", "solo"])

@@ -1,0 +1,55 @@
+"""
+A script that runs every night, metered by voight-middleware: an LLM call or two for each user, in a few threads.
+
+The provider is what ``OPENAI_API_KEY`` and ``OPENAI_BASE_URL`` say, as the SDK reads them.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import openai
+
+import voight_middleware as voight
+from voight_middleware.boundary.threads import CarryingThreadPoolExecutor
+from voight_middleware.cli import main as voight_command
+
+
+class User(NamedTuple):
+    id: str
+    plan: str
+    notes: list[str]
+
+
+USERS = [User(f"u_{number}", ("free", "pro")[number % 2], [f"note {note}" for note in range(number)]) for number in range(1, 6)]
+
+# The one line around the client.
+client = voight.wrap(openai.OpenAI())
+
+
+def answer(question: str) -> str:
+    completion = client.chat.completions.create(model="gpt-4o-mini", messages=[{"role": "user", "content": question}])
+    return completion.choices[0].message.content or ""
+
+
+@voight.tag(feature="digest")
+def digest(user: User, pool: CarryingThreadPoolExecutor) -> str:
+    """Every call in here is the user's, those in the threads of the pool too."""
+    with voight.tag(user_id=user.id, plan=user.plan):
+        summaries = pool.map(answer, [f"Summarise: {note}" for note in user.notes])
+        return answer("Write a digest of: " + "; ".join(summaries))
+
+
+def main() -> int:
+    """Write the digests, and say what each user has cost."""
+    with voight.tag(route="script nightly.py"), CarryingThreadPoolExecutor(4) as pool:
+        answer("Which news are there today?")  # for everybody together: it has no owner
+        for user in USERS:
+            print(f"{user.id}: {digest(user, pool)[:60]}")
+    voight.flush()
+    print()
+    return voight_command(["top", "--by", "user"])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
