@@ -53,18 +53,23 @@ class Guard:
         ):
             return tags
         return Tags(
-            user_id=self._value("user_id", tags.user_id),
-            plan=self._value("plan", tags.plan),
-            tenant_id=self._value("tenant_id", tags.tenant_id),
-            route=self._value("route", tags.route),
-            release=self._value("release", tags.release),
-            session_id=self._value("session_id", tags.session_id),
-            extra={key: text for key, value in extra.items() if (text := self._value(key, value)) is not None} if extra else extra,
+            user_id=value if (value := tags.user_id) in clean else self._value("user_id", value),
+            plan=value if (value := tags.plan) in clean else self._value("plan", value),
+            tenant_id=value if (value := tags.tenant_id) in clean else self._value("tenant_id", value),
+            route=value if (value := tags.route) in clean else self._value("route", value),
+            release=value if (value := tags.release) in clean else self._value("release", value),
+            session_id=value if (value := tags.session_id) in clean else self._value("session_id", value),
+            extra=self._extra(extra) if extra else extra,
         )
 
+    def _extra(self, extra: Mapping[str, str]) -> dict[str, str]:
+        clean = self._clean
+        guarded = {key: value if value in clean else self._value(key, value) for key, value in extra.items()}
+        return {key: value for key, value in guarded.items() if value is not None}
+
     def _value(self, key: str, value: str | None) -> str | None:
-        if value in self._clean or value is None:
-            return value
+        if value is None:
+            return None
         known = self._known.get((key, value))
         return known if known is not None else self._look(key, value)
 
@@ -128,7 +133,8 @@ def redacted(found: Found) -> str:
 
 def _digest(key: PseudonymKey, purpose: str, text: str, length: int) -> str:
     message = f"voight {purpose}\0{text}".encode(errors="surrogatepass")
-    return b32encode(hmac.digest(key.secret.encode(errors="surrogatepass"), message, "sha256")).decode().lower()[:length]
+    digest = hmac.digest(key.secret.encode(errors="surrogatepass"), message, "sha256")
+    return b32encode(digest[:20]).decode().lower()[:length]
 
 
 def finding_keys(settings: Settings) -> tuple[PseudonymKey, ...]:
