@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import aclosing
 from typing import Any
 
 from django.http import FileResponse, HttpRequest
 
 from voight_django import conf
 from voight_django.scope import RequestFrame
+from voight_middleware.meter import note
 from voight_middleware.tags import carry, current_frame, set_frame
 
 if sys.version_info >= (3, 12):
@@ -50,7 +50,7 @@ class CostTagMiddleware:
         streams = False
         try:
             response = self.get_response(request)
-            streams = response.streaming and _follow(response, frame)
+            streams = getattr(response, "streaming", False) and _follow(response, frame)
             return response
         finally:
             if frame.made is not None and not streams:
@@ -64,7 +64,7 @@ class CostTagMiddleware:
         streams = False
         try:
             response = await self.get_response(request)
-            streams = response.streaming and _follow(response, frame)
+            streams = getattr(response, "streaming", False) and _follow(response, frame)
             return response
         finally:
             try:
@@ -80,16 +80,21 @@ def _follow(response: Any, frame: RequestFrame) -> bool:
 
     Around each step and not around them all: between two of them the server runs other code in the same context.
     """
-    if isinstance(response, FileResponse) and response.file_to_stream is not None:
-        return False  # the server may send it without our seeing it: a new iterator in its place would undo that
-    steps: Callable[..., Any] = _asteps if response.is_async else _steps
-    response.streaming_content = carry(steps)(response.streaming_content, frame)
+    try:
+        if isinstance(response, FileResponse) and response.file_to_stream is not None:
+            return False  # the server may send it without our seeing it: a new iterator in its place would undo that
+        steps: Callable[..., Any] = _asteps if response.is_async else _steps
+        response.streaming_content = carry(steps)(response.streaming_content, frame)
+    except Exception as error:  # a response class of the project's own
+        note(error)
+        return False
     close = response.close
 
     def close_and_settle() -> None:
         try:
             close()
         finally:
+            response.__dict__.pop("close", None)  # the two would keep each other, and the request, for the garbage collector
             if frame.made is not None:
                 frame.made.settle_now()
 
@@ -103,9 +108,10 @@ def _steps(content: Iterator[bytes], _frame: RequestFrame) -> Iterator[bytes]:
 
 async def _asteps(content: Any, frame: RequestFrame) -> AsyncIterator[bytes]:
     try:
-        async with aclosing(content):
-            async for part in content:
-                yield part
+        async for part in content:
+            yield part
     finally:
+        if hasattr(content, "aclose"):
+            await content.aclose()
         if frame.made is not None:
             await frame.made.settle()  # closing is synchronous: a server other than Django's own handler may do it on the event loop

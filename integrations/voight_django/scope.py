@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import threading
+
 from django.http import HttpRequest
 
 from voight_django import conf
 from voight_django.route import route_of
 from voight_middleware.boundary.scope import Scope
 from voight_middleware.tags import NO_TAGS, Frame
+
+_making = threading.Lock()
+
+
+def _after_fork() -> None:
+    global _making
+    _making = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class RequestFrame(Frame):
@@ -31,7 +44,9 @@ class RequestFrame(Frame):
         request = self._request
         if request is not None:
             made = Scope(lambda: request, conf.getters or conf.read_getters(), lambda: route_of(request))
-            self.made = request.__dict__.setdefault("_voight_scope", made)  # two threads may ask at once, and get the same one
-            self._request = None
+            with _making:
+                if self.made is None:  # else another thread has been faster
+                    self.made = made
+                    self._request = None
         assert self.made is not None
         return self.made

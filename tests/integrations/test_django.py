@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import gc
+import threading
 import warnings
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +25,7 @@ from django.urls import include, path, re_path
 
 import voight_middleware as voight
 from voight_middleware.meter import current_meter
+from voight_middleware.tags import current_frame
 
 from .django_project import OURS, SIGN_IN, project, user
 
@@ -407,3 +412,59 @@ def test_a_getter_that_raises(protocol: str, ask: Any, voight_calls: Any) -> Non
         assert Visitor(protocol, "alice").get("/").status_code == 200
     assert owners(voight_calls) == [(None, "error")]
     assert current_meter().counters["getter_errors"] > 0
+
+
+def test_the_request_is_let_go(voight_calls: Any) -> None:
+    """A request is gone as soon as its stream is closed: nothing of ours keeps it for the garbage collector."""
+    requests: list[Any] = []
+
+    def view(request: HttpRequest) -> StreamingHttpResponse:
+        requests.append(weakref.ref(request))
+        return StreamingHttpResponse([b"a"])
+
+    def handle() -> None:
+        environ: dict[str, Any] = {}
+        setup_testing_defaults(environ)
+        response: Any = WSGIHandler()(environ, lambda status, headers: None)
+        assert b"".join(response) == b"a"
+        response.close()
+
+    counts = []
+    for middleware in ((), (OURS,)):
+        with project(path("", view), middleware=middleware):
+            gc.collect()
+            gc.disable()
+            try:
+                handle()
+                counts.append([request() is None for request in requests])
+            finally:
+                gc.enable()
+            requests.clear()
+    assert counts[0] == counts[1]
+
+
+def test_threads_that_ask_at_once(voight_calls: Any) -> None:
+    """Threads that are the first to ask, all at once, get one scope."""
+    scopes: list[set[int]] = []
+
+    def ask_at_once(request: HttpRequest) -> HttpResponse:
+        barrier = threading.Barrier(8)
+
+        def ask() -> None:
+            barrier.wait()
+            found.append(current_frame().scope)
+
+        found: list[Any] = []
+        contexts = [contextvars.copy_context() for _ in range(8)]
+        threads = [threading.Thread(target=context.run, args=(ask,)) for context in contexts]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        scopes.append({id(scope) for scope in found})
+        return HttpResponse()
+
+    with project(path("", ask_at_once), middleware=[OURS]):
+        for _ in range(20):
+            Visitor("WSGI").get("/")
+    assert [len(found) for found in scopes] == [1] * 20

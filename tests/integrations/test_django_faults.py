@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+from wsgiref.util import setup_testing_defaults
 
 import httpx
 import openai
@@ -271,3 +272,52 @@ def test_a_getter_that_never_answers(serve: Any, ask: Any, voight_calls: Any) ->
         assert httpx.get(url).status_code == 200
         serve.stop()
     assert [call.tags.user_id for call in voight_calls] == [None, "alice"]
+
+
+@pytest.mark.parametrize("protocol", ["WSGI", "ASGI"])
+def test_responses_of_other_kinds(protocol: str, ask: Any, voight_calls: Any) -> None:
+    """A response class that lets nobody change its content is sent as it is, and the call in its view has its owner."""
+
+    class Fixed(StreamingHttpResponse):
+        def _set_streaming_content(self, value: Any) -> None:
+            if hasattr(self, "_iterator"):
+                raise TypeError("fixed")
+            super()._set_streaming_content(value)  # type: ignore[misc]
+
+    def view(request: HttpRequest) -> StreamingHttpResponse:
+        ask()
+        return Fixed([b"a"])
+
+    async def agen() -> AsyncIterator[bytes]:
+        yield b"a"
+
+    async def aview(request: HttpRequest) -> StreamingHttpResponse:
+        await asyncio.to_thread(ask)
+        return Fixed(agen())
+
+    async def chunks(application: Any) -> list[bytes]:
+        sent: list[bytes] = []
+
+        async def receive() -> Any:
+            if not sent:
+                sent.append(b"")
+                return {"type": "http.request", "body": b"", "more_body": False}
+            return await asyncio.Event().wait()
+
+        async def send(message: Any) -> None:
+            sent.append(message.get("body", b""))
+
+        scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b"", "http_version": "1.1"}
+        await application(scope, receive, send)
+        return sent
+
+    with project(path("", view if protocol == "WSGI" else aview), middleware=(OURS, SIGNS_IN)):
+        if protocol == "ASGI":
+            assert b"".join(asyncio.run(chunks(ASGIHandler()))) == b"a"
+        else:
+            environ: dict[str, Any] = {}
+            setup_testing_defaults(environ)
+            response: Any = WSGIHandler()(environ, lambda status, headers: None)
+            assert b"".join(response) == b"a"
+            response.close()
+    assert voight_calls.one().tags.user_id == "alice"
