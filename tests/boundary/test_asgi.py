@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
+import time
 import uuid
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -297,3 +300,160 @@ def test_shutdown_brings_the_ledger_up_to_date(serve: Any, aask: Any, voight_cal
     ledger = open_ledger(current_meter().settings.ledger, create=False)
     assert [call.tags.user_id for call in ledger.calls()] == ["alice"]
     ledger.close()
+
+
+async def plain_user(connection: HTTPConnection) -> Any:
+    return connection.headers.get("x-user")
+
+
+@pytest.mark.parametrize("http", ["h11", "httptools"])
+def test_pipelined_under_both_protocols(http: str, serve: Any, aask: Any, voight_calls: Any) -> None:
+    """Whichever of its parsers uvicorn uses, a pipelined request has an owner of its own."""
+
+    async def endpoint(request: Request) -> Response:
+        return PlainTextResponse(await aask())
+
+    app = Starlette(routes=[Route("/", endpoint)])
+    app.add_middleware(voight.CostTagMiddleware, user_getter=plain_user)
+    host, port = serve(app, http=http).removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(
+            b"GET / HTTP/1.1\r\nHost: x\r\nx-user: alice\r\n\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n"
+            b"GET / HTTP/1.1\r\nHost: x\r\nx-user: bob\r\nConnection: close\r\n\r\n"
+        )
+        while connection.recv(65536):
+            pass
+    assert [call.tags.user_id for call in voight_calls] == ["alice", None, "bob"]
+
+
+def test_an_asynchronous_getter_that_never_waits(serve: Any, ask: Any, voight_calls: Any) -> None:
+    """It answers a synchronous call on the event loop's own thread at once; one that might wait is not even begun there."""
+    begun: list[str] = []
+
+    async def waits(connection: HTTPConnection) -> Any:
+        begun.append("waits")
+        await asyncio.sleep(0)
+        return "pro"
+
+    async def endpoint(request: Request) -> Response:
+        ask()
+        assert begun == []
+        return PlainTextResponse("made")
+
+    app = Starlette(routes=[Route("/", endpoint)])
+    app.add_middleware(voight.CostTagMiddleware, user_getter=plain_user, plan_getter=waits)
+    assert httpx.get(serve(app), headers={"x-user": "alice"}).status_code == 200
+    serve.stop()
+    assert [(call.tags.user_id, call.attribution) for call in voight_calls] == [("alice", "getter")]
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_task_that_outlives_its_request(kind: str, serve: Any, ask: Any, aask: Any, voight_calls: Any) -> None:
+    """The first call of a request may come after its end: its user, and its route, are found all the same."""
+    tasks = []
+
+    async def later() -> None:
+        await asyncio.sleep(0.2)
+        if kind == "sync":
+            await asyncio.to_thread(ask)
+        else:
+            await aask()
+
+    async def endpoint(request: Request) -> Response:
+        tasks.append(asyncio.create_task(later()))
+        return PlainTextResponse("accepted", 202)
+
+    app = Starlette(routes=[Mount("/api", routes=[Route("/{topic}", endpoint)])])
+    app.add_middleware(voight.CostTagMiddleware, user_getter=lambda connection: connection.headers.get("x-user"))
+    url = serve(app)
+    for user in ("alice", "bob"):
+        assert httpx.get(f"{url}/api/sky", headers={"x-user": user}).status_code == 202
+    while not all(task.done() for task in tasks):
+        time.sleep(0.01)
+    assert sorted((call.tags.user_id, call.tags.route) for call in voight_calls) == [
+        ("alice", "GET /api/{topic}"),
+        ("bob", "GET /api/{topic}"),
+    ]
+
+
+async def test_what_outliving_tasks_keep(voight_calls: Any) -> None:
+    """A request that is over is let go when its task has asked whose it was, though the task goes on; and all of them when theirs end."""
+
+    class State(dict[str, Any]):
+        """Can be looked for."""
+
+    alive: weakref.WeakSet[Any] = weakref.WeakSet()
+    tasks: list[asyncio.Task[None]] = []
+    go_on = asyncio.Event()
+
+    class Held:
+        pass
+
+    async def later(asks: bool) -> None:
+        if asks:
+            voight.record(provider="openai", model="gpt-5-nano", usage={"prompt_tokens": 1, "completion_tokens": 1})
+        await go_on.wait()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        tasks.append(asyncio.create_task(later(scope["path"] == "/asks")))
+
+    async def one(path: str) -> None:
+        held = Held()
+        alive.add(held)
+        scope = {"type": "http", "method": "GET", "path": path, "headers": [], "state": State(held=held)}
+        await voight.CostTagMiddleware(app, lambda connection: "alice")(scope, nothing, nothing)
+
+    async def nothing(*_: Any) -> Any: ...
+
+    for _ in range(500):
+        await one("/asks")
+    await asyncio.sleep(0)
+    gc.collect()
+    assert len(alive) == 0, "each has asked, and none has ended"
+    for _ in range(500):
+        await one("/quiet")
+    go_on.set()
+    await asyncio.gather(*tasks)
+    tasks.clear()
+    await asyncio.sleep(0.01)  # the loop lets go of their last steps
+    gc.collect()
+    assert len(alive) == 0
+    assert {call.tags.user_id for call in voight_calls} == {"alice"}
+
+
+def test_routes(serve: Any, aask: Any, voight_calls: Any) -> None:
+    """Neither a mount point's parameters nor a proxy's path are part of a route; where nothing matches, there is none."""
+
+    async def endpoint(request: Request) -> Response:
+        return PlainTextResponse(await aask())
+
+    async def nowhere(request: Request, error: Exception) -> Response:
+        return PlainTextResponse(await aask(), 404)
+
+    async def alien(scope: Any, receive: Any, send: Any) -> None:
+        await endpoint(Request(scope))
+        await PlainTextResponse("made")(scope, receive, send)
+
+    inner = Starlette(routes=[Route("/items/{item_id:int}", endpoint), Route("/same/{user}", endpoint)], exception_handlers={404: nowhere})
+    app = Starlette(
+        routes=[Mount("/users/{user}", inner), Mount("/alien", alien), Mount("/a", routes=[Mount("/{b}/c", inner)])],
+        exception_handlers={404: nowhere},
+    )
+
+    async def behind_a_proxy(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            scope["root_path"], scope["path"] = "/proxy", "/proxy" + scope["path"]
+        await app(scope, receive, send)
+
+    url = serve(voight.CostTagMiddleware(behind_a_proxy, lambda connection: "alice"))
+    paths = {
+        "/users/alice/items/5": "GET /users/{user}/items/{item_id}",
+        "/alien/x": "GET /alien/{path}",
+        "/a/a/c/items/5": "GET /a/{b}/c/items/{item_id}",
+        "/users/alice/nothing": None,
+        "/nothing": None,
+    }
+    for path in paths:
+        httpx.get(url + path)
+    serve.stop()
+    assert [call.tags.route for call in voight_calls] == list(paths.values())
