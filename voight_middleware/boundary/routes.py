@@ -105,7 +105,7 @@ def _of_endpoint(scope: Mapping[str, Any]) -> str | None:
     endpoint = scope.get("endpoint")
     if endpoint is None:
         return None
-    found = [template for template, route in _walk(getattr(scope.get("router"), "routes", ())) if route.endpoint is endpoint]
+    found = [template for template, known in _walk(getattr(scope.get("router"), "routes", ())) if known is endpoint]
     if len(found) > 1:  # one function on several routes
         path = scope.get("path", "").removeprefix(scope.get("app_root_path", scope.get("root_path", "")))
         found = [template for template in found if re.fullmatch(re.sub(r"\\\{[^{}]+\\\}", ".+", re.escape(template)), path)]
@@ -116,8 +116,8 @@ def _walk(routes: Iterable[Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for route in routes:
         if getattr(route, "routes", None):
             yield from _walk(route.routes, prefix + getattr(route, "path_format", "").removesuffix("/{path}"))
-        elif hasattr(route, "endpoint"):
-            yield prefix + route.path_format, route
+        elif hasattr(route, "path_format"):
+            yield prefix + route.path_format, getattr(route, "endpoint", None) or getattr(route, "app", None)
 
 
 # -- Quart ---------------------------------------------------------------------------------------------------------------------------
