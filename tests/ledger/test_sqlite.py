@@ -496,7 +496,8 @@ def test_a_damaged_ledger(tmp_path: Path) -> None:
     with closing(SQLiteLedger(path)) as ledger:
         ledger.insert([make_call() for _ in range(2000)])
     data = bytearray(path.read_bytes())
-    data[16_384:] = b"\xff" * (len(data) - 16_384)
+    whole = 262_144  # the schema, which is read when the file is opened
+    data[whole:] = b"\xff" * (len(data) - whole)
     path.write_bytes(data)
     with closing(SQLiteLedger(path)) as ledger, pytest.raises(LedgerError, match="damaged"):
         list(ledger.calls())

@@ -6,8 +6,10 @@ from pathlib import Path
 
 from voight_middleware.ledger.base import (
     DIMENSIONS,
+    Expired,
     ForeignLedger,
     FormerPrice,
+    Holdings,
     Ledger,
     LedgerError,
     Progress,
@@ -20,8 +22,10 @@ from voight_middleware.settings import SettingsError, ledger_url, sqlite_path
 
 __all__ = (
     "DIMENSIONS",
+    "Expired",
     "ForeignLedger",
     "FormerPrice",
+    "Holdings",
     "Ledger",
     "LedgerError",
     "Progress",

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from datetime import tzinfo
 from typing import Protocol
+
+import msgspec
 
 from voight_middleware.call import Call, Record, Submission
 
@@ -62,15 +65,14 @@ class Window:
     until: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Spend:
+class Spend(msgspec.Struct, frozen=True):
     """
     One group of calls, added up. Money is in femto-dollars (1e-15 USD), tokens in tokens.
 
     ``cost_femto`` is None where nothing in the group is priced; ``unpriced_calls`` says how many calls it lacks.
     """
 
-    dimensions: Mapping[str, str | None] = field(default_factory=dict)
+    dimensions: Mapping[str, str | None] = {}
     calls: int = 0
     input_tokens: int | None = None
     cache_read_tokens: int | None = None
@@ -97,6 +99,34 @@ class FormerPrice:
     """As ``Call.price``."""
     replaced_at: int
     """Microseconds since 1970, UTC."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holdings:
+    """What is kept about one person, or has been erased."""
+
+    calls: int = 0
+    cost_femto: int | None = None
+    """What the calls cost, in femto-dollars (1e-15 USD); None where none of them is priced."""
+    first: int | None = None
+    """When the oldest of them happened, in microseconds since 1970 UTC."""
+    last: int | None = None
+    elsewhere: int = 0
+    """Calls of others that name the person in another tag."""
+    submissions: int = 0
+    """Submitted jobs that name the person."""
+
+    def __bool__(self) -> bool:
+        return bool(self.calls or self.elsewhere or self.submissions)
+
+
+@dataclass(frozen=True, slots=True)
+class Expired:
+    """What is older than a retention allows, or has been deleted."""
+
+    calls: int = 0
+    former_prices: int = 0
+    submissions: int = 0
 
 
 class Ledger(Protocol):
@@ -138,11 +168,13 @@ class Ledger(Protocol):
         limit: int | None = None,
         *,
         as_priced: bool = False,
+        zone: tzinfo | None = None,
     ) -> list[Spend]:
         """
         Calls added up by dimensions, the most expensive first (unpriced groups last, then by calls).
 
-        With *as_priced*, by the price that each was given first, whatever has replaced it.
+        With *as_priced*, by the price that each was given first, whatever has replaced it. Hours, days and months are cut in *zone*, by
+        default UTC; an hour is written with its offset then.
 
         Raises:
             UnknownDimension: A name in *by* or *where* is neither in ``DIMENSIONS`` nor an extra key of any call.
@@ -157,9 +189,10 @@ class Ledger(Protocol):
         *,
         after: tuple[int, str] | None = None,
         as_priced: bool = False,
+        zone: tzinfo | None = None,
     ) -> Iterator[Call]:
         """
-        Every call, the oldest first, with the price that *as_priced* says.
+        Every call, the oldest first, with the price that *as_priced* says; *zone* is what days in *where* are cut in.
 
         For reading in pieces: at most *limit* calls, from behind the one of this ``occurred_at`` and ``call_id`` on.
         """
@@ -185,6 +218,42 @@ class Ledger(Protocol):
 
     def versions(self, call_id: str) -> list[FormerPrice]:
         """The prices that a call had before its newest one, the original first."""
+        ...
+
+    def holdings(self, names: Collection[str]) -> Holdings:
+        """What is kept about the person who is known by any of *names*."""
+        ...
+
+    def erase(self, names: Collection[str], token: str) -> Holdings:
+        """
+        Put *token* in the place of a person's ids, in one transaction, and take sessions and answer ids off the person's calls; answers
+        what was found. Costs and counts stay as they are.
+        """
+        ...
+
+    def purge(self, names: Collection[str]) -> list[str]:
+        """
+        Free the files of what was overwritten or deleted, as far as one of *names* is still in them; answers the files in which it remains.
+
+        Raises:
+            LedgerError: Another process is reading: nothing was purged, try again.
+        """
+        ...
+
+    def expired(self, until: int) -> Expired:
+        """What happened before *until*, in microseconds since 1970 UTC."""
+        ...
+
+    def expire(self, until: int, limit: int) -> Expired:
+        """Delete at most *limit* of the oldest calls from before *until*, and with the last of them the jobs, in one transaction."""
+        ...
+
+    def rebuild(self) -> Iterator[str]:
+        """
+        Build anew from the calls what answers are read from faster; yields each month (``2026-11``) when it is done.
+
+        Never needed, unless somebody has changed the tables by hand.
+        """
         ...
 
     def close(self) -> None:

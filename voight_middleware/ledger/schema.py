@@ -9,13 +9,14 @@ from typing import Any, TypeAlias
 import msgspec
 
 from voight_middleware.call import Call
+from voight_middleware.ledger import rollups
 from voight_middleware.ledger.base import FormerPrice
 from voight_middleware.tags import Tags
 from voight_middleware.usage import Component, Usage
 
 APPLICATION_ID = 0x564F4947
 """``VOIG``: what ``PRAGMA application_id`` says of a ledger."""
-VERSION = 2
+VERSION = 3
 """What ``PRAGMA user_version`` says of a ledger that this module writes."""
 MAX_COUNT = 10**12
 """The largest count that one call can have, so that a sum over nine million such calls still fits SQLite's integers."""
@@ -49,6 +50,7 @@ CREATE TABLE former_costs (
     PRIMARY KEY (call_id, version)
 ) STRICT, WITHOUT ROWID"""
 """What a repricing has replaced. Rows are added and never changed; version 1 is the original, and the newest price is in ``calls``."""
+_CALLS_OF_USERS = "CREATE INDEX calls_of_users ON calls (user_id, occurred_at) WHERE user_id IS NOT NULL"
 
 TABLES = (
     f"""
@@ -98,6 +100,8 @@ CREATE TABLE calls (
     "CREATE TABLE segments (name TEXT PRIMARY KEY, offset INTEGER NOT NULL) STRICT, WITHOUT ROWID",
     *_JOBS,
     _FORMER_COSTS,
+    _CALLS_OF_USERS,
+    *rollups.tables(),
 )
 UPGRADES = {
     1: (
@@ -110,7 +114,8 @@ UPGRADES = {
         ),
         *_JOBS,
         _FORMER_COSTS,
-    )
+    ),
+    2: (_CALLS_OF_USERS, *rollups.tables(), *(rollups.fill(rollup) for rollup in rollups.ROLLUPS)),
 }
 """What brings a ledger of an older version to the next one."""
 

@@ -7,23 +7,16 @@ import sqlite3
 import time
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import tzinfo
 from itertools import chain
 from pathlib import Path
 
 import msgspec
 
 from voight_middleware.call import Call, Record, Settlement, Submission
-from voight_middleware.ledger.base import (
-    DIMENSIONS,
-    ForeignLedger,
-    FormerPrice,
-    LedgerError,
-    Progress,
-    Spend,
-    UnknownDimension,
-    Where,
-    Window,
-)
+from voight_middleware.ledger import erasure, rollups
+from voight_middleware.ledger.base import Expired, ForeignLedger, FormerPrice, Holdings, LedgerError, Progress, Spend, Where, Window
+from voight_middleware.ledger.question import Question, read_spend
 from voight_middleware.ledger.schema import (
     APPLICATION_ID,
     CALLS,
@@ -52,25 +45,10 @@ from voight_middleware.tags import Tags
 
 BUSY_SECONDS = 30
 """How long a statement waits for another process's transaction."""
+_FAR = 253_402_300_799_000_000
+"""The last second of the year 9999, in microseconds."""
 SHORTEST_ID = 8
 """How many characters of a call's id are enough, where no other begins with them."""
-
-_TIMES = {"hour": "%Y-%m-%dT%H:00Z", "day": "%Y-%m-%d", "month": "%Y-%m"}
-# The unary plus keeps the planner on the scan of the time range: `GROUP BY user_id` would walk any index on it, ten times as long.
-_EXPRESSIONS = {
-    name: f"strftime('{_TIMES[name]}', occurred_at / 1000000, 'unixepoch')" if name in _TIMES else f"+{name}" for name in DIMENSIONS
-}
-
-# Costs are added up in two limbs: a sum of femto-dollars leaves SQLite's 64 bits at 9,223 USD.
-_LIMB = 1_000_000_000
-_HIGH, _LOW = f"SUM(cost_femto / {_LIMB})", f"SUM(cost_femto % {_LIMB})"
-_SUMS = (
-    f"COUNT(*), {_HIGH}, {_LOW}, SUM(cost_status = 'unpriced'), SUM(cost_status = 'partial'), "
-    "SUM(estimated_input IS NOT NULL OR estimated_output IS NOT NULL), SUM(outcome = 'error'), "
-    "SUM(input), SUM(audio_in), SUM(image_in), SUM(cache_read), SUM(cache_read_audio), SUM(cache_read_image), "
-    "SUM(cache_write), SUM(cache_write_5m), SUM(cache_write_1h), SUM(output), SUM(audio_out), SUM(image_out)"
-)
-_MOST_EXPENSIVE = f"{_HIGH} IS NULL, {_HIGH} + {_LOW} / {_LIMB} DESC, {_LOW} % {_LIMB} DESC, COUNT(*) DESC"
 
 _SETTLE = """
 UPDATE calls SET
@@ -183,28 +161,22 @@ class SQLiteLedger:
         limit: int | None = None,
         *,
         as_priced: bool = False,
+        zone: tzinfo | None = None,
     ) -> list[Spend]:
         """
         Calls added up by dimensions, the most expensive first (unpriced groups last, then by calls).
 
         A value in *where* is compared exactly, ``*`` standing for any text; None means that the call has no value, and of several
-        values one is enough. With *as_priced*, costs and statuses are those that each call was given first.
+        values one is enough. With *as_priced*, costs and statuses are those that each call was given first. Hours, days and months are
+        cut in *zone*, by default UTC.
 
         Raises:
             UnknownDimension: A name in *by* or *where* is neither in ``DIMENSIONS`` nor an extra key of any call.
         """
         by = tuple(dict.fromkeys(by))
         with _explained(self.path):
-            condition, where_values = self._condition(where or {}, window)
-            groups = [self._expression(name) for name in by]
-            columns = "".join(f"{sql}, " for sql, _ in groups)
-            positions = ", ".join(str(position) for position in range(1, len(by) + 1))
-            rows = self._db.execute(
-                f"SELECT {columns}{_SUMS} FROM {CALLS_AS_PRICED if as_priced else CALLS} WHERE {condition} "
-                + (f"GROUP BY {positions} ORDER BY {_MOST_EXPENSIVE}, {positions} LIMIT ?" if by else "LIMIT ?"),
-                (*(value for _, values in groups for value in values), *where_values, -1 if limit is None else limit),
-            ).fetchall()
-        return [_spend(by, row) for row in rows]
+            rows = self._db.execute(*self._question(zone).spend(by, where or {}, window, limit, as_priced=as_priced)).fetchall()
+        return [read_spend(by, row) for row in rows]
 
     def calls(
         self,
@@ -214,6 +186,7 @@ class SQLiteLedger:
         *,
         after: tuple[int, str] | None = None,
         as_priced: bool = False,
+        zone: tzinfo | None = None,
     ) -> Iterator[Call]:
         """
         Every call, the oldest first; at most *limit*, from behind the one of this ``occurred_at`` and ``call_id`` on.
@@ -224,7 +197,7 @@ class SQLiteLedger:
         with _explained(self.path):
             if after is not None:  # a page begins where the last one ended, and not at the beginning of the window
                 window = Window(max(after[0], window.since or 0), window.until)
-            condition, values = self._condition(where or {}, window)
+            condition, values = self._question(zone).condition(where or {}, window)
             if after is not None:
                 condition += " AND (occurred_at, call_id) > (?, ?)"
                 values += after
@@ -288,6 +261,89 @@ class SQLiteLedger:
                 "SELECT (SELECT MIN(occurred_at) FROM calls), (SELECT MAX(occurred_at) FROM calls)"
             ).fetchone()
         return None if oldest is None else (oldest, newest)
+
+    def holdings(self, names: Collection[str]) -> Holdings:
+        """What is kept about the person who is known by any of *names*."""
+        with _explained(self.path):
+            return erasure.holdings(self._db, names)
+
+    def erase(self, names: Collection[str], token: str) -> Holdings:
+        """
+        Put *token* in the place of a person's ids, in one transaction, and take sessions and answer ids off the person's calls; answers
+        what was found. Costs and counts stay as they are.
+        """
+        self._check_file()
+        with _explained(self.path), self._transaction():
+            return erasure.erase(self._db, names, token)
+
+    def purge(self, names: Collection[str]) -> list[str]:
+        """
+        Free the files of what was overwritten or deleted, as far as one of *names* is still in them; answers the files in which it remains.
+
+        Ids that are too short to be looked for are purged all the same. The file is written anew: that takes its size in free space.
+
+        Raises:
+            LedgerError: Another process is reading: nothing was purged, try again.
+        """
+        self._check_file()
+        with _explained(self.path):
+            self._checkpoint()
+            short = any(len(name) < erasure.SHORTEST_SEARCHED for name in names)
+            if short or erasure.remains(self._files(), names):
+                self._db.execute("VACUUM")
+                self._checkpoint()
+        return [str(path) for path in erasure.remains(self._files(), names)]
+
+    def expired(self, until: int) -> Expired:
+        """What happened before *until*, in microseconds since 1970 UTC."""
+        with _explained(self.path):
+            (calls,) = self._db.execute("SELECT COUNT(*) FROM calls WHERE occurred_at < ?", (until,)).fetchone()
+            (former,) = self._db.execute(
+                "SELECT COUNT(*) FROM former_costs WHERE call_id IN (SELECT call_id FROM calls WHERE occurred_at < ?)", (until,)
+            ).fetchone()
+            (jobs,) = self._db.execute("SELECT COUNT(*) FROM jobs WHERE submitted_at < ?", (until,)).fetchone()
+        return Expired(calls, former, jobs)
+
+    def expire(self, until: int, limit: int) -> Expired:
+        """Delete at most *limit* of the oldest calls from before *until*, and with the last of them the jobs, in one transaction."""
+        self._check_file()
+        with _explained(self.path), self._transaction():
+            oldest = "SELECT call_id FROM calls WHERE occurred_at < ? ORDER BY occurred_at, call_id LIMIT ?"
+            former = self._db.execute(f"DELETE FROM former_costs WHERE call_id IN ({oldest})", (until, limit)).rowcount
+            calls = self._db.execute(f"DELETE FROM calls WHERE call_id IN ({oldest})", (until, limit)).rowcount
+            jobs = self._db.execute("DELETE FROM jobs WHERE submitted_at < ?", (until,)).rowcount if calls < limit else 0
+        return Expired(calls, former, jobs)
+
+    def _checkpoint(self) -> None:
+        deadline = time.monotonic() + BUSY_SECONDS
+        while self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+            if time.monotonic() > deadline:
+                raise LedgerError(
+                    f"another process is reading the ledger {self.path}: end it and try again (find it with `fuser {self.path}`)"
+                )
+            time.sleep(0.05)
+
+    def _files(self) -> list[Path]:
+        return [self.path, self.path.with_name(f"{self.path.name}-wal")]
+
+    def rebuild(self) -> Iterator[str]:
+        """Build the rollups anew from the calls, a month in a transaction; yields each month when it is done."""
+        self._check_file()
+        done = end = 0
+        with _explained(self.path):
+            while (
+                first := self._db.execute("SELECT MIN(occurred_at) FROM calls WHERE occurred_at >= ?", (end,)).fetchone()[0]
+            ) is not None:
+                month, begin, end = rollups.month_of(first)
+                with self._transaction():
+                    for rollup in rollups.ROLLUPS:  # and what stands there for months that have no calls any more
+                        self._db.execute(*rollups.empty(rollup, done, end))
+                        self._db.execute(rollups.fill(rollup, "occurred_at >= ? AND occurred_at < ?"), (begin, end))
+                done = end
+                yield month
+            with self._transaction():
+                for rollup in rollups.ROLLUPS:
+                    self._db.execute(*rollups.empty(rollup, done, _FAR))
 
     def close(self) -> None:
         """Release the connection; harmless when repeated."""
@@ -442,69 +498,13 @@ class SQLiteLedger:
                 self._db.execute("INSERT INTO extra_keys (key) VALUES (?) ON CONFLICT DO NOTHING", (key,))
                 self._extra_keys.add(key)
 
-    def _expression(self, name: str) -> tuple[str, tuple[str, ...]]:
-        """The SQL of a dimension and the values bound in it; nothing of *name* ever becomes SQL."""
-        if name in _EXPRESSIONS:
-            return _EXPRESSIONS[name], ()
-        known = [key for (key,) in self._db.execute("SELECT key FROM extra_keys ORDER BY key") if _addressable(key)]
-        if name not in known:
-            extra = f"; extra keys in this ledger: {', '.join(known[:50])}" if known else "; no call in this ledger has an extra key"
-            raise UnknownDimension(f"there is no dimension {name!r}; choose from {', '.join(DIMENSIONS)}{extra}")
-        return "json_extract(tags_extra, ?)", (f'$."{name}"',)
-
-    def _condition(self, where: Where, window: Window) -> tuple[str, list[str | int]]:
-        terms, values = ["1"], list[str | int]()
-        for sql, bound in (("occurred_at >= ?", window.since), ("occurred_at < ?", window.until)):
-            if bound is not None:
-                terms.append(sql)
-                values.append(bound)
-        for name, value in where.items():
-            sql, bindings = self._expression(name)
-            either: list[str] = []
-            for one in value if isinstance(value, tuple) else (value,):
-                values += bindings
-                if one is None:
-                    either.append(f"{sql} IS NULL")
-                elif "*" in one:
-                    either.append(f"{sql} GLOB ?")
-                    values.append(one.replace("[", "[[]").replace("?", "[?]"))
-                else:
-                    either.append(f"{sql} = ?")
-                    values.append(one)
-            terms.append(f"({' OR '.join(either) or '0'})")
-        return " AND ".join(terms), values
-
-
-def _spend(by: Sequence[str], row: Row) -> Spend:
-    calls, high, low, unpriced, partial, estimated, errors, *tokens = row[len(by) :]
-    read, written = _sum(*tokens[3:6]), _sum(*tokens[6:9])
-    return Spend(
-        dimensions=dict(zip(by, row, strict=False)),
-        calls=calls,
-        input_tokens=_sum(*tokens[:9]),
-        cache_read_tokens=read,
-        cache_write_tokens=written,
-        output_tokens=_sum(*tokens[9:]),
-        cost_femto=None if high is None else high * _LIMB + low,
-        unpriced_calls=unpriced or 0,
-        partial_calls=partial or 0,
-        estimated_calls=estimated or 0,
-        errors=errors or 0,
-    )
+    def _question(self, zone: tzinfo | None) -> Question:
+        keys = [key for (key,) in self._db.execute("SELECT key FROM extra_keys")]
+        return Question(keys, zone, self.extent())
 
 
 def _owner_values(tags: Tags) -> Row:
     return (tags.user_id, tags.plan, tags.tenant_id, tags.route, tags.release, tags.session_id, extra_text(tags.extra))
-
-
-def _sum(*counts: int | None) -> int | None:
-    known = [count for count in counts if count is not None]
-    return sum(known) if known else None
-
-
-def _addressable(key: str) -> bool:
-    """Whether SQLite's JSON paths can name *key*: they have no escape for a quote, and compare others as they are encoded."""
-    return key.isprintable() and '"' not in key and "\\" not in key
 
 
 def _file_at(path: Path) -> tuple[int, int] | None:
