@@ -11,6 +11,7 @@ try:
 except ImportError as error:
     raise ImportError("voight_flask needs Flask: pip install 'voight-middleware[flask]'") from error
 
+import inspect
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,7 +30,7 @@ __all__ = ["CostTags"]
 
 AppT = TypeVar("AppT", bound=flask.Flask)
 
-_SETTINGS = ("ledger", "journal", "release", "enabled", "request_identity", "prices")
+_SETTINGS = tuple(inspect.signature(configure).parameters)
 
 
 class CostTags:
@@ -40,8 +41,8 @@ class CostTags:
     call, and where a view answers with a generator or with ``call_on_close``, when it returns: later, there is no context to ask in. What
     they raise is counted and logged once, and the call is kept without an owner.
 
-    ``app.config`` may have ``VOIGHT_LEDGER``, ``VOIGHT_JOURNAL``, ``VOIGHT_RELEASE``, ``VOIGHT_ENABLED``, ``VOIGHT_REQUEST_IDENTITY`` and
-    ``VOIGHT_PRICES``; any of them calls ``voight_middleware.configure()``, for the whole process.
+    ``app.config`` may have every parameter of ``voight_middleware.configure()``, such as ``VOIGHT_LEDGER`` and ``VOIGHT_RELEASE``; any of
+    them calls it, for the whole process.
 
     Args:
         app: The application; None to call ``init_app`` later, for as many as there are.

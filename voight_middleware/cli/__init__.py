@@ -13,20 +13,22 @@ from typing import Any
 from msgspec.structs import replace
 
 from voight_middleware import __version__
-from voight_middleware.cli import render
+from voight_middleware.cli import export, plot, questions, render, rights
+from voight_middleware.cli.asked import SHORT, Asked, names, zone_of
+from voight_middleware.cli.questions import positive
 from voight_middleware.cli.render import UserError
-from voight_middleware.export import jsonl
 from voight_middleware.ledger import DIMENSIONS, Ledger, LedgerError, UnknownDimension, Where, Window, open_ledger
 from voight_middleware.reports import timespan
 from voight_middleware.reports.spend import SpendReport, spend
-from voight_middleware.reports.unowned import unowned
+from voight_middleware.reports.unowned import beside
 from voight_middleware.settings import Settings, SettingsError, default_journal
 
-_SHORT = {"user": "user_id", "tenant": "tenant_id"}
 _TERMS = {"tier": "service tier", "geo": "place of inference", "size": "size of pictures", "quality": "quality of pictures"}
 _DRAINED_WORTH_A_NOTE = 1000
 
 _EXAMPLES = {
+    **questions.EXAMPLES,
+    **rights.EXAMPLES,
     "voight": """\
 examples:
   voight demo                                     see the whole line work, without an API key
@@ -34,13 +36,6 @@ examples:
   voight spend --by plan,model --since 7d         any dimensions, one row each
   voight explain 019a8f3b52c77d41                 where the cost of one call comes from
   voight doctor                                   is everything in place?
-""",
-    "top": """\
-examples:
-  voight top                                      ten users
-  voight top --by tenant --since month --limit 25
-  voight top --by route --where plan=free         which route the free plan costs most on
-  voight top --by feature                         a key of your own: voight.tag(feature="summary")
 """,
     "spend": f"""\
 dimensions:
@@ -53,7 +48,7 @@ filters:
   --where user=-                                  calls without a user (none does the same)
   --where user=alice@example.com                  her pseudonyms too
 
-times (UTC), for --since and --until:
+times, for --since and --until, in UTC or the zone of --tz:
   {timespan.FORMS};
   a day, week or month given to --until is included
 
@@ -63,11 +58,7 @@ examples:
   voight spend --by plan,model --where plan=free --format csv
   voight spend --by release --since 2026-11-01 --until 2026-11-30 --format json
 """,
-    "export": """\
-examples:
-  voight export --format jsonl --since yesterday -o calls.jsonl
-  voight export --format jsonl --where tenant=t_1 | jq .cost_usd
-""",
+    "export": export.EXAMPLES,
     "reprice": """\
 The prices of today at the time of each call: dated prices, your own prices. The figures before stay readable: --as-priced.
 
@@ -186,23 +177,22 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(run=run)
         return added
 
-    top = command("top", "who costs most", _spend, place, choice, original, rows)
-    top.add_argument("--by", metavar="KEY", default="user", help="user, tenant, plan, model, route, …, or an extra key (default: user)")
-    top.add_argument("--limit", metavar="N", type=_positive, default=10, help="how many rows (default: 10)")
+    questions.add(command, _answer, place, choice, original, rows)
 
     added_up = command("spend", "what calls cost, by any dimensions", _spend, place, choice, original, rows)
     added_up.add_argument("--by", metavar="KEY,KEY", default="", help="the dimensions of a row (default: one row, the total)")
-    added_up.add_argument("--limit", metavar="N", type=_positive, help="how many rows (default: all)")
+    added_up.add_argument("--limit", metavar="N", type=positive, help="how many rows (default: all)")
+    added_up.add_argument("--plot", metavar="FILE", help="draw spend over time, of --by day or --by day,plan: FILE.png or FILE.svg")
 
-    export = command("export", "every call as data", _export, place, choice, original)
-    export.add_argument("--format", choices=("jsonl",), default="jsonl", help="one JSON object per call and line")
-    export.add_argument("-o", "--output", metavar="FILE", type=Path, help="default: standard output")
+    export.add_arguments(command("export", "every call as data", _export, place, choice, original))
 
     again = command("reprice", "price calls again, and keep what they cost before", _reprice, place, dated_choice, prices, rows)
     again.add_argument("--dry-run", action="store_true", help="only show what would change")
 
     one = command("explain", "where the cost of one call comes from, line by line", _explain, place, table_or_json)
     one.add_argument("call_id", metavar="CALL_ID", help="the id of a call, or its first characters, 8 or more")
+
+    rights.add(command, {"erase": _erase, "retention": _retention, "rebuild": _rebuild}, place, table_or_json)
 
     book = command("prices", "which unit prices hold, and whether your own are in order")
     about = book.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -222,7 +212,7 @@ def _parser() -> argparse.ArgumentParser:
     command("doctor", "what is installed, configured and writable, and what to do about the rest", _doctor, place, table_or_json)
 
     demo = command("demo", "the whole line at work: an app, a loopback provider, 200 requests, the answer", _demo)
-    demo.add_argument("--requests", metavar="N", type=_positive, default=200, help="how many requests (default: 200)")
+    demo.add_argument("--requests", metavar="N", type=positive, default=200, help="how many requests (default: 200)")
     demo.add_argument("--keep", action="store_true", help="keep the demo's ledger for more questions")
     return parser
 
@@ -230,19 +220,36 @@ def _parser() -> argparse.ArgumentParser:
 def _choice(*, since_required: bool = False) -> argparse.ArgumentParser:
     choice = argparse.ArgumentParser(add_help=False)
     choice.add_argument("--where", metavar="K=V,K=V", action="append", default=[], help="only these calls; * is any text, - is none")
-    since = "only calls from this time on: today, week, month, 7d, 24h, 2026-11-01, … (UTC)"
+    since = "only calls from this time on: today, week, month, 7d, 24h, 2026-11-01, …"
     choice.add_argument("--since", metavar="TIME", required=since_required, help=since)
     choice.add_argument("--until", metavar="TIME", help="only calls up to this time; a day or month is included")
+    choice.add_argument("--tz", metavar="ZONE", help="where days, weeks and months begin: Europe/Berlin, … (default: UTC)")
     return choice
 
 
+def _answer(report: Callable[[Asked], int]) -> Callable[[Any], int]:
+    """Ask one of the reports."""
+
+    def run(args: Any) -> int:
+        where, window = _where(args), _window(args)
+        if args.format == "table":
+            render.need_rich()
+        with _ledger(args) as ledger:
+            return report(Asked(args, ledger, where, window, zone_of(args), _settings(args)))
+
+    return run
+
+
 def _spend(args: Any) -> int:
-    by = [_SHORT.get(name, name) for name in _names(args.by)]
-    where, window = _where(args), _window(args)
+    by = names(args.by)
+    where, window, zone = _where(args), _window(args), zone_of(args)
     if args.format == "table":
         render.need_rich()
+    picture = plot.check(args.plot, by)
     with _ledger(args) as ledger:
-        report = spend(ledger, by, where, window, args.limit, as_priced=args.as_priced)
+        report = spend(ledger, by, where, window, args.limit, as_priced=args.as_priced, zone=zone)
+        if picture is not None:
+            plot.spend_over_time(report, render.title_of(f"Spend by {', '.join(by)}", window, where, zone), picture)
         if args.format == "json":
             print(render.as_json(report))
         elif args.format == "csv":
@@ -253,24 +260,15 @@ def _spend(args: Any) -> int:
 
 
 def _without_owner(ledger: Ledger, report: SpendReport, where: Where, window: Window) -> Any:
-    return None if "user_id" in where or not report.total.calls else unowned(ledger, where, window, as_priced=report.as_priced)
+    if not report.total.calls:
+        return None
+    return beside(ledger, report.total, report.rows if not report.more else (), where, window, as_priced=report.as_priced, zone=report.zone)
 
 
 def _export(args: Any) -> int:
     where, window = _where(args), _window(args)
-    with _ledger(args) as ledger, contextlib.ExitStack() as stack:
-        lines = jsonl.lines(ledger.calls(where, window, as_priced=args.as_priced))
-        if args.output is None:
-            for line in lines:
-                sys.stdout.write(render.for_terminal(line) if sys.stdout.isatty() else line.decode())
-            return 0
-        try:
-            file = stack.enter_context(args.output.open("wb"))
-            for line in lines:
-                file.write(line)
-        except OSError as error:
-            raise UserError(f"{args.output} cannot be written: {error.strerror}") from error
-    return 0
+    with _ledger(args) as ledger:
+        return export.run(ledger, where, window, _settings(args), args)
 
 
 def _reprice(args: Any) -> int:
@@ -291,6 +289,21 @@ def _reprice(args: Any) -> int:
     else:
         shown.print_table(report, where)
     return 0
+
+
+def _erase(args: Any) -> int:
+    with _ledger(args) as ledger:
+        return rights.run_erase(ledger, _settings(args), args)
+
+
+def _retention(args: Any) -> int:
+    with _ledger(args) as ledger:
+        return rights.run_retention(ledger, args)
+
+
+def _rebuild(args: Any) -> int:
+    with _ledger(args) as ledger:
+        return rights.run_rebuild(ledger)
 
 
 def _explain(args: Any) -> int:
@@ -368,10 +381,6 @@ def _ledger(args: Any) -> Generator[Ledger]:
         ledger.close()
 
 
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
 def _where(args: Any) -> dict[str, str | tuple[str, ...] | None]:
     from voight_middleware.cli import privacy
 
@@ -380,7 +389,7 @@ def _where(args: Any) -> dict[str, str | tuple[str, ...] | None]:
     for text in args.where:
         for condition in text.split(","):
             name, equals, value = condition.partition("=")
-            name = _SHORT.get(name.strip(), name.strip())
+            name = SHORT.get(name.strip(), name.strip())
             if not equals or not name:
                 raise UserError(f"cannot read the filter {condition!r}; write --where key=value,key=value")
             if name in where:
@@ -395,16 +404,6 @@ def _where(args: Any) -> dict[str, str | tuple[str, ...] | None]:
 
 def _window(args: Any) -> Window:
     try:
-        return timespan.parse_window(args.since, args.until)
+        return timespan.parse_window(args.since, args.until, zone=zone_of(args))
     except ValueError as error:
         raise UserError(str(error)) from error
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
-
-
-_positive.__name__ = "positive number"  # argparse: "invalid positive number value: '0'"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from voight_middleware.cli.render import UserError
-from voight_middleware.ledger import DIMENSIONS
+from voight_middleware.ledger import DIMENSIONS, Ledger
 from voight_middleware.pii import find
 from voight_middleware.pseudonyms import finding_keys, known_as, policy_for, pseudonym, redacted
 from voight_middleware.settings import Settings
@@ -50,6 +50,24 @@ def names(value: str, settings: Settings) -> list[str]:
     if not keys:
         raise UserError(f"{_no_key(settings)}, so this {found.kind} has no pseudonym yet")
     return [pseudonym(found, text, key) for key in keys]
+
+
+def called(ledger: Ledger, value: str, settings: Settings) -> list[str]:
+    """
+    Every user id in the ledger that is *value*: itself, its pseudonyms, and those of longer values that it is a part of.
+
+    Raises:
+        SettingsError: The pseudonym key cannot be read.
+        LedgerError: The ledger cannot be read.
+    """
+    found = {value, value.strip()}
+    if "*" not in value:
+        for name in known_as(value, settings):
+            if "*" in name:
+                found |= {str(group.dimensions["user_id"]) for group in ledger.spend(["user_id"], {"user_id": name})}
+            else:
+                found.add(name)
+    return sorted(found - {""})
 
 
 def _no_key(settings: Settings) -> str:

@@ -6,7 +6,8 @@ import csv
 import importlib.util
 import io
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, tzinfo
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 _BAR_WIDTH = 12
 _EIGHTHS = " ▏▎▍▌▋▊▉"
+_HEIGHTS = "▁▂▃▄▅▆▇█"
+_TIMES_SHOWN = 80
+_LINES_SHOWN = 12
 _FINEST = Decimal("1e-18")
 _WIDTH_OF_A_PIPE = 160
 """Columns of a table that is not printed on a terminal."""
@@ -82,7 +86,7 @@ def print_table(report: SpendReport, where: Where, ownership: Unowned | None) ->
     subject = f"Spend by {', '.join(report.by)}" if report.by else "Spend"
     if report.as_priced:
         subject += ", as first priced"
-    console.print(Text(title_of(subject, report.window, where), style="bold"), soft_wrap=True)
+    console.print(Text(title_of(subject, report.window, where, report.zone or UTC), style="bold"), soft_wrap=True)
     if not report.total.calls:
         console.print(Text("No call matches. `voight spend` shows what there is; `voight doctor` says where calls go."))
         return
@@ -100,12 +104,14 @@ def print_table(report: SpendReport, where: Where, ownership: Unowned | None) ->
     table.add_column("share", no_wrap=True)
     for row, cost in zip(report.rows, costs, strict=False):
         if report.by:
-            table.add_row(*map(dimension, row.dimensions.values()), *_counts(row), Text(cost, style="bold"), _share(report.share(row)))
+            table.add_row(*map(dimension, row.dimensions.values()), *_counts(row), Text(cost, style="bold"), bar(report.share(row)))
     if report.by:
         table.add_section()
     names = ["total", *[""] * (len(report.by) - 1)]
     table.add_row(*names, *_counts(report.total), Text(costs[-1]), Text(""), style="bold")
     console.print(table)
+    for line in _lines_of_time(report):
+        console.print(line, soft_wrap=True)
     for note in _notes(report, ownership):
         console.print(Text(printable(note), style="dim"), soft_wrap=True)
 
@@ -118,9 +124,9 @@ def console_for_tables() -> Console:
     return console if console.is_terminal else Console(highlight=False, width=_WIDTH_OF_A_PIPE)
 
 
-def title_of(subject: str, window: Window, where: Where) -> str:
+def title_of(subject: str, window: Window, where: Where, zone: tzinfo = UTC) -> str:
     """What a table shows, of which time and which calls."""
-    return printable(" · ".join((subject, describe(window), *map(_condition, where.items()))))
+    return printable(" · ".join((subject, describe(window, zone), *map(condition, where.items()))))
 
 
 def aligned(amounts: Sequence[Decimal | None], written: Callable[[Decimal], str] | None = None) -> list[str]:
@@ -175,12 +181,13 @@ def dimension(value: str | None) -> Text:
     return Text("(none)", style="dim") if value is None else Text(printable(value))
 
 
-def _share(share: Decimal | None) -> Text:
+def bar(share: Decimal | None) -> Text:
+    """A share from 0 to 1 as a percentage and a bar."""
     from rich.text import Text
 
     eighths = int((share or Decimal(0)) * _BAR_WIDTH * 8)
-    bar = "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
-    return Text.assemble(percent(share).rjust(6), " ", (bar, "cyan"))
+    drawn = "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
+    return Text.assemble(percent(share).rjust(6), " ", (drawn, "cyan"))
 
 
 def _notes(report: SpendReport, ownership: Unowned | None) -> list[str]:
@@ -189,6 +196,37 @@ def _notes(report: SpendReport, ownership: Unowned | None) -> list[str]:
     notes: list[str] = []
     if report.more:
         notes.append(f"{report.more:,} more rows are in the total: --limit {len(report.rows) + report.more}")
+    return notes + hidden(total, ownership)
+
+
+def _lines_of_time(report: SpendReport) -> Iterator[Text]:
+    """For each value of the second dimension, a bar for each time with calls; for the first ones, as the others are small."""
+    from rich.text import Text
+
+    if not report.over_time or len(report.by) != 2:
+        return
+    times = list(dict.fromkeys(row.dimensions[report.by[0]] for row in report.rows))[-_TIMES_SHOWN:]
+    costs: dict[str | None, dict[str | None, int | None]] = {}
+    for row in report.rows:
+        costs.setdefault(row.dimensions[report.by[1]], {})[row.dimensions[report.by[0]]] = row.cost_femto
+    in_order = sorted(costs, key=lambda value: -sum(cost or 0 for cost in costs[value].values()))[:_LINES_SHOWN]
+    names = [dimension(value) for value in in_order]
+    width = max(len(name) for name in names)
+    for name, value in zip(names, in_order, strict=True):
+        name.pad_right(width - len(name))
+        amount = money(from_femto(sum(cost or 0 for cost in costs[value].values())))
+        yield Text.assemble(name, "  ", (sparkline([costs[value].get(time) for time in times]), "cyan"), f"  {amount}")
+
+
+def sparkline(values: Sequence[int | None]) -> str:
+    """A line of bars, the largest at full height; a blank where there is nothing."""
+    most = max((value for value in values if value), default=0)
+    return "".join(" " if value is None else _HEIGHTS[max(0, min(7, value * 8 // most if most else 0))] for value in values)
+
+
+def hidden(total: Spend, owners: Unowned | None) -> list[str]:
+    """What a total does not say by itself, each with the next question to ask."""
+    notes: list[str] = []
     if total.unpriced_calls:
         notes.append(
             f"{note_of_calls(total.unpriced_calls)} of {total.calls:,} without a price, not in the cost: "
@@ -201,14 +239,14 @@ def _notes(report: SpendReport, ownership: Unowned | None) -> list[str]:
         )
     if total.estimated_calls:
         notes.append(f"{note_of_calls(total.estimated_calls)} with estimated tokens (streams that were broken off)")
-    if ownership is not None and ownership.unowned.calls:
-        cost = "" if ownership.unowned.cost_femto is None else f", {money(from_femto(ownership.unowned.cost_femto))}"
-        spend = "" if ownership.share_of_spend is None else f" ({percent(ownership.share_of_spend)} of the cost)"
+    if owners is not None and owners.unowned.calls:
+        cost = "" if owners.unowned.cost_femto is None else f", {money(from_femto(owners.unowned.cost_femto))}"
+        spend = "" if owners.share_of_spend is None else f" ({percent(owners.share_of_spend)} of the cost)"
         notes.append(
-            f"{note_of_calls(ownership.unowned.calls)} ({percent(ownership.share_of_calls)}){cost}{spend} without an owner: "
+            f"{note_of_calls(owners.unowned.calls)} ({percent(owners.share_of_calls)}){cost}{spend} without an owner: "
             "voight spend --by route --where user=-"
         )
-    elif ownership is not None:
+    elif owners is not None:
         notes.append("every call has an owner")
     return notes
 
@@ -218,7 +256,8 @@ def note_of_calls(count: int) -> str:
     return f"{count:,} call" if count == 1 else f"{count:,} calls"
 
 
-def _condition(item: tuple[str, str | tuple[str, ...] | None]) -> str:
+def condition(item: tuple[str, str | tuple[str, ...] | None]) -> str:
+    """A filter in words."""
     name, value = item
     if isinstance(value, tuple):  # what was asked for, and what it is kept as
         value = value[0]

@@ -1,9 +1,11 @@
-"""What people type for a span of time, as a ``Window``. All times are in UTC."""
+"""What people type for a span of time, as a ``Window``: days, weeks and months are those of a time zone."""
 
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta, tzinfo
+from fractions import Fraction
+from zoneinfo import ZoneInfo
 
 from voight_middleware.ledger import Window
 
@@ -14,76 +16,173 @@ _AGO = re.compile(r"([0-9]{1,6})([dhm])")
 _UNITS = {"d": "days", "h": "hours", "m": "minutes"}
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _MONTH = re.compile(r"[0-9]{4}-[0-9]{2}")
+_ONE_DAY = timedelta(days=1)
 
 
-def parse_window(since: str | None = None, until: str | None = None, now: datetime | None = None) -> Window:
+def parse_zone(name: str) -> tzinfo:
+    """
+    The time zone of an IANA name such as ``Europe/Berlin``.
+
+    Raises:
+        ValueError: There is no such zone, or this machine has no data of time zones.
+    """
+    if name == "UTC":
+        return UTC
+    try:
+        return ZoneInfo(name)
+    except (KeyError, ValueError, OSError):
+        pass
+    try:
+        ZoneInfo("Europe/Berlin")
+    except (KeyError, OSError):
+        raise ValueError("this machine has no data of time zones: pip install tzdata") from None
+    raise ValueError(f"there is no time zone {name!r}; write a name of the IANA database, such as Europe/Berlin or America/New_York")
+
+
+def parse_window(since: str | None = None, until: str | None = None, now: datetime | None = None, zone: tzinfo = UTC) -> Window:
     """
     The window from the beginning of *since* to the end of *until*: a day, week or month given as *until* is part of it.
 
     Args:
-        since: One of ``FORMS``, or None for no beginning. A date or time without an offset is in UTC; a week begins on Monday.
+        since: One of ``FORMS``, or None for no beginning. A date or time without an offset is in *zone*; a week begins on Monday.
         until: Likewise, or None for no end.
         now: An aware datetime; by default the clock's.
+        zone: Where days begin. One is 23 or 25 hours long where the clock is changed in it; ``7d`` is always 168 hours.
 
     Raises:
         ValueError: A text has none of the forms, or the window ends before it begins.
     """
     now = now or datetime.now(UTC)
-    begin = None if since is None else _microseconds(_span(since, now)[0])
-    end = None if until is None else _microseconds(_span(until, now)[1])
+    begin = None if since is None else to_microseconds(_span(since, now, zone)[0])
+    end = None if until is None else to_microseconds(_span(until, now, zone)[1])
     if begin is not None and end is not None and begin >= end:
         raise ValueError(f"the time from {since!r} to {until!r} is empty: it ends before it begins")
     return Window(begin, end)
 
 
-def describe(window: Window) -> str:
+def preceding(window: Window, now: datetime | None = None, zone: tzinfo = UTC) -> Window | None:
+    """
+    The time to compare a window with; None where it has no beginning, or has not begun.
+
+    A window that is still running counts up to *now*. One that lies in a calendar month and begins with it is compared with the same
+    part of the month before, whole months with as many before them, at most a week that begins on Monday with the same part of the
+    week before, another one that begins at midnight with as many days before it, anything else with the same length before it.
+    """
+    if window.since is None:
+        return None
+    moment = to_microseconds(now or datetime.now(UTC))
+    until = moment if window.until is None else min(window.until, max(moment, window.since))
+    if until <= window.since:
+        return None
+    try:
+        begin, end = to_datetime(window.since).astimezone(zone), to_datetime(until).astimezone(zone)
+        if window.since != _begin_of(begin.date(), zone):
+            return Window(2 * window.since - until, window.since)
+        elapsed = end.replace(tzinfo=None) - begin.replace(tzinfo=None)
+        days = -(-elapsed // _ONE_DAY)
+        first = begin.date() - timedelta(days=7 if begin.weekday() == 0 and days <= 7 else days)
+        if begin.day == 1:
+            months = (end.year - begin.year) * 12 + end.month - begin.month
+            if end.day == 1 and until == _begin_of(end.date(), zone):
+                return Window(_begin_of(_months_later(begin.date(), -months), zone), window.since)
+            if months == 0:
+                first = _months_later(begin.date(), -1)
+        last = (datetime.combine(first, begin.time()) + elapsed).replace(tzinfo=zone)
+        return Window(_begin_of(first, zone), min(to_microseconds(last), window.since))
+    except (ValueError, OverflowError):  # before the year 1
+        return None
+
+
+def months_in(window: Window, now: datetime | None = None, zone: tzinfo = UTC) -> Fraction | None:
+    """
+    How many calendar months a window covers, parts of months by their time; None where it has no beginning.
+
+    A window that is still running counts up to *now*.
+    """
+    if window.since is None:
+        return None
+    moment = to_microseconds(now or datetime.now(UTC))
+    until = moment if window.until is None else min(window.until, moment)
+    first = to_datetime(window.since).astimezone(zone).date().replace(day=1)
+    covered = Fraction(0)
+    while (begin := _begin_of(first, zone)) < until:
+        first = _months_later(first, 1)
+        end = _begin_of(first, zone)
+        covered += Fraction(max(0, min(end, until) - max(begin, window.since)), end - begin)
+    return covered
+
+
+def describe(window: Window, zone: tzinfo = UTC) -> str:
     """A window in words: ``since 2026-11-01 00:00 UTC``."""
     if window.since is None and window.until is None:
         return "all time"
-    begin = "" if window.since is None else f"since {_minute(window.since)} "
-    return f"{begin}{'' if window.until is None else f'until {_minute(window.until)} '}UTC"
+    begin = "" if window.since is None else f"since {_minute(window.since, zone)} "
+    return f"{begin}{'' if window.until is None else f'until {_minute(window.until, zone)} '}{zone_name(zone)}"
 
 
-def _span(text: str, now: datetime) -> tuple[datetime, datetime]:
-    """The beginning and the end of what *text* names; the same for a point in time."""
-    midnight = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    day = timedelta(days=1)
-    try:
-        if text == "today":
-            return midnight, midnight + day
-        if text == "yesterday":
-            return midnight - day, midnight
-        if text == "week":
-            monday = midnight - timedelta(days=midnight.weekday())
-            return monday, monday + timedelta(days=7)
-        if text == "month":
-            return midnight.replace(day=1), _next_month(midnight)
-        if match := _AGO.fullmatch(text):
-            point = now - timedelta(**{_UNITS[match[2]]: int(match[1])})
-            return point, point
-        if _DAY.fullmatch(text):
-            begin = datetime.fromisoformat(text).replace(tzinfo=UTC)
-            return begin, begin + day
-        if _MONTH.fullmatch(text):
-            begin = datetime.fromisoformat(f"{text}-01").replace(tzinfo=UTC)
-            return begin, _next_month(begin)
-        if _DAY.match(text):
-            point = datetime.fromisoformat(text)
-            point = point.replace(tzinfo=UTC) if point.tzinfo is None else point.astimezone(UTC)
-            return point, point
-    except (ValueError, OverflowError):
-        pass
-    raise ValueError(f"cannot read {text!r} as a time; write it like one of: {FORMS} (UTC)")
+def zone_name(zone: tzinfo) -> str:
+    """``UTC``, ``Europe/Berlin``."""
+    return str(zone)
 
 
-def _next_month(moment: datetime) -> datetime:
-    year, month = divmod(moment.year * 12 + moment.month, 12)
-    return moment.replace(year=year, month=month + 1, day=1)
+def to_datetime(microseconds: int) -> datetime:
+    """Microseconds since 1970 as an aware UTC datetime."""
+    return _EPOCH + timedelta(microseconds=microseconds)
 
 
-def _microseconds(moment: datetime) -> int:
+def to_microseconds(moment: datetime) -> int:
+    """Microseconds since 1970 of an aware datetime."""
     return (moment - _EPOCH) // timedelta(microseconds=1)
 
 
-def _minute(microseconds: int) -> str:
-    return (_EPOCH + timedelta(microseconds=microseconds)).strftime("%Y-%m-%d %H:%M")
+def _span(text: str, now: datetime, zone: tzinfo) -> tuple[datetime, datetime]:
+    """The beginning and the end of what *text* names; the same for a point in time."""
+    try:
+        if (days := _days(text, now.astimezone(zone).date())) is not None:
+            return _midnight(days[0], zone), _midnight(days[1], zone)
+        if match := _AGO.fullmatch(text):
+            point = now - timedelta(**{_UNITS[match[2]]: int(match[1])})
+            return point, point
+        if _DAY.match(text):
+            point = datetime.fromisoformat(text)
+            point = (point.replace(tzinfo=zone) if point.tzinfo is None else point).astimezone(UTC)
+            return point, point
+    except (ValueError, OverflowError):
+        pass
+    raise ValueError(f"cannot read {text!r} as a time; write it like one of: {FORMS} ({zone_name(zone)})")
+
+
+def _days(text: str, today: date) -> tuple[date, date] | None:
+    """The first day of what *text* names, and the day behind it."""
+    if text == "today":
+        return today, today + _ONE_DAY
+    if text == "yesterday":
+        return today - _ONE_DAY, today
+    if text == "week":
+        monday = today - timedelta(days=today.weekday())
+        return monday, monday + timedelta(days=7)
+    if text == "month" or _MONTH.fullmatch(text):
+        first = today.replace(day=1) if text == "month" else date.fromisoformat(f"{text}-01")
+        return first, _months_later(first, 1)
+    if _DAY.fullmatch(text):
+        day = date.fromisoformat(text)
+        return day, day + _ONE_DAY
+    return None
+
+
+def _midnight(day: date, zone: tzinfo) -> datetime:
+    """The first moment of a day, which is not 0 o'clock where the clock is set forward then."""
+    return datetime.combine(day, time(), zone).astimezone(UTC)
+
+
+def _begin_of(day: date, zone: tzinfo) -> int:
+    return to_microseconds(_midnight(day, zone))
+
+
+def _months_later(first: date, months: int) -> date:
+    year, month = divmod(first.year * 12 + first.month - 1 + months, 12)
+    return first.replace(year=year, month=month + 1)
+
+
+def _minute(microseconds: int, zone: tzinfo) -> str:
+    return to_datetime(microseconds).astimezone(zone).strftime("%Y-%m-%d %H:%M")

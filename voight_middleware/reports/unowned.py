@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import tzinfo
 from decimal import Decimal
 
 from voight_middleware.ledger import Ledger, Spend, Where, Window
@@ -27,7 +29,14 @@ class Unowned:
         return ratio(self.unowned.cost_femto or 0, self.total.cost_femto)
 
 
-def unowned(ledger: Ledger, where: Where | None = None, window: Window = Window(), *, as_priced: bool = False) -> Unowned:
+def unowned(
+    ledger: Ledger,
+    where: Where | None = None,
+    window: Window = Window(),
+    *,
+    as_priced: bool = False,
+    zone: tzinfo | None = None,
+) -> Unowned:
     """
     What the calls without a user cost, and their share; with *as_priced*, by the price that each was given first.
 
@@ -35,5 +44,33 @@ def unowned(ledger: Ledger, where: Where | None = None, window: Window = Window(
         UnknownDimension: A name in *where* is no dimension, and no extra key of any call.
         LedgerError: The ledger cannot be read.
     """
-    users = ledger.spend(("user_id",), where, window, as_priced=as_priced)
-    return Unowned(add_up([group for group in users if group.dimensions["user_id"] is None]), add_up(users))
+    total = add_up(ledger.spend((), where, window, as_priced=as_priced, zone=zone))
+    return beside(ledger, total, (), where, window, as_priced=as_priced, zone=zone) or Unowned(Spend(), total)
+
+
+def beside(
+    ledger: Ledger,
+    total: Spend,
+    groups: Sequence[Spend],
+    where: Where | None = None,
+    window: Window = Window(),
+    *,
+    as_priced: bool = False,
+    zone: tzinfo | None = None,
+) -> Unowned | None:
+    """
+    The calls without a user beside a total that a report has come to; None where it was asked for certain users only.
+
+    They are in *groups* already where those have ``user_id`` for a dimension.
+
+    Raises:
+        LedgerError: The ledger cannot be read.
+    """
+    where = where or {}
+    if "user_id" in where:
+        return None if where["user_id"] is not None else Unowned(total, total)
+    if groups and "user_id" in groups[0].dimensions:
+        without = [group for group in groups if group.dimensions["user_id"] is None]
+    else:
+        without = ledger.spend((), {**where, "user_id": None}, window, as_priced=as_priced, zone=zone)
+    return Unowned(add_up(without), total)

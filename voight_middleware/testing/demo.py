@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,6 +44,11 @@ _OPENAI_PATHS = {"/chat": 6, "/chat/stream": 5, "/answer": 3, "/search": 2, "/re
 _ANTHROPIC_PATHS = {"/summarise": 3, "/summarise/stream": 3}
 _HEAVY = {1: 14, 6: 9, 4: 5}
 """How much more than the others these users ask for: two of them on the free plan."""
+_RELEASES = ("2026.11.1", "2026.11.2")
+"""The second one sends the whole conversation with each question to ``/answer``."""
+_CONVERSATION = "What was said before: nothing that matters, and at length. "
+_REVENUE = {"t_1": "0.20", "t_2": "0.02", "t_3": "0.10", "t_4": "0.04"}
+"""What the tenants pay for the time of the demo, in US dollars."""
 _QUESTIONS = (
     "Why is the sky blue?",
     "What did we decide about the outage last Thursday?",
@@ -85,7 +90,8 @@ def main(args: argparse.Namespace) -> int:
         count = min(args.requests, LIVE_REQUESTS)
         console.print(f"OPENAI_API_KEY is set: {count} requests go to the real API, and are billed to your account.")
         paths = _OPENAI_PATHS | (_ANTHROPIC_PATHS if os.environ.get("ANTHROPIC_API_KEY") else {})
-        _drive(_plan(count, paths, live=True), folder, {"ANTHROPIC_API_KEY": os.environ.get("ANTHROPIC_API_KEY") or "none"}, console)
+        key = {"ANTHROPIC_API_KEY": os.environ.get("ANTHROPIC_API_KEY") or "none"}
+        _tell(_drive(_plan(count, paths, live=True), folder, {**key, "VOIGHT_RELEASE": _RELEASES[0]}, console), console)
         return _answer(folder, window, None, console)
     with LoopbackProvider() as provider:
         environment = {
@@ -97,7 +103,14 @@ def main(args: argparse.Namespace) -> int:
             "no_proxy": "127.0.0.1",
         }
         console.print("A provider on loopback speaks the wire formats of OpenAI and Anthropic (no API key is set, nothing is billed).")
-        _drive(_plan(args.requests, _OPENAI_PATHS | _ANTHROPIC_PATHS), folder, environment, console)
+        plan = _plan(args.requests, _OPENAI_PATHS | _ANTHROPIC_PATHS)
+        half = len(plan) // 2
+        longer = [replace(ask, text=ask.text + _CONVERSATION * 300) if ask.path == "/answer" else ask for ask in plan[half:]]
+        outcomes: Counter[str] = Counter()
+        for release, asks in zip(_RELEASES, (plan[:half], longer), strict=True):
+            if asks:
+                outcomes += _drive(asks, folder, {**environment, "VOIGHT_RELEASE": release}, console)
+        _tell(outcomes, console)
         return _answer(folder, window, provider, console)
 
 
@@ -134,18 +147,22 @@ def _plan(count: int, paths: Mapping[str, int], *, live: bool = False) -> list[A
     return plan
 
 
-def _drive(plan: list[Ask], folder: Path, environment: Mapping[str, str], console: Console) -> None:
+def _drive(plan: list[Ask], folder: Path, environment: Mapping[str, str], console: Console) -> Counter[str]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task("starting the FastAPI example under uvicorn", total=None)
+        task = progress.add_task(f"starting the FastAPI example under uvicorn, release {environment['VOIGHT_RELEASE']}", total=None)
         with _app(folder, environment) as port, ThreadPoolExecutor(_AT_ONCE) as pool:
             progress.update(task, description="requests of signed-in users", total=len(plan))
             outcomes: Counter[str] = Counter()
             for sent in as_completed([pool.submit(_send, port, ask) for ask in plan]):
                 outcomes[sent.result()] += 1
                 progress.advance(task)
+    return outcomes
+
+
+def _tell(outcomes: Counter[str], console: Console) -> None:
     failed, left = outcomes["failed"], outcomes["left"]
     console.print(
         f"{outcomes['answered']} were answered, {failed} failed at the provider, {left} clients left in the middle of an answer.\n"
@@ -180,11 +197,11 @@ def _app(folder: Path, environment: Mapping[str, str]) -> Generator[int]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("VOIGHT_")}
-    own = {"VOIGHT_LEDGER": _ledger(folder), "VOIGHT_RELEASE": "demo"}
+    own = {"VOIGHT_LEDGER": _ledger(folder)}
     command = [sys.executable, "-m", "uvicorn", "--app-dir", str(module.parent), f"{module.stem}:app"]
     options = ["--port", str(port), "--log-level", "warning"]
     log = folder / "app.log"
-    with log.open("wb") as output:
+    with log.open("ab") as output:
         process = subprocess.Popen([*command, *options], env={**inherited, **own, **environment}, stdout=output, stderr=output)
     try:
         _wait(process, port, log)
@@ -239,8 +256,13 @@ def _answer(folder: Path, window: Window, provider: LoopbackProvider | None, con
     finally:
         ledger.close()
     place = shlex.quote(str(folder / "ledger.db"))
+    questions = ["plans", "unattributed", "user u_1", "spend --by plan,model"]
+    if provider is not None:
+        revenue = folder / "revenue.csv"
+        revenue.write_text("id,revenue\n" + "".join(f"{tenant},{paid}\n" for tenant, paid in _REVENUE.items()))
+        questions[1:1] = [f"release {_RELEASES[1]}", f"margin --on tenant --revenue {shlex.quote(str(revenue))}"]
     console.print("\nAsk on:")
-    for question in ("top --by tenant", "spend --by plan,model", "spend --by route --where user=-", "export --format jsonl"):
+    for question in questions:
         console.print(f"  voight {question} --ledger {place}", markup=False)
     return 0 if agrees else 1
 

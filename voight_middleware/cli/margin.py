@@ -1,0 +1,165 @@
+"""``voight margin``: what each customer costs, beside what he pays."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from voight_middleware.cli.asked import Asked, amount, names, rate, total_row
+from voight_middleware.cli.render import UserError, hidden, money, note_of_calls, title_of
+from voight_middleware.cli.table import Column, amounts, counts, print_notes, print_table, print_title, rates, signed, texts
+from voight_middleware.ledger import Window
+from voight_middleware.money import from_femto
+from voight_middleware.pseudonyms import known_as
+from voight_middleware.reports import timespan
+from voight_middleware.reports.margin import AmbiguousCustomers, MarginReport, MarginRow, margin
+from voight_middleware.reports.revenue import Revenue, RevenueError, read_csv
+from voight_middleware.reports.spend import as_row, usd
+from voight_middleware.reports.stripe_revenue import StripeMissing, connect, read_stripe
+from voight_middleware.settings import Settings
+
+EXAMPLES = """\
+A CSV file has the columns id and revenue, and currency if there is one; every mistake in it is named with its line. Revenue is
+that of the same time as the calls: this month, if nothing else is said.
+
+With stripe, revenue are the invoices paid in that time, without tax and less credit notes, by the id that customers have in
+their metadata; the key is in STRIPE_API_KEY, and needs to read invoices and customers only.
+
+examples:
+  voight margin --revenue november.csv --month 2026-11
+  voight margin --revenue customers.csv --on tenant --since 2026-10 --until 2026-11
+  voight margin --revenue stripe --stripe-key-field user_id
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser, positive: Callable[[str], int]) -> None:
+    """The arguments of the command."""
+    parser.add_argument("--revenue", metavar="FILE|stripe", required=True, help="a CSV file with the columns id and revenue, or stripe")
+    parser.add_argument("--on", metavar="KEY", default="user", help="what the ids are: user, tenant, or an extra key (default: user)")
+    parser.add_argument("--month", metavar="MONTH", help="the calls and invoices of a month: 2026-11 (default: this month)")
+    parser.add_argument("--rate", metavar="USD", help="US dollars for one unit of the revenue's currency, where that is another one")
+    parser.add_argument("--limit", metavar="N", type=positive, help="how many rows (default: all)")
+    parser.add_argument("--stripe-key-field", metavar="KEY", help="the key in a customer's metadata that is his id (default: --on)")
+
+
+def answer(asked: Asked) -> int:
+    """Print the report."""
+    args = asked.args
+    (on, *others) = names(args.on) or [""]
+    if others or not on:
+        raise UserError("--on takes one key: user, tenant, or an extra key")
+    asked = replace(asked, window=_window(asked))
+    try:
+        revenue = _revenue(asked, on)
+        in_usd = revenue.in_usd(None if args.rate is None else amount(args.rate, "the rate"))
+        report = margin(
+            asked.ledger,
+            in_usd,
+            on,
+            asked.where,
+            asked.window,
+            known_as=_known_as(asked.settings),
+            as_priced=asked.as_priced,
+            zone=asked.zone,
+        )
+    except (RevenueError, AmbiguousCustomers, StripeMissing) as error:
+        raise UserError(str(error)) from error
+    shown = report.rows[: args.limit]
+    about = {
+        "on": on,
+        "total": {
+            **total_row(report.total, report.owners),
+            "revenue_usd": usd(report.revenue_femto),
+            "cost_to_revenue": rate(report.cost_to_revenue),
+            "margin_usd": usd(report.margin_femto),
+        },
+        "source": revenue.source,
+        "notes": revenue.notes,
+        "more": len(report.rows) - len(shown),
+    }
+    rows = list(map(_row, shown))
+    return asked.answer(rows, ("id",), about, lambda: _print(report, shown, revenue, asked), list(_row(MarginRow("", None, report.total))))
+
+
+def _known_as(settings: Settings) -> Callable[[str], Sequence[str]]:
+    """The names that a customer may have in the ledger: its id, and where that is personal data the pseudonyms that stand for it."""
+    return lambda id_: (id_, *(name for name in known_as(id_, settings) if "*" not in name))
+
+
+def _window(asked: Asked) -> Window:
+    month, args = asked.args.month, asked.args
+    if month is None and (args.since or args.until):
+        return asked.window
+    if month is not None and (args.since or args.until):
+        raise UserError("--month is short for --since and --until: give one of both")
+    try:
+        return timespan.parse_window(month or "month", month or "month", datetime.now(UTC), asked.zone)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _revenue(asked: Asked, on: str) -> Revenue:
+    if asked.args.revenue != "stripe":
+        return read_csv(Path(asked.args.revenue), on)
+    if asked.window.since is None:
+        raise UserError("say with --since or --month from when on invoices were paid")
+    key = os.environ.get("STRIPE_API_KEY")
+    if not key:
+        raise UserError("put a key of Stripe that may read invoices and customers into STRIPE_API_KEY")
+    return read_stripe(connect(key, os.environ.get("STRIPE_API_BASE")), asked.window, asked.args.stripe_key_field or on)
+
+
+def _row(row: MarginRow) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        **{name: value for name, value in as_row(row.spend).items() if name not in row.spend.dimensions},
+        "revenue_usd": usd(row.revenue_femto),
+        "cost_to_revenue": rate(row.cost_to_revenue),
+        "margin_usd": usd(row.margin_femto),
+        "status": row.status,
+    }
+
+
+def _print(report: MarginReport, rows: Sequence[MarginRow], revenue: Revenue, asked: Asked) -> None:
+    subject = f"Margin by {report.on}" + (", as first priced" if report.as_priced else "")
+    print_title(title_of(subject, report.window, asked.where, asked.zone))
+    total_cost = report.total.cost_femto if report.total.calls else 0
+    columns = [
+        texts(report.on, [row.id for row in rows]),
+        counts("calls", [*(row.spend.calls for row in rows), report.total.calls]),
+        amounts("revenue", [*(row.revenue_femto for row in rows), report.revenue_femto], absent="-"),
+        amounts("cost", [*(row.cost_femto for row in rows), total_cost]),
+        rates("cost/revenue", [*(row.cost_to_revenue for row in rows), report.cost_to_revenue]),
+        amounts("margin", [*(row.margin_femto for row in rows), report.margin_femto], written=signed, style="bold", absent="-"),
+        Column("", [*(row.status or "" for row in rows), ""], right=False),
+    ]
+    print_table(columns)
+    print_notes(_notes(report, rows, revenue))
+
+
+def _notes(report: MarginReport, rows: Sequence[MarginRow], revenue: Revenue) -> Iterator[str]:
+    if more := len(report.rows) - len(rows):
+        yield f"{more:,} more rows are in the total: --limit {len(report.rows)}"
+    without = [row for row in report.rows if row.revenue_femto is None]
+    if without:
+        cost = sum(row.cost_femto or 0 for row in without)
+        yield f"{len(without):,} of {len(report.rows):,} have calls and no revenue: they cost {money(from_femto(cost))}"
+    idle = [row for row in report.rows if row.status == "no calls"]
+    if idle:
+        paid = sum(row.revenue_femto or 0 for row in idle)
+        yield f"{len(idle):,} of {len(report.rows):,} have revenue and no calls: they pay {money(from_femto(paid))}"
+    if len(idle) + len(without) == len(report.rows) and idle and without:
+        yield f"no id of the revenue is one of the ledger: are both of {report.on}?"
+    if report.unowned.calls:
+        cost_ = "" if report.unowned.cost_femto is None else f" ({money(from_femto(report.unowned.cost_femto))})"
+        yield f"{note_of_calls(report.unowned.calls)}{cost_} without {report.on}, in the total and in no row"
+    unknown = sum(row.cost_femto is None for row in report.rows)
+    if unknown:
+        yield f"{unknown:,} of {len(report.rows):,} have no call with a price: their margin is not known"
+    yield from revenue.notes
+    yield from hidden(report.total, None)

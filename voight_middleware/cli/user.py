@@ -1,0 +1,133 @@
+"""``voight user``: what one user has cost, day by day, by models and routes, and his last calls."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from datetime import date, timedelta
+from typing import Any
+
+from voight_middleware.call import Call
+from voight_middleware.cli.asked import Asked, moment
+from voight_middleware.cli.privacy import called
+from voight_middleware.cli.render import UserError, hidden, sparkline, title_of
+from voight_middleware.cli.table import amounts, counts, print_notes, print_table, print_title, shares, texts
+from voight_middleware.ledger import Spend
+from voight_middleware.reports.spend import as_row, ratio, usd
+from voight_middleware.reports.user import PARTS, UserReport, user
+
+_DAYS_SHOWN = 60
+
+EXAMPLES = """\
+examples:
+  voight user u_7
+  voight user u_7 --since month --tz Europe/Berlin
+  voight user u_7 --last 50 --format csv          his last calls
+  voight user u_7 --format json
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser, positive: Callable[[str], int]) -> None:
+    """The arguments of the command."""
+    parser.add_argument("user", metavar="ID", help="the id of a user, as your application gives it")
+    parser.add_argument("--last", metavar="N", type=positive, default=10, help="how many of the last calls (default: 10)")
+
+
+def answer(asked: Asked) -> int:
+    """Print the report."""
+    if "user_id" in asked.where:
+        raise UserError("the user is an argument here: voight user ID")
+    try:
+        asked.args.user.encode()
+    except UnicodeEncodeError as error:
+        raise UserError("the id is not text in the encoding of this terminal") from error
+    report = user(
+        asked.ledger,
+        asked.args.user,
+        asked.where,
+        asked.window,
+        known_as=called(asked.ledger, asked.args.user, asked.settings),
+        last=asked.args.last,
+        as_priced=asked.as_priced,
+        zone=asked.zone,
+    )
+    if not report.total.calls:
+        raise UserError(f"there is no call of {report.user_id!r} here; voight top --by user shows who there is")
+    about = {
+        "user_id": report.user_id,
+        "total": as_row(report.total),
+        "days": list(map(as_row, report.days)),
+        **{f"by_{name}": list(map(as_row, report.parts[name])) for name in PARTS},
+    }
+    rows = [_call(call, asked) for call in report.last]
+    return asked.answer(rows, _TEXTS, about, lambda: _print(report, asked))
+
+
+_TEXTS = ("call_id", "provider", "model", "route", "release", "plan", "tenant_id", "outcome", "attribution", "cost_status")
+
+
+def _call(call: Call, asked: Asked) -> dict[str, Any]:
+    usage = call.usage
+    return {
+        "call_id": call.call_id,
+        "occurred_at": moment(call.occurred_at, asked.zone),
+        "provider": call.provider,
+        "model": call.model or call.requested_model,
+        "route": call.tags.route,
+        "release": call.tags.release,
+        "plan": call.tags.plan,
+        "tenant_id": call.tags.tenant_id,
+        "outcome": call.outcome,
+        "attribution": call.attribution,
+        "input_tokens": None if usage is None else usage.input_tokens,
+        "output_tokens": None if usage is None else usage.output_tokens,
+        "cost_usd": usd(call.cost_femto),
+        "cost_status": call.cost_status,
+    }
+
+
+def _print(report: UserReport, asked: Asked) -> None:
+    print_title(
+        title_of(f"User {report.user_id}" + (", as first priced" if report.as_priced else ""), report.window, asked.where, asked.zone)
+    )
+    for name in PARTS:
+        rows = report.parts[name]
+        if name not in ("model", "route") and len(rows) == 1 and rows[0].dimensions[name] is None:
+            continue
+        _print_part(name, rows, report.total)
+    print_notes(_timeline(report))
+    calls = report.last
+    print_table(
+        [
+            texts("last calls", [moment(call.occurred_at // 1_000_000 * 1_000_000, asked.zone) for call in calls], ()),
+            texts("id", [call.call_id for call in calls], ()),
+            texts("model", [call.model or call.requested_model for call in calls], ()),
+            texts("route", [call.tags.route for call in calls], ()),
+            texts("outcome", [call.outcome for call in calls], ()),
+            amounts("cost", [call.cost_femto for call in calls]),
+        ],
+        footers=0,
+    )
+    print_notes(hidden(report.total, None))
+
+
+def _print_part(name: str, rows: tuple[Spend, ...], total: Spend) -> None:
+    groups = (*rows, total)
+    print_table(
+        [
+            texts(name, [row.dimensions[name] for row in rows]),
+            counts("calls", [row.calls for row in groups]),
+            counts("input", [row.input_tokens for row in groups]),
+            counts("output", [row.output_tokens for row in groups]),
+            amounts("cost", [row.cost_femto for row in groups], style="bold"),
+            shares("share", [ratio(row.cost_femto, total.cost_femto) for row in rows]),
+        ]
+    )
+
+
+def _timeline(report: UserReport) -> Iterator[str]:
+    costs = {str(day.dimensions["day"]): day.cost_femto or 0 for day in report.days}
+    first, last = date.fromisoformat(min(costs)), date.fromisoformat(max(costs))
+    first = max(first, last - timedelta(days=_DAYS_SHOWN - 1))
+    days = [(first + timedelta(days=number)).isoformat() for number in range((last - first).days + 1)]
+    yield f"cost per day from {first} to {last}: {sparkline([costs.get(day) for day in days])}"

@@ -1,0 +1,59 @@
+"""
+One row of CSV per call, safe to open in a spreadsheet.
+
+Texts that a spreadsheet would take for a formula get an apostrophe in front, and characters that drive a terminal are spelled out.
+JSON Lines and Parquet keep every text as it is. Source: OWASP, "CSV Injection".
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from voight_middleware.call import Call
+from voight_middleware.export.jsonl import as_object
+
+_FORMULA = frozenset("=+-@\t\r\n＝＋－＠")  # noqa: RUF001 - spreadsheets take the wide ones for the same
+_EMPTY = Call(call_id="", occurred_at=0, provider="", endpoint="")
+
+
+def lines(calls: Iterable[Call]) -> Iterator[bytes]:
+    """A header, and a row for each call with the names of the JSON export; ``tags`` is a JSON object. In UTF-8."""
+    yield from rows(list(as_object(_EMPTY)), map(_as_row, calls))
+
+
+def rows(header: Sequence[str], objects: Iterable[Mapping[str, Any]]) -> Iterator[bytes]:
+    """Rows under a header, each as a line of CSV in UTF-8; a text is made safe, None is an empty cell."""
+    buffer = io.StringIO()
+    write = csv.writer(buffer, lineterminator="\n").writerow
+    write(header)
+    for row in objects:
+        yield _taken(buffer)
+        write([text_cell(cell) if type(cell) is str else cell for cell in map(row.get, header)])
+    yield _taken(buffer)
+
+
+def text_cell(text: str) -> str:
+    """*text* as data in a spreadsheet and on a terminal."""
+    if text.isprintable():
+        return f"'{text}" if text[:1] in _FORMULA else text
+    shown = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    return f"'{shown}" if text[0] in _FORMULA else shown
+
+
+def _as_row(call: Call) -> dict[str, Any]:
+    row = as_object(call)
+    row["tags"] = json.dumps(row["tags"], ensure_ascii=False) if row["tags"] else None
+    row["estimated"] = "true" if row["estimated"] else "false"
+    row["cost_reasons"] = "; ".join(row["cost_reasons"]) or None
+    return row
+
+
+def _taken(buffer: io.StringIO) -> bytes:
+    text = buffer.getvalue()
+    buffer.seek(0)
+    buffer.truncate()
+    return text.encode(errors="backslashreplace")

@@ -1,0 +1,134 @@
+"""Margin: what each customer costs, beside what he pays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import tzinfo
+from decimal import Decimal
+
+from voight_middleware.ledger import Ledger, Spend, Where, Window
+from voight_middleware.reports.spend import add_up, ratio
+from voight_middleware.reports.unowned import Unowned
+
+KnownAs = Callable[[str], Sequence[str]]
+
+
+class AmbiguousCustomers(ValueError):
+    """Two customers of the revenue are the same user or tenant in the ledger."""
+
+
+@dataclass(frozen=True, slots=True)
+class MarginRow:
+    """One customer. Money is in femto-dollars (1e-15 USD)."""
+
+    id: str
+    """As the revenue names him; as the ledger does, where there is no revenue of him."""
+    revenue_femto: int | None
+    """None where the revenue does not name him."""
+    spend: Spend
+
+    @property
+    def status(self) -> str | None:
+        """``no revenue`` or ``no calls`` where one of both is missing, otherwise None."""
+        if self.revenue_femto is None:
+            return "no revenue"
+        return None if self.spend.calls else "no calls"
+
+    @property
+    def cost_femto(self) -> int | None:
+        """What his calls cost: 0 without calls, None where none of them has a price."""
+        return self.spend.cost_femto if self.spend.calls else 0
+
+    @property
+    def margin_femto(self) -> int | None:
+        """Revenue less cost; without revenue the cost alone. None where the cost is not known."""
+        return None if self.cost_femto is None else (self.revenue_femto or 0) - self.cost_femto
+
+    @property
+    def cost_to_revenue(self) -> Decimal | None:
+        """The cost as a part of the revenue; None where one of them is unknown, or the revenue is 0."""
+        return ratio(self.cost_femto, self.revenue_femto)
+
+
+@dataclass(frozen=True, slots=True)
+class MarginReport:
+    """Customers, the worst margin first; those whose costs are not known last."""
+
+    on: str
+    window: Window
+    rows: tuple[MarginRow, ...]
+    total: Spend
+    """All calls, those of nobody included."""
+    revenue_femto: int
+    unowned: Spend
+    """Calls without an id: in the total, and in no row."""
+    owners: Unowned
+    as_priced: bool = False
+
+    @property
+    def margin_femto(self) -> int | None:
+        """All revenue less all cost; None where no call has a price."""
+        if not self.total.calls:
+            return self.revenue_femto
+        return None if self.total.cost_femto is None else self.revenue_femto - self.total.cost_femto
+
+    @property
+    def cost_to_revenue(self) -> Decimal | None:
+        """All cost as a part of all revenue."""
+        return ratio(self.total.cost_femto, self.revenue_femto)
+
+
+def margin(
+    ledger: Ledger,
+    revenue: Mapping[str, int],
+    on: str = "user_id",
+    where: Where | None = None,
+    window: Window = Window(),
+    *,
+    known_as: KnownAs = lambda id_: (id_,),
+    as_priced: bool = False,
+    zone: tzinfo | None = None,
+) -> MarginReport:
+    """
+    Costs and revenue by customer.
+
+    Args:
+        ledger: Where the calls are.
+        revenue: What each customer has paid in the window, in femto-dollars (1e-15 USD).
+        on: What a customer is: ``user_id``, ``tenant_id``, or an extra key.
+        where: Values that calls must have: ``*`` stands for any text, None for no value.
+        window: The time that calls must lie in.
+        known_as: The names that a customer may have in the ledger, such as a pseudonym: his calls are those of all of them.
+        as_priced: By the price that each call was given first, whatever has replaced it.
+        zone: Where days in *where* are cut; None means UTC.
+
+    Raises:
+        AmbiguousCustomers: Two customers have one name in the ledger.
+        UnknownDimension: *on*, or a name in *where*, is no dimension, and no extra key of any call.
+        LedgerError: The ledger cannot be read.
+    """
+    groups = ledger.spend((on,), where, window, as_priced=as_priced, zone=zone)
+    by_name = {group.dimensions[on]: group for group in groups}
+    rows = []
+    taken: dict[str, str] = {}
+    for id_, paid in revenue.items():
+        names = list(dict.fromkeys(known_as(id_)))
+        for name in names:
+            if name in taken:
+                raise AmbiguousCustomers(f"the customers {taken[name]!r} and {id_!r} are both {name!r} in the ledger")
+            taken[name] = id_
+        rows.append(MarginRow(id_, paid, add_up([by_name[name] for name in names if name in by_name])))
+    rows += [MarginRow(name, None, group) for name, group in by_name.items() if name is not None and name not in taken]
+    rows.sort(key=lambda row: (row.margin_femto is None, row.margin_femto or 0, row.id))
+    total, unowned = add_up(groups), by_name.get(None, Spend())
+    return MarginReport(
+        on=on,
+        window=window,
+        rows=tuple(rows),
+        total=total,
+        revenue_femto=sum(revenue.values()),
+        unowned=unowned,
+        owners=Unowned(unowned, total),
+        as_priced=as_priced,
+    )

@@ -1,0 +1,143 @@
+"""Revenue out of Stripe: invoices that were paid, by a key in the metadata of their customers."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+from voight_middleware.ledger import Window
+from voight_middleware.reports.revenue import Revenue, RevenueError
+
+if TYPE_CHECKING:
+    from stripe import StripeClient
+
+SOURCE = "Stripe"
+PAGE = 100
+OVERDUE_DAYS = 92
+"""Stripe lists invoices by when they were made: one that was paid later than this after that is missed, and the report says so."""
+ATTEMPTS = 7
+
+# Source: Stripe documentation, "Supported currencies": zero-decimal and three-decimal currencies; ISK and UGX are given with two.
+_DECIMALS = {
+    **dict.fromkeys(("BIF", "CLP", "DJF", "GNF", "JPY", "KMF", "KRW", "MGA", "PYG", "RWF", "VND", "VUV", "XAF", "XOF", "XPF"), 0),
+    **dict.fromkeys(("BHD", "JOD", "KWD", "OMR", "TND"), 3),
+}
+
+
+class StripeMissing(ImportError):
+    """The ``stripe`` library is not installed."""
+
+
+def connect(api_key: str, api_base: str | None = None) -> StripeClient:
+    """
+    A client of Stripe's official library, which tries again after faults of the network and of the server.
+
+    Raises:
+        StripeMissing: It is not installed.
+    """
+    try:
+        import stripe
+    except ImportError as error:
+        raise StripeMissing("reading Stripe needs its library: pip install 'voight-middleware[stripe]'") from error
+    return stripe.StripeClient(api_key, base_addresses={"api": api_base} if api_base else {}, max_network_retries=3)
+
+
+def read_stripe(client: StripeClient, window: Window, field: str = "user_id", sleep: Callable[[float], None] = time.sleep) -> Revenue:
+    """
+    What customers have paid in a window.
+
+    What counts is ``amount_paid`` of each invoice that was paid in it, less what its credit notes have given back since, without tax. A
+    refund without a credit note is not seen.
+
+    Args:
+        client: A client of Stripe's library.
+        window: When invoices were paid. It needs a beginning.
+        field: The key in a customer's metadata that holds his id.
+        sleep: Waits between two attempts where Stripe says that there were too many requests.
+
+    Raises:
+        RevenueError: Stripe refuses or does not answer, or the invoices have several currencies.
+    """
+    assert window.since is not None
+    by_id: Counter[str] = Counter()
+    currencies: Counter[str] = Counter()
+    nameless, nameless_amount = 0, 0
+    for invoice in _invoices(client, window, sleep):
+        paid_at = ((invoice.get("status_transitions") or {}).get("paid_at") or 0) * 1_000_000
+        if invoice.get("status") != "paid" or paid_at < window.since or (window.until is not None and paid_at >= window.until):
+            continue
+        amount = _net(invoice)
+        currency = str(invoice.get("currency") or "").upper()
+        customer = invoice.get("customer")
+        id_ = (customer.get("metadata") or {}).get(field) if isinstance(customer, dict) else None
+        if amount or id_:
+            currencies[currency] += 1
+        if id_:
+            by_id[str(id_).strip()] += amount
+        elif amount:
+            nameless += 1
+            nameless_amount += amount
+    if len(currencies) > 1:
+        found = ", ".join(f"{currency} ({count:,} invoices)" for currency, count in currencies.most_common())
+        raise RevenueError(SOURCE, [f"several currencies: {found}; they cannot be added up: export them to a CSV file in one"])
+    currency = next(iter(currencies), "USD")
+    decimals = _DECIMALS.get(currency, 2)
+    counted = "revenue: invoices paid in this time, without tax, less credit notes; not seen are refunds without a credit note"
+    notes = [f"{counted}, and invoices made more than {OVERDUE_DAYS} days before"]
+    if nameless:
+        lost = Decimal(nameless_amount).scaleb(-decimals)
+        invoices = "1 invoice" if nameless == 1 else f"{nameless:,} invoices"
+        notes.append(f"{invoices} ({lost:,} {currency}) of customers without {field!r} in their metadata, in no row")
+    return Revenue(SOURCE, {id_: Decimal(amount).scaleb(-decimals) for id_, amount in by_id.items()}, currency, tuple(notes))
+
+
+def _net(invoice: dict[str, Any]) -> int:
+    """What was paid and kept of an invoice, without tax, in the smallest unit of its currency."""
+    kept = (invoice.get("amount_paid") or 0) - (invoice.get("post_payment_credit_notes_amount") or 0)
+    total = invoice.get("total") or 0
+    without_tax = invoice.get("total_excluding_tax")
+    if without_tax is None:
+        taxes = invoice.get("total_taxes") or invoice.get("total_tax_amounts") or ()
+        without_tax = total - sum(tax.get("amount") or 0 for tax in taxes)
+    return round(Fraction(kept * without_tax, total)) if total > 0 else kept
+
+
+def _invoices(client: StripeClient, window: Window, sleep: Callable[[float], None]) -> Iterator[dict[str, Any]]:
+    since = (window.since or 0) // 1_000_000 - OVERDUE_DAYS * 86_400
+    created = {"gte": max(0, since), **({} if window.until is None else {"lt": -(-window.until // 1_000_000)})}
+    last: str | None = None
+    while True:
+        params: dict[str, Any] = {"status": "paid", "created": created, "limit": PAGE, "expand": ["data.customer"]}
+        page = _page(client, params if last is None else {**params, "starting_after": last}, sleep)
+        invoices = [invoice.to_dict() for invoice in page.data]
+        yield from invoices
+        if not page.has_more or not invoices:
+            return
+        last = invoices[-1]["id"]
+
+
+def _page(client: StripeClient, params: dict[str, Any], sleep: Callable[[float], None]) -> Any:
+    """One page; where there were too many requests, again after a second, two, four, … as Stripe's documentation on rate limits says."""
+    import stripe
+
+    for attempt in range(ATTEMPTS):
+        try:
+            return client.v1.invoices.list(params)  # type: ignore[arg-type]  # a plain dict, as the fields are the library's own
+        except stripe.RateLimitError as error:
+            if attempt + 1 == ATTEMPTS:
+                raise RevenueError(SOURCE, ["too many requests, again and again: try it later"]) from error
+            wanted = str((error.headers or {}).get("retry-after", ""))
+            sleep(float(wanted) if wanted.isdecimal() else 2**attempt * (0.75 + random.random() / 2))
+        except (stripe.AuthenticationError, stripe.PermissionError) as error:
+            problem = (
+                f"the key is refused ({error.code or error.http_status}): STRIPE_API_KEY needs a key that may read invoices and customers"
+            )
+            raise RevenueError(SOURCE, [problem]) from error
+        except stripe.StripeError as error:
+            raise RevenueError(SOURCE, [str(error.user_message or error)]) from error
+    raise AssertionError

@@ -1,0 +1,126 @@
+"""Unattributed: which calls have no owner, how that came, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import tzinfo
+from decimal import Decimal
+
+from voight_middleware.ledger import Ledger, Spend, Where, Window
+from voight_middleware.reports.spend import add_up, ratio
+from voight_middleware.reports.unowned import Unowned
+
+ADVICE = {
+    "none": "nobody said who they are for: add the middleware with a user_getter, or voight.tag(user_id=…) around jobs and scripts",
+    "error": "the getter raised: the application's log has the first error of each kind, under voight_middleware",
+    "request": "named by the request's body only, which any code may set: give the middleware a user_getter, which goes before it",
+    "getter": "the getter answered that there is no user: visitors, health checks; tag what runs for nobody by its route or feature",
+    "dependency": "the dependency answered that there is no user: visitors; tag what runs for nobody by its route or feature",
+    "tag": "tagged without a user_id: add it to voight.tag(…), or leave them to their plan, tenant or feature",
+    "settled": "settled at the end of the request without a user: the getter answered that there is none",
+}
+"""What to do about calls without an owner, by how they came to have none."""
+UNKNOWN = "of an attribution that this version does not know: upgrade it"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One way in which calls get their owner."""
+
+    attribution: str
+    spend: Spend
+    """All of its calls."""
+    unowned: Spend
+    """Those without a user."""
+    advice: str | None
+    """What to do; None where there is nothing to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnattributedRow:
+    """A group of calls without a user, beside all calls of the group."""
+
+    unowned: Spend
+    all: Spend
+    share_of_calls: Decimal | None
+    """Of all calls without a user, from 0 to 1."""
+    share_of_spend: Decimal | None
+    """Of what all calls without a user cost, from 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """Calls without a user by some dimensions, the most expensive first."""
+
+    by: tuple[str, ...]
+    rows: tuple[UnattributedRow, ...]
+    more: int
+
+
+@dataclass(frozen=True, slots=True)
+class UnattributedReport:
+    """The calls without a user: how many, where from, and why."""
+
+    window: Window
+    owners: Unowned
+    sources: tuple[Source, ...]
+    sections: tuple[Section, ...]
+    as_priced: bool = False
+
+
+def unattributed(
+    ledger: Ledger,
+    by: Sequence[Sequence[str]] = (("route",), ("model",)),
+    where: Where | None = None,
+    window: Window = Window(),
+    limit: int | None = 10,
+    *,
+    as_priced: bool = False,
+    zone: tzinfo | None = None,
+) -> UnattributedReport:
+    """
+    The calls without a ``user_id``, by how they came to have none, and by each of several groupings.
+
+    Args:
+        ledger: Where the calls are.
+        by: Groupings, each of names out of ``DIMENSIONS`` or extra keys.
+        where: Values that calls must have: ``*`` stands for any text, None for no value. Without ``user_id``.
+        window: The time that calls must lie in.
+        limit: How many rows to keep of each grouping.
+        as_priced: By the price that each call was given first, whatever has replaced it.
+        zone: Where hours, days and months are cut; None means UTC.
+
+    Raises:
+        UnknownDimension: A name in *by* or *where* is no dimension, and no extra key of any call.
+        LedgerError: The ledger cannot be read.
+    """
+    where = {name: value for name, value in (where or {}).items() if name != "user_id"}
+
+    def groups(names: Sequence[str], *, unowned: bool) -> list[Spend]:
+        only: dict[str, str | tuple[str, ...] | None] = {**where, "user_id": None} if unowned else where
+        return ledger.spend(names, only, window, as_priced=as_priced, zone=zone)
+
+    everything = groups(("attribution",), unowned=False)
+    without = {group.dimensions["attribution"]: group for group in groups(("attribution",), unowned=True)}
+    owners = Unowned(add_up([*without.values()]), add_up(everything))
+    sources = []
+    for group in everything:
+        attribution = str(group.dimensions["attribution"])
+        unowned = without.get(attribution, Spend())
+        advice = ADVICE.get(attribution, UNKNOWN) if unowned.calls or attribution == "request" else None
+        sources.append(Source(attribution, group, unowned, advice))
+    sources.sort(key=lambda source: (-source.unowned.calls, -source.spend.calls))
+    sections = []
+    for names in by if owners.unowned.calls else ():
+        rows = groups(names, unowned=True)
+        of_all = {tuple(group.dimensions.values()): group for group in groups(names, unowned=False)}
+        shown = rows if limit is None else rows[:limit]
+        kept = tuple(_row(row, of_all, owners.unowned) for row in shown)
+        sections.append(Section(tuple(dict.fromkeys(names)), kept, len(rows) - len(shown)))
+    return UnattributedReport(window, owners, tuple(sources), tuple(sections), as_priced)
+
+
+def _row(group: Spend, of_all: Mapping[tuple[str | None, ...], Spend], total: Spend) -> UnattributedRow:
+    beside = of_all.get(tuple(group.dimensions.values()), group)
+    return UnattributedRow(group, beside, ratio(group.calls, total.calls), ratio(group.cost_femto, total.cost_femto))

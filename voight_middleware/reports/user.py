@@ -1,0 +1,112 @@
+"""User: what one user has cost, day by day, by models and routes, and his last calls."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import tzinfo
+
+from voight_middleware.call import Call
+from voight_middleware.ledger import Ledger, Spend, Where, Window
+from voight_middleware.reports.spend import add_up
+
+PARTS = ("plan", "tenant_id", "model", "route", "release")
+
+
+@dataclass(frozen=True, slots=True)
+class UserReport:
+    """One user."""
+
+    user_id: str
+    window: Window
+    total: Spend
+    days: tuple[Spend, ...]
+    """Each day with calls, the oldest first."""
+    parts: Mapping[str, tuple[Spend, ...]]
+    """By each of ``PARTS``, the most expensive first."""
+    last: tuple[Call, ...]
+    """The last calls, the newest first."""
+    as_priced: bool = False
+
+
+def user(
+    ledger: Ledger,
+    user_id: str,
+    where: Where | None = None,
+    window: Window = Window(),
+    *,
+    known_as: Sequence[str] = (),
+    last: int = 10,
+    as_priced: bool = False,
+    zone: tzinfo | None = None,
+) -> UserReport:
+    """
+    What a user has done.
+
+    Args:
+        ledger: Where the calls are.
+        user_id: The user; a star in it stands for itself.
+        known_as: What else the ledger calls the user, such as a pseudonym.
+        where: Values that calls must have: ``*`` stands for any text, None for no value. Without ``user_id``.
+        window: The time that calls must lie in.
+        last: How many of the last calls to read.
+        as_priced: By the price that each call was given first, whatever has replaced it.
+        zone: Where days begin; None means UTC.
+
+    Raises:
+        UnknownDimension: A name in *where* is no dimension, and no extra key of any call.
+        LedgerError: The ledger cannot be read.
+    """
+    ids = tuple(dict.fromkeys((user_id, *known_as)))
+    where = {**(where or {}), "user_id": ids}
+    # One question for all: the calls of one user are few, and each question reads all of them.
+    names = ("day", *PARTS, *(("user_id",) if "*" in "".join(ids) else ()))
+    groups = ledger.spend(names, where, window, as_priced=as_priced, zone=zone)
+    if "user_id" in names:
+        groups = [group for group in groups if group.dimensions["user_id"] in ids]
+    days = sorted(_by("day", groups), key=lambda day: str(day.dimensions["day"]))
+    calls: deque[Call] = deque(maxlen=last)
+    if days and last:
+        seen, first = 0, days[-1].dimensions["day"]
+        for day in reversed(days):
+            seen, first = seen + day.calls, day.dimensions["day"]
+            if seen >= last:
+                break
+        for day in days:
+            if str(day.dimensions["day"]) >= str(first):
+                some = ledger.calls({**where, "day": day.dimensions["day"]}, window, as_priced=as_priced, zone=zone)
+                calls.extend(call for call in some if call.tags.user_id in ids)
+    return UserReport(
+        user_id=user_id,
+        window=window,
+        total=add_up(groups),
+        days=tuple(days),
+        parts={name: tuple(_by(name, groups)) for name in PARTS},
+        last=tuple(reversed(calls)),
+        as_priced=as_priced,
+    )
+
+
+def _by(name: str, groups: list[Spend]) -> list[Spend]:
+    parts: dict[str | None, list[Spend]] = {}
+    for group in groups:
+        parts.setdefault(group.dimensions[name], []).append(group)
+    rows = [_with(name, value, add_up(some)) for value, some in parts.items()]
+    return sorted(rows, key=lambda row: (row.cost_femto is None, -(row.cost_femto or 0), -row.calls, row.dimensions[name] or ""))
+
+
+def _with(name: str, value: str | None, total: Spend) -> Spend:
+    return Spend(
+        {name: value},
+        total.calls,
+        total.input_tokens,
+        total.cache_read_tokens,
+        total.cache_write_tokens,
+        total.output_tokens,
+        total.cost_femto,
+        total.unpriced_calls,
+        total.partial_calls,
+        total.estimated_calls,
+        total.errors,
+    )
