@@ -13,6 +13,7 @@ except ImportError as error:
     raise ImportError("voight_celery needs Celery: pip install 'voight-middleware[celery]'") from error
 
 from collections.abc import MutableMapping
+from contextvars import ContextVar
 from typing import Any
 
 from celery import current_task
@@ -21,6 +22,8 @@ from voight_middleware.boundary.jobs import KEY, NOBODY, bound_to_message, stamp
 from voight_middleware.meter import current_meter
 
 __all__ = ["instrument_celery"]
+
+_bound: ContextVar[bound_to_message | None] = ContextVar("voight_celery", default=None)
 
 
 def instrument_celery(app: object = None) -> None:  # noqa: ARG001
@@ -65,13 +68,15 @@ def _before_task(task: Any, **_: Any) -> None:
     text = (request.headers or {}).get(KEY)
     # One chord may have tasks of many users: what comes after them is of whom has sent it, and not of the last one's.
     _stamp_signature(request.chord, text)
-    request.voight = bound = bound_to_message(text, task.name)
+    bound = bound_to_message(text, task.name)
     bound.__enter__().several = lambda: _stamp_next(request, text)
+    _bound.set(bound)
 
 
 def _after_task(task: Any, **_: Any) -> None:
-    bound = task.request.__dict__.pop("voight", None)
-    if bound is not None:
+    bound = _bound.get()
+    if bound is not None and not task.request.is_eager:
+        _bound.set(None)
         bound.__exit__()
 
 

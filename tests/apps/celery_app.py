@@ -78,8 +78,13 @@ def failing(place: str) -> None:
 
 
 @app.task
-def on_error(_uuid: str, place: str) -> str:
-    return ask(place)
+def on_error(_uuid: str) -> str:
+    return ask("error callback")
+
+
+@app.task
+def on_kill(_uuid: str) -> str:
+    return ask("error callback of a task that was killed")
 
 
 @app.task

@@ -39,7 +39,7 @@ def send_everything() -> dict[str, str | None]:
         chain(sig("work", "chain 1"), sig("after", "chain 2"), sig("after", "chain 3")).apply_async()
         chord([sig("work", f"chord {number}") for number in range(3)])(sig("after", "chord body"))
         sig("work", "linked").apply_async(link=sig("after", "callback"))
-        sig("failing", "fails").apply_async(link_error=sig("on_error", "error callback"))
+        sig("failing", "fails").apply_async(link_error=sig("on_error"))
         sig("failing", "fails too").apply_async(link_error=sig("on_error_in_place", "error callback in place"))
         expect("bob", "group 0", "group 1", "group 2", "chain 1", "chain 2", "chain 3", "chord 0", "chord 1", "chord 2", "chord body")
         expect("bob", "linked", "callback", "fails", "error callback", "fails too", "error callback in place")

@@ -29,7 +29,7 @@ def send(workers: Any, url: str, source: str) -> str:
     body = textwrap.indent(textwrap.dedent(source), "    ")
     prelude = "import voight_middleware as voight\nfrom arq_app import *\nfrom arq import create_pool\nasync def main():\n"
     connect = "    redis = await create_pool(WorkerSettings.redis_settings)\n"
-    return str(workers.run(f"{prelude}{connect}{body}\n    await redis.aclose()\nasyncio.run(main())", BROKER=url))
+    return str(workers.run(f"{prelude}{connect}{body}\n    await getattr(redis, 'aclose', redis.close)()\nasyncio.run(main())", BROKER=url))
 
 
 def owners(calls: list[Call]) -> dict[str, tuple[str | None, str]]:
@@ -117,4 +117,4 @@ async def test_what_is_enqueued(redis_url: str) -> None:
     assert (one["a"], one["f"]) == ([1], "work")
     assert KEY not in two
     assert voight.current_tags() == voight.Tags()
-    await redis.aclose()
+    await getattr(redis, "aclose", redis.close)()

@@ -22,7 +22,7 @@ async def main():
         await redis.enqueue_job("slow", "task beyond its time")
     for _ in range(4):
         await redis.enqueue_job("work", "next task on the same worker")
-    await redis.aclose()
+    await getattr(redis, 'aclose', redis.close)()
 
 asyncio.run(main())
 """
@@ -34,7 +34,7 @@ from arq.connections import RedisSettings
 async def main():
     redis = await create_pool(RedisSettings.from_dsn(os.environ["BROKER"]))
     await redis.enqueue_job("work", "task from a process without us")
-    await redis.aclose()
+    await getattr(redis, 'aclose', redis.close)()
 
 asyncio.run(main())
 """

@@ -33,7 +33,7 @@ with voight.tag(user_id="alice"):
     chain(work.si("chain"), work.si("chain"), work.si("chain")).apply_async()
     chord([work.si("chord") for _ in range(2)])(work.si("chord body"))
     work.apply_async(("task with a callback",), link=work.si("callback"))
-    failing.apply_async(("task that fails",), link_error=on_error.s("error callback"))
+    failing.apply_async(("task that fails",), link_error=on_error.s())
     eager_inside.delay("task.apply() in a task")
 asyncio.run(on_the_loop())
 for _ in range(4):
@@ -42,7 +42,7 @@ for _ in range(4):
 KILL = """
 from celery_app import *
 with voight.tag(user_id="alice"):
-    slow.apply_async(("task that is killed", 30), time_limit=1, link_error=on_error.s("error callback of a task that was killed"))
+    slow.apply_async(("task that is killed", 30), time_limit=1, link_error=on_kill.s())
 """
 WITHOUT = """
 import os

@@ -94,6 +94,7 @@ class JobScope:
     def settle(self) -> None:
         """At the end of the job: write the owner of the calls that have none. Never raises."""
         self._settled = True
+        self.several = None  # it knows the message, which a thread that outlives the job must not keep
         pending, self._pending = self._pending, []
         # A job that goes through many users has made them for all of these, and not for the last one.
         if pending and len(self._users) == 1 and (owner := self.known()).tags.user_id is not None:
