@@ -100,6 +100,26 @@ def test_the_next_commands_work(demo: tuple[Path, str]) -> None:
         assert len(result.stdout.splitlines()) > 3
 
 
+@pytest.mark.parametrize(
+    ("command", "answer"),
+    [
+        ("top --since month", r"u_1 .*\$0\.\d+ +\d+\.\d%"),
+        ("plans --since month", r"free +\d+ +\$0\.\d+ .*%"),
+        ("release 2026.11.2", r"Release 2026\.11\.2 against 2026\.11\.1"),
+        ("margin --on tenant --revenue voight-demo/revenue.csv", r"t_2 +\d+ +\$0\.0200 +\$0\.\d+ +\d+\.\d%"),
+    ],
+)
+def test_the_four_questions_of_the_readme(demo: tuple[Path, str], command: str, answer: str) -> None:
+    """Each command that the README gives for a question answers it from the demo's data."""
+    folder, _ = demo
+    (place,) = folder.glob("voight-demo-*")
+    assert f"`voight {command}`" in (Path(__file__).parents[2] / "README.md").read_text()
+    arguments = command.replace("voight-demo/", f"{place}/").split()
+    result = voight(folder, *arguments, "--ledger", str(place / "ledger.db"))
+    assert (result.returncode, result.stderr) == (0, "")
+    assert re.search(answer, result.stdout)
+
+
 def test_it_leaves_everything_else_alone(demo: tuple[Path, str]) -> None:
     """The demo writes to its own folder, never to the default ledger."""
     folder, _ = demo
