@@ -295,10 +295,16 @@ def carry(function: Callable[P, R]) -> Callable[P, R]:
     Any callable: a function or coroutine function, a method, a ``functools.partial``, a class. A coroutine or generator that it answers
     is carried too. It keeps the request alive no longer than the request lasts.
     """
+    frame = frame_to_carry()
+    return _inside(function, lambda: frame)
+
+
+def frame_to_carry() -> Frame:
+    """The frame of here and now, to be put in force elsewhere: with the user, where the request's getters can be asked here only."""
     frame = _frame.get()
     if getattr(frame.scope, "local", False):
         frame.resolve()
-    return _inside(function, lambda: frame)
+    return frame
 
 
 def _inside(function: Callable[P, R], frame_for: Callable[[], Frame]) -> Callable[P, R]:

@@ -185,6 +185,35 @@ def test_carried_work_does_not_keep_a_request(voight_calls: Any, instrumented: N
     del kept
 
 
+async def test_who_can_be_asked_in_the_request_only_is_asked_there(instrumented: None) -> None:
+    """Where getters need the thread or context of their request (Flask, WSGI), whatever carries it asks them before."""
+    here = threading.get_ident()
+
+    def getter(_: Any) -> str | None:
+        return "u" if threading.get_ident() == here else None
+
+    async def asteps() -> AsyncGenerator[Any, Any]:
+        yield user()
+
+    def scope() -> bind:
+        return bind(Scope(lambda: None, Getters(getter), lambda: None, local=True))
+
+    with scope():
+        assert in_thread(user) == "u"
+    with scope(), ThreadPoolExecutor(1) as pool:
+        assert pool.submit(user).result() == "u"
+    with scope():
+        carried: Any = carry_steps(user() for _ in range(1))
+    assert in_thread(lambda: next(carried)) == "u"
+    with scope():
+        acarried = acarry_steps(asteps())
+    assert await asyncio.to_thread(asyncio.run, first(acarried)) == "u"
+
+
+async def first(steps: AsyncGenerator[Any, Any]) -> Any:
+    return await anext(steps)
+
+
 def test_a_carried_thread_is_no_cycle(instrumented: None) -> None:
     """A thread that has ended goes at once."""
     gc.collect()

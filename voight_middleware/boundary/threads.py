@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
-from voight_middleware.tags import carry, current_frame, set_frame
+from voight_middleware.tags import carry, current_frame, frame_to_carry, set_frame
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -91,7 +91,7 @@ def _carrying_start(original: Callable[..., Any]) -> Callable[..., Any]:
         if "start" not in _carrying or _works_for_others(self) or "run" in self.__dict__:
             original(self)
             return
-        frame, run = current_frame(), self.run
+        frame, run = frame_to_carry(), self.run
 
         def run_carried() -> None:
             self.__dict__.pop("run", None)  # the thread and its `run` would keep each other
@@ -132,7 +132,7 @@ def acarry_steps(iterable: AsyncIterable[T]) -> AsyncGenerator[T, Any]:
 class _Steps(Generator[Any, Any, Any]):
     def __init__(self, iterable: Iterable[Any]) -> None:
         self._steps: Iterator[Any] = iter(iterable)
-        self._frame = current_frame()
+        self._frame = frame_to_carry()
 
     def _step(self, step: Callable[..., Any], *args: Any) -> Any:
         outer = current_frame()
@@ -166,7 +166,7 @@ class _Steps(Generator[Any, Any, Any]):
 class _AsyncSteps(AsyncGenerator[Any, Any]):
     def __init__(self, iterable: AsyncIterable[Any]) -> None:
         self._steps: AsyncIterator[Any] = aiter(iterable)
-        self._frame = current_frame()
+        self._frame = frame_to_carry()
 
     async def _step(self, step: Callable[..., Any], *args: Any) -> Any:
         outer = current_frame()
