@@ -25,6 +25,11 @@ for _variable in RELEASE_VARIABLES:  # a CI machine's own: no call of the tests 
     os.environ.pop(_variable, None)
 
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts its background jobs so, and what they start could not be interrupted either.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder ``shared`` beside the checkout, with recordings and price cases; without it the test is skipped."""
