@@ -191,7 +191,9 @@ def sizes(folder: Path) -> list[tuple[str, int]]:
     found = [("ledger", sum(path.stat().st_size for path in folder.glob("ledger.db*")))]
     with closing(sqlite3.connect(f"{(folder / 'ledger.db').absolute().as_uri()}?mode=ro", uri=True)) as db:
         try:
-            tables = db.execute("SELECT name, sum(pgsize) FROM dbstat WHERE aggregate = TRUE GROUP BY name ORDER BY 2 DESC").fetchall()
+            # Pages and not `pgsize`: of a table beyond 4 GB SQLite 3.40 cuts that to 32 bits.
+            (page,) = db.execute("PRAGMA page_size").fetchone()
+            tables = db.execute("SELECT name, pageno * ? FROM dbstat WHERE aggregate = TRUE ORDER BY 2 DESC", (page,)).fetchall()
         except sqlite3.OperationalError:  # not compiled in
             tables = []
     found += [(f"  {name}", size) for name, size in tables[:8]]
