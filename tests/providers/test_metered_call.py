@@ -320,6 +320,7 @@ async def test_an_owner_that_is_known_later_is_settled(calls: Calls) -> None:
     """A synchronous block cannot wait for an asynchronous getter; the end of the request does."""
 
     async def user(_: Any) -> str:
+        await asyncio.sleep(0)
         return "u_1"
 
     scope = Scope(lambda: "the request", Getters(user), lambda: None)
