@@ -16,13 +16,13 @@ from pathlib import Path
 from voight_middleware.ingest import drain
 from voight_middleware.journal import segments
 from voight_middleware.ledger import Expired, Holdings, Ledger
+from voight_middleware.ledger.erasure import SHORTEST_SEARCHED
 from voight_middleware.settings import Settings
 
 WAIT_SECONDS = 10.0
 """How long an erasure waits until a living application has brought what it wrote into the ledger."""
 BATCH = 5_000
 """Calls that a retention deletes in one transaction."""
-_SHORTEST_SEARCHED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +118,8 @@ def _overwrite(path: Path, names: Collection[str], end: int | None) -> None:
     try:
         data = os.pread(fd, os.fstat(fd).st_size if end is None else end, 0)
         for name in names:
-            text = name.encode() if len(name) >= _SHORTEST_SEARCHED else f'"{name}"'.encode()
-            blank = b"x" * len(text) if len(name) >= _SHORTEST_SEARCHED else b'"' + b"x" * (len(text) - 2) + b'"'
+            text = name.encode() if len(name) >= SHORTEST_SEARCHED else f'"{name}"'.encode()
+            blank = b"x" * len(text) if len(name) >= SHORTEST_SEARCHED else b'"' + b"x" * (len(text) - 2) + b'"'
             at = data.find(text)
             while at >= 0:
                 os.pwrite(fd, blank, at)

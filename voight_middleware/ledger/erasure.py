@@ -11,6 +11,7 @@ import msgspec
 
 from voight_middleware.call import Submission
 from voight_middleware.ledger.base import Holdings
+from voight_middleware.ledger.rollups import LIMB
 from voight_middleware.tags import Tags
 
 SHORTEST_SEARCHED = 5
@@ -34,7 +35,7 @@ UPDATE calls SET
     tags_extra = erased(tags_extra)
 WHERE {_ELSEWHERE}"""
 _COUNT = f"""
-SELECT COUNT(*), SUM(cost_femto / 1000000000), SUM(cost_femto % 1000000000), MIN(occurred_at), MAX(occurred_at)
+SELECT COUNT(*), SUM(cost_femto / {LIMB}), SUM(cost_femto % {LIMB}), MIN(occurred_at), MAX(occurred_at)
 FROM calls WHERE user_id IN {_NAMED}"""
 _SUBMISSIONS = "SELECT job, submission FROM jobs WHERE EXISTS (SELECT 1 FROM json_each(:names) WHERE instr(submission, value))"
 
@@ -49,7 +50,7 @@ def holdings(db: sqlite3.Connection, names: Collection[str]) -> Holdings:
     others = f"SELECT COUNT(*) FROM calls WHERE ({_ELSEWHERE}) AND (user_id IS NULL OR user_id NOT IN {_NAMED})"
     (elsewhere,) = db.execute(others, bound).fetchone()
     submissions = sum(1 for _ in _mentioning(db, names))
-    cost = None if high is None else high * 1_000_000_000 + low
+    cost = None if high is None else high * LIMB + low
     return Holdings(calls, cost, first, last, elsewhere, submissions)
 
 
