@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from voight_middleware.call import Call
 from voight_middleware.ingest import BATCH, complete
 from voight_middleware.ledger import Ledger, Where, Window
-from voight_middleware.ledger.schema import within_range
+from voight_middleware.ledger.rows import within_range
 from voight_middleware.pricing import PriceBook
 
 

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 
 from voight_middleware.call import ATTRIBUTIONS, OUTCOMES, Call, Settlement, Submission, job_call_id, new_call_id
 from voight_middleware.ledger import DIMENSIONS, ForeignLedger, LedgerError, Progress, UnknownDimension, Window, open_ledger
-from voight_middleware.ledger.schema import MAX_COUNT, VERSION
+from voight_middleware.ledger.base import MAX_COUNT
 from voight_middleware.ledger.sqlite import SQLiteLedger
+from voight_middleware.ledger.sqlite.schema import VERSION
 from voight_middleware.tags import Tags
 from voight_middleware.usage import Component, Usage
 
@@ -515,7 +516,7 @@ def test_a_closed_ledger(tmp_path: Path) -> None:
 def test_a_locked_ledger(tmp_path: Path, ledger: SQLiteLedger, monkeypatch: pytest.MonkeyPatch) -> None:
     """A ledger that another process holds for too long is a LedgerError; reading goes on meanwhile."""
     ledger.insert([make_call()])
-    monkeypatch.setattr("voight_middleware.ledger.sqlite.BUSY_SECONDS", 0.05)
+    monkeypatch.setattr("voight_middleware.ledger.sqlite.store.BUSY_SECONDS", 0.05)
     with (
         closing(SQLiteLedger(tmp_path / "ledger.db")) as other,
         closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as db,
@@ -533,10 +534,10 @@ def test_text_that_is_no_unicode(ledger: SQLiteLedger) -> None:
     assert ledger.insert([make_call()]) == 1
 
 
-@pytest.mark.parametrize("url", ["postgresql://db/voight", "clickhouse://db"])
-def test_engines_of_later_versions(url: str) -> None:
-    """A server engine is refused with a sentence on what there is."""
-    with pytest.raises(LedgerError, match=r"SQLite only, not in (postgresql|clickhouse)"):
+@pytest.mark.parametrize("url", ["mysql://db/voight", "oracle://db"])
+def test_unknown_engines(url: str) -> None:
+    """Another engine is refused with a sentence on what there is."""
+    with pytest.raises(LedgerError, match="postgresql://"):
         open_ledger(url)
 
 

@@ -39,23 +39,35 @@ __all__ = (
 
 def open_ledger(url: str, *, create: bool = True) -> Ledger:
     """
-    The ledger at *url*: ``sqlite:///path``, or a path alone.
+    The ledger at *url*: ``sqlite:///path`` or a path alone, ``postgresql://…``, ``clickhouse://…``.
 
     Args:
         url: Where the ledger is.
         create: False for reports: a ledger that is not there is an error, not an empty ledger.
 
     Raises:
-        ForeignLedger: There is a file, and it is no ledger.
-        LedgerError: The ledger cannot be opened, or *url* names an engine that this version does not have.
+        ForeignLedger: There is something, and it is no ledger.
+        LedgerError: The ledger cannot be opened, *url* names no engine that there is, or its driver is not installed.
     """
-    from voight_middleware.ledger.sqlite import SQLiteLedger
-
     try:
         place = ledger_url(url)
     except SettingsError as error:
         raise LedgerError(str(error)) from error
-    if not place.startswith("sqlite:///"):
-        engine = place.partition("://")[0]
-        raise LedgerError(f"this version keeps calls in SQLite only, not in {engine}: give a path, or sqlite:///path")
-    return SQLiteLedger(Path(sqlite_path(place)), create=create)
+    engine = place.partition("://")[0]
+    try:
+        if engine == "sqlite":
+            from voight_middleware.ledger.sqlite import SQLiteLedger
+
+            return SQLiteLedger(Path(sqlite_path(place)), create=create)
+        if engine in ("postgresql", "postgres"):
+            from voight_middleware.ledger.postgres import PostgresLedger
+
+            return PostgresLedger(place, create=create)
+        if engine == "clickhouse":
+            from voight_middleware.ledger.clickhouse import ClickHouseLedger
+
+            return ClickHouseLedger(place, create=create)
+    except ImportError as error:
+        extra = "clickhouse" if engine == "clickhouse" else "postgres"
+        raise LedgerError(f"the driver of this ledger is missing ({error}): pip install 'voight-middleware[{extra}]'") from error
+    raise LedgerError(f"there is no engine {engine!r}: give a path, sqlite:///path, postgresql://… or clickhouse://…")

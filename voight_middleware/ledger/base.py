@@ -24,6 +24,11 @@ class UnknownDimension(ValueError):
     """A report was asked for a dimension or a filter key that no call can have."""
 
 
+MAX_COUNT = 10**12
+"""The largest count that one call can have, so that a sum over nine million such calls still fits 64 bits."""
+SHORTEST_ID = 8
+"""How many characters of a call's id are enough, where no other begins with them."""
+
 DIMENSIONS = (
     "user_id",
     "plan",
@@ -137,6 +142,14 @@ class Ledger(Protocol):
     """
 
     url: str
+
+    def about(self) -> list[tuple[str, str]]:
+        """What ``voight doctor`` says of the ledger, as names and values: engine and version, schema, role, what it may do."""
+        ...
+
+    def extent(self) -> tuple[int, int] | None:
+        """When the oldest and the newest call happened, in microseconds since 1970 UTC; None for an empty ledger."""
+        ...
 
     def insert(self, records: Sequence[Record], progress: Progress | None = None) -> int:
         """

@@ -1,109 +1,47 @@
-"""Erasure in an SQLite ledger: a person's ids in every column that can hold them, and in the bytes of the file."""
+"""Erasure: a person's ids taken out of tags, in whatever engine they are."""
 
 from __future__ import annotations
 
-import mmap
-import sqlite3
-from collections.abc import Collection, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Collection, Mapping
 
 import msgspec
 
-from voight_middleware.call import Submission
-from voight_middleware.ledger.base import Holdings
-from voight_middleware.ledger.rollups import LIMB
 from voight_middleware.tags import Tags
 
 SHORTEST_SEARCHED = 5
 """Shorter ids are not looked for inside other text, nor in the bytes of files: they would be found everywhere."""
-
-_COLUMNS = ("plan", "tenant_id", "route", "release")
-_NAMED = "(SELECT value FROM json_each(:names))"
-_ELSEWHERE = (
-    " OR ".join(f"{name} IN {_NAMED}" for name in (*_COLUMNS, "session_id"))
-    + f" OR (tags_extra IS NOT NULL AND EXISTS (SELECT 1 FROM json_each(tags_extra) WHERE value IN {_NAMED}))"
-)
-_ERASE = f"""
-UPDATE calls SET
-    user_id = IIF(user_id IN {_NAMED}, :token, user_id), session_id = NULL, response_id = NULL,
-    {", ".join(f"{name} = IIF({name} IN {_NAMED}, :token, {name})" for name in _COLUMNS)},
-    tags_extra = erased(tags_extra)
-WHERE user_id IN {_NAMED}"""
-_ERASE_ELSEWHERE = f"""
-UPDATE calls SET
-    {", ".join(f"{name} = IIF({name} IN {_NAMED}, :token, {name})" for name in (*_COLUMNS, "session_id"))},
-    tags_extra = erased(tags_extra)
-WHERE {_ELSEWHERE}"""
-_COUNT = f"""
-SELECT COUNT(*), SUM(cost_femto / {LIMB}), SUM(cost_femto % {LIMB}), MIN(occurred_at), MAX(occurred_at)
-FROM calls WHERE user_id IN {_NAMED}"""
-_SUBMISSIONS = "SELECT job, submission FROM jobs WHERE EXISTS (SELECT 1 FROM json_each(:names) WHERE instr(submission, value))"
+PLACES = ("plan", "tenant_id", "route", "release")
+"""Columns that can hold a person's id beside the user's own, the session's and the extra keys."""
 
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(Submission).decode
+_decode = msgspec.json.Decoder(dict[str, str]).decode
 
 
-def holdings(db: sqlite3.Connection, names: Collection[str]) -> Holdings:
-    """What is kept under any of *names*."""
-    bound = {"names": _encode(list(names)).decode()}
-    calls, high, low, first, last = db.execute(_COUNT, bound).fetchone()
-    others = f"SELECT COUNT(*) FROM calls WHERE ({_ELSEWHERE}) AND (user_id IS NULL OR user_id NOT IN {_NAMED})"
-    (elsewhere,) = db.execute(others, bound).fetchone()
-    submissions = sum(1 for _ in _mentioning(db, names))
-    cost = None if high is None else high * LIMB + low
-    return Holdings(calls, cost, first, last, elsewhere, submissions)
+def erased_tags(tags: Tags, names: Collection[str], token: str) -> Tags:
+    """*tags* with *token* in the place of every one of *names*; the session of a call of the person's own is taken off."""
+    own = tags.user_id in names
+    return Tags(
+        **{name: token if (value := getattr(tags, name)) in names else value for name in ("user_id", *PLACES)},
+        session_id=None if own or tags.session_id in names else tags.session_id,
+        extra=erased_extra(tags.extra, names, token),
+    )
 
 
-def erase(db: sqlite3.Connection, names: Collection[str], token: str) -> Holdings:
-    """Put *token* in the place of every one of *names*; answers what was there. Inside a transaction."""
-    found = holdings(db, names)
-    bound = {"names": _encode(list(names)).decode(), "token": token}
-    db.create_function("erased", 1, lambda extra: None if extra is None else _erased(extra, names, token), deterministic=True)
-    db.execute(_ERASE, bound)
-    db.execute(_ERASE_ELSEWHERE, bound)
-    for job, submission in list(_mentioning(db, names)):
-        tags = submission.tags
-        own = tags.user_id in names
-        changed = Tags(
-            **{name: token if (value := getattr(tags, name)) in names else value for name in ("user_id", *_COLUMNS)},
-            session_id=None if own or tags.session_id in names else tags.session_id,
-            extra=_replaced(tags.extra, names, token),
-        )
-        db.execute(
-            "UPDATE jobs SET submission = ? WHERE job = ?", (_encode(msgspec.structs.replace(submission, tags=changed)).decode(), job)
-        )
-    return found
+def erased_text(extra: str, names: Collection[str], token: str) -> str:
+    """The same for the JSON text of extra keys."""
+    return _encode(erased_extra(_decode(extra), names, token)).decode()
 
 
-def _mentioning(db: sqlite3.Connection, names: Collection[str]) -> Iterable[tuple[str, Submission]]:
-    for job, text in db.execute(_SUBMISSIONS, {"names": _encode(list(names)).decode()}):
-        submission = _decode(text)
-        tags = submission.tags
-        values = [*(getattr(tags, name) for name in ("user_id", "session_id", *_COLUMNS)), *tags.extra.values()]
-        if any(value in names for value in values):
-            yield job, submission
-
-
-def _erased(extra: str, names: Collection[str], token: str) -> str:
-    return _encode(_replaced(msgspec.json.decode(extra, type=dict[str, str]), names, token)).decode()
-
-
-def _replaced(extra: Mapping[str, str], names: Collection[str], token: str) -> dict[str, str]:
+def erased_extra(extra: Mapping[str, str], names: Collection[str], token: str) -> dict[str, str]:
+    """The same for extra keys: a longer text that contains one of *names* goes as a whole."""
     return {key: token if _mentions(value, names) else value for key, value in extra.items()}
+
+
+def names_anyone(tags: Tags, names: Collection[str]) -> bool:
+    """Whether a value of *tags* is one of *names*."""
+    values = [*(getattr(tags, name) for name in ("user_id", "session_id", *PLACES)), *tags.extra.values()]
+    return any(value in names for value in values)
 
 
 def _mentions(value: str, names: Collection[str]) -> bool:
     return any(value == name or (len(name) >= SHORTEST_SEARCHED and name in value) for name in names)
-
-
-def remains(paths: Iterable[Path], names: Collection[str]) -> list[Path]:
-    """Which files still have the bytes of one of *names* in them; ids that are too short to be looked for are passed over."""
-    wanted = [name.encode() for name in names if len(name) >= SHORTEST_SEARCHED]
-    found = []
-    for path in paths:
-        if not path.exists() or not path.stat().st_size:
-            continue
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            if any(data.find(name) >= 0 for name in wanted):
-                found.append(path)
-    return found

@@ -1,23 +1,70 @@
-"""A question to an SQLite ledger as SQL: dimensions, filters, windows and time zones, and where the sums come from."""
+"""A question to a ledger as SQL: dimensions, filters, windows and time zones, and where the sums come from. One for all engines."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta, tzinfo
 from itertools import pairwise
+from typing import Any, Protocol
 
 from voight_middleware.ledger.base import DIMENSIONS, Spend, UnknownDimension, Where, Window
-from voight_middleware.ledger.rollups import LIMB, MEASURES, PLANS, ROLLUPS, SUMS, Bucket, Rollup, cover, is_one_user
-from voight_middleware.ledger.schema import CALLS, CALLS_AS_PRICED, Row
+from voight_middleware.ledger.rollups import PLANS, Bucket, Rollup, cover, is_one_user
 
-Sql = tuple[str, list[str | int]]
-"""A piece of SQL, and the values bound in it."""
+Sql = tuple[str, list[Any]]
+"""A piece of SQL with a ``?`` for each value, and the values bound in it."""
 
-_FORMS = {"hour": "%Y-%m-%dT%H:00", "day": "%Y-%m-%d", "month": "%Y-%m"}
-_SUMMED = ", ".join(f"SUM({name})" for name in MEASURES)
-_MOST_EXPENSIVE = f"SUM(unpriced) = SUM(calls), SUM(high) + SUM(low) / {LIMB} DESC, SUM(low) % {LIMB} DESC, SUM(calls) DESC"
+TIMES = ("hour", "day", "month")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Dialect(Protocol):
+    """How one engine says what a question needs. Nothing of a question ever becomes SQL: it is bound."""
+
+    sums: Mapping[str, str]
+    """
+    What is added up, as SQL over many calls, by the names that rollups have for it: the calls, the costs in the columns that
+    ``cost`` reads, and what ``read_spend`` reads behind them.
+    """
+    costs: int
+    """How many columns the cost takes."""
+    rollups: Collection[Rollup]
+    """The rollups that the engine keeps."""
+    calls: str
+    """What to read calls from."""
+    calls_as_priced: str
+    """The same with the price that each call was given first."""
+
+    def cost(self, columns: Sequence[Any]) -> int:
+        """Femto-dollars, of the sums of the columns of cost."""
+        ...
+
+    def by_cost(self, sums: Sequence[str]) -> str:
+        """An ORDER BY of the sums of the columns of cost, the largest first."""
+        ...
+
+    def column(self, name: str, *, few: bool) -> str:
+        """A column of the calls; *few* says that it is about few of them, which an index finds."""
+        ...
+
+    def moment(self, form: str, seconds: str) -> str:
+        """An ``hour`` (``2026-11-01T12:00``), a ``day`` or a ``month``, of SQL for whole seconds since 1970."""
+        ...
+
+    def extra(self, key: str) -> Sql:
+        """The value of an extra key, NULL where a call has none."""
+        ...
+
+    def addressable(self, key: str) -> bool:
+        """Whether ``extra`` can name *key*."""
+        ...
+
+    def like(self, sql: str, pattern: str) -> Sql:
+        """Whether *sql* has the form of *pattern*, in which ``*`` stands for any text."""
+        ...
+
+    def among(self, sql: str, values: Sequence[Bucket]) -> Sql:
+        """Whether *sql* is one of *values*."""
+        ...
 
 
 class Question:
@@ -25,80 +72,90 @@ class Question:
     What is asked of a ledger.
 
     Args:
+        dialect: How the ledger's engine says it.
         extra_keys: The extra keys of its calls, which are dimensions too.
         zone: The time zone in which hours, days and months are cut; None means UTC.
         extent: When the first and the last call happened, in microseconds.
     """
 
-    def __init__(self, extra_keys: Collection[str] = (), zone: tzinfo | None = None, extent: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self, dialect: Dialect, extra_keys: Collection[str] = (), zone: tzinfo | None = None, extent: tuple[int, int] | None = None
+    ) -> None:
+        self._dialect = dialect
         self._extra_keys = extra_keys
         self._zone = None if zone is UTC else zone
         self._extent = extent or (0, 0)
 
     def spend(self, by: Sequence[str], where: Where, window: Window, limit: int | None, *, as_priced: bool = False) -> Sql:
         """Sums by dimensions, the most expensive group first; ``read_spend`` reads a row."""
-        timed = self._zone is not None and bool({"hour", "day", "month"} & {*by, *where})
+        dialect = self._dialect
+        timed = self._zone is not None and bool({*TIMES} & {*by, *where})
         usable = () if as_priced else self._usable(timed)
         rolled, windows = cover(by, where, window, usable)
         parts = [self._from_rollup(rollup, by, where, first, end) for rollup, first, end in rolled]
-        parts += [self._from_calls(by, where, edge, CALLS_AS_PRICED if as_priced else CALLS) for edge in windows]
-        names = "".join(f"d{position}, " for position in range(len(by)))
-        grouped = f"GROUP BY {names[:-2]} ORDER BY {_MOST_EXPENSIVE}, {names[:-2]} LIMIT ?" if by else "LIMIT ?"
+        parts += [self._from_calls(by, where, edge, dialect.calls_as_priced if as_priced else dialect.calls) for edge in windows]
+        groups = [f"d{position}" for position in range(len(by))]
+        sums = [f"SUM(m{position})" for position in range(len(dialect.sums))]
+        calls, costs, unpriced = sums[0], sums[1 : 1 + dialect.costs], sums[1 + dialect.costs]
+        sql = f"SELECT {', '.join((*groups, *sums))} FROM ({' UNION ALL '.join(sql for sql, _ in parts)}) AS parts"
         values = [value for _, bound in parts for value in bound]
-        return (
-            f"SELECT {names}{_SUMMED} FROM ({' UNION ALL '.join(sql for sql, _ in parts)}) {grouped}",
-            [*values, -1 if limit is None else limit],
-        )
+        if by:
+            order = f"CASE WHEN {unpriced} = {calls} THEN 1 ELSE 0 END, {dialect.by_cost(costs)}, {calls} DESC"
+            sql += f" GROUP BY {', '.join(groups)} ORDER BY {order}, {', '.join(f'{name} NULLS FIRST' for name in groups)}"
+        if limit is not None:
+            sql += " LIMIT ?"
+            values.append(limit)
+        return sql, values
 
     def condition(self, where: Where, window: Window) -> Sql:
         """Which calls are meant."""
-        terms, values = ["1"], list[str | int]()
+        terms, values = ["1 = 1"], list[Any]()
         for sql, bound in (("occurred_at >= ?", window.since), ("occurred_at < ?", window.until)):
             if bound is not None:
                 terms.append(sql)
                 values.append(bound)
         for name, value in where.items():
-            sql, bindings = self._expression(name)
-            if name == "user_id" and is_one_user(value):
-                sql = name  # without the plus: the index finds the calls of one user
-            _add_term(terms, values, sql, value, bindings)
+            self._add_term(terms, values, self._expression(name, few=name == "user_id" and is_one_user(value)), value)
         return " AND ".join(terms), values
 
     def _from_calls(self, by: Sequence[str], where: Where, window: Window, source: str) -> Sql:
         groups = [self._expression(name) for name in by]
-        columns = "".join(f"{sql} AS d{position}, " for position, (sql, _) in enumerate(groups))
-        sums = ", ".join(f"{sql} AS {name}" for name, sql in SUMS.items())
+        columns = [f"{sql} AS d{position}" for position, (sql, _) in enumerate(groups)]
+        columns += [f"{sql} AS m{position}" for position, sql in enumerate(self._dialect.sums.values())]
         condition, values = self.condition(where, window)
         grouped = f" GROUP BY {', '.join(str(position + 1) for position in range(len(by)))}" if by else ""
         bound = [value for _, bindings in groups for value in bindings]
-        return f"SELECT {columns}{sums} FROM {source} WHERE {condition}{grouped}", [*bound, *values]
+        return f"SELECT {', '.join(columns)} FROM {source} WHERE {condition}{grouped}", [*bound, *values]
 
     def _usable(self, timed: bool) -> Collection[Rollup]:
         """The rollups whose buckets are not cut by the days of the zone."""
+        rollups = self._dialect.rollups
         if not timed or self._zone is None:
-            return ROLLUPS
+            return rollups
         whole_hours = all(offset.total_seconds() % 3600 == 0 for _, offset in _offsets(self._zone, *self._extent))
-        return (PLANS,) if whole_hours else ()
+        return [rollup for rollup in rollups if rollup is PLANS] if whole_hours else ()
 
     def _from_rollup(self, rollup: Rollup, by: Sequence[str], where: Where, first: Bucket | None, end: Bucket | None) -> Sql:
-        terms, values = ["1"], list[str | int]()
+        terms, values = ["1 = 1"], list[Any]()
         for sql, bound in ((f"{rollup.bucket} >= ?", first), (f"{rollup.bucket} < ?", end)):
             if bound is not None:
                 terms.append(sql)
                 values.append(bound)
         if "user_id" in rollup.names and "user_id" in where and is_one_user(where["user_id"]):
             # A look into each day finds one user's rows faster than a walk through everybody's.
-            terms.append(f"{rollup.bucket} IN (SELECT value FROM json_each(?))")
-            values.append(json.dumps(rollup.buckets(*self._extent)))
+            sql, bindings = self._dialect.among(rollup.bucket, rollup.buckets(*self._extent))
+            terms.append(sql)
+            values += bindings
         for name, value in where.items():
             if name == "user_id" and rollup.owned:
                 terms.append("owned = 0")
             elif name == "user_id" and is_one_user(value):
-                _add_term(terms, values, name, value)
+                self._add_term(terms, values, (name, []), value)
             else:
-                _add_term(terms, values, self._of_rollup(rollup, name), value)
-        columns = "".join(f"{self._of_rollup(rollup, name)} AS d{position}, " for position, name in enumerate(by))
-        return f"SELECT {columns}{', '.join(MEASURES)} FROM {rollup.table} WHERE {' AND '.join(terms)}", values
+                self._add_term(terms, values, (self._of_rollup(rollup, name), []), value)
+        columns = [f"{self._of_rollup(rollup, name)} AS d{position}" for position, name in enumerate(by)]
+        columns += [f"{name} AS m{position}" for position, name in enumerate(self._dialect.sums)]
+        return f"SELECT {', '.join(columns)} FROM {rollup.table} WHERE {' AND '.join(terms)}", values
 
     def _of_rollup(self, rollup: Rollup, name: str) -> str:
         """The SQL of a dimension of a rollup's row."""
@@ -108,66 +165,66 @@ class Question:
             return self._time(name, "(hour * 3600000000)")
         return name if name == rollup.bucket else "substr(day, 1, 7)"
 
-    def _expression(self, name: str) -> Sql:
-        """The SQL of a dimension of a call; nothing of *name* ever becomes SQL."""
-        if name in _FORMS:
+    def _expression(self, name: str, *, few: bool = False) -> Sql:
+        """The SQL of a dimension of a call."""
+        if name in TIMES:
             return self._time(name), []
         if name in DIMENSIONS:
-            # The unary plus keeps the planner on the scan of the time range: to group along the index on users takes ten times as long.
-            return f"+{name}", []
-        known = sorted(key for key in self._extra_keys if _addressable(key))
+            return self._dialect.column(name, few=few), []
+        known = sorted(key for key in self._extra_keys if self._dialect.addressable(key))
         if name not in known:
             extra = f"; extra keys in this ledger: {', '.join(known[:50])}" if known else "; no call in this ledger has an extra key"
             raise UnknownDimension(f"there is no dimension {name!r}; choose from {', '.join(DIMENSIONS)}{extra}")
-        return "json_extract(tags_extra, ?)", [f'$."{name}"']
+        return self._dialect.extra(name)
 
     def _time(self, name: str, at: str = "occurred_at") -> str:
         """The SQL of an hour, a day or a month, of a moment in microseconds."""
         if self._zone is None:
-            ending = "Z" if name == "hour" else ""
-            return f"strftime('{_FORMS[name]}{ending}', {at} / 1000000, 'unixepoch')"
+            utc = self._dialect.moment(name, f"{at} / 1000000")
+            return f"{utc} || 'Z'" if name == "hour" else utc
         offsets = _offsets(self._zone, *self._extent)
         seconds = _case(at, [(begin, str(int(offset.total_seconds()))) for begin, offset in offsets])
-        local = f"strftime('{_FORMS[name]}', {at} / 1000000 + {seconds}, 'unixepoch')"
+        local = self._dialect.moment(name, f"{at} / 1000000 + {seconds}")
         if name != "hour":  # in the hour that a clock is set back for there are two of each: they differ in their offset
             return local
         return f"{local} || {_case(at, [(begin, _text(offset)) for begin, offset in offsets])}"
 
+    def _add_term(self, terms: list[str], values: list[Any], expression: Sql, wanted: str | tuple[str, ...] | None) -> None:
+        sql, bound = expression
+        either: list[str] = []
+        for value in wanted if isinstance(wanted, tuple) else (wanted,):
+            values += bound
+            if value is None:
+                either.append(f"{sql} IS NULL")
+            elif "*" in value:
+                like, bindings = self._dialect.like(sql, value)
+                either.append(like)
+                values += bindings
+            else:
+                either.append(f"{sql} = ?")
+                values.append(value)
+        terms.append(f"({' OR '.join(either) or '1 = 0'})")
 
-def read_spend(by: Sequence[str], row: Row) -> Spend:
+
+def read_spend(by: Sequence[str], row: Sequence[Any], dialect: Dialect) -> Spend:
     """One row of what ``Question.spend`` asks."""
-    calls, high, low, unpriced, partial, estimated, errors, *tokens = row[len(by) :]
+    behind = len(by) + 1 + dialect.costs
+    calls = row[len(by)] or 0
+    unpriced, partial, estimated, errors, *tokens = row[behind:]
     known_input, input_, known_read, read, known_written, written, known_output, output = tokens
     return Spend(
         dimensions=dict(zip(by, row, strict=False)),
-        calls=calls or 0,
-        input_tokens=input_ if known_input else None,
-        cache_read_tokens=read if known_read else None,
-        cache_write_tokens=written if known_written else None,
-        output_tokens=output if known_output else None,
-        cost_femto=None if (calls or 0) == (unpriced or 0) else high * LIMB + low,
-        unpriced_calls=unpriced or 0,
-        partial_calls=partial or 0,
-        estimated_calls=estimated or 0,
-        errors=errors or 0,
+        calls=int(calls),
+        input_tokens=int(input_) if known_input else None,
+        cache_read_tokens=int(read) if known_read else None,
+        cache_write_tokens=int(written) if known_written else None,
+        output_tokens=int(output) if known_output else None,
+        cost_femto=None if calls == (unpriced or 0) else dialect.cost(row[len(by) + 1 : behind]),
+        unpriced_calls=int(unpriced or 0),
+        partial_calls=int(partial or 0),
+        estimated_calls=int(estimated or 0),
+        errors=int(errors or 0),
     )
-
-
-def _add_term(
-    terms: list[str], values: list[str | int], sql: str, wanted: str | tuple[str, ...] | None, bound: Sequence[str | int] = ()
-) -> None:
-    either: list[str] = []
-    for value in wanted if isinstance(wanted, tuple) else (wanted,):
-        values += bound
-        if value is None:
-            either.append(f"{sql} IS NULL")
-        elif "*" in value:
-            either.append(f"{sql} GLOB ?")
-            values.append(value.replace("[", "[[]").replace("?", "[?]"))
-        else:
-            either.append(f"{sql} = ?")
-            values.append(value)
-    terms.append(f"({' OR '.join(either) or '0'})")
 
 
 def _offsets(zone: tzinfo, first: int, last: int) -> list[tuple[int, timedelta]]:
@@ -199,8 +256,3 @@ def _case(at: str, values: Sequence[tuple[int, str]]) -> str:
 def _text(offset: timedelta) -> str:
     minutes = int(offset.total_seconds()) // 60
     return f"'{'-' if minutes < 0 else '+'}{abs(minutes) // 60:02}:{abs(minutes) % 60:02}'"
-
-
-def _addressable(key: str) -> bool:
-    """Whether SQLite's JSON paths can name *key*: they have no escape for a quote, and compare others as they are encoded."""
-    return key.isprintable() and '"' not in key and "\\" not in key

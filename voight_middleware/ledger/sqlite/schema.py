@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
-
-import msgspec
+from collections.abc import Sequence
 
 from voight_middleware.call import Call
-from voight_middleware.ledger import rollups
-from voight_middleware.ledger.base import FormerPrice
-from voight_middleware.tags import Tags
-from voight_middleware.usage import Component, Usage
+from voight_middleware.ledger.base import MAX_COUNT, FormerPrice
+from voight_middleware.ledger.rollups import ROLLUPS
+from voight_middleware.ledger.rows import (
+    COUNTED,
+    COUNTS,
+    FIGURES,
+    NO_USAGE,
+    SELECTED,
+    TOLD,
+    USAGE_COUNTS,
+    Row,
+    components_text,
+    decode_reasons,
+    encode,
+    extra_text,
+    only,
+    reasons_text,
+)
+from voight_middleware.ledger.sqlite import triggers
 
 APPLICATION_ID = 0x564F4947
 """``VOIG``: what ``PRAGMA application_id`` says of a ledger."""
 VERSION = 3
 """What ``PRAGMA user_version`` says of a ledger that this module writes."""
-MAX_COUNT = 10**12
-"""The largest count that one call can have, so that a sum over nine million such calls still fits SQLite's integers."""
-
-Row: TypeAlias = tuple[Any, ...]
-
-_USAGE_COUNTS = tuple(name for name in Usage.__struct_fields__ if name != "tools")
-_COUNTS = (*_USAGE_COUNTS, "estimated_input", "estimated_output")
 
 _JOBS = (
     "CREATE INDEX calls_of_jobs ON calls (job) WHERE job IS NOT NULL",
@@ -82,7 +87,7 @@ CREATE TABLE calls (
     job TEXT,
     service_tier TEXT,
     batch INTEGER NOT NULL,
-    {", ".join(f"{name} INTEGER CHECK ({name} BETWEEN 0 AND {MAX_COUNT})" for name in _COUNTS)},
+    {", ".join(f"{name} INTEGER CHECK ({name} BETWEEN 0 AND {MAX_COUNT})" for name in COUNTS)},
     tools TEXT,
     components TEXT,
     tool_calls TEXT,
@@ -101,7 +106,7 @@ CREATE TABLE calls (
     *_JOBS,
     _FORMER_COSTS,
     _CALLS_OF_USERS,
-    *rollups.tables(),
+    *triggers.tables(),
 )
 UPGRADES = {
     1: (
@@ -115,7 +120,7 @@ UPGRADES = {
         *_JOBS,
         _FORMER_COSTS,
     ),
-    2: (_CALLS_OF_USERS, *rollups.tables(), *(rollups.fill(rollup) for rollup in rollups.ROLLUPS)),
+    2: (_CALLS_OF_USERS, *triggers.tables(), *(triggers.fill(rollup) for rollup in ROLLUPS)),
 }
 """What brings a ledger of an older version to the next one."""
 
@@ -129,7 +134,7 @@ _RARE = (
     *("error", "possibly_billed", "job", "images", "seconds", "characters", "cache_read_audio", "cache_read_image"),
     *("image_in", "image_out", "estimated_input", "estimated_output", "tools", "components", "tool_calls", "cost_reasons", "list_femto"),
 )
-_NULLABLE_NUMBERS = frozenset(_COUNTS) | {"http_status", "possibly_billed", "duration", "ttft", "cost_femto", "list_femto", "price_id"}
+_NULLABLE_NUMBERS = frozenset(COUNTS) | {"http_status", "possibly_billed", "duration", "ttft", "cost_femto", "list_femto", "price_id"}
 _REQUIRED = frozenset(re.findall(r"(\w+) (?:INTEGER|TEXT) NOT NULL", TABLES[0]))
 
 
@@ -152,25 +157,23 @@ INSERT_COMMON = {rows: _insert(_COMMON, rows) for rows in (100, 10, 1)}
 Statements by how many calls they insert. sqlite3 gives up the interpreter's lock for each statement, and inside a busy application
 waits milliseconds to have it back: a statement for a hundred calls disturbs it a hundred times less than a hundred statements.
 """
-_BEGUN = ("occurred_at", "call_id", "user_id", "plan", "tenant_id", "route", "release", "session_id", "tags_extra", "attribution", "job")
-_TOLD = [name for name in _COMMON + _RARE if name not in (*_BEGUN, "requested_model", "duration", "streamed", "batch")]
+_ANSWERED = (*TOLD[:-1], "price_id")
 INSERT_ALL = _insert(
     _COMMON + _RARE,
-    conflict=f"UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _TOLD)} "
+    conflict=f"UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in (*TOLD[:-1], 'price_id'))} "
     "WHERE calls.job IS NOT NULL AND calls.raw_usage IS NULL AND (excluded.raw_usage IS NOT NULL OR excluded.outcome <> 'ok')",
 )
 """A call that was kept when its job was begun gets what was told of it later, and keeps its owner and its time."""
 CALLS = "calls"
-_FIGURES = ("cost_femto", "list_femto", "cost_status", "cost_reasons", "price_id")
+_FIGURES = (*FIGURES[:-1], "price_id")
 CALLS_AS_PRICED = (
     f"(SELECT {', '.join(f'calls.{name}' for name in (*_COMMON, *_RARE) if name not in _FIGURES)}, "
     f"{', '.join(f'IIF(original.version IS NULL, calls.{name}, original.{name}) AS {name}' for name in _FIGURES)} "
     "FROM calls LEFT JOIN former_costs AS original ON original.call_id = calls.call_id AND original.version = 1) AS calls"
 )
 """In the place of ``CALLS``: the calls with the price that they were given first."""
-SELECT = f"SELECT {', '.join((*_COMMON[:-1], *_RARE))}, price"
+SELECT = f"SELECT {', '.join(SELECTED)}"
 SELECT_PRICE = "LEFT JOIN prices USING (price_id)"
-_COUNTED = (*_USAGE_COUNTS, "tools", "components")
 KEEP_FORMER = f"""
 INSERT INTO former_costs (call_id, version, {", ".join(_FIGURES)}, replaced_at)
 SELECT call_id, (SELECT COUNT(*) + 1 FROM former_costs WHERE former_costs.call_id = calls.call_id), {", ".join(_FIGURES)}, ?
@@ -180,29 +183,13 @@ SELECT_FORMER = (
     "SELECT version, cost_femto, list_femto, cost_status, cost_reasons, price, replaced_at FROM former_costs "
     f"{SELECT_PRICE} WHERE call_id = ? ORDER BY version"
 )
-REPRICE = f"UPDATE calls SET {', '.join(f'{name} = ?' for name in (*_COUNTED, *_FIGURES))} WHERE call_id = ?"
-
-_json = msgspec.json.Encoder().encode
-_extra = msgspec.json.Decoder(dict[str, str]).decode
-_counts = msgspec.json.Decoder(dict[str, int]).decode
-_components = msgspec.json.Decoder(tuple[Component, ...]).decode
-_reasons = msgspec.json.Decoder(tuple[str, ...]).decode
-_NO_USAGE = Usage()
-_TAGS = tuple(name for name in Tags.__struct_fields__ if name != "extra")
-_SELECTED = (*_COMMON[:-1], *_RARE, "price")
-_CONVERTED = {"tags", "streamed", "batch", "raw_usage", "tool_calls", "usage", "components", "cost_reasons"}
-_AS_IT_IS = tuple(name for name in Call.__struct_fields__ if name not in _CONVERTED)
-
-
-def extra_text(extra: Mapping[str, str]) -> str:
-    """Extra keys as the JSON text of ``tags_extra``; empty for none."""
-    return _json(extra).decode() if extra else ""
+REPRICE = f"UPDATE calls SET {', '.join(f'{name} = ?' for name in (*COUNTED, *_FIGURES))} WHERE call_id = ?"
 
 
 def common_values(call: Call, price_id: int | None) -> Row:
     """What ``INSERT_COMMON`` binds: an empty text or -1 stands for no value."""
     tags = call.tags
-    usage = call.usage or _NO_USAGE
+    usage = call.usage or NO_USAGE
     return (
         call.occurred_at,
         call.call_id,
@@ -246,9 +233,9 @@ def common_values(call: Call, price_id: int | None) -> Row:
 
 def rare_values(call: Call) -> Row | None:
     """What ``INSERT_ALL`` binds behind the common values; None for the many calls that have nothing of it."""
-    usage = call.usage or _NO_USAGE
+    usage = call.usage or NO_USAGE
     components = call.components
-    plain = components[0].usage is call.usage and components[0].model is None if len(components) == 1 else components == _only(call.usage)
+    plain = components[0].usage is call.usage and components[0].model is None if len(components) == 1 else components == only(call.usage)
     if (
         plain
         and not (call.error or call.cost_reasons)
@@ -273,30 +260,30 @@ def rare_values(call: Call) -> Row | None:
         -1 if (number := usage.image_out) is None else number,
         -1 if (number := call.estimated_input) is None else number,
         -1 if (number := call.estimated_output) is None else number,
-        "" if usage.tools is None else _json(usage.tools).decode(),
-        "" if plain or components == _only(call.usage) else _json(components).decode(),
-        "" if call.tool_calls is None else _json(call.tool_calls).decode(),
-        _json(call.cost_reasons).decode() if call.cost_reasons else "",
+        "" if usage.tools is None else encode(usage.tools).decode(),
+        "" if plain else components_text(call) or "",
+        "" if call.tool_calls is None else encode(call.tool_calls).decode(),
+        encode(call.cost_reasons).decode() if call.cost_reasons else "",
         -1 if (number := call.list_femto) is None else number,
     )
 
 
 def read_values(call: Call) -> Row:
     """What ``KEEP_FORMER`` knows a call by: its id, its usage and its figures."""
-    return (call.call_id, call.raw_usage, call.cost_femto, call.list_femto, call.cost_status, _maybe_json(call.cost_reasons))
+    return (call.call_id, call.raw_usage, call.cost_femto, call.list_femto, call.cost_status, reasons_text(call.cost_reasons))
 
 
 def repriced_values(call: Call, price_id: int | None) -> Row:
     """What ``REPRICE`` binds: the counts, which a newer reader may find more of, and the figures."""
-    usage = call.usage or _NO_USAGE
+    usage = call.usage or NO_USAGE
     return (
-        *(getattr(usage, name) for name in _USAGE_COUNTS),
-        None if usage.tools is None else _json(usage.tools).decode(),
-        None if call.components == _only(call.usage) else _json(call.components).decode(),
+        *(getattr(usage, name) for name in USAGE_COUNTS),
+        None if usage.tools is None else encode(usage.tools).decode(),
+        components_text(call),
         call.cost_femto,
         call.list_femto,
         call.cost_status,
-        _maybe_json(call.cost_reasons),
+        reasons_text(call.cost_reasons),
         price_id,
         call.call_id,
     )
@@ -305,59 +292,4 @@ def repriced_values(call: Call, price_id: int | None) -> Row:
 def former_price(row: Row) -> FormerPrice:
     """One row of ``SELECT_FORMER``."""
     version, cost_femto, list_femto, cost_status, reasons, price, replaced_at = row
-    return FormerPrice(version, cost_femto, list_femto, cost_status, () if reasons is None else _reasons(reasons), price, replaced_at)
-
-
-def from_row(row: Row) -> Call:
-    """One row of ``SELECT`` as the call that it was made from; an empty text and a usage without any count come back as None."""
-    value = dict(zip(_SELECTED, row, strict=True))
-    usage: Usage | None = Usage(
-        tools=None if value["tools"] is None else _counts(value["tools"]), **{name: value[name] for name in _USAGE_COUNTS}
-    )
-    if usage == _NO_USAGE:
-        usage = None
-    extra, components, tool_calls, reasons = value["tags_extra"], value["components"], value["tool_calls"], value["cost_reasons"]
-    return Call(
-        **{name: value[name] for name in _AS_IT_IS},
-        tags=Tags(extra={} if extra is None else _extra(extra), **{name: value[name] for name in _TAGS}),
-        streamed=bool(value["streamed"]),
-        batch=bool(value["batch"]),
-        usage=usage,
-        components=_only(usage) if components is None else _components(components),
-        tool_calls=None if tool_calls is None else _counts(tool_calls),
-        raw_usage=value["raw_usage"],
-        cost_reasons=() if reasons is None else _reasons(reasons),
-    )
-
-
-def within_range(call: Call) -> Call:
-    """
-    *call* as it can be kept: one whose counts or cost no column holds loses them, and ``cost_reasons`` says so.
-
-    ``raw_usage`` keeps what the provider reported.
-    """
-    counts = [getattr(call.usage, name) for name in _USAGE_COUNTS] if call.usage is not None else []
-    counts += [call.estimated_input, call.estimated_output]
-    amounts = (call.cost_femto or 0, call.list_femto or 0)
-    if all(count is None or 0 <= count <= MAX_COUNT for count in counts) and all(0 <= amount < 2**63 for amount in amounts):
-        return call
-    return msgspec.structs.replace(
-        call,
-        usage=None,
-        components=(),
-        estimated_input=None,
-        estimated_output=None,
-        cost_femto=None,
-        list_femto=None,
-        cost_status="unpriced",
-        cost_reasons=(*call.cost_reasons, "usage out of range"),
-        price=None,
-    )
-
-
-def _maybe_json(reasons: Sequence[str]) -> str | None:
-    return _json(reasons).decode() if reasons else None
-
-
-def _only(usage: Usage | None) -> tuple[Component, ...]:
-    return () if usage is None else (Component(usage=usage),)
+    return FormerPrice(version, cost_femto, list_femto, cost_status, () if reasons is None else decode_reasons(reasons), price, replaced_at)

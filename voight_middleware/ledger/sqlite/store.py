@@ -14,10 +14,25 @@ from pathlib import Path
 import msgspec
 
 from voight_middleware.call import Call, Record, Settlement, Submission
-from voight_middleware.ledger import erasure, rollups
-from voight_middleware.ledger.base import Expired, ForeignLedger, FormerPrice, Holdings, LedgerError, Progress, Spend, Where, Window
+from voight_middleware.ledger.base import (
+    SHORTEST_ID,
+    Expired,
+    ForeignLedger,
+    FormerPrice,
+    Holdings,
+    LedgerError,
+    Progress,
+    Spend,
+    Where,
+    Window,
+)
+from voight_middleware.ledger.erasure import SHORTEST_SEARCHED
 from voight_middleware.ledger.question import Question, read_spend
-from voight_middleware.ledger.schema import (
+from voight_middleware.ledger.rollups import ROLLUPS, month_of
+from voight_middleware.ledger.rows import Row, extra_text, from_row, within_range
+from voight_middleware.ledger.sqlite import erasure, triggers
+from voight_middleware.ledger.sqlite.dialect import DIALECT
+from voight_middleware.ledger.sqlite.schema import (
     APPLICATION_ID,
     CALLS,
     CALLS_AS_PRICED,
@@ -31,15 +46,11 @@ from voight_middleware.ledger.schema import (
     TABLES,
     UPGRADES,
     VERSION,
-    Row,
     common_values,
-    extra_text,
     former_price,
-    from_row,
     rare_values,
     read_values,
     repriced_values,
-    within_range,
 )
 from voight_middleware.tags import Tags
 
@@ -47,8 +58,6 @@ BUSY_SECONDS = 30
 """How long a statement waits for another process's transaction."""
 _FAR = 253_402_300_799_000_000
 """The last second of the year 9999, in microseconds."""
-SHORTEST_ID = 8
-"""How many characters of a call's id are enough, where no other begins with them."""
 
 _SETTLE = """
 UPDATE calls SET
@@ -107,6 +116,10 @@ class SQLiteLedger:
         except BaseException:
             self._db.close()
             raise
+
+    def about(self) -> list[tuple[str, str]]:
+        """What ``voight doctor`` says of the ledger."""
+        return [("engine", f"SQLite {sqlite3.sqlite_version}"), ("schema", f"version {self.schema_version}")]
 
     def insert(self, records: Sequence[Record], progress: Progress | None = None) -> int:
         """
@@ -176,7 +189,7 @@ class SQLiteLedger:
         by = tuple(dict.fromkeys(by))
         with _explained(self.path):
             rows = self._db.execute(*self._question(zone).spend(by, where or {}, window, limit, as_priced=as_priced)).fetchall()
-        return [read_spend(by, row) for row in rows]
+        return [read_spend(by, row, DIALECT) for row in rows]
 
     def calls(
         self,
@@ -288,7 +301,7 @@ class SQLiteLedger:
         self._check_file()
         with _explained(self.path):
             self._checkpoint()
-            short = any(len(name) < erasure.SHORTEST_SEARCHED for name in names)
+            short = any(len(name) < SHORTEST_SEARCHED for name in names)
             if short or erasure.remains(self._files(), names):
                 self._db.execute("VACUUM")
                 self._checkpoint()
@@ -334,16 +347,16 @@ class SQLiteLedger:
             while (
                 first := self._db.execute("SELECT MIN(occurred_at) FROM calls WHERE occurred_at >= ?", (end,)).fetchone()[0]
             ) is not None:
-                month, begin, end = rollups.month_of(first)
+                month, begin, end = month_of(first)
                 with self._transaction():
-                    for rollup in rollups.ROLLUPS:  # and what stands there for months that have no calls any more
-                        self._db.execute(*rollups.empty(rollup, done, end))
-                        self._db.execute(rollups.fill(rollup, "occurred_at >= ? AND occurred_at < ?"), (begin, end))
+                    for rollup in ROLLUPS:  # and what stands there for months that have no calls any more
+                        self._db.execute(*triggers.empty(rollup, done, end))
+                        self._db.execute(triggers.fill(rollup, "occurred_at >= ? AND occurred_at < ?"), (begin, end))
                 done = end
                 yield month
             with self._transaction():
-                for rollup in rollups.ROLLUPS:
-                    self._db.execute(*rollups.empty(rollup, done, _FAR))
+                for rollup in ROLLUPS:
+                    self._db.execute(*triggers.empty(rollup, done, _FAR))
 
     def close(self) -> None:
         """Release the connection; harmless when repeated."""
@@ -500,7 +513,7 @@ class SQLiteLedger:
 
     def _question(self, zone: tzinfo | None) -> Question:
         keys = [key for (key,) in self._db.execute("SELECT key FROM extra_keys")]
-        return Question(keys, zone, self.extent())
+        return Question(DIALECT, keys, zone, self.extent())
 
 
 def _owner_values(tags: Tags) -> Row:

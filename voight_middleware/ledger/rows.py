@@ -1,0 +1,144 @@
+"""One call as named column values, and back: the same columns and limits in every engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import msgspec
+
+from voight_middleware.call import Call
+from voight_middleware.ledger.base import MAX_COUNT
+from voight_middleware.tags import Tags
+from voight_middleware.usage import Component, Usage
+
+Row: TypeAlias = tuple[Any, ...]
+
+USAGE_COUNTS = tuple(name for name in Usage.__struct_fields__ if name != "tools")
+COUNTS = (*USAGE_COUNTS, "estimated_input", "estimated_output")
+"""Columns of counts: from 0 to ``MAX_COUNT``, or NULL for unknown."""
+READ = ("cache_read", "cache_read_audio", "cache_read_image")
+WRITTEN = ("cache_write", "cache_write_5m", "cache_write_1h")
+INPUT = ("input", "audio_in", "image_in", *READ, *WRITTEN)
+OUTPUT = ("output", "audio_out", "image_out")
+"""Which counts a report adds up to what it calls cache read, cache written, input and output."""
+
+OWNER = ("user_id", "plan", "tenant_id", "route", "release", "session_id", "tags_extra")
+FIGURES = ("cost_femto", "list_femto", "cost_status", "cost_reasons", "price")
+"""What a repricing replaces; an engine may keep the price elsewhere."""
+COUNTED = (*USAGE_COUNTS, "tools", "components")
+"""What a newer reader of usage may find more of."""
+SELECTED = (
+    *("occurred_at", "call_id", *OWNER, "attribution", "provider", "endpoint", "requested_model", "model", "host", "streamed", "outcome"),
+    *("error", "http_status", "attempts", "possibly_billed", "duration", "ttft", "response_id", "job", "service_tier", "batch"),
+    *(*COUNTS, "tools", "components", "tool_calls", "raw_usage", *FIGURES),
+)
+"""The columns of a call, in the order that ``to_row`` makes and ``from_row`` reads; what is missing is NULL."""
+_BEGUN = ("occurred_at", "call_id", *OWNER, "attribution", "job", "requested_model", "duration", "streamed", "batch")
+TOLD = tuple(name for name in SELECTED if name not in _BEGUN)
+"""What is filled in when a job is answered that was kept when it was begun."""
+REQUIRED = frozenset(
+    ("occurred_at", "call_id", "attribution", "provider", "endpoint", "streamed", "outcome", "attempts", "batch", "cost_status")
+)
+"""Never NULL."""
+NUMBERS = frozenset(
+    (
+        *("occurred_at", "streamed", "http_status", "attempts", "possibly_billed", "duration", "ttft", "batch"),
+        *(*COUNTS, "cost_femto", "list_femto"),
+    )
+)
+"""Columns of whole numbers; the others are text."""
+
+NO_USAGE = Usage()
+encode = msgspec.json.Encoder().encode
+decode_reasons = msgspec.json.Decoder(tuple[str, ...]).decode
+_extra = msgspec.json.Decoder(dict[str, str]).decode
+_counts = msgspec.json.Decoder(dict[str, int]).decode
+_components = msgspec.json.Decoder(tuple[Component, ...]).decode
+_TAGS = tuple(name for name in Tags.__struct_fields__ if name != "extra")
+_CONVERTED = {"tags", "streamed", "batch", "tool_calls", "usage", "components", "cost_reasons"}
+_AS_IT_IS = tuple(name for name in Call.__struct_fields__ if name not in _CONVERTED and name in SELECTED)
+
+
+def to_row(call: Call) -> Row:
+    """The values of ``SELECTED``: whole numbers and text; an empty text is none."""
+    usage = call.usage or NO_USAGE
+    value: dict[str, Any] = {name: getattr(call, name) for name in _AS_IT_IS}
+    value |= {name: getattr(usage, name) for name in USAGE_COUNTS}
+    value |= {name: getattr(call.tags, name) for name in _TAGS}
+    value |= {
+        "tags_extra": extra_text(call.tags.extra),
+        "streamed": int(call.streamed),
+        "batch": int(call.batch),
+        "tools": None if usage.tools is None else encode(usage.tools).decode(),
+        "components": components_text(call),
+        "tool_calls": None if call.tool_calls is None else encode(call.tool_calls).decode(),
+        "cost_reasons": reasons_text(call.cost_reasons),
+    }
+    return tuple(None if (one := value[name]) == "" and name not in REQUIRED else one for name in SELECTED)
+
+
+def from_row(row: Row) -> Call:
+    """The values of ``SELECTED`` as the call that it was made from; an empty text and a usage without any count come back as None."""
+    value = dict(zip(SELECTED, row, strict=True))
+    usage: Usage | None = Usage(
+        tools=None if value["tools"] is None else _counts(value["tools"]), **{name: value[name] for name in USAGE_COUNTS}
+    )
+    if usage == NO_USAGE:
+        usage = None
+    extra, components, tool_calls, reasons = value["tags_extra"], value["components"], value["tool_calls"], value["cost_reasons"]
+    return Call(
+        **{name: value[name] for name in _AS_IT_IS},
+        tags=Tags(extra={} if extra is None else _extra(extra), **{name: value[name] for name in _TAGS}),
+        streamed=bool(value["streamed"]),
+        batch=bool(value["batch"]),
+        usage=usage,
+        components=only(usage) if components is None else _components(components),
+        tool_calls=None if tool_calls is None else _counts(tool_calls),
+        cost_reasons=() if reasons is None else decode_reasons(reasons),
+    )
+
+
+def extra_text(extra: Mapping[str, str]) -> str:
+    """Extra keys as the JSON text of ``tags_extra``; empty for none."""
+    return encode(extra).decode() if extra else ""
+
+
+def components_text(call: Call) -> str | None:
+    """Components as JSON text; None where they say no more than the usage."""
+    return None if call.components == only(call.usage) else encode(call.components).decode()
+
+
+def reasons_text(reasons: Sequence[str]) -> str | None:
+    """Reasons as JSON text; None for none."""
+    return encode(reasons).decode() if reasons else None
+
+
+def only(usage: Usage | None) -> tuple[Component, ...]:
+    """The components of a call that is one component, or of none."""
+    return () if usage is None else (Component(usage=usage),)
+
+
+def within_range(call: Call) -> Call:
+    """
+    *call* as it can be kept: one whose counts or cost no column holds loses them, and ``cost_reasons`` says so.
+
+    ``raw_usage`` keeps what the provider reported.
+    """
+    counts = [getattr(call.usage, name) for name in USAGE_COUNTS] if call.usage is not None else []
+    counts += [call.estimated_input, call.estimated_output]
+    amounts = (call.cost_femto or 0, call.list_femto or 0)
+    if all(count is None or 0 <= count <= MAX_COUNT for count in counts) and all(0 <= amount < 2**63 for amount in amounts):
+        return call
+    return msgspec.structs.replace(
+        call,
+        usage=None,
+        components=(),
+        estimated_input=None,
+        estimated_output=None,
+        cost_femto=None,
+        list_femto=None,
+        cost_status="unpriced",
+        cost_reasons=(*call.cost_reasons, "usage out of range"),
+        price=None,
+    )
