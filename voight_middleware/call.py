@@ -8,11 +8,12 @@ import os
 import time
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from typing import Any
 
 import msgspec
 
 from voight_middleware.money import from_femto
-from voight_middleware.tags import Tags
+from voight_middleware.tags import Frame, Owner, Tags
 from voight_middleware.usage import Component, Usage
 
 OUTCOMES = ("ok", "error", "aborted", "cancelled", "truncated")
@@ -49,6 +50,26 @@ def new_call_id() -> str:
 def job_call_id(job: str) -> str:
     """The id of a call that may be seen more than once: whoever reads the answer of *job*, and however often, means the same call."""
     return hashlib.blake2b(job.encode(errors="surrogatepass"), digest_size=16).hexdigest()
+
+
+class Beginning(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a call when it begins: what a watcher is shown."""
+
+    provider: str
+    endpoint: str
+    requested_model: str | None
+    host: str | None
+    streamed: bool
+    started_at: int
+    """Nanoseconds since 1970, UTC."""
+    owner: Owner
+    """As it is known by now, and before personal data was taken out of it: ``Meter.guarded`` does that."""
+    frame: Frame
+    """Knows the owner when it is known later."""
+    client: Any = None
+    """The SDK's client that makes the call, where one does."""
+    options: Any = None
+    """The SDK's options of the request. It holds the prompt: nothing of it may be kept."""
 
 
 class Call(msgspec.Struct, omit_defaults=True, kw_only=True, tag="call"):

@@ -15,9 +15,10 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 from voight_middleware.background import Background, hold_imports, renew_imports
-from voight_middleware.call import Call, Settlement, Submission
+from voight_middleware.call import Beginning, Call, Settlement, Submission
 from voight_middleware.journal import Journal
 from voight_middleware.pseudonyms import Guard
 from voight_middleware.settings import Settings, SettingsError
@@ -25,6 +26,34 @@ from voight_middleware.tag_values import clean_value, complain
 from voight_middleware.tags import NO_TAGS, Frame, Owner, Tags
 
 Listener = Callable[[Call], None]
+
+
+@runtime_checkable
+class Watcher(Protocol):
+    """
+    Sees calls as they run, on the threads of the application: nothing in it may wait. What it raises is counted
+    (``watcher_errors``), and never passed on. A listener that has these three methods watches too.
+    """
+
+    def begin(self, beginning: Beginning) -> object:
+        """A call begins: on its caller's thread and in his context, before the request is sent. The answer is a token of your own."""
+        ...
+
+    def left(self, token: Any) -> None:
+        """The request has been answered or has failed: in the context of ``begin``. A stream has not been read by now."""
+        ...
+
+    def end(self, token: Any, call: Call) -> None:
+        """
+        A call has ended, with the last byte of a stream: on any thread, perhaps in a finalizer, before the call is priced.
+
+        *token* is None for a call that had no beginning here: one that ``record()`` tells of, the answer to a batch.
+        """
+        ...
+
+
+Watched = tuple[tuple[Watcher, Any], ...]
+"""The watchers of one call, with their tokens."""
 
 EXIT_SECONDS = 5.0
 """How long the end of the process may wait for the ledger. What it does not reach stays in the journal."""
@@ -38,16 +67,51 @@ class Meter:
     def __init__(self, settings: Settings, listeners: Sequence[Listener] = ()) -> None:
         self.settings = settings
         self.listeners = tuple(listeners)
+        also: Iterable[object] = listeners
+        self.watchers: tuple[Watcher, ...] = (*(one for one in also if isinstance(one, Watcher)), *_standing)
         self.journal = Journal(settings.journal)
         self.counters: Counter[str] = Counter()
-        """What went wrong inside: ``internal_errors``, ``listener_errors``, ``ledger_errors``, ``unheard_calls``."""
+        """What went wrong inside: ``internal_errors``, ``listener_errors``, ``watcher_errors``, ``ledger_errors``, ``unheard_calls``."""
         self._guard = Guard(settings)
         self._release = Tags(release=settings.release) if settings.release else NO_TAGS
         self._held: dict[str, Call] = {}
         self._background: Background | None = None
         self._start_lock = threading.Lock()
 
-    def finish(self, call: Call, frame: Frame, captured: Owner, named: str | None = None) -> None:
+    def begin(self, beginning: Beginning) -> Watched:
+        """Show the watchers a call that begins. Never raises."""
+        watched: list[tuple[Watcher, Any]] = []
+        for watcher in self.watchers:
+            token = None
+            try:
+                token = watcher.begin(beginning)
+            except Exception as error:
+                self._watcher_failed(error)
+            watched.append((watcher, token))
+        return tuple(watched)
+
+    def left(self, watched: Watched) -> None:
+        """Tell the watchers that the request was answered or has failed. Never raises."""
+        for watcher, token in reversed(watched):
+            try:
+                if token is not None:
+                    watcher.left(token)
+            except Exception as error:
+                self._watcher_failed(error)
+
+    def _ended(self, watched: Watched | None, call: Call) -> None:
+        for watcher, token in [(watcher, None) for watcher in self.watchers] if watched is None else watched:
+            try:
+                watcher.end(token, call)
+            except Exception as error:
+                self._watcher_failed(error)
+
+    def _watcher_failed(self, error: Exception) -> None:
+        self.counters["watcher_errors"] += 1
+        with contextlib.suppress(Exception):  # an application's logging filter may raise
+            complain(f"a watcher raised {type(error).__name__}; the call goes on, and is metered all the same")
+
+    def finish(self, call: Call, frame: Frame, captured: Owner, named: str | None = None, watched: Watched | None = None) -> None:
         """
         Write a finished call. Its owner is the one *captured* when it began, or where that was unknown the one that *frame* knows by
         now, or else the user that the request *named* to the provider.
@@ -58,6 +122,8 @@ class Meter:
             tags, attribution = captured if captured.tags.user_id is not None else frame.owner()
             unsettled = tags.user_id is None
             call.tags, call.attribution = self._stamped(tags, attribution, named)
+            if self.watchers or watched:
+                self._ended(watched, call)
             if self.listeners:
                 self._hold(call)
             self.journal.append(call)
@@ -186,6 +252,8 @@ class Meter:
                 self._start_lock.release()
 
 
+_standing: tuple[Watcher, ...] = ()
+"""Who watches every meter of this process."""
 _meter: Meter | None = None
 _meter_lock = threading.Lock()
 
@@ -218,6 +286,25 @@ def swap_meter(new: Meter | None) -> Meter | None:
     return old
 
 
+def watch(watcher: Watcher) -> None:
+    """Let *watcher* see the calls of this process, whatever ``configure()`` puts in place later. Twice is the same as once."""
+    global _standing
+    with _meter_lock:
+        if watcher not in _standing:
+            _standing = (*_standing, watcher)
+            if _meter is not None:
+                _meter.watchers = (*_meter.watchers, watcher)
+
+
+def unwatch(watcher: Watcher) -> None:
+    """Show *watcher*, of ``watch()``, no more calls; the end of those that have begun it still sees."""
+    global _standing
+    with _meter_lock:
+        _standing = tuple(one for one in _standing if one is not watcher)
+        if _meter is not None:
+            _meter.watchers = tuple(one for one in _meter.watchers if one is not watcher)
+
+
 def note(error: BaseException) -> None:
     """Count and log an error of our own, even where there is no meter to count it. Never raises."""
     with contextlib.suppress(Exception):
@@ -245,6 +332,11 @@ def configure(
     prices: str | Path | None = None,
     pii: str | Mapping[str, str] | None = None,
     pseudonym_key: str | None = None,
+    header_key: str | None = None,
+    voight_key: str | None = None,
+    voight_agent: str | None = None,
+    events_url: str | None = None,
+    events_per_minute: int | None = None,
 ) -> None:
     """
     Configure this process's meter. Whatever is not given comes from the environment, then from the defaults.
@@ -264,6 +356,13 @@ def configure(
             default), ``redact`` or ``allow``; for all tags, or by key: ``{"user_id": "allow", "*": "redact"}``. ``VOIGHT_PII``.
         pseudonym_key: The secret that pseudonyms are made with, 32 characters or more; after a rotation ``v2:<secret>,v1:<the one
             before>``. Without one, a local ledger gets a file with one beside it. ``VOIGHT_PSEUDONYM_KEY``.
+        header_key: The secret that tags are signed with on their way to another service of yours, of the same form; in all services
+            the same, and another than the one for pseudonyms. ``VOIGHT_HEADER_KEY``.
+        voight_key: Your key of Voight's (``vk_…``): every call is sent there as an event, by the process that ingests. ``VOIGHT_KEY``.
+        voight_agent: The name of this application there; by default the host's. ``VOIGHT_AGENT``.
+        events_url: Another server than Voight's own. ``VOIGHT_EVENTS_URL``.
+        events_per_minute: How many events are sent in a minute at most: 60, as the free plan allows; Pro allows 600.
+            ``VOIGHT_EVENTS_PER_MINUTE``.
 
     Raises:
         SettingsError: A value cannot be used.
@@ -277,6 +376,11 @@ def configure(
         prices=prices,
         pii=pii,
         pseudonym_key=pseudonym_key,
+        header_key=header_key,
+        voight_key=voight_key,
+        voight_agent=voight_agent,
+        events_url=events_url,
+        events_per_minute=events_per_minute,
     )
     old = swap_meter(Meter(settings, listeners))
     if old is not None:

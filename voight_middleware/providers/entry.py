@@ -16,8 +16,8 @@ from typing import Any
 
 import msgspec
 
-from voight_middleware.call import Call, Submission, job_call_id, new_call_id
-from voight_middleware.meter import current_meter, note
+from voight_middleware.call import Beginning, Call, Submission, job_call_id, new_call_id
+from voight_middleware.meter import Watched, current_meter, note
 from voight_middleware.providers.answers import Answer, Endpoint, NotLines, StreamReader, estimate_tokens, is_null, kept, text_or_none
 from voight_middleware.providers.bodies import Body, Lines
 from voight_middleware.providers.streams import Ending, watch_close
@@ -96,6 +96,7 @@ class Entry:
         "started",
         "started_at",
         "stream",
+        "watched",
     )
 
     def __init__(self, endpoint: Endpoint, url: str, body: Any, host: str, provider: str, stream: bool) -> None:
@@ -110,8 +111,41 @@ class Entry:
         self.provider = provider
         self.asked_for_usage = False
         self.possibly_billed = 0
+        self.watched: Watched | None = None
         self._answers = 0
         self._of = url.partition("?")[0].split("/")[-2] if endpoint.lines is not None else ""
+
+    def begin(self, client: Any = None, options: Any = None) -> None:
+        """Show the watchers the call that begins, now that its owner is known as far as it can be. Never raises."""
+        try:
+            meter = current_meter()
+            if not meter.watchers or self.endpoint.read is None or self.endpoint.later == "tells":
+                return  # what makes no call of its own: a file, a batch, a question how a job is going
+            model = self.body.get("model") if isinstance(self.body, Mapping) else None
+            self.watched = meter.begin(
+                Beginning(
+                    provider=self.provider,
+                    endpoint=self.endpoint.name,
+                    requested_model=model if isinstance(model, str) else None,
+                    host=self.host,
+                    streamed=self.stream,
+                    started_at=self.started_at,
+                    owner=self.owner,
+                    frame=self.frame,
+                    client=client,
+                    options=options,
+                )
+            )
+        except Exception as error:
+            note(error)
+
+    def left(self) -> None:
+        """The request was answered or has failed: nothing of the watchers may stay in its caller's context. Never raises."""
+        try:
+            if self.watched is not None:
+                current_meter().left(self.watched)
+        except Exception as error:
+            note(error)
 
     def answered(self, answer: Answer, outcome: str = "ok", **more: Any) -> None:
         """One answer has ended. Never raises."""
@@ -158,7 +192,7 @@ class Entry:
                     if answer.created_at is not None:
                         call.occurred_at = answer.created_at * 1_000_000
             named = _named_user(body) if self.owner.tags.user_id is None and meter.settings.request_identity else None
-            meter.finish(call, self.frame, self.owner, named)
+            meter.finish(call, self.frame, self.owner, named, self.watched)
         except Exception as error:
             note(error)
 

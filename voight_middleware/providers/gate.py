@@ -172,6 +172,7 @@ def _sync_request(original: Callable[..., Any], sdk: str, routes: Routes) -> Cal
                 entry.owner = entry.frame.resolve()
             except Exception as error:
                 note(error)
+            entry.begin(self, options)
             for tried in (entry.options, options):
                 try:
                     return original(self, cast_to, tried, stream=stream, stream_cls=stream_cls)
@@ -180,6 +181,8 @@ def _sync_request(original: Callable[..., Any], sdk: str, routes: Routes) -> Cal
                         raise
         finally:
             current_entry.set(outer)
+            if entry is not None:
+                entry.left()
 
     return request
 
@@ -200,6 +203,7 @@ def _async_request(original: Callable[..., Any], sdk: str, routes: Routes) -> Ca
                 entry.owner = entry.frame.owner() if entry.frame.scope is None else await entry.frame.aresolve()
             except Exception as error:
                 note(error)
+            entry.begin(self, options)
             for tried in (entry.options, options):
                 try:
                     return await original(self, cast_to, tried, stream=stream, stream_cls=stream_cls)
@@ -208,6 +212,8 @@ def _async_request(original: Callable[..., Any], sdk: str, routes: Routes) -> Ca
                         raise
         finally:
             current_entry.set(outer)
+            if entry is not None:
+                entry.left()
 
     return request
 

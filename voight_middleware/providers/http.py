@@ -106,6 +106,7 @@ class _Sync(_Transport):
                 entry.owner = entry.frame.resolve()
             except Exception as error:
                 note(error)
+            entry.begin()
             try:
                 response = self._inner.handle_request(request)
             except BaseException as error:
@@ -113,6 +114,7 @@ class _Sync(_Transport):
                 raise
         finally:
             current_entry.set(outer)
+            entry.left()
         quietly(entry.watch, response)
         return response
 
@@ -139,6 +141,7 @@ class _Async(_Transport):
                 entry.owner = entry.frame.owner() if entry.frame.scope is None else await entry.frame.aresolve()
             except Exception as error:
                 note(error)
+            entry.begin()
             try:
                 response = await self._inner.handle_async_request(request)
             except BaseException as error:
@@ -146,6 +149,7 @@ class _Async(_Transport):
                 raise
         finally:
             current_entry.set(outer)
+            entry.left()
         quietly(entry.watch, response)
         return response
 

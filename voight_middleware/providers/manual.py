@@ -10,8 +10,8 @@ from typing import Any, Self
 
 import msgspec
 
-from voight_middleware.call import OUTCOMES, Call, new_call_id
-from voight_middleware.meter import current_meter, note
+from voight_middleware.call import OUTCOMES, Beginning, Call, new_call_id
+from voight_middleware.meter import Watched, current_meter, note
 from voight_middleware.providers.answers import kept, usage_json
 from voight_middleware.providers.entry import ByHand, Entry, current_entry
 from voight_middleware.tag_values import complain
@@ -120,7 +120,7 @@ class metered_call:
         ValueError: An argument cannot be used; the message names it.
     """
 
-    __slots__ = ("_call", "_dialect", "_frame", "_here", "_outer", "_owner", "_reported", "_started", "_tags")
+    __slots__ = ("_call", "_dialect", "_frame", "_here", "_outer", "_owner", "_reported", "_started", "_tags", "_watched")
 
     def __init__(
         self,
@@ -166,6 +166,7 @@ class metered_call:
         self._outer: Entry | ByHand | None = None
         self._started: int | None = None
         self._reported = False
+        self._watched: Watched | None = None
 
     @property
     def call_id(self) -> str:
@@ -245,6 +246,8 @@ class metered_call:
         if current_entry.get() is self._here:
             current_entry.set(self._outer)  # by value: a generator may leave its block in another copy of the context
         try:
+            if self._watched is not None:
+                current_meter().left(self._watched)
             self._end(exc)
         except Exception as error:
             note(error)
@@ -263,6 +266,27 @@ class metered_call:
         current_entry.set(self._here)
         self._call.occurred_at = time.time_ns() // 1000
         self._started = time.perf_counter_ns()
+        try:
+            self._watch()
+        except Exception as error:
+            note(error)
+
+    def _watch(self) -> None:
+        call, meter = self._call, current_meter()
+        if not meter.watchers or not meter.settings.enabled or self._frame is None:
+            return
+        self._watched = meter.begin(
+            Beginning(
+                provider=call.provider,
+                endpoint=call.endpoint,
+                requested_model=call.requested_model,
+                host=call.host,
+                streamed=call.streamed,
+                started_at=call.occurred_at * 1000,
+                owner=self._owner,
+                frame=self._frame,
+            )
+        )
 
     def _end(self, error: BaseException | None) -> None:
         call, meter = self._call, current_meter()
@@ -274,7 +298,7 @@ class metered_call:
             call.error = type(error).__name__
         elif not self._reported:
             complain("a metered_call() block ended without report(): what it cost is not known")
-        meter.finish(call, self._frame, self._owner)
+        meter.finish(call, self._frame, self._owner, watched=self._watched)
 
 
 def _frame_with(tags: Mapping[str, str] | Tags | None) -> Frame:

@@ -296,7 +296,11 @@ class Socket:
     def _turn(self, endpoint: Endpoint, body: Mapping[str, Any]) -> _Turn:
         entry = Entry(endpoint, "", body, self._host, self._provider, stream=True)
         entry.frame, entry.owner = self.frame, self.owner
-        return _Turn(entry, any(isinstance(one, ByHand) and one.open for one in (self._block, current_entry.get())))
+        by_hand = any(isinstance(one, ByHand) and one.open for one in (self._block, current_entry.get()))
+        if not by_hand:
+            entry.begin()
+            entry.left()  # what is sent over a connection is sent by it, and not inside the call
+        return _Turn(entry, by_hand)
 
     def _begun(self, message: _Message, endpoint: Endpoint) -> _Turn:
         """The turn that was asked for first, or one of its own where nobody has asked: a session may answer what it hears."""
