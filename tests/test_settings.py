@@ -30,6 +30,7 @@ def test_the_defaults_are_in_the_state_folder() -> None:
     assert (settings.release, settings.enabled) == (None, True)
     assert settings.request_identity
     names = ("ledger", "journal", "release", "enabled", "request_identity", "prices", "pii", "pseudonym_key")
+    names += ("header_key", "key", "agent", "events_url", "events_per_minute")
     assert settings.sources == dict.fromkeys(names, "default")
     assert (settings.pii, settings.pseudonym_keys) == ({}, ())
 
@@ -52,6 +53,11 @@ def test_every_variable_is_read() -> None:
             "VOIGHT_PRICES": "/c/prices.toml",
             "VOIGHT_PII": "redact",
             "VOIGHT_PSEUDONYM_KEY": SECRET,
+            "VOIGHT_HEADER_KEY": f"v2:{SECRET},v1:{'o' * 32}",
+            "VOIGHT_KEY": "vk_1",
+            "VOIGHT_AGENT": "api",
+            "VOIGHT_EVENTS_URL": "https://events.example/base/",
+            "VOIGHT_EVENTS_PER_MINUTE": "600",
         }
     )
     assert not settings.request_identity
@@ -66,9 +72,29 @@ def test_every_variable_is_read() -> None:
         "prices": "VOIGHT_PRICES",
         "pii": "VOIGHT_PII",
         "pseudonym_key": "VOIGHT_PSEUDONYM_KEY",
+        "header_key": "VOIGHT_HEADER_KEY",
+        "key": "VOIGHT_KEY",
+        "agent": "VOIGHT_AGENT",
+        "events_url": "VOIGHT_EVENTS_URL",
+        "events_per_minute": "VOIGHT_EVENTS_PER_MINUTE",
     }
+    assert settings.header_keys == (PseudonymKey("v2", SECRET), PseudonymKey("v1", "o" * 32))
+    assert settings.events == EventsTarget("https://events.example/base", "vk_1", "api", 600)
+    assert "vk_1" not in repr(settings)
     assert settings.pii == {"*": "redact"}
     assert settings.pseudonym_keys == (PseudonymKey("v1", SECRET),)
+
+
+def test_without_a_key_nothing_is_sent_and_with_one_to_voight() -> None:
+    """The key is the switch; the agent is the host's name where nobody gives it one."""
+    assert Settings.from_environment(environ={**HOME, "VOIGHT_AGENT": "api"}).events is None
+    assert Settings.from_environment(environ={**HOME, "VOIGHT_KEY": "vk_1", "HOSTNAME": "web-1"}).events == EventsTarget(
+        "https://api.voight.xyz", "vk_1", "web-1", 60
+    )
+    named = Settings.from_environment(key="vk_1", environ=HOME).events
+    assert named is not None and named.agent == "unknown-agent"
+    for url in ("http://localhost:8080", "http://127.0.0.1:1", "http://[::1]:8080/"):
+        assert Settings.from_environment(key="vk_1", events_url=url, environ=HOME).events is not None
 
 
 def test_what_is_given_wins_over_the_environment() -> None:
@@ -103,6 +129,14 @@ def test_switches_are_read_the_way_people_write_them(text: str, enabled: bool) -
         ({"ledger": "sqlite://ledger.db"}, {}, ["sqlite://ledger.db", "sqlite:////absolute/path"]),
         ({"ledger": "sqlite:ledger.db"}, {}, ["sqlite:ledger.db"]),
         ({}, {"VOIGHT_LEDGER": "sqlite:///"}, ["sqlite:///"]),
+        ({}, {"VOIGHT_HEADER_KEY": "short"}, ["VOIGHT_HEADER_KEY", "header key v1", "32 characters"]),
+        ({"key": "vk 1"}, {}, ["configure()", "no key of Voight's"]),
+        ({"key": "vk_1"}, {"VOIGHT_AGENT": "a" * 121}, ["VOIGHT_AGENT", "120"]),
+        ({"key": "vk_1", "events_url": "http://events.example"}, {}, ["https://host", "this machine"]),
+        ({"key": "vk_1", "events_url": "https://user:pw@events.example"}, {}, ["https://host"]),
+        ({"key": "vk_1", "events_url": "ftp://events.example"}, {}, ["https://host"]),
+        ({"key": "vk_1", "events_per_minute": 0}, {}, ["whole number", "'0'"]),
+        ({"key": "vk_1"}, {"VOIGHT_EVENTS_PER_MINUTE": "a few"}, ["VOIGHT_EVENTS_PER_MINUTE", "'a few'"]),
         ({}, {"VOIGHT_PII": "hide"}, ["VOIGHT_PII", "hide", "pseudonym, redact or allow"]),
         ({"pii": {"user": "allow"}}, {}, ["configure()", "'user'", "user_id"]),
         ({"pii": {"user id": "allow"}}, {}, ["user id"]),

@@ -1,6 +1,7 @@
 """Which user caused which cost: tags every LLM call of a web application with its user, plan and tenant, and keeps what it cost."""
 
 from voight_middleware.boundary.asgi import CostTagMiddleware
+from voight_middleware.boundary.headers import ainject_headers, inject_headers, signed_headers
 from voight_middleware.boundary.identity import header
 from voight_middleware.call import Call
 from voight_middleware.meter import configure, flush
@@ -20,16 +21,19 @@ __all__ = [
     "Tags",
     "Usage",
     "__version__",
+    "ainject_headers",
     "carry",
     "configure",
     "current_tags",
     "flush",
     "header",
+    "inject_headers",
     "instrument",
     "metered_call",
     "metered_transport",
     "record",
     "set_tags",
+    "signed_headers",
     "tag",
     "uninstrument",
     "wrap",

@@ -25,6 +25,17 @@ class PseudonymKey:
     secret: str = field(repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class EventsTarget:
+    """Where Voight's events of finished calls are sent, in whose name, and how many of them in a minute."""
+
+    url: str
+    """Of the server, without ``/v1/events``."""
+    key: str = field(repr=False)
+    agent: str
+    per_minute: int
+
+
 class Settings(msgspec.Struct, frozen=True):
     """The settings in force, and where each came from (``configure()``, a variable's name, or ``default``)."""
 
@@ -42,6 +53,10 @@ class Settings(msgspec.Struct, frozen=True):
     """What becomes of personal data in a tag, by the tag's key, ``*`` standing for the others: one of ``PII_POLICIES``."""
     pseudonym_keys: tuple[PseudonymKey, ...] = ()
     """The first is written with, all are found with; without any, a local ledger has one in a file beside it."""
+    header_keys: tuple[PseudonymKey, ...] = ()
+    """What tags are signed with on their way to another service of ours: with the first, and with any of them on arrival."""
+    events: EventsTarget | None = None
+    """None where no key is set: nothing is sent."""
     sources: Mapping[str, str] = {}
 
     @classmethod
@@ -56,12 +71,18 @@ class Settings(msgspec.Struct, frozen=True):
         prices: str | Path | None = None,
         pii: str | Mapping[str, str] | None = None,
         pseudonym_key: str | None = None,
+        header_key: str | None = None,
+        key: str | None = None,
+        agent: str | None = None,
+        events_url: str | None = None,
+        events_per_minute: int | str | None = None,
         environ: Mapping[str, str] = os.environ,
     ) -> Settings:
         """
         The given values, then the environment (``VOIGHT_LEDGER``, ``VOIGHT_JOURNAL``, ``VOIGHT_RELEASE``, ``VOIGHT_ENABLED``,
-        ``VOIGHT_REQUEST_IDENTITY``, ``VOIGHT_PRICES``, ``VOIGHT_PII``, ``VOIGHT_PSEUDONYM_KEY``), then the defaults. A release is also
-        taken from the variables of the usual places to deploy to.
+        ``VOIGHT_REQUEST_IDENTITY``, ``VOIGHT_PRICES``, ``VOIGHT_PII``, ``VOIGHT_PSEUDONYM_KEY``, ``VOIGHT_HEADER_KEY``,
+        ``VOIGHT_KEY``, ``VOIGHT_AGENT``, ``VOIGHT_EVENTS_URL``, ``VOIGHT_EVENTS_PER_MINUTE``), then the defaults. A release is also taken
+        from the variables of the usual places to deploy to.
 
         Raises:
             SettingsError: A value cannot be used.
@@ -93,6 +114,11 @@ class Settings(msgspec.Struct, frozen=True):
             own_release, sources["release"] = _deployed(environ) or (None, "default")
         policy = first("pii", None if pii is None else "", "VOIGHT_PII") or ""
         keys = first("pseudonym_key", pseudonym_key, "VOIGHT_PSEUDONYM_KEY")
+        signing = first("header_key", header_key, "VOIGHT_HEADER_KEY")
+        bearer = first("key", key, "VOIGHT_KEY")
+        name = first("agent", agent, "VOIGHT_AGENT") or environ.get("HOSTNAME") or "unknown-agent"
+        base = first("events_url", events_url, "VOIGHT_EVENTS_URL") or EVENTS_URL
+        rate = first("events_per_minute", events_per_minute, "VOIGHT_EVENTS_PER_MINUTE")
         return cls(
             ledger=url,
             journal=default_journal(url, environ) if folder is None else _absolute(folder, "the journal"),
@@ -102,6 +128,8 @@ class Settings(msgspec.Struct, frozen=True):
             prices=None if own_prices is None else _absolute(own_prices, "the file of prices"),
             pii=_policies(policy if pii is None else pii, sources["pii"]),
             pseudonym_keys=() if keys is None else read_keys(keys, sources["pseudonym_key"]),
+            header_keys=() if signing is None else read_keys(signing, sources["header_key"], "header key"),
+            events=None if bearer is None else _events_target(bearer, name, base, rate or str(EVENTS_PER_MINUTE), sources),
             sources=sources,
         )
 
@@ -136,7 +164,7 @@ MIN_SECRET = 32
 _KEY = re.compile(r"\s*(v[0-9]{1,4}):(.*)", re.DOTALL)
 
 
-def read_keys(text: str, source: str) -> tuple[PseudonymKey, ...]:
+def read_keys(text: str, source: str, what: str = "pseudonym key") -> tuple[PseudonymKey, ...]:
     """
     The keys in ``v2:<secret>,v1:<the secret before>``, or in one plain secret, which is version v1.
 
@@ -147,16 +175,39 @@ def read_keys(text: str, source: str) -> tuple[PseudonymKey, ...]:
     if not any(parts):
         keys = [PseudonymKey("v1", text.strip())]
     elif not all(parts):
-        raise SettingsError(f"{source}: write pseudonym keys as v2:<secret>,v1:<secret before>, without a comma in a secret")
+        raise SettingsError(f"{source}: write {what}s as v2:<secret>,v1:<secret before>, without a comma in a secret")
     else:
         keys = [PseudonymKey(match[1], match[2].strip()) for match in parts if match is not None]
     for key in keys:
         if len(key.secret) < MIN_SECRET:
             advice = f"at least {MIN_SECRET} characters, such as those of: openssl rand -hex 32"
-            raise SettingsError(f"{source}: the secret of pseudonym key {key.version} has {len(key.secret)} characters; it needs {advice}")
+            raise SettingsError(f"{source}: the secret of {what} {key.version} has {len(key.secret)} characters; it needs {advice}")
     if len({key.version for key in keys}) < len(keys):
-        raise SettingsError(f"{source}: two pseudonym keys have the same version; give the new one the next number")
+        raise SettingsError(f"{source}: two {what}s have the same version; give the new one the next number")
     return tuple(keys)
+
+
+EVENTS_URL = "https://api.voight.xyz"
+EVENTS_PER_MINUTE = 60
+"""What Voight's free plan takes; its Pro plan takes 600. Source: Voight's documentation, "Events API", limits."""
+_BEARER = re.compile(r"[!-~]{1,512}")
+_BASE = re.compile(r"(?P<scheme>https?)://(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~/-]*)?")
+_LOOPBACK = re.compile(r"localhost|127(\.[0-9]{1,3}){3}|\[::1\]")
+
+
+def _events_target(key: str, agent: str, base: str, rate: str, sources: Mapping[str, str]) -> EventsTarget:
+    if not _BEARER.fullmatch(key.strip()):
+        raise SettingsError(f"{sources['key']}: this is no key of Voight's: it has characters that no key has, or more than 512")
+    name = clean_value(agent)
+    if name is None or len(name) > 120:
+        raise SettingsError(f"{sources['agent']}: an agent has a name of 1 to 120 characters")
+    match = _BASE.fullmatch(base.strip())
+    if match is None or (match["scheme"] == "http" and not _LOOPBACK.fullmatch(match["host"])):
+        advice = "write https://host, without a user, a query or /v1/events; http only for this machine, as the key is sent along"
+        raise SettingsError(f"{sources['events_url']}: events cannot be sent to this URL; {advice}")
+    if not re.fullmatch(r"[0-9]{1,6}", rate.strip()) or not 1 <= (per_minute := int(rate)) <= 100_000:
+        raise SettingsError(f"{sources['events_per_minute']}: events per minute are a whole number from 1 to 100000, not {rate!r}")
+    return EventsTarget(base.strip().rstrip("/"), key.strip(), name, per_minute)
 
 
 RELEASE_VARIABLES = (

@@ -72,6 +72,7 @@ def voight_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Vo
     monkeypatch.setenv("VOIGHT_LEDGER", str(tmp_path / "voight" / "ledger.db"))
     monkeypatch.delenv("VOIGHT_JOURNAL", raising=False)
     monkeypatch.delenv("VOIGHT_ENABLED", raising=False)
+    monkeypatch.delenv("VOIGHT_KEY", raising=False)  # no call of a test is an event at Voight
     outer = swap_meter(None)
     try:
         settings = Settings.from_environment(release=outer.settings.release if outer is not None else None)
