@@ -8,6 +8,7 @@ import pytest
 
 from voight_middleware.settings import (
     RELEASE_VARIABLES,
+    EventsTarget,
     PseudonymKey,
     Settings,
     SettingsError,
@@ -92,7 +93,8 @@ def test_without_a_key_nothing_is_sent_and_with_one_to_voight() -> None:
         "https://api.voight.xyz", "vk_1", "web-1", 60
     )
     named = Settings.from_environment(key="vk_1", environ=HOME).events
-    assert named is not None and named.agent == "unknown-agent"
+    assert named is not None
+    assert named.agent == "unknown-agent"
     for url in ("http://localhost:8080", "http://127.0.0.1:1", "http://[::1]:8080/"):
         assert Settings.from_environment(key="vk_1", events_url=url, environ=HOME).events is not None
 
