@@ -1,0 +1,71 @@
+"""Fixtures of the export tests: what OpenTelemetry is given for calls of the real SDKs."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import anthropic
+import openai
+import pytest
+
+from voight_middleware.call import Call
+from voight_middleware.meter import Meter, swap_meter
+from voight_middleware.providers import gate
+from voight_middleware.settings import Settings
+from voight_middleware.testing.provider import LoopbackProvider
+
+
+class Listened:
+    """A meter with listeners, in the place of this process's own."""
+
+    def __init__(self, folder: Path, *listeners: Any) -> None:
+        self.heard: list[Call] = []
+        self.settings = Settings.from_environment(ledger=folder / "ledger.db", environ={})
+        self.meter = Meter(self.settings, [self.heard.append, *listeners])
+
+    def flush(self) -> list[Call]:
+        """Every call so far, in the order in which they began."""
+        assert self.meter.flush(30), "the calls did not reach the ledger"
+        return sorted(self.heard, key=lambda call: call.occurred_at)
+
+
+@pytest.fixture
+def listening(tmp_path: Path) -> Iterator[Any]:
+    """Puts a meter with these listeners in place; afterwards nothing of ours has failed inside."""
+    made: list[Listened] = []
+    outer: list[Meter | None] = []
+
+    def listen(*listeners: Any) -> Listened:
+        listened = Listened(tmp_path / str(len(made)), *listeners)
+        made.append(listened)
+        outer.append(swap_meter(listened.meter))
+        return listened
+
+    yield listen
+    gate.uninstrument()
+    if outer:
+        swap_meter(outer[0])
+    for one in made:
+        one.meter.close()
+        assert one.meter.counters["internal_errors"] == 0, "something of ours failed inside"
+
+
+@pytest.fixture(scope="module")
+def loopback() -> Iterator[LoopbackProvider]:
+    """The loopback provider."""
+    with LoopbackProvider() as provider:
+        yield provider
+
+
+@pytest.fixture
+def openai_client(loopback: LoopbackProvider) -> Iterator[openai.OpenAI]:
+    """A metered client of the openai SDK."""
+    with openai.OpenAI(base_url=f"{loopback.url}/v1", api_key="sk-test", max_retries=0) as client:
+        yield gate.wrap(client)
+
+
+@pytest.fixture
+def anthropic_client(loopback: LoopbackProvider) -> Iterator[anthropic.Anthropic]:
+    """A metered client of the anthropic SDK."""
+    with anthropic.Anthropic(base_url=loopback.url, api_key="sk-test", max_retries=0) as client:
+        yield gate.wrap(client)
