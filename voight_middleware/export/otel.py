@@ -79,9 +79,24 @@ class _Token:
             if self.real_end is not None and self.ended_at is not None:
                 self.real_end.pop()(self.ended_at)
 
+    def is_open(self) -> bool:
+        """Whether there is a span, and it has not ended."""
+        return self.span is not None and self.span.is_recording()
+
+    def give_up(self) -> None:
+        """End a span of which nobody has heard that its call has ended."""
+        if self.real_end is not None:
+            self.end_native()
+        elif self.span is not None and self.is_open():
+            self.span.end()
+
     def __del__(self) -> None:
-        if self.span is not None and self.span.is_recording() and not self.real_end:
-            self.queue.put(self.span)  # of a call that nobody has heard the end of
+        if self.is_open() and self.real_end is None:
+            self.queue.put(self)  # not ended here: the finalizer of a dropped stream may be about to tell of its end
+
+
+_SKIPPED = _Token(Context(), 0, SimpleQueue())
+"""A call that is to have no span."""
 
 
 class _Ended:
@@ -122,7 +137,7 @@ class OTelSpans:
         """In a forked child too: what the parent holds, the parent ends."""
         self._queue: SimpleQueue[Any] = SimpleQueue()  # its put() may be interrupted by a finalizer that puts, too
         self._held: dict[str, _Ended] = {}
-        self._native: deque[tuple[float, _Token]] = deque()
+        self._unheard: deque[tuple[float, _Token]] = deque()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
 
@@ -131,9 +146,11 @@ class OTelSpans:
     def begin(self, beginning: Beginning) -> _Token | None:
         """Start the span of a call and make it the current one."""
         tracer = self._find_tracer()
-        outer = contexts.get_current()
-        if tracer is None or contexts.get_value(_SUPPRESSED, outer):
+        if tracer is None:
             return None
+        outer = contexts.get_current()
+        if contexts.get_value(_SUPPRESSED, outer):
+            return _SKIPPED
         token = _Token(outer, beginning.started_at, self._queue)
         if self._is_native(beginning):
             token.context = contexts.set_value(_TOKEN, token, outer)
@@ -162,6 +179,8 @@ class OTelSpans:
             if call.job is not None or self._find_tracer() is None:
                 return
             token = _Token(contexts.get_current(), call.occurred_at * 1000, self._queue)
+        elif token is _SKIPPED:
+            return
         elif token.span is not None and not token.span.is_recording() and not token.span.get_span_context().trace_flags.sampled:
             return  # not sampled
         at = time.time_ns() if call.duration is None else token.started_at + call.duration * 1000
@@ -224,18 +243,30 @@ class OTelSpans:
         Exporting them is up to OpenTelemetry: ``force_flush()`` of the tracer provider.
         """
         deadline = time.monotonic() + timeout
-        current_meter().flush(timeout)
-        done = threading.Event()
-        self._queue.put(done)
+        while (left := deadline - time.monotonic()) > 0:
+            current_meter().flush(
+                min(left, 0.5)
+            )  # not for longer: without a ledger it never comes to its end, and calls are priced all the same
+            if self._look_through(threading.Event(), deadline) and not self._held and not self._unheard:
+                return True
+        return False
+
+    def close(self, timeout: float = EXIT_SECONDS) -> None:
+        """As ``flush()``; what has no cost by then ends without."""
+        self.flush(timeout)
+        self._look_through(_LetGo(), time.monotonic() + 1.0)
+
+    def _look_through(self, asked: threading.Event, deadline: float) -> bool:
+        """Have the queue worked off."""
+        self._queue.put(asked)
         if self._thread is None or not self._thread.is_alive():
-            self._thread = None
             self._work(self._queue, 0)
-        return done.wait(max(0.0, deadline - time.monotonic()))
+        return asked.wait(max(0.0, deadline - time.monotonic()))
 
     def _run(self, queue: SimpleQueue[Any]) -> None:
         while queue is self._queue:
             try:
-                self._work(queue, 1.0 if self._held or self._native else None)
+                self._work(queue, 1.0 if self._held or self._unheard else None)
             except Exception as error:
                 note(error)
 
@@ -252,8 +283,8 @@ class OTelSpans:
             if self._held[first].deadline > now and len(self._held) <= MOST_HELD:
                 break
             self._finish(self._held.pop(first), None)
-        while self._native and (self._native[0][0] <= now or not self._native[0][1].real_end):
-            self._native.popleft()[1].end_native()
+        while self._unheard and (self._unheard[0][0] <= now or not self._unheard[0][1].is_open()):
+            self._unheard.popleft()[1].give_up()
 
     def _take(self, one: Any) -> None:
         if isinstance(one, _Ended):
@@ -264,16 +295,14 @@ class OTelSpans:
         elif isinstance(one, Call):
             if (held := self._held.pop(one.call_id, None)) is not None:
                 self._finish(held, one)
-        elif isinstance(one, _Token):  # the SDK has ended its span: should nobody hear of the call, it ends all the same
-            self._native.append((time.monotonic() + PRICE_SECONDS, one))
+        elif isinstance(one, _Token):  # the SDK has ended its span, or nobody can any more: should no call come, it ends all the same
+            self._unheard.append((time.monotonic() + PRICE_SECONDS, one))
         elif isinstance(one, threading.Event):
-            while self._held:
+            while isinstance(one, _LetGo) and self._held:
                 self._finish(self._held.pop(next(iter(self._held))), None)
-            while self._native:
-                self._native.popleft()[1].end_native()
+            while self._unheard and (isinstance(one, _LetGo) or not self._unheard[0][1].is_open()):
+                self._unheard.popleft()[1].give_up()
             one.set()
-        else:
-            one.end()
 
     def _finish(self, ended: _Ended, priced: Call | None) -> None:
         try:
@@ -303,6 +332,10 @@ class OTelSpans:
         if call.outcome == "error":
             span.set_status(Status(StatusCode.ERROR, error_type(call)))
         span.end(ended.at)
+
+
+class _LetGo(threading.Event):
+    """Asks for the end of every span that waits."""
 
 
 class _Adopter:
@@ -362,4 +395,4 @@ def _at_exit(spans: weakref.ref[OTelSpans]) -> None:
     living = spans()
     if living is not None:
         with contextlib.suppress(Exception):
-            living.flush(EXIT_SECONDS)
+            living.close()
