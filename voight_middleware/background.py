@@ -9,10 +9,12 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from voight_middleware.call import Call
 from voight_middleware.journal import Election
+from voight_middleware.outbox import Outbox, open_outbox
+from voight_middleware.settings import Settings
 from voight_middleware.tag_values import complain
 
 if TYPE_CHECKING:
@@ -27,6 +29,22 @@ FORK_SECONDS = 5.0
 """How long a fork may wait for the round that is being made."""
 
 
+class Sender(Protocol):
+    """Sends calls elsewhere, on a thread of its own, in the process that ingests."""
+
+    def refill(self, ledger: Ledger) -> None:
+        """Once a round, with the ledger: take some of the outbox's calls from it. Raises ``LedgerError``."""
+        ...
+
+    def stop(self, timeout: float) -> None:
+        """End the thread; what was not sent stays in the outbox."""
+        ...
+
+
+make_sender: Callable[[Settings, Outbox], Sender] | None = None
+"""Makes the sender of a process whose settings have a key; `export` puts it here, as this floor does not know that one."""
+
+
 class Background:
     """
     The background thread of a meter, and the rounds that it makes; ``flush`` makes a round on the caller's thread instead of
@@ -39,6 +57,8 @@ class Background:
         self._ledger: Ledger | None = None
         self._ingester: Ingester | None = None
         self._book: PriceBook | None = None
+        self._outbox: Outbox | None = None
+        self._sender: Sender | None = None
         self._round_lock = threading.Lock()
         self._round_thread: int | None = None
         self._stopping = threading.Event()
@@ -57,6 +77,8 @@ class Background:
             self._thread.join(timeout)
         if self._round_lock.acquire(timeout=timeout):
             try:
+                if self._sender is not None:
+                    self._sender.stop(timeout)  # before another process may be elected, and send
                 self._round()  # deletes the segment that this process has just closed
                 if self._ledger is not None:
                     self._ledger.close()
@@ -124,6 +146,7 @@ class Background:
             if self._election.win():
                 self._elected().run()
                 done = True
+                self._send()
         except LedgerError as error:
             meter.counters["ledger_errors"] += 1
             complain(f"calls stay in the journal for now: {error}")
@@ -143,7 +166,19 @@ class Background:
             listening = meter.deliver if meter.listeners else None
             self._ingester = Ingester(ledger, meter.settings.journal, listening, prices=meter.settings.prices)
         self._ingester.ledger = ledger
+        if self._outbox is None:
+            self._outbox = open_outbox(self._meter.settings.journal, create=self._meter.settings.events is not None)
+        self._ingester.outbox = self._outbox
         return self._ingester
+
+    def _send(self) -> None:
+        if self._outbox is None or self._ledger is None or self._meter.settings.events is None or self._stopping.is_set():
+            return
+        if self._sender is None and make_sender is not None:
+            with _imports:  # a child that is forked meanwhile could never import what is imported here
+                self._sender = make_sender(self._meter.settings, self._outbox)
+        if self._sender is not None:
+            self._sender.refill(self._ledger)
 
     def _close_ledger(self) -> None:
         ledger, self._ledger = self._ledger, None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
+import re
 import time
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -41,10 +42,18 @@ class _Ids:
 _ids = _Ids()
 
 
+_NEW_ID = re.compile(r"[0-9a-f]{12}7[0-9a-f]{3}[89ab][0-9a-f]{15}")
+
+
 def new_call_id() -> str:
     """A UUID version 7 in 32 hexadecimal digits: unique, and sorted by time in milliseconds."""
     number = next(_ids.number)
     return f"{time.time_ns() // 1_000_000:012x}7{number >> 24 & 0xFFF:03x}{_ids.node}{number & 0xFFFFFF:06x}"
+
+
+def is_new_call_id(call_id: str) -> bool:
+    """Whether an id has the form of ``new_call_id``: of such a call nobody hears twice."""
+    return _NEW_ID.fullmatch(call_id) is not None
 
 
 def job_call_id(job: str) -> str:

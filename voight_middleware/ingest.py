@@ -17,10 +17,12 @@ from typing import Any
 
 import msgspec
 
-from voight_middleware.call import Call, Record, Submission
+from voight_middleware.call import Call, Record, Submission, is_new_call_id
 from voight_middleware.journal import Election, Segment, decode, reject, segments
-from voight_middleware.ledger import Ledger, LedgerError, Progress, open_ledger
+from voight_middleware.ledger import Ledger, LedgerError, Progress, Window, open_ledger
+from voight_middleware.outbox import Entry, Outbox, open_outbox
 from voight_middleware.pricing import STANDARD, OverridesError, PriceBook, Terms, open_book, price
+from voight_middleware.tag_values import complain
 from voight_middleware.usage import Component, Usage, UsageError, read_usage, unknown_counts
 
 logger = logging.getLogger(__name__)
@@ -150,6 +152,8 @@ class Ingester:
     rejected: int = 0
     prices: Path | None = None
     """The file of the user's own prices."""
+    outbox: Outbox | None = None
+    """Where calls are queued that are to be sent on."""
     _book: PriceBook | None = None
     _set_aside: set[tuple[str, int]] = field(default_factory=set)
     """Lines that were rejected, by segment and position: a batch that the ledger refuses is read again, and they with it."""
@@ -224,6 +228,8 @@ class Ingester:
                 complete(record, self.book)
             if self.gentle and index % _SLICE == _SLICE - 1:
                 time.sleep(0)
+        if self.outbox is not None:
+            self._queue(self.outbox, [(record, start) for record, (_, start) in zip(records, sources, strict=True)], progress)
         try:
             self.ledger.insert(records, progress)
         except (ValueError, OverflowError):  # one record that no engine can hold must not stop the others
@@ -235,6 +241,28 @@ class Ingester:
             self.ledger.insert([], progress)
         if self.delivered is not None:
             self.delivered([record for record in records if isinstance(record, Call)])
+
+    def _queue(self, outbox: Outbox, records: list[tuple[Record, int]], progress: Progress) -> None:
+        """Before the ledger has them: what is not in there waits in the outbox, and what is not in the outbox is never sent."""
+        entries: dict[str, Entry] = {}
+        for record, start in records:
+            if isinstance(record, Call) and record.call_id not in entries and self._is_news(record):
+                entries[record.call_id] = Entry(record.call_id, record.occurred_at, start, record.job is not None)
+        try:
+            outbox.append(progress.segment, progress.offset, list(entries.values()))
+        except OSError as error:  # the ledger does not wait for it
+            complain(f"calls are not sent to Voight: {outbox.folder} cannot be written ({error.strerror or error})")
+
+    def _is_news(self, call: Call) -> bool:
+        """Whether this is the first that is heard of a call, or of what it used: an id that is not ours may come again."""
+        if call.job is None:
+            return is_new_call_id(call.call_id) or not any(
+                known.call_id == call.call_id for known in self.ledger.calls(window=Window(call.occurred_at, call.occurred_at + 1))
+            )
+        if call.raw_usage is None and call.outcome == "ok":
+            return False  # submitted: its answer is a call with the same id
+        known = self.ledger.call(call.call_id)
+        return known is None or known.usage is None
 
     def _find_owners(self, records: list[Record]) -> None:
         """Give the answers of jobs to who has submitted them, at the time when that was."""
@@ -294,7 +322,7 @@ def drain(ledger_url: str, journal: Path, prices: Path | None = None) -> int:
     try:
         ledger = open_ledger(ledger_url)
         try:
-            return Ingester(ledger, journal, gentle=False, prices=prices).run()
+            return Ingester(ledger, journal, gentle=False, prices=prices, outbox=open_outbox(journal)).run()
         finally:
             ledger.close()
     finally:
