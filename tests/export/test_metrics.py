@@ -1,0 +1,234 @@
+"""Tests of voight_middleware/export/metrics.py, prometheus.py and measures.py."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from prometheus_client import CollectorRegistry
+from prometheus_client.parser import text_string_to_metric_families
+
+import voight_middleware as voight
+from voight_middleware.call import Call
+from voight_middleware.export.measures import Measures, Names, tokens
+from voight_middleware.export.metrics import OTelMetrics
+from voight_middleware.export.prometheus import PrometheusMetrics, prometheus_text
+from voight_middleware.tags import Tags
+from voight_middleware.testing.provider import LoopbackProvider
+from voight_middleware.usage import Usage
+
+HELLO: Any = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "hello"}]}
+
+
+class Measured:
+    """A meter provider that is read by hand."""
+
+    def __init__(self, **more: Any) -> None:
+        self._reader = InMemoryMetricReader()
+        self.provider = MeterProvider([self._reader], shutdown_on_exit=False)
+        self.metrics = OTelMetrics(self.provider, **more)
+
+    def points(self, name: str) -> list[Any]:
+        """The points of one metric."""
+        data: Any = self._reader.get_metrics_data()
+        scopes = [scope for resource in data.resource_metrics for scope in resource.scope_metrics] if data is not None else []
+        return [point for scope in scopes for metric in scope.metrics if metric.name == name for point in metric.data.data_points]
+
+
+# -- OpenTelemetry -------------------------------------------------------------------------------------------------------------
+
+
+def test_calls_tokens_cost_duration_and_first_token(listening: Any, openai_client: openai.OpenAI) -> None:
+    """What the metrics say is what the ledger says; nothing names the user or the tenant."""
+    measured = Measured()
+    listened = listening(measured.metrics)
+    with voight.tag(user_id="u_secret", tenant_id="t_secret", session_id="s_secret", plan="pro"):
+        openai_client.chat.completions.create(**HELLO)
+        list(openai_client.chat.completions.create(**HELLO, stream=True))
+        with pytest.raises(openai.APIStatusError):
+            openai_client.chat.completions.create(**HELLO, extra_headers={"x-loopback-status": "500"})
+    calls = listened.flush()
+
+    sums: Counter[str] = Counter()
+    for point in measured.points("voight.client.tokens"):
+        sums[point.attributes["voight.token.type"]] += point.value
+    answered = [call.usage for call in calls if call.usage is not None and call.outcome == "ok"]
+    assert sum(sums.values()) == sum((one.input_tokens or 0) + (one.output_tokens or 0) for one in answered) > 0
+    cost = sum(point.value for point in measured.points("voight.client.cost"))
+    assert cost == pytest.approx(float(sum(call.cost_usd or 0 for call in calls)), rel=1e-12)
+    assert {point.attributes["voight.outcome"]: point.value for point in measured.points("voight.client.calls")} == {"ok": 2, "error": 1}
+    durations = measured.points("gen_ai.client.operation.duration")
+    assert sum(point.count for point in durations) == 3
+    assert [point.attributes["error.type"] for point in durations if "error.type" in point.attributes] == ["InternalServerError"]
+    (first,) = measured.points("gen_ai.client.operation.time_to_first_chunk")
+    assert first.count == 1
+    assert first.sum < 5
+    kinds = {point.attributes["gen_ai.token.type"]: point.sum for point in measured.points("gen_ai.client.token.usage")}
+    assert kinds["input"] == sum(one.input_tokens or 0 for one in answered)
+    everything = str(
+        [measured.points(name) for name in ("voight.client.tokens", "voight.client.calls", "gen_ai.client.operation.duration")]
+    )
+    assert "secret" not in everything
+    assert "'voight.plan': 'pro'" in everything
+
+
+def test_bounds_of_the_convention(listening: Any) -> None:
+    """Durations in seconds fall into its buckets, and not into OpenTelemetry's own, which are for milliseconds."""
+    measured = Measured()
+    measured.metrics(_call(duration=1_500_000))
+
+    (point,) = measured.points("gen_ai.client.operation.duration")
+    assert tuple(point.explicit_bounds)[:3] == (0.01, 0.02, 0.04)
+
+
+def test_a_call_without_a_price_is_counted_and_costs_nothing(listening: Any) -> None:
+    """An unknown cost is no cost of 0: it is in no sum, and the number of such calls is."""
+    measured = Measured()
+    measured.metrics(_call(cost_status="unpriced", cost_femto=None))
+
+    assert measured.points("voight.client.cost") == []
+    (point,) = measured.points("voight.client.calls")
+    assert point.attributes["voight.cost_status"] == "unpriced"
+
+
+# -- what is bounded -----------------------------------------------------------------------------------------------------------
+
+
+def _call(**more: Any) -> Call:
+    made: dict[str, Any] = {
+        "call_id": "c",
+        "occurred_at": 1,
+        "provider": "openai",
+        "endpoint": "chat",
+        "model": "gpt-4o-mini",
+        "cost_femto": 10**12,
+        "cost_status": "priced",
+    }
+    return Call(**(made | more))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda n: _call(model=f"model-{n}"),
+        lambda n: _call(tags=Tags(plan=f"plan-{n}")),
+        lambda n: _call(provider=f"provider-{n}"),
+        lambda n: _call(endpoint=f"endpoint-{n}"),
+        lambda n: _call(outcome="error", error=f"Error{n}"),
+        lambda n: _call(tags=Tags(user_id=f"u_{n}", tenant_id=f"t_{n}", session_id=f"s_{n}", route=f"/{n}", extra={"k": f"{n}"})),
+        lambda n: _call(model=None, requested_model=f"made-up-{n}"),
+        lambda n: _call(host=f"host-{n}", response_id=f"r-{n}", service_tier=f"t-{n}"),
+    ],
+)
+def test_cardinality_is_bounded_by_construction(make: Callable[[int], Call]) -> None:
+    """A thousand different values of anything that a client could choose make a hundred and one series at most."""
+    measured = Measured(most_models=100, most_plans=20)
+    for number in range(1000):
+        measured.metrics(make(number))
+
+    points = measured.points("voight.client.calls")
+    assert len(points) <= 101
+    assert sum(point.value for point in points) == 1000
+
+
+def test_what_nobody_answered_with_gets_no_name() -> None:
+    """A model that a client asks for, and no provider knows, does not take the place of one that answers later."""
+    measures = Measures(most_models=1)
+    assert measures.labels(_call(model=None, requested_model="made-up")).model == "other"
+    assert measures.labels(_call(model="gpt-4o-mini")).model == "gpt-4o-mini"
+    assert measures.labels(_call(model=None, requested_model="gpt-4o-mini")).model == "gpt-4o-mini"
+    assert measures.labels(_call(model="gpt-5")).model == "other"
+
+
+def test_the_plans_that_there_are() -> None:
+    """A list of plans is the only source of their names; no plan is a plan of its own."""
+    measures = Measures(plans=("free", "pro"))
+    names = [measures.labels(_call(tags=Tags(plan=plan))).plan for plan in ("free", "pro", "platinum", None)]
+    assert names == ["free", "pro", "other", "none"]
+    with pytest.raises(TypeError):
+        Measures(plans="pro")
+    assert Names(5)("x" * 201) == "other"
+
+
+def test_types_of_tokens_are_disjoint() -> None:
+    """They add up to input and output."""
+    usage = Usage(input=500, cache_read=400, cache_write_5m=80, cache_write_1h=20, audio_in=7, output=200, reasoning=150)
+    found = dict(tokens(_call(usage=usage)))
+    assert found == {"input": 507, "cache_read": 400, "cache_write": 100, "output": 50, "reasoning": 150}
+    assert sum(found.values()) == (usage.input_tokens or 0) + (usage.output_tokens or 0)
+    assert dict(tokens(_call(usage=Usage(output=3)))) == {"output": 3}
+    assert dict(tokens(_call())) == {}
+
+
+# -- Prometheus ----------------------------------------------------------------------------------------------------------------
+
+
+def _samples(text: str) -> dict[tuple[str, str], float]:
+    families = text_string_to_metric_families(text)
+    return {(sample.name, str(sorted(sample.labels.items()))): sample.value for family in families for sample in family.samples}
+
+
+def test_prometheus_text(listening: Any, openai_client: openai.OpenAI) -> None:
+    """The same sums in Prometheus' own format; no label is a user's."""
+    registry = CollectorRegistry()
+    listened = listening(PrometheusMetrics(registry))
+    with voight.tag(user_id="u_secret", tenant_id="t_secret", plan="pro"):
+        openai_client.chat.completions.create(**HELLO)
+        list(openai_client.chat.completions.create(**HELLO, stream=True))
+    calls = listened.flush()
+
+    text = prometheus_text(registry).decode()
+    samples = _samples(text)
+    assert "secret" not in text
+    assert sum(value for (name, _), value in samples.items() if name == "voight_calls_total") == 2
+    cost = sum(value for (name, _), value in samples.items() if name == "voight_cost_usd_total")
+    assert cost == pytest.approx(float(sum(call.cost_usd or 0 for call in calls)), rel=1e-12)
+    assert sum(value for (name, _), value in samples.items() if name == "voight_duration_seconds_count") == 2
+    assert sum(value for (name, _), value in samples.items() if name == "voight_time_to_first_token_seconds_count") == 1
+
+
+def test_several_workers_are_summed_up(tmp_path: Path, loopback: LoopbackProvider) -> None:
+    """Three forked workers of one parent: any process answers with the calls of all, those of ended ones too."""
+    folder = tmp_path / "metrics"
+    folder.mkdir()
+    script = f"""
+        import os, openai, voight_middleware as voight
+        from voight_middleware.export.prometheus import PrometheusMetrics, prometheus_text
+        voight.configure(ledger={str(tmp_path / "ledger.db")!r}, listeners=[PrometheusMetrics()])
+        for number in range(3):
+            if os.fork() == 0:
+                client = voight.wrap(openai.OpenAI(base_url={loopback.openai_base_url!r}, api_key="k"))
+                for _ in range(number + 1):
+                    client.chat.completions.create(model="gpt-4o-mini", messages=[{{"role": "user", "content": "hello"}}])
+                voight.flush()
+                os._exit(0)
+        for _ in range(3):
+            assert os.wait()[1] == 0
+        print(prometheus_text().decode())
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=True,
+        env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(folder)},
+    )
+    samples = _samples(done.stdout)
+    assert sum(value for (name, _), value in samples.items() if name == "voight_calls_total") == 6
+
+
+@pytest.mark.parametrize(("module", "extra"), [("metrics", "otel"), ("prometheus", "prometheus")])
+def test_what_is_missing_is_said(module: str, extra: str) -> None:
+    """One sentence, with the extra."""
+    script = f"import sys; sys.modules['opentelemetry'] = sys.modules['prometheus_client'] = None; import voight_middleware.export.{module}"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stderr.strip().splitlines()[-1].endswith(f"pip install 'voight-middleware[{extra}]'")
