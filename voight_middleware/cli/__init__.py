@@ -13,7 +13,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from voight_middleware import __version__
-from voight_middleware.cli import export, plot, questions, render, rights
+from voight_middleware.cli import export, otlp, plot, questions, render, rights
 from voight_middleware.cli.asked import SHORT, Asked, names, zone_of
 from voight_middleware.cli.questions import positive
 from voight_middleware.cli.render import UserError
@@ -59,6 +59,7 @@ examples:
   voight spend --by release --since 2026-11-01 --until 2026-11-30 --format json
 """,
     "export": export.EXAMPLES,
+    "otlp": otlp.EXAMPLES,
     "reprice": """\
 The prices of today at the time of each call: dated prices, your own prices. The figures before stay readable: --as-priced.
 
@@ -193,6 +194,8 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("call_id", metavar="CALL_ID", help="the id of a call, or its first characters, 8 or more")
 
     rights.add(command, {"erase": _erase, "retention": _retention, "rebuild": _rebuild}, place, table_or_json)
+
+    otlp.add(command, lambda args: otlp.run(_settings(args), args), place)
 
     book = command("prices", "which unit prices hold, and whether your own are in order")
     about = book.add_subparsers(title="commands", metavar="COMMAND", required=True)

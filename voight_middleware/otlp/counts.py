@@ -1,0 +1,231 @@
+"""
+The counts of a span as a usage of ours, normalised once for each convention.
+
+OpenTelemetry's and OpenInference's input includes what was read from a cache or written to it, and their output includes reasoning;
+the Vercel AI SDK's differs by its version. A count that is not there is None. One that is there and is no count becomes -1, which
+the ingester refuses with a reason: the call is kept, without a price.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+
+from voight_middleware.otlp.spans import json_object
+from voight_middleware.usage import Usage, recognise
+
+Attributes = Mapping[str, Any]
+
+_NO_COUNT = -1
+_MOST = 2**53
+
+_EXCLUDING_CACHE = frozenset({"anthropic", "bedrock", "vertex"})
+"""Whose input the Vercel AI SDK before version 6 reported as Anthropic and Bedrock do: without what the cache was asked for."""
+
+
+class Reported(NamedTuple):
+    """A usage as the journal carries it."""
+
+    raw: str
+    """JSON."""
+    dialect: str
+    input: int | None
+    """All input tokens, to compare spans by; None where the provider's own usage was passed on."""
+    output: int | None
+
+
+def reported(attributes: Attributes, provider: str) -> Reported | None:
+    """The usage that a span reports; None where it reports none."""
+    if "ai.operationId" in attributes:
+        return _vercel(attributes, provider)
+    return _usage(_openinference(attributes)) or _usage(_opentelemetry(attributes)) or _langfuse(attributes)
+
+
+def _usage(usage: Usage) -> Reported | None:
+    if usage == _NOTHING:
+        return None
+    return Reported(msgspec.json.encode(usage).decode(), "usage", usage.input_tokens, usage.output_tokens)
+
+
+_NOTHING = Usage()
+
+
+def _count(attributes: Attributes, *names: str) -> int | None:
+    """
+    The first of these attributes that is a number. A whole number may come as a double or a text: JavaScript has no other, and
+    JSON writes 64 bits so. The Vercel AI SDK writes NaN for what it does not know.
+    """
+    for name in names:
+        value = attributes.get(name)
+        if isinstance(value, str) and value.isascii() and value.isdigit():
+            value = int(value) if len(value) < 20 else _MOST
+        if value is None or (isinstance(value, float) and math.isnan(value)):
+            continue
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            return _NO_COUNT
+        return min(value, _MOST)
+    return None
+
+
+def _rest(total: int | None, *parts: int | None) -> int | None:
+    """What *parts* leave of *total*."""
+    if total is None:
+        return None
+    if total < 0 or any(part is not None and part < 0 for part in parts):
+        return _NO_COUNT
+    rest = total - sum(part or 0 for part in parts)
+    return rest if rest >= 0 else _NO_COUNT
+
+
+def _beside_cache(total: int | None, read: int | None, written: int | None) -> int | None:
+    """
+    The input that was neither read from the cache nor written to it. A *total* that is less than its parts is none: it is of a
+    library that leaves them out of it, as Anthropic's own API does.
+    """
+    rest = _rest(total, read, written)
+    return total if rest == _NO_COUNT and min(total or 0, read or 0, written or 0) >= 0 else rest
+
+
+def _sum(*counts: int | None) -> int | None:
+    known = [count for count in counts if count is not None]
+    return (_NO_COUNT if min(known) < 0 else sum(known)) if known else None
+
+
+def _opentelemetry(attributes: Attributes) -> Usage:
+    """
+    Source: OpenTelemetry, "Semantic conventions for generative AI spans", ``gen_ai.usage.*``: input tokens include cached ones. Beside
+    them: the former ``prompt_tokens``; ``cache_write`` of anthropic 2.x; the names of OpenLLMetry (opentelemetry-semantic-conventions-ai
+    0.5) and of pydantic-ai (``gen_ai.usage.details.*``).
+    """
+    own = "gen_ai.usage"
+    read = _count(
+        attributes,
+        *(f"{own}.cache_read.input_tokens", f"{own}.cache_read_input_tokens", f"{own}.input_tokens.cached"),
+        f"{own}.details.cache_read_tokens",
+    )
+    written_5m = _count(attributes, "anthropic.usage.cache_creation.ephemeral_5m_input_tokens")
+    written_1h = _count(attributes, "anthropic.usage.cache_creation.ephemeral_1h_input_tokens")
+    written = _count(
+        attributes,
+        *(f"{own}.cache_creation.input_tokens", f"{own}.cache_write.input_tokens", f"{own}.cache_creation_input_tokens"),
+        f"{own}.details.cache_write_tokens",
+    )
+    total_in = _count(attributes, f"{own}.input_tokens", f"{own}.prompt_tokens", "llm.usage.prompt_tokens")
+    total_out = _count(attributes, f"{own}.output_tokens", f"{own}.completion_tokens", "llm.usage.completion_tokens")
+    audio_in = _count(attributes, f"{own}.audio.input_tokens", f"{own}.details.input_audio_tokens")
+    audio_read = _count(attributes, f"{own}.audio.cache_read.input_tokens", f"{own}.details.cache_audio_read_tokens")
+    audio_out = _count(attributes, f"{own}.audio.output_tokens", f"{own}.details.output_audio_tokens")
+    full_audio = _rest(audio_in, audio_read)
+    all_written = written if written is not None else _sum(written_5m, written_1h)
+    plain = _beside_cache(total_in, read, all_written)
+    # anthropic 2.x: what compactions took is billed beside what the span calls its usage
+    compacted_in = _count(attributes, "anthropic.usage.compaction.input_tokens")
+    compacted_out = _count(attributes, "anthropic.usage.compaction.output_tokens")
+    split = written_5m is not None or written_1h is not None
+    return Usage(
+        input=_sum(_rest(plain, full_audio), compacted_in),
+        cache_read=_rest(read, audio_read),
+        cache_read_audio=audio_read,
+        cache_write=(_rest(all_written, written_5m, written_1h) or None) if split else all_written,
+        cache_write_5m=written_5m,
+        cache_write_1h=written_1h,
+        audio_in=full_audio,
+        output=_sum(_rest(total_out, audio_out), compacted_out),
+        reasoning=_count(
+            attributes,
+            *(f"{own}.reasoning.output_tokens", f"{own}.reasoning_tokens", f"{own}.output_tokens.reasoning"),
+            f"{own}.details.reasoning_tokens",
+        ),
+        audio_out=audio_out,
+    )
+
+
+def _openinference(attributes: Attributes) -> Usage:
+    """
+    Source: OpenInference, "Semantic conventions", ``llm.token_count.*``: the details are parts of prompt and completion.
+    """
+    own = "llm.token_count"
+    read = _count(attributes, f"{own}.prompt_details.cache_read", f"{own}.prompt_details.cache_input")
+    written = _count(attributes, f"{own}.prompt_details.cache_write")
+    audio_in = _count(attributes, f"{own}.prompt_details.audio")
+    audio_out = _count(attributes, f"{own}.completion_details.audio")
+    return Usage(
+        input=_rest(_beside_cache(_count(attributes, f"{own}.prompt"), read, written), audio_in),
+        cache_read=read,
+        cache_write=written,
+        audio_in=audio_in,
+        output=_rest(_count(attributes, f"{own}.completion"), audio_out),
+        reasoning=_count(attributes, f"{own}.completion_details.reasoning"),
+        audio_out=audio_out,
+    )
+
+
+def _vercel(attributes: Attributes, provider: str) -> Reported | None:
+    """
+    Source: package ``ai`` 6.0, ``src/generate-text/generate-text.ts``: ``inputTokens`` is the total, ``inputTokenDetails`` its parts;
+    ``src/embed/embed.ts``: ``ai.usage.tokens``. Version 5 has no details, and ``cachedInputTokens`` beside what the provider calls its
+    input; version 4 ``promptTokens`` and ``completionTokens``. The provider of Anthropic passes its own usage on in
+    ``ai.response.providerMetadata``: where it is, it is taken as it is.
+    """
+    metadata = json_object(attributes.get("ai.response.providerMetadata"))
+    anthropic = _part(metadata, "anthropic")
+    if isinstance(usage := anthropic.get("usage"), dict) and type(usage.get("input_tokens")) is int:
+        return Reported(msgspec.json.encode(usage).decode(), "messages", None, _count(usage, "output_tokens"))
+    details = "ai.usage.inputTokenDetails"
+    total_in = _count(attributes, "ai.usage.inputTokens", "ai.usage.promptTokens", "gen_ai.usage.input_tokens", "ai.usage.tokens")
+    total_out = _count(attributes, "ai.usage.outputTokens", "ai.usage.completionTokens", "gen_ai.usage.output_tokens")
+    read = _count(attributes, f"{details}.cacheReadTokens", "ai.usage.cachedInputTokens")
+    written = _count(attributes, f"{details}.cacheWriteTokens")
+    plain = _count(attributes, f"{details}.noCacheTokens")
+    if plain is None and provider in _EXCLUDING_CACHE and not any(name.startswith(details) for name in attributes):
+        bedrock = _part(_part(metadata, "bedrock"), "usage")
+        read = read if read is not None else _first(_count(anthropic, "cacheReadInputTokens"), _count(bedrock, "cacheReadInputTokens"))
+        written = _first(_count(anthropic, "cacheCreationInputTokens"), _count(bedrock, "cacheWriteInputTokens"))
+        plain = total_in
+    elif plain is None:
+        plain = _beside_cache(total_in, read, written)
+    return _usage(
+        Usage(
+            input=plain,
+            cache_read=read,
+            cache_write=written,
+            output=total_out,
+            reasoning=_count(attributes, "ai.usage.outputTokenDetails.reasoningTokens", "ai.usage.reasoningTokens"),
+        )
+    )
+
+
+def _langfuse(attributes: Attributes) -> Reported | None:
+    """
+    Source: Langfuse, "OpenTelemetry", "Property mapping": ``langfuse.observation.usage_details``, a JSON object; "Token & cost
+    tracking": the usage of OpenAI's format, or ``input`` and ``output``, whose other keys are beside them.
+    """
+    details = json_object(attributes.get("langfuse.observation.usage_details"))
+    if not details:
+        return None
+    dialect = recognise(details)
+    if dialect is not None:
+        return Reported(msgspec.json.encode(details).decode(), dialect, None, None)
+    return _usage(
+        Usage(
+            input=_count(details, "input"),
+            cache_read=_count(details, "cache_read_input_tokens", "input_cached_tokens", "input_cache_read"),
+            cache_write=_count(details, "cache_creation_input_tokens", "input_cache_creation"),
+            output=_sum(_count(details, "output"), _count(details, "output_reasoning_tokens")),
+            reasoning=_count(details, "output_reasoning_tokens"),
+        )
+    )
+
+
+def _first(*counts: int | None) -> int | None:
+    return next((count for count in counts if count is not None), None)
+
+
+def _part(value: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    part = value.get(name)
+    return part if isinstance(part, dict) else {}

@@ -1,0 +1,118 @@
+"""Whose call a span tells of: its user, tenant and plan, by the names that tracing tools give them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from voight_middleware.otlp.spans import Span, first_text, json_object, text
+from voight_middleware.tags import NO_TAGS, Owner, Tags, make_tags
+
+MAX_EXTRA = 32
+"""How many extra keys a span may bring along; what is beyond them is left out."""
+
+_NAMED = {
+    **dict.fromkeys(("userid", "user", "enduserid"), "user_id"),
+    **dict.fromkeys(("tenantid", "tenant"), "tenant_id"),
+    **dict.fromkeys(("sessionid", "session"), "session_id"),
+    **{name: name for name in ("plan", "route", "release")},
+}
+"""Keys of metadata, without case, ``_`` and ``-``, and the tag that each is."""
+
+_PREFIXES = (
+    "traceloop.association.properties.",  # OpenLLMetry, "Associating entities with traces"
+    "langfuse.trace.metadata.",  # Langfuse, "OpenTelemetry", "Property mapping"
+    "langfuse.observation.metadata.",
+    "ai.settings.context.",  # Vercel AI SDK 7, package @ai-sdk/otel, `runtimeContext`
+    "ai.telemetry.metadata.",  # Vercel AI SDK, "Telemetry", `experimental_telemetry.metadata`
+)
+_OBJECTS = ("langfuse.trace.metadata", "langfuse.observation.metadata", "metadata")  # JSON; the last is OpenInference's
+_USERS = ("enduser.id", "langfuse.user.id", "user.id")  # OpenTelemetry, "User" and the former "End user"
+_SESSIONS = ("gen_ai.conversation.id", "langfuse.session.id", "session.id")
+_OWN = frozenset(Tags.__struct_fields__) - {"extra"}
+
+
+def owner_of(span: Span) -> Owner:
+    """
+    The tags that *span* carries, and how its owner came about.
+
+    What is said more than once is taken from what is most on purpose: our own names, then metadata, then a tracing tool's user. The
+    user that a request has named to its provider is the owner of last resort.
+    """
+    attributes = span.attributes
+    values: dict[str, object] = {}
+    values.update(_of_resource(span.resource))
+    if (function := text(attributes.get("ai.telemetry.functionId"))) is not None:
+        values["function"] = function
+    for name, sources in (("user_id", _USERS), ("session_id", _SESSIONS)):
+        for source in sources:
+            if (said := _plain(attributes.get(source))) is not None:
+                values[name] = said
+    if (release := text(attributes.get("langfuse.release"))) is not None:
+        values["release"] = release
+    for name in _OBJECTS:
+        values.update(_metadata(json_object(attributes.get(name))))
+    for prefix in _PREFIXES:
+        values.update(_metadata({key[len(prefix) :]: value for key, value in attributes.items() if key.startswith(prefix)}))
+    values.update(_own(attributes))
+    tags = make_tags(dict(_bounded(values))) if values else NO_TAGS
+    if tags.user_id is not None:
+        return Owner(tags, "tag")
+    named = first_text(attributes, "gen_ai.user")  # OpenLLMetry: the `user` of the request
+    if named is not None:
+        return Owner(tags.merge(make_tags({"user_id": named})), "request")
+    return Owner(tags, "none")
+
+
+def _of_resource(resource: Mapping[str, Any]) -> dict[str, object]:
+    """Source: OpenTelemetry, "Resource semantic conventions", "Service"."""
+    values: dict[str, object] = {}
+    name, version = text(resource.get("service.name")), text(resource.get("service.version"))
+    if name is not None and not name.startswith("unknown_service"):
+        values["service"] = name
+    if version is not None:
+        values["release"] = version
+    return values
+
+
+def _metadata(metadata: Mapping[str, Any]) -> dict[str, object]:
+    """The tags and extra keys that metadata of somebody's own names: what is no plain value is left out."""
+    values: dict[str, object] = {}
+    for key, value in metadata.items():
+        said = _plain(value)
+        if said is not None and isinstance(key, str):
+            values[_NAMED.get(key.lower().replace("_", "").replace("-", ""), key)] = said
+    return values
+
+
+def _own(attributes: Mapping[str, Any]) -> dict[str, object]:
+    """``voight.user_id``, ``voight.plan``, …; ``voight.tag.feature`` and ``voight.extra.feature`` are extra keys."""
+    values: dict[str, object] = {}
+    for key, value in attributes.items():
+        if not key.startswith("voight.") or (said := _plain(value)) is None:
+            continue
+        name = key.removeprefix("voight.")
+        if name in _OWN:
+            values[name] = said
+        elif name.startswith(("tag.", "extra.")):
+            values[name.partition(".")[2]] = said
+    return values
+
+
+def _plain(value: object) -> str | int | None:
+    """A value as a tag takes it. Metadata may have numbers and truth values."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return repr(value)
+    return value if isinstance(value, int) else text(value)
+
+
+def _bounded(values: Mapping[str, object]) -> Iterator[tuple[str, object]]:
+    extra = 0
+    for key, value in values.items():
+        if key in _OWN:
+            yield key, value
+        elif key != "extra" and extra < MAX_EXTRA:
+            extra += 1
+            yield key, value

@@ -1,0 +1,251 @@
+"""
+CostSpanProcessor: meters, in this process, the calls that other libraries' instrumentation makes spans of.
+
+It is for what no gate sees: frameworks with a client of their own, SDKs that were not wrapped. What the gate meters is not metered again:
+a span that begins inside a metered request is that request's own; one that is current, or open at the same place, when a metered call
+begins may be around it, and is compared with it when it ends (``recent``).
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections import OrderedDict
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+import msgspec
+
+from voight_middleware.call import Beginning, Call
+from voight_middleware.meter import current_meter, note, unwatch, watch
+from voight_middleware.otlp.intake import as_counted
+from voight_middleware.otlp.kinds import METERED, role_of
+from voight_middleware.otlp.mapping import read
+from voight_middleware.otlp.recent import Counted, Recent, may_be_same, models
+from voight_middleware.otlp.spans import Key, Span, text, wanted
+from voight_middleware.otlp.wire import FIRST_TOKEN
+from voight_middleware.providers.entry import ByHand, current_entry
+from voight_middleware.tags import NO_TAGS, Frame, Owner, current_frame, lay_over
+from voight_middleware.usage import UsageError, read_usage
+
+try:
+    from opentelemetry import trace
+    from opentelemetry.context import Context
+    from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
+    from opentelemetry.sdk.trace import Span as SdkSpan
+    from opentelemetry.trace import StatusCode
+except ImportError as error:
+    raise ImportError("CostSpanProcessor needs OpenTelemetry's SDK: pip install 'voight-middleware[otel]'") from error
+
+LIVE_SPANS = 20_000
+"""How many spans may be open at once; of those beyond it, the oldest are metered without what was known when they began."""
+_OPEN_SPANS = 16
+_GATE = "voight"
+
+_open: ContextVar[tuple[Key, ...]] = ContextVar("voight_open_spans", default=())
+"""Spans that were begun in this context and may be open: an instrumentor need not make its span the current one."""
+
+
+class _Live(NamedTuple):
+    span: SdkSpan
+    frame: Frame
+    metered: bool
+    """Whether it has begun inside a request that is metered already."""
+    beside: tuple[Key, ...]
+    """What was open in this context when it began."""
+
+
+class _Noted(NamedTuple):
+    here: Key | None
+    inside: Counted
+    beside: Counted
+
+
+class CostSpanProcessor(SpanProcessor):
+    """
+    Meters the LLM spans of this process, unless the gate has metered the call: by OpenTelemetry's conventions, OpenInference, …::
+
+        provider.add_span_processor(CostSpanProcessor())
+
+    A call belongs to whoever a call of a wrapped client would belong to here; where nobody is known, to the user that its span names.
+    Spans that are not sampled are not seen, and so not metered. Nothing here raises into the application.
+    """
+
+    def __init__(self) -> None:
+        self._recent = Recent(one_process=True)
+        self._live: OrderedDict[Key, _Live] = OrderedDict()
+        self._lock = threading.RLock()
+        self._watcher = _Watcher(self)
+        watch(self._watcher)
+        itself = weakref.ref(self)
+        os.register_at_fork(after_in_child=lambda: _renew(itself()))
+
+    def on_start(self, span: SdkSpan, parent_context: Context | None = None) -> None:
+        try:
+            self._started(span)
+        except Exception as error:
+            note(error)
+
+    def on_end(self, span: ReadableSpan) -> None:
+        try:
+            self._ended(span)
+        except Exception as error:
+            note(error)
+
+    def shutdown(self) -> None:
+        unwatch(self._watcher)
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        return True
+
+    def _started(self, span: SdkSpan) -> None:
+        key = _key(span.get_span_context())
+        if key is None:
+            return
+        entry = current_entry.get()
+        metered = entry.open if isinstance(entry, ByHand) else entry is not None
+        role = role_of(Span(key=key, name=span.name, attributes=span.attributes or {}))
+        if metered and role == "call":
+            span.set_attribute(METERED, True)
+        with self._lock:
+            opened = tuple(one for one in _open.get() if one in self._live)
+            self._live[key] = _Live(span, current_frame(), metered, opened)
+            if len(self._live) > LIVE_SPANS:
+                self._live.popitem(last=False)
+            self._recent.heard(key, _key(span.parent), role)
+            if not metered and role in ("call", "other"):
+                _open.set((*opened, key)[-_OPEN_SPANS:])
+
+    def _ended(self, ended: ReadableSpan) -> None:
+        span = _span(ended)
+        if span is None:
+            return
+        reading = read(span)
+        with self._lock:
+            live = self._live.pop(span.key, None)
+            self._recent.heard(span.key, span.parent, reading.role)
+            if reading.call is None or reading.role == "ours" or (live is not None and live.metered):
+                return
+            counted, beside = as_counted(span, reading), live.beside if live is not None else ()
+            if self._recent.is_resent(span.key) or self._recent.same_as(span.key, counted, beside) is not None:
+                return
+            self._recent.count(span.key, counted, [one for one in beside if one in self._live])
+        meter = current_meter()
+        if meter.settings.enabled:
+            frame = live.frame if live is not None else current_frame()
+            said = reading.owner.tags if reading.owner is not None else NO_TAGS
+            found = frame.resolve()
+            if found.tags.user_id is not None:
+                owner = Owner(said.merge(found.tags), found.attribution)
+            else:
+                owner = lay_over(found, said)
+                if said.user_id is not None and reading.owner is not None:
+                    owner = Owner(owner.tags, reading.owner.attribution)
+            # watched: nobody is shown a call that came as a span, or a span would be made of it once more
+            meter.finish(reading.call, Frame(frame.scope, owner.tags), owner, watched=())
+
+    # -- what the gate meters --------------------------------------------------------------------------------------------------
+
+    def metered(self, beginning: Beginning) -> _Noted:
+        """The gate meters a call here and now: note it for all spans that may be around it."""
+        here = _key(trace.get_current_span().get_span_context())
+        name = models(beginning.requested_model)
+        inside = Counted(scope=_GATE, started=beginning.started_at, models=name)
+        beside = msgspec.structs.replace(inside, beside=True)
+        with self._lock:
+            if here is not None:
+                self._recent.note_inside(here, inside)
+            self._recent.note_beside([key for key in _open.get() if key != here and key in self._live], beside)
+        return _Noted(here, inside, beside)
+
+    def answered(self, noted: _Noted, call: Call) -> None:
+        """The call has ended: what is known of it now. The spans around it are told, for whoever else reads them."""
+        input_tokens, output_tokens = _tokens(call)
+        with self._lock:
+            for one in (noted.inside, noted.beside):
+                one.ended = one.started + (call.duration or 0) * 1000
+                one.models = one.models | models(call.model)
+                one.response_id, one.call_id = call.response_id, call.call_id
+                one.failed = call.outcome != "ok"
+                one.input, one.output = input_tokens, output_tokens
+            self._recent.note_response(noted.inside)
+            around = [live.span for key in self._recent.around(noted.here) if (live := self._live.get(key)) is not None]
+        for span in around:
+            if span.is_recording() and _tells_of(span, noted.inside):
+                span.set_attribute(METERED, True)
+
+    def renew(self) -> None:
+        """In a forked child: another thread may have held the lock."""
+        self._lock = threading.RLock()
+
+
+class _Watcher:
+    def __init__(self, processor: CostSpanProcessor) -> None:
+        self._processor = processor
+
+    def begin(self, beginning: Beginning) -> object:
+        return self._processor.metered(beginning)
+
+    def left(self, token: Any) -> None:
+        pass
+
+    def end(self, token: Any, call: Call) -> None:
+        if token is not None:
+            self._processor.answered(token, call)
+
+
+def _tells_of(span: SdkSpan, call: Counted) -> bool:
+    """Whether a span around a metered call, that is still open, is of the same call as far as it says yet."""
+    so_far = _span(span)
+    if so_far is None:
+        return False
+    reading = read(so_far)
+    return reading.call is not None and may_be_same(models(reading.call.requested_model, reading.call.model), call.models)
+
+
+def _renew(processor: CostSpanProcessor | None) -> None:
+    if processor is not None:
+        processor.renew()
+
+
+def _key(context: Any) -> Key | None:
+    if context is None or not context.is_valid:
+        return None
+    return Key(f"{context.trace_id:032x}", f"{context.span_id:016x}")
+
+
+def _span(ended: ReadableSpan) -> Span | None:
+    key = _key(ended.context)
+    if key is None or not ended.start_time:
+        return None
+    span = Span(
+        key=key,
+        parent_id=f"{ended.parent.span_id:016x}" if ended.parent is not None else None,
+        name=ended.name,
+        scope=ended.instrumentation_scope.name if ended.instrumentation_scope is not None else "",
+        started=ended.start_time,
+        ended=ended.end_time or ended.start_time,
+        attributes={name: value for name, value in (ended.attributes or {}).items() if wanted(name)},
+        failed=ended.status.status_code is StatusCode.ERROR,
+    )
+    for event in ended.events:
+        if event.name == "exception":
+            span.exception = text((event.attributes or {}).get("exception.type"))
+        elif event.name in FIRST_TOKEN and span.first_token is None:
+            span.first_token = event.timestamp
+    return span
+
+
+def _tokens(call: Call) -> tuple[int | None, int | None]:
+    """All input and output tokens of a call as the provider has reported them."""
+    if call.raw_usage is None:
+        return None, None
+    try:
+        components = read_usage(call.endpoint, msgspec.json.decode(call.raw_usage))
+    except (UsageError, msgspec.DecodeError):
+        return None, None
+    sums = [(one.usage.input_tokens, one.usage.output_tokens) for one in components]
+    if not sums or any(tokens is None for tokens, _ in sums):
+        return None, None
+    return sum(tokens or 0 for tokens, _ in sums), sum(tokens or 0 for _, tokens in sums)

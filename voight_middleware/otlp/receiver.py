@@ -1,0 +1,308 @@
+"""
+The receiver: OTLP over HTTP, from exporters of any language into the journal of this process.
+
+A request is answered with 200 only when all of its calls are in the journal. Everything about a request is bounded: its size on the
+wire and unpacked, the spans in it, the time that its sender takes, and how many wait at once.
+
+Source of the protocol: OpenTelemetry, "OTLP specification" 1.x, "OTLP/HTTP".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import signal
+import socket
+import threading
+import time
+import weakref
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Any
+
+from voight_middleware.meter import Meter
+from voight_middleware.otlp import wire
+from voight_middleware.otlp.intake import Intake, NotWritten, Taken
+
+try:
+    import uvicorn
+    from starlette.applications import Starlette
+    from starlette.requests import ClientDisconnect, Request
+    from starlette.responses import Response
+    from starlette.routing import Route
+
+    decode_protobuf = wire.protobuf_decoder()
+except ImportError as missing:
+    raise ImportError(
+        "the OTLP receiver needs starlette, uvicorn and opentelemetry-proto: pip install 'voight-middleware[otlp]'"
+    ) from missing
+
+logger = logging.getLogger(__name__)
+
+MAX_BODY = 16 * 1024 * 1024
+"""Bytes of a request's body on the wire."""
+MAX_UNPACKED = 64 * 1024 * 1024
+"""Bytes of a body when it is unpacked; of JSON, ``MAX_JSON``."""
+MAX_JSON = 32 * 1024 * 1024
+MAX_WAITING = 64 * 1024 * 1024
+"""Bytes of all bodies that are being received or wait for their turn."""
+MAX_REQUESTS = 256
+"""Connections at once; further ones are told to come again."""
+BODY_SECONDS = 30.0
+"""How long a sender may take for a body."""
+IDLE_SECONDS = 75.0
+"""How long a connection may stay open without a request, or with half of one's headers."""
+RETRY_SECONDS = 5
+STOP_SECONDS = 10
+
+_TYPES = {"application/x-protobuf": False, "application/json": True}
+"""Whether it is JSON."""
+_SIGNALS = {"/v1/metrics": "metrics", "/v1/logs": "logs"}
+# gRPC's codes, as google.rpc.Status names them
+_INVALID, _EXHAUSTED, _UNAVAILABLE, _UNAUTHENTICATED, _INTERNAL = 3, 8, 14, 16, 13
+
+
+class Refused(Exception):
+    """A request that is answered with an error."""
+
+    def __init__(self, code: int, reason: str, grpc: int = _INVALID, **headers: str) -> None:
+        super().__init__(reason)
+        self.code = code
+        self.reason = reason
+        self.grpc = grpc
+        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
+
+
+class Receiver:
+    """Takes requests for one meter. Bodies are worked on one after the other, in a thread of their own."""
+
+    def __init__(self, meter: Meter, token: str | None = None) -> None:
+        self._intake = Intake(meter)
+        self._token = token.encode() if token else None
+        self._worker = ThreadPoolExecutor(1, "voight-otlp")
+        self._waiting = 0
+        self.totals: Taken = self._intake.totals
+
+    def application(self) -> Starlette:
+        """The ASGI application."""
+        routes = [Route("/v1/traces", self._answering(self._traces), methods=["POST"])]
+        routes += [Route(path, self._answering(self._dropped), methods=["POST"]) for path in _SIGNALS]
+
+        @asynccontextmanager
+        async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+            yield
+            await asyncio.to_thread(self._worker.shutdown)
+
+        return Starlette(routes=routes, lifespan=lifespan)
+
+    def _answering(self, answer: Callable[[Request, bool], Awaitable[bytes]]) -> Callable[[Request], Awaitable[Response]]:
+        async def endpoint(request: Request) -> Response:
+            content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+            as_json = _TYPES.get(content_type, False)
+            media_type = "application/json" if as_json else "application/x-protobuf"
+            try:
+                self._check_token(request)
+                if content_type not in _TYPES:
+                    raise Refused(415, f"send application/x-protobuf or application/json, not {content_type[:100] or 'nothing'}")
+                return Response(await answer(request, as_json), 200, media_type=media_type)
+            except Refused as refused:
+                # What is left of the body is not read: the connection cannot be used again.
+                headers = {**refused.headers, "connection": "close"}
+                return Response(wire.status(refused.grpc, refused.reason, as_json=as_json), refused.code, headers, media_type)
+            except ClientDisconnect:
+                return Response(status_code=400)
+
+        return endpoint
+
+    def _check_token(self, request: Request) -> None:
+        if self._token is None:
+            return
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self._token):
+            raise Refused(
+                401, "send Authorization: Bearer and the receiver's token", _UNAUTHENTICATED, www_authenticate='Bearer realm="voight"'
+            )
+
+    async def _traces(self, request: Request, as_json: bool) -> bytes:
+        encoding = request.headers.get("content-encoding", "identity").strip().lower() or "identity"
+        if encoding not in _UNPACKERS:
+            raise Refused(415, f"send the body as gzip, deflate or identity, not {encoding[:100]}")
+        body = await self._body(request)
+        size = len(body)
+        try:
+            loop = asyncio.get_running_loop()
+            taken = await loop.run_in_executor(self._worker, self._take, body, encoding, as_json)
+        except RuntimeError as error:  # the worker has been shut down
+            raise Refused(503, "the receiver is stopping", _UNAVAILABLE, retry_after=str(RETRY_SECONDS)) from error
+        finally:
+            self._waiting -= size
+        if not taken.rejected:
+            return b"{}" if as_json else b""
+        why = "; ".join(f"{count:,} times {reason}" for reason, count in taken.why.most_common(5))
+        return wire.export_response(taken.rejected, f"not used: {why}", as_json=as_json)
+
+    async def _dropped(self, request: Request, as_json: bool) -> bytes:
+        """Metrics and logs. Refused, they would be sent again and again; so they are taken, and it is said that they go nowhere."""
+        self._waiting -= len(await self._body(request))
+        name = _SIGNALS[request.url.path]
+        return wire.export_response(0, f"voight reads spans only: {name} are not kept; send them elsewhere", as_json=as_json)
+
+    async def _body(self, request: Request) -> bytes:
+        """The body. It is counted among the waiting ones until its caller takes it out again."""
+        length = request.headers.get("content-length", "")
+        if length.isascii() and length.isdigit() and (len(length) > 15 or int(length) > MAX_BODY):
+            raise _too_large(f"a body has at most {MAX_BODY:,} bytes")
+        parts: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                async for part in request.stream():
+                    if size + len(part) > MAX_BODY:
+                        raise _too_large(f"a body has at most {MAX_BODY:,} bytes")
+                    if self._waiting + len(part) > MAX_WAITING:
+                        raise Refused(429, "too much is waiting: come again", _EXHAUSTED, retry_after="1")
+                    size += len(part)
+                    self._waiting += len(part)
+                    parts.append(part)
+            return b"".join(parts)
+        except BaseException as error:
+            self._waiting -= size
+            if isinstance(error, TimeoutError):
+                raise Refused(408, f"a body has to be there within {BODY_SECONDS:.0f} seconds", _UNAVAILABLE) from error
+            raise
+
+    def _take(self, packed: bytes, encoding: str, as_json: bool) -> Taken:
+        try:
+            body = _UNPACKERS[encoding](packed, MAX_JSON if as_json else MAX_UNPACKED)
+            return self._intake.take(wire.decode_json(body) if as_json else decode_protobuf(body))
+        except wire.Malformed as error:
+            raise Refused(400, str(error)) from error
+        except wire.TooLarge as error:
+            raise _too_large(str(error)) from error
+        except NotWritten as error:
+            raise Refused(503, "the journal cannot be written: come again", _UNAVAILABLE, retry_after=str(RETRY_SECONDS)) from error
+        except Exception as error:
+            logger.exception("a request could not be worked on")
+            raise Refused(500, f"an error of the receiver's own: {type(error).__name__}", _INTERNAL) from error
+
+
+def _too_large(reason: str) -> Refused:
+    return Refused(413, f"{reason}; send less at once", _EXHAUSTED)
+
+
+def _identity(packed: bytes, most: int) -> bytes:
+    if len(packed) > most:
+        raise wire.TooLarge(f"a body has at most {most:,} bytes")
+    return packed
+
+
+def _inflate(packed: bytes, most: int, *windows: int) -> bytes:
+    """
+    What was packed, as far as *most* bytes: a thousandth of it on the wire may say all of it.
+
+    Raises:
+        Malformed: It was not packed so, or is not all there.
+        TooLarge: It is more than *most* bytes.
+    """
+    for number, window in enumerate(windows):
+        out, rest = bytearray(), packed
+        try:
+            while rest:
+                unpacking = zlib.decompressobj(window)
+                out += unpacking.decompress(rest, most + 1 - len(out))
+                if len(out) > most:
+                    raise wire.TooLarge(f"a body has at most {most:,} bytes when it is unpacked")
+                if not unpacking.eof:
+                    raise wire.Malformed("a packed body that ends before its end")
+                rest = unpacking.unused_data  # gzip may have several parts
+            return bytes(out)
+        except zlib.error as error:
+            if number == len(windows) - 1:
+                raise wire.Malformed("a body that is not packed as it says") from error
+    raise AssertionError
+
+
+_UNPACKERS: dict[str, Callable[[bytes, int], bytes]] = {
+    "identity": _identity,
+    "none": _identity,
+    "gzip": lambda packed, most: _inflate(packed, most, zlib.MAX_WBITS | 16),
+    # RFC 9110, 8.4.1.2: with zlib's frame; some senders leave it out.
+    "deflate": lambda packed, most: _inflate(packed, most, zlib.MAX_WBITS, -zlib.MAX_WBITS),
+}
+
+
+class Server:
+    """A receiver on a socket."""
+
+    def __init__(self, meter: Meter, host: str = "127.0.0.1", port: int = 4318, token: str | None = None) -> None:
+        """
+        Bind the socket.
+
+        Raises:
+            OSError: It cannot be bound.
+        """
+        self._meter = meter
+        self.receiver = Receiver(meter, token)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._socket = socket.create_server((host, port), family=family, backlog=512)
+        name = f"[{host}]" if ":" in host else host
+        self.url = f"http://{name}:{self._socket.getsockname()[1]}"
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                self.receiver.application(),
+                http="h11",  # bounds the headers of a request; httptools does not
+                ws="none",
+                lifespan="on",
+                log_config=None,
+                log_level="critical",
+                access_log=False,
+                server_header=False,
+                limit_concurrency=MAX_REQUESTS,
+                timeout_keep_alive=int(IDLE_SECONDS),
+                timeout_graceful_shutdown=STOP_SECONDS,
+            )
+        )
+
+    def serve(self, ready: Callable[[], None] | None = None) -> None:
+        """
+        Answer until SIGTERM or SIGINT; then end the requests that are under way, and bring the journal into the ledger.
+        """
+        before: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            # uvicorn raises the signal again when it has stopped: it must not end the process before the ledger has it all.
+            before = {one: signal.signal(one, lambda *_: None) for one in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            asyncio.run(self._serve(ready))
+            self._meter.close(STOP_SECONDS)
+        finally:
+            for one, handler in before.items():
+                signal.signal(one, handler)
+
+    def stop(self) -> None:
+        """Let ``serve`` end."""
+        self._server.should_exit = True
+
+    async def _serve(self, ready: Callable[[], None] | None) -> None:
+        watching = asyncio.create_task(self._close_idle())
+        if ready is not None:
+            ready()  # the socket listens already
+        try:
+            await self._server.serve([self._socket])
+        finally:
+            watching.cancel()
+
+    async def _close_idle(self) -> None:
+        """uvicorn waits for ever for the rest of a request's headers."""
+        since: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()
+        while True:
+            await asyncio.sleep(min(5.0, IDLE_SECONDS / 4))
+            now = time.monotonic()
+            for connection in list(self._server.server_state.connections):
+                cycle = getattr(connection, "cycle", None)
+                if cycle is not None and not cycle.response_complete:
+                    since.pop(connection, None)
+                elif now - since.setdefault(connection, now) > IDLE_SECONDS and (transport := connection.transport) is not None:
+                    transport.close()

@@ -1,0 +1,260 @@
+"""
+Recent: a bounded memory of spans, from which is found out that two of them tell of one call.
+
+An instrumentor may make a span around that of another one, around the SDK's own, or beside it. Exact are:
+
+* the same span sent again (its key),
+* spans of several libraries with the provider's response id in common, one of which lies within the other in time. Spans of one library
+  never are one call by their response id: a server that gives every response the same id must not make one call of all,
+* a span inside of which, with no agent, tool or chain in between, calls were counted whose tokens add up to its own.
+
+Where no ids are there to compare, a span of another library directly around a counted one is the same call if the model may be the same,
+and one with the same parent if the tokens are the same and one of the two lies within the other in time.
+What is forgotten by the time the second span comes (``SPANS`` spans), or what two processes hear of, is counted twice.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+import msgspec
+
+from voight_middleware.otlp.kinds import Role
+from voight_middleware.otlp.spans import Key
+
+K = TypeVar("K")
+
+SPANS = 50_000
+"""How many spans are remembered, some 15 MB."""
+RESPONSES = 20_000
+MAX_DEPTH = 32
+"""How many spans up or down are looked at: nesting is made by whoever sends it."""
+MAX_INNER = 64
+"""How many calls are remembered of those inside one span."""
+_SLACK = 5_000_000
+"""Nanoseconds by which two clocks of one machine may differ."""
+
+
+class Counted(msgspec.Struct, kw_only=True, eq=False):
+    """A call that is in the ledger, as far as another span may tell of it too."""
+
+    scope: str
+    started: int
+    """Nanoseconds since 1970."""
+    ended: int | None = None
+    """None for one that goes on."""
+    models: frozenset[str] = frozenset()
+    response_id: str | None = None
+    input: int | None = None
+    output: int | None = None
+    failed: bool = False
+    call_id: str | None = None
+    """Its id in the ledger, where that is known."""
+    beside: bool = False
+    """Whether it was only going on at the same time and place as the span that it is noted for, and is not known to be inside."""
+
+
+class _Node(msgspec.Struct, eq=False):
+    parent: Key | None
+    role: Role
+    counted: Counted | None = None
+    inner: list[Counted] | None = None
+
+
+class Recent:
+    """Not safe for threads: its owner holds a lock."""
+
+    def __init__(self, spans: int = SPANS, responses: int = RESPONSES, *, one_process: bool = False) -> None:
+        """*one_process*: whether all spans are of one process, so that the roots of traces may be of one call too."""
+        self._most_spans, self._most_responses, self._one_process = spans, responses, one_process
+        self._siblings: OrderedDict[Key | None, list[Counted]] = OrderedDict()
+        self._nodes: OrderedDict[Key, _Node] = OrderedDict()
+        self._responses: OrderedDict[str, list[Counted]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    def heard(self, key: Key, parent: Key | None, role: Role) -> None:
+        """There is this span, at this place."""
+        node = self._node(key)
+        if node.parent is None:
+            node.parent = parent
+            if node.inner and role != "step" and parent is not None:
+                for one in node.inner:
+                    if not one.beside:
+                        self.note_inside(parent, one)
+        if role != "other":
+            node.role = role
+
+    def is_resent(self, key: Key) -> bool:
+        """Whether this very span is counted already."""
+        node = self._nodes.get(key)
+        return node is not None and node.counted is not None
+
+    def same_as(self, key: Key, call: Counted, beside: Iterable[Key] = ()) -> Counted | None:
+        """
+        The call that another span has told of, or the gate has metered, where it is this one too. *beside* are spans that were open in the
+        same place when this one began: an instrumentor need not make its span the current one.
+        """
+        return (
+            self._by_response(call)
+            or self._around(key, call)
+            or self._inside_of(key, call)
+            or self._open_at(beside, call)
+            or self._by_tokens(key, call)
+        )
+
+    def count(self, key: Key, call: Counted, beside: Iterable[Key] = ()) -> None:
+        """This span is a call of the ledger, which the spans *beside* it may tell of too."""
+        node = self._node(key)
+        node.counted = call
+        self.note_response(call)
+        if node.parent is not None or self._one_process:
+            _remember(self._siblings, node.parent, call, self._most_responses)
+        if node.parent is not None:
+            self.note_inside(node.parent, call)
+        self.note_beside(beside, msgspec.structs.replace(call, beside=True))
+
+    def note_response(self, call: Counted) -> None:
+        """This call has an id that another span may have too."""
+        if call.response_id is None:
+            return
+        _remember(self._responses, call.response_id, call, self._most_responses)
+
+    def note_inside(self, key: Key, call: Counted) -> None:
+        """A call is made inside of this span and of all around it, up to the first step; the last may not have been heard of yet."""
+        at: Key | None = key
+        for _ in range(MAX_DEPTH):
+            if at is None:
+                return
+            node = self._node(at)
+            if node.role == "step" or (node.inner is not None and call in node.inner):
+                return
+            self._add_inner(node, call)
+            at = node.parent
+
+    def note_beside(self, keys: Iterable[Key], call: Counted) -> None:
+        """A call is made while these spans are open in the same place, whether or not inside of them."""
+        for key in keys:
+            self._add_inner(self._node(key), call)
+
+    def _node(self, key: Key) -> _Node:
+        node = self._nodes.get(key)
+        if node is None:
+            node = self._nodes[key] = _Node(None, "other")
+            if len(self._nodes) > self._most_spans:
+                self._nodes.popitem(last=False)
+        return node
+
+    def around(self, key: Key | None) -> Iterator[Key]:
+        """*key* and the spans around it that are known, up to the first step."""
+        for _ in range(MAX_DEPTH):
+            node = self._nodes.get(key) if key is not None else None
+            if key is None or node is None or node.role == "step":
+                return
+            yield key
+            key = node.parent
+
+    def _add_inner(self, node: _Node, call: Counted) -> None:
+        node.inner = node.inner or []
+        node.inner.append(call)
+        del node.inner[:-MAX_INNER]
+
+    def _by_response(self, call: Counted) -> Counted | None:
+        for other in self._responses.get(call.response_id, ()) if call.response_id is not None else ():
+            if other.scope != call.scope and may_be_same(call.models, other.models) and _is_nested(call, other):
+                return other
+        return None
+
+    def _around(self, key: Key, call: Counted) -> Counted | None:
+        """The span around this one that was counted as the same call, before this one came."""
+        node = self._nodes.get(key)
+        for around in self.around(node.parent if node is not None else None):
+            counted = self._nodes[around].counted
+            if counted is not None:
+                return counted if _repeated(counted, [call]) is not None else None
+        return None
+
+    def _by_tokens(self, key: Key, call: Counted) -> Counted | None:
+        node = self._nodes.get(key)
+        parent = node.parent if node is not None else None
+        for other in self._siblings.get(parent, ()) if parent is not None or self._one_process else ():
+            ids = call.response_id is not None and other.response_id is not None
+            if not ids and other.scope != call.scope and _is_nested(call, other) and _adds_up(call, [other]):
+                return other
+        return None
+
+    def _open_at(self, beside: Iterable[Key], call: Counted) -> Counted | None:
+        """The span that was counted as the same call, and was open here when this one began."""
+        for key in beside:
+            node = self._nodes.get(key)
+            if node is not None and node.counted is not None:
+                inner = msgspec.structs.replace(call, beside=True)
+                if _repeated(node.counted, [inner]) is not None:
+                    return node.counted
+        return None
+
+    def _inside_of(self, key: Key, call: Counted) -> Counted | None:
+        """A call inside of this span, where the span only repeats what is inside of it."""
+        node = self._nodes.get(key)
+        return None if node is None or not node.inner else _repeated(call, node.inner)
+
+
+def _remember(index: OrderedDict[K, list[Counted]], key: K, call: Counted, most: int) -> None:
+    same = index.setdefault(key, [])
+    index.move_to_end(key)
+    if call not in same:
+        same.append(call)
+        del same[:-MAX_INNER]
+    while len(index) > most:
+        index.popitem(last=False)
+
+
+def models(*names: str | None) -> frozenset[str]:
+    """Names of one model, without the provider that a router puts before them."""
+    return frozenset(name.lower().rpartition("/")[2] for name in names if name)
+
+
+def may_be_same(one: frozenset[str], other: frozenset[str]) -> bool:
+    """Whether two calls may be of one model. ``claude-sonnet-4-5`` is answered by ``claude-sonnet-4-5-20250929``."""
+    return not one or not other or any(a.startswith(b) or b.startswith(a) for a in one for b in other)
+
+
+def _is_nested(one: Counted, other: Counted) -> bool:
+    """Whether one of two calls lies within the other in time; the one that goes on has not ended before."""
+    if one.ended is None or other.ended is None:
+        return True
+    first, second = (one, other) if one.started <= other.started else (other, one)
+    assert first.ended is not None
+    assert second.ended is not None
+    within = second.ended <= first.ended + _SLACK
+    return within or (second.started - first.started <= _SLACK and first.ended <= second.ended + _SLACK)
+
+
+def _repeated(outer: Counted, inner: list[Counted]) -> Counted | None:
+    """The one of the counted *inner* calls, or the last of several, that the span *outer* tells of once more."""
+    for one in inner:
+        if outer.response_id is not None and one.response_id == outer.response_id and one.scope != outer.scope:
+            return one
+    inside = [one for one in inner if not one.beside]
+    if _adds_up(outer, inside):
+        return inside[-1]
+    for one in inner:
+        if _adds_up(outer, [one]) and _is_nested(outer, one):
+            return one
+        if one.scope == outer.scope or (outer.response_id is not None and one.response_id is not None):
+            continue
+        if may_be_same(outer.models, one.models) and (not one.beside or (outer.failed and one.failed)):
+            return one
+    return None
+
+
+def _adds_up(outer: Counted, inner: list[Counted]) -> bool:
+    """Whether the tokens of *inner* are those of *outer*: all of them, and of a model that may be the same."""
+    if not inner or not outer.input or any(one.input is None for one in inner):
+        return False
+    if not all(may_be_same(outer.models, one.models) for one in inner):
+        return False
+    return outer.input == sum(one.input or 0 for one in inner) and (outer.output or 0) == sum(one.output or 0 for one in inner)

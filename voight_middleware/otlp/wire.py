@@ -1,0 +1,397 @@
+"""
+The two encodings of OTLP, a span at a time: a body may hold a million of them.
+
+Sources: OpenTelemetry, "OTLP specification" 1.x (JSON: ids in hexadecimal, lowerCamelCase, enumerations as numbers; "Full success",
+"Partial success", "Failures"); ``opentelemetry/proto/trace/v1/trace.proto``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from voight_middleware.otlp.spans import MAX_TEXT, Key, Span, text, wanted
+
+MAX_SPANS = 1_000_000
+"""How many spans one body may hold."""
+MAX_JSON_PARTS = 4_000_000
+"""How many commas one body of JSON may have: each part of a list costs memory of ours, and none of whoever sends it."""
+_MAX_ATTRIBUTES = 2000
+"""How many attributes of one span are looked at."""
+FIRST_TOKEN = frozenset({"First Token Stream Event", "ai.stream.firstChunk"})
+"""Events that say when the first part of an answer came: OpenInference's instrumentors, the Vercel AI SDK."""
+
+
+class Malformed(ValueError):
+    """A body that is not what its type says."""
+
+
+class TooLarge(ValueError):
+    """A body with more in it than is taken at once."""
+
+
+class Unusable(ValueError):
+    """One span that cannot be used; the others of its body can."""
+
+
+Found = Span | Unusable
+
+
+# -- protobuf ------------------------------------------------------------------------------------------------------------------
+
+
+def protobuf_decoder() -> Callable[[bytes], Iterator[Found]]:
+    """
+    What reads an ``ExportTraceServiceRequest``. The whole of a body's framing is checked before its first span is answered.
+
+    Raises:
+        ImportError: opentelemetry-proto is not installed.
+    """
+    try:
+        broken: Any = importlib.import_module("google.protobuf.message").DecodeError
+        from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope
+        from opentelemetry.proto.resource.v1.resource_pb2 import Resource
+        from opentelemetry.proto.trace.v1.trace_pb2 import Span as Message
+    except ImportError as error:
+        raise ImportError("reading OTLP needs opentelemetry-proto: pip install 'voight-middleware[otlp]'") from error
+
+    def decode(body: bytes) -> Iterator[Found]:
+        count = 0
+        for _, _, spans in _scopes(body, Resource, InstrumentationScope, broken):
+            for _ in spans:
+                count += 1
+                if count > MAX_SPANS:
+                    raise TooLarge(f"more than {MAX_SPANS:,} spans in one request")
+        return spans_of(body)
+
+    def spans_of(body: bytes) -> Iterator[Found]:
+        for resource, scope, spans in _scopes(body, Resource, InstrumentationScope, broken):
+            for start, end in spans:
+                try:
+                    message = Message.FromString(body[start:end])
+                except (broken, UnicodeDecodeError):
+                    yield Unusable("a span that is no message")
+                    continue
+                try:
+                    yield _from_message(message, resource, scope)
+                except Unusable as unusable:
+                    yield unusable
+
+    return decode
+
+
+def _scopes(
+    body: bytes, resource_type: Any, scope_type: Any, broken: Any
+) -> Iterator[tuple[dict[str, Any], str, Iterable[tuple[int, int]]]]:
+    """Each ``ScopeSpans`` of a body: the attributes of its resource, the name of its scope, and where its spans are."""
+    for start, end in _fields(body, 0, len(body), 1):  # resource_spans
+        try:
+            resource: dict[str, Any] = {}
+            for at in _fields(body, start, end, 1):
+                resource.update(_attributes(resource_type.FromString(body[at[0] : at[1]]).attributes, _of_resource))
+            for inner in _fields(body, start, end, 2):  # scope_spans
+                scope = ""
+                for at in _fields(body, *inner, 1):
+                    scope = scope_type.FromString(body[at[0] : at[1]]).name
+                yield resource, scope[:MAX_TEXT], _fields(body, *inner, 2)
+        except (broken, UnicodeDecodeError) as error:
+            raise Malformed("a resource or scope that is no message") from error
+
+
+def _fields(body: bytes, at: int, end: int, wanted_field: int) -> Iterator[tuple[int, int]]:
+    """
+    Where the messages of one field are, within a message. The library would make an object of each of a million spans at once.
+
+    Source: Protocol Buffers, "Encoding".
+    """
+    while at < end:
+        tag, at = _varint(body, at, end)
+        field, kind = tag >> 3, tag & 7
+        if field == 0:
+            raise Malformed("a field without a number")
+        if kind == 2:
+            length, at = _varint(body, at, end)
+            if length > end - at:
+                raise Malformed("a message that ends before its end")
+            if field == wanted_field:
+                yield at, at + length
+            at += length
+        elif kind == 0:
+            _, at = _varint(body, at, end)
+        elif kind in (1, 5):
+            at += 8 if kind == 1 else 4
+        else:
+            raise Malformed(f"a field of kind {kind}")
+    if at > end:
+        raise Malformed("a message that ends before its end")
+
+
+def _varint(body: bytes, at: int, end: int) -> tuple[int, int]:
+    value = shift = 0
+    while at < end and shift < 70:
+        byte = body[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+    raise Malformed("a number that does not end")
+
+
+def _from_message(message: Any, resource: Mapping[str, Any], scope: str) -> Span:
+    failed = message.status.code == 2 if message.HasField("status") else False
+    span = Span(
+        key=_key(message.trace_id.hex(), message.span_id.hex()),
+        parent_id=message.parent_span_id.hex() or None,
+        name=message.name[:MAX_TEXT],
+        scope=scope,
+        started=message.start_time_unix_nano,
+        ended=message.end_time_unix_nano,
+        attributes=_attributes(message.attributes, wanted),
+        resource=resource,
+        failed=failed,
+    )
+    for event in message.events[:_MAX_ATTRIBUTES]:
+        said = _attributes(event.attributes, _of_exception) if event.name == "exception" else {}
+        _event(span, event.name, event.time_unix_nano, said)
+    return _checked(span)
+
+
+def _attributes(pairs: Iterable[Any], is_wanted: Callable[[str], bool]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for number, pair in enumerate(pairs):
+        if number >= _MAX_ATTRIBUTES:
+            break
+        key = pair.key
+        if not is_wanted(key):
+            continue
+        value = pair.value
+        kind = value.WhichOneof("value")
+        if kind in _PLAIN and not (kind == "string_value" and len(value.string_value) > MAX_TEXT):
+            found[key] = getattr(value, kind)
+    return found
+
+
+_PLAIN = frozenset({"string_value", "bool_value", "int_value", "double_value"})
+
+
+# -- JSON ----------------------------------------------------------------------------------------------------------------------
+
+
+class _Value(msgspec.Struct, rename="camel"):
+    string_value: str | None = None
+    bool_value: bool | None = None
+    int_value: int | str | None = None
+    double_value: float | str | None = None
+
+
+class _Pair(msgspec.Struct):
+    key: str = ""
+    value: _Value | None = None
+
+
+class _Event(msgspec.Struct, rename="camel"):
+    name: str = ""
+    time_unix_nano: int | str = 0
+    attributes: list[_Pair] = []
+
+
+class _Status(msgspec.Struct):
+    code: int | str = 0
+
+
+class _Span(msgspec.Struct, rename="camel"):
+    trace_id: str = ""
+    span_id: str = ""
+    parent_span_id: str | None = None
+    name: str = ""
+    start_time_unix_nano: int | str = 0
+    end_time_unix_nano: int | str = 0
+    attributes: list[_Pair] = []
+    events: list[_Event] = []
+    status: _Status | None = None
+
+
+class _Scope(msgspec.Struct):
+    name: str = ""
+
+
+class _ScopeSpans(msgspec.Struct):
+    scope: _Scope | None = None
+    spans: list[msgspec.Raw] = []
+
+
+class _Resource(msgspec.Struct):
+    attributes: list[_Pair] = []
+
+
+class _ResourceSpans(msgspec.Struct, rename="camel"):
+    resource: _Resource | None = None
+    scope_spans: list[_ScopeSpans] = []
+
+
+class _Request(msgspec.Struct, rename="camel"):
+    resource_spans: list[_ResourceSpans] = []
+
+
+_decode_request = msgspec.json.Decoder(_Request).decode
+_decode_span = msgspec.json.Decoder(_Span).decode
+
+
+def decode_json(body: bytes) -> Iterator[Found]:
+    """
+    What an ``ExportTraceServiceRequest`` in JSON holds.
+
+    Raises:
+        Malformed: It is none.
+        TooLarge: It holds more than is taken at once.
+    """
+    if body.count(b",") > MAX_JSON_PARTS:
+        raise TooLarge("too many values in one request")
+    try:
+        request = _decode_request(body)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise Malformed(f"no ExportTraceServiceRequest: {str(error)[:200]}") from error
+    count = sum(len(scope.spans) for resource in request.resource_spans for scope in resource.scope_spans)
+    if count > MAX_SPANS:
+        raise TooLarge(f"more than {MAX_SPANS:,} spans in one request")
+    return _json_spans(request)
+
+
+def _json_spans(request: _Request) -> Iterator[Found]:
+    for one in request.resource_spans:
+        resource = _pairs(one.resource.attributes, _of_resource) if one.resource is not None else {}
+        for scope in one.scope_spans:
+            name = scope.scope.name[:MAX_TEXT] if scope.scope is not None else ""
+            for raw in scope.spans:
+                try:
+                    yield _from_json(_decode_span(raw), resource, name)
+                except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+                    yield Unusable("a span with a value of another type")
+                except Unusable as unusable:
+                    yield unusable
+
+
+def _from_json(found: _Span, resource: Mapping[str, Any], scope: str) -> Span:
+    parent = found.parent_span_id or None
+    span = Span(
+        key=_key(found.trace_id.lower(), found.span_id.lower()),
+        parent_id=parent.lower() if parent is not None and _is_id(parent, 16) else None,
+        name=found.name[:MAX_TEXT],
+        scope=scope,
+        started=_nanoseconds(found.start_time_unix_nano),
+        ended=_nanoseconds(found.end_time_unix_nano),
+        attributes=_pairs(found.attributes, wanted),
+        resource=resource,
+        failed=found.status is not None and found.status.code in (2, "2", "STATUS_CODE_ERROR"),
+    )
+    for event in found.events[:_MAX_ATTRIBUTES]:
+        said = _pairs(event.attributes, _of_exception) if event.name == "exception" else {}
+        _event(span, event.name, _nanoseconds(event.time_unix_nano), said)
+    return _checked(span)
+
+
+def _pairs(pairs: list[_Pair], is_wanted: Callable[[str], bool]) -> dict[str, Any]:
+    return {
+        pair.key: value
+        for pair in pairs[:_MAX_ATTRIBUTES]
+        if is_wanted(pair.key) and pair.value is not None and (value := _plain(pair.value)) is not None
+    }
+
+
+def _plain(value: _Value) -> str | bool | int | float | None:
+    if value.string_value is not None:
+        return value.string_value if len(value.string_value) <= MAX_TEXT else None
+    if value.bool_value is not None:
+        return value.bool_value
+    if value.int_value is not None:
+        try:
+            return int(value.int_value) if len(str(value.int_value)) < 25 else None
+        except ValueError:
+            return None
+    if isinstance(value.double_value, str):  # "NaN", "Infinity"
+        return math.nan
+    return value.double_value
+
+
+def _nanoseconds(value: int | str) -> int:
+    try:
+        return int(value) if not isinstance(value, str) or len(value) < 25 else -1
+    except ValueError:
+        return -1
+
+
+# -- both ----------------------------------------------------------------------------------------------------------------------
+
+
+def _of_resource(key: str) -> bool:
+    return key in {"service.name", "service.version"}
+
+
+def _of_exception(key: str) -> bool:
+    return key == "exception.type"
+
+
+def _event(span: Span, name: str, moment: int, said: Mapping[str, Any]) -> None:
+    if name == "exception":
+        span.exception = text(said.get("exception.type"))
+    elif name in FIRST_TOKEN and span.first_token is None and moment > 0:
+        span.first_token = moment
+
+
+_HEX = frozenset("0123456789abcdefABCDEF")
+
+
+def _is_id(value: str, length: int) -> bool:
+    return len(value) == length and _HEX.issuperset(value) and value.strip("0") != ""
+
+
+def _key(trace_id: str, span_id: str) -> Key:
+    if not _is_id(trace_id, 32) or not _is_id(span_id, 16):
+        raise Unusable("a span without a trace id and span id")
+    return Key(trace_id, span_id)
+
+
+def _checked(span: Span) -> Span:
+    """Raises Unusable for a span whose times no clock has shown."""
+    if span.started <= 0:
+        span.started = span.ended
+    if not 0 < span.started < 2**63 or not 0 <= span.ended < 2**64:
+        raise Unusable("a span without a time")
+    return span
+
+
+# -- answers -------------------------------------------------------------------------------------------------------------------
+
+
+def export_response(rejected: int, message: str, *, as_json: bool) -> bytes:
+    """An ``ExportTraceServiceResponse``, or that of metrics or logs, which is written alike; an empty one where all is well."""
+    if as_json:
+        name = {"rejectedSpans": str(rejected)} if rejected else {}
+        return msgspec.json.encode({"partialSuccess": {**name, "errorMessage": message}} if rejected or message else {})
+    partial = (b"\x08" + _as_varint(rejected) if rejected else b"") + (b"\x12" + _sized(message.encode()) if message else b"")
+    return b"\x0a" + _sized(partial) if partial else b""
+
+
+def status(code: int, message: str, *, as_json: bool) -> bytes:
+    """A ``google.rpc.Status``, as the specification wants for failures. *code* is one of gRPC."""
+    if as_json:
+        return msgspec.json.encode({"code": code, "message": message})
+    return b"\x08" + _as_varint(code) + b"\x12" + _sized(message.encode())
+
+
+def _sized(data: bytes) -> bytes:
+    return _as_varint(len(data)) + data
+
+
+def _as_varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
