@@ -8,7 +8,8 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Protocol
 
 from voight_middleware.call import Call
@@ -223,6 +224,70 @@ class Background:
             self._meter.deliver(held)
         except Exception as error:
             self._meter.note(error)
+
+
+class Audience:
+    """
+    The listeners of a meter, on a thread of their own: one that blocks holds up those behind it, and neither the ledger nor a flush for
+    longer than that waits.
+
+    Args:
+        listeners: Called one after the other with each call.
+        count: Told what went wrong: ``listener_errors``, ``unheard_calls``.
+        most: How many calls wait at most; beyond it the newest go unheard.
+    """
+
+    def __init__(self, listeners: Sequence[Callable[[Call], None]], count: Callable[[str], None], most: int) -> None:
+        self.listeners = tuple(listeners)
+        self._count = count
+        self._most = most
+        self.renew()
+
+    def renew(self) -> None:
+        """In a forked child: the thread is not there, and what waits is the parent's to hear."""
+        self._queue: SimpleQueue[Call | threading.Event] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def hear(self, call: Call) -> None:
+        """Hand *call* to the listeners, in their time."""
+        if self._queue.qsize() >= self._most:
+            self._count("unheard_calls")
+            return
+        self._queue.put(call)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._loop, args=(self._queue,), name="voight-listeners", daemon=True)
+            try:
+                self._thread.start()
+            except RuntimeError as error:  # Python 3.12+ starts no thread while the process ends
+                if "shutdown" not in str(error):
+                    raise
+                self._thread = None
+                self._tell(call)
+
+    def wait(self, timeout: float) -> bool:
+        """Wait until they have heard what there is by now; whether that is so within *timeout* seconds."""
+        if self._thread is None or self._thread is threading.current_thread():
+            return True
+        heard = threading.Event()
+        self._queue.put(heard)
+        return heard.wait(max(0.0, timeout))
+
+    def _loop(self, queue: SimpleQueue[Call | threading.Event]) -> None:
+        while queue is self._queue:  # else this is the child of a listener that forks
+            one = queue.get()
+            if isinstance(one, Call):
+                self._tell(one)
+            else:
+                one.set()
+
+    def _tell(self, call: Call) -> None:
+        for listener in self.listeners:
+            try:
+                listener(call)
+            except Exception as error:
+                self._count("listener_errors")
+                with contextlib.suppress(Exception):  # an application's logging filter may raise
+                    complain(f"a listener raised {type(error).__name__}; the call is in the ledger all the same")
 
 
 _imports = threading.RLock()

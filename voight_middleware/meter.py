@@ -12,12 +12,13 @@ import atexit
 import contextlib
 import os
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from voight_middleware.background import Background, hold_imports, renew_imports
+from voight_middleware.background import Audience, Background, hold_imports, renew_imports
 from voight_middleware.call import Beginning, Call, Settlement, Submission
 from voight_middleware.journal import Journal
 from voight_middleware.pseudonyms import Guard
@@ -66,7 +67,7 @@ class Meter:
 
     def __init__(self, settings: Settings, listeners: Sequence[Listener] = ()) -> None:
         self.settings = settings
-        self.listeners = tuple(listeners)
+        self._audience = Audience(listeners, self._count, HELD_CALLS)
         also: Iterable[object] = listeners
         self.watchers: tuple[Watcher, ...] = (*(one for one in also if isinstance(one, Watcher)), *_standing)
         self.journal = Journal(settings.journal)
@@ -184,13 +185,16 @@ class Meter:
         _complain_of(error)
 
     def flush(self, timeout: float = 10.0) -> bool:
-        """Bring what this process has written into the ledger; whether it is there within *timeout* seconds."""
+        """Bring what this process has written into the ledger and to its listeners; whether it is there within *timeout* seconds."""
+        deadline = time.monotonic() + timeout
         if self._background is None:
             if self.journal.written == 0 and not self.journal.waiting:
                 return True
             self._start()
         background = self._background
-        return background is not None and background.flush(timeout)
+        if background is None or not background.flush(timeout):
+            return False
+        return self._audience.wait(deadline - time.monotonic())
 
     def close(self, timeout: float = EXIT_SECONDS) -> bool:
         """Flush and stop the background thread. What is not in the ledger by then stays in the journal, for whoever ingests next."""
@@ -202,6 +206,7 @@ class Meter:
             background, self._background = self._background, None
         if background is not None:
             background.stop(timeout)
+            self._audience.wait(timeout)
         return done
 
     def before_fork(self) -> Callable[[], None] | None:
@@ -216,20 +221,23 @@ class Meter:
         self._background = None
         self._start_lock = threading.Lock()
         self._held = {}
+        self._audience.renew()
         self.counters = Counter()
         self.journal.after_fork()
 
     def deliver(self, calls: Iterable[Call]) -> None:
         """Hand completed calls to the listeners: those that this process made, each once."""
         for call in calls:
-            if self._held.pop(call.call_id, None) is None:
-                continue
-            for listener in self.listeners:
-                try:
-                    listener(call)
-                except Exception as error:
-                    self.counters["listener_errors"] += 1
-                    complain(f"a listener raised {type(error).__name__}; the call is in the ledger all the same")
+            if self._held.pop(call.call_id, None) is not None:
+                self._audience.hear(call)
+
+    @property
+    def listeners(self) -> tuple[Listener, ...]:
+        """Who hears of calls."""
+        return self._audience.listeners
+
+    def _count(self, what: str) -> None:
+        self.counters[what] += 1
 
     def held(self) -> list[Call]:
         """The calls of this process that its listeners have not heard of yet."""
@@ -345,8 +353,11 @@ def configure(
         ledger: URL of the ledger (``sqlite:////var/lib/app/ledger.db``) or the path of an SQLite file. ``VOIGHT_LEDGER``.
         journal: Folder of this host's journals; by default beside an SQLite ledger. ``VOIGHT_JOURNAL``.
         release: Stamped on every call that has no release of its own. ``VOIGHT_RELEASE``.
-        listeners: Called with each finished, priced call of this process, on a background thread. What they raise is counted,
-            never passed on.
+        listeners: Called with each finished, priced call of this process (``Call``), about a second after its end, once it is in the
+            ledger. They run one after the other on a thread of their own: no request, no flush beyond its time and no ledger waits for
+            them. What they raise is counted (``listener_errors``), never passed on; where one blocks, those behind it wait, and beyond
+            100,000 calls the newest go unheard (``unheard_calls``). What must not be lost is read from the ledger. A call that a
+            listener makes itself is a call as any other, and heard too. A listener that is a ``Watcher`` sees calls begin and end.
         enabled: False meters nothing. ``VOIGHT_ENABLED``.
         request_identity: Whether a call without any other owner belongs to the user that its request names to the provider
             (``safety_identifier``, ``user``, ``user_profile_id``, ``metadata.user_id``); by default it does. ``VOIGHT_REQUEST_IDENTITY``.
