@@ -20,6 +20,9 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 INTEGRATIONS = sorted(path.name for path in (ROOT / "integrations").iterdir() if path.is_dir() and path.name != "__pycache__")
 
 PUBLIC = {
+    "ainject_headers",
+    "inject_headers",
+    "signed_headers",
     "Call",
     "CostTagMiddleware",
     "SettingsError",

@@ -22,10 +22,10 @@ import voight_middleware as voight
 from voight_middleware.call import Submission, job_call_id
 from voight_middleware.export import voight as events
 from voight_middleware.ingest import Ingester
-from voight_middleware.journal import Journal
+from voight_middleware.journal import Election, Journal
 from voight_middleware.ledger import LedgerError, Progress, open_ledger
 from voight_middleware.outbox import FOLDER, REFUSED, Entry, Outbox, open_outbox, status
-from voight_middleware.settings import EventsTarget
+from voight_middleware.settings import EventsTarget, Settings
 from voight_middleware.tags import Tags
 from voight_middleware.testing.events import EventServer, check, hang_up, says
 from voight_middleware.usage import Usage
@@ -289,9 +289,22 @@ def test_a_refused_event_is_set_aside(server: EventServer, configured: Any) -> N
     assert server.call_ids() == ids[1:]
 
 
-def test_a_certificate_that_nobody_knows_is_not_accepted(configured: Any, tmp_path: Path) -> None:
+def test_a_certificate_that_nobody_knows_is_not_accepted(configured: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The key is not given to whoever answers."""
-    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
+    made = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "1",
+        "-subj",
+        "/CN=localhost",
+        "-addext",
+        "subjectAltName=DNS:localhost",
+    ]
     subprocess.run([*made, "-keyout", tmp_path / "key.pem", "-out", tmp_path / "cert.pem"], check=True, capture_output=True)
     with EventServer() as server:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -306,6 +319,10 @@ def test_a_certificate_that_nobody_knows_is_not_accepted(configured: Any, tmp_pa
             time.sleep(0.02)
         assert "certificate is not accepted" in found.state.problem
         assert server.times == []
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))  # one that is known is
+        configured(events_url=f"https://localhost:{server.port}")
+        spend()
+        pump(server, 2)
         voight.meter.current_meter().close()
 
 
@@ -616,3 +633,108 @@ def test_a_process_that_is_killed_loses_no_event_and_repeats_one_at_most(scripts
     doubled = sum(count - 1 for count in Counter(server.call_ids()).values())
     assert doubled <= kills
     print(f"{len(ids)} calls, {doubled} doubled by {kills} kills")
+
+
+FORKED = """
+import os, sys, time, voight_middleware as voight
+voight.configure(key="vk_test", events_url=sys.argv[1], events_per_minute=60000)
+
+def spend(count):
+    for _ in range(count):
+        with voight.tag(user_id="u"):
+            os.write(1, voight.record(provider="openai", model="gpt-5-nano", usage={"prompt_tokens": 1}).encode() + b"\\n")
+
+spend(20)
+assert voight.flush()
+for _ in range(10):
+    child = os.fork()
+    spend(20)
+    if child == 0:
+        assert voight.flush(30)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+if os.fork():
+    assert voight.flush(30)
+    voight.meter.current_meter().close()
+    os._exit(0)
+spend(1)  # a process without calls of its own sends none
+sys.stdin.readline()
+"""
+
+
+def test_a_fork_sends_nothing_twice(scripts: Any, server: EventServer) -> None:
+    """Children of a process that is sending leave that to it, and the last one goes on where it ended."""
+    process = scripts.start(FORKED, server.url)
+    ids = [process.stdout.readline().strip() for _ in range(421)]
+    server.wait_for(421, 60)
+    process.stdin.close()
+    process.stdin = None
+    process.communicate()
+    assert sorted(server.call_ids()) == sorted(ids)
+
+
+def test_a_process_that_ends_leaves_the_rest_to_the_next(scripts: Any) -> None:
+    """It does not wait for the server; the next one begins where it ended, and not before its time."""
+    source = """
+    import sys, time, voight_middleware as voight
+    voight.configure(key="vk_test", events_url=sys.argv[1], events_per_minute=60)
+    for _ in range(5):
+        with voight.tag(user_id="u"):
+            print(voight.record(provider="openai", model="gpt-5-nano", usage={"prompt_tokens": 1}), flush=True)
+    assert voight.flush()
+    time.sleep(float(sys.argv[2]))
+    """
+    with EventServer(per_minute=60) as server:
+        begun = time.monotonic()
+        ids = scripts.run(source, server.url, "0").split()
+        assert time.monotonic() - begun < 5
+        left = status(scripts.journal)
+        assert left is not None
+        assert 4 <= left.waiting <= 5
+        ids += scripts.run(source, server.url, "4").split()
+        sent = server.call_ids()
+        assert 3 <= len(sent) < 10
+        assert sent == ids[: len(sent)]
+        assert all(later - earlier > 0.95 for earlier, later in zip(server.times, server.times[1:], strict=False))
+
+
+def test_what_short_programs_leave_can_be_sent(scripts: Any, server: EventServer) -> None:
+    """By a process that makes no calls; beside one that is sending it does nothing."""
+    source = """
+    import sys, voight_middleware as voight
+    voight.configure(key="vk_test", events_url=sys.argv[1], events_per_minute=1)
+    for number in range(300):
+        with voight.tag(user_id="u"):
+            print(voight.record(provider="openai", model="gpt-5-nano", usage={"prompt_tokens": 1}, call_id=f"import-{number}"))
+    """
+    ids = scripts.run(source, server.url).split()
+    settings = Settings.from_environment(
+        ledger=scripts.ledger, journal=scripts.journal, key="vk_test", events_url=server.url, events_per_minute=FAST, environ={}
+    )
+    assert events.send_waiting(Settings.from_environment(ledger=scripts.ledger, environ={})) is None
+    election = Election(scripts.journal)
+    assert election.win()
+    assert events.send_waiting(settings).waiting >= 299
+    election.resign()
+    left = events.send_waiting(settings, 30)
+    assert (left.waiting, left.state.sent) == (0, 300)
+    assert server.call_ids() == ids
+    scripts.run(source, server.url)  # the same ids at other times: nothing new to the ledger
+    server.events.clear()
+    assert events.send_waiting(settings, 30).state.gone == 300
+    assert server.events == []
+
+
+def test_many_calls_of_one_time_are_found(server: EventServer, configured: Any) -> None:
+    """An import may give ten thousand calls one date: each is looked up by itself, and told twice it is one event."""
+    configured()
+    at = datetime(2026, 11, 3, tzinfo=UTC)
+    ids = [f"row-{number}" for number in range(1, 1500)]
+    for _ in range(2):
+        for call_id in ids:
+            spend(call_id=call_id, occurred_at=at)
+        assert voight.flush(60)
+    pump(server, len(ids), 60)
+    last = spend()
+    pump(server, len(ids) + 1)
+    assert sorted(server.call_ids()) == sorted([*ids, last])

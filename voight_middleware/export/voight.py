@@ -2,13 +2,14 @@
 Voight's event API: every call as an event to ``POST {base}/v1/events``, by the one process of a host that ingests.
 
 Never on the request's path: what is sent comes from the outbox and the ledger. At least once: the place in the outbox is kept after every
-answer, so a process that is killed between the answer and that has one event sent twice, and nothing else is. Sources: Voight's published
+answer, and nothing is sent again that was accepted. Twice goes only an event whose acceptance was not heard of: one for a process that is
+killed just then, and one whose connection broke or timed out after the server had taken it. Sources: Voight's published
 documentation, "Events API"; its Apache-2.0 wrappers ``@voightxyz/sdk`` 0.6.5 and ``@voightxyz/openai`` 0.1.6.
 """
 
 from __future__ import annotations
 
-import encodings.idna  # noqa: F401  a name is looked up with it, on a thread that may not import while another one forks
+import encodings.idna
 import http.client
 import random
 import ssl
@@ -26,15 +27,17 @@ import msgspec
 
 from voight_middleware import __version__
 from voight_middleware.call import Call
-from voight_middleware.ledger import Ledger, Window
+from voight_middleware.ingest import Ingester, call_at
+from voight_middleware.journal import Election
+from voight_middleware.ledger import Ledger, open_ledger
 from voight_middleware.meter import note
 from voight_middleware.money import usd_text
-from voight_middleware.outbox import Entry, Outbox, Place, State, Status, status
-from voight_middleware.settings import EventsTarget
+from voight_middleware.outbox import Entry, Outbox, Place, State, Status, open_outbox, status
+from voight_middleware.settings import EventsTarget, Settings
 from voight_middleware.tag_values import MAX_LENGTH, complain
 from voight_middleware.usage import Usage
 
-__all__ = ["EventSender", "State", "Status", "event", "status"]
+__all__ = ["EventSender", "State", "Status", "event", "send_waiting", "status"]
 
 PATH = "/v1/events"
 SETTLE_SECONDS = 15.0
@@ -50,6 +53,8 @@ MOST_READY = 5_000
 _ANSWER_BYTES = 64 * 1024
 
 _encode = msgspec.json.Encoder().encode
+_looked_up_with = encodings.idna
+"""Imported here, as a child that is forked while the thread below imports it, to look up a name, could never import it."""
 
 
 class _Ready(NamedTuple):
@@ -159,6 +164,8 @@ class EventSender:
     # -- the thread -----------------------------------------------------------------------------------------------------------
 
     def _loop(self) -> None:
+        if (before := self._outbox.state.sent_at) is not None:  # by the process before this one
+            self._stopping.wait(min(self._interval, max(0.0, self._interval - (time.time() - before / 1e6))))
         while not self._stopping.is_set() and not self._stopped:
             self._filled.wait()
             self._filled.clear()
@@ -321,10 +328,39 @@ def _reason(answer: Answer) -> object:
 
 def _find(ledger: Ledger, entry: Entry) -> Call | None:
     """By its time, which every engine is ordered by; a job's answer may be kept under the time at which the job was submitted."""
-    for call in ledger.calls(window=Window(entry.occurred_at, entry.occurred_at + 1)):
-        if call.call_id == entry.call_id:
-            return call
-    return ledger.call(entry.call_id) if entry.job else None
+    found = call_at(ledger, entry.call_id, entry.occurred_at)
+    return ledger.call(entry.call_id) if found is None and entry.job else found
+
+
+def send_waiting(settings: Settings, seconds: float | None = None) -> Status | None:
+    """
+    Send what waits, for *seconds* at most, from a process that makes no calls: programs that end soon leave most of theirs.
+
+    Answers what is left then; None where there is no key or no outbox. Does nothing where a living process ingests, and so sends.
+
+    Raises:
+        LedgerError: The ledger cannot be opened or read.
+    """
+    outbox = open_outbox(settings.journal)
+    if settings.events is None or outbox is None:
+        return None
+    election = Election(settings.journal)
+    if election.win():
+        until = None if seconds is None else time.monotonic() + seconds
+        try:
+            ledger = open_ledger(settings.ledger)
+            sender = EventSender(settings.events, outbox)
+            try:
+                Ingester(ledger, settings.journal, gentle=False, prices=settings.prices, outbox=outbox).run()
+                while not outbox.state.stopped and next(outbox.read(), None) is not None and (until is None or time.monotonic() < until):
+                    sender.refill(ledger)
+                    time.sleep(0.1)
+            finally:
+                sender.stop(TIMEOUT)
+                ledger.close()
+        finally:
+            election.resign()
+    return status(settings.journal)
 
 
 # -- the event ----------------------------------------------------------------------------------------------------------------

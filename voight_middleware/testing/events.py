@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Self
+from typing import Any, Self, cast
 
 KEYS = frozenset(
     ("agentId", "timestamp", "type", "input", "outcome", "durationMs", "errorMessage", "model", "metadata")
@@ -191,15 +191,14 @@ class _Server(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: _Server
     timeout = 10
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        self.server.owner.take(self, body)
+        cast("_Server", self.server).owner.take(self, body)
 
     def do_GET(self) -> None:
-        self.server.owner.take(self, b"")
+        cast("_Server", self.server).owner.take(self, b"")
 
-    def log_message(self, *_: Any) -> None:
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  its name there
         pass
