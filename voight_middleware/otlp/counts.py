@@ -209,7 +209,7 @@ def _langfuse(attributes: Attributes) -> Reported | None:
     if not details:
         return None
     dialect = recognise(details)
-    if dialect is not None:
+    if dialect is not None and "input" not in details and "output" not in details:
         return Reported(msgspec.json.encode(details).decode(), dialect, None, None)
     return _usage(
         Usage(
