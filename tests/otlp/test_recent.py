@@ -1,0 +1,152 @@
+"""Two spans of one call are one call, whatever their order; two calls that look alike stay two."""
+
+from __future__ import annotations
+
+import itertools
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from voight_middleware.otlp.kinds import Role
+from voight_middleware.otlp.recent import MAX_DEPTH, Counted, Recent, models
+from voight_middleware.otlp.spans import Key
+
+_SPANS = runpy.run_path(str(Path(__file__).parents[1] / "apps" / "otlp_spans.py"))
+CHAT, request, span = (_SPANS[name] for name in ("CHAT", "request", "span"))
+
+Start = Callable[..., Any]
+WITH_ID = {**CHAT, "gen_ai.response.id": "chatcmpl-1"}
+INFERENCE = {
+    "openinference.span.kind": "LLM",
+    "llm.model_name": "gpt-5-nano-2025-08-07",
+    "llm.token_count.prompt": 110,
+    "llm.token_count.completion": 50,
+    "user.id": "u_1",
+}
+AGENT = {"gen_ai.operation.name": "invoke_agent", "gen_ai.request.model": "gpt-5-nano", "gen_ai.usage.input_tokens": 220}
+TOOL = {"gen_ai.operation.name": "execute_tool"}
+
+
+def _sent(one: Any, *requests: dict[str, Any]) -> int:
+    for each in requests:
+        assert one.send(each).json == {}
+    return len(one.calls())
+
+
+INNER = request(span(2, 1, offset=0.1, seconds=0.5, attributes=WITH_ID), scope="the.sdk")
+AROUND = {
+    "with the response's id": request(span(1, attributes=WITH_ID), scope="another"),
+    "without an id": request(span(1, attributes=INFERENCE), scope="another"),
+    "of the same library, with its tokens": request(span(1, attributes=CHAT), scope="the.sdk"),
+    "without tokens": request(span(1, attributes={"openinference.span.kind": "LLM"}), scope="another"),
+}
+
+
+@pytest.mark.parametrize("around", AROUND.values(), ids=AROUND)
+@pytest.mark.parametrize("outer_first", [False, True])
+def test_a_span_around_anothers_is_the_same_call(receiving: Start, around: dict[str, Any], outer_first: bool) -> None:
+    """In one request or two, the inner one first or last."""
+    both = (around, INNER) if outer_first else (INNER, around)
+    assert _sent(receiving(), *both, *both) == 1
+    assert _sent(receiving(), {"resourceSpans": [*both[0]["resourceSpans"], *both[1]["resourceSpans"]]}) == 1
+
+
+def test_whatever_is_between_two_spans_of_one_call_changes_nothing(receiving: Start) -> None:
+    """A retry, a request of HTTP: whether it is heard of before or after."""
+    between = request(span(3, 1, offset=0.05, seconds=0.8, attributes={"http.route": "/"}))
+    inner = request(span(2, 3, offset=0.1, seconds=0.5, attributes=WITH_ID), scope="the.sdk")
+    around = request(span(1, attributes=INFERENCE), scope="another")
+    for order in itertools.permutations((between, inner)):
+        assert _sent(receiving(), *order, around) == 1
+
+
+def test_a_call_in_a_tool_of_another_call_is_its_own(receiving: Start) -> None:
+    """A chat that runs a tool that asks a model: two calls, though one is inside the other."""
+    one = receiving()
+    outer = span(1, attributes=INFERENCE, seconds=5)
+    tool = span(2, 1, attributes=TOOL, offset=0.1, seconds=4)
+    inner = span(3, 2, attributes=CHAT, offset=0.2)
+    assert _sent(one, {"resourceSpans": [*request(inner, tool)["resourceSpans"], *request(outer, scope="another")["resourceSpans"]]}) == 2
+
+
+def test_an_agent_repeats_its_calls(receiving: Start) -> None:
+    """Its two calls are counted, its sum is not, whoever comes first."""
+    calls = request(span(2, 1, attributes=CHAT), span(3, 1, attributes=CHAT, offset=2))
+    agent = request(span(1, attributes=AGENT, seconds=5))
+    assert _sent(receiving(), agent, calls) == 2
+    assert _sent(receiving(), calls, agent) == 2
+
+
+def test_a_sum_that_does_not_call_itself_one_is_found_out(receiving: Start) -> None:
+    """As of a library that calls the whole of an embedding of many by the name of its parts."""
+    part = {"gen_ai.operation.name": "embeddings", "gen_ai.request.model": "m", "gen_ai.usage.input_tokens": 10}
+    parts = [span(number, 1, attributes=part, offset=number, seconds=1) for number in (2, 3, 4)]
+    whole = span(1, attributes={**part, "gen_ai.usage.input_tokens": 30}, seconds=9)
+    assert _sent(receiving(), request(*parts), request(whole)) == 3
+
+
+def test_two_instrumentors_beside_each_other_are_one_call_by_the_responses_id(receiving: Start) -> None:
+    """OpenLLMetry makes its span in a trace of its own where there is none around it."""
+    inner = request(span(1, trace=1, offset=0.1, seconds=0.5, attributes=WITH_ID), scope="the.sdk")
+    beside = request(span(1, trace=2, attributes=WITH_ID), scope="another")
+    assert _sent(receiving(), inner, beside) == 1
+    assert _sent(receiving(), beside, inner) == 1
+
+
+def test_a_server_that_gives_every_response_the_same_id_has_many_calls(receiving: Start) -> None:
+    """One after the other or at once, from one library; and, one after the other, from two."""
+    at_once = request(*(span(number, trace=1, attributes=WITH_ID) for number in range(1, 6)))
+    later = request(*(span(number, trace=2, attributes=WITH_ID, offset=number * 3) for number in range(1, 6)))
+    another = request(*(span(number, trace=3, attributes=WITH_ID, offset=number * 3 + 1.5) for number in range(1, 6)), scope="another")
+    assert _sent(receiving(), at_once, later, another) == 15
+
+
+def test_twins_are_two_calls(receiving: Start) -> None:
+    """The same question twice, at the same time, in the same place."""
+    assert _sent(receiving(), request(span(2, 1), span(3, 1), span(4, 1))) == 3
+
+
+def test_a_call_of_ours_is_not_counted_and_neither_is_what_is_around_it(receiving: Start) -> None:
+    """The gate has metered it elsewhere; its span says so, those of others around it need not."""
+    ours = request(span(2, 1, offset=0.1, seconds=0.5, attributes={**WITH_ID, "voight.call_id": "019a"}), scope="voight_middleware")
+    assert _sent(receiving(), ours) == 0
+    for around in AROUND.values():
+        assert _sent(receiving(), ours, around) == 0
+
+
+def test_nesting_without_end_ends() -> None:
+    """A chain of a hundred thousand spans, and a span that is its own parent."""
+    recent = Recent()
+    keys = [Key("1" * 32, f"{number:016x}") for number in range(100_000)]
+    for key, parent in itertools.pairwise(keys):
+        recent.heard(key, parent, "other")
+    call = Counted(scope="a", started=1, ended=2, input=5, output=5)
+    recent.count(keys[0], call)
+    assert len(list(recent.around(keys[-10]))) <= MAX_DEPTH
+
+    recent.heard(keys[5], keys[5], "call")
+    recent.count(keys[5], call)
+    assert recent.same_as(keys[5], call) is not None
+
+
+def test_memory_is_bounded_and_the_oldest_is_forgotten() -> None:
+    """Half a million spans, each with an id and a place of its own."""
+    recent = Recent(spans=1000, responses=500)
+    role: Role = "call"
+    for number in range(100_000):
+        key, parent = Key("1" * 32, f"{number:016x}"), Key("2" * 32, f"{number:016x}")
+        recent.heard(key, parent, role)
+        recent.count(key, Counted(scope="a", started=number, ended=number + 1, response_id=str(number), models=models("m")))
+    assert len(recent) <= 1000
+    assert len(recent._responses) <= 500
+    assert len(recent._siblings) <= 500
+    assert recent.is_resent(Key("1" * 32, f"{99_999:016x}"))
+    assert not recent.is_resent(Key("1" * 32, f"{0:016x}"))
+
+
+def test_models_are_the_same_with_or_without_a_date_or_a_router() -> None:
+    """As they are asked for, and as they answer."""
+    assert models("openai/gpt-4o", None, "GPT-4o") == {"gpt-4o"}
