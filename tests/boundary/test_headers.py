@@ -64,7 +64,7 @@ REQUESTS = pytest.mark.parametrize("request_of", [of_starlette, of_werkzeug, of_
 def header_of(**tags: str) -> str:
     """What a service sends for these tags."""
     with voight.tag(**tags):
-        return voight.inject_headers({}, url=URL, hosts=HOSTS)[HEADER]
+        return voight.inject_headers(dict[str, str](), url=URL, hosts=HOSTS)[HEADER]
 
 
 def refused() -> int:
@@ -137,7 +137,7 @@ def test_nothing_is_sent_without_tags_key_or_switch(monkeypatch: pytest.MonkeyPa
 def test_only_named_hosts_see_it(url: Any, goes: bool) -> None:
     """A whole name, or the end of one behind a point; and what could be read in two ways goes nowhere."""
     with voight.tag(user_id="u"):
-        sent = voight.inject_headers({}, url=url, hosts={"reports.internal", ".mesh.internal", "::1"})
+        sent = voight.inject_headers(dict[str, str](), url=url, hosts={"reports.internal", ".mesh.internal", "::1"})
     assert (HEADER in sent) is goes
 
 
@@ -394,7 +394,7 @@ def test_wsgi_flask_and_a_dependency_read_it(serve: Any, voight_calls: Any) -> N
         start_response("200 OK", [])
         return []
 
-    builder = EnvironBuilder(headers=headers)
+    builder = EnvironBuilder(headers=list(headers.items()))
     iterable, _, _ = run_wsgi_app(WsgiMiddleware(wsgi, **GETTERS), builder.get_environ())
     list(iterable)
     builder.close()

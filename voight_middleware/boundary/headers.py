@@ -38,7 +38,7 @@ _UNCLEAR = re.compile(r"[\x00-\x20\x7f\\]")
 _FORM = re.compile(r"(?P<signed>(?P<pairs>[!-~]+);e=(?P<expires>[0-9]{1,12});k=(?P<key>v[0-9]{1,4}));s=(?P<signature>[A-Za-z0-9_-]{43})")
 _PAIR = re.compile(r"([A-Za-z_][A-Za-z0-9_.\-]{0,63})=([A-Za-z0-9_.~%-]+)")
 
-Headers = TypeVar("Headers", bound=MutableMapping[str, str])
+Headers = TypeVar("Headers", bound=MutableMapping[str, Any])
 
 
 def inject_headers(headers: Headers, *, url: object, hosts: Collection[str]) -> Headers:

@@ -19,7 +19,7 @@ import urllib.error
 import urllib.request
 from collections import deque
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
 
@@ -27,21 +27,22 @@ import msgspec
 
 from voight_middleware import __version__
 from voight_middleware.call import Call
+from voight_middleware.export.event import event
 from voight_middleware.ingest import Ingester, call_at
 from voight_middleware.journal import Election
 from voight_middleware.ledger import Ledger, open_ledger
 from voight_middleware.meter import note
-from voight_middleware.money import usd_text
 from voight_middleware.outbox import Entry, Outbox, Place, State, Status, open_outbox, status
 from voight_middleware.settings import EventsTarget, Settings
-from voight_middleware.tag_values import MAX_LENGTH, complain
-from voight_middleware.usage import Usage
+from voight_middleware.tag_values import complain
 
 __all__ = ["EventSender", "State", "Status", "event", "send_waiting", "status"]
 
 PATH = "/v1/events"
 SETTLE_SECONDS = 15.0
 """How long a call without a certain owner waits for the end of its request. Those behind it wait too, once for all of them."""
+SPACING = 1.05
+"""A little slower than allowed: events that were held up on their way come closer together than they were sent."""
 TIMEOUT = 20.0
 """Seconds for a connection, and for each piece of an answer."""
 FIRST_PAUSE = 1.0
@@ -81,13 +82,14 @@ class EventSender:
     A connection for each event: one that is kept open may be closed by the server just when it is used, and nobody knows then whether
     the event has arrived. Redirects are refused, and certificates are verified; ``HTTPS_PROXY`` and ``NO_PROXY`` are followed.
 
-    Evenly spaced, so that no minute has more than the plan allows, wherever the server lets a minute begin.
+    Evenly spaced, so that no minute has more than the plan allows, wherever the server lets a minute begin. Several hosts with one key
+    share its limit: what that leaves of it, they are told by ``Retry-After``.
     """
 
     def __init__(self, target: EventsTarget, outbox: Outbox) -> None:
         self._target = target
         self._outbox = outbox
-        self._interval = 60.0 / target.per_minute
+        self._interval = SPACING * 60.0 / target.per_minute
         self._most_ready = min(MOST_READY, max(100, target.per_minute // 10))
         self._ready: deque[_Ready] = deque()
         self._read_up_to: Place | None = None
@@ -361,94 +363,3 @@ def send_waiting(settings: Settings, seconds: float | None = None) -> Status | N
         finally:
             election.resign()
     return status(settings.journal)
-
-
-# -- the event ----------------------------------------------------------------------------------------------------------------
-
-_NAMED = {"user_id": "userId", "plan": "plan", "tenant_id": "tenantId", "release": "release"}
-
-
-def event(call: Call, agent: str) -> dict[str, Any]:
-    """
-    A call as Voight's event: without prompt, answer or error message, and with our own id of it in ``metadata.callId``.
-
-    ``metadata.costUsd`` is our own figure, a decimal string of US dollars; the server prices by itself, from ``tokensBreakdown``.
-    """
-    failed = call.outcome != "ok"
-    made: dict[str, Any] = {
-        "agentId": agent,
-        "timestamp": datetime.fromtimestamp(call.occurred_at // 1000 / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-        "type": "reasoning",
-        "outcome": "failed" if failed else "success",
-    }
-    if call.duration is not None:
-        made["durationMs"] = max(0, call.duration // 1000)
-    if failed:
-        status = f" (HTTP {call.http_status})" if call.http_status is not None else ""
-        made["errorMessage"] = f"{call.error or call.outcome}{status}"
-    if (model := call.model or call.requested_model) is not None:
-        made["model"] = model
-    made["metadata"] = _metadata(call)
-    return made
-
-
-def _metadata(call: Call) -> dict[str, Any]:
-    tags = call.tags
-    named = {key: value for name, key in _NAMED.items() if (value := getattr(tags, name)) is not None}
-    metadata: dict[str, Any] = {
-        "callId": call.call_id,
-        "privacyLevel": "minimal",
-        "source": f"{call.provider}-sdk",
-        "streaming": call.streamed,
-        "tags": {key: value[:MAX_LENGTH] for key, value in ({**tags.extra, **named}).items()},
-        "attribution": call.attribution,
-        "costStatus": call.cost_status,
-    }
-    if call.endpoint == "responses":
-        metadata["api"] = "responses"
-    optional = {"endpoint": tags.route, "sessionId": tags.session_id, "serviceTier": call.service_tier}
-    metadata |= {key: value for key, value in optional.items() if value is not None}
-    if call.outcome != "ok":
-        metadata["callOutcome"] = call.outcome
-    if call.batch:
-        metadata["batch"] = True
-    if call.estimated:
-        metadata["estimated"] = True
-    if call.cost_usd is not None:
-        metadata["costUsd"] = usd_text(call.cost_usd)
-    if call.usage is not None:
-        metadata |= _counts(call, call.usage)
-    return metadata
-
-
-def _counts(call: Call, usage: Usage) -> dict[str, Any]:
-    """
-    ``tokens`` as the provider counts: OpenAI's input includes what was cached, Anthropic's (and Bedrock's Converse) does not;
-    ``tokensBreakdown`` adds up. A count that the provider did not report is left out.
-    """
-    base = _sum(usage.input, usage.audio_in, usage.image_in)
-    output = usage.output_tokens
-    without_cache = call.provider == "anthropic" or call.endpoint in ("messages", "converse")
-    counted = base if without_cache else usage.input_tokens
-    tokens = {
-        "input": counted,
-        "output": output,
-        "total": _sum(counted, output),
-        "cache_read": usage.cache_read_tokens,
-        "cache_creation": usage.cache_write_tokens,
-        "reasoning": usage.reasoning,
-    }
-    breakdown = {
-        "inputBase": base,
-        "cacheCreation": usage.cache_write_tokens,
-        "cacheRead": usage.cache_read_tokens,
-        "output": output,
-    }
-    named = {"tokens": tokens, "tokensBreakdown": breakdown}
-    known = {name: {key: count for key, count in counts.items() if count is not None} for name, counts in named.items()}
-    return {name: counts for name, counts in known.items() if counts}
-
-
-def _sum(*counts: int | None) -> int | None:
-    known = [count for count in counts if count is not None]
-    return sum(known) if known else None
