@@ -8,7 +8,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -18,7 +18,7 @@ import pytest
 from opentelemetry import context as contexts
 from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased, TraceIdRatioBased
 from opentelemetry.trace import SpanKind, StatusCode
@@ -522,3 +522,58 @@ def test_without_opentelemetry_the_error_says_what_to_install() -> None:
     script = "import sys; sys.modules['opentelemetry'] = None\nimport voight_middleware.export.otel"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert done.stderr.strip().splitlines()[-1].endswith("pip install 'voight-middleware[otel]'")
+
+
+class Stuck(SpanExporter):
+    """An exporter whose receiver does not answer, until it is let go."""
+
+    def __init__(self) -> None:
+        self.answers = threading.Event()
+        self.exported: list[ReadableSpan] = []
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Waits."""
+        self.answers.wait(60)
+        self.exported.extend(spans)
+        return SpanExportResult.SUCCESS
+
+
+@pytest.mark.parametrize("processor", [BatchSpanProcessor, SimpleSpanProcessor])
+def test_an_exporter_that_is_down_under_load(processor: Any, listening: Any, loopback: LoopbackProvider) -> None:
+    """A thousand calls: none waits, all are in the ledger while it is still down, and afterwards the spans go out."""
+    exporter = Stuck()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(processor(exporter))
+    spans = OTelSpans(provider)
+    listened = listening(spans)
+
+    async def load() -> float:
+        slowest, limit = 0.0, asyncio.Semaphore(20)
+        async with openai.AsyncOpenAI(base_url=loopback.openai_base_url, api_key="k", max_retries=0) as client:
+            gate.wrap(client)
+
+            async def one() -> None:
+                nonlocal slowest
+                async with limit:
+                    began = time.perf_counter()
+                    await client.chat.completions.create(**HELLO)
+                    slowest = max(slowest, time.perf_counter() - began)
+
+            await asyncio.gather(*(one() for _ in range(1000)))
+        return slowest
+
+    slowest = asyncio.run(load())
+    calls = listened.flush()
+    down = len(exporter.exported)
+    exporter.answers.set()
+    deadline = time.monotonic() + 30
+    while len(exporter.exported) < 1000 and time.monotonic() < deadline:
+        spans.flush(1)
+        provider.force_flush()
+    provider.shutdown()
+
+    assert slowest < 10
+    assert len({call.call_id for call in calls}) == 1000
+    assert down == 0
+    assert len({attributes(span)["voight.call_id"] for span in exporter.exported}) == 1000
+    assert listened.meter.counters["lost_spans"] == 0
