@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 INTERVAL = 1.0
 """Seconds between two rounds of the background thread."""
+SENDER_SECONDS = 1.0
+"""How long the end of the process waits for the answer to the one event that is under way; without it, that one is sent again."""
 FORK_SECONDS = 5.0
 """How long a fork may wait for the round that is being made."""
 
@@ -79,7 +81,7 @@ class Background:
         if self._round_lock.acquire(timeout=timeout):
             try:
                 if self._sender is not None:
-                    self._sender.stop(timeout)  # before another process may be elected, and send
+                    self._sender.stop(min(timeout, SENDER_SECONDS))  # before another process may be elected, and send
                 self._round()  # deletes the segment that this process has just closed
                 if self._ledger is not None:
                     self._ledger.close()

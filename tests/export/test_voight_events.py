@@ -753,3 +753,25 @@ def test_many_calls_of_one_time_are_found(server: EventServer, configured: Any) 
     last = spend()
     pump(server, len(ids) + 1)
     assert sorted(server.call_ids()) == sorted([*ids, last])
+
+
+def test_a_server_that_hangs_does_not_hold_up_the_end(scripts: Any, server: EventServer) -> None:
+    """The process ends within a second or two; the event that got no answer is sent again, by the next."""
+    source = """
+    import atexit, sys, time
+    atexit.register(lambda: print(time.monotonic() - begun))  # before ours is, and so called after it
+    import voight_middleware as voight
+    voight.configure(key="vk_test", events_url=sys.argv[1], events_per_minute=60000)
+    with voight.tag(user_id="u"):
+        print(voight.record(provider="openai", model="gpt-5-nano", usage={"prompt_tokens": 1}), flush=True)
+    assert voight.flush()
+    time.sleep(0.5)
+    begun = time.monotonic()
+    """
+    server.fault = lambda request: time.sleep(30)
+    first, seconds = scripts.run(source, server.url).split()
+    assert len(server.times) == 1
+    assert float(seconds) < 3.5
+    server.fault = None
+    second, _ = scripts.run(source, server.url).split()
+    assert server.call_ids() == [first, second]
