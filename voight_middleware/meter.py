@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import logging
 import os
+import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,14 +23,16 @@ from voight_middleware.background import Background, hold_imports, renew_imports
 from voight_middleware.call import Call, Settlement, Submission
 from voight_middleware.journal import Journal
 from voight_middleware.pseudonyms import Guard
-from voight_middleware.settings import Settings, SettingsError
+from voight_middleware.settings import EXIT_SECONDS, Settings, SettingsError
 from voight_middleware.tag_values import clean_value, complain
 from voight_middleware.tags import NO_TAGS, Frame, Owner, Tags
 
+logger = logging.getLogger(__name__)
+
 Listener = Callable[[Call], None]
 
-EXIT_SECONDS = 5.0
-"""How long the end of the process may wait for the ledger. What it does not reach stays in the journal."""
+__all__ = ("EXIT_SECONDS", "Listener", "Meter", "configure", "current_meter", "flush", "flush_before_exit", "note", "swap_meter")
+
 HELD_CALLS = 100_000
 """How many calls wait for listeners at most; beyond it the oldest go unheard and are counted. The journal has them all the same."""
 
@@ -38,7 +43,7 @@ class Meter:
     def __init__(self, settings: Settings, listeners: Sequence[Listener] = ()) -> None:
         self.settings = settings
         self.listeners = tuple(listeners)
-        self.journal = Journal(settings.journal)
+        self.journal = Journal(settings.journal, settings.journal_limit)
         self.counters: Counter[str] = Counter()
         """What went wrong inside: ``internal_errors``, ``listener_errors``, ``ledger_errors``, ``unheard_calls``."""
         self._guard = Guard(settings)
@@ -46,6 +51,8 @@ class Meter:
         self._held: dict[str, Call] = {}
         self._background: Background | None = None
         self._start_lock = threading.Lock()
+        self._synchronous = settings.delivery == "synchronous"
+        self._told_left = False
 
     def finish(self, call: Call, frame: Frame, captured: Owner, named: str | None = None) -> None:
         """
@@ -104,11 +111,18 @@ class Meter:
     def _wake(self) -> None:
         if self._background is None:
             self._start(wait=False)  # whoever holds the lock starts it; that may be this thread, collecting a dropped stream in there
+        if self._synchronous and (background := self._background) is not None:
+            if _on_a_loop():
+                background.hurry()
+            else:
+                background.flush(self.settings.exit_timeout, patient=False)
 
     def settle(self, call_ids: Iterable[str], owner: Owner) -> None:
         """Write the owner of calls that were finished without one. Never raises."""
         try:
             self.journal.append(Settlement(call_ids=tuple(call_ids), tags=self.guarded(owner.tags), attribution=owner.attribution))
+            if self._synchronous:
+                self._wake()
         except Exception as error:
             self.note(error)
 
@@ -126,16 +140,32 @@ class Meter:
         background = self._background
         return background is not None and background.flush(timeout)
 
-    def close(self, timeout: float = EXIT_SECONDS) -> bool:
-        """Flush and stop the background thread. What is not in the ledger by then stays in the journal, for whoever ingests next."""
+    def flush_before_exit(self, timeout: float | None = None) -> bool:
+        """As ``flush``, in the time that the setting ``exit_timeout`` gives; says once what stays behind, and where."""
+        done = self.flush(self.settings.exit_timeout if timeout is None else timeout)
+        if not done and not self._told_left:
+            self._told_left = True
+            background = self._background
+            left = background.left() if background is not None else None
+            what = "what this process has written" if left is None else f"{left:,} records"
+            logger.warning("%s may not be in the ledger yet; it is in the journal %s", what, self.settings.journal)
+        return done
+
+    def close(self, timeout: float | None = None) -> bool:
+        """
+        Flush and stop the background thread, in *timeout* seconds, by default those of ``exit_timeout``. What is not in the ledger by then
+        stays in the journal, for whoever ingests next.
+        """
+        timeout = self.settings.exit_timeout if timeout is None else timeout
+        deadline = time.monotonic() + timeout
         done = False
         with contextlib.suppress(Exception):
-            done = self.flush(timeout)
-        self.journal.rotate()
+            done = self.flush_before_exit(timeout)
+        self.journal.end()
         with self._start_lock:
             background, self._background = self._background, None
         if background is not None:
-            background.stop(timeout)
+            background.stop(max(deadline - time.monotonic(), 0.1))
         return done
 
     def before_fork(self) -> Callable[[], None] | None:
@@ -245,6 +275,10 @@ def configure(
     prices: str | Path | None = None,
     pii: str | Mapping[str, str] | None = None,
     pseudonym_key: str | None = None,
+    ingest: bool | None = None,
+    journal_limit: int | str | None = None,
+    exit_timeout: float | None = None,
+    delivery: str | None = None,
 ) -> None:
     """
     Configure this process's meter. Whatever is not given comes from the environment, then from the defaults.
@@ -264,6 +298,15 @@ def configure(
             default), ``redact`` or ``allow``; for all tags, or by key: ``{"user_id": "allow", "*": "redact"}``. ``VOIGHT_PII``.
         pseudonym_key: The secret that pseudonyms are made with, 32 characters or more; after a rotation ``v2:<secret>,v1:<the one
             before>``. Without one, a local ledger gets a file with one beside it. ``VOIGHT_PSEUDONYM_KEY``.
+        ingest: False leaves the journal to a ``voight ingest`` beside this process, which then needs no driver of the ledger.
+            ``VOIGHT_INGEST``.
+        journal_limit: How many bytes all journals of the folder may have together while the ledger is down, as a number or as ``"512MB"``;
+            by default 1 GB. Each process may write one more segment of 8 MB; then calls wait in memory, and the oldest are lost and
+            counted. ``VOIGHT_JOURNAL_LIMIT``.
+        exit_timeout: How many seconds the end of the process may wait for the ledger; by default 5. ``VOIGHT_EXIT_TIMEOUT``.
+        delivery: ``synchronous`` for a platform that freezes the process between requests: a synchronous LLM call returns when it is in
+            the ledger, or when that cannot be used. On an event loop nothing waits: there, end the request with
+            ``await asyncio.to_thread(voight.flush)``. By default ``background``. ``VOIGHT_DELIVERY``.
 
     Raises:
         SettingsError: A value cannot be used.
@@ -277,6 +320,10 @@ def configure(
         prices=prices,
         pii=pii,
         pseudonym_key=pseudonym_key,
+        ingest=ingest,
+        journal_limit=journal_limit,
+        exit_timeout=exit_timeout,
+        delivery=delivery,
     )
     old = swap_meter(Meter(settings, listeners))
     if old is not None:
@@ -285,11 +332,26 @@ def configure(
 
 def flush(timeout: float = 10.0) -> bool:
     """
-    Wait until what this process has written is in the ledger; whether that happened within *timeout* seconds.
+    Wait until what this process has written is in the ledger; whether that happened within *timeout* seconds. Where another process is
+    to bring it there (``ingest=False``), until it is on disk.
 
     Never needed for safety: a finished call is on disk already. It blocks, so call it from a thread in asynchronous code.
     """
     return current_meter().flush(timeout)
+
+
+def flush_before_exit() -> bool:
+    """As ``flush``, where the process is about to end: in the time of the setting ``exit_timeout``, and saying once what stays behind."""
+    return current_meter().flush_before_exit()
+
+
+def _on_a_loop() -> bool:
+    """Whether this thread runs an event loop, which must not wait for anything."""
+    asyncio, trio = sys.modules.get("asyncio"), sys.modules.get("trio.lowlevel")
+    if asyncio is not None:
+        with contextlib.suppress(RuntimeError):
+            return asyncio.get_running_loop() is not None
+    return trio is not None and bool(getattr(trio, "in_trio_run", bool)())
 
 
 def _before_fork() -> None:
