@@ -1,0 +1,83 @@
+"""The statements that a ClickHouse ledger sends: questions, new rows and changes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any
+
+from clickhouse_connect.driver.client import Client
+
+from voight_middleware.ledger.clickhouse.changes import Change
+from voight_middleware.ledger.clickhouse.dialect import bound
+from voight_middleware.ledger.clickhouse.schema import TABLES, create_table
+from voight_middleware.ledger.clickhouse.server import Server, explained
+
+_IDS = 2_000
+"""How many ids are looked up at once."""
+_LONG = {"max_query_size": 64 * 1024 * 1024}
+_INSERT = {"async_insert": 0, "max_partitions_per_insert_block": 0, "insert_deduplicate": 0}
+"""
+An insert is done when it is answered, and over as many months as it has. The engine is not asked to pass over what it was given
+before: it would do so with calls that have been deleted since.
+"""
+
+
+class Database:
+    """
+    The database of a ledger. Everything here raises ``LedgerError`` where the engine fails.
+
+    Args:
+        client: A connection to the server.
+        server: Which one it is, and its database.
+    """
+
+    def __init__(self, client: Client, server: Server) -> None:
+        self.client = client
+        self.server = server
+        self.name = server.quoted
+
+    def rows(self, sql: str, values: Iterable[Any] = (), **settings: Any) -> Sequence[Sequence[Any]]:
+        """Ask a question, with a value for each ``?``."""
+        with explained(self.server):
+            return self.client.query(bound(sql, values), settings=settings or None).result_rows
+
+    def about(self, call_ids: Collection[str], sql: str, behind: str = "") -> Iterator[Sequence[Any]]:
+        """The rows of a question about these calls; *sql* ends with WHERE."""
+        ids = list(dict.fromkeys(call_ids))
+        for start in range(0, len(ids), _IDS):
+            some = ids[start : start + _IDS]
+            yield from self.rows(f"{sql} call_id IN ({', '.join('?' * len(some))}) {behind}", some)
+
+    def run(self, sql: str, **settings: Any) -> None:
+        """Have something done."""
+        with explained(self.server):
+            self.client.command(sql, settings=settings or None)
+
+    def add(self, table: str, columns: Sequence[str], lines: Sequence[bytes]) -> None:
+        """Add rows, each a line of ``JSONCompactEachRow``; answered when they are there."""
+        if lines:
+            with explained(self.server):
+                self.client.raw_insert(
+                    f"{self.name}.{table}", columns, b"\n".join(lines), settings=_INSERT, fmt="JSONCompactEachRow", compression=None
+                )
+
+    def change(self, changes: Iterable[Change]) -> None:
+        """Change calls; each change is done when it is answered."""
+        for change in changes:
+            self.alter("calls", f"UPDATE {change.sql}")
+
+    def alter(self, table: str, what: str) -> None:
+        """Have rows changed or deleted, and wait for it. Other replicas of a cluster do the same by themselves."""
+        self.run(f"ALTER TABLE {self.name}.{table} {what}", mutations_sync=1, **_LONG)
+
+    def tables(self) -> set[str]:
+        """The tables that are there."""
+        return {name for (name,) in self.rows("SELECT name FROM system.tables WHERE database = ?", [self.server.database])}
+
+    def create(self) -> None:
+        """Make the database and what is missing in it; other processes may be doing the same."""
+        cluster = self.server.on_cluster
+        if not self.rows("SELECT 1 FROM system.databases WHERE name = ?", [self.server.database]):
+            self.run(f"CREATE DATABASE IF NOT EXISTS {self.name} {cluster}")
+        for table in TABLES:
+            self.run(create_table(table, self.name, cluster))
