@@ -29,6 +29,8 @@ class Dialect(Protocol):
     """How many columns the cost takes."""
     rollups: Collection[Rollup]
     """The rollups that the engine keeps."""
+    schema: str
+    """What stands in front of their names, such as ``voight.``."""
     calls: str
     """What to read calls from."""
     calls_as_priced: str
@@ -158,7 +160,7 @@ class Question:
                 self._add_term(terms, values, (self._of_rollup(rollup, name), []), value)
         columns = [f"{self._of_rollup(rollup, name)} AS d{position}" for position, name in enumerate(by)]
         columns += [f"{name} AS m{position}" for position, name in enumerate(self._dialect.sums)]
-        return f"SELECT {', '.join(columns)} FROM {rollup.table} WHERE {' AND '.join(terms)}", values
+        return f"SELECT {', '.join(columns)} FROM {self._dialect.schema}{rollup.table} WHERE {' AND '.join(terms)}", values
 
     def _of_rollup(self, rollup: Rollup, name: str) -> str:
         """The SQL of a dimension of a rollup's row."""

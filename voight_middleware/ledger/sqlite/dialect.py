@@ -20,6 +20,7 @@ class SQLiteDialect:
     sums: Mapping[str, str] = SUMS
     costs = 2
     rollups: Collection[Rollup] = ROLLUPS
+    schema = ""
     calls = CALLS
     calls_as_priced = CALLS_AS_PRICED
 
