@@ -37,20 +37,20 @@ def connect(url: str) -> Connection:
         values |= _KEPT_ALIVE
         if "PGCONNECT_TIMEOUT" not in os.environ:
             values["connect_timeout"] = CONNECT_SECONDS
-    place = f"the database {given.get('dbname') or os.environ.get('PGDATABASE') or 'of the account'}"
-    place += f" on {given.get('host') or given.get('hostaddr') or os.environ.get('PGHOST') or 'this machine'}"
+    host = given.get("host") or given.get("hostaddr") or os.environ.get("PGHOST") or "this machine"
+    place = f"{host}/{given.get('dbname') or os.environ.get('PGDATABASE') or ''}"
     try:
         # No prepared statements: a pooler may hand the next transaction to another session. They saved nothing that could be measured.
         db = psycopg.connect("", autocommit=True, prepare_threshold=None, **{**values, **given})
     except psycopg.Error as error:
-        raise LedgerError(_of_connecting(f"the ledger in {place}", error)) from error
+        raise LedgerError(_of_connecting(f"the ledger {place}", error)) from error
     db.isolation_level = psycopg.IsolationLevel.READ_COMMITTED  # whatever the role's default: writers wait for each other
     return db
 
 
 def place_of(db: Connection) -> str:
     """How messages name where the ledger is."""
-    return f"the database {db.info.dbname} on {db.info.host}"
+    return f"{db.info.host}:{db.info.port}/{db.info.dbname}"
 
 
 def _parameters(url: str) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def explained(place: str) -> Generator[None]:
     try:
         yield
     except psycopg.Error as error:
-        raise LedgerError(f"the ledger in {place} {_meaning(error)}") from error
+        raise LedgerError(f"the ledger {place} {_meaning(error)}") from error
 
 
 def _meaning(error: psycopg.Error) -> str:

@@ -111,21 +111,19 @@ def prepare(db: Connection, create: bool) -> int:
     """
     place = place_of(db)
     if db.info.server_version < OLDEST_SERVER:
-        raise LedgerError(
-            f"the ledger in {place} needs PostgreSQL {OLDEST_SERVER // 10_000}, and that is {db.info.server_version // 10_000}"
-        )
+        raise LedgerError(f"the ledger {place} needs PostgreSQL {OLDEST_SERVER // 10_000}, and that is {db.info.server_version // 10_000}")
     with explained(place):
         version = _version(db, place)
         if version is None and not create:
             raise LedgerError(
-                f"there is no ledger in {place} yet: it appears with the first call that is kept (`voight doctor` says where calls go, "
+                f"there is no ledger at {place} yet: it appears with the first call that is kept (`voight doctor` says where calls go, "
                 "`voight demo` shows the whole line)"
             )
         if version is None or version < len(MIGRATIONS):
             version = _migrate(db, place)
     if version > len(MIGRATIONS):
         raise LedgerError(
-            f"the ledger in {place} was written by a newer version (schema {version}, this one knows {len(MIGRATIONS)}): "
+            f"the ledger {place} was written by a newer version (schema {version}, this one knows {len(MIGRATIONS)}): "
             "upgrade with pip install -U voight-middleware"
         )
     return version
@@ -155,7 +153,7 @@ def _version(db: Connection, place: str) -> int | None:
         return None
     if not usable:
         raise LedgerError(
-            f"the role {db.info.user} may not use the ledger in {place}: give it the rights of a writer or a reader "
+            f"the role {db.info.user} may not use the ledger {place}: give it the rights of a writer or a reader "
             "(voight_middleware.ledger.postgres.roles)"
         )
     return int(_one(db, "SELECT version FROM voight.schema_version WHERE ledger = 'voight-middleware'")[0])
@@ -179,12 +177,12 @@ def _migrate(db: Connection, place: str) -> int:
         role, text = db.info.user, error.diag.message_primary
         if version is None:
             raise LedgerError(
-                f"there is no ledger in {place} yet, and the role {role} may not make one ({text}): run `voight doctor` once as a role "
+                f"there is no ledger at {place} yet, and the role {role} may not make one ({text}): run `voight doctor` once as a role "
                 f"that may, or let an administrator run: CREATE SCHEMA voight AUTHORIZATION {role}"
             ) from error
         (owner,) = _one(db, "SELECT pg_get_userbyid(relowner) FROM pg_class WHERE oid = 'voight.calls'::regclass")
         raise LedgerError(
-            f"the ledger in {place} is of an older version (schema {version}, this one needs {len(MIGRATIONS)}), and the role {role} may "
+            f"the ledger {place} is of an older version (schema {version}, this one needs {len(MIGRATIONS)}), and the role {role} may "
             f"not upgrade it: run `voight doctor` of this version once as {owner}, who owns it"
         ) from error
 

@@ -74,25 +74,33 @@ def _table(rollup: Rollup) -> str:
     text = 'text COLLATE "C"'
     key = ", ".join(f"{name} { {'hour': 'bigint', 'owned': 'smallint'}.get(name, text) } NOT NULL" for name in rollup.key)
     measures = ", ".join(f"{name} {'numeric(38, 15)' if name == 'cost' else 'bigint'} NOT NULL" for name in SUMS)
+    unique = ", ".join(_unique(rollup))
     # Rows are changed in place where their page has room, without touching the index.
-    return f"CREATE TABLE voight.{rollup.table} ({measures}, {key}, PRIMARY KEY ({', '.join(rollup.key)})) WITH (fillfactor = 85)"
+    return f"CREATE TABLE voight.{rollup.table} ({measures}, {key}, rest bytea NOT NULL, PRIMARY KEY ({unique})) WITH (fillfactor = 85)"
 
 
-def _key(rollup: Rollup) -> tuple[str, ...]:
-    """The SQL of a rollup's key over the columns of a call."""
-    owned = ["(user_id IS NOT NULL)::int::smallint"] if rollup.owned else []
-    return (_BUCKETS[rollup.bucket], *(f"COALESCE({name}, '')" for name in rollup.names), *owned)
+def _unique(rollup: Rollup) -> tuple[str, ...]:
+    """What makes a row: the texts of a whole key may be longer than an entry of an index can be, so most of them are in it as a hash."""
+    return (*rollup.key[:2], "rest")
+
+
+def _key(rollup: Rollup) -> dict[str, str]:
+    """The SQL of a rollup's key over the columns of a call, by the names of its columns."""
+    values = [_BUCKETS[rollup.bucket], *(f"COALESCE({name}, '')" for name in rollup.names)]
+    values += ["(user_id IS NOT NULL)::int::smallint"] if rollup.owned else []
+    rest = f"substr(sha256(convert_to(ROW({', '.join(values[2:])})::text, 'UTF8')), 1, 16)"
+    return dict(zip((*rollup.key, "rest"), (*values, rest), strict=True))
 
 
 def sums(rollup: Rollup, source: str) -> str:
     """The rows of a rollup of the calls in *source*."""
-    columns = [f"{sql} AS {name}" for name, sql in (*zip(rollup.key, _key(rollup), strict=True), *SUMS.items())]
-    return f"SELECT {', '.join(columns)} FROM {source} GROUP BY {_first(len(rollup.key))}"
+    columns = ", ".join(f"{sql} AS {name}" for name, sql in (_key(rollup) | SUMS).items())
+    return f"SELECT {columns} FROM {source} GROUP BY {_first(len(rollup.key))}"
 
 
 def fill(rollup: Rollup, source: str) -> str:
     """The statement that makes the rows of an empty rollup, or of an empty part of it."""
-    return f"INSERT INTO voight.{rollup.table} ({', '.join((*rollup.key, *SUMS))}) {sums(rollup, source)}"
+    return f"INSERT INTO voight.{rollup.table} ({', '.join((*rollup.key, 'rest', *SUMS))}) {sums(rollup, source)}"
 
 
 def empty(rollup: Rollup, begin: int, end: int) -> tuple[str, list[Bucket]]:
@@ -103,32 +111,32 @@ def empty(rollup: Rollup, begin: int, end: int) -> tuple[str, list[Bucket]]:
 
 def _less(rollup: Rollup) -> str:
     """The rows of the calls that are gone, to be taken away."""
-    columns = ", ".join((*rollup.key, *(f"-{name} AS {name}" for name in SUMS)))
+    columns = ", ".join((*rollup.key, "rest", *(f"-{name} AS {name}" for name in SUMS)))
     return f"SELECT {columns} FROM ({sums(rollup, 'removed')}) AS less"
 
 
 def _difference(rollup: Rollup) -> str:
     """What an update has changed of the sums; nothing where it touched nothing that they count."""
     both = f"{sums(rollup, 'added')} UNION ALL {_less(rollup)}"
-    columns = ", ".join((*rollup.key, *(f"SUM({name})" for name in SUMS)))
+    columns = ", ".join((*rollup.key, "rest", *(f"SUM({name})" for name in SUMS)))
     changed = " OR ".join(f"SUM({name}) <> 0" for name in SUMS)
-    return f"SELECT {columns} FROM ({both}) AS both_sides GROUP BY {_first(len(rollup.key))} HAVING {changed}"
+    return f"SELECT {columns} FROM ({both}) AS both_sides GROUP BY {_first(len(rollup.key) + 1)} HAVING {changed}"
 
 
 def _add(rollup: Rollup, rows: str) -> str:
     """Rows in the order of their key: whoever changes the calls without the lock that writers take changes sums in the same order."""
-    key = ", ".join(rollup.key)
+    columns = ", ".join((*rollup.key, "rest", *SUMS))
     added = ", ".join(f"{name} = rollup.{name} + excluded.{name}" for name in SUMS)
     return (
-        f"INSERT INTO voight.{rollup.table} AS rollup ({key}, {', '.join(SUMS)}) {rows} ORDER BY {_first(len(rollup.key))} "
-        f"ON CONFLICT ({key}) DO UPDATE SET {added};"
+        f"INSERT INTO voight.{rollup.table} AS rollup ({columns}) {rows} ORDER BY {_first(len(rollup.key))} "
+        f"ON CONFLICT ({', '.join(_unique(rollup))}) DO UPDATE SET {added};"
     )
 
 
 def _drop(rollup: Rollup) -> str:
     """Without the rows that no call is left in."""
-    keys = ", ".join(f"{sql} AS {name}" for name, sql in zip(rollup.key, _key(rollup), strict=True))
-    same = " AND ".join(f"rollup.{name} = gone.{name}" for name in rollup.key)
+    keys = ", ".join(f"{sql} AS {name}" for name, sql in _key(rollup).items())
+    same = " AND ".join(f"rollup.{name} = gone.{name}" for name in _unique(rollup))
     return f"DELETE FROM voight.{rollup.table} AS rollup USING (SELECT DISTINCT {keys} FROM removed) AS gone WHERE {same} AND calls = 0;"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -28,7 +27,6 @@ _REPLACED = stored((*COUNTED, *FIGURES))
 """What a repricing replaces."""
 
 _encode = msgspec.json.encode
-_SPECIAL = re.compile(r"[\\\t\n\r]")
 _ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
 
@@ -50,23 +48,24 @@ def storable(value: Any) -> Any:
 
 
 def to_stored(call: Call) -> Row:
-    """The values of ``STORED``."""
+    """The values of ``STORED``; texts may have a NUL in them still."""
     values = list(to_row(call))
     values[_COST], values[_LIST_COST], values[_PRICE] = dollars(call.cost_femto), dollars(call.list_femto), price_id(call.price)
     if (extra := values[_EXTRA]) is not None and "\\u0000" in extra:
         values[_EXTRA] = extra_text({storable(key): storable(value) for key, value in call.tags.extra.items()})
-    return tuple(map(storable, values))
+    return tuple(values)
 
 
 def copied(rows: Iterable[Row]) -> bytes:
     """Rows as the text that COPY reads."""
-    lines = ["\t".join(["\\N" if value is None else _copied(value) for value in row]) for row in rows]
-    return "\n".join([*lines, ""]).encode()
+    return "\n".join([*map(_line, rows), ""]).replace("\0", "\ufffd").encode()
 
 
-def _copied(value: Any) -> str:
-    text = value if type(value) is str else str(value)
-    return text.translate(_ESCAPES) if _SPECIAL.search(text) else text
+def _line(row: Row) -> str:
+    line = "\t".join(["\\N" if value is None else value if type(value) is str else str(value) for value in row])
+    if line.count("\\") == row.count(None) and line.count("\t") == len(row) - 1 and "\n" not in line and "\r" not in line:
+        return line
+    return "\t".join(["\\N" if value is None else str(value).translate(_ESCAPES) for value in row])
 
 
 def told(rows: Iterable[Row]) -> str:
@@ -76,7 +75,7 @@ def told(rows: Iterable[Row]) -> str:
 
 def _object(row: Row) -> dict[str, Any]:
     return {
-        name: msgspec.Raw(value.encode()) if name == "tags_extra" else value
+        name: msgspec.Raw(value.encode()) if name == "tags_extra" else storable(value)
         for name, value in zip(STORED, row, strict=True)
         if value is not None
     }
@@ -94,7 +93,7 @@ def owner(tags: Tags, attribution: str) -> dict[str, Any]:
 def change(before: Call, after: Call) -> dict[str, Any]:
     """A repricing: what the call is known by, and what it is given."""
     values = dict(zip(STORED, to_stored(after), strict=True))
-    return {"before": read_values(before), "after": {name: values[name] for name in _REPLACED}}
+    return {"before": read_values(before), "after": {name: storable(values[name]) for name in _REPLACED}}
 
 
 def has_changed(before: Call, after: Call) -> bool:
