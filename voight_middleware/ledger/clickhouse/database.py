@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from clickhouse_connect.driver.client import Client
 
+from voight_middleware.ledger.base import LedgerError
 from voight_middleware.ledger.clickhouse.changes import Change
 from voight_middleware.ledger.clickhouse.dialect import bound
 from voight_middleware.ledger.clickhouse.schema import TABLES, create_table
@@ -35,11 +37,18 @@ class Database:
         self.client = client
         self.server = server
         self.name = server.quoted
+        self.readonly = False
+        """Whether the user may only read, and so not change a setting either."""
+        self.closed = False
 
     def rows(self, sql: str, values: Iterable[Any] = (), **settings: Any) -> Sequence[Sequence[Any]]:
         """Ask a question, with a value for each ``?``."""
-        with explained(self.server):
+        with self._open():
             return self.client.query(bound(sql, values), settings=settings or None).result_rows
+
+    def private(self, sql: str, values: Iterable[Any] = ()) -> Sequence[Sequence[Any]]:
+        """The same, of a person who wants to be forgotten: not to be found in the server's log of queries."""
+        return self.rows(sql, values, **({} if self.readonly else {"log_queries": 0}))
 
     def about(self, call_ids: Collection[str], sql: str, behind: str = "") -> Iterator[Sequence[Any]]:
         """The rows of a question about these calls; *sql* ends with WHERE."""
@@ -50,13 +59,13 @@ class Database:
 
     def run(self, sql: str, **settings: Any) -> None:
         """Have something done."""
-        with explained(self.server):
+        with self._open():
             self.client.command(sql, settings=settings or None)
 
     def add(self, table: str, columns: Sequence[str], lines: Sequence[bytes]) -> None:
         """Add rows, each a line of ``JSONCompactEachRow``; answered when they are there."""
         if lines:
-            with explained(self.server):
+            with self._open():
                 self.client.raw_insert(
                     f"{self.name}.{table}", columns, b"\n".join(lines), settings=_INSERT, fmt="JSONCompactEachRow", compression=None
                 )
@@ -69,6 +78,13 @@ class Database:
     def alter(self, table: str, what: str) -> None:
         """Have rows changed or deleted, and wait for it. Other replicas of a cluster do the same by themselves."""
         self.run(f"ALTER TABLE {self.name}.{table} {what}", mutations_sync=1, **_LONG)
+
+    @contextmanager
+    def _open(self) -> Generator[None]:
+        if self.closed:
+            raise LedgerError(f"the ledger {self.server.name} has been closed: open it again")
+        with explained(self.server):
+            yield
 
     def tables(self) -> set[str]:
         """The tables that are there."""

@@ -47,7 +47,7 @@ class Intake:
         jobs, steps = self._owners(fresh, others)
         rows = {call_id: checked(call) for call_id, call in fresh.items()}
         answers = [checked(call) for call in told.values()]
-        submitted = [_job_row(submission, replaced) for submission, replaced in jobs]
+        submitted = [job_row(submission, replaced) for submission, replaced in jobs]
         self.learn([call.tags.extra for call in (*fresh.values(), *told.values())])
         self.learn([record.tags.extra for record in others])
         self.add(rows, fresh)
@@ -180,6 +180,7 @@ _Kept: TypeAlias = tuple[Submission, bool]
 """A submission, and whether it takes the place of another one."""
 
 
-def _job_row(submission: Submission, replaced: bool) -> bytes:
+def job_row(submission: Submission, replaced: bool) -> bytes:
+    """A submitted job as a line of ``JSONCompactEachRow``; *replaced* says that it takes the place of another row."""
     version = last_wins(now()) if replaced else first_wins(now())
     return encode((submission.job, submission.part_of, submission.submitted_at, encode(submission).decode(), version))

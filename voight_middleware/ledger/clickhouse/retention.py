@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from voight_middleware.ledger.base import Expired
 from voight_middleware.ledger.clickhouse.database import Database
+from voight_middleware.ledger.clickhouse.dialect import literal
 
 _TIMES = {"calls": "occurred_at", "former_costs": "occurred_at", "jobs": "submitted_at"}
 _DAYS = re.compile(r"TTL .*toIntervalDay\((\d+)\)")
@@ -40,26 +41,38 @@ def expired(db: Database, until: int) -> Expired:
     return Expired(*(_count(db, table, f"{column} < {int(until)}") for table, column in _TIMES.items()))
 
 
-def expire(db: Database, until: int) -> Expired:
-    """Delete what happened before *until*: whole months at once, and what is left in one pass."""
-    found = expired(db, until)
-    for table, count in zip(("former_costs", "calls", "jobs"), (found.former_prices, found.calls, found.submissions), strict=True):
-        if not count:
-            continue
-        if table != "jobs":
-            for month in _months(db, table, until):
-                db.alter(table, f"DROP PARTITION {int(month)}")
-        left = f"{_TIMES[table]} < {int(until)}"
-        if _count(db, table, left):
-            db.alter(table, f"DELETE WHERE {left}")
-    return found
+def expire(db: Database, until: int, limit: int) -> Expired:
+    """Delete the oldest calls from before *until*: whole months at once, and what is left in one pass over their month."""
+    begin, left = f"occurred_at < {int(until)}", limit
+    counts = dict.fromkeys(_TIMES, 0)
+    for month, end, calls in _months(db):
+        if end >= until or calls > left:
+            break
+        counts["calls"] += calls
+        counts["former_costs"] += _count(db, "former_costs", f"_partition_id = {literal(month)}")
+        for table in ("former_costs", "calls"):
+            db.alter(table, f"DROP PARTITION ID {literal(month)}")
+        left -= calls
+    oldest = db.rows(
+        f"SELECT occurred_at, call_id FROM {db.name}.calls FINAL WHERE {begin} ORDER BY occurred_at, call_id LIMIT ?, 1", [left]
+    )
+    if oldest:  # the first one that stays for now
+        begin = f"(occurred_at, call_id) < ({oldest[0][0]}, {literal(oldest[0][1])})"
+    for table in ("former_costs", "calls"):
+        if count := _count(db, table, begin):
+            db.alter(table, f"DELETE WHERE {begin}")
+            counts[table] += count
+    if counts["calls"] < limit and (count := _count(db, "jobs", f"submitted_at < {int(until)}")):
+        db.alter("jobs", f"DELETE WHERE submitted_at < {int(until)}")
+        counts["jobs"] = count
+    return Expired(*counts.values())
 
 
 def _count(db: Database, table: str, condition: str) -> int:
     return int(db.rows(f"SELECT COUNT(*) FROM {db.name}.{table} FINAL WHERE {condition}")[0][0])
 
 
-def _months(db: Database, table: str, until: int) -> Sequence[str]:
-    """The months in which nothing is younger."""
-    sql = f"SELECT _partition_id FROM {db.name}.{table} GROUP BY _partition_id HAVING MAX(occurred_at) < ?"
-    return [month for (month,) in db.rows(sql, [until])]
+def _months(db: Database) -> Sequence[tuple[str, int, int]]:
+    """The oldest months first: the name of the part of the table, the newest call, and how many there are."""
+    sql = f"SELECT _partition_id, MAX(occurred_at) AS newest, COUNT(*) FROM {db.name}.calls FINAL GROUP BY _partition_id ORDER BY newest"
+    return [(month, newest, calls) for month, newest, calls in db.rows(sql)]

@@ -82,12 +82,12 @@ class ClickHouseLedger:
 
     def about(self) -> list[tuple[str, str]]:
         """What ``voight doctor`` says of the ledger."""
-        version, user, readonly = self._db.rows("SELECT version(), currentUser(), getSetting('readonly')")[0]
+        version, user = self._db.rows("SELECT version(), currentUser()")[0]
         found = [
             ("engine", f"ClickHouse {version}"),
             ("database", self.server.name),
             ("schema", f"version {self.schema_version}"),
-            ("user", f"{user}{', who may only read' if int(readonly) else ''}"),
+            ("user", f"{user}{', who may only read' if self._db.readonly else ''}"),
         ]
         if self.server.cluster:
             found.append(("cluster", self.server.cluster))
@@ -267,12 +267,11 @@ class ClickHouseLedger:
 
     def expire(self, until: int, limit: int) -> Expired:
         """
-        Delete what happened before *until*; answers what it was.
+        Delete at most *limit* of the oldest calls from before *until*, and with the last of them the jobs; answers what it was.
 
-        All of it, whatever *limit* says: the engine drops whole months at once, and what is left of one takes it as long for one call
-        as for all.
+        Whole months go at once; what is left of one costs the engine a pass over all of that month, for one call as for all of them.
         """
-        return retention.expire(self._db, until)
+        return retention.expire(self._db, until, limit)
 
     def rebuild(self) -> Iterator[str]:
         """Nothing: answers are read from the calls themselves."""
@@ -280,6 +279,7 @@ class ClickHouseLedger:
 
     def close(self) -> None:
         """Release the connection; harmless when repeated."""
+        self._db.closed = True
         if self._own_client:
             self._client.close()
 
@@ -297,6 +297,7 @@ class ClickHouseLedger:
             yield begin, end
 
     def _prepare(self, create: bool) -> None:
+        self._db.readonly = bool(int(self._db.rows("SELECT getSetting('readonly')")[0][0]))
         tables = self._db.tables()
         if "ledger" not in tables:
             if "calls" in tables and not tables.issuperset(schema.TABLES.keys() - {"ledger"}):
