@@ -36,8 +36,8 @@ BREATH = 0.05
 """Seconds between two rounds while there is more to do."""
 SOONEST, LATEST = 0.02, 0.25
 """Seconds between two rounds while somebody waits for them: growing from one to the other."""
-LONGEST_PAUSE = 30.0
-"""The longest that a ledger which cannot be used is left alone, in seconds; the first time it is a second."""
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
+"""How long a ledger that cannot be used is left alone, in seconds: twice as long each time."""
 FORK_SECONDS = 5.0
 """How long a fork may wait for the round that is being made."""
 _random = random.Random()  # our own: an application that seeds `random` must get its own numbers
@@ -150,7 +150,7 @@ class Delivery:
     def _failed(self, error: LedgerError) -> None:
         self.errors += 1
         self.error = error
-        pause = min(2.0 ** min(self._failures, 10), LONGEST_PAUSE)
+        pause = min(FIRST_PAUSE * 2.0 ** min(self._failures, 10), LONGEST_PAUSE)
         self._failures += 1
         self._not_before = time.monotonic() + pause * _random.uniform(0.5, 1.0)  # many hosts do not come back all at once
         if self._records_before is None:
@@ -214,6 +214,7 @@ class _Wish:
     """What one ``flush`` waits for: that what was written until then is in the ledger, and was heard of."""
 
     def __init__(self, meter: Meter, patient: bool) -> None:
+        self.closed = meter.journal.closed()
         self.written = meter.journal.position()
         self.unheard = {call.call_id for call in meter.held()}
         self.patient = patient
@@ -294,12 +295,14 @@ class Background:
     def flush(self, timeout: float, *, patient: bool = True) -> bool:
         """
         Have a round made now, and wait for it; whether what was written before is in the ledger within *timeout* seconds. A ledger that
-        cannot be used is tried again until then, unless this is not *patient*.
+        cannot be used is tried again until then; where this is not *patient*, it is not even tried while it is left alone.
 
         The rounds are the thread's, as nothing but its own timeout ends a call to a server that does not answer.
         """
         if self._round_thread == threading.get_ident() or self._thread is threading.current_thread():
             return False  # a listener: the round that it is called from cannot wait for itself
+        if not patient and self._delivery is not None and self._delivery.error is not None:
+            return False
         deadline = time.monotonic() + timeout
         self._meter.journal.retry()
         wish = _Wish(self._meter, patient)
@@ -407,9 +410,11 @@ class Background:
             return False
         if wish.unheard and not wish.unheard.isdisjoint(call.call_id for call in self._meter.held()):
             return False
-        if done or wish.written is None or self._delivery is None:
+        if done or self._delivery is None:
             return True
-        return not self._delivery.election.held and self._delivery.is_ingested(*wish.written)
+        if self._delivery.election.held or any(path.exists() for path in wish.closed):
+            return False
+        return wish.written is None or self._delivery.is_ingested(*wish.written)
 
     def _tell_listeners(self, held: list[Call]) -> None:
         """

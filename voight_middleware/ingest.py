@@ -271,7 +271,9 @@ class Ingester:
         try:
             self.ledger.insert(records, progress)
         except (ValueError, OverflowError) as error:  # one record that no engine can hold must not stop the others
-            self._insert_halves(records, sources, error)
+            # Calls first: a ledger applies the other records of a batch behind all of its calls, and so must halves of it.
+            order = sorted(range(len(records)), key=lambda index: not isinstance(records[index], Call))
+            self._insert_halves([records[index] for index in order], [sources[index] for index in order], error)
             self.ledger.insert([], progress)  # last: what is broken off before is read again, and what is there is not doubled
         self.records += len(records)
         if self.delivered is not None:

@@ -43,6 +43,8 @@ REASONS = "rejected.log"
 LOST = "lost.log"
 """How many records were dropped, and when."""
 MOST_REASON = 500
+_IS_OWNED = "_is_owned"
+"""What ``threading.Condition`` asks a reentrant lock; there is no public name for it."""
 
 _encode = msgspec.json.Encoder().encode
 _decode: Callable[[bytes], Record] = msgspec.json.Decoder(Record).decode
@@ -72,6 +74,7 @@ class Journal:
         self._failing = False
         self._full_until = 0.0
         self._told_dropped = 0
+        self._closed: list[Path] = []
         self._catching_up = False
         self._backlog: deque[bytes] = deque()
         self._backlog_bytes = 0
@@ -94,6 +97,12 @@ class Journal:
             else:
                 self.written += 1
 
+    def closed(self) -> list[Path]:
+        """The segments that this process has closed and nobody has deleted yet, as they are not all in the ledger."""
+        with self._lock:
+            self._closed = [path for path in self._closed if path.exists()]
+            return self._closed
+
     def position(self) -> tuple[str, int] | None:
         """The name and length in bytes of the segment that is being written; None before the first record."""
         with self._lock:
@@ -106,12 +115,14 @@ class Journal:
         """How many records are kept in memory because the disk could not be written."""
         return len(self._backlog)
 
+    def is_in_use_here(self) -> bool:
+        """Whether this very thread is inside the journal, which a collected stream's call ends in then: nothing may be waited for."""
+        return bool(getattr(self._lock, _IS_OWNED)())
+
     def rotate(self) -> None:
         """Close this segment, so that whoever ingests can take and delete it; the next record begins another."""
         with self._lock:
-            if self._fd is not None:
-                fd, self._fd, self._name = self._fd, None, None
-                os.close(fd)
+            self._close()
             self._tell_dropped()
 
     def check(self) -> None:
@@ -146,6 +157,7 @@ class Journal:
                 os.close(self._fd)
         self._fd, self._name, self._size, self._catching_up, self._failing = None, None, 0, False, False
         self._backlog.clear()
+        self._closed = []
         self._backlog_bytes = self.written = self.dropped = self.failures = self._told_dropped = 0
 
     def _catch_up(self, line: bytes | None) -> None:
@@ -224,13 +236,13 @@ class Journal:
             if closed_bytes(self.folder) + (self._size if self._fd is not None else 0) <= self.limit:
                 return
             self._full_until = now + FULL_SECONDS
-        self.rotate()
+        self._close()
         raise OSError(errno.EDQUOT, f"it has the {self.limit:,} bytes that journal_limit allows")
 
     def _open(self) -> None:
         self._end = min(SEGMENT_BYTES, self.limit // SEGMENTS)
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._check_limit()
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         name = f"{os.getpid()}-{uuid.uuid4().hex}.jsonl"
         unnamed = self.folder / f"{name}.new"  # locked before it gets a name that an ingester looks for: it may delete what it can lock
         fd = os.open(unnamed, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
@@ -240,9 +252,15 @@ class Journal:
         except OSError:
             os.close(fd)
             raise
-        old, self._fd, self._name, self._size, self._torn = self._fd, fd, name, 0, False
-        if old is not None:
-            os.close(old)
+        self._close()
+        self._fd, self._name, self._size, self._torn = fd, name, 0, False
+
+    def _close(self) -> None:
+        fd, name = self._fd, self._name
+        self._fd = self._name = None
+        if fd is not None and name is not None:
+            self._closed = [*self.closed(), self.folder / name]
+            os.close(fd)
 
 
 class Segment:
@@ -324,7 +342,7 @@ def decode(line: bytes) -> Record:
 def folder_bytes(folder: Path) -> int:
     """The size of everything in a journal folder."""
     total = 0
-    with os.scandir(folder) as entries:
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
         for entry in entries:
             with contextlib.suppress(FileNotFoundError):
                 total += entry.stat(follow_symlinks=False).st_size

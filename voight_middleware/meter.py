@@ -111,11 +111,19 @@ class Meter:
     def _wake(self) -> None:
         if self._background is None:
             self._start(wait=False)  # whoever holds the lock starts it; that may be this thread, collecting a dropped stream in there
-        if self._synchronous and (background := self._background) is not None:
-            if _on_a_loop():
+        if self._synchronous:
+            if not (_on_a_loop() or self.journal.is_in_use_here()):
+                self.hand_over()
+            elif (background := self._background) is not None:
                 background.hurry()
-            else:
-                background.flush(self.settings.exit_timeout, patient=False)
+
+    def hand_over(self) -> None:
+        """
+        Where delivery is synchronous, wait until what was written is in the ledger: at most ``exit_timeout`` seconds, and not at all
+        while the ledger is known to be down. It blocks: at the end of a request on an event loop, call it from a thread.
+        """
+        if self._synchronous and (background := self._background) is not None:
+            background.flush(self.settings.exit_timeout, patient=False)
 
     def settle(self, call_ids: Iterable[str], owner: Owner) -> None:
         """Write the owner of calls that were finished without one. Never raises."""
@@ -147,8 +155,8 @@ class Meter:
             self._told_left = True
             background = self._background
             left = background.left() if background is not None else None
-            what = "what this process has written" if left is None else f"{left:,} records"
-            logger.warning("%s may not be in the ledger yet; it is in the journal %s", what, self.settings.journal)
+            what = f"up to {self.journal.written:,} records of this process" if left is None else f"{left:,} records"
+            logger.warning("%s are not in the ledger yet, and stay in the journal %s", what, self.settings.journal)
         return done
 
     def close(self, timeout: float | None = None) -> bool:

@@ -28,8 +28,6 @@ _SDKS = {"openai": (1, 109), "anthropic": (0, 49)}
 """The oldest versions whose two patched methods are those of today (research: providers, section 1)."""
 _OTHERS = ("httpx2", "httpx", "starlette", "fastapi", "genai-prices", "rich")
 _WEEK = 7 * 24 * 3600 * 1_000_000
-_RIGHTS = ("may write", "may read")
-"""What a ledger says with ``no: what to do``, where it is so."""
 _MOST_SEGMENTS = 5
 _MOST_REASONS = 3
 ANSWER_SECONDS = 30.0
@@ -80,10 +78,12 @@ def _ask(settings: Settings, answers: _Answers) -> bool:
         try:
             ledger = open_ledger(settings.ledger, create=False)
             try:
-                answers.ledger += _ledger(ledger)
+                about = dict(ledger.about())
+                answers.ledger += _ledger(settings, ledger, about)
                 for segment in segments(settings.journal) if settings.journal.is_dir() else ():
                     answers.offsets[segment.name] = ledger.progress(segment.name)
-                answers.week += _week(ledger)
+                if _may_read(about):
+                    answers.week += _week(ledger)
             finally:
                 ledger.close()
         except BaseException as error:
@@ -94,6 +94,11 @@ def _ask(settings: Settings, answers: _Answers) -> bool:
     thread.start()
     thread.join(ANSWER_SECONDS)
     return not thread.is_alive()
+
+
+def _may_read(about: dict[str, str]) -> bool:
+    """Whether this role may ask for calls: one that only brings them in need not."""
+    return about.get("may read", "yes").partition(":")[0] != "no"
 
 
 def _state(in_time: bool, answers: _Answers, ingest: bool) -> Iterator[Finding]:
@@ -239,14 +244,18 @@ def _prices(settings: Settings) -> Finding:
     return Finding(section, name, f"{settings.prices}, {count:,} of your own ({source})")
 
 
-def _ledger(ledger: Ledger) -> Iterator[Finding]:
+def _ledger(settings: Settings, ledger: Ledger, about: dict[str, str]) -> Iterator[Finding]:
     section = "ledger"
-    for name, value in ledger.about():
+    for name, value in about.items():
         no, _, advice = value.partition(": ")
-        if name in _RIGHTS and no == "no":
-            yield Finding(section, name, "no", advice or "grant it to this role", fatal=name == "may write")
+        if name == "may write" and no == "no":
+            # Who only asks for reports has no journal here.
+            needed = settings.ingest and settings.journal.is_dir()
+            yield Finding(section, name, "no", advice or "grant it to this role" if needed else None, fatal=needed)
         else:
             yield Finding(section, name, value)
+    if not _may_read(about):
+        return
     (total,) = ledger.spend()
     yield Finding(section, "calls", f"{total.calls:,}")
     extent = ledger.extent()
