@@ -53,6 +53,11 @@ def place_of(db: Connection) -> str:
     return f"{db.info.host}:{db.info.port}/{db.info.dbname}"
 
 
+def quoted(name: str) -> str:
+    """The name of a role as SQL."""
+    return '"' + name.replace('"', '""') + '"'
+
+
 def _parameters(url: str) -> dict[str, Any]:
     """What the URL says; libpq's own message about one that cannot be read may quote the password."""
     try:

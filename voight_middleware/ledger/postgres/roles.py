@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from voight_middleware.ledger.postgres.connection import quoted
 from voight_middleware.ledger.postgres.functions import SIGNATURES
 
 
@@ -16,7 +17,7 @@ def grants(*, writer: str | None = None, reader: str | None = None) -> list[str]
     """
     statements = []
     if writer is not None:
-        role = _quoted(writer)
+        role = quoted(writer)
         statements += [
             f"GRANT USAGE ON SCHEMA voight TO {role}",
             f"GRANT SELECT ON voight.schema_version TO {role}",
@@ -25,14 +26,10 @@ def grants(*, writer: str | None = None, reader: str | None = None) -> list[str]
             *(f"GRANT EXECUTE ON FUNCTION voight.{signature} TO {role}" for signature in SIGNATURES),
         ]
     if reader is not None:
-        role = _quoted(reader)
+        role = quoted(reader)
         statements += [
             f"GRANT USAGE ON SCHEMA voight TO {role}",
             f"GRANT SELECT ON ALL TABLES IN SCHEMA voight TO {role}",
             f"GRANT EXECUTE ON FUNCTION voight.submitted(text[]) TO {role}",
         ]
     return statements
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'

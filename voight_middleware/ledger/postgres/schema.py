@@ -9,7 +9,7 @@ import psycopg
 
 from voight_middleware.ledger.base import MAX_COUNT, ForeignLedger, LedgerError
 from voight_middleware.ledger.postgres import functions, triggers
-from voight_middleware.ledger.postgres.connection import LOCK_SECONDS, Connection, explained, place_of
+from voight_middleware.ledger.postgres.connection import LOCK_SECONDS, Connection, explained, place_of, quoted
 from voight_middleware.ledger.postgres.values import STORED, stored
 from voight_middleware.ledger.rows import COUNTED, COUNTS, FIGURES, REQUIRED
 
@@ -178,7 +178,7 @@ def _migrate(db: Connection, place: str) -> int:
         if version is None:
             raise LedgerError(
                 f"there is no ledger at {place} yet, and the role {role} may not make one ({text}): run `voight doctor` once as a role "
-                f"that may, or let an administrator run: CREATE SCHEMA voight AUTHORIZATION {role}"
+                f"that may, or let an administrator run: CREATE SCHEMA voight AUTHORIZATION {quoted(role)}"
             ) from error
         (owner,) = _one(db, "SELECT pg_get_userbyid(relowner) FROM pg_class WHERE oid = 'voight.calls'::regclass")
         raise LedgerError(

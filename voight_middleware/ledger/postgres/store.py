@@ -455,7 +455,7 @@ class PostgresLedger:
         if settlement.tags.user_id is None:
             return
         values = owner(settlement.tags, settlement.attribution)
-        rows = [{"call_id": call_id, **values} for call_id in dict.fromkeys(settlement.call_ids)]
+        rows = [{"call_id": storable(call_id), **values} for call_id in dict.fromkeys(settlement.call_ids)]
         self._run("SELECT voight.settle(?::jsonb)", [_encode(rows).decode()])
         jobs = [name for name in settlement.call_ids if "/" in name]
         for submission in self.submissions(jobs).values():
