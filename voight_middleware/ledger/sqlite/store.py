@@ -214,7 +214,7 @@ class SQLiteLedger:
         """
         with _explained(self.path):
             if after is not None:  # a page begins where the last one ended, and not at the beginning of the window
-                window = Window(max(after[0], window.since or 0), window.until)
+                window = Window(after[0] if window.since is None else max(after[0], window.since), window.until)
             condition, values = self._question(zone).condition(where or {}, window)
             if after is not None:
                 condition += " AND (occurred_at, call_id) > (?, ?)"
