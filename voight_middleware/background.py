@@ -179,7 +179,7 @@ class Delivery:
             return False
 
     def left(self) -> int | None:
-        """How many records are in the journals and not in the ledger; None where this process does not know."""
+        """How many records in the journals may not be in the ledger; None where this process does not know."""
         try:
             return self._ingester.left() if self._ingester is not None and self.election.held else None
         except OSError:
@@ -327,7 +327,7 @@ class Background:
         self._wake.put(None)
 
     def left(self) -> int | None:
-        """How many records are in the journals and not in the ledger; None where this process does not know."""
+        """How many records in the journals may not be in the ledger; None where this process does not know."""
         return self._delivery.left() if self._delivery is not None else None
 
     def _loop(self) -> None:

@@ -210,7 +210,7 @@ class Ingester:
         return count
 
     def left(self) -> int:
-        """How many records are in the journals and, as far as this ingester knows, not in the ledger."""
+        """How many records are in the journals and, as far as this ingester knows, not in the ledger: it may be fewer."""
         count = 0
         for segment in segments(self.folder):
             offset = self._offsets.get(segment.name, 0)

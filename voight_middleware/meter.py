@@ -33,6 +33,7 @@ Listener = Callable[[Call], None]
 
 __all__ = ("EXIT_SECONDS", "Listener", "Meter", "configure", "current_meter", "flush", "flush_before_exit", "note", "swap_meter")
 
+AGAIN_SECONDS = 0.5
 HELD_CALLS = 100_000
 """How many calls wait for listeners at most; beyond it the oldest go unheard and are counted. The journal has them all the same."""
 
@@ -149,14 +150,18 @@ class Meter:
         return background is not None and background.flush(timeout)
 
     def flush_before_exit(self, timeout: float | None = None) -> bool:
-        """As ``flush``, in the time that the setting ``exit_timeout`` gives; says once what stays behind, and where."""
-        done = self.flush(self.settings.exit_timeout if timeout is None else timeout)
+        """
+        As ``flush``, in *timeout* seconds, by default those of ``exit_timeout``; says once what stays behind, and where. The second time,
+        as when a server's shutdown is followed by the end of the process, it does not wait for what has not come in the first.
+        """
+        timeout = self.settings.exit_timeout if timeout is None else timeout
+        done = self.flush(min(timeout, AGAIN_SECONDS) if self._told_left else timeout)
         if not done and not self._told_left:
             self._told_left = True
             background = self._background
             left = background.left() if background is not None else None
-            what = f"up to {self.journal.written:,} records of this process" if left is None else f"{left:,} records"
-            logger.warning("%s are not in the ledger yet, and stay in the journal %s", what, self.settings.journal)
+            what = f"{self.journal.written:,} records of this process" if left is None else f"{left:,} records"
+            logger.warning("up to %s are not in the ledger yet, and stay in the journal %s", what, self.settings.journal)
         return done
 
     def close(self, timeout: float | None = None) -> bool:

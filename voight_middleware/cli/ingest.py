@@ -138,7 +138,7 @@ class _Sidecar:
             say(f"{count}; nothing is left")
             return 0
         left = self.delivery.left()
-        say(f"{count}; {'the rest stays' if left is None else f'{left:,} stay'} in {self.settings.journal}")
+        say(f"{count}; {'the rest stays' if left is None else f'up to {left:,} stay'} in {self.settings.journal}")
         return 1
 
     def _is_stopped(self, seconds: float) -> bool:
