@@ -17,6 +17,10 @@ from voight_middleware.ledger.clickhouse.server import Server, explained
 _IDS = 2_000
 """How many ids are looked up at once."""
 _LONG = {"max_query_size": 64 * 1024 * 1024}
+_PATCHES_SINCE = (25, 8)
+"""The version of the engine from which on an ``UPDATE`` that writes patches is no experiment."""
+_PATCH = {"update_parallel_mode": "auto"}
+"""Changes that depend on each other are made one after the other."""
 _INSERT = {"async_insert": 0, "max_partitions_per_insert_block": 0, "insert_deduplicate": 0}
 """
 An insert is done when it is answered, and over as many months as it has. The engine is not asked to pass over what it was given
@@ -39,6 +43,8 @@ class Database:
         self.name = server.quoted
         self.readonly = False
         """Whether the user may only read, and so not change a setting either."""
+        self.patched = False
+        """Whether a change is kept beside the rows until they are merged, instead of writing whole columns anew."""
         self.closed = False
 
     def rows(self, sql: str, values: Iterable[Any] = (), **settings: Any) -> Sequence[Sequence[Any]]:
@@ -71,9 +77,22 @@ class Database:
                 )
 
     def change(self, changes: Iterable[Change]) -> None:
-        """Change calls; each change is done when it is answered."""
+        """
+        Change calls; each change is done when it is answered.
+
+        Of a million calls in a part, a column written anew for one of them takes a second, and a patch a hundredth of that.
+        """
         for change in changes:
-            self.alter("calls", f"UPDATE {change.sql}")
+            if self.patched:
+                self.run(f"UPDATE {self.name}.calls SET {change.sql}", **_LONG, **_PATCH)
+            else:
+                self.rewrite(change)
+
+    def rewrite(self, change: Change) -> None:
+        """Change calls, and leave nothing of what was there in the parts of the table."""
+        if self.patched:  # they may hide values that the condition does not see
+            self.alter("calls", "APPLY PATCHES")
+        self.alter("calls", f"UPDATE {change.sql}")
 
     def alter(self, table: str, what: str) -> None:
         """Have rows changed or deleted, and wait for it. Other replicas of a cluster do the same by themselves."""
@@ -93,7 +112,16 @@ class Database:
     def create(self) -> None:
         """Make the database and what is missing in it; other processes may be doing the same."""
         cluster = self.server.on_cluster
+        patches = not cluster and self._version() >= _PATCHES_SINCE
         if not self.rows("SELECT 1 FROM system.databases WHERE name = ?", [self.server.database]):
             self.run(f"CREATE DATABASE IF NOT EXISTS {self.name} {cluster}")
         for table in TABLES:
-            self.run(create_table(table, self.name, cluster))
+            self.run(create_table(table, self.name, cluster, patches=patches))
+
+    def look_at(self) -> None:
+        """Find out how calls can be changed here."""
+        rows = self.rows("SELECT engine_full FROM system.tables WHERE database = ? AND name = 'calls'", [self.server.database])
+        self.patched = bool(rows) and "enable_block_number_column = 1" in rows[0][0]
+
+    def _version(self) -> tuple[int, ...]:
+        return tuple(map(int, str(self.rows("SELECT version()")[0][0]).split(".")[:2]))

@@ -45,7 +45,7 @@ def erase(db: Database, names: Collection[str], token: str) -> Holdings:
     names = _given(names)
     found = holdings(db, names)
     if found.calls or found.elsewhere:
-        db.change([_change(db, names, token)])
+        db.rewrite(_change(db, names, token))
     changed = [replace(one, tags=erased_tags(one.tags, names, token)) for one in _mentioning(db, names)]
     if changed:
         db.add("jobs", JOB, [job_row(submission, replaced=True) for submission in changed])

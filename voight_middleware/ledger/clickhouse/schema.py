@@ -58,7 +58,7 @@ TABLES = {
         f"PARTITION BY {_MONTH} ORDER BY call_id",
     ),
     "former_costs": (
-        f"(call_id String CODEC(ZSTD(1)), number UInt32, {_FIGURES}, replaced_at Int64, occurred_at Int64, version UInt64)",
+        f"(call_id String CODEC(ZSTD(1)), number UInt32, {_FIGURES}, replaced_at Int64, occurred_at Int64, state UInt64, version UInt64)",
         f"PARTITION BY {_MONTH} ORDER BY (call_id, number)",
     ),
     "jobs": (
@@ -81,11 +81,15 @@ at once: every statement can be repeated.
 """
 
 
-def create_table(name: str, database: str, cluster: str) -> str:
-    """The statement that makes a table; *cluster* is ``ON CLUSTER …`` or nothing."""
+def create_table(name: str, database: str, cluster: str, *, patches: bool) -> str:
+    """
+    The statement that makes a table; *cluster* is ``ON CLUSTER …`` or nothing, and *patches* says whether the engine can keep a change of
+    calls beside them.
+    """
     columns, order = TABLES[name]
     engine = "ReplicatedReplacingMergeTree" if cluster else "ReplacingMergeTree"
-    return f"CREATE TABLE IF NOT EXISTS {database}.{name} {cluster} {columns} ENGINE = {engine}(version) {order}"
+    settings = " SETTINGS enable_block_number_column = 1, enable_block_offset_column = 1" if patches and name == "calls" else ""
+    return f"CREATE TABLE IF NOT EXISTS {database}.{name} {cluster} {columns} ENGINE = {engine}(version) {order}{settings}"
 
 
 # -- versions: which of two rows with one key is the row ------------------------------------------------------------------------------
@@ -175,7 +179,7 @@ def former_price(row: Sequence[Any]) -> FormerPrice:
 
 FORMER = f"number, {', '.join(kept_as(name) for name in FIGURES)}, replaced_at"
 """The columns that ``former_price`` reads."""
-INSERTED_FORMER = ("call_id", "number", *(kept_as(name) for name in FIGURES), "replaced_at", "occurred_at", "version")
+INSERTED_FORMER = ("call_id", "number", *(kept_as(name) for name in FIGURES), "replaced_at", "occurred_at", "state", "version")
 
 
 def usd(amount: int | None) -> str | None:

@@ -322,6 +322,7 @@ class ClickHouseLedger:
                 self._db.run(statement.format(database=self._db.name, cluster=self.server.on_cluster))
             self._db.add("ledger", ("schema", "version"), [encode((old + 1, now()))])
         self.schema_version = self._version()
+        self._db.look_at()
         if create and self.server.ttl_days is not None:
             retention.keep_for(self._db, self.server.ttl_days)
 
