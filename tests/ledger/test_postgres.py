@@ -22,7 +22,7 @@ from voight_middleware.usage import Usage
 from .made import NOON, job_call, make_call, priced, submission, unread
 
 psycopg = pytest.importorskip("psycopg")
-from voight_middleware.ledger.postgres import PostgresLedger, schema, store  # noqa: E402 - they need psycopg
+from voight_middleware.ledger.postgres import PostgresLedger, intake, schema, store  # noqa: E402 - they need psycopg
 from voight_middleware.ledger.postgres.roles import grants  # noqa: E402
 
 SECRET = "s3cr/t@:%?#"
@@ -440,7 +440,7 @@ def test_a_full_disk(ledger: PostgresLedger, sql: Any) -> None:
 
 def test_a_locked_ledger(ledger: PostgresLedger, postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A writer that waits too long for another one says so; reading goes on meanwhile."""
-    monkeypatch.setattr(store, "LOCK", schema.LOCK.replace("30s", "100ms"))
+    monkeypatch.setattr(intake, "LOCK", schema.LOCK.replace("30s", "100ms"))
     with psycopg.connect(postgres_url) as other:
         other.execute(schema.LOCK)
         with pytest.raises(LedgerError, match="locked by another session"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
@@ -12,6 +12,7 @@ from psycopg import errors
 from psycopg.conninfo import conninfo_to_dict
 
 from voight_middleware.ledger.base import LedgerError
+from voight_middleware.ledger.postgres.values import storable
 
 Connection: TypeAlias = psycopg.Connection[tuple[Any, ...]]
 
@@ -46,6 +47,28 @@ def connect(url: str) -> Connection:
         raise LedgerError(_of_connecting(f"the ledger {place}", error)) from error
     db.isolation_level = psycopg.IsolationLevel.READ_COMMITTED  # whatever the role's default: writers wait for each other
     return db
+
+
+def run(db: Connection, query: str, values: Sequence[Any] = ()) -> psycopg.Cursor[tuple[Any, ...]]:
+    """Execute a statement with a ``?`` for each value."""
+    return db.execute(bound(query), [storable(value) for value in values])
+
+
+def run_many(db: Connection, query: str, rows: Sequence[Sequence[Any]]) -> None:
+    """The same for each of *rows*, which are storable."""
+    db.cursor().executemany(bound(query), rows)
+
+
+def row(db: Connection, query: str, *values: Any) -> tuple[Any, ...]:
+    """The only row that a statement answers."""
+    found = run(db, query, values).fetchone()
+    assert found is not None
+    return found
+
+
+def bound(query: str) -> bytes:
+    """A statement with a ``?`` for each value as psycopg reads it."""
+    return query.replace("%", "%%").replace("?", "%s").encode()
 
 
 def place_of(db: Connection) -> str:

@@ -9,7 +9,7 @@ import msgspec
 
 from voight_middleware.call import Submission
 from voight_middleware.ledger.base import Holdings
-from voight_middleware.ledger.erasure import PLACES, SHORTEST_SEARCHED, erased_tags, names_anyone
+from voight_middleware.ledger.erasure import PLACES, SHORTEST_SEARCHED, erased_tags, names_anyone, spellings
 from voight_middleware.ledger.postgres.dialect import femto
 
 Run: TypeAlias = Callable[[str, Sequence[Any]], Any]
@@ -66,7 +66,7 @@ def erase(run: Run, names: Collection[str], token: str) -> Holdings:
 
 
 def _mentioning(run: Run, names: Collection[str]) -> Iterator[tuple[str, Submission]]:
-    for job, text in run(_SUBMISSIONS, [list(names)]).fetchall():
+    for job, text in run(_SUBMISSIONS, [spellings(names)]).fetchall():
         submission = _decode(text)
         if names_anyone(submission.tags, names):
             yield job, submission

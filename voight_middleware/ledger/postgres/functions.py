@@ -55,7 +55,9 @@ BEGIN
     FOR part IN SELECT $1 UNION ALL SELECT jobs.job FROM voight.jobs WHERE jobs.part_of = $1 AND NOT starts_with(jobs.job, $1 || '/') LOOP
         UPDATE voight.calls SET {", ".join(f"{name} = owner.{name}" for name in (*OWNER, "attribution"))}
         FROM jsonb_populate_record(NULL::voight.calls, $5) AS owner
-        WHERE calls.job = part OR (calls.job > part || '/' AND calls.job < part || '0');
+        WHERE calls.call_id IN (  -- apart: an OR was answered by a walk through the calls of all jobs
+            SELECT answer.call_id FROM voight.calls AS answer WHERE answer.job = part
+            UNION ALL SELECT answer.call_id FROM voight.calls AS answer WHERE answer.job > part || '/' AND answer.job < part || '0');
     END LOOP;
 END $body$"""
 """Who has submitted a job, and with an owner: the calls of the job and of its parts are that one's."""

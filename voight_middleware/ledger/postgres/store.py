@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from datetime import tzinfo
 from functools import partial
@@ -13,7 +13,7 @@ import msgspec
 import psycopg
 from psycopg import errors
 
-from voight_middleware.call import Call, Record, Settlement, Submission
+from voight_middleware.call import Call, Record, Submission
 from voight_middleware.ledger.base import (
     SHORTEST_ID,
     Expired,
@@ -26,33 +26,22 @@ from voight_middleware.ledger.base import (
     Window,
 )
 from voight_middleware.ledger.postgres import erasure, triggers
-from voight_middleware.ledger.postgres.connection import connect, explained, place_of
+from voight_middleware.ledger.postgres.connection import bound, connect, explained, place_of, row, run
 from voight_middleware.ledger.postgres.dialect import DIALECT
+from voight_middleware.ledger.postgres.intake import Intake, submissions
 from voight_middleware.ledger.postgres.schema import (
     CALLS,
     CALLS_AS_PRICED,
-    FORMER,
-    INSERT,
     LOCK,
-    REPRICE,
     SELECT,
     SELECT_FORMER,
     SELECT_PRICE,
-    STAGING,
     prepare,
 )
 from voight_middleware.ledger.postgres.values import (
-    STORED,
-    change,
-    copied,
     former_price,
-    former_values,
     has_changed,
-    owner,
-    prices_of,
     storable,
-    to_stored,
-    told,
 )
 from voight_middleware.ledger.question import Question, read_spend
 from voight_middleware.ledger.rollups import ROLLUPS, month_of
@@ -68,8 +57,6 @@ _REFUSED = (errors.DataError, errors.IntegrityError, errors.ProgramLimitExceeded
 """What a call raises that no column holds."""
 
 _Answer = TypeVar("_Answer")
-_Item = TypeVar("_Item")
-_encode = msgspec.json.Encoder().encode
 _decode_submission = msgspec.json.Decoder(Submission).decode
 
 
@@ -89,9 +76,8 @@ class PostgresLedger:
     def __init__(self, url: str, *, create: bool = True) -> None:
         self.url = shown_url(url)
         self._given = url
-        self._prices: set[int] = set()
-        self._extra_keys: set[str] = set()
         self._db = connect(url)
+        self._intake = Intake(self._db)
         self._place = place_of(self._db)
         try:
             self.schema_version = prepare(self._db, create)
@@ -129,21 +115,18 @@ class PostgresLedger:
         others = [record for record in records if not isinstance(record, Call)]
         with explained(self._place):
             try:
-                return self._write(lambda: self._insert(calls, others, progress))
+                return self._write(lambda: self._intake.insert(calls, others, progress))
             except _REFUSED:
                 calls = [within_range(call) for call in calls]
             try:
-                return self._write(lambda: self._insert(calls, others, progress))
+                return self._write(lambda: self._intake.insert(calls, others, progress))
             except _REFUSED as error:
                 raise ValueError(f"a call cannot be kept: {error.diag.message_primary or error}") from error
 
     def submissions(self, jobs: Collection[str]) -> dict[str, Submission]:
         """Those of *jobs* that are known."""
-        if not jobs:
-            return {}
         with explained(self._place):
-            rows = self._run("SELECT job, submission FROM voight.submitted(?::text[])", [list(jobs)]).fetchall()
-        return {job: _decode_submission(text) for job, text in rows}
+            return submissions(self._db, jobs)
 
     def progress(self, segment: str) -> int:
         """The offset in bytes up to which *segment* has been ingested; 0 for an unknown one."""
@@ -213,7 +196,7 @@ class PostgresLedger:
                 db.read_only, db.isolation_level = True, psycopg.IsolationLevel.REPEATABLE_READ
                 with db.transaction(), db.cursor("voight") as cursor:
                     cursor.itersize = _PAGE
-                    cursor.execute(_bound(f"{query} LIMIT ?"), [*map(storable, values), limit])
+                    cursor.execute(bound(f"{query} LIMIT ?"), [*map(storable, values), limit])
                     yield from map(from_row, cursor)
 
     def call(self, call_id: str) -> Call | None:
@@ -246,18 +229,10 @@ class PostgresLedger:
         changes = [(before, within_range(after)) for before, after in changes]
         changes = [(before, after) for before, after in changes if has_changed(before, after)]
 
-        def work() -> int:
-            self._lock()
-            self._learn((), prices_of(after for _, after in changes))
-            count = 0
-            for some in _rounds(changes, lambda one: one[0].call_id):
-                count += self._run(REPRICE, [_encode([change(*one) for one in some]).decode(), now]).rowcount
-            return count
-
         if not changes:
             return 0
         with explained(self._place):
-            return self._write(work)
+            return self._write(lambda: self._intake.reprice(changes, now))
 
     def versions(self, call_id: str) -> list[FormerPrice]:
         """The prices that a call had before its newest one, the original first."""
@@ -288,28 +263,9 @@ class PostgresLedger:
         Raises:
             ValueError: A call cannot be kept, and nothing of *calls* was.
         """
-
-        def work() -> int:
-            written = 0
-            for some in _rounds(calls, lambda call: call.call_id):
-                self._copy(some)
-                self._lock()
-                self._learn((key for call in some for key in call.tags.extra), prices_of(some, former))
-                if anew:
-                    ids = [call.call_id for call in some]
-                    self._run("DELETE FROM voight.former_costs WHERE call_id = ANY(?)", [ids])
-                    self._run("DELETE FROM voight.calls WHERE call_id = ANY(?)", [ids])
-                new = [call_id for (call_id,) in self._run(f"{INSERT} RETURNING call_id").fetchall()]
-                self._run("TRUNCATE pg_temp.voight_calls")
-                rows = [former_values(call_id, price) for call_id in new for price in former.get(call_id, ())]
-                if rows:
-                    self._run_many(f"INSERT INTO voight.former_costs ({', '.join(FORMER)}) VALUES ({', '.join('?' * len(FORMER))})", rows)
-                written += len(new)
-            return written
-
         with explained(self._place):
             try:
-                return self._write(work)
+                return self._write(lambda: self._intake.keep(calls, former, anew))
             except _REFUSED as error:
                 raise ValueError(f"a call cannot be kept: {error.diag.message_primary or error}") from error
 
@@ -331,7 +287,7 @@ class PostgresLedger:
         """
 
         def work() -> Holdings:
-            self._lock()
+            self._run(LOCK)
             return erasure.erase(self._run, names, token)
 
         with explained(self._place):
@@ -361,7 +317,7 @@ class PostgresLedger:
         """Delete at most *limit* of the oldest calls from before *until*, and with the last of them the jobs, in one transaction."""
 
         def work() -> Expired:
-            self._lock()
+            self._run(LOCK)
             oldest = "SELECT call_id FROM voight.calls WHERE occurred_at < ? ORDER BY occurred_at, call_id LIMIT ?"
             ids = [call_id for (call_id,) in self._run(oldest, [until, limit]).fetchall()]
             former = self._run("DELETE FROM voight.former_costs WHERE call_id = ANY(?)", [ids]).rowcount
@@ -377,7 +333,7 @@ class PostgresLedger:
         done = end = 0
 
         def work(begin: int, until: int) -> None:
-            self._lock()
+            self._run(LOCK)
             for rollup in ROLLUPS:  # and what stands there for months that have no calls any more
                 self._run(*triggers.empty(rollup, done, until))
                 if begin < until:
@@ -396,16 +352,10 @@ class PostgresLedger:
         self._db.close()
 
     def _run(self, query: str, values: Sequence[Any] = ()) -> psycopg.Cursor[tuple[Any, ...]]:
-        """Execute a statement with a ``?`` for each value."""
-        return self._db.execute(_bound(query), [storable(value) for value in values])
-
-    def _run_many(self, query: str, rows: Sequence[Sequence[Any]]) -> None:
-        self._db.cursor().executemany(_bound(query), rows)
+        return run(self._db, query, values)
 
     def _row(self, query: str, *values: Any) -> tuple[Any, ...]:
-        row = self._run(query, values).fetchone()
-        assert row is not None
-        return row
+        return row(self._db, query, *values)
 
     def _write(self, work: Callable[[], _Answer]) -> _Answer:
         """Do *work* in a transaction, and again where the server has ended it for another one's sake."""
@@ -414,96 +364,11 @@ class PostgresLedger:
                 with self._db.transaction():
                     return work()
             except BaseException as error:
-                self._prices.clear()
-                self._extra_keys.clear()
+                self._intake.rolled_back()
                 if not isinstance(error, errors.DeadlockDetected | errors.SerializationFailure) or attempt == ATTEMPTS:
                     raise
         raise AssertionError("unreachable")
 
-    def _lock(self) -> None:
-        self._run(LOCK)
-
-    def _insert(self, calls: Sequence[Call], others: Sequence[Settlement | Submission], progress: Progress | None) -> int:
-        plain = [call for call in calls if call.job is None]
-        if plain:
-            self._copy(plain)
-        self._lock()
-        self._learn((key for record in (*calls, *others) for key in record.tags.extra), prices_of(calls))
-        new = self._run(INSERT).rowcount if plain else 0
-        for some in _rounds([call for call in calls if call.job is not None], lambda call: call.call_id):
-            new += self._row("SELECT voight.tell(?::jsonb)", told(map(to_stored, some)))[0]
-        for record in others:
-            if isinstance(record, Submission):
-                self._submit(record)
-            else:
-                self._settle(record)
-        if progress is not None:
-            self._run(
-                "INSERT INTO voight.segments VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET ingested = excluded.ingested",
-                [progress.segment, progress.offset],
-            )
-        return new
-
-    def _copy(self, calls: Sequence[Call]) -> None:
-        """Put calls where they are inserted from: a table of this session, which a pooler may have changed since the last time."""
-        if self._row("SELECT to_regclass('pg_temp.voight_calls') IS NULL")[0]:
-            self._run(STAGING)
-        with self._db.cursor().copy(f"COPY pg_temp.voight_calls ({', '.join(STORED)}) FROM STDIN".encode()) as copy:
-            copy.write(copied(map(to_stored, calls)))
-
-    def _settle(self, settlement: Settlement) -> None:
-        if settlement.tags.user_id is None:
-            return
-        values = owner(settlement.tags, settlement.attribution)
-        rows = [{"call_id": storable(call_id), **values} for call_id in dict.fromkeys(settlement.call_ids)]
-        self._run("SELECT voight.settle(?::jsonb)", [_encode(rows).decode()])
-        jobs = [name for name in settlement.call_ids if "/" in name]
-        for submission in self.submissions(jobs).values():
-            if submission.attribution in ("none", "error", "request"):
-                tags = submission.tags.merge(settlement.tags)
-                self._keep(msgspec.structs.replace(submission, tags=tags, attribution=settlement.attribution))
-
-    def _submit(self, submission: Submission) -> None:
-        if not self.submissions([submission.job]):
-            self._keep(submission)
-
-    def _keep(self, submission: Submission) -> None:
-        """Keep who has submitted a job, and make it the owner of the answers that were here before."""
-        owned = submission
-        if submission.tags.user_id is None and submission.part_of is not None:
-            owned = self.submissions([submission.part_of]).get(submission.part_of, submission)
-        values = None if owned.tags.user_id is None else _encode(owner(owned.tags, owned.attribution)).decode()
-        self._run(
-            "SELECT voight.submit(?, ?, ?, ?, ?::jsonb)",
-            [submission.job, submission.part_of, submission.submitted_at, _encode(submission).decode(), values],
-        )
-
-    def _learn(self, keys: Iterable[str], prices: Mapping[int, str]) -> None:
-        """Keep extra keys and prices that this ledger has not written yet."""
-        if new_keys := {*map(storable, keys)} - self._extra_keys:
-            self._run_many("INSERT INTO voight.extra_keys VALUES (?) ON CONFLICT DO NOTHING", [(key,) for key in new_keys])
-            self._extra_keys |= new_keys
-        if new_prices := prices.keys() - self._prices:
-            rows = [(number, prices[number]) for number in new_prices]
-            self._run_many("INSERT INTO voight.prices VALUES (?, ?) ON CONFLICT DO NOTHING", rows)
-            self._prices |= new_prices
-
     def _question(self, zone: tzinfo | None) -> Question:
         keys = [key for (key,) in self._run("SELECT key FROM voight.extra_keys").fetchall()]
         return Question(DIALECT, keys, zone, self.extent())
-
-
-def _bound(query: str) -> bytes:
-    """A statement with a ``?`` for each value as psycopg reads it."""
-    return query.replace("%", "%%").replace("?", "%s").encode()
-
-
-def _rounds(items: Sequence[_Item], key: Callable[[_Item], str]) -> Iterator[list[_Item]]:
-    """*items* in their order, in lists in which no key is twice: what a statement does to a row, it does once."""
-    while items:
-        some, rest = dict[str, _Item](), list[_Item]()
-        for item in items:
-            if some.setdefault(key(item), item) is not item:
-                rest.append(item)
-        yield list(some.values())
-        items = rest

@@ -61,9 +61,9 @@ def statements() -> list[str]:
     """What makes the rollups of an empty ledger, and the triggers that keep them."""
     return [
         *map(_table, ROLLUPS),
-        _function("count_added", [_add(rollup, sums(rollup, "added")) for rollup in ROLLUPS]),
-        _function("count_removed", [_add(rollup, _less(rollup)) + _drop(rollup) for rollup in ROLLUPS]),
-        _function("count_changed", [_add(rollup, _difference(rollup)) + _drop(rollup) for rollup in ROLLUPS]),
+        _function("count_added", "added", [_add(rollup, sums(rollup, "added")) for rollup in ROLLUPS]),
+        _function("count_removed", "removed", [_add(rollup, _less(rollup)) + _drop(rollup) for rollup in ROLLUPS]),
+        _function("count_changed", "added", [_add(rollup, _difference(rollup)) + _drop(rollup) for rollup in ROLLUPS]),
         _trigger("INSERT", "count_added", "NEW TABLE AS added"),
         _trigger("DELETE", "count_removed", "OLD TABLE AS removed"),
         _trigger("UPDATE", "count_changed", "NEW TABLE AS added OLD TABLE AS removed"),
@@ -144,11 +144,11 @@ def _first(number: int) -> str:
     return ", ".join(str(position + 1) for position in range(number))
 
 
-def _function(name: str, body: Sequence[str]) -> str:
+def _function(name: str, rows: str, body: Sequence[str]) -> str:
     # As its owner: a role that brings calls in needs no right to the sums. The path is fixed, so that nobody's own tables are taken.
     return (
         f"CREATE FUNCTION voight.{name}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp "
-        f"AS $body$ BEGIN {' '.join(body)} RETURN NULL; END $body$"
+        f"AS $body$ BEGIN IF EXISTS (SELECT FROM {rows}) THEN {' '.join(body)} END IF; RETURN NULL; END $body$"
     )
 
 
