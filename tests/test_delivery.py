@@ -640,6 +640,35 @@ def test_a_sidecar_that_is_killed_twenty_times(scripts: Any, new_call: NewCall) 
     assert not (scripts.journal / "rejected.jsonl").exists() or application.returncode
 
 
+def test_a_server_that_is_killed_while_a_sidecar_inserts(scripts: Any, new_call: NewCall, postgres_server: Any, postgres_url: str) -> None:
+    """`kill -9` of all of PostgreSQL while a sidecar inserts: it waits, goes on by itself, and every call is there once."""
+    sidecar = scripts.start(SIDECAR, "--ledger", postgres_url, "--journal", str(scripts.journal))
+    lines_until(sidecar, "ingesting")
+    told: list[str] = []
+    said: list[str] = []
+    reader = threading.Thread(target=lambda: said.extend(sidecar.stdout))
+    reader.start()
+
+    for number in range(5):
+        calls = [new_call(tags=Tags(user_id=f"u{number}"), attribution="tag") for _ in range(1500)]
+        write(scripts.journal, *calls)
+        told += [call.call_id for call in calls]
+        time.sleep(number % 5 * 0.3)
+        postgres_server.kill()
+        postgres_server.start()
+    wait_until(lambda: not segments(scripts.journal), 100)
+    sidecar.terminate()
+    assert sidecar.wait(60) == 0
+    reader.join()
+    with closing(open_ledger(postgres_url)) as ledger:
+        assert sorted(call.call_id for call in ledger.calls()) == sorted(told)
+        (total,) = ledger.spend()
+        assert (total.calls, total.cost_femto) == (7_500, sum(call.cost_femto or 0 for call in ledger.calls()))
+        assert {row.calls for row in ledger.spend(["user_id"])} == {1500}
+    assert any("can be used again" in line for line in said)
+    assert sum("calls stay" in line for line in said) == sum("can be used again" in line for line in said)
+
+
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_a_sidecar_drains_when_it_is_stopped(scripts: Any, how: signal.Signals) -> None:
     """It brings in what an application writes that is stopped at the same time, exits with 0, and says so line by line."""
