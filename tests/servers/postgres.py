@@ -45,7 +45,7 @@ class PostgresServer:
 
     def __init__(self, folder: Path, *, fsync: bool = True) -> None:
         self.port = free_port()
-        self._binaries = folder
+        self.binaries = folder
         self._account: dict[str, Any] = {}
         self.folder = Path(tempfile.mkdtemp(prefix="voight-postgres-", dir=_enterable_by_all()))
         if os.getuid() == 0:  # the server refuses to run as root
@@ -86,7 +86,7 @@ class PostgresServer:
             return
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [self._binaries / "postgres", "-D", self._data, *(word for option in self._options for word in ("-c", option))],
+                [self.binaries / "postgres", "-D", self._data, *(word for option in self._options for word in ("-c", option))],
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -142,7 +142,7 @@ class PostgresServer:
         return False
 
     def _run(self, binary: str, *arguments: str, **options: Any) -> str:
-        command = [self._binaries / binary, *arguments]
+        command = [self.binaries / binary, *arguments]
         done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, timeout=100, check=False, **options)
         assert done.returncode == 0, done.stderr
         return done.stdout

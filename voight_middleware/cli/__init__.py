@@ -13,7 +13,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from voight_middleware import __version__
-from voight_middleware.cli import export, ingest, plot, questions, render, rights
+from voight_middleware.cli import export, ingest, migrate, plot, questions, render, rights
 from voight_middleware.cli.asked import SHORT, Asked, names, zone_of
 from voight_middleware.cli.questions import positive
 from voight_middleware.cli.render import UserError
@@ -30,6 +30,7 @@ _EXAMPLES = {
     **questions.EXAMPLES,
     **rights.EXAMPLES,
     **ingest.EXAMPLES,
+    **migrate.EXAMPLES,
     "voight": """\
 examples:
   voight demo                                     see the whole line work, without an API key
@@ -195,6 +196,7 @@ def _parser() -> argparse.ArgumentParser:
 
     rights.add(command, {"erase": _erase, "retention": _retention, "rebuild": _rebuild}, place, table_or_json)
     ingest.add(command, place, prices)
+    migrate.add(command, place)
 
     book = command("prices", "which unit prices hold, and whether your own are in order")
     about = book.add_subparsers(title="commands", metavar="COMMAND", required=True)
