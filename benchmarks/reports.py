@@ -1,4 +1,9 @@
-"""How large a ledger gets, and how long each report takes, cold and warm, beside the same questions to DuckDB over a Parquet export."""
+"""
+How large a ledger gets, and how long each report takes, cold and warm, beside the same questions to DuckDB over a Parquet export.
+
+With ``--ledger postgresql://…`` or ``clickhouse://…``, of an empty ledger on that server, which is filled with the same calls. A server's
+caches are its own: "cold" is the first answer to a new process then.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +39,7 @@ from voight_middleware.reports.spend import spend
 from voight_middleware.reports.timespan import parse_window
 from voight_middleware.reports.top import top
 from voight_middleware.reports.unowned import unowned
-from voight_middleware.testing.made_up_ledger import LONG_RELEASE, fill_file, made_up_calls
+from voight_middleware.testing.made_up_ledger import LONG_RELEASE, fill, fill_file, made_up_calls
 
 WARM = 5
 NOVEMBER = parse_window("2026-11", "2026-11")
@@ -162,14 +167,19 @@ def timed(what: str, known: dict[str, Any]) -> Iterator[None]:
     print(f"{known[what]:,} s, of which this process computed {time.process_time() - computed:,.1f} s", flush=True)
 
 
-def prepare(folder: Path, count: int, seed: int) -> dict[str, Any]:
+def place_of(folder: Path, url: str | None) -> str:
+    """The URL or path of the ledger."""
+    return url or str(folder / "ledger.db")
+
+
+def prepare(folder: Path, count: int, seed: int, url: str | None) -> dict[str, Any]:
     """The ledger and its export, made where they are missing; answers what is known of them."""
     folder.mkdir(parents=True, exist_ok=True)
     about, file = folder / "about.json", folder / "ledger.db"
     if about.exists():
         known: dict[str, Any] = json.loads(about.read_text())
         if (known["calls"], known["seed"]) == (count, seed):
-            return known
+            return known if url is None else on_server(known, url)
         raise SystemExit(f"{folder} holds another ledger ({known['calls']:,} calls, seed {known['seed']}): choose another --folder")
     for path in folder.glob("ledger.db*"):
         path.unlink()
@@ -177,13 +187,65 @@ def prepare(folder: Path, count: int, seed: int) -> dict[str, Any]:
     with timed("fill", known):
         assert fill_file(file, made_up_calls(count, seed)) == count
     with closing(open_ledger(str(file))) as ledger:
-        users = [row.dimensions["user_id"] for row in ledger.spend(["user_id"]) if row.dimensions["user_id"]]
+        users = [user for row in ledger.spend(["user_id"]) if (user := row.dimensions["user_id"]) and "*" not in user]
         known["heaviest"], known["user"] = users[0], users[len(users) // 4]
         known["users"] = len(users)
         with timed("export to Parquet", known), (folder / "calls.parquet").open("wb") as exported:
             parquet.write(ledger.calls(), exported)
     about.write_text(json.dumps(known, indent=2))
+    return known if url is None else on_server(known, url)
+
+
+def on_server(known: dict[str, Any], url: str) -> dict[str, Any]:
+    """Fill the ledger on a server, where it is not."""
+    with closing(open_ledger(url)) as ledger:
+        there = ledger.spend()[0].calls
+        if there not in (0, known["calls"]):
+            raise SystemExit(f"the ledger on the server holds {there:,} calls: empty it, or choose another")
+        if there == 0:
+            with timed("fill the server", known):
+                assert fill(ledger, made_up_calls(known["calls"], known["seed"])) == known["calls"]
+            known["fill"] = known["fill the server"]
+            tidy(url)
     return known
+
+
+def tidy(url: str) -> None:
+    """What a server does by itself within hours: statistics and merges."""
+    if url.startswith("clickhouse"):
+        with closing(clickhouse(url)) as client:
+            client.command("OPTIMIZE TABLE calls FINAL", settings={"receive_timeout": 3600})
+    else:
+        import psycopg
+
+        with psycopg.connect(url, autocommit=True) as db:
+            db.execute("VACUUM (ANALYZE)")
+
+
+def clickhouse(url: str) -> Any:
+    """A client of the database that the ledger is in."""
+    import clickhouse_connect
+
+    return clickhouse_connect.get_client(dsn=url.replace("clickhouse://", "clickhouse+http://", 1), send_receive_timeout=3600)
+
+
+def sizes_on_server(url: str) -> list[tuple[str, int]]:
+    """Bytes of the ledger's tables and indexes, as the server tells."""
+    if url.startswith("clickhouse"):
+        with closing(clickhouse(url)) as client:
+            found = client.query(
+                "SELECT table, sum(bytes_on_disk) FROM system.parts WHERE active AND database = currentDatabase() GROUP BY table"
+            ).result_rows
+    else:
+        import psycopg
+
+        with psycopg.connect(url) as db:
+            found = db.execute(
+                "SELECT relname::text, pg_relation_size(c.oid) FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace "
+                "WHERE nspname = 'voight' AND relkind IN ('r', 'i')"
+            ).fetchall()
+    tables = sorted(((str(name), int(size)) for name, size in found), key=lambda pair: -pair[1])
+    return [("ledger", sum(size for _, size in tables)), *((f"  {name}", size) for name, size in tables[:8])]
 
 
 def sizes(folder: Path) -> list[tuple[str, int]]:
@@ -224,12 +286,14 @@ def evict(paths: Iterable[Path]) -> float:
     return resident / pages if pages else 0.0
 
 
-def measure(question: Question, folder: Path, engine: str, known: Mapping[str, Any]) -> dict[str, Any]:
+def measure(question: Question, folder: Path, engine: str, known: Mapping[str, Any], url: str | None) -> dict[str, Any]:
     """The first answer after dropping the files from the page cache, opening included, and the median of further ones."""
-    paths = sorted(folder.glob("ledger.db*")) if engine == "sqlite" else [folder / "calls.parquet"]
+    paths = [folder / "calls.parquet"]
+    if engine == "ledger":
+        paths = [] if url else sorted(folder.glob("ledger.db*"))
     resident = evict(paths)
     begin = time.perf_counter()
-    with _opened(engine, folder) as source:
+    with _opened(engine, folder, url) as source:
         answer = _answer(question, engine, source, known)
         cold = time.perf_counter() - begin
         warm = []
@@ -242,16 +306,16 @@ def measure(question: Question, folder: Path, engine: str, known: Mapping[str, A
     return {"cold": cold * 1000, "warm": statistics.median(warm) * 1000, "resident": resident, "digest": digest, "rows": len(answer)}
 
 
-def _opened(engine: str, folder: Path) -> Any:
-    if engine == "sqlite":
-        return closing(open_ledger(str(folder / "ledger.db"), create=False))
+def _opened(engine: str, folder: Path, url: str | None) -> Any:
+    if engine == "ledger":
+        return closing(open_ledger(place_of(folder, url), create=False))
     db = duckdb.connect()
     db.execute(f"CREATE VIEW calls AS SELECT * FROM read_parquet('{folder / 'calls.parquet'}')")
     return closing(db)
 
 
 def _answer(question: Question, engine: str, source: Any, known: Mapping[str, Any]) -> Rows:
-    if engine == "sqlite":
+    if engine == "ledger":
         return question.ask(source, known)
     asked = question.sql
     for name in ("user", "heaviest"):
@@ -259,9 +323,10 @@ def _answer(question: Question, engine: str, source: Any, known: Mapping[str, An
     return {row[:-2]: (row[-2], None if row[-1] is None else int(row[-1].scaleb(15))) for row in source.execute(asked).fetchall()}
 
 
-def in_a_process(question: Question, folder: Path, engine: str) -> dict[str, Any]:
+def in_a_process(question: Question, folder: Path, engine: str, url: str | None) -> dict[str, Any]:
     """``measure`` in a fresh process, which has nothing in its own caches."""
     command = [sys.executable, __file__, "--folder", str(folder), "--measure", question.name, "--engine", engine]
+    command += ["--ledger", url] if url else []
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
     return dict(json.loads(done.stdout))
 
@@ -272,29 +337,31 @@ def main() -> int:
     parser.add_argument("--calls", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--folder", type=Path, help="where the ledger is kept, and taken from when it is there (default: nowhere)")
+    parser.add_argument("--ledger", metavar="URL", help="a ledger on a server, instead of an SQLite file")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     parser.add_argument("--engine", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure is not None:
         (question,) = [one for one in QUESTIONS if one.name == args.measure]
         known = json.loads((args.folder / "about.json").read_text())
-        print(json.dumps(measure(question, args.folder, args.engine, known)))
+        print(json.dumps(measure(question, args.folder, args.engine, known, args.ledger)))
         return 0
     with nullcontext(str(args.folder)) if args.folder else tempfile.TemporaryDirectory() as place:
-        return compare(Path(place).absolute(), args.calls, args.seed)
+        return compare(Path(place).absolute(), args.calls, args.seed, args.ledger)
 
 
-def compare(folder: Path, count: int, seed: int) -> int:
+def compare(folder: Path, count: int, seed: int, url: str | None) -> int:
     """Print sizes and latencies; answers 1 where an answer differs."""
-    known = prepare(folder, count, seed)
+    known = prepare(folder, count, seed, url)
     print(f"\n{count:,} calls of {known['users']:,} users, seed {seed}; filled in {known['fill']:,} s\n")
-    for name, size in sizes(folder):
+    for name, size in sizes_on_server(url) if url else sizes(folder):
         print(f"{name:<34} {size / 1e6:10,.1f} MB {size / count:10.1f} bytes a call")
-    print(f"\n{'':<42}   {'SQLite, ms':>17}   {'DuckDB, ms':>17}")
+    engine = url.partition("://")[0] if url else "SQLite"
+    print(f"\n{'':<42}   {f'{engine}, ms':>17}   {'DuckDB, ms':>17}")
     print(f"{'':<34} {'rows':>7}   {'cold':>8} {'warm':>8}   {'cold':>8} {'warm':>8}")
     wrong, resident = 0, list[float]()
     for question in QUESTIONS:
-        ours, theirs = (in_a_process(question, folder, engine) for engine in ("sqlite", "duckdb"))
+        ours, theirs = (in_a_process(question, folder, engine, url) for engine in ("ledger", "duckdb"))
         resident += [ours["resident"], theirs["resident"]]
         same = ours["digest"] == theirs["digest"]
         wrong += not same

@@ -1,6 +1,7 @@
 """Fixtures that tests of more than one room use."""
 
 import contextlib
+import importlib.util
 import os
 import shutil
 import signal
@@ -10,9 +11,11 @@ import sys
 import textwrap
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -20,6 +23,9 @@ from voight_middleware.call import Call, new_call_id
 from voight_middleware.ingest import drain
 from voight_middleware.ledger import open_ledger
 from voight_middleware.settings import RELEASE_VARIABLES
+
+from .servers.clickhouse import ClickHouseBridge, connect
+from .servers.postgres import PostgresServer, binaries
 
 for _variable in RELEASE_VARIABLES:  # a CI machine's own: no call of the tests is stamped with it, in processes that they start either
     os.environ.pop(_variable, None)
@@ -277,3 +283,109 @@ def workers(tmp_path: Path, make_workers: Callable[[Path], Workers]) -> Iterator
     running = make_workers(tmp_path)
     yield running
     running.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """A running PostgreSQL, as a disk would have it: a commit waits for it. A test that stops or kills it may leave it so."""
+    folder = binaries()
+    if folder is None:
+        missing = "there are no binaries of PostgreSQL: no `initdb` on the path, and none in /usr/lib/postgresql"
+        if os.environ.get("CI"):
+            pytest.fail(missing)
+        pytest.skip(missing)
+    server = PostgresServer(folder)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.remove()
+
+
+@pytest.fixture
+def postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
+    """The URL of an empty database of the running ``postgres_server``, as its superuser."""
+    postgres_server.start()
+    name = f"voight_{uuid.uuid4().hex}"
+    postgres_server.psql(f"CREATE DATABASE {name} TEMPLATE template0")
+    yield postgres_server.url(name)
+    postgres_server.start()
+    postgres_server.psql(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="session")
+def chdb_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """
+    The data of the one ClickHouse engine that this process can have, which is running.
+
+    A process that has had it cannot fork any more, but for ``exec``: a child that ends as Python does, or asks the engine, hangs.
+    """
+    chdb = pytest.importorskip("chdb")
+    path = tmp_path_factory.mktemp("chdb")
+    engine = chdb.connect(str(path))  # open for all tests: the first connection takes a second
+    yield path
+    engine.close()
+
+
+@pytest.fixture
+def chdb_client(chdb_path: Path) -> Iterator[Any]:
+    """A client of clickhouse-connect on an empty database of the engine in this process."""
+    clickhouse_connect = pytest.importorskip("clickhouse_connect")
+    try:
+        client = clickhouse_connect.get_client(interface="chdb", path=str(chdb_path))
+    except ValueError:
+        pytest.skip("this clickhouse-connect knows no engine in the process")
+    name = f"voight_{uuid.uuid4().hex}"
+    client.command(f"CREATE DATABASE {name}")
+    client.database = name
+    yield client
+    client.command(f"DROP DATABASE {name} SYNC")
+    client.close()
+
+
+@pytest.fixture(scope="session")
+def clickhouse_bridge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClickHouseBridge]:
+    """The ClickHouse engine behind HTTP, in a process of its own. A test that stops or kills it may leave it so."""
+    if importlib.util.find_spec("chdb") is None:
+        pytest.skip("chdb is not installed")
+    bridge = ClickHouseBridge(tmp_path_factory.mktemp("clickhouse"))
+    try:
+        bridge.start()
+        yield bridge
+    finally:
+        bridge.stop()
+
+
+@pytest.fixture
+def clickhouse_url(clickhouse_bridge: ClickHouseBridge) -> Iterator[str]:
+    """The URL of an empty database of the running ``clickhouse_bridge``."""
+    clickhouse_bridge.start()
+    name = f"voight_{uuid.uuid4().hex}"
+    clickhouse_bridge.sql(f"CREATE DATABASE {name}")
+    yield clickhouse_bridge.url(name)
+    clickhouse_bridge.start()
+    clickhouse_bridge.sql(f"DROP DATABASE {name} SYNC")
+
+
+@pytest.fixture
+def clickhouse_server_url() -> Iterator[str]:
+    """The URL of an empty database of the real server that ``VOIGHT_TEST_CLICKHOUSE_URL`` names; without it the test is skipped."""
+    server = os.environ.get("VOIGHT_TEST_CLICKHOUSE_URL")
+    if not server:
+        pytest.skip("VOIGHT_TEST_CLICKHOUSE_URL names no ClickHouse server")
+    client = connect(server)
+    name = f"voight_{uuid.uuid4().hex}"
+    client.command(f"CREATE DATABASE {name}")
+    yield urlsplit(server)._replace(path=f"/{name}").geturl()
+    client.command(f"DROP DATABASE {name} SYNC")
+    client.close()
+
+
+@pytest.fixture(params=["sqlite", "postgres", "clickhouse", "clickhouse-server"])
+def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty ledger, of each engine in turn; ClickHouse through the bridge, and on a real server where one is named."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/ledger.db"
+    name = {"postgres": "postgres_url", "clickhouse": "clickhouse_url", "clickhouse-server": "clickhouse_server_url"}[request.param]
+    url: str = request.getfixturevalue(name)
+    return url

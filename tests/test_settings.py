@@ -1,5 +1,7 @@
 """Settings: where each value comes from, and what cannot be used."""
 
+import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from voight_middleware.settings import (
     default_journal,
     ledger_url,
     pseudonym_key_file,
+    shown_url,
     sqlite_path,
 )
 
@@ -32,8 +35,9 @@ def test_the_defaults_are_in_the_state_folder() -> None:
     assert settings.request_identity
     names = ("ledger", "journal", "release", "enabled", "request_identity", "prices", "pii", "pseudonym_key")
     names += ("header_key", "key", "agent", "events_url", "events_per_minute")
-    assert settings.sources == dict.fromkeys(names, "default")
+    assert settings.sources == dict.fromkeys((*names, "ingest", "journal_limit", "exit_timeout", "delivery"), "default")
     assert (settings.pii, settings.pseudonym_keys) == ({}, ())
+    assert (settings.ingest, settings.journal_limit, settings.exit_timeout, settings.delivery) == (True, 10**9, 5.0, "background")
 
 
 def test_without_a_state_folder_it_is_under_the_home(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,8 +63,14 @@ def test_every_variable_is_read() -> None:
             "VOIGHT_AGENT": "api",
             "VOIGHT_EVENTS_URL": "https://events.example/base/",
             "VOIGHT_EVENTS_PER_MINUTE": "600",
+            "VOIGHT_INGEST": "no",
+            "VOIGHT_JOURNAL_LIMIT": "512MB",
+            "VOIGHT_EXIT_TIMEOUT": "2.5",
+            "VOIGHT_DELIVERY": "Synchronous",
         }
     )
+    assert (settings.ingest, settings.journal_limit, settings.exit_timeout) == (False, 512_000_000, 2.5)
+    assert settings.delivery == "synchronous"
     assert not settings.request_identity
     assert settings.prices == Path("/c/prices.toml")
     assert (settings.ledger, settings.journal, settings.release, settings.enabled) == ("sqlite:////a/l.db", Path("/b/j"), "r1", False)
@@ -78,6 +88,10 @@ def test_every_variable_is_read() -> None:
         "agent": "VOIGHT_AGENT",
         "events_url": "VOIGHT_EVENTS_URL",
         "events_per_minute": "VOIGHT_EVENTS_PER_MINUTE",
+        "ingest": "VOIGHT_INGEST",
+        "journal_limit": "VOIGHT_JOURNAL_LIMIT",
+        "exit_timeout": "VOIGHT_EXIT_TIMEOUT",
+        "delivery": "VOIGHT_DELIVERY",
     }
     assert settings.header_keys == (PseudonymKey("v2", SECRET), PseudonymKey("v1", "o" * 32))
     assert settings.events == EventsTarget("https://events.example/base", "vk_1", "api", 600)
@@ -148,6 +162,20 @@ def test_switches_are_read_the_way_people_write_them(text: str, enabled: bool) -
         ({"journal": "~no-such-user-here/j"}, {}, ["~no-such-user-here/j"]),
         ({"ledger": "/tmp/a\0b"}, {}, ["a\\x00b"]),
         ({"journal": "/tmp/a\0b"}, {}, ["a\\x00b"]),
+        ({}, {"VOIGHT_INGEST": "sometimes"}, ["VOIGHT_INGEST", "sometimes", "true"]),
+        ({}, {"VOIGHT_JOURNAL_LIMIT": "much"}, ["VOIGHT_JOURNAL_LIMIT", "much", "512MB"]),
+        ({"journal_limit": 999_999}, {}, ["configure()", "999999", "1MB or more"]),
+        ({"journal_limit": "-1GB"}, {}, ["-1GB"]),
+        ({"journal_limit": "5 bytes"}, {}, ["5 bytes"]),
+        ({"exit_timeout": -1}, {}, ["exit_timeout", "'-1'", "from 0"]),
+        ({"exit_timeout": float("nan")}, {}, ["'nan'"]),
+        ({}, {"VOIGHT_EXIT_TIMEOUT": "1h"}, ["VOIGHT_EXIT_TIMEOUT", "1h"]),
+        ({}, {"VOIGHT_DELIVERY": "express"}, ["VOIGHT_DELIVERY", "express", "background, synchronous"]),
+        ({"ledger": "mysql://u:p@h/d"}, {}, ["mysql://u:***@h/d", "postgresql://"]),
+        ({"ledger": "clickhouse:u:p@h/d"}, {}, ["clickhouse:***@h/d", "clickhouse://user@host"]),
+        ({"ledger": "postgres:secret@h"}, {}, ["postgres:***@h"]),
+        ({"ledger": "postgresql+psycopg://u:p@h/d"}, {}, ["postgresql+psycopg://u:***@h/d"]),
+        ({}, {"VOIGHT_LEDGER": "https://default:p@h:8443"}, ["https://default:***@h:8443", "clickhouse://"]),
     ],
 )
 def test_a_value_that_cannot_be_used_is_named(given: dict[str, Any], environ: dict[str, str], named: list[str]) -> None:
@@ -164,7 +192,7 @@ def test_relative_paths_become_absolute(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert settings.ledger == f"sqlite:///{tmp_path}/here/l.db"
     assert settings.journal == tmp_path / "j"
     assert ledger_url("sqlite:///here/l.db") == settings.ledger
-    assert default_journal("postgresql://h/d", {"XDG_STATE_HOME": "state"}) == tmp_path / "state/voight/journal"
+    assert default_journal("postgresql://h/d", {"XDG_STATE_HOME": "state"}).parent == tmp_path / "state/voight"
 
 
 def test_the_home_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,10 +210,62 @@ def test_an_absolute_path_has_two_spellings(place: str) -> None:
 
 
 def test_a_ledger_on_a_server_keeps_its_url() -> None:
-    """Another engine's URL is left as it is, and the journal is in the state folder then."""
-    settings = Settings.from_environment(ledger="postgresql://u:p@h/d?x=1", environ=HOME)
-    assert settings.ledger == "postgresql://u:p@h/d?x=1"
-    assert settings.journal == Path("/state/voight/journal")
+    """Another engine's URL is left as it is, password included, and the journal is in the state folder then."""
+    for url in ("postgresql://u:p@h/d?x=1", "postgres://u:p@h/d", "clickhouse://u:p@h:8123/d", "postgresql:///d?host=/run/postgresql"):
+        settings = Settings.from_environment(ledger=url, environ=HOME)
+        assert settings.ledger == url
+        assert settings.journal.parent == Path("/state/voight")
+    assert ledger_url("PostgreSQL://H/D") == "postgresql://H/D"
+
+
+def test_the_journal_of_a_ledger_on_a_server() -> None:
+    """One folder per ledger: the same whoever logs in and however, another for another server, database or service."""
+
+    def journal(url: str, **environ: str) -> str:
+        return default_journal(url, {**HOME, **environ}).name
+
+    same = {
+        journal("postgresql://writer:a@db.example.com:5432/costs"),
+        journal("postgresql://reader:b@db.example.com:5432/costs?sslmode=require"),
+        journal("postgres://db.example.com:5432/costs"),
+    }
+    assert len(same) == 1
+    assert same.pop().startswith("db.example.com-5432-costs-")
+    others = [
+        journal("postgresql://db.example.com:5432/costs"),
+        journal("postgresql://db.example.com:5432/other"),
+        journal("postgresql://db.example.com:5433/costs"),
+        journal("clickhouse://db.example.com:5432/costs"),
+        journal("postgresql://"),
+        journal("postgresql://", PGHOST="db"),
+        journal("postgresql://?host=other", PGHOST="db"),
+        journal("postgresql://?service=costs"),
+        journal("postgresql://db.example.com-5432/costs"),
+    ]
+    assert len(set(others)) == len(others)
+    assert all(re.fullmatch(r"[A-Za-z0-9.-]+\.journal", name) for name in others)
+    assert journal("postgresql://?host=db") == journal("postgresql://", PGHOST="db")
+
+
+def test_a_journal_where_the_state_folder_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a read-only file system the journal of a ledger on a server is with the temporary files, where that folder is safe."""
+    (tmp_path / "file").write_text("")
+    environ = {"XDG_STATE_HOME": str(tmp_path / "file")}
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    url = "postgresql://h/d"
+    usual = default_journal(url, environ)
+    settings = Settings.from_environment(ledger=url, environ=environ)
+    assert settings.journal == tmp_path / "tmp" / f"voight-{os.getuid()}" / usual.name
+    assert Settings.from_environment(ledger=url, environ={"XDG_STATE_HOME": str(tmp_path)}).journal.is_relative_to(tmp_path / "voight")
+    assert Settings.from_environment(ledger=url, journal="/j", environ=environ).journal == Path("/j")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "tmp" / f"voight-{os.getuid()}").symlink_to(tmp_path / "elsewhere")
+    assert Settings.from_environment(ledger=url, environ=environ).journal == usual
+    (tmp_path / "tmp" / f"voight-{os.getuid()}").unlink()
+    (tmp_path / "tmp").rmdir()
+    (tmp_path / "tmp").write_text("")
+    assert Settings.from_environment(ledger=url, environ=environ).journal == usual
 
 
 def test_a_release_is_cleaned_as_a_tag_is() -> None:
@@ -270,10 +350,69 @@ def test_a_key_that_cannot_be_used_is_said_and_not_shown(text: str, said: str) -
 
 
 def test_settings_can_be_logged() -> None:
-    """The secret is in no text of the settings."""
-    settings = Settings.from_environment(pseudonym_key=SECRET, environ=HOME)
-    assert SECRET not in repr(settings)
-    assert SECRET not in f"{settings}"
+    """Neither the secret of the pseudonyms nor the ledger's password is in any text of the settings."""
+    settings = Settings.from_environment(ledger=f"postgresql://u:{OTHER}@h/d", pseudonym_key=SECRET, environ=HOME)
+    for text in (repr(settings), f"{settings}", str([settings])):
+        assert SECRET not in text
+        assert OTHER not in text
+        assert "postgresql://u:***@h/d" in text
+        assert "exit_timeout=5.0" in text
+
+
+# -- what may be printed of a URL ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://u:hunter2@h:5432/d?sslmode=require", "postgresql://u:***@h:5432/d?sslmode=require"),
+        ("postgresql://u@h/d", "postgresql://u@h/d"),
+        ("postgresql://h:5432/d?user=a@b", "postgresql://h:5432/d?user=a@b"),
+        ("postgresql://[::1]:5432/d", "postgresql://[::1]:5432/d"),
+        ("postgresql://[::1]/d", "postgresql://[::1]/d"),
+        ("postgresql://u:hunter2@h1:5432,h2:5433/d", "postgresql://u:***@h1:5432,h2:5433/d"),
+        ("postgresql://", "postgresql://"),
+        ("postgresql:///d", "postgresql:///d"),
+        ("clickhouse://:hunter2@h/d", "clickhouse://:***@h/d"),
+        ("clickhouse://h/d?user=u&password=hunter2&secure=1", "clickhouse://h/d?user=u&password=***&secure=1"),
+        ("postgresql://h/d?sslpassword=hunter2&PASSWORD=hunter2", "postgresql://h/d?sslpassword=***&PASSWORD=***"),
+        ("postgresql://h/d?pass%77ord=hunter2", "postgresql://h/d?pass%77ord=***"),
+        ("clickhouse://h/d?access_token=hunter2", "clickhouse://h/d?access_token=***"),
+        ("postgresql://u:hun@ter2@h/d", "postgresql://u:***@h/d"),
+        ("postgresql://u:hun/ter2@h/d", "postgresql://u:***@h/d"),
+        ("postgresql://u:hun?ter2@h/d", "postgresql://u:***"),
+        ("postgresql://u:1?hunter2@h/d", "postgresql://u:***"),
+        ("postgresql://u:hunter2", "postgresql://u:***"),
+        ("postgresql://u:hunter2/d", "postgresql://u:***"),
+        ("postgres:hunter2@h/d", "postgres:***@h/d"),
+        ("clickhouse:u:hunter2@h", "clickhouse:***@h"),
+        ("mysql:/u:hunter2@h", "mysql:***@h"),
+        ("sqlite:////var/a:b@c.db", "sqlite:////var/a:b@c.db"),
+        ("/var/a:b@c.db", "/var/a:b@c.db"),
+        ("ledger.db", "ledger.db"),
+        ("", ""),
+    ],
+)
+def test_a_password_is_never_shown(url: str, shown: str) -> None:
+    """In front of the host, in the query, and in URLs that are not in order; the rest says where the ledger is."""
+    assert shown_url(url) == shown
+    assert "hunter2" not in shown
+    assert shown_url(shown) == shown, "what is shown may be shown again"
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("1GB", 10**9), ("1 gb", 10**9), ("1.5MiB", 3 * 2**19), ("1000000", 10**6), (2_000_000, 2_000_000), (" 2TB ", 2 * 10**12)],
+)
+def test_sizes_are_read_the_way_people_write_them(text: Any, size: int) -> None:
+    """With a unit or in bytes."""
+    assert Settings.from_environment(journal_limit=text, environ=HOME).journal_limit == size
+
+
+@pytest.mark.parametrize(("text", "seconds"), [(0, 0.0), ("30", 30.0), ("2.5s", 2.5), (8.5, 8.5)])
+def test_the_time_at_the_end(text: Any, seconds: float) -> None:
+    """In seconds; 0 waits for nothing."""
+    assert Settings.from_environment(exit_timeout=text, environ=HOME).exit_timeout == seconds
 
 
 def test_the_key_of_a_local_ledger_is_beside_it() -> None:

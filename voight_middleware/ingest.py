@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from voight_middleware.call import Call, Record, Submission, is_new_call_id
-from voight_middleware.journal import Election, Segment, decode, reject, segments
+from voight_middleware.journal import REJECTED, Election, Segment, decode, reasons, reject, segments
 from voight_middleware.ledger import Ledger, LedgerError, Progress, Window, open_ledger
 from voight_middleware.outbox import Entry, Outbox, open_outbox
 from voight_middleware.pricing import STANDARD, OverridesError, PriceBook, Terms, open_book, price
@@ -140,9 +140,16 @@ def _total(components: tuple[Component, ...]) -> Usage | None:
     return Usage(**total)
 
 
+class UnreadableJournal(LedgerError):
+    """A segment cannot be read or deleted; all others are in the ledger."""
+
+
 @dataclass(slots=True)
 class Ingester:
-    """Brings journals into a ledger. Used from one thread; the caller holds the election."""
+    """
+    Brings journals into a ledger. Used from one thread; the caller holds the election for as long as this object is used: what it has
+    brought in of a segment is remembered, and not asked for again.
+    """
 
     ledger: Ledger
     folder: Path
@@ -155,9 +162,15 @@ class Ingester:
     """The file of the user's own prices."""
     outbox: Outbox | None = None
     """Where calls are queued that are to be sent on."""
+    records: int = 0
+    """How many records have been brought in, or set aside."""
+    behind: bool = False
+    """Whether the last run left something that was there when it began."""
     _book: PriceBook | None = None
-    _set_aside: set[tuple[str, int]] = field(default_factory=set)
-    """Lines that were rejected, by segment and position: a batch that the ledger refuses is read again, and they with it."""
+    _offsets: dict[str, int] = field(default_factory=dict)
+    """How far each segment is in the ledger."""
+    _set_aside: set[str] | None = None
+    """Sources of lines that were rejected, by whichever ingester: a batch that did not get through is read again, and they with it."""
 
     @property
     def book(self) -> PriceBook:
@@ -169,60 +182,91 @@ class Ingester:
                 raise LedgerError(f"calls wait in the journal, as your prices cannot be used: {error}") from error
         return self._book
 
-    def run(self) -> int:
+    def use(self, ledger: Ledger) -> None:
+        """Go on with another connection: perhaps to another ledger, which knows nothing of what the one before has."""
+        self.ledger = ledger
+        self._offsets.clear()
+
+    def run(self, until: float | None = None) -> int:
         """
         Bring in everything that is there; answers how many records were read.
 
+        Args:
+            until: When to stop between two batches, by ``time.monotonic()``; ``behind`` says whether something is left then.
+
         Raises:
-            LedgerError: The ledger refused, or a segment cannot be read; nothing is lost, the journals stay.
+            UnreadableJournal: A segment cannot be read or deleted; all others are brought in.
+            LedgerError: The ledger refused; nothing is lost, the journals stay.
         """
         count = 0
         unreadable: OSError | None = None
+        self.behind = False
         for segment in segments(self.folder):
+            if until is not None and time.monotonic() >= until:
+                self.behind = True
+                break
             try:
-                count += self._segment(segment)
+                count += self._segment(segment, until)
             except OSError as error:
                 unreadable = error
         if unreadable is not None:
-            raise LedgerError(f"a journal in {self.folder} cannot be read or deleted ({unreadable}): check its owner and permissions")
+            advice = "check its owner and permissions"
+            raise UnreadableJournal(f"a journal in {self.folder} cannot be read or deleted ({unreadable}): {advice}")
         return count
 
-    def _segment(self, segment: Segment) -> int:
-        offset = self.ledger.progress(segment.name)
+    def left(self) -> int:
+        """How many records are in the journals and, as far as this ingester knows, not in the ledger: it may be fewer."""
+        count = 0
+        for segment in segments(self.folder):
+            offset = self._offsets.get(segment.name, 0)
+            while segment.size() > offset and (data := segment.read(offset)):
+                offset += len(data)
+                count += data.count(b"\n")
+        return count
+
+    def _segment(self, segment: Segment, until: float | None) -> int:
+        offset = self._offsets.get(segment.name)
         count = 0
         # The lock first, the size afterwards: a writer that is gone cannot add anything in between.
         with segment.adopt() as dead:
             # Not beyond what is there now: running after a busy writer line by line would disturb it all the time.
             end = segment.size()
+            if offset is None:
+                offset = self._offsets[segment.name] = self.ledger.progress(segment.name)
             while offset < end and (data := segment.read(offset, _READ_BYTES)):
                 for lines in _batches(data.splitlines(keepends=True)):
+                    if until is not None and time.monotonic() >= until:
+                        self.behind = True
+                        return count
                     offset += sum(map(len, lines))
                     self._insert(lines, Progress(segment.name, offset))
+                    self._offsets[segment.name] = offset
                     count += len(lines)
             if dead:
                 if torn := segment.tail(offset):
-                    self._reject(torn, segment.name, offset)
+                    self._reject(torn, f"{segment.name}:{offset}", "torn: the process was killed while it wrote this")
                 segment.delete()
         if dead:
             self.ledger.forget(segment.name)
-            self._set_aside = {line for line in self._set_aside if line[0] != segment.name}
+            self._offsets.pop(segment.name, None)
         return count
 
     def _insert(self, lines: list[bytes], progress: Progress) -> None:
         records: list[Record] = []
-        sources: list[tuple[bytes, int]] = []
+        sources: list[tuple[bytes, str]] = []
         position = progress.offset - sum(map(len, lines))
         for line in lines:
             start, position = position, position + len(line)
             if line == b"\n":
                 continue
+            source = f"{progress.segment}:{start}"
             try:
                 record = decode(line)
-            except (msgspec.DecodeError, UnicodeDecodeError):
-                self._reject(line, progress.segment, start)
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                self._reject(line, source, f"no record: {error}")
                 continue
             records.append(record)
-            sources.append((line, start))
+            sources.append((line, source))
         self._find_owners(records)
         for index, record in enumerate(records):
             if isinstance(record, Call):
@@ -230,38 +274,57 @@ class Ingester:
             if self.gentle and index % _SLICE == _SLICE - 1:
                 time.sleep(0)
         if self.outbox is not None:
-            self._queue(self.outbox, [(record, start) for record, (_, start) in zip(records, sources, strict=True)], progress)
+            self._queue(self.outbox, records, [int(source.rpartition(":")[2]) for _, source in sources], progress)
         try:
             self.ledger.insert(records, progress)
-        except (ValueError, OverflowError):  # one record that no engine can hold must not stop the others
-            for record, (line, start) in zip(records, sources, strict=True):
-                try:
-                    self.ledger.insert([record])
-                except (ValueError, OverflowError):
-                    self._reject(line, progress.segment, start)
-            self.ledger.insert([], progress)
+        except (ValueError, OverflowError) as error:  # one record that no engine can hold must not stop the others
+            # Calls first: a ledger applies the other records of a batch behind all of its calls, and so must halves of it.
+            order = sorted(range(len(records)), key=lambda index: not isinstance(records[index], Call))
+            self._insert_halves([records[index] for index in order], [sources[index] for index in order], error)
+            self.ledger.insert([], progress)  # last: what is broken off before is read again, and what is there is not doubled
+        self.records += len(records)
         if self.delivered is not None:
             self.delivered([record for record in records if isinstance(record, Call)])
 
-    def _queue(self, outbox: Outbox, records: list[tuple[Record, int]], progress: Progress) -> None:
+    def _insert_halves(self, records: list[Record], sources: list[tuple[bytes, str]], error: Exception) -> None:
+        """Insert what was refused as a whole by halves, down to the records that are refused alone: those are set aside."""
+        if not records:
+            raise error
+        if len(records) == 1:
+            self._reject(*sources[0], f"refused by the ledger: {type(error).__name__}: {error}")
+            return
+        middle = len(records) // 2
+        for half in (slice(middle), slice(middle, None)):
+            try:
+                self.ledger.insert(records[half])
+            except (ValueError, OverflowError) as refused:
+                self._insert_halves(records[half], sources[half], refused)
+
+    def _queue(self, outbox: Outbox, records: list[Record], starts: list[int], progress: Progress) -> None:
         """Before the ledger has them: what is not in there waits in the outbox, and what is not in the outbox is never sent."""
         entries: dict[str, Entry] = {}
-        for record, start in records:
-            if isinstance(record, Call) and record.call_id not in entries and self._is_news(record):
+        for record, start in zip(records, starts, strict=True):
+            if isinstance(record, Call) and record.call_id not in entries and self._is_news(record, progress.segment):
                 entries[record.call_id] = Entry(record.call_id, record.occurred_at, start, record.job is not None)
         try:
             outbox.append(progress.segment, progress.offset, list(entries.values()))
         except OSError as error:  # the ledger does not wait for it
             complain(f"calls are not sent to Voight: {outbox.folder} cannot be written ({error.strerror or error})")
 
-    def _is_news(self, call: Call) -> bool:
+    def _is_news(self, call: Call, segment: str) -> bool:
         """Whether this is the first that is heard of a call, or of what it used: an id that is not ours may come again."""
-        if call.job is None:
-            return is_new_call_id(call.call_id) or call_at(self.ledger, call.call_id, call.occurred_at) is None
-        if call.raw_usage is None and call.outcome == "ok":
+        if call.job is None and is_new_call_id(call.call_id):
+            return True
+        if call.job is not None and call.raw_usage is None and call.outcome == "ok":
             return False  # submitted: its answer is a call with the same id
-        known = self.ledger.call(call.call_id)
-        return known is None or known.usage is None
+        try:
+            if call.job is None:
+                return call_at(self.ledger, call.call_id, call.occurred_at) is None
+            known = self.ledger.call(call.call_id)
+            return known is None or known.usage is None
+        except LedgerError:
+            self.ledger.progress(segment)  # raises where it is down; else it is a role that may read no calls, which must not hold them up
+            return True
 
     def _find_owners(self, records: list[Record]) -> None:
         """Give the answers of jobs to who has submitted them, at the time when that was."""
@@ -282,13 +345,15 @@ class Ingester:
                     call.tags, call.attribution, call.occurred_at = submission.tags, submission.attribution, submission.submitted_at
                     break
 
-    def _reject(self, line: bytes, segment: str, position: int) -> None:
-        if (segment, position) in self._set_aside:
+    def _reject(self, line: bytes, source: str, reason: str) -> None:
+        if self._set_aside is None:
+            self._set_aside = {known for _, known, _ in reasons(self.folder)}
+        if source in self._set_aside:
             return
-        self._set_aside.add((segment, position))
+        self._set_aside.add(source)
         self.rejected += 1
-        reject(self.folder, line)
-        logger.warning("a journal line that is no record was set aside in %s", self.folder / "rejected.jsonl")
+        reject(self.folder, line, source, reason)
+        logger.warning("a journal line was set aside in %s (%s)", self.folder / REJECTED, reason.partition(":")[0])
 
 
 def call_at(ledger: Ledger, call_id: str, occurred_at: int) -> Call | None:
@@ -338,7 +403,10 @@ def drain(ledger_url: str, journal: Path, prices: Path | None = None) -> int:
     try:
         ledger = open_ledger(ledger_url)
         try:
-            return Ingester(ledger, journal, gentle=False, prices=prices, outbox=open_outbox(journal)).run()
+            count = Ingester(ledger, journal, gentle=False, prices=prices, outbox=open_outbox(journal)).run()
+            if count:
+                election.delivered()
+            return count
         finally:
             ledger.close()
     finally:

@@ -9,10 +9,12 @@ line, so ``kill -9`` loses nothing that was written and tears at most the line t
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
 import threading
+import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Generator
@@ -21,6 +23,7 @@ from pathlib import Path
 import msgspec
 
 from voight_middleware.call import Record
+from voight_middleware.settings import JOURNAL_LIMIT
 
 logger = logging.getLogger(__name__)
 
@@ -29,22 +32,49 @@ SEGMENT_BYTES = 8 * 1024 * 1024
 BACKLOG_BYTES = 8 * 1024 * 1024
 """How much is kept in memory while the disk cannot be written; beyond it the oldest records are dropped and counted."""
 
+SEGMENTS = 16
+"""How many segments a full folder has at least: with a small limit they are smaller."""
+FULL_SECONDS = 1.0
+"""How long a folder without room is not looked at again."""
+REJECTED = "rejected.jsonl"
+"""The lines of a journal folder that were set aside, as they were."""
+REASONS = "rejected.log"
+"""Why they were."""
+LOST = "lost.log"
+"""How many records were dropped, and when."""
+MOST_REASON = 500
+_IS_OWNED = "_is_owned"
+"""What ``threading.Condition`` asks a reentrant lock; there is no public name for it."""
+
 _encode = msgspec.json.Encoder().encode
 _decode: Callable[[bytes], Record] = msgspec.json.Decoder(Record).decode
 
 
 class Journal:
-    """The journal of this process. ``append`` never raises; ``written``, ``dropped`` and ``failures`` count what became of the records."""
+    """
+    The journal of this process. ``append`` never raises; ``written``, ``dropped`` and ``failures`` count what became of the records.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: Where the segments of all processes of this host are.
+        limit: How many bytes the folder may have for another segment to be begun. Segments that are being written do not count then:
+            each process has one, of ``SEGMENT_BYTES`` at most, and space comes back only by those that are closed.
+    """
+
+    def __init__(self, folder: Path, limit: int = JOURNAL_LIMIT) -> None:
         self.folder = folder
+        self.limit = limit
         self.written = 0
         self.dropped = 0
         self.failures = 0
         self._fd: int | None = None
         self._name: str | None = None
         self._size = 0
+        self._end = 0
         self._torn = False
+        self._failing = False
+        self._full_until = 0.0
+        self._told_dropped = 0
+        self._closed: list[Path] = []
         self._catching_up = False
         self._backlog: deque[bytes] = deque()
         self._backlog_bytes = 0
@@ -54,7 +84,7 @@ class Journal:
         """Write one record. Where the disk refuses, it is kept in memory and tried again with the next one."""
         line = _encode(record) + b"\n"
         with self._lock:
-            if self._backlog or self._fd is None or self._size > SEGMENT_BYTES:
+            if self._backlog or self._fd is None or self._size > self._end:
                 self._catch_up(line)
                 return
             self._size += len(line)
@@ -66,6 +96,12 @@ class Journal:
                 self._keep(line, error)
             else:
                 self.written += 1
+
+    def closed(self) -> list[Path]:
+        """The segments that this process has closed and nobody has deleted yet, as they are not all in the ledger."""
+        with self._lock:
+            self._closed = [path for path in self._closed if path.exists()]
+            return self._closed
 
     def position(self) -> tuple[str, int] | None:
         """The name and length in bytes of the segment that is being written; None before the first record."""
@@ -79,12 +115,15 @@ class Journal:
         """How many records are kept in memory because the disk could not be written."""
         return len(self._backlog)
 
+    def is_in_use_here(self) -> bool:
+        """Whether this very thread is inside the journal, which a collected stream's call ends in then: nothing may be waited for."""
+        return bool(getattr(self._lock, _IS_OWNED)())
+
     def rotate(self) -> None:
         """Close this segment, so that whoever ingests can take and delete it; the next record begins another."""
         with self._lock:
-            if self._fd is not None:
-                fd, self._fd, self._name = self._fd, None, None
-                os.close(fd)
+            self._close()
+            self._tell_dropped()
 
     def check(self) -> None:
         """Begin another segment where somebody has deleted this one under us: what is written into it is never read."""
@@ -93,6 +132,15 @@ class Journal:
                 self.failures += 1
                 logger.error("the journal in %s was deleted while in use: calls that were not in the ledger yet are lost", self.folder)
                 self.rotate()
+
+    def end(self) -> None:
+        """Close this segment as the process ends: what could not be written until now is lost, and counted."""
+        with self._lock:
+            self.retry()
+            self.dropped += len(self._backlog)
+            self._backlog.clear()
+            self._backlog_bytes = 0
+            self.rotate()
 
     def retry(self) -> bool:
         """Write what is kept in memory; whether nothing is left."""
@@ -107,9 +155,10 @@ class Journal:
         if self._fd is not None:
             with contextlib.suppress(OSError):
                 os.close(self._fd)
-        self._fd, self._name, self._size, self._catching_up = None, None, 0, False
+        self._fd, self._name, self._size, self._catching_up, self._failing = None, None, 0, False, False
         self._backlog.clear()
-        self._backlog_bytes = self.written = self.dropped = self.failures = 0
+        self._closed = []
+        self._backlog_bytes = self.written = self.dropped = self.failures = self._told_dropped = 0
 
     def _catch_up(self, line: bytes | None) -> None:
         if line is not None:
@@ -119,17 +168,20 @@ class Journal:
             return
         self._catching_up = True
         try:
-            if self._fd is None or self._size > SEGMENT_BYTES:
+            if self._fd is None or self._size > self._end:
                 self._open()
             while self._backlog:
                 self._write_whole(self._backlog[0])
                 self._backlog_bytes -= len(self._backlog.popleft())
                 self.written += 1
+            if self._failing:
+                self._failing = False
+                self._tell_dropped()
+                logger.warning("the journal in %s is written again; nothing waits in memory any more", self.folder)
         except OSError as error:
             self._complain(error)
-            while self._backlog_bytes > BACKLOG_BYTES:
-                self._backlog_bytes -= len(self._backlog.popleft())
-                self.dropped += 1
+            if self._backlog_bytes > BACKLOG_BYTES:
+                self._drop()
         finally:
             self._catching_up = False
 
@@ -149,10 +201,47 @@ class Journal:
 
     def _complain(self, error: OSError) -> None:
         self.failures += 1
-        if self.failures == 1:
+        if not self._failing:
+            self._failing = True
             logger.error("the journal in %s cannot be written (%s); calls are kept in memory until it can", self.folder, error)
 
+    def _drop(self) -> None:
+        if self.dropped == self._told_dropped:
+            most = BACKLOG_BYTES // 2**20
+            logger.error("calls are being lost: the journal in %s cannot be written, and %d MiB wait in memory", self.folder, most)
+        while self._backlog_bytes > BACKLOG_BYTES:
+            self._backlog_bytes -= len(self._backlog.popleft())
+            self.dropped += 1
+
+    def _tell_dropped(self) -> None:
+        """Write down how many records were dropped, where ``voight doctor`` finds it when this process is long gone."""
+        lost = self.dropped - self._told_dropped
+        if lost:
+            self._told_dropped = self.dropped
+            logger.error("%d records were lost while the journal in %s could not be written", lost, self.folder)
+            with contextlib.suppress(OSError), (self.folder / LOST).open("ab") as file:
+                file.write(f"{_now()} {lost} process {os.getpid()}\n".encode())
+
+    def _check_limit(self) -> None:
+        """
+        Look whether the folder has room for another segment: at most once per segment, and once a second while it has none.
+
+        Raises:
+            OSError: It has not. The segment so far is closed then, so that it can be deleted once it is in the ledger.
+        """
+        now = time.monotonic()
+        if now >= self._full_until:
+            if folder_bytes(self.folder) + self._end <= self.limit:
+                return
+            if closed_bytes(self.folder) + (self._size if self._fd is not None else 0) <= self.limit:
+                return
+            self._full_until = now + FULL_SECONDS
+        self._close()
+        raise OSError(errno.EDQUOT, f"it has the {self.limit:,} bytes that journal_limit allows")
+
     def _open(self) -> None:
+        self._end = min(SEGMENT_BYTES, self.limit // SEGMENTS)
+        self._check_limit()
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         name = f"{os.getpid()}-{uuid.uuid4().hex}.jsonl"
         unnamed = self.folder / f"{name}.new"  # locked before it gets a name that an ingester looks for: it may delete what it can lock
@@ -163,9 +252,15 @@ class Journal:
         except OSError:
             os.close(fd)
             raise
-        old, self._fd, self._name, self._size, self._torn = self._fd, fd, name, 0, False
-        if old is not None:
-            os.close(old)
+        self._close()
+        self._fd, self._name, self._size, self._torn = fd, name, 0, False
+
+    def _close(self) -> None:
+        fd, name = self._fd, self._name
+        self._fd = self._name = None
+        if fd is not None and name is not None:
+            self._closed = [*self.closed(), self.folder / name]
+            os.close(fd)
 
 
 class Segment:
@@ -244,10 +339,57 @@ def decode(line: bytes) -> Record:
     return _decode(line)
 
 
-def reject(folder: Path, line: bytes) -> None:
-    """Set a line aside that is no record, in ``rejected.jsonl``: nothing that was written is thrown away."""
-    with (folder / "rejected.jsonl").open("ab") as file:
+def folder_bytes(folder: Path) -> int:
+    """The size of everything in a journal folder."""
+    total = 0
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):
+                total += entry.stat(follow_symlinks=False).st_size
+    return total
+
+
+def closed_bytes(folder: Path) -> int:
+    """The size of everything in a journal folder but of the segments that living processes write."""
+    living = 0
+    for segment in segments(folder):
+        with contextlib.suppress(OSError), segment.adopt() as dead:
+            living += 0 if dead else segment.size()
+    return folder_bytes(folder) - living
+
+
+def reject(folder: Path, line: bytes, source: str = "", reason: str = "") -> None:
+    """
+    Set a line aside, in ``rejected.jsonl``: nothing that was written is thrown away. Of a *source* (segment and position), time,
+    source and *reason* are a line of ``rejected.log``, in this order.
+    """
+    with (folder / REJECTED).open("ab") as file:
         file.write(line.rstrip(b"\n") + b"\n")
+    if source:
+        with (folder / REASONS).open("ab") as file:
+            file.write(f"{_now()} {source} {' '.join(reason.split())[:MOST_REASON]}\n".encode(errors="backslashreplace"))
+
+
+def reasons(folder: Path) -> list[tuple[str, str, str]]:
+    """Time, source and reason of the lines that were set aside, the oldest first."""
+    try:
+        text = (folder / REASONS).read_text(errors="replace")
+    except FileNotFoundError:
+        return []
+    parts = [line.split(" ", 2) for line in text.splitlines()]
+    return [(part[0], part[1], part[2]) for part in parts if len(part) == 3]
+
+
+def lost(folder: Path) -> list[str]:
+    """Of each time that records of this folder were dropped: when, how many, and of which process."""
+    try:
+        return (folder / LOST).read_text(errors="replace").splitlines()
+    except OSError:
+        return []
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 class Election:
@@ -258,7 +400,14 @@ class Election:
         self._fd: int | None = None
 
     def win(self) -> bool:
-        """Whether this process is the ingester, trying to become it."""
+        """
+        Whether this process is the ingester, trying to become it.
+
+        Raises:
+            OSError: The folder cannot be written.
+        """
+        if self._fd is not None and os.fstat(self._fd).st_nlink == 0:  # deleted with the folder: whoever comes next has another
+            self.resign()
         if self._fd is not None:
             return True
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -270,6 +419,38 @@ class Election:
             return False
         self._fd = fd
         return True
+
+    @property
+    def held(self) -> bool:
+        """Whether this process is the ingester."""
+        return self._fd is not None
+
+    def taken(self) -> bool:
+        """Whether any process is the ingester."""
+        try:
+            fd = os.open(self.folder / "ingest.lock", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(fd)
+        return False
+
+    def delivered(self) -> None:
+        """Note in the lock's file that records have reached the ledger just now."""
+        if self._fd is not None:
+            with contextlib.suppress(OSError):  # of a full disk: it is for people only
+                os.pwrite(self._fd, f"{_now()}\n".encode(), 0)
+
+    def last_delivery(self) -> str | None:
+        """When records of this folder have last reached the ledger, as ``2026-11-21T17:28:00Z``; None where that is not known."""
+        try:
+            return (self.folder / "ingest.lock").read_text().strip() or None
+        except (OSError, UnicodeDecodeError):
+            return None
 
     def resign(self) -> None:
         """Give the lock back; in a forked child this only drops the child's copy of it."""

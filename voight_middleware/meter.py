@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import logging
 import os
+import sys
 import threading
 import time
 from collections import Counter
@@ -22,9 +24,26 @@ from voight_middleware.background import Audience, Background, hold_imports, ren
 from voight_middleware.call import Beginning, Call, Settlement, Submission
 from voight_middleware.journal import Journal
 from voight_middleware.pseudonyms import Guard
-from voight_middleware.settings import Settings, SettingsError
+from voight_middleware.settings import EXIT_SECONDS, Settings, SettingsError
 from voight_middleware.tag_values import clean_value, complain
 from voight_middleware.tags import NO_TAGS, Frame, Owner, Tags
+
+logger = logging.getLogger(__name__)
+
+__all__ = (
+    "EXIT_SECONDS",
+    "Listener",
+    "Meter",
+    "Watcher",
+    "configure",
+    "current_meter",
+    "flush",
+    "flush_before_exit",
+    "note",
+    "swap_meter",
+    "unwatch",
+    "watch",
+)
 
 Listener = Callable[[Call], None]
 
@@ -56,8 +75,7 @@ class Watcher(Protocol):
 Watched = tuple[tuple[Watcher, Any], ...]
 """The watchers of one call, with their tokens."""
 
-EXIT_SECONDS = 5.0
-"""How long the end of the process may wait for the ledger. What it does not reach stays in the journal."""
+AGAIN_SECONDS = 0.5
 HELD_CALLS = 100_000
 """How many calls wait for listeners at most; beyond it the oldest go unheard and are counted. The journal has them all the same."""
 
@@ -70,7 +88,7 @@ class Meter:
         self._audience = Audience(listeners, self._count, HELD_CALLS)
         also: Iterable[object] = listeners
         self.watchers: tuple[Watcher, ...] = (*(one for one in also if isinstance(one, Watcher)), *_standing)
-        self.journal = Journal(settings.journal)
+        self.journal = Journal(settings.journal, settings.journal_limit)
         self.counters: Counter[str] = Counter()
         """What went wrong inside: ``internal_errors``, ``listener_errors``, ``watcher_errors``, ``ledger_errors``, ``unheard_calls``."""
         self._guard = Guard(settings)
@@ -78,6 +96,8 @@ class Meter:
         self._held: dict[str, Call] = {}
         self._background: Background | None = None
         self._start_lock = threading.Lock()
+        self._synchronous = settings.delivery == "synchronous"
+        self._told_left = False
 
     def begin(self, beginning: Beginning) -> Watched:
         """Show the watchers a call that begins. Never raises."""
@@ -171,11 +191,26 @@ class Meter:
     def _wake(self) -> None:
         if self._background is None:
             self._start(wait=False)  # whoever holds the lock starts it; that may be this thread, collecting a dropped stream in there
+        if self._synchronous:
+            if not (_on_a_loop() or self.journal.is_in_use_here()):
+                self.hand_over()
+            elif (background := self._background) is not None:
+                background.hurry()
+
+    def hand_over(self) -> None:
+        """
+        Where delivery is synchronous, wait until what was written is in the ledger: at most ``exit_timeout`` seconds, and not at all
+        while the ledger is known to be down. It blocks: at the end of a request on an event loop, call it from a thread.
+        """
+        if self._synchronous and (background := self._background) is not None:
+            background.flush(self.settings.exit_timeout, patient=False)
 
     def settle(self, call_ids: Iterable[str], owner: Owner) -> None:
         """Write the owner of calls that were finished without one. Never raises."""
         try:
             self.journal.append(Settlement(call_ids=tuple(call_ids), tags=self.guarded(owner.tags), attribution=owner.attribution))
+            if self._synchronous:
+                self._wake()
         except Exception as error:
             self.note(error)
 
@@ -187,26 +222,48 @@ class Meter:
     def flush(self, timeout: float = 10.0) -> bool:
         """Bring what this process has written into the ledger and to its listeners; whether it is there within *timeout* seconds."""
         deadline = time.monotonic() + timeout
+        return self._bring_in(timeout) and self._audience.wait(deadline - time.monotonic())
+
+    def _bring_in(self, timeout: float) -> bool:
         if self._background is None:
             if self.journal.written == 0 and not self.journal.waiting:
                 return True
             self._start()
         background = self._background
-        if background is None or not background.flush(timeout):
-            return False
-        return self._audience.wait(deadline - time.monotonic())
+        return background is not None and background.flush(timeout)
 
-    def close(self, timeout: float = EXIT_SECONDS) -> bool:
-        """Flush and stop the background thread. What is not in the ledger by then stays in the journal, for whoever ingests next."""
+    def flush_before_exit(self, timeout: float | None = None) -> bool:
+        """
+        As ``flush``, in *timeout* seconds, by default those of ``exit_timeout``; says once what stays behind, and where. The second time,
+        as when a server's shutdown is followed by the end of the process, it does not wait for what has not come in the first.
+        """
+        timeout = self.settings.exit_timeout if timeout is None else timeout
+        deadline = time.monotonic() + timeout
+        done = self._bring_in(min(timeout, AGAIN_SECONDS) if self._told_left else timeout)
+        if not done and not self._told_left:
+            self._told_left = True
+            background = self._background
+            left = background.left() if background is not None else None
+            what = f"{self.journal.written:,} records of this process" if left is None else f"{left:,} records"
+            logger.warning("up to %s are not in the ledger yet, and stay in the journal %s", what, self.settings.journal)
+        return done and self._audience.wait(deadline - time.monotonic())
+
+    def close(self, timeout: float | None = None) -> bool:
+        """
+        Flush and stop the background thread, in *timeout* seconds, by default those of ``exit_timeout``. What is not in the ledger by then
+        stays in the journal, for whoever ingests next.
+        """
+        timeout = self.settings.exit_timeout if timeout is None else timeout
+        deadline = time.monotonic() + timeout
         done = False
         with contextlib.suppress(Exception):
-            done = self.flush(timeout)
-        self.journal.rotate()
+            done = self.flush_before_exit(timeout)
+        self.journal.end()
         with self._start_lock:
             background, self._background = self._background, None
         if background is not None:
-            background.stop(timeout)
-            self._audience.wait(timeout)
+            background.stop(max(deadline - time.monotonic(), 0.1))
+            self._audience.wait(max(deadline - time.monotonic(), 0.1))
         return done
 
     def before_fork(self) -> Callable[[], None] | None:
@@ -345,6 +402,10 @@ def configure(
     agent: str | None = None,
     events_url: str | None = None,
     events_per_minute: int | None = None,
+    ingest: bool | None = None,
+    journal_limit: int | str | None = None,
+    exit_timeout: float | None = None,
+    delivery: str | None = None,
 ) -> None:
     """
     Configure this process's meter. Whatever is not given comes from the environment, then from the defaults.
@@ -374,6 +435,15 @@ def configure(
         events_url: Another server than Voight's own. ``VOIGHT_EVENTS_URL``.
         events_per_minute: How many events are sent in a minute at most: 60, as the free plan allows; Pro allows 600.
             ``VOIGHT_EVENTS_PER_MINUTE``.
+        ingest: False leaves the journal to a ``voight ingest`` beside this process, which then needs no driver of the ledger.
+            ``VOIGHT_INGEST``.
+        journal_limit: How many bytes all journals of the folder may have together while the ledger is down, as a number or as ``"512MB"``;
+            by default 1 GB. Each process may write one more segment of 8 MB; then calls wait in memory, and the oldest are lost and
+            counted. ``VOIGHT_JOURNAL_LIMIT``.
+        exit_timeout: How many seconds the end of the process may wait for the ledger; by default 5. ``VOIGHT_EXIT_TIMEOUT``.
+        delivery: ``synchronous`` for a platform that freezes the process between requests: a synchronous LLM call returns when it is in
+            the ledger, or when that cannot be used. On an event loop nothing waits: there, end the request with
+            ``await asyncio.to_thread(voight.flush)``. By default ``background``. ``VOIGHT_DELIVERY``.
 
     Raises:
         SettingsError: A value cannot be used.
@@ -392,6 +462,10 @@ def configure(
         agent=agent,
         events_url=events_url,
         events_per_minute=events_per_minute,
+        ingest=ingest,
+        journal_limit=journal_limit,
+        exit_timeout=exit_timeout,
+        delivery=delivery,
     )
     old = swap_meter(Meter(settings, listeners))
     if old is not None:
@@ -400,11 +474,26 @@ def configure(
 
 def flush(timeout: float = 10.0) -> bool:
     """
-    Wait until what this process has written is in the ledger; whether that happened within *timeout* seconds.
+    Wait until what this process has written is in the ledger; whether that happened within *timeout* seconds. Where another process is
+    to bring it there (``ingest=False``), until it is on disk.
 
     Never needed for safety: a finished call is on disk already. It blocks, so call it from a thread in asynchronous code.
     """
     return current_meter().flush(timeout)
+
+
+def flush_before_exit() -> bool:
+    """As ``flush``, where the process is about to end: in the time of the setting ``exit_timeout``, and saying once what stays behind."""
+    return current_meter().flush_before_exit()
+
+
+def _on_a_loop() -> bool:
+    """Whether this thread runs an event loop, which must not wait for anything."""
+    asyncio, trio = sys.modules.get("asyncio"), sys.modules.get("trio.lowlevel")
+    if asyncio is not None:
+        with contextlib.suppress(RuntimeError):
+            return asyncio.get_running_loop() is not None
+    return trio is not None and bool(getattr(trio, "in_trio_run", bool)())
 
 
 def _before_fork() -> None:

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
 from voight_middleware.tag_values import clean_value
+
+JOURNAL_LIMIT = 1_000_000_000
+"""
+How much all journals of a folder may have together, in bytes, before calls wait in memory. A call has 240 to 500 bytes there: at ten calls
+a second this is two to five days without a ledger, at a thousand forty minutes and more. Small enough for the disk of a container.
+"""
+EXIT_SECONDS = 5.0
+"""How long the end of the process may wait for the ledger: less than the ten seconds that Docker leaves between SIGTERM and SIGKILL."""
+DELIVERIES = ("background", "synchronous")
 
 
 class SettingsError(ValueError):
@@ -40,7 +53,7 @@ class Settings(msgspec.Struct, frozen=True):
     """The settings in force, and where each came from (``configure()``, a variable's name, or ``default``)."""
 
     ledger: str
-    """URL of the ledger: ``sqlite:///path``."""
+    """URL of the ledger: ``sqlite:///path``, ``postgresql://…``, ``clickhouse://…``. It may have a password in it: print ``shown_url``."""
     journal: Path
     """The folder of this host's journals."""
     release: str | None = None
@@ -57,7 +70,19 @@ class Settings(msgspec.Struct, frozen=True):
     """What tags are signed with on their way to another service of ours: with the first, and with any of them on arrival."""
     events: EventsTarget | None = None
     """None where no key is set: nothing is sent."""
+    ingest: bool = True
+    """Whether this process may bring journals into the ledger; where it may not, a ``voight ingest`` beside it does."""
+    journal_limit: int = JOURNAL_LIMIT
+    """How many bytes all journals of the folder may have together, the segments that are being written left out."""
+    exit_timeout: float = EXIT_SECONDS
+    """How many seconds the end of the process may wait for the ledger."""
+    delivery: str = "background"
+    """One of ``DELIVERIES``: whether a call waits until it is in the ledger, where it may."""
     sources: Mapping[str, str] = {}
+
+    def __repr__(self) -> str:
+        values = {name: getattr(self, name) for name in self.__struct_fields__} | {"ledger": shown_url(self.ledger)}
+        return f"Settings({', '.join(f'{name}={value!r}' for name, value in values.items())})"
 
     @classmethod
     def from_environment(
@@ -76,13 +101,15 @@ class Settings(msgspec.Struct, frozen=True):
         agent: str | None = None,
         events_url: str | None = None,
         events_per_minute: int | str | None = None,
+        ingest: bool | None = None,
+        journal_limit: int | str | None = None,
+        exit_timeout: float | str | None = None,
+        delivery: str | None = None,
         environ: Mapping[str, str] = os.environ,
     ) -> Settings:
         """
-        The given values, then the environment (``VOIGHT_LEDGER``, ``VOIGHT_JOURNAL``, ``VOIGHT_RELEASE``, ``VOIGHT_ENABLED``,
-        ``VOIGHT_REQUEST_IDENTITY``, ``VOIGHT_PRICES``, ``VOIGHT_PII``, ``VOIGHT_PSEUDONYM_KEY``, ``VOIGHT_HEADER_KEY``,
-        ``VOIGHT_KEY``, ``VOIGHT_AGENT``, ``VOIGHT_EVENTS_URL``, ``VOIGHT_EVENTS_PER_MINUTE``), then the defaults. A release is also taken
-        from the variables of the usual places to deploy to.
+        The given values, then the environment (each under its name, as ``VOIGHT_LEDGER`` and ``VOIGHT_EXIT_TIMEOUT``), then the defaults.
+        A release is also taken from the variables of the usual places to deploy to.
 
         Raises:
             SettingsError: A value cannot be used.
@@ -105,6 +132,13 @@ class Settings(msgspec.Struct, frozen=True):
                 raise SettingsError(f"{sources[name]}: {name} is {word!r}; use one of {', '.join(_SWITCH)}")
             return _SWITCH[word]
 
+        def read(name: str, given: object, variable: str, reader: Callable[[str], _Value], default: _Value) -> _Value:
+            text = first(name, given, variable)
+            try:
+                return default if text is None else reader(text)
+            except ValueError as error:
+                raise SettingsError(f"{sources[name]}: {name} is {text!r}; {error}") from error
+
         place = first("ledger", ledger, "VOIGHT_LEDGER")
         url = ledger_url(default_ledger(environ) if place is None else place)
         folder = first("journal", journal, "VOIGHT_JOURNAL")
@@ -121,7 +155,7 @@ class Settings(msgspec.Struct, frozen=True):
         rate = first("events_per_minute", events_per_minute, "VOIGHT_EVENTS_PER_MINUTE")
         return cls(
             ledger=url,
-            journal=default_journal(url, environ) if folder is None else _absolute(folder, "the journal"),
+            journal=usable_journal(url, environ) if folder is None else _absolute(folder, "the journal"),
             release=clean_value(own_release or ""),
             enabled=switch("enabled", enabled, "VOIGHT_ENABLED"),
             request_identity=switch("request_identity", request_identity, "VOIGHT_REQUEST_IDENTITY"),
@@ -130,8 +164,40 @@ class Settings(msgspec.Struct, frozen=True):
             pseudonym_keys=() if keys is None else read_keys(keys, sources["pseudonym_key"]),
             header_keys=() if signing is None else read_keys(signing, sources["header_key"], "header key"),
             events=None if bearer is None else _events_target(bearer, name, base, rate or str(EVENTS_PER_MINUTE), sources),
+            ingest=switch("ingest", ingest, "VOIGHT_INGEST"),
+            journal_limit=read("journal_limit", journal_limit, "VOIGHT_JOURNAL_LIMIT", _bytes, JOURNAL_LIMIT),
+            exit_timeout=read("exit_timeout", exit_timeout, "VOIGHT_EXIT_TIMEOUT", _seconds, EXIT_SECONDS),
+            delivery=read("delivery", delivery, "VOIGHT_DELIVERY", _delivery, "background"),
             sources=sources,
         )
+
+
+_Value = TypeVar("_Value")
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
+LEAST_JOURNAL = 1_000_000
+LONGEST_EXIT = 3600.0
+
+
+def _bytes(text: str) -> int:
+    match = _SIZE.fullmatch(text)
+    unit = None if match is None else _UNITS.get(match[2].upper())
+    if match is None or unit is None or (size := int(Decimal(match[1]) * unit)) < LEAST_JOURNAL:
+        raise ValueError("write a size of 1MB or more, such as 512MB or 1GB (or 1GiB)")
+    return size
+
+
+def _seconds(text: str) -> float:
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*s?\s*", text)
+    if match is None or (seconds := float(match[1])) > LONGEST_EXIT:
+        raise ValueError(f"write seconds from 0 to {LONGEST_EXIT:.0f}, such as 5 or 2.5")
+    return seconds
+
+
+def _delivery(text: str) -> str:
+    if (word := text.strip().lower()) not in DELIVERIES:
+        raise ValueError(f"use one of {', '.join(DELIVERIES)}")
+    return word
 
 
 _SWITCH = {"true": True, "1": True, "on": True, "yes": True, "false": False, "0": False, "off": False, "no": False}
@@ -279,8 +345,62 @@ def pseudonym_key_file(url: str) -> Path | None:
 
 
 def default_journal(url: str, environ: Mapping[str, str] = os.environ) -> Path:
-    """Beside an SQLite ledger: ``ledger.db.journal/``; in the state folder for a ledger on a server."""
-    return Path(sqlite_path(url) + ".journal") if url.startswith("sqlite:///") else state_folder(environ) / "journal"
+    """
+    Beside an SQLite ledger: ``ledger.db.journal/``. For a ledger on a server a folder of its own in the state folder, the same one
+    whoever logs in: what two applications of one account write must not be brought into the ledger of one of them.
+    """
+    return Path(sqlite_path(url) + ".journal") if url.startswith("sqlite:///") else state_folder(environ) / _journal_name(url, environ)
+
+
+def usable_journal(url: str, environ: Mapping[str, str] = os.environ) -> Path:
+    """
+    The default journal; of a ledger on a server, under the folder for temporary files where the state folder cannot be made, as on a
+    read-only file system.
+    """
+    place = default_journal(url, environ)
+    if url.startswith("sqlite:///") or can_be_made(place):
+        return place
+    import tempfile
+
+    with contextlib.suppress(OSError):  # there is no folder for temporary files either
+        base = Path(tempfile.gettempdir()) / f"voight-{os.getuid()}"
+        if (not base.exists() or base.lstat().st_uid == os.getuid()) and not base.is_symlink() and can_be_made(base / place.name):
+            return base / place.name
+    return place
+
+
+def can_be_made(folder: Path) -> bool:
+    """Whether *folder* can be written, or made where it is not there yet."""
+    try:
+        place = next(one for one in (folder, *folder.parents) if one.exists())
+        return place.is_dir() and os.access(place, os.W_OK | os.X_OK)
+    except OSError:  # a folder on the way may not even be looked into
+        return False
+
+
+_LIBPQ = {"host": "PGHOST", "hostaddr": "PGHOSTADDR", "port": "PGPORT", "dbname": "PGDATABASE", "service": "PGSERVICE"}
+"""Where a PostgreSQL ledger is, by parameter and variable. Source: PostgreSQL documentation, "libpq: Environment Variables"."""
+
+
+def _journal_name(url: str, environ: Mapping[str, str]) -> str:
+    """A name for the place of a ledger on a server, from what is no secret and the same for every role."""
+    engine, _, rest = url.partition("://")
+    address, _, query = rest.partition("?")
+    place = address.rpartition("@")[2]
+    given = {name: value for name, _, value in (pair.partition("=") for pair in query.split("&")) if value}
+    said = {name: given[name] for name in (*_LIBPQ, "database", "cluster") if name in given}
+    if engine.startswith("postgres"):
+        engine = "postgresql"
+        said = {name: value for name, variable in _LIBPQ.items() if (value := environ.get(variable))} | said
+    digest = hashlib.blake2b("\n".join([engine, place, *(f"{name}={said[name]}" for name in sorted(said))]).encode(), digest_size=4)
+    readable = re.sub(r"[^A-Za-z0-9.]+", "-", place)[:64].strip("-.") or engine
+    return f"{readable}-{digest.hexdigest()}.journal"
+
+
+SCHEMES = ("sqlite", "postgresql", "postgres", "clickhouse")
+_FORMS = "write sqlite:////var/lib/app/ledger.db, postgresql://user@host/database or clickhouse://user@host/database"
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://")
+_WITHOUT_SLASHES = re.compile(r"(postgres(ql)?|clickhouse|mysql|mariadb|https?)(\+[a-z0-9]+)?:", re.IGNORECASE)
 
 
 def ledger_url(place: str) -> str:
@@ -288,14 +408,53 @@ def ledger_url(place: str) -> str:
     *place* as a URL, an SQLite path made absolute.
 
     Raises:
-        SettingsError: *place* is empty, or an SQLite URL without a path.
+        SettingsError: *place* is empty, an SQLite URL without a path, or of an engine that there is not; the message shows no password.
     """
-    if "://" in place and not place.startswith("sqlite:"):
-        return place
+    found = _SCHEME.match(place)
+    scheme = found[1].lower() if found is not None else "sqlite"
+    if scheme not in SCHEMES or (found is None and _WITHOUT_SLASHES.match(place)):
+        raise SettingsError(f"a ledger cannot be {shown_url(place)!r}; {_FORMS}")
+    if found is not None and scheme != "sqlite":
+        return scheme + place[len(scheme) :]
     path = sqlite_path(place) if place.startswith("sqlite:") else place
     if not path or path == ":memory:":
         raise SettingsError(f"the ledger needs a file, such as sqlite:////var/lib/app/ledger.db, not {place!r}")
     return f"sqlite:///{_absolute(path, 'the ledger')}"
+
+
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*:)(/*)(.*)", re.DOTALL)
+_SECRET = re.compile(r"passw|pwd|secret|token|key$", re.IGNORECASE)
+
+
+def shown_url(url: str) -> str:
+    """
+    *url* as it may be printed: ``***`` in the place of a password, in front of the host and in the query.
+
+    A URL that is not in order, such as one whose password has a slash in it, loses more than the password rather than less.
+    """
+    found = _URL.fullmatch(url)
+    if found is None or url.startswith("sqlite:///"):
+        return url
+    scheme, slashes, rest = found[1], found[2], found[3]
+    if len(slashes) < 2:  # postgres:secret@host
+        return f"{scheme}***@{rest.rpartition('@')[2]}" if "@" in rest else url
+    address, mark, query = rest.partition("?")
+    names, at, host = address.rpartition("@")
+    user, colon, _ = names.partition(":")
+    if not at:
+        server, colon, port = host.partition("/")[0].rpartition(":")
+        no_port = bool(colon and port) and not port.isdigit() and not port.endswith("]")  # a password: the host is missing, or behind its ?
+        if no_port or ("@" in query and "=" not in query.partition("@")[0]):
+            return f"{scheme}{slashes}{server}:***"
+        return f"{scheme}{slashes}{host}{mark}{_shown_query(query)}"
+    return f"{scheme}{slashes}{user}{':***' if colon else ''}@{host}{mark}{_shown_query(query)}"
+
+
+def _shown_query(query: str) -> str:
+    from urllib.parse import unquote
+
+    parts = [part.partition("=") for part in query.split("&")]
+    return "&".join(f"{name}=***" if equals and _SECRET.search(unquote(name)) else name + equals + value for name, equals, value in parts)
 
 
 def sqlite_path(url: str) -> str:

@@ -588,7 +588,8 @@ def test_a_backlog_of_ten_thousand_is_not_kept_in_memory(server: EventServer, co
     assert voight.flush(60)
     background = meter._background
     assert background is not None
-    sender = background._sender
+    assert background._delivery is not None
+    sender = background._delivery._sender
     assert isinstance(sender, events.EventSender)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(20):

@@ -6,10 +6,8 @@ import tempfile
 from collections.abc import Generator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
-from itertools import combinations
 from pathlib import Path
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import msgspec
 import pytest
@@ -17,14 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from voight_middleware.call import Call, Settlement, Submission
-from voight_middleware.ledger import Window, rollups
+from voight_middleware.ledger import Where, Window, rollups
 from voight_middleware.ledger.sqlite import SQLiteLedger
 from voight_middleware.tags import Tags
 from voight_middleware.usage import Usage
 
 START = int(datetime(2026, 10, 30, tzinfo=UTC).timestamp()) * 1_000_000
 DAY = 24 * 3600 * 1_000_000
-QUESTIONS: list[tuple[tuple[str, ...], dict[str, str | None]]] = [
+QUESTIONS: list[tuple[tuple[str, ...], Where]] = [
     ((), {}),
     (("user_id",), {}),
     (("user_id", "plan"), {"tenant_id": "t_1"}),
@@ -151,31 +149,6 @@ def test_every_question_above_is_answered_by_a_rollup() -> None:
 def test_what_no_rollup_knows_is_asked_of_the_calls(by: Any, where: Any, window: Window) -> None:
     """A dimension that no rollup has, and a window without a whole bucket."""
     assert rollups.cover(by, where, window) == ([], [window])
-
-
-@pytest.mark.parametrize("zone", ["Europe/Berlin", "America/Los_Angeles", "Asia/Kathmandu", "Australia/Lord_Howe", "UTC"])
-def test_days_of_a_time_zone(zone: str) -> None:
-    """Hours, days and months are cut as the clocks of a zone go, also in the nights in which they are changed."""
-    info = ZoneInfo(zone)
-    nights = [int(datetime(2026, month, day, tzinfo=UTC).timestamp()) for month, day in ((3, 29), (10, 25), (11, 1), (4, 5), (10, 4))]
-    times = [night + half_hours * 1800 for night in nights for half_hours in range(-24, 72)]
-    forms = {"hour": "%Y-%m-%dT%H:00", "day": "%Y-%m-%d", "month": "%Y-%m"}
-    with new_ledger() as ledger:
-        ledger.insert(
-            [Call(call_id=f"c{number}", occurred_at=at * 1_000_000, provider="openai", endpoint="chat") for number, at in enumerate(times)]
-        )
-        for size in range(1, 3):
-            for by in combinations(forms, size):
-                expected: dict[tuple[str, ...], int] = {}
-                for at in times:
-                    local = datetime.fromtimestamp(at, UTC).astimezone(info)
-                    offset = local.isoformat()[-6:]
-                    key = tuple(local.strftime(forms[name]) + (offset if name == "hour" else "") for name in by)
-                    expected[key] = expected.get(key, 0) + 1
-                found = {tuple(row.dimensions[name] for name in by): row.calls for row in ledger.spend(by, zone=info)}
-                assert found == expected
-        some = min(expected)
-        assert ledger.spend((), dict(zip(by, some, strict=True)), zone=info)[0].calls == expected[some]
 
 
 def test_rollups_can_be_built_anew() -> None:

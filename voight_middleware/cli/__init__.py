@@ -13,7 +13,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from voight_middleware import __version__
-from voight_middleware.cli import export, otlp, plot, questions, render, rights
+from voight_middleware.cli import export, ingest, migrate, otlp, plot, questions, render, rights
 from voight_middleware.cli.asked import SHORT, Asked, names, zone_of
 from voight_middleware.cli.questions import positive
 from voight_middleware.cli.render import UserError
@@ -29,6 +29,8 @@ _DRAINED_WORTH_A_NOTE = 1000
 _EXAMPLES = {
     **questions.EXAMPLES,
     **rights.EXAMPLES,
+    **ingest.EXAMPLES,
+    **migrate.EXAMPLES,
     "voight": """\
 examples:
   voight demo                                     see the whole line work, without an API key
@@ -194,6 +196,8 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("call_id", metavar="CALL_ID", help="the id of a call, or its first characters, 8 or more")
 
     rights.add(command, {"erase": _erase, "retention": _retention, "rebuild": _rebuild}, place, table_or_json)
+    ingest.add(command, place, prices)
+    migrate.add(command, place)
 
     otlp.add(command, lambda args: otlp.run(_settings(args), args), place)
 

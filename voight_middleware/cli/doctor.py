@@ -7,7 +7,9 @@ import os
 import platform
 import re
 import sqlite3
+import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -16,17 +18,20 @@ from pathlib import Path
 
 from voight_middleware import __version__
 from voight_middleware.cli.render import percent, printable
-from voight_middleware.journal import Segment, segments
+from voight_middleware.journal import LOST, REJECTED, Election, Segment, closed_bytes, folder_bytes, lost, reasons, segments
 from voight_middleware.ledger import Ledger, LedgerError, Window, open_ledger
-from voight_middleware.ledger.sqlite import SQLiteLedger
 from voight_middleware.pseudonyms import finding_keys
 from voight_middleware.reports.unowned import unowned
-from voight_middleware.settings import Settings, SettingsError, pseudonym_key_file, sqlite_path
+from voight_middleware.settings import Settings, SettingsError, default_journal, pseudonym_key_file, shown_url, sqlite_path
 
 _SDKS = {"openai": (1, 109), "anthropic": (0, 49)}
 """The oldest versions whose two patched methods are those of today (research: providers, section 1)."""
 _OTHERS = ("httpx2", "httpx", "starlette", "fastapi", "genai-prices", "rich")
 _WEEK = 7 * 24 * 3600 * 1_000_000
+_MOST_SEGMENTS = 5
+_MOST_REASONS = 3
+ANSWER_SECONDS = 30.0
+"""How long the ledger has to answer everything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,24 +47,71 @@ class Finding:
     """Whether calls are lost or not stored."""
 
 
+class _Answers:
+    """What a ledger has answered by now."""
+
+    def __init__(self) -> None:
+        self.ledger: list[Finding] = []
+        self.week: list[Finding] = []
+        self.offsets: dict[str, int] = {}
+        self.failed: BaseException | None = None
+
+
 def examine(settings: Settings) -> list[Finding]:
-    """Look at everything; raises nothing that a broken ledger or journal could cause."""
+    """Look at everything; raises nothing that a broken ledger or journal could cause, and waits for no ledger for ever."""
     findings = [*_installed(), *_settings(settings)]
-    ledger: Ledger | None = None
-    try:
+    answers = _Answers()
+    if _is_missing(settings):
+        answers.ledger.append(Finding("ledger", "calls", "no ledger yet: it appears with the first call that is kept"))
+    else:
+        answers.ledger += _state(_ask(settings, answers), answers, settings.ingest)
+    path = _ledger_file(settings)
+    if path is not None:
+        findings.append(_writable("ledger", path, "calls stay in the journal"))
+    return [*findings, *answers.ledger, *_journal(settings, answers.offsets), *answers.week]
+
+
+def _ask(settings: Settings, answers: _Answers) -> bool:
+    """Ask the ledger all there is to ask; whether that came to an end in time."""
+
+    def ask() -> None:
         try:
-            if not _is_missing(settings):
-                ledger = open_ledger(settings.ledger, create=False)
-            findings += _ledger(settings, ledger)
-        except LedgerError as error:
-            findings.append(Finding("ledger", "state", str(error), "calls stay in the journal until this is put right", fatal=True))
-        findings += _journal(settings, ledger)
-        if ledger is not None:
-            findings += _week(ledger)
-    finally:
-        if ledger is not None:
-            ledger.close()
-    return findings
+            ledger = open_ledger(settings.ledger, create=False)
+            try:
+                about = dict(ledger.about())
+                answers.ledger += _ledger(settings, ledger, about)
+                for segment in segments(settings.journal) if settings.journal.is_dir() else ():
+                    answers.offsets[segment.name] = ledger.progress(segment.name)
+                if _may_read(about):
+                    answers.week += _week(ledger)
+            finally:
+                ledger.close()
+        except BaseException as error:
+            answers.failed = error
+
+    # In a thread: nothing but its own timeouts ends a call to a server that does not answer, and there may be none.
+    thread = threading.Thread(target=ask, name="voight-doctor", daemon=True)
+    thread.start()
+    thread.join(ANSWER_SECONDS)
+    return not thread.is_alive()
+
+
+def _may_read(about: dict[str, str]) -> bool:
+    """Whether this role may ask for calls: one that only brings them in need not."""
+    return about.get("may read", "yes").partition(":")[0] != "no"
+
+
+def _state(in_time: bool, answers: _Answers, ingest: bool) -> Iterator[Finding]:
+    """What keeps the ledger from answering."""
+    error = answers.failed
+    if isinstance(error, LedgerError):
+        advice = "calls stay in the journal until this is put right" if ingest else "ask again where voight ingest runs"
+        yield Finding("ledger", "state", str(error), advice, fatal=ingest)
+    elif error is not None:
+        raise error
+    elif not in_time:
+        value = f"no whole answer within {ANSWER_SECONDS:.0f} seconds"
+        yield Finding("ledger", "state", value, "look at the server, and at the network between", fatal=not answers.ledger)
 
 
 def as_json(findings: list[Finding]) -> str:
@@ -119,8 +171,10 @@ def _installed() -> Iterator[Finding]:
 
 def _settings(settings: Settings) -> Iterator[Finding]:
     section = "settings"
-    for name, value in (("ledger", settings.ledger), ("journal", str(settings.journal)), ("release", settings.release or "none")):
-        yield Finding(section, name, f"{value} ({settings.sources.get(name, 'default')})")
+    yield Finding(section, "ledger", f"{shown_url(settings.ledger)} ({settings.sources.get('ledger', 'default')})")
+    yield _place(settings)
+    yield from _delivery(settings)
+    yield Finding(section, "release", f"{settings.release or 'none'} ({settings.sources.get('release', 'default')})")
     yield _prices(settings)
     yield from _privacy(settings)
     source = settings.sources.get("enabled", "default")
@@ -128,6 +182,26 @@ def _settings(settings: Settings) -> Iterator[Finding]:
         yield Finding(section, "enabled", f"yes ({source})")
     else:
         yield Finding(section, "enabled", f"no ({source})", f"no call is metered or kept: unset {source}, or set it to true", fatal=True)
+
+
+def _place(settings: Settings) -> Finding:
+    source = settings.sources.get("journal", "default")
+    advice = None
+    if source == "default" and settings.journal != default_journal(settings.ledger):
+        advice = (
+            f"{default_journal(settings.ledger).parent} cannot be made, and this folder may not outlive the machine: set VOIGHT_JOURNAL"
+        )
+    return Finding("settings", "journal", f"{settings.journal} ({source})", advice)
+
+
+def _delivery(settings: Settings) -> Iterator[Finding]:
+    values = (
+        ("ingest", "yes" if settings.ingest else "no: a voight ingest on the same folder does it"),
+        ("delivery", settings.delivery),
+        ("exit_timeout", f"{settings.exit_timeout:g} seconds"),
+    )
+    for name, value in values:
+        yield Finding("settings", name.replace("_", " "), f"{value} ({settings.sources.get(name, 'default')})")
 
 
 def _privacy(settings: Settings) -> Iterator[Finding]:
@@ -170,43 +244,90 @@ def _prices(settings: Settings) -> Finding:
     return Finding(section, name, f"{settings.prices}, {count:,} of your own ({source})")
 
 
-def _ledger(settings: Settings, ledger: Ledger | None) -> Iterator[Finding]:
+def _ledger(settings: Settings, ledger: Ledger, about: dict[str, str]) -> Iterator[Finding]:
     section = "ledger"
-    path = _ledger_file(settings)
-    if path is not None:
-        yield _writable(section, path, "calls stay in the journal")
-    if ledger is None:
-        yield Finding(section, "calls", "no ledger yet: it appears with the first call that is kept")
+    for name, value in about.items():
+        no, _, advice = value.partition(": ")
+        if name == "may write" and no == "no":
+            # Who only asks for reports has no journal here.
+            needed = settings.ingest and settings.journal.is_dir()
+            yield Finding(section, name, "no", advice or "grant it to this role" if needed else None, fatal=needed)
+        else:
+            yield Finding(section, name, value)
+    if not _may_read(about):
         return
-    if isinstance(ledger, SQLiteLedger):
-        yield Finding(section, "schema", f"version {ledger.schema_version}")
-        (total,) = ledger.spend()
-        yield Finding(section, "calls", f"{total.calls:,}")
-        extent = ledger.extent()
-        if extent is not None:
-            yield Finding(section, "oldest, newest", f"{_time(extent[0])}, {_time(extent[1])}")
+    (total,) = ledger.spend()
+    yield Finding(section, "calls", f"{total.calls:,}")
+    extent = ledger.extent()
+    if extent is not None:
+        yield Finding(section, "oldest, newest", f"{_time(extent[0])}, {_time(extent[1])}")
 
 
-def _journal(settings: Settings, ledger: Ledger | None) -> Iterator[Finding]:
+def _journal(settings: Settings, offsets: dict[str, int]) -> Iterator[Finding]:
     section = "journal"
     folder = settings.journal
-    yield _writable(section, folder, "new calls are kept in memory only, and lost when the process ends")
-    for segment, waiting, dead in _waiting(folder, ledger):
+    consequence = "new calls are kept in memory only, and lost when the process ends"
+    yield _writable(section, folder, consequence, "; on a read-only file system, mount a tmpfs and set VOIGHT_JOURNAL to it")
+    if not folder.is_dir():
+        yield Finding(section, "rejected lines", "0")
+        return
+    election = Election(folder)
+    waiting = list(_waiting(folder, offsets))
+    yield _ingester(settings, election, bool(waiting))
+    yield Finding(section, "last delivery", election.last_delivery() or "none yet")
+    yield _room(settings)
+    for segment, size, dead in waiting[:_MOST_SEGMENTS]:
         owner = "of a process that is gone: the next report or app brings it in" if dead else "of a living process"
-        yield Finding(section, segment.name, f"{waiting:,} bytes waiting, {owner}")
-    rejected = folder / "rejected.jsonl"
+        yield Finding(section, segment.name, f"{size:,} bytes waiting, {owner}")
+    if more := waiting[_MOST_SEGMENTS:]:
+        yield Finding(section, f"{len(more):,} others", f"{sum(size for _, size, _ in more):,} bytes waiting")
+    yield from _rejected(folder)
+    yield from _lost(folder)
+
+
+def _ingester(settings: Settings, election: Election, waiting: bool) -> Finding:
+    if election.taken():
+        return Finding("journal", "ingester", "a living process")
+    advice = None
+    if not settings.ingest and waiting:
+        advice = "applications leave it to voight ingest, and none runs on this folder: start one"
+    return Finding("journal", "ingester", "none at the moment", advice)
+
+
+def _room(settings: Settings) -> Finding:
+    folder, limit = settings.journal, settings.journal_limit
+    value = f"{folder_bytes(folder):,} bytes of {limit:,} ({settings.sources.get('journal_limit', 'default')})"
+    if closed_bytes(folder) > limit:
+        advice = "calls wait in memory, and then the oldest are lost: let the ledger be reached, or raise VOIGHT_JOURNAL_LIMIT"
+        return Finding("journal", "room", f"none: {value}", advice, fatal=True)
+    return Finding("journal", "room", value)
+
+
+def _rejected(folder: Path) -> Iterator[Finding]:
+    name, rejected = "rejected lines", folder / REJECTED
     try:
         count = rejected.read_bytes().count(b"\n") if rejected.exists() else 0
+        why = Counter(reason for _, _, reason in reasons(folder))
     except OSError as error:
-        yield Finding(section, "rejected lines", str(error), f"make {rejected} readable")
+        yield Finding("journal", name, str(error), f"make {rejected} readable")
         return
     advice = f"look at {rejected}: torn lines of killed processes are harmless, please report any other"
-    yield Finding(section, "rejected lines", f"{count:,}", advice if count else None)
+    yield Finding("journal", name, f"{count:,}", advice if count else None)
+    for reason, times in why.most_common(_MOST_REASONS):
+        yield Finding("journal", f"  {times:,} of them", reason)
 
 
-def _waiting(folder: Path, ledger: Ledger | None) -> Iterator[tuple[Segment, int, bool]]:
+def _lost(folder: Path) -> Iterator[Finding]:
+    times = [line.split(" ") for line in lost(folder)]
+    count = sum(int(parts[1]) for parts in times if len(parts) > 1 and parts[1].isdigit())
+    if count:
+        advice = f"no total has these calls; {folder / LOST} says when. Delete it once you know"
+        yield Finding("journal", "lost records", f"{count:,}, the last {times[-1][0]}", advice)
+
+
+def _waiting(folder: Path, offsets: dict[str, int]) -> Iterator[tuple[Segment, int, bool]]:
     for segment in segments(folder):
-        waiting = segment.size() - (ledger.progress(segment.name) if ledger is not None else 0)
+        waiting = segment.size() - offsets.get(segment.name, 0)
         with segment.adopt() as dead:
             if waiting > 0:
                 yield segment, waiting, dead
@@ -226,7 +347,7 @@ def _week(ledger: Ledger) -> Iterator[Finding]:
     yield Finding(section, "without an owner", f"{none.calls:,} calls ({percent(report.share_of_calls)}{share})", advice)
 
 
-def _writable(section: str, path: Path, consequence: str) -> Finding:
+def _writable(section: str, path: Path, consequence: str, otherwise: str = "") -> Finding:
     """Whether *path*, or the folder that it would be made in, can be written."""
     place = path
     try:
@@ -237,7 +358,9 @@ def _writable(section: str, path: Path, consequence: str) -> Finding:
     right = os.W_OK | (os.X_OK if place.is_dir() else 0)
     if os.access(place, right) and (place == path or place.is_dir()):
         return Finding(section, "writable", f"{path}{'' if place == path else ' (made when it is needed)'}")
-    return Finding(section, "writable", f"no: {path}", f"{consequence}: make {place} writable, or choose another place", fatal=True)
+    return Finding(
+        section, "writable", f"no: {path}", f"{consequence}: make {place} writable, or choose another place{otherwise}", fatal=True
+    )
 
 
 def _ledger_file(settings: Settings) -> Path | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from voight_middleware.cli.render import UserError
 from voight_middleware.meter import Meter
-from voight_middleware.settings import Settings
+from voight_middleware.settings import Settings, shown_url
 
 EXAMPLES = """\
 Exporters find it with OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4318 and, where it has a token,
@@ -52,7 +52,7 @@ def run(settings: Settings, args: Any) -> int:
         raise UserError(f"cannot listen on {args.host}, port {args.port}: {error}") from error
 
     def ready() -> None:
-        print(f"voight: receiving spans at {server.url}/v1/traces, into {settings.ledger}", file=sys.stderr, flush=True)
+        print(f"voight: receiving spans at {server.url}/v1/traces, into {shown_url(settings.ledger)}", file=sys.stderr, flush=True)
 
     server.serve(ready)
     totals = server.receiver.totals

@@ -8,14 +8,13 @@ from voight_middleware import background
 
 if TYPE_CHECKING:
     from voight_middleware.outbox import Outbox
-    from voight_middleware.settings import Settings
+    from voight_middleware.settings import EventsTarget
 
 
-def _make_sender(settings: Settings, outbox: Outbox) -> background.Sender:
+def _make_sender(target: EventsTarget, outbox: Outbox) -> background.Sender:
     from voight_middleware.export.voight import EventSender  # brings an HTTP client: only where a key is set
 
-    assert settings.events is not None
-    return EventSender(settings.events, outbox)
+    return EventSender(target, outbox)
 
 
 background.make_sender = _make_sender

@@ -353,7 +353,8 @@ def send_waiting(settings: Settings, seconds: float | None = None) -> Status | N
             ledger = open_ledger(settings.ledger)
             sender = EventSender(settings.events, outbox)
             try:
-                Ingester(ledger, settings.journal, gentle=False, prices=settings.prices, outbox=outbox).run()
+                if Ingester(ledger, settings.journal, gentle=False, prices=settings.prices, outbox=outbox).run():
+                    election.delivered()
                 while not outbox.state.stopped and next(outbox.read(), None) is not None and (until is None or time.monotonic() < until):
                     sender.refill(ledger)
                     time.sleep(0.1)

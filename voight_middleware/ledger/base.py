@@ -233,6 +233,27 @@ class Ledger(Protocol):
         """The prices that a call had before its newest one, the original first."""
         ...
 
+    def former(self, call_ids: Collection[str]) -> dict[str, list[FormerPrice]]:
+        """The prices that calls had before their newest one, the original first, by ``call_id``; a call without any is missing."""
+        ...
+
+    def jobs(self, after: str = "", limit: int = 1_000) -> list[Submission]:
+        """Submitted jobs in the bytewise order of their names: at most *limit*, from behind the name *after* on."""
+        ...
+
+    def keep(self, calls: Sequence[Call], former: Mapping[str, Sequence[FormerPrice]] = {}, *, anew: bool = False) -> int:
+        """
+        Keep calls of another ledger as they are there, each with the prices that it had before, in one transaction; answers how many
+        were written.
+
+        Nothing is settled, completed or repriced by it. A call whose id is here already is left as it is, and its former prices with
+        it; with *anew* it is replaced, together with them.
+
+        Raises:
+            ValueError: A call cannot be kept, and nothing of *calls* was.
+        """
+        ...
+
     def holdings(self, names: Collection[str]) -> Holdings:
         """What is kept about the person who is known by any of *names*."""
         ...

@@ -43,5 +43,10 @@ def names_anyone(tags: Tags, names: Collection[str]) -> bool:
     return any(value in names for value in values)
 
 
+def spellings(names: Collection[str]) -> list[str]:
+    """*names*, and as JSON text spells those that have a quote, a backslash or a control character."""
+    return list(dict.fromkeys([*names, *(_encode(name).decode()[1:-1] for name in names)]))
+
+
 def _mentions(value: str, names: Collection[str]) -> bool:
     return any(value == name or (len(name) >= SHORTEST_SEARCHED and name in value) for name in names)

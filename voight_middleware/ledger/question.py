@@ -29,6 +29,8 @@ class Dialect(Protocol):
     """How many columns the cost takes."""
     rollups: Collection[Rollup]
     """The rollups that the engine keeps."""
+    schema: str
+    """What stands in front of their names, such as ``voight.``."""
     calls: str
     """What to read calls from."""
     calls_as_priced: str
@@ -46,8 +48,11 @@ class Dialect(Protocol):
         """A column of the calls; *few* says that it is about few of them, which an index finds."""
         ...
 
-    def moment(self, form: str, seconds: str) -> str:
-        """An ``hour`` (``2026-11-01T12:00``), a ``day`` or a ``month``, of SQL for whole seconds since 1970."""
+    def moment(self, form: str, at: str, ahead: str = "0") -> str:
+        """
+        An ``hour`` (``2026-11-01T12:00``), a ``day`` or a ``month``, of SQL for microseconds since 1970, where the clocks are so many
+        seconds *ahead* of UTC.
+        """
         ...
 
     def extra(self, key: str) -> Sql:
@@ -155,7 +160,7 @@ class Question:
                 self._add_term(terms, values, (self._of_rollup(rollup, name), []), value)
         columns = [f"{self._of_rollup(rollup, name)} AS d{position}" for position, name in enumerate(by)]
         columns += [f"{name} AS m{position}" for position, name in enumerate(self._dialect.sums)]
-        return f"SELECT {', '.join(columns)} FROM {rollup.table} WHERE {' AND '.join(terms)}", values
+        return f"SELECT {', '.join(columns)} FROM {self._dialect.schema}{rollup.table} WHERE {' AND '.join(terms)}", values
 
     def _of_rollup(self, rollup: Rollup, name: str) -> str:
         """The SQL of a dimension of a rollup's row."""
@@ -180,11 +185,11 @@ class Question:
     def _time(self, name: str, at: str = "occurred_at") -> str:
         """The SQL of an hour, a day or a month, of a moment in microseconds."""
         if self._zone is None:
-            utc = self._dialect.moment(name, f"{at} / 1000000")
+            utc = self._dialect.moment(name, at)
             return f"{utc} || 'Z'" if name == "hour" else utc
         offsets = _offsets(self._zone, *self._extent)
         seconds = _case(at, [(begin, str(int(offset.total_seconds()))) for begin, offset in offsets])
-        local = self._dialect.moment(name, f"{at} / 1000000 + {seconds}")
+        local = self._dialect.moment(name, at, seconds)
         if name != "hour":  # in the hour that a clock is set back for there are two of each: they differ in their offset
             return local
         return f"{local} || {_case(at, [(begin, _text(offset)) for begin, offset in offsets])}"

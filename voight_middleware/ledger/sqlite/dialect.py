@@ -20,6 +20,7 @@ class SQLiteDialect:
     sums: Mapping[str, str] = SUMS
     costs = 2
     rollups: Collection[Rollup] = ROLLUPS
+    schema = ""
     calls = CALLS
     calls_as_priced = CALLS_AS_PRICED
 
@@ -37,9 +38,9 @@ class SQLiteDialect:
         """The unary plus keeps the planner on the scan of the time range: to group along the index on users takes ten times as long."""
         return name if few else f"+{name}"
 
-    def moment(self, form: str, seconds: str) -> str:
-        """Of a division: SQLite cuts it towards 0."""
-        return f"strftime('{_FORMS[form]}', {seconds}, 'unixepoch')"
+    def moment(self, form: str, at: str, ahead: str = "0") -> str:
+        """SQLite cuts a division of whole numbers towards 0."""
+        return f"strftime('{_FORMS[form]}', {at} / 1000000 + {ahead}, 'unixepoch')"
 
     def extra(self, key: str) -> Sql:
         """The value of a key of the JSON text."""

@@ -11,7 +11,7 @@ import msgspec
 
 from voight_middleware.call import Submission
 from voight_middleware.ledger.base import Holdings
-from voight_middleware.ledger.erasure import PLACES, SHORTEST_SEARCHED, erased_tags, erased_text, names_anyone
+from voight_middleware.ledger.erasure import PLACES, SHORTEST_SEARCHED, erased_tags, erased_text, names_anyone, spellings
 from voight_middleware.ledger.sqlite.triggers import LIMB
 
 _NAMED = "(SELECT value FROM json_each(:names))"
@@ -66,7 +66,7 @@ def erase(db: sqlite3.Connection, names: Collection[str], token: str) -> Holding
 
 
 def _mentioning(db: sqlite3.Connection, names: Collection[str]) -> Iterable[tuple[str, Submission]]:
-    for job, text in db.execute(_SUBMISSIONS, {"names": _encode(list(names)).decode()}):
+    for job, text in db.execute(_SUBMISSIONS, {"names": _encode(spellings(names)).decode()}):
         submission = _decode(text)
         if names_anyone(submission.tags, names):
             yield job, submission
@@ -74,7 +74,7 @@ def _mentioning(db: sqlite3.Connection, names: Collection[str]) -> Iterable[tupl
 
 def remains(paths: Iterable[Path], names: Collection[str]) -> list[Path]:
     """Which files still have the bytes of one of *names* in them; ids that are too short to be looked for are passed over."""
-    wanted = [name.encode() for name in names if len(name) >= SHORTEST_SEARCHED]
+    wanted = [name.encode() for name in spellings(names) if len(name) >= SHORTEST_SEARCHED]
     found = []
     for path in paths:
         if not path.exists() or not path.stat().st_size:

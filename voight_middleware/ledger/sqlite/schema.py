@@ -158,6 +158,7 @@ Statements by how many calls they insert. sqlite3 gives up the interpreter's loc
 waits milliseconds to have it back: a statement for a hundred calls disturbs it a hundred times less than a hundred statements.
 """
 _ANSWERED = (*TOLD[:-1], "price_id")
+INSERT_AS_IT_IS = _insert(_COMMON + _RARE)
 INSERT_ALL = _insert(
     _COMMON + _RARE,
     conflict=f"UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in (*TOLD[:-1], 'price_id'))} "
@@ -179,10 +180,13 @@ INSERT INTO former_costs (call_id, version, {", ".join(_FIGURES)}, replaced_at)
 SELECT call_id, (SELECT COUNT(*) + 1 FROM former_costs WHERE former_costs.call_id = calls.call_id), {", ".join(_FIGURES)}, ?
 FROM calls WHERE call_id = ? AND raw_usage IS ? AND cost_femto IS ? AND list_femto IS ? AND cost_status = ? AND cost_reasons IS ?"""
 """Only where nobody has changed the call since it was read; binds the time and ``read_values``."""
-SELECT_FORMER = (
-    "SELECT version, cost_femto, list_femto, cost_status, cost_reasons, price, replaced_at FROM former_costs "
-    f"{SELECT_PRICE} WHERE call_id = ? ORDER BY version"
+_FORMER = "version, cost_femto, list_femto, cost_status, cost_reasons"
+SELECT_FORMER = f"SELECT {_FORMER}, price, replaced_at FROM former_costs {SELECT_PRICE} WHERE call_id = ? ORDER BY version"
+SELECT_FORMER_OF_MANY = (
+    f"SELECT call_id, {_FORMER}, price, replaced_at FROM json_each(?) CROSS JOIN former_costs ON call_id = value {SELECT_PRICE} "
+    "ORDER BY call_id, version"
 )
+INSERT_FORMER = f"INSERT INTO former_costs (call_id, {_FORMER}, price_id, replaced_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 REPRICE = f"UPDATE calls SET {', '.join(f'{name} = ?' for name in (*COUNTED, *_FIGURES))} WHERE call_id = ?"
 
 
@@ -293,3 +297,9 @@ def former_price(row: Row) -> FormerPrice:
     """One row of ``SELECT_FORMER``."""
     version, cost_femto, list_femto, cost_status, reasons, price, replaced_at = row
     return FormerPrice(version, cost_femto, list_femto, cost_status, () if reasons is None else decode_reasons(reasons), price, replaced_at)
+
+
+def former_values(call_id: str, price: FormerPrice, price_id: int | None) -> Row:
+    """What ``INSERT_FORMER`` binds."""
+    figures = price.cost_femto, price.list_femto, price.cost_status, reasons_text(price.cost_reasons)
+    return (call_id, price.version, *figures, price_id, price.replaced_at)

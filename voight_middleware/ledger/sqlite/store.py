@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import time
@@ -37,17 +38,21 @@ from voight_middleware.ledger.sqlite.schema import (
     CALLS,
     CALLS_AS_PRICED,
     INSERT_ALL,
+    INSERT_AS_IT_IS,
     INSERT_COMMON,
+    INSERT_FORMER,
     KEEP_FORMER,
     REPRICE,
     SELECT,
     SELECT_FORMER,
+    SELECT_FORMER_OF_MANY,
     SELECT_PRICE,
     TABLES,
     UPGRADES,
     VERSION,
     common_values,
     former_price,
+    former_values,
     rare_values,
     read_values,
     repriced_values,
@@ -209,7 +214,7 @@ class SQLiteLedger:
         """
         with _explained(self.path):
             if after is not None:  # a page begins where the last one ended, and not at the beginning of the window
-                window = Window(max(after[0], window.since or 0), window.until)
+                window = Window(after[0] if window.since is None else max(after[0], window.since), window.until)
             condition, values = self._question(zone).condition(where or {}, window)
             if after is not None:
                 condition += " AND (occurred_at, call_id) > (?, ?)"
@@ -266,6 +271,39 @@ class SQLiteLedger:
         """The prices that a call had before its newest one, the original first."""
         with _explained(self.path):
             return [former_price(row) for row in self._db.execute(SELECT_FORMER, (call_id,))]
+
+    def former(self, call_ids: Collection[str]) -> dict[str, list[FormerPrice]]:
+        """The prices that calls had before their newest one, the original first, by ``call_id``; a call without any is missing."""
+        found: dict[str, list[FormerPrice]] = {}
+        with _explained(self.path):
+            for call_id, *row in self._db.execute(SELECT_FORMER_OF_MANY, (json.dumps(list(call_ids)),)):
+                found.setdefault(call_id, []).append(former_price(tuple(row)))
+        return found
+
+    def jobs(self, after: str = "", limit: int = 1_000) -> list[Submission]:
+        """Submitted jobs in the bytewise order of their names: at most *limit*, from behind the name *after* on."""
+        with _explained(self.path):
+            rows = self._db.execute("SELECT submission FROM jobs WHERE job > ? ORDER BY job LIMIT ?", (after, limit))
+            return [_decode_submission(text) for (text,) in rows]
+
+    def keep(self, calls: Sequence[Call], former: Mapping[str, Sequence[FormerPrice]] = {}, *, anew: bool = False) -> int:
+        """
+        Keep calls of another ledger as they are there, each with the prices that it had before, in one transaction; answers how many
+        were written.
+
+        Nothing is settled, completed or repriced by it. A call whose id is here already is left as it is, and its former prices with
+        it; with *anew* it is replaced, together with them.
+
+        Raises:
+            ValueError: A call cannot be kept, and nothing of *calls* was.
+        """
+        self._check_file()
+        with _explained(self.path):
+            try:
+                with self._transaction():
+                    return sum(self._keep_call(call, former.get(call.call_id, ()), anew) for call in calls)
+            except (OverflowError, sqlite3.IntegrityError) as error:
+                raise ValueError(f"a call cannot be kept: {error}") from error
 
     def extent(self) -> tuple[int, int] | None:
         """When the oldest and the newest call happened, in microseconds since 1970 UTC; None for an empty ledger."""
@@ -464,6 +502,19 @@ class SQLiteLedger:
                 new += self._db.execute(statement, tuple(chain.from_iterable(some))).rowcount
         if others:
             new += self._db.executemany(INSERT_ALL, others).rowcount
+        return new
+
+    def _keep_call(self, call: Call, former: Sequence[FormerPrice], anew: bool) -> int:
+        if anew:
+            self._db.execute("DELETE FROM former_costs WHERE call_id = ?", (call.call_id,))
+            self._db.execute("DELETE FROM calls WHERE call_id = ?", (call.call_id,))
+        values, rare = common_values(call, None if call.price is None else self._price_id(call.price)), rare_values(call)
+        new = self._db.execute(*((INSERT_COMMON[1], values) if rare is None else (INSERT_AS_IT_IS, values + rare))).rowcount
+        if new:
+            self._learn(call.tags.extra)
+            for price in former:
+                price_id = None if price.price is None else self._price_id(price.price)
+                self._db.execute(INSERT_FORMER, former_values(call.call_id, price, price_id))
         return new
 
     def _settle(self, settlement: Settlement) -> None:

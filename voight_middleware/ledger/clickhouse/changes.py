@@ -1,0 +1,141 @@
+"""
+What changes calls that are in a ClickHouse ledger already: a late owner, the answer of a job, another price.
+
+A change names columns and never writes a row anew, so that an owner and a price that two processes change at once both stay. Its
+condition is evaluated by the engine when the change is made, one change after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from msgspec.structs import replace
+
+from voight_middleware.call import Call, Settlement
+from voight_middleware.ledger.clickhouse.dialect import literal
+from voight_middleware.ledger.clickhouse.schema import MONEY, kept_as, type_of, usd
+from voight_middleware.ledger.rows import OWNER, REQUIRED, SELECTED, TOLD, Row, extra_text
+from voight_middleware.tags import Tags
+
+UNSETTLED = ("none", "error", "request")
+"""The attributions that a settlement may replace."""
+OPEN = "job IS NOT NULL AND raw_usage IS NULL"
+"""What is kept of a job whose usage nobody has read yet."""
+_PIECE = 500
+"""How many calls one statement changes at most: the engine keeps its text."""
+_POSITIONS = {name: index for index, name in enumerate(SELECTED)}
+
+
+class Change:
+    """
+    An UPDATE of calls, without its table.
+
+    Args:
+        sets: SQL of the new value of each column, by its name in ``rows.SELECTED``.
+        condition: Which calls it is for.
+    """
+
+    def __init__(self, sets: Mapping[str, str], condition: str) -> None:
+        self.sql = f"{', '.join(f'{kept_as(name)} = {value}' for name, value in sets.items())} WHERE {condition}"
+
+
+def is_open(call: Call) -> bool:
+    """Whether *call* is a job of which nobody has read the usage yet."""
+    return call.job is not None and call.raw_usage is None
+
+
+def tells(call: Call) -> bool:
+    """Whether *call* says something about a job that is open."""
+    return call.raw_usage is not None or call.outcome != "ok"
+
+
+def answered(begun: Call, told: Call) -> Call:
+    """*told*, with the owner, the time and the rest of *begun* that a later answer does not change."""
+    kept = ("occurred_at", "call_id", "tags", "attribution", "job", "requested_model", "duration", "streamed", "batch")
+    return replace(told, **{name: getattr(begun, name) for name in kept})
+
+
+def settled(call: Call, settlement: Settlement) -> Call:
+    """*call* with the owner that it lacks."""
+    if settlement.tags.user_id is None or call.attribution not in UNSETTLED:
+        return call
+    tags = settlement.tags.merge(call.tags)
+    if call.attribution == "request":
+        tags = replace(tags, user_id=settlement.tags.user_id)
+    return replace(call, tags=tags, attribution=settlement.attribution)
+
+
+def answers(rows: Sequence[Row]) -> Iterator[Change]:
+    """Tell of jobs that were kept when they were begun."""
+    for piece in pieces(rows):
+        by_call = {row[_POSITIONS["call_id"]]: row for row in piece}
+        sets = {name: _of(name, {call_id: row[_POSITIONS[name]] for call_id, row in by_call.items()}) for name in TOLD}
+        yield Change(sets, f"{_among(by_call)} AND {OPEN}")
+
+
+def settlements(owners: Mapping[str, Settlement]) -> Iterator[Change]:
+    """Fill in the owners of calls that lack one."""
+    for piece in pieces(list(owners)):
+        sets = {}
+        for name in OWNER:
+            found = _of(name, {call_id: _tag(owners[call_id].tags, name) for call_id in piece})
+            if name == "user_id":
+                sets[name] = f"IF(attribution = 'request', {found}, COALESCE(user_id, {found}))"
+            else:
+                sets[name] = f"mapUpdate({found}, tags_extra)" if name == "tags_extra" else f"COALESCE({name}, {found})"
+        sets["attribution"] = _of("attribution", {call_id: owners[call_id].attribution for call_id in piece})
+        yield Change(sets, f"{_among(piece)} AND attribution IN ({', '.join(map(literal, UNSETTLED))})")
+
+
+def owner(call_ids: Sequence[str], tags: Tags, attribution: str) -> Iterator[Change]:
+    """Give calls to who has submitted their job."""
+    for piece in pieces(call_ids):
+        sets = {name: _cast(name, literal(_text(name, _tag(tags, name)))) for name in OWNER}
+        yield Change(sets | {"attribution": literal(attribution)}, _among(piece))
+
+
+def values(changed: Mapping[str, Mapping[str, Any]], condition: str = "1") -> Iterator[Change]:
+    """Give calls other values: by ``call_id``, the same columns for each."""
+    for piece in pieces(list(changed)):
+        names = changed[piece[0]]
+        yield Change({name: _of(name, {one: changed[one][name] for one in piece}) for name in names}, f"{_among(piece)} AND {condition}")
+
+
+def pieces(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(items), _PIECE):
+        yield items[start : start + _PIECE]
+
+
+def _among(call_ids: Sequence[str] | Mapping[str, Any]) -> str:
+    return f"call_id IN ({', '.join(map(literal, call_ids))})"
+
+
+def _of(name: str, by_call: Mapping[str, Any]) -> str:
+    """SQL for the value of a column, by the id of the call."""
+    texts = {call_id: _text(name, value) for call_id, value in by_call.items()}
+    first = next(iter(texts.values()))
+    if all(text == first for text in texts.values()):
+        return _cast(name, literal(first))
+    return _cast(name, f"transform(call_id, {literal(list(texts))}, {literal(list(texts.values()))}, {literal(first)})")
+
+
+def _text(name: str, value: Any) -> str:
+    """A value as text; an empty one is none."""
+    if name == "tags_extra":
+        return value or "{}"
+    if name in MONEY:
+        value = usd(value)
+    return "" if value is None else str(value)
+
+
+def _cast(name: str, text: str) -> str:
+    kind = type_of(name)
+    if name == "tags_extra":
+        return f"JSONExtract({text}, '{kind}')"
+    known = text if name in REQUIRED else f"nullIf({text}, '')"
+    return f"CAST({known}, '{kind}')"
+
+
+def _tag(tags: Tags, name: str) -> str | None:
+    return extra_text(tags.extra) if name == "tags_extra" else getattr(tags, name)

@@ -1,0 +1,118 @@
+"""How ClickHouse says what a question needs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+from voight_middleware.ledger.clickhouse.schema import SELECT, femto, kept_as
+from voight_middleware.ledger.question import Sql
+from voight_middleware.ledger.rollups import Bucket, Rollup
+from voight_middleware.ledger.rows import FIGURES, INPUT, OUTPUT, READ, SELECTED, WRITTEN
+
+_FORMS = {"hour": "%Y-%m-%dT%H:00", "day": "%Y-%m-%d", "month": "%Y-%m"}
+_ESCAPED = re.compile(r"[\\%_]")
+
+
+def _known(counts: Sequence[str]) -> str:
+    return f"COALESCE({', '.join(f'SUM({name})' for name in counts)}) IS NOT NULL"
+
+
+def _total(counts: Sequence[str]) -> str:
+    # In 128 bits: the engine's own sum of 64 bits begins again at 0 where it is full, without a word.
+    return " + ".join(f"COALESCE(SUM(toInt128({name})), 0)" for name in counts)
+
+
+def literal(value: Any) -> str:
+    """SQL for a value: text, a whole number, None or a list of them."""
+    if value is None:
+        return "NULL"
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, str):
+        value = value.replace("\\", "\\\\").replace("'", "\\'")
+        return f"'{value}'"
+    return f"[{', '.join(map(literal, value))}]"
+
+
+def bound(sql: str, values: Iterable[Any]) -> str:
+    """*sql* with each ``?`` replaced by a value. Bound here: the engine takes long values in a URL only, which proxies cut off."""
+    head, *pieces = sql.split("?")
+    return head + "".join(f"{literal(value)}{piece}" for value, piece in zip(values, pieces, strict=True))
+
+
+class ClickHouseDialect:
+    """
+    A ``Dialect``. There are no rollups: what would keep them counts a call again that is told of again, and a scan is fast.
+
+    Args:
+        database: The name of the database, quoted.
+    """
+
+    sums: Mapping[str, str] = {
+        "calls": "COUNT(*)",
+        "cost": "SUM(cost)",
+        "unpriced": "SUM(cost_status = 'unpriced')",
+        "partial": "SUM(cost_status = 'partial')",
+        "estimated": "SUM(estimated_input IS NOT NULL OR estimated_output IS NOT NULL)",
+        "errors": "SUM(outcome = 'error')",
+        "known_input": _known(INPUT),
+        "input": _total(INPUT),
+        "known_read": _known(READ),
+        "cache_read": _total(READ),
+        "known_written": _known(WRITTEN),
+        "cache_write": _total(WRITTEN),
+        "known_output": _known(OUTPUT),
+        "output": _total(OUTPUT),
+    }
+    costs = 1
+    schema = ""
+    rollups: Collection[Rollup] = ()
+
+    def __init__(self, database: str) -> None:
+        self.calls = f"{database}.calls FINAL"
+        columns = ", ".join(
+            f"IF(original.number = 1, original.{name}, calls.{name}) AS {name}" if name in _FIGURES else f"calls.{name} AS {name}"
+            for name in SELECT.split(", ")
+        )
+        self.calls_as_priced = (
+            f"(SELECT {columns} FROM {database}.calls AS calls FINAL LEFT JOIN "
+            f"(SELECT * FROM {database}.former_costs FINAL WHERE number = 1) AS original ON original.call_id = calls.call_id)"
+        )
+
+    def cost(self, columns: Sequence[Any]) -> int:
+        """Femto-dollars, of US dollars."""
+        return femto(columns[0]) or 0
+
+    def by_cost(self, sums: Sequence[str]) -> str:
+        """One column."""
+        return f"{sums[0]} DESC"
+
+    def column(self, name: str, *, few: bool) -> str:
+        """No index is in the way."""
+        return name
+
+    def moment(self, form: str, at: str, ahead: str = "0") -> str:
+        """A division of whole numbers, cut towards 0."""
+        return f"formatDateTime(fromUnixTimestamp64Second(toInt64(intDiv({at}, 1000000) + {ahead}), 'UTC'), '{_FORMS[form]}')"
+
+    def extra(self, key: str) -> Sql:
+        """The value of a key of the map."""
+        return "IF(mapContains(tags_extra, ?), tags_extra[?], NULL)", [key, key]
+
+    def addressable(self, key: str) -> bool:
+        """As SQLite has it, so that both know the same dimensions."""
+        return key.isprintable() and '"' not in key and "\\" not in key
+
+    def like(self, sql: str, pattern: str) -> Sql:
+        """LIKE, which minds case here."""
+        return f"{sql} LIKE ?", ["%".join(_ESCAPED.sub(r"\\\g<0>", part) for part in pattern.split("*"))]
+
+    def among(self, sql: str, values: Sequence[Bucket]) -> Sql:
+        """In one value."""
+        return f"has(?, {sql})", [list(values)]
+
+
+_FIGURES = frozenset(kept_as(name) for name in FIGURES)
+assert ", ".join(map(kept_as, SELECTED)) == SELECT

@@ -1,0 +1,127 @@
+"""
+Erasure in a ClickHouse ledger: a person's ids in every column that can hold them, all in one change.
+
+The server keeps the text of its last hundred changes, so that no change names the person: it knows the ids by hashes with a key that is
+made for the occasion.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Collection, Iterator
+
+import msgspec
+from msgspec.structs import replace
+
+from voight_middleware.call import Submission
+from voight_middleware.ledger.base import Holdings
+from voight_middleware.ledger.clickhouse.changes import Change
+from voight_middleware.ledger.clickhouse.database import Database
+from voight_middleware.ledger.clickhouse.dialect import literal
+from voight_middleware.ledger.clickhouse.intake import JOB, job_row
+from voight_middleware.ledger.clickhouse.schema import femto
+from voight_middleware.ledger.erasure import PLACES, SHORTEST_SEARCHED, erased_tags, names_anyone
+from voight_middleware.ledger.rows import encode
+
+_PLACES = (*PLACES, "session_id")
+_decode = msgspec.json.Decoder(Submission).decode
+
+
+def holdings(db: Database, names: Collection[str]) -> Holdings:
+    """What is kept under any of *names*."""
+    names = _given(names)
+    if not names:
+        return Holdings()
+    own, elsewhere = _own(names), _elsewhere(names)
+    calls = f"{db.name}.calls FINAL"
+    count, cost, first, last = db.private(f"SELECT COUNT(*), SUM(cost), MIN(occurred_at), MAX(occurred_at) FROM {calls} WHERE {own}")[0]
+    others = db.private(f"SELECT COUNT(*) FROM {calls} WHERE ({elsewhere}) AND NOT ifNull({own}, 0)")[0][0]
+    submissions = sum(1 for _ in _mentioning(db, names))
+    return Holdings(count, femto(cost), first if count else None, last if count else None, others, submissions)
+
+
+def erase(db: Database, names: Collection[str], token: str) -> Holdings:
+    """Put *token* in the place of every one of *names*; answers what was there."""
+    names = _given(names)
+    found = holdings(db, names)
+    if found.calls or found.elsewhere:
+        db.rewrite(_change(db, names, token))
+    changed = [replace(one, tags=erased_tags(one.tags, names, token)) for one in _mentioning(db, names)]
+    if changed:
+        db.add("jobs", JOB, [job_row(submission, replaced=True) for submission in changed])
+        _rewrite_jobs(db)
+    return found
+
+
+def purge(db: Database, names: Collection[str]) -> list[str]:
+    """As ``Ledger.purge``: the tables in which one of *names* still is, rows that others have replaced among them."""
+    names = _given(names)
+    if not names:
+        return []
+    if list(_mentioning(db, names, " ")):
+        _rewrite_jobs(db)
+    remains = []
+    if db.private(f"SELECT 1 FROM {db.name}.calls WHERE {_own(names)} OR {_elsewhere(names)} LIMIT 1"):
+        remains.append(f"{db.server.name}: calls")
+    if list(_mentioning(db, names, " ")):
+        remains.append(f"{db.server.name}: jobs")
+    return remains
+
+
+def _change(db: Database, names: Collection[str], token: str) -> Change:
+    key = ", ".join(f"toUInt64({secrets.randbits(64)})" for _ in range(2))
+
+    def hashed(text: str) -> str:
+        return f"hex(sipHash128Keyed(({key}), {text}))"
+
+    # A longer text of an extra key that contains an id goes as a whole.
+    long = literal([name for name in names if len(name) >= SHORTEST_SEARCHED])
+    values = f"SELECT DISTINCT arrayJoin(mapValues(tags_extra)) AS value FROM {db.name}.calls WHERE {_own(names)} OR {_elsewhere(names)}"
+    texts = db.private(f"SELECT value FROM ({values}) WHERE arrayExists(name -> position(value, name) > 0, {long})") if long != "[]" else []
+    ids = db.private(f"SELECT {hashed('arrayJoin(?)')}", [list(names)])
+    mentions = db.private(f"SELECT {hashed('arrayJoin(?)')}", [[text for (text,) in texts]]) if texts else []
+    known = f"({', '.join(literal(one) for (one,) in ids)})"
+    erased = f"({', '.join(literal(one) for (one,) in dict.fromkeys((*ids, *mentions)))})"
+
+    def named(column: str) -> str:
+        text = f"ifNull(CAST({column}, 'Nullable(String)'), '')"
+        return f"{hashed(text)} IN {known}"
+
+    own, new = named("user_id"), literal(token)
+    sets = {
+        "user_id": f"IF({own}, {new}, user_id)",
+        "session_id": f"IF({own}, NULL, IF({named('session_id')}, {new}, session_id))",
+        "response_id": f"IF({own}, NULL, response_id)",
+        **{name: f"IF({named(name)}, {new}, {name})" for name in PLACES},
+        "tags_extra": f"mapApply((key, value) -> (key, IF({hashed('value')} IN {erased}, {new}, value)), tags_extra)",
+    }
+    values_named = f"arrayExists(value -> {hashed('value')} IN {known}, mapValues(tags_extra))"
+    return Change(sets, " OR ".join((own, *map(named, _PLACES), values_named)))
+
+
+def _given(names: Collection[str]) -> list[str]:
+    """An empty text is nobody's id: it stands for none."""
+    return [name for name in dict.fromkeys(names) if name]
+
+
+def _own(names: Collection[str]) -> str:
+    return f"(user_id IN ({', '.join(map(literal, names))}))"
+
+
+def _elsewhere(names: Collection[str]) -> str:
+    among = ", ".join(map(literal, names))
+    return " OR ".join((*(f"ifNull({name} IN ({among}), 0)" for name in _PLACES), f"hasAny(mapValues(tags_extra), [{among}])"))
+
+
+def _mentioning(db: Database, names: Collection[str], final: str = "FINAL") -> Iterator[Submission]:
+    spelled = literal([encode(name).decode()[1:-1] for name in names])  # as JSON text spells it
+    mentions = f"arrayExists(name -> position(submission, name) > 0, {spelled})"
+    for (text,) in db.private(f"SELECT submission FROM {db.name}.jobs {final} WHERE {mentions}"):
+        submission = _decode(text)
+        if names_anyone(submission.tags, names):
+            yield submission
+
+
+def _rewrite_jobs(db: Database) -> None:
+    """Leave nothing of rows that others have replaced."""
+    db.run(f"OPTIMIZE TABLE {db.name}.jobs FINAL")

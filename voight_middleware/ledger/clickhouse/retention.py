@@ -1,0 +1,78 @@
+"""Retention in a ClickHouse ledger: by the server itself after some days, or by command."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from voight_middleware.ledger.base import Expired
+from voight_middleware.ledger.clickhouse.database import Database
+from voight_middleware.ledger.clickhouse.dialect import literal
+
+_TIMES = {"calls": "occurred_at", "former_costs": "occurred_at", "jobs": "submitted_at"}
+_DAYS = re.compile(r"TTL .*toIntervalDay\((\d+)\)")
+_LAST = 4_294_967_295
+"""The last second that the engine's ``DateTime`` holds, in the year 2106: what is later begins again in 1970 there."""
+
+
+def ttl(db: Database) -> int:
+    """After how many days the server deletes calls; 0 for never."""
+    return _ttl(db, "calls")
+
+
+def keep_for(db: Database, days: int) -> None:
+    """Have the server delete what is older; 0 for never. What is there already goes with the next merges, and not now."""
+    for table, column in _TIMES.items():
+        if _ttl(db, table) == days:
+            continue
+        moment = f"toDateTime(least(intDiv({column}, 1000000), {_LAST} - {days} * 86400), 'UTC')"
+        what = f"MODIFY TTL {moment} + toIntervalDay({days})" if days else "REMOVE TTL"
+        db.run(f"ALTER TABLE {db.name}.{table} {db.server.on_cluster} {what}", materialize_ttl_after_modify=0)
+
+
+def _ttl(db: Database, table: str) -> int:
+    rows = db.rows("SELECT engine_full FROM system.tables WHERE database = ? AND name = ?", [db.server.database, table])
+    found = _DAYS.search(rows[0][0]) if rows else None
+    return int(found[1]) if found else 0
+
+
+def expired(db: Database, until: int) -> Expired:
+    """What happened before *until*."""
+    return Expired(*(_count(db, table, f"{column} < {int(until)}") for table, column in _TIMES.items()))
+
+
+def expire(db: Database, until: int, limit: int) -> Expired:
+    """Delete the oldest calls from before *until*: whole months at once, and what is left in one pass over their month."""
+    begin, left = f"occurred_at < {int(until)}", limit
+    counts = dict.fromkeys(_TIMES, 0)
+    for month, end, calls in _months(db):
+        if end >= until or calls > left:
+            break
+        counts["calls"] += calls
+        counts["former_costs"] += _count(db, "former_costs", f"_partition_id = {literal(month)}")
+        for table in ("former_costs", "calls"):
+            db.alter(table, f"DROP PARTITION ID {literal(month)}")
+        left -= calls
+    oldest = db.rows(
+        f"SELECT occurred_at, call_id FROM {db.name}.calls FINAL WHERE {begin} ORDER BY occurred_at, call_id LIMIT ?, 1", [left]
+    )
+    if oldest:  # the first one that stays for now
+        begin = f"(occurred_at, call_id) < ({oldest[0][0]}, {literal(oldest[0][1])})"
+    for table in ("former_costs", "calls"):
+        if count := _count(db, table, begin):
+            db.alter(table, f"DELETE WHERE {begin}")
+            counts[table] += count
+    if counts["calls"] < limit and (count := _count(db, "jobs", f"submitted_at < {int(until)}")):
+        db.alter("jobs", f"DELETE WHERE submitted_at < {int(until)}")
+        counts["jobs"] = count
+    return Expired(*counts.values())
+
+
+def _count(db: Database, table: str, condition: str) -> int:
+    return int(db.rows(f"SELECT COUNT(*) FROM {db.name}.{table} FINAL WHERE {condition}")[0][0])
+
+
+def _months(db: Database) -> Sequence[tuple[str, int, int]]:
+    """The oldest months first: the name of the part of the table, the newest call, and how many there are."""
+    sql = f"SELECT _partition_id, MAX(occurred_at) AS newest, COUNT(*) FROM {db.name}.calls FINAL GROUP BY _partition_id ORDER BY newest"
+    return [(month, newest, calls) for month, newest, calls in db.rows(sql)]

@@ -1,0 +1,190 @@
+"""A ClickHouse server: its URL, the connection, and what its errors mean."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
+
+import clickhouse_connect
+from clickhouse_connect.driver.client import Client
+from clickhouse_connect.driver.exceptions import ClickHouseError
+
+from voight_middleware.ledger.base import LedgerError
+
+CONNECT_SECONDS = 5
+ANSWER_SECONDS = 120
+"""How long a connection, and an answer, are waited for."""
+DATABASE = "voight"
+"""The database that is used when the URL names none."""
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,127}")
+_OPTIONS = ("cluster", "secure", "verify", "ca_cert", "ttl_days")
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """What a URL says: ``clickhouse://user:password@host:8123/database?secure=1&cluster=main&ttl_days=400``."""
+
+    host: str
+    port: int | None = None
+    user: str | None = None
+    password: str = ""
+    database: str = DATABASE
+    cluster: str | None = None
+    """Where tables are made on every server of a cluster, and replicated."""
+    ttl_days: int | None = None
+    """After how many days the server itself deletes calls; None leaves that as it is, 0 is never."""
+    secure: bool = False
+    verify: bool = True
+    ca_cert: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The ledger as messages name it: without a password."""
+        return f"clickhouse://{self.host}{f':{self.port}' if self.port else ''}/{self.database}"
+
+    @property
+    def quoted(self) -> str:
+        """The database in SQL."""
+        return f"`{self.database}`"
+
+    @property
+    def on_cluster(self) -> str:
+        """What makes a statement one of the whole cluster."""
+        return f"ON CLUSTER `{self.cluster}`" if self.cluster else ""
+
+
+def read_url(url: str, environ: Mapping[str, str] = os.environ) -> Server:
+    """
+    The server of a URL. A password that it does not have is taken from ``CLICKHOUSE_PASSWORD``, as ``clickhouse-client`` does.
+
+    Raises:
+        LedgerError: It cannot be understood; the message has no password in it.
+    """
+    try:
+        parts = urlsplit(url)
+        port, options = parts.port, dict(parse_qsl(parts.query, keep_blank_values=True))
+    except ValueError as error:
+        raise LedgerError("the URL of the ledger cannot be read: write clickhouse://user:password@host:8123/voight") from error
+    if unknown := [name for name in options if name not in _OPTIONS]:
+        raise LedgerError(f"the URL of the ledger has an option {unknown[0]!r}; it may have {', '.join(_OPTIONS)}")
+    database, cluster = unquote(parts.path.strip("/")) or DATABASE, options.get("cluster") or None
+    for what, name in (("database", database), ("cluster", cluster)):
+        if name is not None and not _NAME.fullmatch(name):
+            raise LedgerError(f"a {what} of the ledger cannot be called {name!r}: use letters, digits, '_' and '-'")
+    ttl = options.get("ttl_days")
+    if ttl is not None and not (ttl.isdecimal() and int(ttl) <= 36_500):
+        raise LedgerError(f"ttl_days in the URL of the ledger is a number of days, or 0 for never, not {ttl!r}")
+    return Server(
+        host=parts.hostname or "localhost",
+        port=port,
+        user=unquote(parts.username) if parts.username else environ.get("CLICKHOUSE_USER"),
+        password=unquote(parts.password) if parts.password is not None else environ.get("CLICKHOUSE_PASSWORD", ""),
+        database=database,
+        cluster=cluster,
+        ttl_days=None if ttl is None else int(ttl),
+        secure=_flag(options, "secure", default=port in (443, 8443)),
+        verify=_flag(options, "verify", default=True),
+        ca_cert=options.get("ca_cert") or None,
+    )
+
+
+def without_password(url: str) -> str:
+    """*url*, as it may be shown."""
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    user, place = quote(unquote(parts.username or ""), safe=""), parts.netloc.rpartition("@")[2]
+    return parts._replace(netloc=f"{user}@{place}").geturl()
+
+
+def _flag(options: Mapping[str, str], name: str, *, default: bool) -> bool:
+    value = options.get(name)
+    if value is None:
+        return default
+    if value.lower() in ("1", "true", "yes", "on"):
+        return True
+    if value.lower() in ("0", "false", "no", "off"):
+        return False
+    raise LedgerError(f"{name} in the URL of the ledger is 1 or 0, not {value!r}")
+
+
+def connect(server: Server) -> Client:
+    """
+    A client of *server*; of its own database nothing is asked yet, as it may not be there.
+
+    Raises:
+        LedgerError: It does not answer, or knows no such user.
+    """
+    with explained(server):
+        return clickhouse_connect.get_client(
+            host=server.host,
+            port=server.port or (8443 if server.secure else 8123),
+            username=server.user,
+            password=server.password,
+            interface="https" if server.secure else "http",
+            verify=server.verify,
+            ca_cert=server.ca_cert,
+            connect_timeout=CONNECT_SECONDS,
+            send_receive_timeout=ANSWER_SECONDS,
+            autogenerate_session_id=False,  # a session can be used by one statement at a time, and is lost with its server
+            client_name="voight-middleware",
+        )
+
+
+_ADVICE = {
+    81: "the database is not there: create it, or give the user the right to",
+    60: "a table of it is missing: open it for writing once, by the application or by `voight ingest`",
+    164: "this user may only read: give calls to a user that may write",
+    497: "this user lacks a right: grant it, as the documentation of the deployment has it",
+    516: "user or password are wrong: check the URL of the ledger, or CLICKHOUSE_PASSWORD",
+    192: "user or password are wrong: check the URL of the ledger",
+    193: "user or password are wrong: check the URL of the ledger",
+    243: "its disk is full: free some space; calls wait in the journal",
+    241: "it has too little memory for this: ask about a shorter time, or raise max_memory_usage",
+    252: "it has too many parts, and needs time to merge them: calls wait in the journal",
+    159: "it took too long: ask about a shorter time, or raise max_execution_time",
+    242: "the table is read-only on this replica: check its connection to ClickHouse Keeper",
+    999: "it has lost ClickHouse Keeper: calls wait in the journal",
+}
+_CODE = re.compile(r"\bCode: (\d+)")
+_NOISE = re.compile(r"Code: \d+\. |DB::Exception: |\(version [^)]*\)|\([A-Z_]{5,}\)|, (?:Stack trace|for url).*", re.DOTALL)
+
+
+@contextmanager
+def explained(server: Server) -> Generator[None]:
+    """Turn the driver's errors into ``LedgerError``, in one line, with what to do, and without a password."""
+    try:
+        yield
+    except ClickHouseError as error:
+        code = code_of(error)
+        said = _short(str(error), server.password)
+        if code in _ADVICE:
+            message = f"the ledger {server.name} refused ({code}): {_ADVICE[code]}"
+        elif code is None:
+            message = f"the ledger {server.name} does not answer: check that the server runs and can be reached ({said})"
+        else:
+            message = f"the ledger {server.name} failed ({code}): {said}"
+        raise LedgerError(message) from error
+    except OSError as error:  # what the driver leaves unexplained of the network
+        raise LedgerError(f"the ledger {server.name} does not answer ({_short(str(error), server.password)}): check the server") from error
+
+
+def code_of(error: BaseException) -> int | None:
+    """The number of an error of the server; None where it is none of its own."""
+    code: Any = getattr(error, "code", None)
+    if isinstance(code, int):
+        return code
+    found = _CODE.search(str(error))
+    return int(found[1]) if found else None
+
+
+def _short(text: str, password: str) -> str:
+    text = " ".join(_NOISE.sub("", text).split())
+    if password:
+        text = text.replace(password, "…")
+    return text[:300]

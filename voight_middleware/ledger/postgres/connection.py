@@ -1,0 +1,150 @@
+"""The connection to a PostgreSQL server, and what its errors mean to people."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import psycopg
+from psycopg import errors
+from psycopg.conninfo import conninfo_to_dict
+
+from voight_middleware.ledger.base import LedgerError
+from voight_middleware.ledger.postgres.values import storable
+
+Connection: TypeAlias = psycopg.Connection[tuple[Any, ...]]
+
+CONNECT_SECONDS = 5
+LOCK_SECONDS = 30
+"""How long a writing statement waits for another one's lock."""
+_KEPT_ALIVE = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
+"""A server that has vanished without a word is noticed within a minute, and not after the hours that systems wait."""
+
+
+def connect(url: str) -> Connection:
+    """
+    A connection in autocommit: nothing stays open between statements that no transaction was begun for.
+
+    Everything that libpq knows works: its variables (``PGHOST``, ``PGSSLMODE``, …), ``PGPASSFILE``, service files, several hosts.
+
+    Raises:
+        LedgerError: There is none; the message has no password in it.
+    """
+    given = _parameters(url)
+    values: dict[str, Any] = {"fallback_application_name": "voight", "client_encoding": "UTF8"}
+    if "service" not in given and "PGSERVICE" not in os.environ:  # the service may say otherwise
+        values |= _KEPT_ALIVE
+        if "PGCONNECT_TIMEOUT" not in os.environ:
+            values["connect_timeout"] = CONNECT_SECONDS
+    host = given.get("host") or given.get("hostaddr") or os.environ.get("PGHOST") or "this machine"
+    place = f"{host}/{given.get('dbname') or os.environ.get('PGDATABASE') or ''}"
+    try:
+        # No prepared statements: a pooler may hand the next transaction to another session. They saved nothing that could be measured.
+        db = psycopg.connect("", autocommit=True, prepare_threshold=None, **{**values, **given})
+    except psycopg.Error as error:
+        raise LedgerError(_of_connecting(f"the ledger {place}", error)) from error
+    db.isolation_level = psycopg.IsolationLevel.READ_COMMITTED  # whatever the role's default: writers wait for each other
+    return db
+
+
+def run(db: Connection, query: str, values: Sequence[Any] = ()) -> psycopg.Cursor[tuple[Any, ...]]:
+    """Execute a statement with a ``?`` for each value."""
+    return db.execute(bound(query), [storable(value) for value in values])
+
+
+def run_many(db: Connection, query: str, rows: Sequence[Sequence[Any]]) -> None:
+    """The same for each of *rows*, which are storable."""
+    db.cursor().executemany(bound(query), rows)
+
+
+def row(db: Connection, query: str, *values: Any) -> tuple[Any, ...]:
+    """The only row that a statement answers."""
+    found = run(db, query, values).fetchone()
+    assert found is not None
+    return found
+
+
+def bound(query: str) -> bytes:
+    """A statement with a ``?`` for each value as psycopg reads it."""
+    return query.replace("%", "%%").replace("?", "%s").encode()
+
+
+def place_of(db: Connection) -> str:
+    """How messages name where the ledger is."""
+    return f"{db.info.host}:{db.info.port}/{db.info.dbname}"
+
+
+def quoted(name: str) -> str:
+    """The name of a role as SQL."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _parameters(url: str) -> dict[str, Any]:
+    """What the URL says; libpq's own message about one that cannot be read may quote the password."""
+    try:
+        given = conninfo_to_dict(url)
+    except psycopg.ProgrammingError:
+        given = {"host": "@"}
+    ports = str(given.get("port") or "").split(",")
+    if "@" in str(given.get("host") or "") or not all(port.isdecimal() or not port for port in ports):
+        raise LedgerError(
+            "the URL of the ledger cannot be read: write postgresql://user:password@host:5432/database, with the characters of the "
+            "password that are special in a URL percent-encoded (@ as %40, / as %2F, : as %3A, # as %23, ? as %3F, % as %25)"
+        ) from None
+    return dict(given)
+
+
+def _of_connecting(ledger: str, error: psycopg.Error) -> str:
+    """What to do about a connection that was refused. libpq tells the reasons apart by their words alone."""
+    text = " ".join(str(error).split())
+    advice = (
+        (("password authentication failed", "no password supplied", "no pg_hba.conf entry", "authentication failed"), _AUTHENTICATION),
+        (("remaining connection slots", "too many clients", "too many connections"), _CONNECTIONS),
+        (("does not exist",), "check the names of the database and of the role in the URL; the database is made with CREATE DATABASE"),
+        (("could not translate host name", "resolve host", "Name or service"), "check the host in the URL"),
+        (("SSL", "certificate"), "check sslmode and sslrootcert in the URL, and that the server has TLS on"),
+        (("starting up", "shutting down", "recovery"), "the server is not ready yet: it is tried again"),
+    )
+    for words, what in advice:
+        if any(word in text for word in words):
+            return f"{ledger} cannot be opened ({text}): {what}"
+    return f"{ledger} cannot be reached ({text}): check that the server runs, and host and port in the URL"
+
+
+_AUTHENTICATION = "check user and password in the URL, PGPASSWORD or PGPASSFILE, and the server's pg_hba.conf"
+_CONNECTIONS = "raise max_connections on the server, or put a pooler in front of it"
+
+
+@contextmanager
+def explained(place: str) -> Generator[None]:
+    """Turn the engine's errors into ``LedgerError``, with what to do."""
+    try:
+        yield
+    except psycopg.Error as error:
+        raise LedgerError(f"the ledger {place} {_meaning(error)}") from error
+
+
+def _meaning(error: psycopg.Error) -> str:
+    text = " ".join((error.diag.message_primary or str(error)).split())
+    match error:
+        case errors.ReadOnlySqlTransaction():
+            what = f"cannot be written ({text}): give the URL of the primary server (target_session_attrs=read-write finds it), or a role"
+            return f"{what} whose default_transaction_read_only is off"
+        case errors.InsufficientPrivilege():
+            return f"refuses this role ({text}): give it the rights of a writer or a reader (voight_middleware.ledger.postgres.roles)"
+        case errors.DiskFull():
+            return f"cannot be written, the server's disk is full ({text}): free some space there"
+        case errors.LockNotAvailable():
+            return f"was locked by another session for {LOCK_SECONDS} seconds: find it with SELECT * FROM pg_stat_activity"
+        case errors.TooManyConnections():
+            return f"has no connection left ({text}): {_CONNECTIONS}"
+        case errors.UndefinedTable() | errors.InvalidSchemaName() | errors.UndefinedFunction() | errors.UndefinedColumn():
+            return f"is not as this version made it ({text}): restore the schema voight, or drop it and a new ledger is begun"
+        case errors.DataCorrupted() | errors.IndexCorrupted():
+            return f"is damaged ({text}): restore a backup"
+        case psycopg.OperationalError() if error.sqlstate is None or error.sqlstate[:2] in ("08", "57"):
+            return f"has gone ({text}): it is opened anew at the next try"
+        case _:
+            return f"failed: {text}"

@@ -1,0 +1,66 @@
+"""How PostgreSQL says what a question needs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+
+from voight_middleware.ledger.postgres import triggers
+from voight_middleware.ledger.postgres.schema import CALLS, CALLS_AS_PRICED
+from voight_middleware.ledger.question import Sql
+from voight_middleware.ledger.rollups import ROLLUPS, Bucket, Rollup
+from voight_middleware.money import CONTEXT
+
+
+class PostgresDialect:
+    """A ``Dialect``. Costs are NUMERIC, whose sums are exact; texts are compared bytewise."""
+
+    sums: Mapping[str, str] = triggers.SUMS
+    costs = 1
+    rollups: Collection[Rollup] = ROLLUPS
+    schema = "voight."
+    calls = CALLS
+    calls_as_priced = CALLS_AS_PRICED
+
+    def cost(self, columns: Sequence[Any]) -> int:
+        """Femto-dollars, of the sum in dollars."""
+        return femto(columns[0]) or 0
+
+    def by_cost(self, sums: Sequence[str]) -> str:
+        """A sum of costs is one number."""
+        return f"{sums[0]} DESC"
+
+    def column(self, name: str, *, few: bool) -> str:
+        """The planner knows how many calls a user has."""
+        return name
+
+    def moment(self, form: str, at: str, ahead: str = "0") -> str:
+        """As the rollups have it."""
+        return triggers.moment(form, at, ahead)
+
+    def extra(self, key: str) -> Sql:
+        """The value of a key of the JSON object."""
+        return '(tags_extra ->> ?::text COLLATE "C")', [key]
+
+    def addressable(self, key: str) -> bool:
+        """Those that a JSON path of SQLite can name: both engines have the same dimensions."""
+        return key.isprintable() and '"' not in key and "\\" not in key
+
+    def like(self, sql: str, pattern: str) -> Sql:
+        """LIKE minds case here."""
+        for special in "\\%_":
+            pattern = pattern.replace(special, f"\\{special}")
+        return f"{sql} LIKE ?", [pattern.replace("*", "%")]
+
+    def among(self, sql: str, values: Sequence[Bucket]) -> Sql:
+        """In one value, however many they are."""
+        return f"{sql} = ANY(?)", [list(values)]
+
+
+def femto(dollars: Decimal | None) -> int | None:
+    """Femto-dollars of a NUMERIC; exact whatever the application's decimal context."""
+    return None if dollars is None else int(CONTEXT.scaleb(dollars, 15))
+
+
+DIALECT = PostgresDialect()

@@ -1,0 +1,72 @@
+"""Erasure in a PostgreSQL ledger: a person's ids in every column that can hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any, TypeAlias
+
+import msgspec
+
+from voight_middleware.call import Submission
+from voight_middleware.ledger.base import Holdings
+from voight_middleware.ledger.erasure import PLACES, SHORTEST_SEARCHED, erased_tags, names_anyone, spellings
+from voight_middleware.ledger.postgres.dialect import femto
+
+Run: TypeAlias = Callable[[str, Sequence[Any]], Any]
+"""Executes a statement with ``?`` for each value; answers the cursor."""
+
+_ELSEWHERE = (
+    " OR ".join(f"{name} = ANY(asked.names)" for name in (*PLACES, "session_id"))
+    + " OR EXISTS (SELECT FROM jsonb_each_text(tags_extra) WHERE value = ANY(asked.names))"
+)
+_ASKED = "(SELECT ?::text[] AS names, ?::text AS token) AS asked"
+_ERASED = f"""(
+    SELECT jsonb_object_agg(key, CASE WHEN EXISTS (
+        SELECT FROM unnest(asked.names) AS name
+        WHERE value = name OR (char_length(name) >= {SHORTEST_SEARCHED} AND strpos(value, name) > 0)) THEN asked.token ELSE value END)
+    FROM jsonb_each_text(tags_extra))"""
+
+
+def _replaced(names: Sequence[str]) -> str:
+    return ", ".join(f"{name} = CASE WHEN {name} = ANY(asked.names) THEN asked.token ELSE {name} END" for name in names)
+
+
+_ERASE = f"""
+UPDATE voight.calls SET {_replaced(("user_id", *PLACES))}, session_id = NULL, response_id = NULL, tags_extra = {_ERASED}
+FROM {_ASKED} WHERE user_id = ANY(asked.names)"""
+_ERASE_ELSEWHERE = f"""
+UPDATE voight.calls SET {_replaced((*PLACES, "session_id"))}, tags_extra = {_ERASED} FROM {_ASKED} WHERE {_ELSEWHERE}"""
+_COUNT = "SELECT COUNT(*), SUM(cost), MIN(occurred_at), MAX(occurred_at) FROM voight.calls WHERE user_id = ANY(?)"
+_COUNT_ELSEWHERE = f"""
+SELECT COUNT(*) FROM voight.calls, {_ASKED} WHERE ({_ELSEWHERE}) AND (user_id IS NULL OR NOT user_id = ANY(asked.names))"""
+_SUBMISSIONS = (
+    "SELECT job, submission FROM voight.jobs WHERE EXISTS (SELECT FROM unnest(?::text[]) AS name WHERE strpos(submission, name) > 0)"
+)
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(Submission).decode
+
+
+def holdings(run: Run, names: Collection[str]) -> Holdings:
+    """What is kept under any of *names*."""
+    calls, cost, first, last = run(_COUNT, [list(names)]).fetchone()
+    (elsewhere,) = run(_COUNT_ELSEWHERE, [list(names), ""]).fetchone()
+    return Holdings(calls, femto(cost), first, last, elsewhere, sum(1 for _ in _mentioning(run, names)))
+
+
+def erase(run: Run, names: Collection[str], token: str) -> Holdings:
+    """Put *token* in the place of every one of *names*; answers what was there. Inside a transaction."""
+    found = holdings(run, names)
+    run(_ERASE, [list(names), token])
+    run(_ERASE_ELSEWHERE, [list(names), token])
+    for job, submission in list(_mentioning(run, names)):
+        changed = msgspec.structs.replace(submission, tags=erased_tags(submission.tags, names, token))
+        run("UPDATE voight.jobs SET submission = ? WHERE job = ?", [_encode(changed).decode(), job])
+    return found
+
+
+def _mentioning(run: Run, names: Collection[str]) -> Iterator[tuple[str, Submission]]:
+    for job, text in run(_SUBMISSIONS, [spellings(names)]).fetchall():
+        submission = _decode(text)
+        if names_anyone(submission.tags, names):
+            yield job, submission

@@ -1,0 +1,374 @@
+"""The PostgreSQL ledger: a schema of its own in any database, and hosts, processes and pods that write at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import closing
+from datetime import tzinfo
+from functools import partial
+from typing import Any, TypeVar
+
+import msgspec
+import psycopg
+from psycopg import errors
+
+from voight_middleware.call import Call, Record, Submission
+from voight_middleware.ledger.base import (
+    SHORTEST_ID,
+    Expired,
+    FormerPrice,
+    Holdings,
+    LedgerError,
+    Progress,
+    Spend,
+    Where,
+    Window,
+)
+from voight_middleware.ledger.postgres import erasure, triggers
+from voight_middleware.ledger.postgres.connection import bound, connect, explained, place_of, row, run
+from voight_middleware.ledger.postgres.dialect import DIALECT
+from voight_middleware.ledger.postgres.intake import Intake, submissions
+from voight_middleware.ledger.postgres.schema import (
+    CALLS,
+    CALLS_AS_PRICED,
+    LOCK,
+    SELECT,
+    SELECT_FORMER,
+    SELECT_PRICE,
+    prepare,
+)
+from voight_middleware.ledger.postgres.values import (
+    former_price,
+    has_changed,
+    storable,
+)
+from voight_middleware.ledger.question import Question, read_spend
+from voight_middleware.ledger.rollups import ROLLUPS, month_of
+from voight_middleware.ledger.rows import from_row, within_range
+from voight_middleware.settings import shown_url
+
+ATTEMPTS = 5
+"""How often a transaction is tried that the server has chosen to end for another one's sake."""
+_PAGE = 2_000
+_FAR = 253_402_300_799_000_000
+"""The last second of the year 9999, in microseconds."""
+_REFUSED = (errors.DataError, errors.IntegrityError, errors.ProgramLimitExceeded)
+"""What a call raises that no column holds."""
+
+_Answer = TypeVar("_Answer")
+_decode_submission = msgspec.json.Decoder(Submission).decode
+
+
+class PostgresLedger:
+    """
+    Calls in the schema ``voight`` of a PostgreSQL database. Used from one thread at a time, and by the process that opened it.
+
+    Args:
+        url: As libpq understands it: ``postgresql://user@host/database?sslmode=verify-full``.
+        create: False for reports: a ledger that is not there is an error.
+
+    Raises:
+        ForeignLedger: The database has a schema ``voight`` that is no ledger.
+        LedgerError: The server cannot be reached or refuses, or the ledger is of a newer version, or missing and not to be created.
+    """
+
+    def __init__(self, url: str, *, create: bool = True) -> None:
+        self.url = shown_url(url)
+        self._given = url
+        self._db = connect(url)
+        self._intake = Intake(self._db)
+        self._place = place_of(self._db)
+        try:
+            self.schema_version = prepare(self._db, create)
+        except BaseException:
+            self._db.close()
+            raise
+
+    def about(self) -> list[tuple[str, str]]:
+        """What ``voight doctor`` says of the ledger."""
+        rights = "SELECT " + ", ".join(f"has_table_privilege('voight.calls', '{right}')" for right in ("SELECT", "INSERT", "DELETE"))
+        with explained(self._place):
+            reads, writes, deletes = self._row(rights)
+            (writable,) = self._row("SELECT NOT pg_is_in_recovery() AND current_setting('transaction_read_only') = 'off'")
+        may = [word for right, word in ((writes, "bring calls in"), (deletes, "change and delete them"), (reads, "read them")) if right]
+        info = self._db.info
+        return [
+            ("engine", f"PostgreSQL {info.parameter_status('server_version')}"),
+            ("schema", f"version {self.schema_version}, in the schema voight of {self._place}"),
+            ("role", f"{info.user}, who may {', '.join(may) or 'do nothing'}{'' if writable else '; the server is read-only'}"),
+            ("connection", "encrypted" if self._db.pgconn.ssl_in_use else "not encrypted"),
+        ]
+
+    def insert(self, records: Sequence[Record], progress: Progress | None = None) -> int:
+        """
+        Keep calls and submissions and apply settlements, in one transaction together with *progress*; answers how many calls were
+        new, or told of for the first time.
+
+        Submissions and settlements are applied after all calls of *records*. A call with a count or cost that no column holds is kept
+        without it, unpriced.
+
+        Raises:
+            ValueError: A record cannot be kept at all, and nothing of *records* was.
+        """
+        calls = [record for record in records if isinstance(record, Call)]
+        others = [record for record in records if not isinstance(record, Call)]
+        with explained(self._place):
+            try:
+                return self._write(lambda: self._intake.insert(calls, others, progress))
+            except _REFUSED:
+                calls = [within_range(call) for call in calls]
+            try:
+                return self._write(lambda: self._intake.insert(calls, others, progress))
+            except _REFUSED as error:
+                raise ValueError(f"a call cannot be kept: {error.diag.message_primary or error}") from error
+
+    def submissions(self, jobs: Collection[str]) -> dict[str, Submission]:
+        """Those of *jobs* that are known."""
+        with explained(self._place):
+            return submissions(self._db, jobs)
+
+    def progress(self, segment: str) -> int:
+        """The offset in bytes up to which *segment* has been ingested; 0 for an unknown one."""
+        with explained(self._place):
+            row = self._run("SELECT ingested FROM voight.segments WHERE name = ?", [segment]).fetchone()
+        return row[0] if row else 0
+
+    def forget(self, segment: str) -> None:
+        """Drop the progress of a segment whose file is gone."""
+        with explained(self._place):
+            self._run("DELETE FROM voight.segments WHERE name = ?", [segment])
+
+    def spend(
+        self,
+        by: Sequence[str] = (),
+        where: Where | None = None,
+        window: Window = Window(),
+        limit: int | None = None,
+        *,
+        as_priced: bool = False,
+        zone: tzinfo | None = None,
+    ) -> list[Spend]:
+        """
+        Calls added up by dimensions, the most expensive first (unpriced groups last, then by calls), as ``Ledger.spend``.
+
+        Raises:
+            UnknownDimension: A name in *by* or *where* is neither in ``DIMENSIONS`` nor an extra key of any call.
+        """
+        by = tuple(dict.fromkeys(by))
+        with explained(self._place):
+            rows = self._run(*self._question(zone).spend(by, where or {}, window, limit, as_priced=as_priced)).fetchall()
+        return [read_spend(by, row, DIALECT) for row in rows]
+
+    def calls(
+        self,
+        where: Where | None = None,
+        window: Window = Window(),
+        limit: int | None = None,
+        *,
+        after: tuple[int, str] | None = None,
+        as_priced: bool = False,
+        zone: tzinfo | None = None,
+    ) -> Iterator[Call]:
+        """
+        Every call, the oldest first; at most *limit*, from behind the one of this ``occurred_at`` and ``call_id`` on.
+
+        More than a page of them are read through a connection of their own, in one transaction: however long that takes, they are the
+        calls of one moment, and this ledger can be used meanwhile.
+
+        Raises:
+            UnknownDimension: As for ``spend``.
+        """
+        with explained(self._place):
+            if after is not None:  # a page begins where the last one ended, and not at the beginning of the window
+                window = Window(after[0] if window.since is None else max(after[0], window.since), window.until)
+            condition, values = self._question(zone).condition(where or {}, window)
+            if after is not None:
+                condition += " AND (occurred_at, call_id) > (?, ?)"
+                values += after
+            query = (
+                f"{SELECT} FROM {CALLS_AS_PRICED if as_priced else CALLS} {SELECT_PRICE} WHERE {condition} ORDER BY occurred_at, call_id"
+            )
+            if limit is not None and limit <= _PAGE:
+                yield from map(from_row, self._run(f"{query} LIMIT ?", [*values, limit]).fetchall())
+                return
+            with closing(connect(self._given)) as db:
+                db.read_only, db.isolation_level = True, psycopg.IsolationLevel.REPEATABLE_READ
+                with db.transaction(), db.cursor("voight") as cursor:
+                    cursor.itersize = _PAGE
+                    cursor.execute(bound(f"{query} LIMIT ?"), [*map(storable, values), limit])
+                    yield from map(from_row, cursor)
+
+    def call(self, call_id: str) -> Call | None:
+        """
+        The call of that id, or the only one whose id begins with it, if it has 8 characters or more; None where there is none.
+
+        Raises:
+            LedgerError: Several calls begin with it.
+        """
+        query = f"{SELECT} FROM {CALLS} {SELECT_PRICE} WHERE"
+        with explained(self._place):
+            found = self._run(f"{query} call_id = ?", [call_id]).fetchall()
+            if not found and len(call_id) >= SHORTEST_ID:
+                range_ = (call_id, call_id + "\U0010ffff")
+                found = self._run(f"{query} call_id > ? AND call_id < ? ORDER BY call_id LIMIT 2", range_).fetchall()
+        calls = [from_row(row) for row in found]
+        if len(calls) > 1:
+            several = " and ".join(call.call_id for call in calls)
+            raise LedgerError(f"several calls begin with {call_id!r}, such as {several}: give more of the id")
+        return calls[0] if calls else None
+
+    def reprice(self, changes: Sequence[tuple[Call, Call]]) -> int:
+        """
+        Give calls another price, in one transaction; each as it was read, and as it is priced now. Answers how many have got one.
+
+        The price before is kept as a version of its own. A call is not touched where cost, status and reasons stay the same, nor where
+        it is not in the ledger as it was read: another process has repriced it or told what it used.
+        """
+        now = time.time_ns() // 1000
+        changes = [(before, within_range(after)) for before, after in changes]
+        changes = [(before, after) for before, after in changes if has_changed(before, after)]
+
+        if not changes:
+            return 0
+        with explained(self._place):
+            return self._write(lambda: self._intake.reprice(changes, now))
+
+    def versions(self, call_id: str) -> list[FormerPrice]:
+        """The prices that a call had before its newest one, the original first."""
+        return self.former([call_id]).get(call_id, [])
+
+    def former(self, call_ids: Collection[str]) -> dict[str, list[FormerPrice]]:
+        """The prices that calls had before their newest one, the original first, by ``call_id``; a call without any is missing."""
+        found: dict[str, list[FormerPrice]] = {}
+        with explained(self._place):
+            for call_id, *row in self._run(SELECT_FORMER, [list(call_ids)]).fetchall():
+                found.setdefault(call_id, []).append(former_price(row))
+        return found
+
+    def jobs(self, after: str = "", limit: int = 1_000) -> list[Submission]:
+        """Submitted jobs in the bytewise order of their names: at most *limit*, from behind the name *after* on."""
+        with explained(self._place):
+            rows = self._run("SELECT submission FROM voight.jobs WHERE job > ? ORDER BY job LIMIT ?", [after, limit]).fetchall()
+        return [_decode_submission(text) for (text,) in rows]
+
+    def keep(self, calls: Sequence[Call], former: Mapping[str, Sequence[FormerPrice]] = {}, *, anew: bool = False) -> int:
+        """
+        Keep calls of another ledger as they are there, each with the prices that it had before, in one transaction; answers how many
+        were written.
+
+        Nothing is settled, completed or repriced by it. A call whose id is here already is left as it is, and its former prices with
+        it; with *anew* it is replaced, together with them.
+
+        Raises:
+            ValueError: A call cannot be kept, and nothing of *calls* was.
+        """
+        with explained(self._place):
+            try:
+                return self._write(lambda: self._intake.keep(calls, former, anew))
+            except _REFUSED as error:
+                raise ValueError(f"a call cannot be kept: {error.diag.message_primary or error}") from error
+
+    def extent(self) -> tuple[int, int] | None:
+        """When the oldest and the newest call happened, in microseconds since 1970 UTC; None for an empty ledger."""
+        with explained(self._place):
+            oldest, newest = self._row("SELECT MIN(occurred_at), MAX(occurred_at) FROM voight.calls")
+        return None if oldest is None else (oldest, newest)
+
+    def holdings(self, names: Collection[str]) -> Holdings:
+        """What is kept about the person who is known by any of *names*."""
+        with explained(self._place):
+            return erasure.holdings(self._run, names)
+
+    def erase(self, names: Collection[str], token: str) -> Holdings:
+        """
+        Put *token* in the place of a person's ids, in one transaction, and take sessions and answer ids off the person's calls; answers
+        what was found. Costs and counts stay as they are.
+        """
+
+        def work() -> Holdings:
+            self._run(LOCK)
+            return erasure.erase(self._run, names, token)
+
+        with explained(self._place):
+            return self._write(work)
+
+    def purge(self, names: Collection[str]) -> list[str]:
+        """
+        Have the server clear out the rows that were overwritten or deleted (VACUUM), as far as no older transaction can still see them.
+
+        What the server's write-ahead log, its replicas and its backups keep is not in reach from here, nor are bytes that it has freed
+        and not yet used again: they go as those are recycled. So the answer is always empty.
+        """
+        with explained(self._place):
+            for table in ("calls", "jobs", "former_costs", *(rollup.table for rollup in ROLLUPS)):
+                self._run(f"VACUUM voight.{table}")
+        return []
+
+    def expired(self, until: int) -> Expired:
+        """What happened before *until*, in microseconds since 1970 UTC."""
+        with explained(self._place):
+            (calls,) = self._row("SELECT COUNT(*) FROM voight.calls WHERE occurred_at < ?", until)
+            (former,) = self._row("SELECT COUNT(*) FROM voight.former_costs JOIN voight.calls USING (call_id) WHERE occurred_at < ?", until)
+            (jobs,) = self._row("SELECT COUNT(*) FROM voight.jobs WHERE submitted_at < ?", until)
+        return Expired(calls, former, jobs)
+
+    def expire(self, until: int, limit: int) -> Expired:
+        """Delete at most *limit* of the oldest calls from before *until*, and with the last of them the jobs, in one transaction."""
+
+        def work() -> Expired:
+            self._run(LOCK)
+            oldest = "SELECT call_id FROM voight.calls WHERE occurred_at < ? ORDER BY occurred_at, call_id LIMIT ?"
+            ids = [call_id for (call_id,) in self._run(oldest, [until, limit]).fetchall()]
+            former = self._run("DELETE FROM voight.former_costs WHERE call_id = ANY(?)", [ids]).rowcount
+            calls = self._run("DELETE FROM voight.calls WHERE call_id = ANY(?)", [ids]).rowcount
+            jobs = self._run("DELETE FROM voight.jobs WHERE submitted_at < ?", [until]).rowcount if calls < limit else 0
+            return Expired(calls, former, jobs)
+
+        with explained(self._place):
+            return self._write(work)
+
+    def rebuild(self) -> Iterator[str]:
+        """Build the rollups anew from the calls, a month in a transaction; yields each month when it is done."""
+        done = end = 0
+
+        def work(begin: int, until: int) -> None:
+            self._run(LOCK)
+            for rollup in ROLLUPS:  # and what stands there for months that have no calls any more
+                self._run(*triggers.empty(rollup, done, until))
+                if begin < until:
+                    self._run(triggers.fill(rollup, "voight.calls WHERE occurred_at >= ? AND occurred_at < ?"), [begin, until])
+
+        with explained(self._place):
+            while (first := self._row("SELECT MIN(occurred_at) FROM voight.calls WHERE occurred_at >= ?", end)[0]) is not None:
+                month, begin, end = month_of(first)
+                self._write(partial(work, begin, end))
+                done = end
+                yield month
+            self._write(partial(work, _FAR, _FAR))
+
+    def close(self) -> None:
+        """Release the connection; harmless when repeated."""
+        self._db.close()
+
+    def _run(self, query: str, values: Sequence[Any] = ()) -> psycopg.Cursor[tuple[Any, ...]]:
+        return run(self._db, query, values)
+
+    def _row(self, query: str, *values: Any) -> tuple[Any, ...]:
+        return row(self._db, query, *values)
+
+    def _write(self, work: Callable[[], _Answer]) -> _Answer:
+        """Do *work* in a transaction, and again where the server has ended it for another one's sake."""
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                with self._db.transaction():
+                    return work()
+            except BaseException as error:
+                self._intake.rolled_back()
+                if not isinstance(error, errors.DeadlockDetected | errors.SerializationFailure) or attempt == ATTEMPTS:
+                    raise
+        raise AssertionError("unreachable")
+
+    def _question(self, zone: tzinfo | None) -> Question:
+        keys = [key for (key,) in self._run("SELECT key FROM voight.extra_keys").fetchall()]
+        return Question(DIALECT, keys, zone, self.extent())
