@@ -188,7 +188,7 @@ def test_no_value_drives_the_terminal(ledger: Path, capsys: Captured, form: str)
         (["top", "--where", "user=\udcff"], "not text in the encoding"),
         (["top", "--since", "soon"], "cannot read 'soon' as a time; write it like one of: today, yesterday"),
         (["top", "--since", "today", "--until", "yesterday"], "ends before it begins"),
-        (["spend", "--ledger", "postgresql://db"], "SQLite only"),
+        (["spend", "--ledger", "mysql://db"], "postgresql://"),
         (["spend", "--ledger", ":memory:"], "the ledger needs a file"),
         (["export", "-o", "/nowhere/calls.jsonl"], "/nowhere/calls.jsonl cannot be written: No such file"),
         (["explain", "01234567"], "there is no call '01234567' in this ledger; voight export shows their ids"),

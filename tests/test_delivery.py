@@ -22,13 +22,14 @@ import pytest
 from voight_middleware import background
 from voight_middleware import journal as journal_module
 from voight_middleware.background import Delivery
+from voight_middleware.boundary.asgi import CostTagMiddleware
 from voight_middleware.call import Call, Record, Settlement
 from voight_middleware.cli import doctor, main
 from voight_middleware.ingest import Ingester, UnreadableJournal
 from voight_middleware.journal import Election, Journal, Segment, closed_bytes, folder_bytes, reasons, segments
 from voight_middleware.ledger import Ledger, LedgerError, Progress, open_ledger
 from voight_middleware.ledger.sqlite import SQLiteLedger
-from voight_middleware.meter import Meter
+from voight_middleware.meter import Meter, current_meter, swap_meter
 from voight_middleware.pricing import PriceBook
 from voight_middleware.settings import Settings
 from voight_middleware.tags import NO_TAGS, Frame, Owner, Tags
@@ -875,6 +876,36 @@ async def test_synchronous_delivery_never_waits_on_an_event_loop(
         await asyncio.sleep(0.01)
     else:
         pytest.fail("the round was not begun at once")
+
+
+async def test_synchronous_delivery_waits_at_the_end_of_an_asynchronous_request(
+    server: Server, make_meter: Callable[..., Meter], new_call: NewCall
+) -> None:
+    """When the server is told that a request is over, and may be frozen, its calls are in the ledger; the loop has gone on meanwhile."""
+    old = swap_meter(make_meter(delivery="synchronous", exit_timeout=30))
+    ids: list[str] = []
+    ticks = 0
+
+    async def app(*_: Any) -> None:
+        server.going.clear()
+        ids.append(finish(current_meter(), new_call()))
+        asyncio.get_running_loop().call_later(0.3, server.going.set)
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            await asyncio.sleep(0.01)
+            ticks += 1
+
+    ticking = asyncio.create_task(tick())
+    try:
+        middleware: Any = CostTagMiddleware(app)
+        await middleware({"type": "http", "headers": []}, None, None)
+        assert server.kept() == ids
+        assert ticks > 5
+    finally:
+        ticking.cancel()
+        swap_meter(old)
 
 
 def test_a_stream_that_is_collected_while_delivery_is_synchronous(

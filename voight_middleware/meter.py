@@ -96,7 +96,8 @@ class Meter:
         self._held: dict[str, Call] = {}
         self._background: Background | None = None
         self._start_lock = threading.Lock()
-        self._synchronous = settings.delivery == "synchronous"
+        self.synchronous = settings.delivery == "synchronous"
+        """Whether a call waits until it is in the ledger, where it may."""
         self._told_left = False
 
     def begin(self, beginning: Beginning) -> Watched:
@@ -191,7 +192,7 @@ class Meter:
     def _wake(self) -> None:
         if self._background is None:
             self._start(wait=False)  # whoever holds the lock starts it; that may be this thread, collecting a dropped stream in there
-        if self._synchronous:
+        if self.synchronous:
             if not (_on_a_loop() or self.journal.is_in_use_here()):
                 self.hand_over()
             elif (background := self._background) is not None:
@@ -200,16 +201,19 @@ class Meter:
     def hand_over(self) -> None:
         """
         Where delivery is synchronous, wait until what was written is in the ledger: at most ``exit_timeout`` seconds, and not at all
-        while the ledger is known to be down. It blocks: at the end of a request on an event loop, call it from a thread.
+        while the ledger is known to be down. It blocks: at the end of a request on an event loop, call it from a thread. Never raises.
         """
-        if self._synchronous and (background := self._background) is not None:
-            background.flush(self.settings.exit_timeout, patient=False)
+        try:
+            if self.synchronous and (background := self._background) is not None:
+                background.flush(self.settings.exit_timeout, patient=False)
+        except Exception as error:
+            self.note(error)
 
     def settle(self, call_ids: Iterable[str], owner: Owner) -> None:
         """Write the owner of calls that were finished without one. Never raises."""
         try:
             self.journal.append(Settlement(call_ids=tuple(call_ids), tags=self.guarded(owner.tags), attribution=owner.attribution))
-            if self._synchronous:
+            if self.synchronous:
                 self._wake()
         except Exception as error:
             self.note(error)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from voight_middleware.ingest import drain
-from voight_middleware.journal import segments
+from voight_middleware.journal import REASONS, REJECTED, segments
 from voight_middleware.ledger import Expired, Holdings, Ledger
 from voight_middleware.ledger.erasure import SHORTEST_SEARCHED
 from voight_middleware.settings import Settings
@@ -107,7 +107,8 @@ def _scrub(ledger: Ledger, folder: Path, names: Collection[str]) -> None:
         return
     for segment in segments(folder):
         _overwrite(segment.path, names, ledger.progress(segment.name))
-    _overwrite(folder / "rejected.jsonl", names, None)
+    _overwrite(folder / REJECTED, names, None)
+    _overwrite(folder / REASONS, names, None)  # an engine's message may quote an id
 
 
 def _overwrite(path: Path, names: Collection[str], end: int | None) -> None:

@@ -10,7 +10,8 @@ from django.http import FileResponse, HttpRequest
 
 from voight_django import conf
 from voight_django.scope import RequestFrame
-from voight_middleware.meter import note
+from voight_middleware.boundary.scope import hand_over
+from voight_middleware.meter import current_meter, note
 from voight_middleware.tags import carry, current_frame, set_frame
 
 if sys.version_info >= (3, 12):
@@ -72,6 +73,8 @@ class CostTagMiddleware:
                     await frame.made.settle()
             finally:  # the server may cancel a request whose getter does not answer
                 set_frame(outer)
+            if current_meter().synchronous and not streams:
+                await hand_over()
 
 
 def _follow(response: Any, frame: RequestFrame) -> bool:
@@ -115,3 +118,5 @@ async def _asteps(content: Any, frame: RequestFrame) -> AsyncIterator[bytes]:
             await content.aclose()
         if frame.made is not None:
             await frame.made.settle()  # closing is synchronous: a server other than Django's own handler may do it on the event loop
+        if current_meter().synchronous:
+            await hand_over()

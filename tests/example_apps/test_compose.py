@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -84,10 +86,11 @@ def test_the_services_at_work(database: dict[str, str], tmp_path: Path, voight_p
     environ = {**clean, "VOIGHT_JOURNAL": str(journal), "VOIGHT_LEDGER": database["voight_writer"]}
     for sdk, base_url in (("OPENAI", voight_provider.openai_base_url), ("ANTHROPIC", voight_provider.anthropic_base_url)):
         environ |= {f"{sdk}_BASE_URL": base_url, f"{sdk}_API_KEY": "any"}
+    port = free_port()
     app_folder = ROOT / "example_apps" / "fastapi_app"
     log = (tmp_path / "log").open("w+")
     app = subprocess.Popen(
-        [sys.executable, "-m", "uvicorn", "--app-dir", str(app_folder), "app:app", "--port", "0", "--workers", "2"],
+        [sys.executable, "-m", "uvicorn", "--app-dir", str(app_folder), "app:app", "--port", str(port), "--workers", "2"],
         env={**environ, "VOIGHT_INGEST": services("postgres")["app"]["environment"]["VOIGHT_INGEST"]},
         stdout=log,
         stderr=log,
@@ -96,7 +99,8 @@ def test_the_services_at_work(database: dict[str, str], tmp_path: Path, voight_p
         [*VOIGHT, "ingest"], env={**environ, "PGPASSWORD": PASSWORDS["WRITER_PASSWORD"]}, stdout=subprocess.DEVNULL, stderr=log
     )
     try:
-        with httpx.Client(base_url=address(tmp_path / "log"), timeout=30) as client:
+        wait_for(port, tmp_path / "log")
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
             for number in range(REQUESTS):
                 headers = {"authorization": f"Bearer token-{number % 3 + 1}"}
                 assert client.post("/chat", json={"text": "Hello"}, headers=headers).status_code == 200
@@ -122,11 +126,17 @@ def test_the_services_at_work(database: dict[str, str], tmp_path: Path, voight_p
     assert PASSWORDS["WRITER_PASSWORD"] not in refused.stderr
 
 
-def address(log: Path) -> str:
-    """Where uvicorn listens, as it says itself."""
-    deadline = time.monotonic() + 30
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        return int(one.getsockname()[1])
+
+
+def wait_for(port: int, log: Path) -> None:
+    """Until somebody listens there."""
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        if found := re.search(r"running on (http://[0-9.:]+)", log.read_text()):
-            return found[1]
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return
         time.sleep(0.05)
     raise AssertionError(log.read_text())

@@ -9,6 +9,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from wsgiref.util import setup_testing_defaults
@@ -24,7 +25,9 @@ from django.test import AsyncClient, Client
 from django.urls import include, path, re_path
 
 import voight_middleware as voight
-from voight_middleware.meter import current_meter
+from voight_middleware.ledger import open_ledger
+from voight_middleware.meter import Meter, current_meter, swap_meter
+from voight_middleware.settings import Settings
 from voight_middleware.tags import current_frame
 
 from .django_project import OURS, SIGN_IN, project, user
@@ -101,6 +104,28 @@ class Visitor:
 
 def owners(calls: Any) -> list[tuple[str | None, str]]:
     return [(call.tags.user_id, call.attribution) for call in calls]
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_synchronous_delivery(streams: bool, aask: Any, tmp_path: Path) -> None:
+    """Where delivery is synchronous, the end of an asynchronous request waits until its call is in the ledger."""
+    meter = Meter(Settings.from_environment(ledger=tmp_path / "ledger.db", delivery="synchronous"))
+    old = swap_meter(meter)
+
+    async def parts() -> AsyncIterator[str]:
+        yield await aask()
+
+    async def view(request: HttpRequest) -> Any:
+        return StreamingHttpResponse(parts()) if streams else HttpResponse(await aask())
+
+    try:
+        with project(path("chat/", view)):
+            assert Visitor("ASGI", "alice").get("/chat/").status_code == 200
+        with closing(open_ledger(meter.settings.ledger)) as ledger:
+            assert [call.tags.user_id for call in ledger.calls()] == [str(user("alice").pk)]
+    finally:
+        swap_meter(old)
+        meter.close()
 
 
 # -- views and middleware ------------------------------------------------------------------------------------------------------

@@ -234,8 +234,8 @@ def test_filters_and_windows_on_everything(ledger: Ledger) -> None:
         where = rng.choice([{}, {one: rng.choice(values) for one in rng.sample(["user_id", "plan", "route", "release"], 2)}])
         names = tuple(rng.sample([*DIMENSIONS, "feature"], rng.randrange(3)))
         assert ledger.spend(names, where, window) == oracle.spend(kept, names, where, window), (names, where, window)
-        found = [call.call_id for call in ledger.calls(where, window)]
-        assert found == [call.call_id for call in oracle.chosen(kept, where, window)], (where, window)
+        ids = [call.call_id for call in ledger.calls(where, window)]
+        assert ids == [call.call_id for call in oracle.chosen(kept, where, window)], (where, window)
 
 
 def test_no_value_beside_others(ledger: Ledger) -> None:

@@ -153,7 +153,7 @@ def test_who_must_upgrade(postgres_url: str, make_role: Any, ledger: PostgresLed
         sql(statement)
     monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, ADDED))
     with pytest.raises(
-        LedgerError, match=rf"older version \(schema 1, this one needs 2\), and the role {name}.*`voight doctor`.* once as voight"
+        LedgerError, match=rf"older version \(schema 1, this one needs 2\), and the role {name}.*`voight migrate`.* once as voight"
     ):
         PostgresLedger(url)
 

@@ -8,8 +8,8 @@ from typing import Any, cast
 
 from voight_middleware.boundary.identity import Getter, Getters, request_user
 from voight_middleware.boundary.routes import route_of, what_routers_left
-from voight_middleware.boundary.scope import Scope
-from voight_middleware.meter import EXIT_SECONDS, flush
+from voight_middleware.boundary.scope import Scope, hand_over
+from voight_middleware.meter import current_meter, flush_before_exit
 from voight_middleware.tags import NO_TAGS, Frame, current_frame, set_frame
 
 ScopeDict = MutableMapping[str, Any]
@@ -68,6 +68,8 @@ class CostTagMiddleware:
                     await cost_scope.settle()
             finally:
                 set_frame(outer)
+            if current_meter().synchronous:
+                await hand_over()
 
 
 class AsgiScope(Scope):
@@ -112,7 +114,7 @@ def _flushing(send: Send) -> Send:
         if message["type"] in ("lifespan.shutdown.complete", "lifespan.shutdown.failed"):
             from anyio import to_thread
 
-            await to_thread.run_sync(flush, EXIT_SECONDS)
+            await to_thread.run_sync(flush_before_exit)
         await send(message)
 
     return flush_then_send

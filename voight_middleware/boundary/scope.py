@@ -255,3 +255,15 @@ def _never_waits(code: CodeType) -> bool:
 
 _SEND = opmap["SEND"]
 """What ``await``, ``async for`` and ``async with`` wait by, since Python 3.11."""
+
+
+async def hand_over() -> None:
+    """At the end of a request on an event loop, where delivery is synchronous: wait in a thread until its calls are in the ledger."""
+    try:
+        from anyio import to_thread
+    except ImportError:  # under Django, which runs on asyncio only
+        import asyncio
+
+        await asyncio.to_thread(current_meter().hand_over)
+    else:
+        await to_thread.run_sync(current_meter().hand_over)

@@ -13,7 +13,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from voight_middleware import __version__
-from voight_middleware.cli import export, ingest, migrate, otlp, plot, questions, render, rights
+from voight_middleware.cli import export, ingest, migrate, move, otlp, plot, questions, render, rights
 from voight_middleware.cli.asked import SHORT, Asked, names, zone_of
 from voight_middleware.cli.questions import positive
 from voight_middleware.cli.render import UserError
@@ -31,6 +31,7 @@ _EXAMPLES = {
     **rights.EXAMPLES,
     **ingest.EXAMPLES,
     **migrate.EXAMPLES,
+    **move.EXAMPLES,
     "voight": """\
 examples:
   voight demo                                     see the whole line work, without an API key
@@ -198,6 +199,7 @@ def _parser() -> argparse.ArgumentParser:
     rights.add(command, {"erase": _erase, "retention": _retention, "rebuild": _rebuild}, place, table_or_json)
     ingest.add(command, place, prices)
     migrate.add(command, place)
+    move.add(command, _move, table_or_json)
 
     otlp.add(command, lambda args: otlp.run(_settings(args), args), place)
 
@@ -313,6 +315,13 @@ def _rebuild(args: Any) -> int:
         return rights.run_rebuild(ledger)
 
 
+def _move(args: Any) -> int:
+    move.check(args.source, args.target)
+    args.ledger = args.source
+    with _ledger(args) as ledger:
+        return move.run(ledger, args)
+
+
 def _explain(args: Any) -> int:
     from voight_middleware.cli import explain
 
@@ -376,7 +385,7 @@ def _ledger(args: Any) -> Generator[Ledger]:
 
     settings = _settings(args)
     try:
-        count = drain(settings.ledger, settings.journal, settings.prices)
+        count = drain(settings.ledger, settings.journal, settings.prices) if settings.ingest else 0
         if count > _DRAINED_WORTH_A_NOTE:
             print(f"voight: brought in {count:,} records from the journal {settings.journal}", file=sys.stderr)
     except (LedgerError, OSError) as error:

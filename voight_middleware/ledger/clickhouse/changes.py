@@ -88,11 +88,9 @@ def settlements(owners: Mapping[str, Settlement]) -> Iterator[Change]:
         yield Change(sets, f"{_among(piece)} AND attribution IN ({', '.join(map(literal, UNSETTLED))})")
 
 
-def owner(call_ids: Sequence[str], tags: Tags, attribution: str) -> Iterator[Change]:
-    """Give calls to who has submitted their job."""
-    for piece in pieces(call_ids):
-        sets = {name: _cast(name, literal(_text(name, _tag(tags, name)))) for name in OWNER}
-        yield Change(sets | {"attribution": literal(attribution)}, _among(piece))
+def owners(given: Mapping[str, tuple[Tags, str]]) -> Iterator[Change]:
+    """Give calls to who has submitted their job: tags and attribution, by ``call_id``."""
+    return values({call_id: {name: _tag(tags, name) for name in OWNER} | {"attribution": by} for call_id, (tags, by) in given.items()})
 
 
 def values(changed: Mapping[str, Mapping[str, Any]], condition: str = "1") -> Iterator[Change]:

@@ -8,11 +8,8 @@ the progress comes last. What a crash has left half-way is finished by the repet
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
 
 import msgspec
-from msgspec.structs import replace
 
 from voight_middleware.call import Call, Settlement, Submission
 from voight_middleware.ledger.base import Progress
@@ -20,9 +17,9 @@ from voight_middleware.ledger.clickhouse import changes
 from voight_middleware.ledger.clickhouse.changes import UNSETTLED
 from voight_middleware.ledger.clickhouse.database import Database
 from voight_middleware.ledger.clickhouse.dialect import literal
+from voight_middleware.ledger.clickhouse.owners import Owned, Owners
 from voight_middleware.ledger.clickhouse.schema import INSERTED, checked, first_wins, insertable, last_wins, now
 from voight_middleware.ledger.rows import Row, encode
-from voight_middleware.tags import Tags
 
 JOB = ("job", "part_of", "submitted_at", "submission", "version")
 """The columns of a submitted job."""
@@ -44,21 +41,23 @@ class Intake:
             ValueError: A record cannot be kept, and nothing was.
         """
         fresh, told, repeated = self._sorted_out(calls)
-        jobs, steps = self._owners(fresh, others)
+        owners = self._owners(fresh, others)
         rows = {call_id: checked(call) for call_id, call in fresh.items()}
         answers = [checked(call) for call in told.values()]
-        submitted = [job_row(submission, replaced) for submission, replaced in jobs]
+        submitted = [job_row(submission, replaced) for submission, replaced in owners.jobs]
         self.learn([call.tags.extra for call in (*fresh.values(), *told.values())])
         self.learn([record.tags.extra for record in others])
         self.add(rows, fresh)
         self._drop_doubles([call_id for call_id, call in fresh.items() if call.job is not None])
         self._db.change(changes.answers(answers))
-        self._db.add("jobs", JOB, submitted)  # first: who adds an answer from here on finds its owner by himself
-        for step in steps:
-            if isinstance(step, _Owned):
-                self._own(step)
+        for step in owners.steps:
+            if isinstance(step, list):
+                self._own(step, fresh)
             else:
                 self._settle(step)
+        if submitted:
+            self._db.add("jobs", JOB, submitted)  # from here on, who adds an answer knows its owner
+            self._own([owned for step in owners.steps if isinstance(step, list) for owned in step], fresh, lacking=True)
         if progress is not None:
             self._db.add("segments", ("name", "offset", "version"), [encode((progress.segment, progress.offset, last_wins(now())))])
         return len(fresh) + len(answers) + repeated
@@ -101,54 +100,47 @@ class Intake:
                 repeated += 1
         return fresh, told, repeated
 
-    def _owners(self, fresh: dict[str, Call], others: Sequence[Settlement | Submission]) -> tuple[list[_Kept], list[_Step]]:
-        """Give *fresh* calls their owners; answers the jobs to be kept, and what is to be done to calls that are in the ledger already."""
+    def _owners(self, fresh: dict[str, Call], others: Sequence[Settlement | Submission]) -> Owners:
+        """Give *fresh* calls their owners, and find out what is to be done to calls and jobs that are in the ledger already."""
         named = {name for record in others if isinstance(record, Settlement) for name in record.call_ids if "/" in name}
-        known = self.submissions(named | {record.job for record in others if isinstance(record, Submission)})
-        jobs, steps = list[_Kept](), list[_Step]()
+        submitted = {record.job: record for record in others if isinstance(record, Submission)}
+        known = self.submissions(named | submitted.keys())
+        wholes = {one.part_of for one in (*known.values(), *submitted.values()) if one.part_of is not None} - known.keys()
+        owners = Owners(fresh, known, self.submissions(wholes), self._parts(known.keys() | submitted.keys()))
         for record in others:
             if isinstance(record, Submission):
-                if record.job not in known:
-                    known[record.job] = record
-                    jobs.append((record, False))
-                steps.append(self._owned(known[record.job], known, fresh))
-            elif record.tags.user_id is not None:
-                for name in record.call_ids:
-                    if name in fresh:
-                        fresh[name] = changes.settled(fresh[name], record)
-                    elif name in known:
-                        submission = known[name]
-                        if submission.attribution in UNSETTLED:
-                            tags = submission.tags.merge(record.tags)
-                            known[name] = replace(submission, tags=tags, attribution=record.attribution)
-                            jobs.append((known[name], True))
-                        steps.append(self._owned(known[name], known, fresh))
-                    elif steps and isinstance(steps[-1], dict) and name not in steps[-1]:
-                        steps[-1][name] = record
-                    else:
-                        steps.append({name: record})
-        return jobs, steps
+                owners.submit(record)
+            else:
+                owners.settle(record)
+        return owners
 
-    def _owned(self, submission: Submission, known: dict[str, Submission], fresh: dict[str, Call]) -> _Owned:
-        """Whose the answers of a submitted job are; *fresh* ones are given to him."""
-        owner = submission
-        if submission.tags.user_id is None and (whole := submission.part_of) is not None:
-            owner = known.get(whole) or self.submissions([whole]).get(whole, submission)
-        parts = self._db.rows(f"SELECT job FROM {self._db.name}.jobs FINAL WHERE part_of = ?", [submission.job])
-        inside = [one.job for one in known.values() if one.part_of == submission.job]
-        names = list(dict.fromkeys((submission.job, *(name for (name,) in parts), *inside)))
-        step = _Owned(names if owner.tags.user_id is not None else [], owner.tags, owner.attribution)
-        for call_id, call in fresh.items():
-            if call.job is not None and any(call.job == name or call.job.startswith(f"{name}/") for name in step.jobs):
-                fresh[call_id] = replace(call, tags=step.tags, attribution=step.attribution)
-        return step
+    def _parts(self, jobs: Collection[str]) -> dict[str, set[str]]:
+        """The parts of jobs whose names do not tell it."""
+        found: dict[str, set[str]] = {}
+        if jobs:
+            marks = ", ".join("?" * len(jobs))
+            for job, whole in self._db.rows(f"SELECT job, part_of FROM {self._db.name}.jobs FINAL WHERE part_of IN ({marks})", jobs):
+                found.setdefault(whole, set()).add(job)
+        return found
 
-    def _own(self, step: _Owned) -> None:
-        for job in step.jobs:
-            asked = f"SELECT DISTINCT call_id FROM {self._db.name}.calls FINAL WHERE (job = ? OR (job > ? AND job < ?))"
-            differs = "AND (user_id IS NULL OR user_id <> ? OR attribution <> ?)"
-            rows = self._db.rows(f"{asked} {differs}", [job, f"{job}/", f"{job}0", step.tags.user_id, step.attribution])
-            self._db.change(changes.owner([call_id for (call_id,) in rows], step.tags, step.attribution))
+    def _own(self, owners: Sequence[Owned], fresh: Collection[str], *, lacking: bool = False) -> None:
+        """Give the answers of jobs to who has submitted them, the last of *owners* last; *lacking* says only those without an owner."""
+        names = {name for owned in owners for name in owned.jobs}
+        if not names:
+            return
+        either = []
+        for slashes in sorted({name.count("/") for name in names}):
+            some = ", ".join(literal(name) for name in sorted(names) if name.count("/") == slashes)
+            either.append(f"arrayStringConcat(arraySlice(splitByChar('/', assumeNotNull(job)), 1, {slashes + 1}), '/') IN ({some})")
+        # Without FINAL, which would look at every call; what is found is read again by its id.
+        rows = self._db.rows(f"SELECT DISTINCT call_id FROM {self._db.name}.calls WHERE job IS NOT NULL AND ({' OR '.join(either)})")
+        asked = f"SELECT call_id, job, user_id, attribution FROM {self._db.name}.calls FINAL WHERE"
+        given: dict[str, Owned] = {}
+        for call_id, job, user_id, attribution in self._db.about([one for (one,) in rows if one not in fresh], asked):
+            owned = next((one for one in reversed(owners) if one.has(job)), None)
+            if owned is not None and (user_id is None if lacking else (user_id, attribution) != (owned.tags.user_id, owned.attribution)):
+                given[call_id] = owned
+        self._db.change(changes.owners({call_id: (owned.tags, owned.attribution) for call_id, owned in given.items()}))
 
     def _settle(self, owners: Mapping[str, Settlement]) -> None:
         unsettled = ", ".join(map(literal, UNSETTLED))
@@ -164,20 +156,6 @@ class Intake:
         asked = f"SELECT call_id, MAX(version) FROM {self._db.name}.calls WHERE"
         for call_id, version in list(self._db.about(call_ids, asked, "GROUP BY call_id HAVING COUNT(DISTINCT version) > 1")):
             self._db.alter("calls", f"DELETE WHERE call_id = {literal(call_id)} AND version < {version}")
-
-
-@dataclass(slots=True)
-class _Owned:
-    """Jobs, and whose their answers are."""
-
-    jobs: list[str]
-    tags: Tags
-    attribution: str
-
-
-_Step: TypeAlias = _Owned | dict[str, Settlement]
-_Kept: TypeAlias = tuple[Submission, bool]
-"""A submission, and whether it takes the place of another one."""
 
 
 def job_row(submission: Submission, replaced: bool) -> bytes:

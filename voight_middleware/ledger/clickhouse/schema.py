@@ -43,9 +43,7 @@ def type_of(name: str) -> str:
 
 
 def _codec(name: str) -> str:
-    if name == "occurred_at":
-        return " CODEC(Delta, ZSTD(1))"
-    return "" if name in MONEY or type_of(name).startswith("LowCardinality") else " CODEC(ZSTD(1))"
+    return " CODEC(Delta, ZSTD(1))" if name == "occurred_at" else " CODEC(ZSTD(1))"
 
 
 _COLUMNS = ", ".join(f"{kept_as(name)} {type_of(name)}{_codec(name)}" for name in SELECTED)
@@ -88,7 +86,8 @@ def create_table(name: str, database: str, cluster: str, *, patches: bool) -> st
     """
     columns, order = TABLES[name]
     engine = "ReplicatedReplacingMergeTree" if cluster else "ReplacingMergeTree"
-    settings = " SETTINGS enable_block_number_column = 1, enable_block_offset_column = 1" if patches and name == "calls" else ""
+    keeping = "enable_block_number_column = 1, enable_block_offset_column = 1" if patches else "finished_mutations_to_keep = 1"
+    settings = f" SETTINGS {keeping}" if name == "calls" else ""  # without patches, the text of a change names whom a call is given to
     return f"CREATE TABLE IF NOT EXISTS {database}.{name} {cluster} {columns} ENGINE = {engine}(version) {order}{settings}"
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
@@ -13,6 +15,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 import clickhouse_connect
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError
+from urllib3.exceptions import HTTPError
 
 from voight_middleware.ledger.base import LedgerError
 
@@ -139,6 +142,7 @@ def connect(server: Server) -> Client:
 _ADVICE = {
     81: "the database is not there: create it, or give the user the right to",
     60: "a table of it is missing: open it for writing once, by the application or by `voight ingest`",
+    701: "there is no such cluster: check `cluster` in the URL of the ledger against system.clusters",
     164: "this user may only read: give calls to a user that may write",
     497: "this user lacks a right: grant it, as the documentation of the deployment has it",
     516: "user or password are wrong: check the URL of the ledger, or CLICKHOUSE_PASSWORD",
@@ -152,26 +156,45 @@ _ADVICE = {
     999: "it has lost ClickHouse Keeper: calls wait in the journal",
 }
 _CODE = re.compile(r"\bCode: (\d+)")
-_NOISE = re.compile(r"Code: \d+\. |DB::Exception: |\(version [^)]*\)|\([A-Z_]{5,}\)|, (?:Stack trace|for url).*", re.DOTALL)
+_NOISE = re.compile(
+    r"Code: \d+\. |DB::Exception: |Received ClickHouse exception, code: \d+, server response: |\(version .*|\([A-Z_]{5,}\).*|\(for url .*|"
+    r", Stack trace.*",
+    re.DOTALL,
+)
+_CAUSE = re.compile(r"Caused by \w+\(['\"]?(?:<.*?>|\w+\(.*?\)): (.*?)['\"]?\)\)", re.DOTALL)
+"""What lies behind the driver's words for a connection that failed, which have the whole address of the request in them."""
+_READING = re.compile(r"Setting \w+ is readonly")
+_asking = ContextVar("voight_asking_clickhouse", default=False)
+
+
+def _unsaid(_: logging.LogRecord) -> bool:
+    """The driver logs a connection that failed, once for each try; what it raises is logged by ourselves, once for all."""
+    return not _asking.get()
+
+
+logging.getLogger("clickhouse_connect.driver._backend.http_sync").addFilter(_unsaid)
 
 
 @contextmanager
 def explained(server: Server) -> Generator[None]:
     """Turn the driver's errors into ``LedgerError``, in one line, with what to do, and without a password."""
+    token = _asking.set(True)
     try:
         yield
     except ClickHouseError as error:
-        code = code_of(error)
-        said = _short(str(error), server.password)
+        said = str(error)
+        code = 164 if _READING.search(said) else code_of(error)
         if code in _ADVICE:
             message = f"the ledger {server.name} refused ({code}): {_ADVICE[code]}"
         elif code is None:
-            message = f"the ledger {server.name} does not answer: check that the server runs and can be reached ({said})"
+            message = f"the ledger {server.name} does not answer ({_short(said, server)}): check that the server runs and can be reached"
         else:
-            message = f"the ledger {server.name} failed ({code}): {said}"
+            message = f"the ledger {server.name} failed ({code}): {_short(said, server)}"
         raise LedgerError(message) from error
-    except OSError as error:  # what the driver leaves unexplained of the network
-        raise LedgerError(f"the ledger {server.name} does not answer ({_short(str(error), server.password)}): check the server") from error
+    except (OSError, HTTPError) as error:  # what the driver leaves unexplained of the network
+        raise LedgerError(f"the ledger {server.name} does not answer ({_short(str(error), server)}): check the server") from error
+    finally:
+        _asking.reset(token)
 
 
 def code_of(error: BaseException) -> int | None:
@@ -183,8 +206,10 @@ def code_of(error: BaseException) -> int | None:
     return int(found[1]) if found else None
 
 
-def _short(text: str, password: str) -> str:
+def _short(text: str, server: Server) -> str:
+    if cause := _CAUSE.search(text):
+        text = cause[1]
     text = " ".join(_NOISE.sub("", text).split())
-    if password:
-        text = text.replace(password, "…")
+    if server.password:
+        text = text.replace(server.password, "…").replace(quote(server.password, safe=""), "…")
     return text[:300]

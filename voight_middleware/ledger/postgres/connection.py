@@ -41,7 +41,7 @@ def connect(url: str) -> Connection:
     host = given.get("host") or given.get("hostaddr") or os.environ.get("PGHOST") or "this machine"
     place = f"{host}/{given.get('dbname') or os.environ.get('PGDATABASE') or ''}"
     try:
-        # No prepared statements: a pooler may hand the next transaction to another session. They saved nothing that could be measured.
+        # No prepared statements: a pooler may hand the next transaction to another session.
         db = psycopg.connect("", autocommit=True, prepare_threshold=None, **{**values, **given})
     except psycopg.Error as error:
         raise LedgerError(_of_connecting(f"the ledger {place}", error)) from error
@@ -133,7 +133,10 @@ def _meaning(error: psycopg.Error) -> str:
             what = f"cannot be written ({text}): give the URL of the primary server (target_session_attrs=read-write finds it), or a role"
             return f"{what} whose default_transaction_read_only is off"
         case errors.InsufficientPrivilege():
-            return f"refuses this role ({text}): give it the rights of a writer or a reader (voight_middleware.ledger.postgres.roles)"
+            what = "its owner gives rights with `voight migrate --writer ROLE --reader ROLE`, after an upgrade again"
+            return f"refuses this role ({text}): {what}"
+        case errors.UndefinedObject():
+            return f"cannot give rights ({text}): create the role before, with CREATE ROLE … LOGIN"
         case errors.DiskFull():
             return f"cannot be written, the server's disk is full ({text}): free some space there"
         case errors.LockNotAvailable():

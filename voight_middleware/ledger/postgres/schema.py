@@ -153,8 +153,8 @@ def _version(db: Connection, place: str) -> int | None:
         return None
     if not usable:
         raise LedgerError(
-            f"the role {db.info.user} may not use the ledger {place}: give it the rights of a writer or a reader "
-            "(voight_middleware.ledger.postgres.roles)"
+            f"the role {db.info.user} may not use the ledger {place}: its owner gives rights with "
+            "`voight migrate --writer ROLE --reader ROLE`"
         )
     return int(_one(db, "SELECT version FROM voight.schema_version WHERE ledger = 'voight-middleware'")[0])
 
@@ -177,13 +177,13 @@ def _migrate(db: Connection, place: str) -> int:
         role, text = db.info.user, error.diag.message_primary
         if version is None:
             raise LedgerError(
-                f"there is no ledger at {place} yet, and the role {role} may not make one ({text}): run `voight doctor` once as a role "
+                f"there is no ledger at {place} yet, and the role {role} may not make one ({text}): run `voight migrate` once as a role "
                 f"that may, or let an administrator run: CREATE SCHEMA voight AUTHORIZATION {quoted(role)}"
             ) from error
         (owner,) = _one(db, "SELECT pg_get_userbyid(relowner) FROM pg_class WHERE oid = 'voight.calls'::regclass")
         raise LedgerError(
             f"the ledger {place} is of an older version (schema {version}, this one needs {len(MIGRATIONS)}), and the role {role} may "
-            f"not upgrade it: run `voight doctor` of this version once as {owner}, who owns it"
+            f"not upgrade it: run `voight migrate` of this version once as {owner}, who owns it"
         ) from error
 
 

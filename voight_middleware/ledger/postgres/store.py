@@ -29,6 +29,7 @@ from voight_middleware.ledger.postgres import erasure, triggers
 from voight_middleware.ledger.postgres.connection import bound, connect, explained, place_of, row, run
 from voight_middleware.ledger.postgres.dialect import DIALECT
 from voight_middleware.ledger.postgres.intake import Intake, submissions
+from voight_middleware.ledger.postgres.roles import grants
 from voight_middleware.ledger.postgres.schema import (
     CALLS,
     CALLS_AS_PRICED,
@@ -99,6 +100,17 @@ class PostgresLedger:
             ("role", f"{info.user}, who may {', '.join(may) or 'do nothing'}{'' if writable else '; the server is read-only'}"),
             ("connection", "encrypted" if self._db.pgconn.ssl_in_use else "not encrypted"),
         ]
+
+    def grant(self, *, writer: str | None = None, reader: str | None = None) -> None:
+        """
+        Give roles what they need, in one transaction; see ``roles.grants``. For the owner of the schema, again after each upgrade.
+
+        Raises:
+            LedgerError: There is no such role, or this one is not the owner.
+        """
+        with explained(self._place), self._db.transaction():
+            for statement in grants(writer=writer, reader=reader):
+                self._db.execute(statement.encode())
 
     def insert(self, records: Sequence[Record], progress: Progress | None = None) -> int:
         """
