@@ -20,7 +20,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import voight_middleware as voight
 from voight_middleware.call import Call
-from voight_middleware.export.measures import Measures, Names, tokens
+from voight_middleware.export.conventions import tokens
+from voight_middleware.export.measures import Measures, Names
 from voight_middleware.export.metrics import OTelMetrics
 from voight_middleware.export.prometheus import PrometheusMetrics, prometheus_text
 from voight_middleware.tags import Tags

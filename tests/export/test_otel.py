@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import json
 import os
 import subprocess
 import sys
@@ -148,14 +149,17 @@ def test_personal_data_is_a_pseudonym(traced: Traced, listening: Any, openai_cli
 
 
 def test_what_langfuse_reads_is_set_on_request(listening: Any, openai_client: openai.OpenAI) -> None:
-    """Metadata to filter by, and our cost in the place of its own."""
+    """Metadata to filter by, disjoint token counts, and our cost in the place of its own."""
     traced = Traced()
     traced.spans = OTelSpans(traced.provider, langfuse=True)
     listening(traced.spans)
+    usage = '{"prompt_tokens":1000,"completion_tokens":200,"total_tokens":1200,"prompt_tokens_details":{"cached_tokens":400}}'
     with voight.tag(plan="pro"):
-        openai_client.chat.completions.create(**HELLO)
+        openai_client.chat.completions.create(**HELLO, extra_headers={"x-loopback-usage": usage})
 
     said = attributes(traced.one("chat gpt-4o-mini"))
+    details = json.loads(said["langfuse.observation.usage_details"])
+    assert (details["input"], details["input_cached_tokens"], details["output"], details["total"]) == (600, 400, 200, 1200)
     assert said["langfuse.observation.metadata.plan"] == "pro"
     assert said["langfuse.observation.cost_details"] == f'{{"total":{said["voight.cost_usd"]}}}'
 

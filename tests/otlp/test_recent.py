@@ -41,8 +41,8 @@ AROUND = {
     "with the response's id": request(span(1, attributes=WITH_ID), scope="another"),
     "without an id": request(span(1, attributes=INFERENCE), scope="another"),
     "of the same library, with its tokens": request(span(1, attributes=CHAT), scope="the.sdk"),
-    "without tokens": request(span(1, attributes={"openinference.span.kind": "LLM"}), scope="another"),
 }
+NO_TOKENS = {name: value for name, value in CHAT.items() if "usage" not in name}
 
 
 @pytest.mark.parametrize("around", AROUND.values(), ids=AROUND)
@@ -86,6 +86,16 @@ def test_a_sum_that_does_not_call_itself_one_is_found_out(receiving: Start) -> N
     parts = [span(number, 1, attributes=part, offset=number, seconds=1) for number in (2, 3, 4)]
     whole = span(1, attributes={**part, "gen_ai.usage.input_tokens": 30}, seconds=9)
     assert _sent(receiving(), request(*parts), request(whole)) == 3
+
+
+@pytest.mark.parametrize("scope", ["the.sdk", "another"])
+def test_a_span_without_tokens_repeats_the_calls_inside_of_it(receiving: Start, scope: str) -> None:
+    """As `embedMany` of the Vercel AI SDK 7. Where it comes first, it is kept without usage; the cost is the inner one's in any order."""
+    around = request(span(1, attributes=NO_TOKENS), scope=scope)
+    assert _sent(receiving(), INNER, around) == 1
+    one = receiving()
+    assert _sent(one, around, INNER) == 2
+    assert sorted(call.cost_status for call in one.calls()) == ["priced", "unpriced"]
 
 
 def test_two_instrumentors_beside_each_other_are_one_call_by_the_responses_id(receiving: Start) -> None:

@@ -16,7 +16,7 @@ prompt or an answer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TypeAlias
 
 import msgspec
@@ -111,9 +111,7 @@ def call_attributes(call: Call, langfuse: bool = False) -> Attributes:
     if cost is not None:
         attributes["voight.cost_usd"] = cost
     if langfuse:
-        attributes |= {f"langfuse.observation.metadata.{key}": value for key, value in _metadata(call.tags).items()}
-        if cost is not None:
-            attributes["langfuse.observation.cost_details"] = f'{{"total":{cost}}}'
+        attributes |= _for_langfuse(call, cost)
     return attributes
 
 
@@ -138,6 +136,23 @@ def error_type(call: Call) -> str:
 def _metadata(tags: Tags) -> dict[str, str]:
     named = {key: getattr(tags, key) for key in ("plan", "tenant_id", "route", "release")}
     return {**tags.extra, **{key: value for key, value in named.items() if value is not None}}
+
+
+def _for_langfuse(call: Call, cost: str | None) -> Attributes:
+    """``langfuse.*`` goes before everything else there: it would add cached tokens to the input that includes them, and price by itself."""
+    attributes: Attributes = {f"langfuse.observation.metadata.{key}": value for key, value in _metadata(call.tags).items()}
+    if call.tags.release is not None:
+        attributes["langfuse.release"] = call.tags.release
+    if counts := dict(tokens(call)):
+        names = {_LANGFUSE_USAGE.get(kind, kind): count for kind, count in counts.items()}
+        attributes["langfuse.observation.usage_details"] = msgspec.json.encode({**names, "total": sum(counts.values())}).decode()
+    if cost is not None:
+        attributes["langfuse.observation.cost_details"] = f'{{"total":{cost}}}'
+    return attributes
+
+
+_LANGFUSE_USAGE = {"cache_read": "input_cached_tokens", "cache_write": "input_cache_creation", "reasoning": "output_reasoning_tokens"}
+"""Types of tokens by the names of https://langfuse.com/docs/observability/features/token-and-cost-tracking; they are disjoint there too."""
 
 
 def _request(provider: str, endpoint: str, model: str | None, host: str | None, streamed: bool) -> Attributes:
@@ -197,3 +212,25 @@ def _usage(call: Call) -> Attributes:
     if usage.input_tokens is not None and usage.output_tokens is not None:
         counts["llm.token_count.total"] = usage.input_tokens + usage.output_tokens
     return {name: count for name, count in counts.items() if count is not None}
+
+
+def tokens(call: Call) -> Iterator[tuple[str, int]]:
+    """
+    The tokens of a call by type, disjoint: they add up to input and output. What was not reported is left out.
+
+    The types are ``input`` (not cached), ``cache_read``, ``cache_write``, ``output`` (without reasoning) and ``reasoning``.
+    """
+    usage = call.usage
+    if usage is None:
+        return
+    reads, writes, reasoning = usage.cache_read_tokens, usage.cache_write_tokens, usage.reasoning
+    if usage.input_tokens is not None:
+        yield "input", usage.input_tokens - (reads or 0) - (writes or 0)
+    if reads is not None:
+        yield "cache_read", reads
+    if writes is not None:
+        yield "cache_write", writes
+    if usage.output_tokens is not None:
+        yield "output", usage.output_tokens - (reasoning or 0)
+    if reasoning is not None:
+        yield "reasoning", reasoning

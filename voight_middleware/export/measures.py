@@ -7,7 +7,7 @@ afterwards; a model gets a name only once a provider has answered with it, as th
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import NamedTuple
 
 from voight_middleware.call import Call
@@ -89,25 +89,3 @@ class Measures:
             error=self._errors(error_type(call)) if call.outcome == "error" else None,
             cost_status=call.cost_status,
         )
-
-
-def tokens(call: Call) -> Iterator[tuple[str, int]]:
-    """
-    The tokens of a call by type, disjoint: they add up to input and output. What was not reported is left out.
-
-    The types are ``input`` (not cached), ``cache_read``, ``cache_write``, ``output`` (without reasoning) and ``reasoning``.
-    """
-    usage = call.usage
-    if usage is None:
-        return
-    reads, writes, reasoning = usage.cache_read_tokens, usage.cache_write_tokens, usage.reasoning
-    if usage.input_tokens is not None:
-        yield "input", usage.input_tokens - (reads or 0) - (writes or 0)
-    if reads is not None:
-        yield "cache_read", reads
-    if writes is not None:
-        yield "cache_write", writes
-    if usage.output_tokens is not None:
-        yield "output", usage.output_tokens - (reasoning or 0)
-    if reasoning is not None:
-        yield "reasoning", reasoning

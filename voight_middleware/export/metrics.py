@@ -10,7 +10,7 @@ instrument                                      kind      unit    attributes bes
 ``gen_ai.client.operation.duration``            histogram s       ``error.type``, ``voight.outcome``
 ``gen_ai.client.operation.time_to_first_chunk`` histogram s
 ``voight.client.calls``                         counter   {call}  ``voight.outcome``, ``voight.cost_status``
-``voight.client.tokens``                        counter   {token} ``voight.token.type``: disjoint, see ``measures.tokens``
+``voight.client.tokens``                        counter   {token} ``voight.token.type``: disjoint, see ``conventions.tokens``
 ``voight.client.cost``                          counter   USD
 =============================================== ========= ======= =================================================================
 
@@ -29,7 +29,8 @@ from importlib.metadata import version
 from typing import Any
 
 from voight_middleware.call import Call
-from voight_middleware.export.measures import SECONDS, TOKENS, Measures, tokens
+from voight_middleware.export.conventions import tokens
+from voight_middleware.export.measures import SECONDS, TOKENS, Measures
 
 try:
     from opentelemetry import metrics

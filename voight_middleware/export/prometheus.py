@@ -12,7 +12,7 @@ Without it, every worker answers with its own calls, and a scrape shows whicheve
 metric                                kind      labels besides provider, operation, model and plan
 ===================================== ========= ====================================================
 ``voight_calls_total``                counter   ``outcome``, ``cost_status``
-``voight_tokens_total``               counter   ``type``: disjoint, see ``measures.tokens``
+``voight_tokens_total``               counter   ``type``: disjoint, see ``conventions.tokens``
 ``voight_cost_usd_total``             counter
 ``voight_duration_seconds``           histogram ``outcome``
 ``voight_time_to_first_token_seconds`` histogram
@@ -27,7 +27,8 @@ import os
 from collections.abc import Collection
 
 from voight_middleware.call import Call
-from voight_middleware.export.measures import SECONDS, Measures, tokens
+from voight_middleware.export.conventions import tokens
+from voight_middleware.export.measures import SECONDS, Measures
 
 try:
     from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram, generate_latest

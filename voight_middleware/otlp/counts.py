@@ -8,6 +8,7 @@ the ingester refuses with a reason: the call is kept, without a price.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from voight_middleware.otlp.spans import json_object
-from voight_middleware.usage import Usage, recognise
+from voight_middleware.usage import Component, Usage, UsageError, read_usage, recognise
 
 Attributes = Mapping[str, Any]
 
@@ -33,7 +34,7 @@ class Reported(NamedTuple):
     """JSON."""
     dialect: str
     input: int | None
-    """All input tokens, to compare spans by; None where the provider's own usage was passed on."""
+    """All input tokens, to compare spans by."""
     output: int | None
 
 
@@ -51,6 +52,19 @@ def _usage(usage: Usage) -> Reported | None:
 
 
 _NOTHING = Usage()
+
+
+def _as_it_is(usage: Mapping[str, Any], dialect: str) -> Reported:
+    """The provider's own usage, passed on by a library."""
+    parts: tuple[Component, ...] = ()
+    with contextlib.suppress(UsageError):
+        parts = read_usage(dialect, usage)
+    return Reported(
+        msgspec.json.encode(usage).decode(),
+        dialect,
+        _sum(*(part.usage.input_tokens for part in parts)),
+        _sum(*(part.usage.output_tokens for part in parts)),
+    )
 
 
 def _count(attributes: Attributes, *names: str) -> int | None:
@@ -175,7 +189,7 @@ def _vercel(attributes: Attributes, provider: str) -> Reported | None:
     metadata = json_object(attributes.get("ai.response.providerMetadata"))
     anthropic = _part(metadata, "anthropic")
     if isinstance(usage := anthropic.get("usage"), dict) and type(usage.get("input_tokens")) is int:
-        return Reported(msgspec.json.encode(usage).decode(), "messages", None, _count(usage, "output_tokens"))
+        return _as_it_is(usage, "messages")
     details = "ai.usage.inputTokenDetails"
     total_in = _count(attributes, "ai.usage.inputTokens", "ai.usage.promptTokens", "gen_ai.usage.input_tokens", "ai.usage.tokens")
     total_out = _count(attributes, "ai.usage.outputTokens", "ai.usage.completionTokens", "gen_ai.usage.output_tokens")
@@ -210,7 +224,7 @@ def _langfuse(attributes: Attributes) -> Reported | None:
         return None
     dialect = recognise(details)
     if dialect is not None and "input" not in details and "output" not in details:
-        return Reported(msgspec.json.encode(details).decode(), dialect, None, None)
+        return _as_it_is(details, dialect)
     return _usage(
         Usage(
             input=_count(details, "input"),

@@ -22,7 +22,7 @@ from voight_middleware.meter import current_meter, note, unwatch, watch
 from voight_middleware.otlp.intake import as_counted
 from voight_middleware.otlp.kinds import METERED, role_of
 from voight_middleware.otlp.mapping import read
-from voight_middleware.otlp.recent import Counted, Recent, may_be_same, models
+from voight_middleware.otlp.recent import GATE, Counted, Recent, may_be_same, models
 from voight_middleware.otlp.spans import Key, Span, text, wanted
 from voight_middleware.otlp.wire import FIRST_TOKEN
 from voight_middleware.providers.entry import ByHand, current_entry
@@ -41,7 +41,6 @@ except ImportError as error:
 LIVE_SPANS = 20_000
 """How many spans may be open at once; of those beyond it, the oldest are metered without what was known when they began."""
 _OPEN_SPANS = 16
-_GATE = "voight"
 
 _open: ContextVar[tuple[Key, ...]] = ContextVar("voight_open_spans", default=())
 """Spans that were begun in this context and may be open: an instrumentor need not make its span the current one."""
@@ -151,7 +150,7 @@ class CostSpanProcessor(SpanProcessor):
         """The gate meters a call here and now: note it for all spans that may be around it."""
         here = _key(trace.get_current_span().get_span_context())
         name = models(beginning.requested_model)
-        inside = Counted(scope=_GATE, started=beginning.started_at, models=name)
+        inside = Counted(scope=GATE, started=beginning.started_at, models=name)
         beside = msgspec.structs.replace(inside, beside=True)
         with self._lock:
             if here is not None:

@@ -9,7 +9,9 @@ An instrumentor may make a span around that of another one, around the SDK's own
 * a span inside of which, with no agent, tool or chain in between, calls were counted whose tokens add up to its own.
 
 Where no ids are there to compare, a span of another library directly around a counted one is the same call if the model may be the same,
-and one with the same parent if the tokens are the same and one of the two lies within the other in time.
+and one with the same parent if the tokens are the same and one of the two lies within the other in time. A span without tokens around
+a counted one of its own library is the same call too; where it comes first, it is a call without usage, and the inner one is counted
+beside it.
 What is forgotten by the time the second span comes (``SPANS`` spans), or what two processes hear of, is counted twice.
 """
 
@@ -33,6 +35,8 @@ MAX_DEPTH = 32
 """How many spans up or down are looked at: nesting is made by whoever sends it."""
 MAX_INNER = 64
 """How many calls are remembered of those inside one span."""
+GATE = "voight"
+"""The scope of what the gate has metered."""
 _SLACK = 5_000_000
 """Nanoseconds by which two clocks of one machine may differ."""
 
@@ -98,13 +102,16 @@ class Recent:
         The call that another span has told of, or the gate has metered, where it is this one too. *beside* are spans that were open in the
         same place when this one began: an instrumentor need not make its span the current one.
         """
-        return (
+        same = (
             self._by_response(call)
             or self._around(key, call)
             or self._inside_of(key, call)
             or self._open_at(beside, call)
             or self._by_tokens(key, call)
         )
+        if same is not None and same.scope != GATE and same.input is None and call.input is not None:
+            return None  # what is in the ledger lacks the tokens: better a call without them too many than their cost too little
+        return same
 
     def count(self, key: Key, call: Counted, beside: Iterable[Key] = ()) -> None:
         """This span is a call of the ledger, which the spans *beside* it may tell of too."""
@@ -244,7 +251,7 @@ def _repeated(outer: Counted, inner: list[Counted]) -> Counted | None:
     for one in inner:
         if _adds_up(outer, [one]) and _is_nested(outer, one):
             return one
-        if one.scope == outer.scope or (outer.response_id is not None and one.response_id is not None):
+        if (one.scope == outer.scope and outer.input is not None) or (outer.response_id is not None and one.response_id is not None):
             continue
         if may_be_same(outer.models, one.models) and (not one.beside or (outer.failed and one.failed)):
             return one
