@@ -7,10 +7,9 @@ the records, and records are idempotent by ``call_id``: a crash at any point rep
 
 from __future__ import annotations
 
-import itertools
 import logging
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -33,6 +32,7 @@ DEFAULT_SIZE = "1024x1024"
 """Of a dall-e picture whose size was not asked for. Source: OpenAI API reference, "Create image", ``size``."""
 _SLICE = 50
 _READ_BYTES = 256 * 1024
+_ALIKE = 20
 
 # A number with a fraction, such as a cost, never becomes a float.
 _decode_usage = msgspec.json.Decoder(dict[str, Any], float_hook=Decimal).decode
@@ -359,18 +359,17 @@ class Ingester:
 def call_at(ledger: Ledger, call_id: str, occurred_at: int) -> Call | None:
     """
     The call of that id and time, in microseconds since 1970 UTC: what every engine is ordered by. Of ten thousand that were imported with
-    one time only those are read whose ids are much like this one.
+    one time only those are read whose ids are much like this one; a few at a time, which no engine opens a connection for.
     """
-    before = call_id[:-1]
-    alike = ledger.calls(window=Window(occurred_at, occurred_at + 1), after=(occurred_at, before))
-    try:
-        for call in itertools.takewhile(lambda call: call.call_id.startswith(before), alike):
+    window, before = Window(occurred_at, occurred_at + 1), call_id[:-1]
+    while True:
+        alike = list(ledger.calls(window=window, limit=_ALIKE, after=(occurred_at, before)))
+        for call in alike:
             if call.call_id == call_id:
                 return call
-        return None
-    finally:
-        if isinstance(alike, Generator):
-            alike.close()  # an unfinished query would hold on to the ledger
+        if len(alike) < _ALIKE or alike[-1].call_id > call_id:
+            return None
+        before = alike[-1].call_id
 
 
 def _with_whole(job: str | None) -> list[str]:
