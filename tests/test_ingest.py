@@ -6,6 +6,7 @@ import signal
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,7 @@ import pytest
 from voight_middleware.call import Call, Record, Settlement
 from voight_middleware.ingest import Ingester, complete, drain
 from voight_middleware.journal import Election, Journal, Segment, segments
-from voight_middleware.ledger import LedgerError, Progress
-from voight_middleware.ledger.sqlite import SQLiteLedger
+from voight_middleware.ledger import LedgerError, Progress, open_ledger
 from voight_middleware.pricing import PriceBook
 from voight_middleware.tags import Tags
 
@@ -39,23 +39,30 @@ while True:
 """
 
 
-class Ledger(SQLiteLedger):
-    """The real ledger, which can be told to fail before or after an insert, or when a segment is forgotten."""
+def faulty(ledger: Any) -> Any:
+    """A real ledger, of any engine, which can be told to fail before or after an insert, or when a segment is forgotten."""
+    insert, forget = ledger.insert, ledger.forget
+    ledger.fail = None
 
-    fail: str | None = None
-
-    def insert(self, records: Sequence[Record], progress: Progress | None = None) -> int:
-        if self.fail == "before":
+    def failing_insert(records: Sequence[Record], progress: Progress | None = None) -> int:
+        if ledger.fail == "before":
             raise LedgerError("the disk is full")
-        new = super().insert(records, progress)
-        if self.fail == "after":
+        new: int = insert(records, progress)
+        if ledger.fail == "after":
             raise KeyboardInterrupt
         return new
 
-    def forget(self, segment: str) -> None:
-        if self.fail == "forget":
+    def failing_forget(segment: str) -> None:
+        if ledger.fail == "forget":
             raise KeyboardInterrupt
-        super().forget(segment)
+        forget(segment)
+
+    ledger.insert, ledger.forget = failing_insert, failing_forget
+    return ledger
+
+
+in_a_file = pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+"""What is about journals, or about what becomes of a call before a ledger gets it."""
 
 
 @pytest.fixture
@@ -73,14 +80,13 @@ def journal(folder: Path) -> Iterator[Journal]:
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
+def ledger(ledger_url: str) -> Iterator[Any]:
     """The ledger that the journals go to."""
-    one = Ledger(tmp_path / "ledger.db")
-    yield one
-    one.close()
+    with closing(open_ledger(ledger_url)) as one:
+        yield faulty(one)
 
 
-def kept(ledger: SQLiteLedger) -> list[str]:
+def kept(ledger: Any) -> list[str]:
     return sorted(call.call_id for call in ledger.calls())
 
 
@@ -89,7 +95,7 @@ def rejected(folder: Path) -> list[bytes]:
     return path.read_bytes().splitlines() if path.exists() else []
 
 
-def test_a_closed_journal_is_brought_in_and_deleted(journal: Journal, ledger: Ledger, new_call: NewCall) -> None:
+def test_a_closed_journal_is_brought_in_and_deleted(journal: Journal, ledger: Any, new_call: NewCall) -> None:
     """Calls arrive completed: with usage, cost and status; nothing of the segment is left."""
     call = new_call(tags=Tags(user_id="u"), attribution="tag")
     journal.append(call)
@@ -103,7 +109,7 @@ def test_a_closed_journal_is_brought_in_and_deleted(journal: Journal, ledger: Le
     assert Ingester(ledger, journal.folder).run() == 0
 
 
-def test_a_living_writers_segment_is_read_up_to_its_last_whole_line(journal: Journal, ledger: Ledger, new_call: NewCall) -> None:
+def test_a_living_writers_segment_is_read_up_to_its_last_whole_line(journal: Journal, ledger: Any, new_call: NewCall) -> None:
     """It is not deleted, not rejected, and read on where it was left off."""
     first, second = new_call(), new_call()
     journal.append(first)
@@ -122,7 +128,7 @@ def test_a_living_writers_segment_is_read_up_to_its_last_whole_line(journal: Jou
     assert ingester.rejected == 0
 
 
-def test_a_killed_writer_loses_nothing_and_doubles_nothing(ledger: Ledger, folder: Path, scripts: Any) -> None:
+def test_a_killed_writer_loses_nothing_and_doubles_nothing(ledger: Any, folder: Path, scripts: Any) -> None:
     """`kill -9` in the middle of writing: every call that the process had finished is in the ledger once."""
     ingester = Ingester(ledger, folder)
     finished: list[str] = []
@@ -142,7 +148,7 @@ def test_a_killed_writer_loses_nothing_and_doubles_nothing(ledger: Ledger, folde
     assert len(found) <= len(finished) + 3, "at most the call that each writer was about to report"
 
 
-def test_a_torn_tail_is_set_aside_and_counted(journal: Journal, ledger: Ledger, new_call: NewCall) -> None:
+def test_a_torn_tail_is_set_aside_and_counted(journal: Journal, ledger: Any, new_call: NewCall) -> None:
     """The line that was being written when the process died is kept as it is, in `rejected.jsonl`."""
     journal.append(new_call())
     (segment,) = segments(journal.folder)
@@ -156,7 +162,7 @@ def test_a_torn_tail_is_set_aside_and_counted(journal: Journal, ledger: Ledger, 
 
 
 @pytest.mark.parametrize("bad", [b"{", b"\xff\xfe\x00", b'{"type":"call"}', b"x\ry", b"null", b'{"type":"from-the-future","a":1}'])
-def test_a_bad_line_in_the_middle_stops_nobody(journal: Journal, ledger: Ledger, new_call: NewCall, bad: bytes) -> None:
+def test_a_bad_line_in_the_middle_stops_nobody(journal: Journal, ledger: Any, new_call: NewCall, bad: bytes) -> None:
     """The lines around it arrive, empty ones are passed over, and the bad one is set aside."""
     first, second = new_call(), new_call()
     journal.append(first)
@@ -172,7 +178,7 @@ def test_a_bad_line_in_the_middle_stops_nobody(journal: Journal, ledger: Ledger,
     assert ingester.rejected == len(bad.splitlines())
 
 
-def test_a_refusing_ledger_leaves_the_journals_alone(journal: Journal, ledger: Ledger, new_call: NewCall) -> None:
+def test_a_refusing_ledger_leaves_the_journals_alone(journal: Journal, ledger: Any, new_call: NewCall) -> None:
     """A LedgerError comes out, the segment stays as it is, and a later run brings everything in; a bad line is set aside once."""
     calls = [new_call() for _ in range(3)]
     for call in calls:
@@ -195,7 +201,7 @@ def test_a_refusing_ledger_leaves_the_journals_alone(journal: Journal, ledger: L
 
 
 @pytest.mark.parametrize("moment", ["after", "forget"])
-def test_a_crash_between_insert_and_delete_doubles_nothing(journal: Journal, ledger: Ledger, new_call: NewCall, moment: str) -> None:
+def test_a_crash_between_insert_and_delete_doubles_nothing(journal: Journal, ledger: Any, new_call: NewCall, moment: str) -> None:
     """Work is repeated after a crash, calls are not."""
     calls = [new_call() for _ in range(1200)]
     for call in calls:
@@ -212,7 +218,7 @@ def test_a_crash_between_insert_and_delete_doubles_nothing(journal: Journal, led
 
 
 def test_a_segment_that_is_found_again_from_its_beginning_doubles_nothing(
-    journal: Journal, ledger: Ledger, new_call: NewCall, folder: Path
+    journal: Journal, ledger: Any, new_call: NewCall, folder: Path
 ) -> None:
     """A restored copy of a journal that is in the ledger already changes nothing: calls are idempotent by their id."""
     for _ in range(5):
@@ -227,7 +233,7 @@ def test_a_segment_that_is_found_again_from_its_beginning_doubles_nothing(
     assert ledger.spend() == before
 
 
-def test_progress_is_kept_across_ingesters(journal: Journal, ledger: Ledger, new_call: NewCall) -> None:
+def test_progress_is_kept_across_ingesters(journal: Journal, ledger: Any, new_call: NewCall) -> None:
     """A new ingester goes on where the last one was, in the middle of a segment."""
     journal.append(new_call())
     assert Ingester(ledger, journal.folder).run() == 1
@@ -242,7 +248,7 @@ def test_progress_is_kept_across_ingesters(journal: Journal, ledger: Ledger, new
 
 
 @pytest.mark.parametrize("runs", [1, 2])
-def test_a_settlement_gives_a_call_its_owner(journal: Journal, ledger: Ledger, new_call: NewCall, runs: int) -> None:
+def test_a_settlement_gives_a_call_its_owner(journal: Journal, ledger: Any, new_call: NewCall, runs: int) -> None:
     """In the batch of the call or in a later one; an owner that is there already stays."""
     nobodys, failed, owned = new_call(), new_call(attribution="error"), new_call(tags=Tags(user_id="mine"), attribution="tag")
     for call in (nobodys, failed, owned):
@@ -279,7 +285,7 @@ def test_a_settlement_gives_a_call_its_owner(journal: Journal, ledger: Ledger, n
     ],
 )
 def test_a_call_that_nobody_thought_of_does_not_stop_the_others(
-    journal: Journal, ledger: Ledger, new_call: NewCall, values: dict[str, Any]
+    journal: Journal, ledger: Any, new_call: NewCall, values: dict[str, Any]
 ) -> None:
     """A line that decodes and is absurd is kept, unpriced, or set aside; the calls before and behind it arrive."""
     before, absurd, after = new_call(), new_call(**values), new_call()
@@ -297,7 +303,7 @@ def test_a_call_that_nobody_thought_of_does_not_stop_the_others(
             assert call.cost_femto is None or call.cost_femto >= 0
 
 
-def test_a_segment_that_cannot_be_read_does_not_stop_the_others(journal: Journal, ledger: Ledger, new_call: NewCall) -> None:
+def test_a_segment_that_cannot_be_read_does_not_stop_the_others(journal: Journal, ledger: Any, new_call: NewCall) -> None:
     """The other segments are brought in first; then the error says what is wrong."""
     call = new_call()
     journal.append(call)
@@ -320,7 +326,7 @@ def test_completing_a_call_twice_is_completing_it_once(new_call: NewCall) -> Non
         assert msgspec.structs.asdict(call) == once
 
 
-def test_each_batch_is_delivered_once_it_is_in_the_ledger(journal: Journal, ledger: Ledger, new_call: NewCall) -> None:
+def test_each_batch_is_delivered_once_it_is_in_the_ledger(journal: Journal, ledger: Any, new_call: NewCall) -> None:
     """Whoever listens is handed completed calls that a report would already show, and no settlements."""
     heard: list[str] = []
 
@@ -337,7 +343,8 @@ def test_each_batch_is_delivered_once_it_is_in_the_ledger(journal: Journal, ledg
     assert heard == [call.call_id for call in calls]
 
 
-def test_segments_that_are_being_made_are_never_deleted(ledger: Ledger, folder: Path, scripts: Any) -> None:
+@in_a_file
+def test_segments_that_are_being_made_are_never_deleted(ledger: Any, folder: Path, scripts: Any) -> None:
     """Two writers begin a segment for every single call while the ingester deletes as fast as it can: nothing is lost."""
     writers = [scripts.start(WRITER, str(folder), "rotate") for _ in range(2)]
     finished: list[list[str]] = [[], []]
@@ -395,7 +402,7 @@ def test_drain_gives_the_election_back_when_the_ledger_fails(folder: Path, tmp_p
     journal.rotate()
 
 
-def test_calls_wait_while_the_users_prices_cannot_be_used(journal: Journal, ledger: Ledger, new_call: NewCall, tmp_path: Path) -> None:
+def test_calls_wait_while_the_users_prices_cannot_be_used(journal: Journal, ledger: Any, new_call: NewCall, tmp_path: Path) -> None:
     """Nothing is priced without a rate that was meant, and nothing is lost: once the file is mended, everything comes in at that rate."""
     prices = tmp_path / "prices.toml"
     prices.write_text("[[price]]\nmodel = 'gpt-5-nano'\nimput = 1\n")

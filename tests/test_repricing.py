@@ -4,7 +4,7 @@ import gc
 import os
 import signal
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import pytest
 
 from voight_middleware.call import Call, Settlement
 from voight_middleware.ingest import complete
-from voight_middleware.ledger import UnknownDimension, Window
+from voight_middleware.ledger import Ledger, UnknownDimension, Where, Window, open_ledger
 from voight_middleware.ledger.sqlite import SQLiteLedger
 from voight_middleware.pricing import PriceBook, open_book
 from voight_middleware.repricing import Repricing, reprice, repriced
@@ -56,15 +56,19 @@ def half(prices: Path) -> PriceBook:
     return open_book(prices)
 
 
+in_a_file = pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+"""What looks into SQLite's file, or stands between it and a repricing."""
+
+
 @pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[SQLiteLedger]:
+def ledger(ledger_url: str) -> Iterator[Ledger]:
     """Where the calls are."""
-    with closing(SQLiteLedger(tmp_path / "ledger.db")) as ledger:
+    with closing(open_ledger(ledger_url)) as ledger:
         yield ledger
 
 
 @pytest.fixture
-def keep(ledger: SQLiteLedger, book: PriceBook, new_call: NewCall) -> Callable[..., Call]:
+def keep(ledger: Ledger, book: PriceBook, new_call: NewCall) -> Callable[..., Call]:
     """Prices a call by the list, and keeps it."""
 
     def one(**values: Any) -> Call:
@@ -83,11 +87,11 @@ def rows(ledger: SQLiteLedger) -> list[tuple[Any, ...]]:
         return [(table, *row) for table in tables for row in db.execute(f"SELECT * FROM {table}")]
 
 
-def versions(ledger: SQLiteLedger) -> list[int]:
+def versions(ledger: Ledger) -> list[int]:
     return [len(ledger.versions(call.call_id)) for call in ledger.calls()]
 
 
-def test_the_difference_by_user_and_model(ledger: SQLiteLedger, half: PriceBook, keep: Callable[..., Call]) -> None:
+def test_the_difference_by_user_and_model(ledger: Ledger, half: PriceBook, keep: Callable[..., Call]) -> None:
     """Who pays what more or less, the largest difference first, and what has a price now that had none."""
     usage = '{"prompt_tokens":1000000,"completion_tokens":0}'
     for user in ("u_1", "u_1", "u_2"):
@@ -112,6 +116,7 @@ def test_the_difference_by_user_and_model(ledger: SQLiteLedger, half: PriceBook,
     assert ledger.spend(as_priced=True)[0].cost_femto == total.before_femto
 
 
+@in_a_file
 def test_a_dry_run_changes_nothing(ledger: SQLiteLedger, half: PriceBook, keep: Callable[..., Call]) -> None:
     """It reports what would change, to the last digit, and writes not a byte."""
     for number in range(20):
@@ -126,7 +131,7 @@ def test_a_dry_run_changes_nothing(ledger: SQLiteLedger, half: PriceBook, keep: 
     assert rows(ledger) != before
 
 
-def test_twice_and_back(ledger: SQLiteLedger, book: PriceBook, half: PriceBook, keep: Callable[..., Call]) -> None:
+def test_twice_and_back(ledger: Ledger, book: PriceBook, half: PriceBook, keep: Callable[..., Call]) -> None:
     """Two repricings make three versions; the same one again makes none; and the original figures stay through all of it."""
     keep()
     keep(model="unknown")
@@ -140,7 +145,7 @@ def test_twice_and_back(ledger: SQLiteLedger, book: PriceBook, half: PriceBook, 
     assert [price.cost_femto for price in ledger.versions(call_id)] == [cost, cost // 2]
 
 
-def test_only_what_was_chosen(ledger: SQLiteLedger, half: PriceBook, keep: Callable[..., Call]) -> None:
+def test_only_what_was_chosen(ledger: Ledger, half: PriceBook, keep: Callable[..., Call]) -> None:
     """A window and a filter choose the calls, also one on what the repricing itself changes."""
     for number in range(4):
         keep(occurred_at=NOON + number, tags=Tags(plan="pro" if number % 2 else "free"))
@@ -188,7 +193,7 @@ CALLS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("kind", CALLS)
 def test_the_same_book_finds_the_same_price(
-    ledger: SQLiteLedger, book: PriceBook, keep: Callable[..., Call], new_call: NewCall, kind: str
+    ledger: Ledger, book: PriceBook, keep: Callable[..., Call], new_call: NewCall, kind: str
 ) -> None:
     """What is stored of a call is enough to price it again: everything of the first price comes out, for every kind of call."""
     keep(**CALLS[kind])
@@ -200,9 +205,7 @@ def test_the_same_book_finds_the_same_price(
     assert found == (None if kind == "job" else kept)
 
 
-def test_what_nothing_is_known_of_is_left_alone(
-    ledger: SQLiteLedger, half: PriceBook, keep: Callable[..., Call], new_call: NewCall
-) -> None:
+def test_what_nothing_is_known_of_is_left_alone(ledger: Ledger, half: PriceBook, keep: Callable[..., Call], new_call: NewCall) -> None:
     """A job that nobody has read yet, and counts without the provider's report, keep what they have, and are counted."""
     keep(**CALLS["job"])
     kept = keep()
@@ -214,7 +217,7 @@ def test_what_nothing_is_known_of_is_left_alone(
     assert (ledger.call("bare"), ledger.call("total")) == (bare, total)
 
 
-def test_new_rules_for_old_estimates(ledger: SQLiteLedger, half: PriceBook, keep: Callable[..., Call]) -> None:
+def test_new_rules_for_old_estimates(ledger: Ledger, half: PriceBook, keep: Callable[..., Call]) -> None:
     """A stream that was broken off is repriced by its estimates."""
     call = keep(**CALLS["estimated"])
     assert reprice(ledger, half).written == 1
@@ -248,6 +251,7 @@ reprice(Ledger(Path(sys.argv[1])), open_book(Path(sys.argv[2])))
 """
 
 
+@in_a_file
 def test_killed_in_the_middle(
     ledger: SQLiteLedger, half: PriceBook, prices: Path, book: PriceBook, new_call: NewCall, scripts: Any
 ) -> None:
@@ -276,7 +280,7 @@ class Busy(SQLiteLedger):
     other: SQLiteLedger
     work: Callable[[SQLiteLedger], None]
 
-    def calls(self, where: Mapping[str, str | None] | None = None, window: Window = Window(), *values: Any, **names: Any) -> Iterator[Call]:
+    def calls(self, where: Where | None = None, window: Window = Window(), *values: Any, **names: Any) -> Iterator[Call]:
         page = list(super().calls(where, window, *values, **names))
         self.work(self.other)
         yield from page
@@ -309,6 +313,7 @@ def test_an_application_goes_on_writing(tmp_path: Path, book: PriceBook, half: P
         assert reprice(other, half).written == 0
 
 
+@in_a_file
 def test_only_a_batch_is_held(ledger: SQLiteLedger, half: PriceBook, book: PriceBook, new_call: NewCall) -> None:
     """The calls of a long ledger are never all in memory: those of a batch and the one before it, as they were and as they are priced."""
     calls = [new_call(occurred_at=NOON + number) for number in range(3_000)]

@@ -18,7 +18,7 @@ from voight_middleware.call import Call, Submission
 from voight_middleware.cli import main
 from voight_middleware.ingest import drain
 from voight_middleware.journal import Journal
-from voight_middleware.ledger import LedgerError
+from voight_middleware.ledger import Ledger, LedgerError, open_ledger
 from voight_middleware.ledger.sqlite import SQLiteLedger
 from voight_middleware.meter import current_meter
 from voight_middleware.rights import erase, retain
@@ -30,15 +30,19 @@ NOON = 1_790_000_000_000_000
 DAY = 86_400_000_000
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Settings:
-    return Settings.from_environment(ledger=tmp_path / "ledger.db", environ={})
+in_a_file = pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+"""What is about SQLite's file, or about the command and not the ledger."""
 
 
 @pytest.fixture
-def ledger(place: Settings, new_call: Callable[..., Call]) -> Iterator[SQLiteLedger]:
+def place(ledger_url: str, tmp_path: Path) -> Settings:
+    return Settings.from_environment(ledger=ledger_url, journal=tmp_path / "ledger.db.journal", environ={})
+
+
+@pytest.fixture
+def ledger(place: Settings, new_call: Callable[..., Call]) -> Iterator[Ledger]:
     """Three hundred calls of Alice among those of others, who name her too, and a batch of hers."""
-    with closing(SQLiteLedger(Path(place.ledger.removeprefix("sqlite:///")))) as ledger:
+    with closing(open_ledger(place.ledger)) as ledger:
         calls = []
         for number in range(900):
             user = (ALICE, "bob", None)[number % 3]
@@ -55,6 +59,7 @@ def bytes_of(folder: Path) -> bytes:
     return b"".join(path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())
 
 
+@in_a_file
 def test_a_person_is_nowhere_any_more(ledger: SQLiteLedger, place: Settings, tmp_path: Path) -> None:
     """The bytes of ledger, write-ahead log and free pages are searched; what everything cost stays."""
     before, plans = ledger.spend(), ledger.spend(["plan", "month"])
@@ -76,7 +81,7 @@ def test_a_person_is_nowhere_any_more(ledger: SQLiteLedger, place: Settings, tmp
     assert {call.tags.session_id for call in ledger.calls({"user_id": "bob"})} == {"s-bob"}
 
 
-def test_a_second_run_changes_nothing(ledger: SQLiteLedger, place: Settings) -> None:
+def test_a_second_run_changes_nothing(ledger: Ledger, place: Settings) -> None:
     """Whoever is erased already is not found, and no other token is made."""
     erase(ledger, place, [ALICE])
     before = list(ledger.calls())
@@ -85,7 +90,7 @@ def test_a_second_run_changes_nothing(ledger: SQLiteLedger, place: Settings) -> 
     assert list(ledger.calls()) == before
 
 
-def test_a_dry_run_only_looks(ledger: SQLiteLedger, place: Settings) -> None:
+def test_a_dry_run_only_looks(ledger: Ledger, place: Settings) -> None:
     """What would be erased is counted, and stays."""
     before = list(ledger.calls())
     looked = erase(ledger, place, [ALICE], dry_run=True)
@@ -93,7 +98,7 @@ def test_a_dry_run_only_looks(ledger: SQLiteLedger, place: Settings) -> None:
     assert list(ledger.calls()) == before
 
 
-def test_others_with_a_similar_id_are_not_touched(ledger: SQLiteLedger, place: Settings) -> None:
+def test_others_with_a_similar_id_are_not_touched(ledger: Ledger, place: Settings) -> None:
     """An id is compared whole; a short one is not looked for inside other text."""
     before = ledger.spend(["user_id"])
     assert not erase(ledger, place, ["alice"]).found
@@ -101,6 +106,7 @@ def test_others_with_a_similar_id_are_not_touched(ledger: SQLiteLedger, place: S
     assert ledger.spend(["user_id"]) == before
 
 
+@in_a_file
 def test_what_is_still_in_journals(place: Settings, new_call: Callable[..., Call], tmp_path: Path) -> None:
     """Records of a dead process are brought in first; those of a living one are overwritten where they have been ingested."""
     dead, living = Journal(place.journal), Journal(place.journal)
@@ -149,6 +155,7 @@ erase(Ledger(Path(sys.argv[1])), place, [sys.argv[2]])
 """
 
 
+@in_a_file
 def test_killed_in_the_middle(ledger: SQLiteLedger, place: Settings, scripts: Any, tmp_path: Path) -> None:
     """After the rows are changed and before the file is rewritten: another run goes on from there."""
     total = ledger.spend()
@@ -165,6 +172,7 @@ def test_killed_in_the_middle(ledger: SQLiteLedger, place: Settings, scripts: An
     assert ledger.spend() == total
 
 
+@in_a_file
 def test_a_reader_keeps_the_file(ledger: SQLiteLedger, place: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """While another process reads, the file cannot be rewritten: that is said, and a later run does it."""
     monkeypatch.setattr("voight_middleware.ledger.sqlite.store.BUSY_SECONDS", 0.2)
@@ -177,7 +185,7 @@ def test_a_reader_keeps_the_file(ledger: SQLiteLedger, place: Settings, monkeypa
     assert erase(ledger, place, [ALICE]).remains == ()
 
 
-def test_retention(ledger: SQLiteLedger) -> None:
+def test_retention(ledger: Ledger) -> None:
     """What is older is deleted with its former prices and jobs, what is younger stays, and a second run finds nothing."""
     calls = list(ledger.calls())
     ledger.reprice([(call, msgspec.structs.replace(call, cost_femto=5, cost_status="priced")) for call in calls[:200]])
@@ -198,7 +206,7 @@ def vars_of(expired: Any) -> tuple[int, int, int]:
     return expired.calls, expired.former_prices, expired.submissions
 
 
-def test_retention_in_batches(ledger: SQLiteLedger, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retention_in_batches(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     """Broken off between two batches, the oldest are gone and the rest is whole."""
     monkeypatch.setattr("voight_middleware.rights.BATCH", 100)
 
@@ -222,6 +230,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
     return code, captured.out, captured.err
 
 
+@in_a_file
 def test_erase_asks_for_yes(ledger: SQLiteLedger, place: Settings, capsys: pytest.CaptureFixture[str]) -> None:
     """Without --yes nothing is changed, and what would be is shown; with it, it is done once."""
     code, out, _ = run(capsys, "erase", ALICE, "--ledger", str(ledger.path))
@@ -240,6 +249,7 @@ def test_erase_asks_for_yes(ledger: SQLiteLedger, place: Settings, capsys: pytes
     assert "nothing" in out
 
 
+@in_a_file
 def test_retention_as_a_command(ledger: SQLiteLedger, capsys: pytest.CaptureFixture[str]) -> None:
     """--keep takes days; --dry-run only counts; without --yes nothing is deleted."""
     for arguments, code, left in ((("--dry-run",), 0, 900), ((), 1, 900), (("--yes",), 0, 0), (("--yes",), 0, 0)):
@@ -247,6 +257,7 @@ def test_retention_as_a_command(ledger: SQLiteLedger, capsys: pytest.CaptureFixt
         assert (found, ledger.spend()[0].calls) == (code, left), out
 
 
+@in_a_file
 @pytest.mark.parametrize("keep", ["0d", "-1d", "400", "4y", "d", "99999999d", "1e3d"])
 def test_other_spans(ledger: SQLiteLedger, keep: str, capsys: pytest.CaptureFixture[str]) -> None:
     """A span that cannot be read, or that would delete everything, is an error, and nothing is deleted."""
@@ -255,6 +266,7 @@ def test_other_spans(ledger: SQLiteLedger, keep: str, capsys: pytest.CaptureFixt
     assert "--keep" in errors
 
 
+@in_a_file
 @pytest.mark.parametrize("user", ["", " ", "*", "a*"])
 def test_nobody_is_erased_by_a_pattern(ledger: SQLiteLedger, user: str, capsys: pytest.CaptureFixture[str]) -> None:
     """One person at a time, by a whole id."""

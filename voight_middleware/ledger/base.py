@@ -139,6 +139,10 @@ class Ledger(Protocol):
     A place to keep calls.
 
     Implementations are used from one thread at a time. Every method raises ``LedgerError`` where the engine fails.
+
+    Where a method promises one transaction and the engine has none (ClickHouse), it does its steps in an order in which the same again,
+    after a crash, does the rest and doubles nothing; the number of new calls may then be too high where two processes tell of the same
+    calls at once.
     """
 
     url: str

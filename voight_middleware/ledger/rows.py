@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import Any, TypeAlias
 
 import msgspec
@@ -57,25 +58,41 @@ _counts = msgspec.json.Decoder(dict[str, int]).decode
 _components = msgspec.json.Decoder(tuple[Component, ...]).decode
 _TAGS = tuple(name for name in Tags.__struct_fields__ if name != "extra")
 _CONVERTED = {"tags", "streamed", "batch", "tool_calls", "usage", "components", "cost_reasons"}
+_tags_of = attrgetter(*OWNER[:-1])
+_begin_of = attrgetter(*SELECTED[SELECTED.index("attribution") : SELECTED.index("streamed")])
+_middle_of = attrgetter(*SELECTED[SELECTED.index("outcome") : SELECTED.index("batch")])
+_counts_of = attrgetter(*USAGE_COUNTS)
 _AS_IT_IS = tuple(name for name in Call.__struct_fields__ if name not in _CONVERTED and name in SELECTED)
 
 
 def to_row(call: Call) -> Row:
     """The values of ``SELECTED``: whole numbers and text; an empty text is none."""
     usage = call.usage or NO_USAGE
-    value: dict[str, Any] = {name: getattr(call, name) for name in _AS_IT_IS}
-    value |= {name: getattr(usage, name) for name in USAGE_COUNTS}
-    value |= {name: getattr(call.tags, name) for name in _TAGS}
-    value |= {
-        "tags_extra": extra_text(call.tags.extra),
-        "streamed": int(call.streamed),
-        "batch": int(call.batch),
-        "tools": None if usage.tools is None else encode(usage.tools).decode(),
-        "components": components_text(call),
-        "tool_calls": None if call.tool_calls is None else encode(call.tool_calls).decode(),
-        "cost_reasons": reasons_text(call.cost_reasons),
-    }
-    return tuple(None if (one := value[name]) == "" and name not in REQUIRED else one for name in SELECTED)
+    row = (
+        call.occurred_at,
+        call.call_id,
+        *_tags_of(call.tags),
+        extra_text(call.tags.extra) or None,
+        *_begin_of(call),
+        int(call.streamed),
+        *_middle_of(call),
+        int(call.batch),
+        *_counts_of(usage),
+        call.estimated_input,
+        call.estimated_output,
+        None if usage.tools is None else encode(usage.tools).decode(),
+        components_text(call),
+        None if call.tool_calls is None else encode(call.tool_calls).decode(),
+        call.raw_usage,
+        call.cost_femto,
+        call.list_femto,
+        call.cost_status,
+        reasons_text(call.cost_reasons),
+        call.price,
+    )
+    if "" in row:
+        return tuple(None if one == "" and name not in REQUIRED else one for name, one in zip(SELECTED, row, strict=True))
+    return row
 
 
 def from_row(row: Row) -> Call:
@@ -106,7 +123,10 @@ def extra_text(extra: Mapping[str, str]) -> str:
 
 def components_text(call: Call) -> str | None:
     """Components as JSON text; None where they say no more than the usage."""
-    return None if call.components == only(call.usage) else encode(call.components).decode()
+    components = call.components
+    if len(components) == 1 and components[0].usage is call.usage and components[0].model is None:
+        return None
+    return None if components == only(call.usage) else encode(components).decode()
 
 
 def reasons_text(reasons: Sequence[str]) -> str | None:

@@ -47,12 +47,12 @@ class Database:
         """Whether a change is kept beside the rows until they are merged, instead of writing whole columns anew."""
         self.closed = False
 
-    def rows(self, sql: str, values: Iterable[Any] = (), **settings: Any) -> Sequence[Sequence[Any]]:
+    def rows(self, sql: str, values: Collection[Any] = (), **settings: Any) -> Sequence[Sequence[Any]]:
         """Ask a question, with a value for each ``?``."""
         with self._open():
             return self.client.query(bound(sql, values), settings=settings or None).result_rows
 
-    def private(self, sql: str, values: Iterable[Any] = ()) -> Sequence[Sequence[Any]]:
+    def private(self, sql: str, values: Collection[Any] = ()) -> Sequence[Sequence[Any]]:
         """The same, of a person who wants to be forgotten: not to be found in the server's log of queries."""
         return self.rows(sql, values, **({} if self.readonly else {"log_queries": 0}))
 
@@ -89,10 +89,12 @@ class Database:
                 self.rewrite(change)
 
     def rewrite(self, change: Change) -> None:
-        """Change calls, and leave nothing of what was there in the parts of the table."""
-        if self.patched:  # they may hide values that the condition does not see
+        """Change calls, and leave nothing of what was there in the parts of the table, below patches either."""
+        if self.patched:
+            self.change([change])
             self.alter("calls", "APPLY PATCHES")
-        self.alter("calls", f"UPDATE {change.sql}")
+        else:
+            self.alter("calls", f"UPDATE {change.sql}")
 
     def alter(self, table: str, what: str) -> None:
         """Have rows changed or deleted, and wait for it. Other replicas of a cluster do the same by themselves."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from voight_middleware.ledger.clickhouse.schema import SELECT, femto, kept_as
@@ -36,8 +36,13 @@ def literal(value: Any) -> str:
     return f"[{', '.join(map(literal, value))}]"
 
 
-def bound(sql: str, values: Iterable[Any]) -> str:
-    """*sql* with each ``?`` replaced by a value. Bound here: the engine takes long values in a URL only, which proxies cut off."""
+def bound(sql: str, values: Collection[Any]) -> str:
+    """
+    *sql* with each ``?`` replaced by a value; as it is where there are none. Bound here: the engine takes long values in a URL only, which
+    proxies cut off.
+    """
+    if not values:
+        return sql
     head, *pieces = sql.split("?")
     return head + "".join(f"{literal(value)}{piece}" for value, piece in zip(values, pieces, strict=True))
 

@@ -96,7 +96,10 @@ def _change(db: Database, names: Collection[str], token: str) -> Change:
         "tags_extra": f"mapApply((key, value) -> (key, IF({hashed('value')} IN {erased}, {new}, value)), tags_extra)",
     }
     values_named = f"arrayExists(value -> {hashed('value')} IN {known}, mapValues(tags_extra))"
-    return Change(sets, " OR ".join((own, *map(named, _PLACES), values_named)))
+    # The hashes are slow to tell of all calls, and fast of those months in which there is something.
+    calls = f"SELECT MIN(occurred_at), MAX(occurred_at) FROM {db.name}.calls WHERE {_own(names)} OR {_elsewhere(names)}"
+    first, last = db.private(calls)[0]
+    return Change(sets, f"occurred_at BETWEEN {first} AND {last} AND ({' OR '.join((own, *map(named, _PLACES), values_named))})")
 
 
 def _given(names: Collection[str]) -> list[str]:

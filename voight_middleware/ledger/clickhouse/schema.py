@@ -51,6 +51,7 @@ _FIGURES = ", ".join(f"{kept_as(name)} {type_of(name)}" for name in FIGURES)
 _MONTH = "toYYYYMM(fromUnixTimestamp64Micro(occurred_at, 'UTC'))"
 
 TABLES = {
+    "ledger": ("(schema UInt32, version UInt64)", "ORDER BY schema"),
     "calls": (
         f"({_COLUMNS}, version UInt64 CODEC(ZSTD(1)), INDEX times occurred_at TYPE minmax GRANULARITY 1)",
         f"PARTITION BY {_MONTH} ORDER BY call_id",
@@ -65,10 +66,10 @@ TABLES = {
     ),
     "extra_keys": ("(key String, version UInt64)", "ORDER BY key"),
     "segments": ("(name String, offset UInt64, version UInt64)", "ORDER BY name"),
-    "ledger": ("(schema UInt32, version UInt64)", "ORDER BY schema"),
 }
 """
-The columns of each table, and how it is kept. Of rows with one key the one with the highest ``version`` is the row.
+The columns of each table, and how it is kept; the first one, which is made first, says that the database is a ledger. Of rows with one
+key the one with the highest ``version`` is the row.
 
 Calls are ordered by nothing but their id, as a call may be told of twice with different times, and is one call all the same.
 """

@@ -301,7 +301,10 @@ class SQLiteLedger:
         with _explained(self.path):
             try:
                 with self._transaction():
-                    return sum(self._keep_call(call, former.get(call.call_id, ()), anew) for call in calls)
+                    single = [call for call in calls if anew or former.get(call.call_id)]
+                    others = [call for call in calls if not (anew or former.get(call.call_id))]
+                    new = sum(self._keep_call(call, former.get(call.call_id, ()), anew) for call in single)
+                    return new + self._insert_calls(others, INSERT_AS_IT_IS)
             except (OverflowError, sqlite3.IntegrityError) as error:
                 raise ValueError(f"a call cannot be kept: {error}") from error
 
@@ -484,7 +487,7 @@ class SQLiteLedger:
                 )
         return new
 
-    def _insert_calls(self, calls: Sequence[Call]) -> int:
+    def _insert_calls(self, calls: Sequence[Call], with_rare: str = INSERT_ALL) -> int:
         common: list[Row] = []
         others: list[Row] = []
         for call in calls:
@@ -501,7 +504,7 @@ class SQLiteLedger:
                 some, common = common[:rows], common[rows:]
                 new += self._db.execute(statement, tuple(chain.from_iterable(some))).rowcount
         if others:
-            new += self._db.executemany(INSERT_ALL, others).rowcount
+            new += self._db.executemany(with_rare, others).rowcount
         return new
 
     def _keep_call(self, call: Call, former: Sequence[FormerPrice], anew: bool) -> int:
