@@ -21,10 +21,10 @@ import pytest
 
 from voight_middleware import background
 from voight_middleware import journal as journal_module
-from voight_middleware.background import Delivery
 from voight_middleware.boundary.asgi import CostTagMiddleware
 from voight_middleware.call import Call, Record, Settlement
 from voight_middleware.cli import doctor, main
+from voight_middleware.delivery import Delivery
 from voight_middleware.ingest import Ingester, UnreadableJournal
 from voight_middleware.journal import Election, Journal, Segment, closed_bytes, folder_bytes, reasons, segments
 from voight_middleware.ledger import Ledger, LedgerError, Progress, open_ledger
@@ -120,8 +120,8 @@ def make_meter(tmp_path: Path) -> Iterator[Callable[..., Meter]]:
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rounds every 10 ms, and pauses of 50 to 400 ms in the place of 1 to 30 seconds."""
     monkeypatch.setattr(background, "INTERVAL", 0.01)
-    monkeypatch.setattr(background, "FIRST_PAUSE", 0.05)
-    monkeypatch.setattr(background, "LONGEST_PAUSE", 0.4)
+    monkeypatch.setattr("voight_middleware.delivery.FIRST_PAUSE", 0.05)
+    monkeypatch.setattr("voight_middleware.delivery.LONGEST_PAUSE", 0.4)
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_an_hour_without_the_server(server: Server, folder: Path, new_call: NewCall, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is tried after 1, 2, 4, … 30 seconds, each shortened at random; two sentences are said in all, and everything arrives once."""
     clock = SimpleNamespace(now=1000.0)
-    monkeypatch.setattr(background, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr("voight_middleware.delivery.time", SimpleNamespace(monotonic=lambda: clock.now))
     told: list[str] = []
     delivery = Delivery("postgresql://h/d", folder, tell=told.append)
     write(folder, new_call())

@@ -20,8 +20,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from voight_middleware.background import Audience, Background, hold_imports, renew_imports
+from voight_middleware.audience import Audience
+from voight_middleware.background import Background
 from voight_middleware.call import Beginning, Call, Settlement, Submission
+from voight_middleware.delivery import hold_imports, renew_imports
 from voight_middleware.journal import Journal
 from voight_middleware.pseudonyms import Guard
 from voight_middleware.settings import EXIT_SECONDS, Settings, SettingsError

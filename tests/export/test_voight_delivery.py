@@ -9,9 +9,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from voight_middleware import background
-from voight_middleware.background import Delivery
 from voight_middleware.call import Call
+from voight_middleware.delivery import Delivery
 from voight_middleware.export import voight as events
 from voight_middleware.ingest import UnreadableJournal, call_at, drain
 from voight_middleware.journal import Journal
@@ -114,7 +113,7 @@ def test_an_error_of_the_sender_is_no_outage(
     server: EventServer, target: EventsTarget, folder: Path, new_call: NewCall, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever it raises: the calls are in the ledger, and the sender is left alone for a while."""
-    monkeypatch.setattr(background, "LONGEST_PAUSE", 0.0)
+    monkeypatch.setattr("voight_middleware.delivery.LONGEST_PAUSE", 0.0)
     failures = [LedgerError("gone"), OSError("full"), RuntimeError("a defect")]
     refill = events.EventSender.refill
 
@@ -159,7 +158,7 @@ def test_a_connection_that_is_cut_is_no_role(
         return Cut(Path(f"{folder}.db"))
 
     monkeypatch.setattr("voight_middleware.ledger.open_ledger", connecting)
-    monkeypatch.setattr(background, "make_sender", None)
+    monkeypatch.setattr("voight_middleware.delivery.make_sender", None)
     call = new_call(call_id="import-1", attribution="tag")
     write(folder, call)
     with closing(Delivery("postgresql://h/d", folder, events=target)) as delivery:

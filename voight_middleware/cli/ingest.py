@@ -11,8 +11,9 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
-from voight_middleware.background import BREATH, INTERVAL, Delivery
+from voight_middleware.background import BREATH, INTERVAL
 from voight_middleware.cli.render import UserError, printable
+from voight_middleware.delivery import Delivery
 from voight_middleware.journal import segments
 from voight_middleware.settings import Settings, shown_url
 

@@ -1,0 +1,75 @@
+"""The audience: the listeners of a meter, which hear of its finished calls on a thread of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Sequence
+
+from voight_middleware.call import Call
+from voight_middleware.tag_values import complain
+
+
+class Audience:
+    """
+    The listeners of a meter, on a thread of their own: one that blocks holds up those behind it, and neither the ledger nor a flush for
+    longer than that waits.
+
+    Args:
+        listeners: Called one after the other with each call.
+        count: Told what went wrong: ``listener_errors``, ``unheard_calls``.
+        most: How many calls wait at most; beyond it the newest go unheard.
+    """
+
+    def __init__(self, listeners: Sequence[Callable[[Call], None]], count: Callable[[str], None], most: int) -> None:
+        self.listeners = tuple(listeners)
+        self._count = count
+        self._most = most
+        self.renew()
+
+    def renew(self) -> None:
+        """In a forked child: the thread is not there, and what waits is the parent's to hear."""
+        self._queue: queue.SimpleQueue[Call | threading.Event] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def hear(self, call: Call) -> None:
+        """Hand *call* to the listeners, in their time."""
+        if self._queue.qsize() >= self._most:
+            self._count("unheard_calls")
+            return
+        self._queue.put(call)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._loop, args=(self._queue,), name="voight-listeners", daemon=True)
+            try:
+                self._thread.start()
+            except RuntimeError as error:  # Python 3.12+ starts no thread while the process ends
+                if "shutdown" not in str(error):
+                    raise
+                self._thread = None
+                self._tell(call)
+
+    def wait(self, timeout: float) -> bool:
+        """Wait until they have heard what there is by now; whether that is so within *timeout* seconds."""
+        if self._thread is None or self._thread is threading.current_thread():
+            return True
+        heard = threading.Event()
+        self._queue.put(heard)
+        return heard.wait(max(0.0, timeout))
+
+    def _loop(self, calls: queue.SimpleQueue[Call | threading.Event]) -> None:
+        while calls is self._queue:  # else this is the child of a listener that forks
+            one = calls.get()
+            if isinstance(one, Call):
+                self._tell(one)
+            else:
+                one.set()
+
+    def _tell(self, call: Call) -> None:
+        for listener in self.listeners:
+            try:
+                listener(call)
+            except Exception as error:
+                self._count("listener_errors")
+                with contextlib.suppress(Exception):  # an application's logging filter may raise
+                    complain(f"a listener raised {type(error).__name__}; the call is in the ledger all the same")
