@@ -1,6 +1,6 @@
 """Which user caused which cost: tags every LLM call of a web application with its user, plan and tenant, and keeps what it cost."""
 
-from voight_middleware import export as _export  # noqa: F401  where a key is set, events are sent
+from voight_middleware import export as _export  # noqa: F401  # pyright: ignore[reportUnusedImport]  where a key is set, events are sent
 from voight_middleware.boundary.asgi import CostTagMiddleware
 from voight_middleware.boundary.headers import ainject_headers, inject_headers, signed_headers
 from voight_middleware.boundary.identity import header
