@@ -1,12 +1,11 @@
 """An empty ledger of each engine."""
 
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from typing import Any
 
 import pytest
 
-from voight_middleware.ledger import Ledger, LedgerError, open_ledger
+from voight_middleware.ledger import Ledger, open_ledger
 
 
 @pytest.fixture(scope="session")
@@ -31,12 +30,9 @@ def postgres_url(postgres_server: Any, postgres_database: Any) -> str:
 @pytest.fixture
 def ledger_url(ledger_url: str) -> str:
     """The URL of an empty ledger, of each engine whose driver is installed."""
-    try:
-        with closing(open_ledger(ledger_url, create=False)):
-            raise AssertionError("a new database has a ledger already")
-    except LedgerError as error:
-        if isinstance(error.__cause__, ImportError):
-            pytest.skip(str(error))
+    driver = {"postgresql": "psycopg", "clickhouse": "clickhouse_connect"}.get(ledger_url.partition(":")[0])
+    if driver is not None:
+        pytest.importorskip(driver)
     return ledger_url
 
 

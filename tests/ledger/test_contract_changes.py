@@ -441,7 +441,7 @@ def test_repricings_at_once(opened: Opened) -> None:
 # -- all of it --------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_any_history(ledger: Ledger, seed: int) -> None:
     """After new calls, calls told of again, late owners, late submissions, prices, erasures and retention in any order, sums are right."""
     rng = random.Random(seed)
@@ -482,8 +482,11 @@ def test_any_history(ledger: Ledger, seed: int) -> None:
         lambda: ledger.keep([call()], anew=rng.random() < 0.5),
     ]
     ledger.insert([call() for _ in range(20)])
-    for step in rng.choices(steps, k=14):
+    for step in rng.choices(steps, k=12):
         step()
-        check_sums(ledger)
+        kept = list(ledger.calls())
+        for by in (("user_id", "month"), ("day", "model"), ("cost_status",)):
+            assert ledger.spend(by) == oracle.spend(kept, by)
+    check_sums(ledger)
     assert ledger.spend(["k"]) == oracle.spend(ledger.calls(), ["k"])
     assert ledger.spend(["user_id"], as_priced=True) == oracle.spend(ledger.calls(as_priced=True), ["user_id"])
