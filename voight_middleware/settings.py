@@ -112,8 +112,8 @@ class Settings(msgspec.Struct, frozen=True):
                 raise SettingsError(f"{sources[name]}: {name} is {word!r}; use one of {', '.join(_SWITCH)}")
             return _SWITCH[word]
 
-        def read(name: str, given: object, reader: Callable[[str], _Value], default: _Value) -> _Value:
-            text = first(name, given, f"VOIGHT_{name.upper()}")
+        def read(name: str, given: object, variable: str, reader: Callable[[str], _Value], default: _Value) -> _Value:
+            text = first(name, given, variable)
             try:
                 return default if text is None else reader(text)
             except ValueError as error:
@@ -138,9 +138,9 @@ class Settings(msgspec.Struct, frozen=True):
             pii=_policies(policy if pii is None else pii, sources["pii"]),
             pseudonym_keys=() if keys is None else read_keys(keys, sources["pseudonym_key"]),
             ingest=switch("ingest", ingest, "VOIGHT_INGEST"),
-            journal_limit=read("journal_limit", journal_limit, _bytes, JOURNAL_LIMIT),
-            exit_timeout=read("exit_timeout", exit_timeout, _seconds, EXIT_SECONDS),
-            delivery=read("delivery", delivery, _delivery, "background"),
+            journal_limit=read("journal_limit", journal_limit, "VOIGHT_JOURNAL_LIMIT", _bytes, JOURNAL_LIMIT),
+            exit_timeout=read("exit_timeout", exit_timeout, "VOIGHT_EXIT_TIMEOUT", _seconds, EXIT_SECONDS),
+            delivery=read("delivery", delivery, "VOIGHT_DELIVERY", _delivery, "background"),
             sources=sources,
         )
 
