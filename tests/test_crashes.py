@@ -25,7 +25,7 @@ from voight_middleware.pricing import PriceBook
 from voight_middleware.tags import Tags
 
 KILLS = 20
-CALLS = 12_000
+CALLS = 8_000
 HOSTS = 2
 INGESTERS = """
 import os, sys
@@ -62,7 +62,10 @@ class Server(Protocol):
 class Place:
     """A ledger on a server, and hosts with a journal each."""
 
-    def __init__(self, url: str, server: Server, folder: Path) -> None:
+    def __init__(self, url: str, server: Server, folder: Path, new_call: NewCall) -> None:
+        self._new_call = new_call
+        self._book = PriceBook()
+        self.calls = 0
         self.url = url
         self.server = server
         self.journals = [folder / f"host{number}" for number in range(HOSTS)]
@@ -75,8 +78,9 @@ class Place:
         """End the process that starts ingesters."""
         self._forks.communicate()
 
-    def write(self, new_call: NewCall, book: PriceBook) -> None:
+    def write(self) -> None:
         """Fill the journals: calls of forty users, of exactly known costs, each fifth settled late."""
+        self.calls += CALLS
         for number, folder in enumerate(self.journals):
             journal = Journal(folder)
             for index in range(CALLS // HOSTS):
@@ -84,11 +88,11 @@ class Place:
                 late = index % 5 == 0
                 tags = Tags(plan="pro") if late else Tags(user_id=user, plan="pro")
                 usage = f'{{"prompt_tokens":{index + 1},"completion_tokens":{number + 1}}}'
-                call = new_call(raw_usage=usage, tags=tags, attribution="none" if late else "tag")
+                call = self._new_call(raw_usage=usage, tags=tags, attribution="none" if late else "tag")
                 journal.append(call)
                 if late:
                     journal.append(Settlement(call_ids=(call.call_id,), tags=Tags(user_id=user)))
-                complete(call, book)
+                complete(call, self._book)
                 assert call.cost_femto is not None
                 calls, cost = self.users.get(user, (0, 0))
                 self.users[user] = (calls + 1, cost + call.cost_femto)
@@ -126,11 +130,11 @@ class Place:
         """Every call is there once, with its owner and its cost."""
         with closing(open_ledger(self.url, create=False)) as ledger:
             (total,) = ledger.spend()
-            assert (total.calls, total.unpriced_calls) == (CALLS, 0)
+            assert (total.calls, total.unpriced_calls) == (self.calls, 0)
             rows = {row.dimensions["user_id"]: (row.calls, row.cost_femto) for row in ledger.spend(["user_id"])}
             assert rows == self.users
             by_call = [call.cost_femto or 0 for call in ledger.calls()]
-            assert (len(by_call), sum(by_call)) == (CALLS, sum(cost for _, cost in self.users.values()))
+            assert (len(by_call), sum(by_call)) == (self.calls, sum(cost for _, cost in self.users.values()))
             assert all(ledger.progress(segment.name) == 0 for folder in self.journals for segment in segments(folder))
 
 
@@ -138,10 +142,10 @@ class Place:
 def place(request: pytest.FixtureRequest, tmp_path: Path, new_call: NewCall) -> Any:
     """A server of its own sort, with an empty ledger and full journals."""
     server = request.getfixturevalue("postgres_server" if request.param == "postgres" else "clickhouse_bridge")
-    made = Place(request.getfixturevalue(f"{request.param}_url"), server, tmp_path)
+    made = Place(request.getfixturevalue(f"{request.param}_url"), server, tmp_path, new_call)
     with closing(open_ledger(made.url)):
         pass
-    made.write(new_call, PriceBook())
+    made.write()
     yield made
     made.close()
 
@@ -149,9 +153,11 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, new_call: NewCall) -> 
 def under_way(place: Place, chance: random.Random) -> list[int]:
     """Begin to ingest; answers the processes at a moment that chance chooses after the first batch."""
     before = place.kept() or 0
+    if before == place.calls:
+        place.write()
     running = place.ingest()
     deadline = time.monotonic() + 10
-    while (place.kept() or 0) == before < CALLS and time.monotonic() < deadline:
+    while (place.kept() or 0) == before and time.monotonic() < deadline:
         time.sleep(0.02)
     time.sleep(chance.random() * 0.05)
     return running
@@ -162,7 +168,6 @@ def test_ingesters_are_killed(place: Place) -> None:
     chance = random.Random(7)
     killed = 0
     while killed < KILLS:
-        assert place.kept() != CALLS, f"all calls were in the ledger after {killed} kills: there are too few of them for this machine"
         for process in under_way(place, chance):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
@@ -174,8 +179,7 @@ def test_ingesters_are_killed(place: Place) -> None:
 def test_the_server_is_killed(place: Place) -> None:
     """Twenty times, in the middle of what two ingesters write; it comes back on what the crash has left."""
     chance = random.Random(8)
-    for kills in range(KILLS):
-        assert place.kept() != CALLS, f"all calls were in the ledger after {kills} kills: there are too few of them for this machine"
+    for _ in range(KILLS):
         under_way(place, chance)
         place.server.kill()
         place.wait()

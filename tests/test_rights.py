@@ -107,19 +107,21 @@ def test_others_with_a_similar_id_are_not_touched(ledger: Ledger, place: Setting
 
 
 @in_a_file
-def test_what_is_still_in_journals(place: Settings, new_call: Callable[..., Call], tmp_path: Path) -> None:
+@pytest.mark.parametrize("alice", [ALICE, r'd"alice\9d3f'])
+def test_what_is_still_in_journals(alice: str, place: Settings, new_call: Callable[..., Call], tmp_path: Path) -> None:
     """Records of a dead process are brought in first; those of a living one are overwritten where they have been ingested."""
     dead, living = Journal(place.journal), Journal(place.journal)
     for journal in (dead, living):
-        for user in (ALICE, "bob"):
+        for user in (alice, "bob"):
             journal.append(new_call(tags=Tags(user_id=user), attribution="tag"))
     dead.rotate()
     drain(place.ledger, place.journal)
-    (place.journal / "rejected.jsonl").write_text(f'{{"torn": "{ALICE}')
+    (place.journal / "rejected.jsonl").write_text(f'{{"torn": "{alice}')
+    (place.journal / "rejected.log").write_text(f"2026-11-21T17:00:00Z segment:0 refused: Failing row contains ({alice})")
     with closing(SQLiteLedger(Path(place.ledger.removeprefix("sqlite:///")))) as ledger:
-        done = erase(ledger, place, [ALICE], wait=0)
+        done = erase(ledger, place, [alice], wait=0)
         assert (done.found.calls, done.waiting) == (2, ())
-        assert ALICE.encode() not in bytes_of(tmp_path)
+        assert b"9d3f" not in bytes_of(tmp_path)
         living.append(new_call(tags=Tags(user_id="carol"), attribution="tag"))
         living.rotate()
         drain(place.ledger, place.journal)

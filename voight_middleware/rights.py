@@ -16,7 +16,7 @@ from pathlib import Path
 from voight_middleware.ingest import drain
 from voight_middleware.journal import REASONS, REJECTED, segments
 from voight_middleware.ledger import Expired, Holdings, Ledger
-from voight_middleware.ledger.erasure import SHORTEST_SEARCHED
+from voight_middleware.ledger.erasure import SHORTEST_SEARCHED, spellings
 from voight_middleware.settings import Settings
 
 WAIT_SECONDS = 10.0
@@ -105,6 +105,7 @@ def _scrub(ledger: Ledger, folder: Path, names: Collection[str]) -> None:
     """Overwrite the ids in journals, where they have been ingested: nobody reads that again. What a writer adds is not touched."""
     if not folder.is_dir():
         return
+    names = spellings(names)
     for segment in segments(folder):
         _overwrite(segment.path, names, ledger.progress(segment.name))
     _overwrite(folder / REJECTED, names, None)

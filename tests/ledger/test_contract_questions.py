@@ -309,7 +309,7 @@ def test_patterns(ledger: Ledger) -> None:
     """A filter is exact and minds case; a star stands for any text, and nothing else is special."""
     kept = [make_call(1, model=model, tags=Tags(user_id=model, extra={} if model is None else {"k": model})) for model in MODELS]
     ledger.insert(kept)
-    for pattern in PATTERNS:
+    for pattern in some(ledger, PATTERNS):
         for name in ("model", "user_id", "k"):
             assert ledger.spend([name], {name: pattern}) == oracle.spend(kept, [name], {name: pattern}), (name, pattern)
         assert list(ledger.calls({"model": pattern})) == oracle.chosen(kept, {"model": pattern})

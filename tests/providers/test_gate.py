@@ -12,7 +12,7 @@ from voight_middleware import configure, instrument, uninstrument, wrap, wrap_an
 from voight_middleware.meter import swap_meter
 
 from .conftest import Calls
-from .entry_points import CHAT, EMBEDDINGS, MESSAGES, Way, both_kinds, needs, ways
+from .entry_points import CHAT, EMBEDDINGS, MESSAGES, WAYS, Way, both_kinds, needs, ways
 from .provider import IDS, MODELS, TIERS, USAGE, Provider, refusal
 
 PATCHED = [
@@ -318,3 +318,67 @@ def test_a_request_inside_a_request_is_not_a_part_of_it(provider: Provider, call
 
     assert len(provider.bodies) == 3
     assert calls.one().usage == USAGE["messages"]
+
+
+def first_ways(endpoint: str) -> list[Way]:
+    """The first whole answer and the first stream of an endpoint, through the SDK's own methods."""
+    found = [way for way in WAYS if way.endpoint == endpoint and not way.by_hand]
+    return [next(way for way in found if way.streamed == streamed) for streamed in (False, True)]
+
+
+class Traced:
+    """A ``request`` of another library's on a client's class, which has to be bound to know its client."""
+
+    def __init__(self, method: Any, closed: bool) -> None:
+        self.method = method
+        self.seen: list[Any] = []
+        if not closed:
+            self.__wrapped__ = method
+
+    def __get__(self, client: Any, _: Any = None) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self.seen.append(client)
+            return self.method(client, *args, **kwargs)
+
+        return call if client is not None else self
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        raise AssertionError("called without being bound")
+
+
+ORDERS = ("before wrap", "before instrument", "behind wrap", "behind instrument", "between two clients")
+
+
+@pytest.mark.parametrize(("order", "closed"), [(order, closed) for order in ORDERS for closed in (False, True)])
+@pytest.mark.parametrize("way", [one for kind in ("chat", "messages") for one in first_ways(kind)], ids=str)
+@both_kinds
+async def test_another_library_on_the_client_class(
+    way: Way, asynchronous: bool, order: str, closed: bool, provider: Provider, calls: Calls
+) -> None:
+    """One call, whether the other library came before us or behind us, and it hears of each request once."""
+    client = provider.client(way.sdk, asynchronous=asynchronous)
+    cls: Any = type(client)
+    if order in ("behind wrap", "between two clients"):
+        wrap(client)
+    elif order == "behind instrument":
+        instrument()
+    traced = Traced(cls.request, closed)
+    cls.request = traced
+    try:
+        if order == "before wrap":
+            wrap(client)
+        elif order == "before instrument":
+            instrument()
+        elif order == "between two clients":
+            client = wrap(provider.client(way.sdk, asynchronous=asynchronous))
+
+        await go(way, client, asynchronous)
+
+        call = calls.one()
+        assert (call.outcome, call.model, call.estimated) == ("ok", MODELS[way.endpoint][1], False)
+        assert traced.seen == [client]
+        uninstrument()
+        assert cls.__dict__["request"] is traced
+    finally:
+        uninstrument()
+        del cls.request

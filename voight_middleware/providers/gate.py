@@ -73,9 +73,12 @@ def instrument() -> None:
     global _everything
     for sdk in _ROUTES:
         if importlib.util.find_spec(sdk) is not None:
+            importlib.import_module(sdk)
             base = importlib.import_module(f"{sdk}._base_client")
             for cls in (base.SyncAPIClient, base.AsyncAPIClient):
                 _patch_base(cls, sdk)
+                for client_class in _subclasses(cls):
+                    _patch_over(client_class, cls, sdk)
     _everything = True
 
 
@@ -96,6 +99,9 @@ def _wrap(client: T, function: str, sdks: tuple[str, ...]) -> T:
         sdk, _, module = cls.__module__.partition(".")
         if sdk in sdks and module == "_base_client" and cls.__name__ in ("SyncAPIClient", "AsyncAPIClient"):
             _patch_base(cls, sdk)
+            for client_class in type(client).__mro__:
+                if client_class is not cls and issubclass(client_class, cls):
+                    _patch_over(client_class, cls, sdk)
             _patch_copies(type(client))
             client.__dict__[_MARK] = True
             return client
@@ -131,6 +137,35 @@ def _patch_base(cls: Any, sdk: str) -> None:
         quietly(websockets.patch_resources, _patch, _is_metered)
 
 
+def _subclasses(cls: type) -> set[type]:
+    found: set[type] = set(cls.__subclasses__())
+    return found.union(*map(_subclasses, found))
+
+
+def _patch_over(cls: type, base: type, sdk: str) -> None:
+    """
+    Meter a client's class that has a ``request`` of its own: another library has put it there, and it calls the base class's as that
+    was then. OpenInference does so with ``OpenAI``. Where it was put there behind ours, it leads to ours.
+    """
+    own = cls.__dict__.get("request")
+    ours = {id(patched) for _, name, patched, _ in _patches if name == "request"}
+    while own is not None:
+        if id(own) in ours:
+            return
+        own = getattr(own, "__wrapped__", None)
+    if "request" in cls.__dict__:
+        make = _sync_request if base.__name__ == "SyncAPIClient" else _async_request
+        # Bound as Python does it, for what tells a method's client by that.
+        _patch(cls, "request", lambda original: make(_bound(original), sdk, _ROUTES[sdk]))
+
+
+def _bound(method: Any) -> Callable[..., Any]:
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return method.__get__(self, type(self))(*args, **kwargs)
+
+    return call
+
+
 def _is_metered(client: Any) -> bool:
     return _everything or _MARK in client.__dict__
 
@@ -159,7 +194,7 @@ def _marking(original: Callable[..., Any]) -> Callable[..., Any]:
 def _sync_request(original: Callable[..., Any], sdk: str, routes: Routes) -> Callable[..., Any]:
     def request(self: Any, cast_to: Any, options: Any, *, stream: bool = False, stream_cls: Any = None) -> Any:
         outer = current_entry.get()
-        if isinstance(outer, ByHand) and outer.open:
+        if (isinstance(outer, ByHand) and outer.open) or (isinstance(outer, SdkEntry) and outer.trying is options):
             return original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
         entry = _enter(self, sdk, routes, options, stream) if _everything or _MARK in self.__dict__ else None
         if entry is None and outer is None:
@@ -174,6 +209,7 @@ def _sync_request(original: Callable[..., Any], sdk: str, routes: Routes) -> Cal
                 note(error)
             entry.begin(self, options)
             for tried in (entry.options, options):
+                entry.trying = tried
                 try:
                     return original(self, cast_to, tried, stream=stream, stream_cls=stream_cls)
                 except BaseException as error:
@@ -190,7 +226,7 @@ def _sync_request(original: Callable[..., Any], sdk: str, routes: Routes) -> Cal
 def _async_request(original: Callable[..., Any], sdk: str, routes: Routes) -> Callable[..., Any]:
     async def request(self: Any, cast_to: Any, options: Any, *, stream: bool = False, stream_cls: Any = None) -> Any:
         outer = current_entry.get()
-        if isinstance(outer, ByHand) and outer.open:
+        if (isinstance(outer, ByHand) and outer.open) or (isinstance(outer, SdkEntry) and outer.trying is options):
             return await original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
         entry = _enter(self, sdk, routes, options, stream) if _everything or _MARK in self.__dict__ else None
         if entry is None and outer is None:
@@ -205,6 +241,7 @@ def _async_request(original: Callable[..., Any], sdk: str, routes: Routes) -> Ca
                 note(error)
             entry.begin(self, options)
             for tried in (entry.options, options):
+                entry.trying = tried
                 try:
                     return await original(self, cast_to, tried, stream=stream, stream_cls=stream_cls)
                 except BaseException as error:
