@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from voight_middleware.call import Call
-from voight_middleware.ledger.base import MAX_COUNT
+from voight_middleware.ledger.base import MAX_COUNT, LedgerError
 from voight_middleware.tags import Tags
 from voight_middleware.usage import Component, Usage
 
@@ -114,6 +114,19 @@ def from_row(row: Row) -> Call:
         tool_calls=None if tool_calls is None else _counts(tool_calls),
         cost_reasons=() if reasons is None else decode_reasons(reasons),
     )
+
+
+def the_one(calls: Sequence[Call], call_id: str) -> Call | None:
+    """
+    The only one of *calls*, which were found by *call_id* or its beginning; None for none.
+
+    Raises:
+        LedgerError: There are several.
+    """
+    if len(calls) > 1:
+        several = " and ".join(call.call_id for call in calls)
+        raise LedgerError(f"several calls begin with {call_id!r}, such as {several}: give more of the id")
+    return calls[0] if calls else None
 
 
 def extra_text(extra: Mapping[str, str]) -> str:

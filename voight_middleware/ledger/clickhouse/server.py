@@ -96,15 +96,6 @@ def read_url(url: str, environ: Mapping[str, str] = os.environ) -> Server:
     )
 
 
-def without_password(url: str) -> str:
-    """*url*, as it may be shown."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    user, place = quote(unquote(parts.username or ""), safe=""), parts.netloc.rpartition("@")[2]
-    return parts._replace(netloc=f"{user}@{place}").geturl()
-
-
 def _flag(options: Mapping[str, str], name: str, *, default: bool) -> bool:
     value = options.get(name)
     if value is None:

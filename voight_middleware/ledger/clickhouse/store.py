@@ -26,9 +26,10 @@ from voight_middleware.ledger.clickhouse.database import Database
 from voight_middleware.ledger.clickhouse.dialect import ClickHouseDialect
 from voight_middleware.ledger.clickhouse.intake import Intake
 from voight_middleware.ledger.clickhouse.schema import SELECT, last_wins, now, readable
-from voight_middleware.ledger.clickhouse.server import connect, read_url, without_password
+from voight_middleware.ledger.clickhouse.server import connect, read_url
 from voight_middleware.ledger.question import Question, read_spend
-from voight_middleware.ledger.rows import encode, from_row, within_range
+from voight_middleware.ledger.rows import encode, from_row, the_one, within_range
+from voight_middleware.settings import shown_url
 
 _PIECE = 20_000
 """How many calls are read at once."""
@@ -67,7 +68,7 @@ class ClickHouseLedger:
 
     def __init__(self, url: str, *, create: bool = True, client: Client | None = None) -> None:
         self.server = read_url(url)
-        self.url = without_password(url)
+        self.url = shown_url(url)
         self._client = connect(self.server) if client is None else client
         self._own_client = client is None
         self._db = Database(self._client, self.server)
@@ -197,11 +198,7 @@ class ClickHouseLedger:
         if not found and len(call_id) >= SHORTEST_ID:
             range_ = [call_id, call_id + "\U0010ffff"]
             found = self._db.rows(f"{query} call_id > ? AND call_id < ? ORDER BY call_id LIMIT 2", range_)
-        calls = [from_row(readable(row)) for row in found]
-        if len(calls) > 1:
-            several = " and ".join(call.call_id for call in calls)
-            raise LedgerError(f"several calls begin with {call_id!r}, such as {several}: give more of the id")
-        return calls[0] if calls else None
+        return the_one([from_row(readable(row)) for row in found], call_id)
 
     def reprice(self, changes: Sequence[tuple[Call, Call]]) -> int:
         """

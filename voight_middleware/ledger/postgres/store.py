@@ -19,7 +19,6 @@ from voight_middleware.ledger.base import (
     Expired,
     FormerPrice,
     Holdings,
-    LedgerError,
     Progress,
     Spend,
     Where,
@@ -46,7 +45,7 @@ from voight_middleware.ledger.postgres.values import (
 )
 from voight_middleware.ledger.question import Question, read_spend
 from voight_middleware.ledger.rollups import ROLLUPS, month_of
-from voight_middleware.ledger.rows import from_row, within_range
+from voight_middleware.ledger.rows import from_row, the_one, within_range
 from voight_middleware.settings import shown_url
 
 ATTEMPTS = 5
@@ -224,11 +223,7 @@ class PostgresLedger:
             if not found and len(call_id) >= SHORTEST_ID:
                 range_ = (call_id, call_id + "\U0010ffff")
                 found = self._run(f"{query} call_id > ? AND call_id < ? ORDER BY call_id LIMIT 2", range_).fetchall()
-        calls = [from_row(row) for row in found]
-        if len(calls) > 1:
-            several = " and ".join(call.call_id for call in calls)
-            raise LedgerError(f"several calls begin with {call_id!r}, such as {several}: give more of the id")
-        return calls[0] if calls else None
+        return the_one([from_row(row) for row in found], call_id)
 
     def reprice(self, changes: Sequence[tuple[Call, Call]]) -> int:
         """

@@ -30,7 +30,7 @@ from voight_middleware.ledger.base import (
 from voight_middleware.ledger.erasure import SHORTEST_SEARCHED
 from voight_middleware.ledger.question import Question, read_spend
 from voight_middleware.ledger.rollups import ROLLUPS, month_of
-from voight_middleware.ledger.rows import Row, extra_text, from_row, within_range
+from voight_middleware.ledger.rows import Row, extra_text, from_row, the_one, within_range
 from voight_middleware.ledger.sqlite import erasure, triggers
 from voight_middleware.ledger.sqlite.dialect import DIALECT
 from voight_middleware.ledger.sqlite.schema import (
@@ -239,11 +239,7 @@ class SQLiteLedger:
             if not found and len(call_id) >= SHORTEST_ID:
                 range_ = (call_id, call_id + "\U0010ffff")
                 found = self._db.execute(f"{query} call_id > ? AND call_id < ? ORDER BY call_id LIMIT 2", range_).fetchall()
-        calls = [from_row(row) for row in found]
-        if len(calls) > 1:
-            several = " and ".join(call.call_id for call in calls)
-            raise LedgerError(f"several calls begin with {call_id!r}, such as {several}: give more of the id")
-        return calls[0] if calls else None
+        return the_one([from_row(row) for row in found], call_id)
 
     def reprice(self, changes: Sequence[tuple[Call, Call]]) -> int:
         """
