@@ -112,6 +112,11 @@ class Call(msgspec.Struct, omit_defaults=True, kw_only=True, tag="call"):
     ttft: int | None = None
     """Microseconds from entry to the first event of the stream."""
     response_id: str | None = None
+    finish_reasons: tuple[str, ...] | None = None
+    """
+    Why the model stopped, in the provider's words, in the order of the choices; None where it is not known. For listeners and spans, and
+    not kept in the ledger: no report asks for it.
+    """
     job: str | None = None
     """What the provider does later (a batch, a background response, a video): the owner is who submitted it, whoever reads the answer."""
     service_tier: str | None = None

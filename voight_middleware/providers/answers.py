@@ -8,6 +8,8 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
+from voight_middleware.providers.finish_reasons import in_order, note_reasons, only_reason
+
 MAX_USAGE_BYTES = 16_384
 """A usage object beyond this is no usage object."""
 
@@ -30,6 +32,8 @@ class Answer(msgspec.Struct):
     """What the provider called the failure of a job."""
     batch_endpoint: str | None = None
     """Of a line of a batch: the dialect of its answer."""
+    finish_reasons: tuple[str, ...] | None = None
+    """Why the model stopped, in the order of the choices."""
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -128,7 +132,28 @@ def _path(url: str) -> str:
     return "/" + path.strip("/")
 
 
-_read_strictly = msgspec.json.Decoder(Answer).decode
+class _Choice(msgspec.Struct):
+    finish_reason: msgspec.Raw = NULL
+    index: Any = None
+
+
+class _End(msgspec.Struct):
+    """How an answer says why it ended: OpenAI's, Anthropic's, and that of Bedrock's ``converse``."""
+
+    choices: list[_Choice] | None = None
+    stop_reason: msgspec.Raw = NULL
+    stop: msgspec.Raw = msgspec.field(name="stopReason", default=NULL)
+
+
+class _Body(_End):
+    id: str | None = None
+    model: str | None = None
+    service_tier: str | None = None
+    usage: msgspec.Raw = NULL
+
+
+_read_strictly = msgspec.json.Decoder(_Body).decode
+_read_end = msgspec.json.Decoder(_End).decode
 
 
 def read_answer(body: bytes) -> Answer:
@@ -139,11 +164,27 @@ def read_answer(body: bytes) -> Answer:
         msgspec.DecodeError: *body* is no JSON object.
     """
     try:
-        return _read_strictly(body)
+        read = _read_strictly(body)
+        return Answer(read.id, read.model, read.service_tier, read.usage, finish_reasons=_reasons(read))
     except msgspec.ValidationError:  # a compatible server's own idea of an id or a tier must not cost the usage
         plain = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
         identity, model, tier = (text_or_none(msgspec.json.decode(plain.get(name, NULL))) for name in ("id", "model", "service_tier"))
-        return Answer(identity, model, tier, plain.get("usage", NULL))
+        try:
+            reasons = _reasons(_read_end(body))
+        except msgspec.ValidationError:
+            reasons = None
+        return Answer(identity, model, tier, plain.get("usage", NULL), finish_reasons=reasons)
+
+
+def _reasons(end: _End) -> tuple[str, ...] | None:
+    choices = end.choices
+    if not choices:
+        return only_reason(end.stop_reason if end.stop_reason is not NULL else end.stop)
+    if len(choices) == 1:
+        return only_reason(choices[0].finish_reason)
+    found: dict[int, str | None] = {}
+    note_reasons(found, choices)
+    return in_order(found)
 
 
 def merged(usage: msgspec.Raw, **more: Any) -> msgspec.Raw:

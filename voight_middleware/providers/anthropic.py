@@ -13,6 +13,7 @@ import msgspec
 
 from voight_middleware.meter import note
 from voight_middleware.providers.answers import NULL, Answer, Endpoint, Job, NotLines, Routes, read_answer, text_or_none, usage_json
+from voight_middleware.providers.finish_reasons import only_reason
 
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
@@ -30,6 +31,7 @@ class MessagesReader:
         self.failure: str | None = None
         self._message: Any = None
         self._deltas: list[Any] = []
+        self._stop: Any = None
         self._characters = 0
 
     def see(self, event: Any) -> object:
@@ -43,6 +45,7 @@ class MessagesReader:
             elif kind == "message_start":
                 self._message = event.message
             elif kind == "message_delta":
+                self._stop = getattr(getattr(event, "delta", None), "stop_reason", None) or self._stop
                 self._deltas.append(event.usage)
             elif kind == "message_stop":
                 self.done = True
@@ -61,7 +64,8 @@ class MessagesReader:
             if part is not None:
                 usage.update((key, value) for key, value in _decode(usage_json(part)).items() if value is not None or key not in usage)
         identity, model, tier = (text_or_none(value) for value in (message.id, message.model, usage.get("service_tier")))
-        return Answer(identity, model, tier, msgspec.Raw(msgspec.json.encode(usage)) if usage else NULL)
+        counted = msgspec.Raw(msgspec.json.encode(usage)) if usage else NULL
+        return Answer(identity, model, tier, counted, finish_reasons=only_reason(self._stop))
 
     def estimated_output(self) -> int | None:
         if self._message is None or self._deltas:

@@ -14,6 +14,7 @@ import msgspec
 from voight_middleware.meter import note
 from voight_middleware.providers.answers import NULL, Answer, Endpoint, is_null, merged, read_answer, usage_json
 from voight_middleware.providers.anthropic import MessagesReader
+from voight_middleware.providers.finish_reasons import only_reason
 
 # -- invoke --------------------------------------------------------------------------------------------------------------------
 
@@ -62,10 +63,14 @@ class InvokedReader(MessagesReader):
         if metrics:
             self._metrics = metrics
             self.done = True
-        return super().see(event) if event.type else False
+        if event.type:
+            return super().see(event)
+        self._stop = event.stop_reason or getattr(event.messageStop, "stopReason", None) or self._stop
+        return False
 
     def answer(self) -> Answer:
         answer = super().answer()
+        answer.finish_reasons = only_reason(self._stop)  # of other models too, whose messages have no beginning
         if is_null(answer.usage) and self._metrics:
             answer.usage = merged(NULL, **{name: self._metrics[key] for name, key in _COUNTS.items() if key in self._metrics})
         return answer
@@ -81,6 +86,7 @@ class ConverseReader:
         self.done = False
         self.failure: str | None = None
         self._usage: Any = None
+        self._stop: Any = None
         self._characters = 0
 
     def see(self, event: Any) -> object:
@@ -94,12 +100,13 @@ class ConverseReader:
                 self._usage = event.usage
             elif event.stopReason is not None:
                 self.done = True
+                self._stop = event.stopReason
         except Exception as error:
             note(error)
         return False
 
     def answer(self) -> Answer:
-        return Answer(usage=NULL if self._usage is None else usage_json(self._usage))
+        return Answer(usage=NULL if self._usage is None else usage_json(self._usage), finish_reasons=only_reason(self._stop))
 
     def estimated_output(self) -> int | None:
         return None if self._usage is not None else (self._characters + 3) // 4

@@ -181,6 +181,7 @@ class Entry:
                 service_tier=answer.service_tier,
                 raw_usage=kept(answer.usage),
                 tool_calls=answer.tool_calls,
+                finish_reasons=answer.finish_reasons,
                 **more,
             )
             meter = current_meter()
@@ -355,6 +356,7 @@ class Entry:
                     batch=True,
                     raw_usage=kept(answer.usage),
                     tool_calls=answer.tool_calls,
+                    finish_reasons=answer.finish_reasons,
                 )
                 current_meter().finish(call, self.frame, self.owner)
         except NotLines:

@@ -198,6 +198,7 @@ class _Delta(msgspec.Struct):
 class _Choice(msgspec.Struct):
     delta: _Delta
     finish_reason: str | None = None
+    index: Any = None
 
 
 class _Chunk(msgspec.Struct):

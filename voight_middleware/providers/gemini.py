@@ -13,6 +13,7 @@ import msgspec
 
 from voight_middleware.meter import note
 from voight_middleware.providers.answers import NULL, Answer, Endpoint, text_or_none, usage_json
+from voight_middleware.providers.finish_reasons import in_order, note_reasons
 
 
 class _Grounding(msgspec.Struct, rename="camel"):
@@ -21,6 +22,8 @@ class _Grounding(msgspec.Struct, rename="camel"):
 
 class _Candidate(msgspec.Struct, rename="camel"):
     grounding_metadata: _Grounding | None = None
+    finish_reason: msgspec.Raw = NULL
+    index: Any = None
 
 
 class _Content(msgspec.Struct, rename="camel"):
@@ -39,7 +42,10 @@ def read_content(body: bytes) -> Answer:
     queries = [one.grounding_metadata.web_search_queries for one in read.candidates or () if one.grounding_metadata is not None]
     searches = sum(len(some or ()) for some in queries)
     tools = {"web_search": searches} if searches else None
-    return Answer(text_or_none(read.response_id), text_or_none(read.model_version), None, read.usage_metadata, tools)
+    found: dict[int, str | None] = {}
+    note_reasons(found, read.candidates or ())
+    identity, model = text_or_none(read.response_id), text_or_none(read.model_version)
+    return Answer(identity, model, None, read.usage_metadata, tools, finish_reasons=in_order(found))
 
 
 class ContentReader:
@@ -50,6 +56,7 @@ class ContentReader:
         self.failure: str | None = None
         self._last: Any = None
         self._usage: Any = None
+        self._reasons: dict[int, str | None] = {}
         self._searches = 0
         self._characters = 0
 
@@ -63,6 +70,7 @@ class ContentReader:
             for candidate in event.candidates or ():
                 if candidate.finishReason is not None:
                     self.done = True
+                    note_reasons(self._reasons, event.candidates, "finishReason")
                 if candidate.groundingMetadata is not None:
                     self._searches = max(self._searches, len(candidate.groundingMetadata.webSearchQueries or ()))
                 if candidate.content is not None:
@@ -77,7 +85,8 @@ class ContentReader:
             return Answer()
         usage = NULL if self._usage is None else usage_json(self._usage)
         tools = {"web_search": self._searches} if self._searches else None
-        return Answer(text_or_none(last.responseId), text_or_none(last.modelVersion), None, usage, tools)
+        identity, model = text_or_none(last.responseId), text_or_none(last.modelVersion)
+        return Answer(identity, model, None, usage, tools, finish_reasons=in_order(self._reasons))
 
     def estimated_output(self) -> int | None:
         if self._usage is not None and self._usage.candidatesTokenCount is not None:

@@ -6,6 +6,7 @@ Source of the shapes: OpenAI API reference (chat completions, completions, respo
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -14,6 +15,7 @@ from voight_middleware.meter import note
 from voight_middleware.providers import openai_jobs as jobs
 from voight_middleware.providers import openai_media as media
 from voight_middleware.providers.answers import NULL, Answer, Endpoint, Routes, is_null, merged, read_answer, text_or_none, usage_json
+from voight_middleware.providers.finish_reasons import in_order, note_reasons, only_reason
 
 
 class _Item(msgspec.Struct):
@@ -27,6 +29,7 @@ class _ResponsesAnswer(msgspec.Struct):
     usage: msgspec.Raw = NULL
     output: list[_Item] = []
     status: str | None = None
+    incomplete_details: msgspec.Raw = NULL
     background: bool | None = None
     created_at: float | None = None
     tool_usage: msgspec.Raw = NULL
@@ -36,6 +39,7 @@ class _ResponsesAnswer(msgspec.Struct):
 _read_responses_body = msgspec.json.Decoder(_ResponsesAnswer).decode
 
 _TOOL_ITEMS = {"web_search_call": "web_search", "file_search_call": "file_search", "code_interpreter_call": "code_interpreter"}
+_CALLS_BACK = ("function_call", "custom_tool_call")
 _UNFINISHED = ("queued", "in_progress")
 
 
@@ -45,7 +49,10 @@ def read_responses(body: bytes) -> Answer:
         answer = _read_responses_body(body)
     except msgspec.ValidationError:
         return read_answer(body)
-    read = Answer(answer.id, answer.model, answer.service_tier, answer.usage, _tool_calls(item.type for item in answer.output))
+    kinds = [item.type for item in answer.output]
+    details = None if answer.incomplete_details is NULL else msgspec.json.decode(answer.incomplete_details)
+    reasons = _reasons(answer.status, details.get("reason") if isinstance(details, dict) else None, kinds)
+    read = Answer(answer.id, answer.model, answer.service_tier, answer.usage, _tool_calls(kinds), finish_reasons=reasons)
     if answer.tool_usage is not NULL and not is_null(answer.tool_usage):
         _lay_in_tool_usage(read, msgspec.json.decode(answer.tool_usage), msgspec.json.decode(answer.tools))
     if answer.background or answer.status in _UNFINISHED:
@@ -82,7 +89,21 @@ def _lay_in_tool_usage(read: Answer, tool_usage: Any, tools: Any) -> None:
         read.usage = merged(read.usage, tool_usage=billed)
 
 
-def _tool_calls(types: Any) -> dict[str, int] | None:
+def _reasons(status: object, incomplete: object, kinds: Sequence[object]) -> tuple[str, ...] | None:
+    """
+    Why a response ended. It says so itself only where it is incomplete; for the others these are the words of OpenTelemetry's own
+    instrumentation, of which a response gets one, as it is one generation.
+
+    Source: opentelemetry-python-genai, ``opentelemetry-instrumentation-genai-openai``, ``response_extractors.extract_finish_reasons``.
+    """
+    if incomplete is not None:
+        return only_reason(incomplete)
+    if status == "completed":
+        return ("tool_calls",) if any(kind in kinds for kind in _CALLS_BACK) else ("stop",)
+    return ("error",) if status in ("failed", "cancelled") else ("incomplete",) if status == "incomplete" else None
+
+
+def _tool_calls(types: Iterable[Any]) -> dict[str, int] | None:
     """Tools with a fee per call, which ``usage`` leaves out."""
     counts: dict[str, int] = {}
     for kind in types:
@@ -101,24 +122,29 @@ class ChatReader:
         self._hide = hide_usage
         self._last: Any = None
         self._usage: Any = None
+        self._reasons: dict[int, str | None] = {}
         self._chunks = 0
         self._characters = 0
 
     def see(self, event: Any) -> object:
         try:
             self._last = event
-            if event.choices:
-                choice = event.choices[0]
+            choices = event.choices
+            if choices:
+                choice = choices[0]
                 content = choice.delta.content or _other_text(choice.delta)
                 if content:
                     self._chunks += 1
                     self._characters += len(content)
                 if choice.finish_reason is not None:
                     self.done = True
+                    note_reasons(self._reasons, choices)
+                elif len(choices) > 1:
+                    note_reasons(self._reasons, choices)
             if event.usage is not None:
                 self.done = True
                 self._usage = event.usage
-                return self._hide and not event.choices
+                return self._hide and not choices
         except AttributeError:
             return self._see_odd(event)
         except Exception as error:
@@ -130,6 +156,7 @@ class ChatReader:
         choices = getattr(event, "choices", None)
         if choices and getattr(choices[0], "finish_reason", None) is not None:
             self.done = True
+            note_reasons(self._reasons, choices)
         usage = getattr(event, "usage", None)
         if usage is None:
             return False
@@ -140,7 +167,8 @@ class ChatReader:
     def answer(self) -> Answer:
         last = self._last
         identity, model, tier = (text_or_none(getattr(last, name, None)) for name in ("id", "model", "service_tier"))
-        return Answer(identity, model, tier, NULL if self._usage is None else usage_json(self._usage))
+        usage = NULL if self._usage is None else usage_json(self._usage)
+        return Answer(identity, model, tier, usage, finish_reasons=in_order(self._reasons))
 
     def estimated_output(self) -> int | None:
         # OpenAI streams about one token per content chunk; compatible servers send longer ones.
@@ -189,9 +217,10 @@ class ResponsesReader:
         if response is None:
             return Answer()
         usage = getattr(response, "usage", None)
-        calls = _tool_calls(getattr(item, "type", None) for item in getattr(response, "output", None) or ())
+        kinds = [getattr(item, "type", None) for item in getattr(response, "output", None) or ()]
+        reasons = _reasons(getattr(response, "status", None), getattr(getattr(response, "incomplete_details", None), "reason", None), kinds)
         identity, model, tier = (text_or_none(getattr(response, name, None)) for name in ("id", "model", "service_tier"))
-        read = Answer(identity, model, tier, NULL if usage is None else usage_json(usage), calls)
+        read = Answer(identity, model, tier, NULL if usage is None else usage_json(usage), _tool_calls(kinds), finish_reasons=reasons)
         tool_usage = getattr(response, "tool_usage", None)
         if tool_usage is not None:
             _lay_in_tool_usage(read, plain(tool_usage), [plain(tool) for tool in getattr(response, "tools", None) or ()])
@@ -216,6 +245,7 @@ class CompletionsReader(ChatReader):
                     self._characters += len(choice.text)
                 if choice.finish_reason is not None:
                     self.done = True
+                    note_reasons(self._reasons, event.choices)
             if event.usage is not None:
                 self.done = True
                 self._usage = event.usage
