@@ -2,28 +2,49 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import runpy
 import shlex
+import signal
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from starlette.testclient import TestClient
 
 import voight_middleware as voight
 from voight_middleware.cli import main
+from voight_middleware.ledger import open_ledger
+from voight_middleware.otlp.mapping import read
+from voight_middleware.otlp.spans import Key, Span, wanted
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-DOCUMENTS = [README, *(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))]
-BLOCKS = [block for text in DOCUMENTS for block in re.findall(r"^```(\w+)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)]
-PYTHON = [body for language, body in BLOCKS if language == "python"]
-COMMANDS = [line[2:].split("#")[0].strip() for language, body in BLOCKS if language == "console" for line in body.splitlines()]
-(PRICES,) = (body for language, body in BLOCKS if language == "toml")
+DOCUMENTS = {path.stem: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
 
 
-@pytest.mark.parametrize("number", range(len(PYTHON)))
+def blocks(text: str, language: str) -> list[str]:
+    """The code blocks of one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+PYTHON = [body for text in DOCUMENTS.values() for body in blocks(text, "python")]
+ALONE = ("opentelemetry", "prometheus_client")
+"""Whose settings are those of a whole process."""
+LINES = [line[2:].split(" #")[0].strip() for text in DOCUMENTS.values() for body in blocks(text, "console") for line in body.splitlines()]
+SERVERS = [line for line in LINES if "voight otlp" in line]
+COMMANDS = [line for line in LINES if line not in SERVERS]
+(PRICES,) = (body for text in DOCUMENTS.values() for body in blocks(text, "toml"))
+SPANS: Any = runpy.run_path(str(ROOT / "tests" / "apps" / "otlp_spans.py"))
+
+
+@pytest.mark.parametrize("number", [number for number, body in enumerate(PYTHON) if not any(word in body for word in ALONE)])
 def test_python(number: int, tmp_path: Path, voight_provider: Any, voight_calls: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every Python example runs as it stands, with the SDKs answered by the loopback provider."""
     body = PYTHON[number]
@@ -37,6 +58,32 @@ def test_python(number: int, tmp_path: Path, voight_provider: Any, voight_calls:
     exec(compile(body, f"Python example {number + 1}", "exec"), {"__name__": "readme"})
     if any(word in body for word in ("client.chat", "client.post", "voight.record", "metered_call")):
         assert [call.tags.user_id for call in voight_calls] == ["u_7"]
+
+
+@pytest.mark.parametrize("number", [number for number, body in enumerate(PYTHON) if any(word in body for word in ALONE)])
+def test_python_of_a_process(number: int, tmp_path: Path, voight_provider: Any) -> None:
+    """The examples that set up OpenTelemetry or Prometheus run in processes of their own, and export to a receiver that is there."""
+    receiving = SPANS["Receiving"](tmp_path / "receiver")
+    try:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("VOIGHT_", "OTEL_"))} | {
+            "OPENAI_API_KEY": "any",
+            "OPENAI_BASE_URL": voight_provider.openai_base_url,
+            "OTEL_EXPORTER_OTLP_ENDPOINT": receiving.url,
+            "VOIGHT_LEDGER": str(tmp_path / "ledger.db"),
+        }
+        command = [sys.executable, "-c", PYTHON[number]]
+        done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True, timeout=60)
+    finally:
+        receiving.stop()
+    assert done.returncode == 0, done.stderr
+    assert not re.search(r"Traceback|Failed to export|Transient error", done.stderr), done.stderr
+    if "client.chat" in PYTHON[number]:
+        ledger = open_ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
+        try:
+            assert [call.tags.user_id for call in ledger.calls()] == ["u_7"]
+        finally:
+            ledger.close()
+        assert receiving.server.receiver.totals.repeated == 1, "the span of the call, which the gate has metered, was not exported"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -53,6 +100,97 @@ def test_commands(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     with pytest.raises(SystemExit) as ended:
         sys.exit(main(arguments))
     assert ended.value.code in (0, None)
+
+
+@pytest.mark.parametrize("line", SERVERS)
+def test_receivers(line: str, tmp_path: Path) -> None:
+    """Every line that starts a receiver does, here on a free port of loopback: a span sent to it is in the ledger when it has stopped."""
+    words = shlex.split(line)
+    variables = dict(word.split("=", 1) for word in words[: words.index("voight")])
+    token = "t" * 32
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("VOIGHT_")}
+    environment |= {**variables, "VOIGHT_LEDGER": str(tmp_path / "ledger.db")}
+    if variables:
+        assert set(variables) == {"VOIGHT_OTLP_TOKEN"}
+        environment["VOIGHT_OTLP_TOKEN"] = token
+    command = [sys.executable, "-c", "import sys; from voight_middleware.cli import main; sys.exit(main(sys.argv[1:]))"]
+    arguments = [*words[words.index("voight") + 1 :], "--host", "127.0.0.1", "--port", "0"]
+    with subprocess.Popen([*command, *arguments], env=environment, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            said = process.stderr.readline()
+            found = re.search(r"http://\S+/v1/traces", said)
+            assert found is not None, said
+            body = json.dumps(SPANS["request"](SPANS["span"]())).encode()
+            headers = {"content-type": "application/json", "authorization": f"Bearer {token}"}
+            with urllib.request.urlopen(urllib.request.Request(found[0], body, headers), timeout=20) as answer:
+                assert answer.status == 200
+            process.send_signal(signal.SIGTERM)
+            said = process.stderr.read()
+            assert process.wait(20) == 0, said
+        finally:
+            process.kill()
+    ledger = open_ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
+    try:
+        assert [call.tags.user_id for call in ledger.calls()] == ["u_1"]
+    finally:
+        ledger.close()
+
+
+def test_signed_tags_arrive(voight_calls: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the example in front sends, the example behind believes; another host gets nothing."""
+    monkeypatch.setenv("VOIGHT_HEADER_KEY", "k" * 32)
+    voight.configure()
+    sender, receiver = (body for body in blocks(DOCUMENTS["services"], "python") if "headers" in body)
+    front: dict[str, Any] = {}
+    behind: dict[str, Any] = {}
+    exec(sender, front)
+    exec(receiver, behind)
+    behind["app"].get("/")(lambda: {"user": (tags := voight.current_tags()).user_id, "feature": tags.extra.get("feature")})
+    seen = {}
+    with voight.tag(user_id="u_7", feature="search"):
+        for host in ("reports.internal", "a.svc.cluster.local", "api.openai.com"):
+            seen[host] = httpx.Request("GET", f"https://{host}/")
+            front["tags_along"](seen[host])
+    answers = [TestClient(behind["app"]).get("/", headers=dict(request.headers)).json() for request in seen.values()]
+    assert answers == [{"user": "u_7", "feature": "search"}] * 2 + [{"user": None, "feature": None}]
+
+
+def test_the_vercel_example_is_the_tested_one() -> None:
+    """Of version 6, as the script that the tests run with the real package; the attributes that version 7 is to set are read as tags."""
+    six, seven = blocks(DOCUMENTS["opentelemetry"], "ts")
+    app = (ROOT / "tests" / "apps" / "vercel_app.mjs").read_text()
+    lines = [line for line in six.splitlines() if line.startswith(("import { Node", "const traces", "traces.register", "await traces"))]
+    assert len(lines) == 4
+    for line in lines:
+        assert line.split(" //")[0] in app
+    for name in ("generateText", "createOpenAI"):
+        assert re.search(rf"import {{[^}}]*\b{name}\b", six)
+        assert re.search(rf"import {{[^}}]*\b{name}\b", app)
+    shown = re.search(r"experimental_telemetry: \{ (isEnabled: true, functionId: '\w+', metadata: \{ userId): 'u_7', plan: 'pro' } }", six)
+    assert shown is not None
+    assert f"({{ {shown[1]}, plan" in app
+
+    attributes = {name: f"the {name}" for name in re.findall(r"'(voight\.\w+)': runtimeContext", seven)}
+    assert all(map(wanted, attributes))
+    span = Span(key=Key("1" * 32, "1" * 16), started=1, attributes={"gen_ai.operation.name": "chat", **attributes})
+    owner = read(span).owner
+    assert owner is not None
+    assert (owner.tags.user_id, owner.tags.plan) == ("the voight.user_id", "the voight.plan")
+
+
+def test_links_lead_somewhere() -> None:
+    """Every file that a document links to is there, and has the heading that is meant."""
+    for name, text in DOCUMENTS.items():
+        here = ROOT / "README.md" if name == "README" else ROOT / "docs" / f"{name}.md"
+        for link in re.findall(r"\]\((?!https?://)([^)]+)\)", text):
+            path, _, anchor = link.partition("#")
+            target = here.parent / path if path else here
+            assert target.exists(), f"{name} links to {link}"
+            if anchor:
+                headings = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
+                slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+                assert anchor in slugs, f"{name} links to {link}"
 
 
 def test_every_variable_is_in_the_table() -> None:
