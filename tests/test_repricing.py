@@ -228,7 +228,8 @@ def test_new_rules_for_old_estimates(ledger: Ledger, half: PriceBook, keep: Call
 KILLED = """
 import sys
 from pathlib import Path
-from voight_middleware.ledger.sqlite import SQLiteLedger
+from voight_middleware.ledger.sqlite import SQLiteLedger, store
+from voight_middleware.ledger.sqlite.intake import Intake
 from voight_middleware.pricing import open_book
 from voight_middleware.repricing import reprice
 
@@ -241,13 +242,16 @@ class Ledger(SQLiteLedger):
         print(count, flush=True)
         return count
 
+class Slow(Intake):
     def _price_id(self, price):
-        if self.batches == 3:  # in the middle of the third transaction
+        if ledger.batches == 3:  # in the middle of the third transaction
             print("writing", flush=True)
             sys.stdin.read()
         return super()._price_id(price)
 
-reprice(Ledger(Path(sys.argv[1])), open_book(Path(sys.argv[2])))
+store.Intake = Slow
+ledger = Ledger(Path(sys.argv[1]))
+reprice(ledger, open_book(Path(sys.argv[2])))
 """
 
 

@@ -177,7 +177,7 @@ def test_killed_in_the_middle(ledger: SQLiteLedger, place: Settings, scripts: An
 @in_a_file
 def test_a_reader_keeps_the_file(ledger: SQLiteLedger, place: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """While another process reads, the file cannot be rewritten: that is said, and a later run does it."""
-    monkeypatch.setattr("voight_middleware.ledger.sqlite.store.BUSY_SECONDS", 0.2)
+    monkeypatch.setattr("voight_middleware.ledger.sqlite.connection.BUSY_SECONDS", 0.2)
     with closing(SQLiteLedger(ledger.path)) as other, closing(SQLiteLedger(ledger.path)) as impatient:
         reading = other.calls()
         next(reading)

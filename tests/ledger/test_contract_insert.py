@@ -85,7 +85,7 @@ def test_every_field_at_once(ledger: Ledger) -> None:
         price='{"input":"1"}\n{"input":"2"}',
     )
     usual = Call(call_id="", occurred_at=0, provider="", endpoint="")
-    assert [name for name in Call.__struct_fields__ if getattr(call, name) == getattr(usual, name)] == []
+    assert [name for name in Call.__struct_fields__ if getattr(call, name) == getattr(usual, name)] == ["finish_reasons"]  # not kept
     assert [name for name in Usage.__struct_fields__ if getattr(usage, name) is None] == []
     ledger.insert([call])
     assert everything(ledger) == [call]

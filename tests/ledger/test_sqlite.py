@@ -131,7 +131,7 @@ def test_a_closed_ledger(tmp_path: Path) -> None:
 def test_a_locked_ledger(tmp_path: Path, ledger: SQLiteLedger, monkeypatch: pytest.MonkeyPatch) -> None:
     """A ledger that another process holds for too long is a LedgerError; reading goes on meanwhile."""
     ledger.insert([make_call()])
-    monkeypatch.setattr("voight_middleware.ledger.sqlite.store.BUSY_SECONDS", 0.05)
+    monkeypatch.setattr("voight_middleware.ledger.sqlite.connection.BUSY_SECONDS", 0.05)
     with (
         closing(SQLiteLedger(tmp_path / "ledger.db")) as other,
         closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as db,

@@ -1,0 +1,173 @@
+"""The connection to a ledger's file: opened, made or brought to this version, and its errors in words."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from voight_middleware.ledger.base import ForeignLedger, LedgerError
+from voight_middleware.ledger.sqlite.schema import APPLICATION_ID, TABLES, UPGRADES, VERSION
+
+BUSY_SECONDS = 30
+"""How long a statement waits for another process's transaction."""
+
+
+def connect(path: Path, create: bool) -> sqlite3.Connection:
+    """
+    The file at *path*, in autocommit mode; with *create*, it and its folder are made where they are missing, for this user only.
+
+    Raises:
+        LedgerError: It cannot be opened, or is missing and not to be created.
+    """
+    if sqlite3.sqlite_version_info < (3, 37):
+        raise LedgerError(f"the ledger needs SQLite 3.37, and this Python has {sqlite3.sqlite_version}: use another build of Python")
+    try:
+        if create:
+            _make_file(path)
+        if not path.exists():
+            raise _missing(path)
+    except (OSError, ValueError) as error:
+        raise LedgerError(f"the ledger {path} cannot be opened ({error}): check the path and its permissions") from error
+    with explained(path):
+        return sqlite3.connect(
+            f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+        )
+
+
+def prepare(db: sqlite3.Connection, path: Path, create: bool) -> int:
+    """
+    Make the tables where there are none, or bring them to this version; answers the version.
+
+    Raises:
+        ForeignLedger: The file is no ledger.
+        LedgerError: It is of a newer version, or empty and not to be created.
+    """
+    # The tables first: another process that is making this ledger sets them and the id at once.
+    (tables,) = db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
+    application_id, version = _identity(db)
+    if application_id != APPLICATION_ID:
+        if application_id or tables:
+            raise ForeignLedger(f"{path} is an SQLite file of another application, not a ledger: choose another path")
+        if not create:
+            raise _missing(path)
+        _create(db)
+        application_id, version = _identity(db)
+    if version > VERSION:
+        raise LedgerError(
+            f"the ledger {path} was written by a newer version (schema {version}, this one knows {VERSION}): "
+            "upgrade with pip install -U voight-middleware"
+        )
+    while version < VERSION:
+        version = _upgrade(db, version)
+    db.execute("PRAGMA synchronous = NORMAL")
+    return version
+
+
+@contextmanager
+def transaction(db: sqlite3.Connection, rolled_back: Callable[[], None] | None = None) -> Generator[None]:
+    """One transaction that writes; *rolled_back* is called where nothing of it is kept."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        if rolled_back is not None:
+            rolled_back()
+        if db.in_transaction:  # SQLite has rolled back by itself after some errors, such as a full disk
+            db.execute("ROLLBACK")
+        raise
+
+
+def checkpoint(db: sqlite3.Connection, path: Path) -> None:
+    """
+    Bring the whole WAL into the file, and make it empty.
+
+    Raises:
+        LedgerError: Another process is reading, for longer than ``BUSY_SECONDS``.
+    """
+    deadline = time.monotonic() + BUSY_SECONDS
+    while db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+        if time.monotonic() > deadline:
+            raise LedgerError(f"another process is reading the ledger {path}: end it and try again (find it with `fuser {path}`)")
+        time.sleep(0.05)
+
+
+def file_at(path: Path) -> tuple[int, int] | None:
+    """What tells the file at *path* from another one; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+@contextmanager
+def explained(path: Path) -> Generator[None]:
+    """Turn the engine's errors into ``LedgerError``, with what to do."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        name: str = getattr(error, "sqlite_errorname", "")
+        if name.startswith("SQLITE_NOTADB"):
+            raise ForeignLedger(f"{path} is no SQLite file, or an encrypted one: choose another path") from error
+        if name.startswith("SQLITE_CORRUPT"):
+            message = f"the ledger {path} is damaged ({error}): restore a copy, or move it aside and a new one is begun"
+        elif name.startswith("SQLITE_BUSY"):
+            message = f"the ledger {path} was locked by another process for {BUSY_SECONDS} seconds: find it with `fuser {path}`"
+        elif name.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM")):
+            message = f"the ledger {path} cannot be opened or written ({error}): check the permissions of the file and its folder"
+        elif name.startswith(("SQLITE_FULL", "SQLITE_IOERR")):
+            message = f"the ledger {path} cannot be written ({error}): free some disk space or choose another place"
+        else:
+            message = f"the ledger {path} failed: {error}"
+        raise LedgerError(message) from error
+
+
+def _identity(db: sqlite3.Connection) -> tuple[int, int]:
+    (application_id,) = db.execute("PRAGMA application_id").fetchone()
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    return application_id, version
+
+
+def _create(db: sqlite3.Connection) -> None:
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:  # the change to WAL answers "locked" at once where two processes try it at the same time
+        try:
+            db.execute("PRAGMA page_size = 8192")
+            db.execute("PRAGMA journal_mode = WAL")
+            break
+        except sqlite3.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+    with transaction(db):
+        if _identity(db)[0] != APPLICATION_ID:
+            for table in TABLES:
+                db.execute(table)
+            db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            db.execute(f"PRAGMA user_version = {VERSION}")
+
+
+def _upgrade(db: sqlite3.Connection, version: int) -> int:
+    with transaction(db):
+        if _identity(db)[1] == version:  # or another process was faster
+            for statement in UPGRADES[version]:
+                db.execute(statement)
+            db.execute(f"PRAGMA user_version = {version + 1}")
+    return _identity(db)[1]
+
+
+def _make_file(path: Path) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+
+def _missing(path: Path) -> LedgerError:
+    return LedgerError(
+        f"there is no ledger at {path} yet: it appears with the first call that is kept (`voight doctor` says where calls go, "
+        "`voight demo` shows the whole line)"
+    )
