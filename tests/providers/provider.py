@@ -49,6 +49,7 @@ MODELS = {
 }
 """The model asked for, and the one that serves it."""
 IDS = {"chat": "chatcmpl-1", "responses": "resp_1", "embeddings": None, "messages": "msg_1"}
+REASONS = {"chat": ("stop",), "responses": ("stop",), "embeddings": None, "messages": ("end_turn",)}
 TIERS = {"chat": "default", "responses": "default", "embeddings": None, "messages": "standard"}
 
 TEXT = '{"city": "Oslo"}'

@@ -16,7 +16,7 @@ from voight_middleware.usage import Usage
 
 from .conftest import Calls
 from .entry_points import CHAT, MESSAGES, WAYS, Way, both_kinds
-from .provider import IDS, JSON, MODELS, USAGE, Provider, http_library, messages_body, messages_events, usual
+from .provider import IDS, JSON, MODELS, REASONS, USAGE, Provider, http_library, messages_body, messages_events, usual
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,7 @@ async def test_a_cloud_is_one_call_with_exact_usage(cloud: Cloud, way: Way, asyn
     assert (call.requested_model, call.model) == MODELS[way.endpoint]
     assert (call.provider, call.endpoint, call.host) == (cloud.provider, way.endpoint, cloud.host)
     assert (call.response_id, call.http_status, call.streamed) == (IDS[way.endpoint], 200, way.streamed)
+    assert call.finish_reasons == REASONS[way.endpoint]
 
 
 @clouds("chat.create", "chat.create(stream)", "messages.create", "messages.create(stream)")

@@ -13,7 +13,7 @@ from voight_middleware.meter import swap_meter
 
 from .conftest import Calls
 from .entry_points import CHAT, EMBEDDINGS, MESSAGES, WAYS, Way, both_kinds, needs, ways
-from .provider import IDS, MODELS, TIERS, USAGE, Provider, refusal
+from .provider import IDS, MODELS, REASONS, TIERS, USAGE, Provider, refusal
 
 PATCHED = [
     (cls, name)
@@ -47,6 +47,7 @@ async def test_every_way_in_is_one_call_with_exact_usage(way: Way, asynchronous:
     assert call.outcome == "ok"
     assert (call.requested_model, call.model) == MODELS[way.endpoint]
     assert (call.response_id, call.service_tier) == (IDS[way.endpoint], TIERS[way.endpoint])
+    assert call.finish_reasons == REASONS[way.endpoint]
     assert (call.provider, call.endpoint, call.host) == (way.sdk, way.endpoint, f"api.{way.sdk}.com")
     assert (call.http_status, call.attempts, call.streamed) == (200, 1, way.streamed)
     assert call.duration is not None

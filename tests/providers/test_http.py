@@ -37,12 +37,14 @@ from .provider import (
     MESSAGES_USAGE,
     MODELS,
     PIECES,
+    REASONS,
     SSE,
     USAGE,
     Provider,
     chat_body,
     chat_chunk,
     http_library,
+    messages_body,
     messages_events,
     refusal,
     sse,
@@ -98,6 +100,7 @@ def gemini_answer(text: str, **more: Any) -> dict[str, Any]:
     return {"candidates": [candidate], "modelVersion": "gemini-2.5-flash-001", "responseId": "g_1", **more}
 
 
+GEMINI_ANSWER = gemini_answer("Oslo", candidate={"finishReason": "STOP"}, usageMetadata=GEMINI_USAGE)
 GEMINI_EVENTS = [
     gemini_answer("{", usageMetadata={"promptTokenCount": 120}),
     gemini_answer('"ö"', usageMetadata={"promptTokenCount": 120}),
@@ -130,6 +133,7 @@ class Case:
     identity: str | None
     streamed: bool = False
     answer: Any = None
+    reasons: tuple[str, ...] | None = None
 
     def __str__(self) -> str:
         return self.name
@@ -137,7 +141,8 @@ class Case:
 
 def known(name: str, url: str, body: dict[str, Any], endpoint: str, provider: str, **more: Any) -> Case:
     """A case whose answer the usual provider gives."""
-    values = {"usage": USAGE[endpoint], "requested": MODELS[endpoint][0], "model": MODELS[endpoint][1], "identity": IDS[endpoint], **more}
+    read = {"usage": USAGE[endpoint], "reasons": REASONS[endpoint]}
+    values = {**read, "requested": MODELS[endpoint][0], "model": MODELS[endpoint][1], "identity": IDS[endpoint], **more}
     return Case(name, url, body, endpoint, provider, **values)
 
 
@@ -158,7 +163,7 @@ ASK_CONVERSE = {"messages": [{"role": "user", "content": [{"text": "Where?"}]}]}
 ASK_BEDROCK = {**{name: value for name, value in MESSAGES.items() if name != "model"}, "anthropic_version": "bedrock-2023-05-31"}
 GEMINI_COUNTS = Usage(input=100, cache_read=20, output=45, reasoning=5)
 CONVERSE_COUNTS = Usage(input=100, cache_read=20, cache_write_5m=4, cache_write_1h=3, output=45)
-IS_GEMINI = {"requested": "gemini-2.5-flash", "model": "gemini-2.5-flash-001", "identity": "g_1"}
+IS_GEMINI = {"requested": "gemini-2.5-flash", "model": "gemini-2.5-flash-001", "identity": "g_1", "reasons": ("STOP",)}
 LONG = {"requested": CLAUDE}
 MODEL_LESS = {name: value for name, value in CHAT.items() if name != "model"}
 
@@ -232,7 +237,7 @@ CASES = [
         "generate_content",
         "google",
         GEMINI_COUNTS,
-        lambda: (200, JSON, [json.dumps(gemini_answer("Oslo", usageMetadata=GEMINI_USAGE)).encode()]),
+        lambda: (200, JSON, [json.dumps(GEMINI_ANSWER).encode()]),
         **IS_GEMINI,
     ),
     made(
@@ -264,7 +269,7 @@ CASES = [
         "messages",
         "bedrock",
         **LONG,
-        answer=lambda: (200, JSON, [json.dumps({"model": MODELS["messages"][1], "id": "msg_1", "usage": MESSAGES_USAGE}).encode()]),
+        answer=lambda: (200, JSON, [json.dumps(messages_body()).encode()]),
     ),
     known(
         "bedrock stream",
@@ -285,6 +290,7 @@ CASES = [
         CONVERSE_COUNTS,
         lambda: (200, JSON, [json.dumps({"stopReason": "end_turn", "usage": CONVERSE_USAGE}).encode()]),
         **LONG,
+        reasons=("end_turn",),
     ),
     made(
         "converse stream",
@@ -295,6 +301,7 @@ CASES = [
         CONVERSE_COUNTS,
         lambda: (200, FRAMED, [frame(one) for one in CONVERSE_EVENTS]),
         **LONG,
+        reasons=("end_turn",),
         streamed=True,
     ),
 ]
@@ -357,7 +364,7 @@ async def test_a_request_to_a_provider_is_one_call_and_passes_untouched(case: Ca
         assert (call.outcome, call.http_status, call.error, call.streamed) == ("ok", 200, None, case.streamed)
         assert (call.attempts, call.estimated, call.tags.user_id) == (1, False, "u_1")
         assert (call.ttft is None) == (not case.streamed)
-        assert call.host == library.URL(case.url).host
+        assert (call.host, call.finish_reasons) == (library.URL(case.url).host, case.reasons)
 
 
 # -- over real sockets ---------------------------------------------------------------------------------------------------------

@@ -132,20 +132,20 @@ def _path(url: str) -> str:
     return "/" + path.strip("/")
 
 
-class _Choice(msgspec.Struct):
-    finish_reason: msgspec.Raw = NULL
+class _Choice(msgspec.Struct, gc=False):  # JSON has no cycles, and a tracked object costs the collector's time
+    finish_reason: Any = None
     index: Any = None
 
 
-class _End(msgspec.Struct):
+class _End(msgspec.Struct, gc=False):
     """How an answer says why it ended: OpenAI's, Anthropic's, and that of Bedrock's ``converse``."""
 
     choices: list[_Choice] | None = None
-    stop_reason: msgspec.Raw = NULL
-    stop: msgspec.Raw = msgspec.field(name="stopReason", default=NULL)
+    stop_reason: Any = None
+    stop: Any = msgspec.field(name="stopReason", default=None)
 
 
-class _Body(_End):
+class _Body(_End, gc=False):
     id: str | None = None
     model: str | None = None
     service_tier: str | None = None
@@ -179,7 +179,7 @@ def read_answer(body: bytes) -> Answer:
 def _reasons(end: _End) -> tuple[str, ...] | None:
     choices = end.choices
     if not choices:
-        return only_reason(end.stop_reason if end.stop_reason is not NULL else end.stop)
+        return only_reason(end.stop_reason or end.stop)
     if len(choices) == 1:
         return only_reason(choices[0].finish_reason)
     found: dict[int, str | None] = {}

@@ -7,24 +7,19 @@ answer's text comes this way.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 
-import msgspec
-
+MAX_LENGTH = 64
+"""Characters of a reason; a longer one is none."""
 MOST_REASONS = 16
 """Of an answer with more choices, the first."""
 
-_is_word = re.compile(r"[\w.:/-]{1,64}", re.ASCII).fullmatch
-_is_json_word = re.compile(rb'"([\w.:/-]{1,64})"').fullmatch
-
 
 def read_reason(value: object) -> str | None:
-    """The reason in *value*, which is plain or JSON; None for one that is missing or odd."""
-    if isinstance(value, msgspec.Raw):
-        found = _is_json_word(value)
-        return None if found is None else found[1].decode()
-    return value if isinstance(value, str) and _is_word(value) else None
+    """*value* where it is one word; None for a reason that is missing or odd."""
+    if isinstance(value, str) and len(value) <= MAX_LENGTH and value.isascii() and value.replace("-", "_").isidentifier():
+        return value
+    return None
 
 
 def only_reason(value: object) -> tuple[str, ...] | None:

@@ -22,7 +22,7 @@ class _Grounding(msgspec.Struct, rename="camel"):
 
 class _Candidate(msgspec.Struct, rename="camel"):
     grounding_metadata: _Grounding | None = None
-    finish_reason: msgspec.Raw = NULL
+    finish_reason: Any = None
     index: Any = None
 
 
