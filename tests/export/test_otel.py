@@ -581,3 +581,31 @@ def test_an_exporter_that_is_down_under_load(processor: Any, listening: Any, loo
     assert down == 0
     assert len({attributes(span)["voight.call_id"] for span in exporter.exported}) == 1000
     assert listened.meter.counters["lost_spans"] == 0
+
+
+def test_a_span_says_why_the_model_stopped(
+    traced: Traced, listening: Any, openai_client: openai.OpenAI, anthropic_client: Any, native: Any
+) -> None:
+    """The provider's word in both vocabularies, on the anthropic SDK's own span too; ``error`` where none came."""
+    listening(traced.spans)
+    responses = {"model": "gpt-4o", "input": "Where?"}
+    openai_client.chat.completions.create(**HELLO)
+    openai_client.responses.create(**responses, max_output_tokens=3)
+    list(openai_client.responses.create(**responses, stream=True))
+    anthropic_client.messages.create(**{**SONNET, "max_tokens": 3})
+    native.messages.create(**{**SONNET, "max_tokens": 4000})
+    openai_client.embeddings.create(model="text-embedding-3-small", input="Where?")
+    with openai_client.chat.completions.create(**HELLO, stream=True) as stream:
+        next(stream)
+
+    said = [attributes(span) for span in sorted(traced.all(), key=lambda span: span.start_time or 0)]
+    assert [(one.get("gen_ai.response.finish_reasons"), one.get("llm.finish_reason")) for one in said] == [
+        (("stop",), "stop"),
+        (("max_output_tokens",), "max_output_tokens"),
+        (("stop",), "stop"),
+        (("max_tokens",), "max_tokens"),
+        (("end_turn",), "end_turn"),
+        (None, None),
+        (("error",), None),
+    ]
+    assert [one["anthropic.message.stop_reason"] for one in said if "anthropic.message.stop_reason" in one] == ["end_turn"], "its own"

@@ -181,6 +181,11 @@ def _answer(call: Call) -> Attributes:
         attributes["llm.response.model_name"] = call.model
     if call.response_id is not None:
         attributes["gen_ai.response.id"] = call.response_id
+    if call.finish_reasons:
+        attributes["gen_ai.response.finish_reasons"] = call.finish_reasons
+        attributes["llm.finish_reason"] = call.finish_reasons[0]  # of the first choice, as OpenInference's own instrumentors say it
+    elif call.outcome != "ok" and call.endpoint in OPERATIONS and call.endpoint != "embeddings":
+        attributes["gen_ai.response.finish_reasons"] = ("error",)  # the convention, note on this attribute: expected, and not received
     if call.ttft is not None:
         attributes["gen_ai.response.time_to_first_chunk"] = call.ttft / 1_000_000
     if call.service_tier is not None and call.provider in ("openai", "azure"):
