@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import contextvars
 import os
 import subprocess
 import sys
@@ -15,11 +16,13 @@ from typing import Any
 import openai
 import pytest
 
+import voight_middleware as voight
 from voight_middleware.call import Call
 from voight_middleware.ledger import open_ledger
 from voight_middleware.meter import Meter, Watcher, swap_meter, unwatch, watch
 from voight_middleware.providers import gate
 from voight_middleware.settings import Settings
+from voight_middleware.tags import current_frame
 from voight_middleware.testing.provider import LoopbackProvider
 
 HELLO: Any = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "hello"}]}
@@ -95,6 +98,100 @@ def test_one_that_raises(listening: Callable[..., Meter], loopback: LoopbackProv
     assert meter.counters["listener_errors"] == CALLS
 
 
+@pytest.mark.parametrize("what", [asyncio.CancelledError, SystemExit])
+def test_one_that_raises_no_exception(what: type[BaseException], listening: Callable[..., Meter], loopback: LoopbackProvider) -> None:
+    """A cancellation or an exit inside a listener ends neither the thread nor the listeners behind it."""
+    heard: list[Call] = []
+
+    def raising(call: Call) -> None:
+        raise what
+
+    meter = listening(raising, heard.append)
+    with openai.OpenAI(base_url=loopback.openai_base_url, api_key="k") as client:
+        gate.wrap(client)
+        for count in (1, 2):
+            client.chat.completions.create(**HELLO)
+            assert meter.flush(10)
+            assert len(heard) == meter.counters["listener_errors"] == count
+
+
+def test_a_process_with_too_many_threads(
+    listening: Callable[..., Meter], loopback: LoopbackProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While no thread can be started calls are written, and heard of as soon as one can."""
+    heard: list[Call] = []
+    start, full = threading.Thread.start, True
+
+    def start_if_there_is_room(thread: threading.Thread) -> None:
+        if full and thread.name.startswith("voight-"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_if_there_is_room)
+    meter = listening(heard.append)
+    with openai.OpenAI(base_url=loopback.openai_base_url, api_key="k") as client:
+        gate.wrap(client)
+        client.chat.completions.create(**HELLO)
+        client.chat.completions.create(**HELLO)
+        assert not meter.flush(0.5)
+        full = False
+        client.chat.completions.create(**HELLO)
+    assert meter.flush(20)
+    assert len(heard) == 3
+
+
+def test_listeners_that_get_no_thread_at_first(listening: Callable[..., Meter], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ledger has its thread, the listeners get theirs with a later call: what waited until then is heard."""
+    heard: list[Call] = []
+    start, full = threading.Thread.start, True
+
+    def start_if_there_is_room(thread: threading.Thread) -> None:
+        if full and thread.name == "voight-listeners":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_if_there_is_room)
+    meter = listening(heard.append)
+    voight.record(provider="openai", model="gpt-4o-mini", usage={"prompt_tokens": 1, "completion_tokens": 1})
+    assert not meter.flush(1), "it is not heard, and nobody says so"
+    full = False
+    voight.record(provider="openai", model="gpt-4o-mini", usage={"prompt_tokens": 1, "completion_tokens": 1})
+    assert meter.flush(10)
+    assert len(heard) == 2
+
+
+def test_no_listener_runs_inside_a_request(
+    listening: Callable[..., Meter], loopback: LoopbackProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where threads take the context of who starts them along, the calls of a listener are still not those of the first user."""
+    start = threading.Thread.start
+
+    def start_in_this_context(thread: threading.Thread) -> None:
+        context, run = contextvars.copy_context(), thread.run
+        monkeypatch.setattr(thread, "run", lambda: context.run(run))
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_in_this_context)
+    owners: list[tuple[str | None, str | None]] = []
+    meter = listening(lambda call: owners.append((call.tags.user_id, current_frame().tags.user_id)))
+    with voight.tag(user_id="first"):
+        voight.record(provider="openai", model="gpt-4o-mini", usage={"prompt_tokens": 1, "completion_tokens": 1})
+        assert meter.flush(10)
+    assert owners == [("first", None)]
+
+
+def test_half_a_character_in_a_models_name(listening: Callable[..., Meter]) -> None:
+    """A name that no file can hold, as a client may make one up: the call is in the ledger, and heard."""
+    heard: list[Call] = []
+    meter = listening(heard.append)
+    voight.record(provider="openai", model="gpt\ud800", usage={"prompt_tokens": 1, "completion_tokens": 1})
+    assert meter.flush(10)
+    assert [call.model for call in heard] == ["gpt\\ud800"]
+    assert meter.counters["internal_errors"] == 0
+    with contextlib.closing(open_ledger(meter.settings.ledger)) as ledger:
+        assert sum(1 for _ in ledger.calls()) == 1
+
+
 def test_one_that_blocks_for_a_minute(listening: Callable[..., Meter], loopback: LoopbackProvider) -> None:
     """Requests and the ledger do not notice; a flush waits no longer than it may; afterwards everything is heard."""
     release, heard = threading.Event(), list[Call]()
@@ -154,8 +251,6 @@ def test_one_that_calls_an_llm_and_flushes(listening: Callable[..., Meter], loop
     def calling(call: Call) -> None:
         heard.append(call)
         if call.tags.route is None and len(heard) <= 10:
-            import voight_middleware as voight
-
             with voight.tag(route="judge"):
                 client.chat.completions.create(**HELLO)
             meter.flush(5)

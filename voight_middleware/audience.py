@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -38,21 +39,28 @@ class Audience:
         if self._queue.qsize() >= self._most:
             self._count("unheard_calls")
             return
+        if self._thread is None and not self._start():
+            self._tell(call)
+            return
         self._queue.put(call)
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._loop, args=(self._queue,), name="voight-listeners", daemon=True)
-            try:
-                self._thread.start()
-            except RuntimeError as error:  # Python 3.12+ starts no thread while the process ends
-                if "shutdown" not in str(error):
-                    raise
-                self._thread = None
-                self._tell(call)
+
+    def _start(self) -> bool:
+        """Start the thread, in a context of its own: what a listener does belongs to no request. False while the process ends."""
+        run = contextvars.Context().run
+        thread = threading.Thread(target=run, args=(self._loop, self._queue), name="voight-listeners", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # Python 3.12+ starts no thread while the process ends
+            return "shutdown" not in str(error)  # else there are too many: the next call tries again
+        self._thread = thread
+        return True
 
     def wait(self, timeout: float) -> bool:
         """Wait until they have heard what there is by now; whether that is so within *timeout* seconds."""
-        if self._thread is None or self._thread is threading.current_thread():
+        if self._thread is threading.current_thread() or (self._thread is None and self._queue.empty()):
             return True
+        if self._thread is None:
+            self._start()
         heard = threading.Event()
         self._queue.put(heard)
         return heard.wait(max(0.0, timeout))
@@ -69,7 +77,7 @@ class Audience:
         for listener in self.listeners:
             try:
                 listener(call)
-            except Exception as error:
+            except BaseException as error:  # a CancelledError or SystemExit, too, would end the thread
                 self._count("listener_errors")
                 with contextlib.suppress(Exception):  # an application's logging filter may raise
                     complain(f"a listener raised {type(error).__name__}; the call is in the ledger all the same")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import queue
 import threading
 import time
@@ -68,7 +69,8 @@ class Background:
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()  # no Event: a stream that is collected inside its lock may wake, too
         self._stopping = threading.Event()
         self._finished = False
-        self._thread = threading.Thread(target=self._loop, name="voight-ingester", daemon=True)
+        run = contextvars.Context().run  # in the context of no request, though instrumentations of threads take that along
+        self._thread = threading.Thread(target=run, args=(self._loop,), name="voight-ingester", daemon=True)
 
     def start(self) -> None:
         try:

@@ -150,7 +150,11 @@ class Meter:
                 self._ended(watched, call)
             if self.listeners:
                 self._hold(call)
-            self.journal.append(call)
+            try:
+                self.journal.append(call)
+            except UnicodeEncodeError:  # half a character in a model's name, which nothing but a client can have made up
+                _make_whole(call)
+                self.journal.append(call)
             if unsettled and frame.scope is not None:
                 frame.scope.await_settlement(call.call_id)
             self._wake()
@@ -234,7 +238,10 @@ class Meter:
         if self._background is None:
             if self.journal.written == 0 and not self.journal.waiting:
                 return True
-            self._start()
+            try:
+                self._start()
+            except RuntimeError as error:  # too many threads
+                self.note(error)
         background = self._background
         return background is not None and background.flush(timeout)
 
@@ -317,10 +324,18 @@ class Meter:
         if self._start_lock.acquire(blocking=wait):
             try:
                 if self._background is None:
-                    self._background = Background(self)
-                    self._background.start()
+                    background = Background(self)
+                    background.start()  # raises where there are too many threads: the next call tries again
+                    self._background = background
             finally:
                 self._start_lock.release()
+
+
+def _make_whole(call: Call) -> None:
+    """Spell out halves of characters (lone surrogates), which no file and no ledger can hold."""
+    for name in call.__struct_fields__:
+        if isinstance(value := getattr(call, name), str):
+            setattr(call, name, value.encode(errors="backslashreplace").decode())
 
 
 _standing: tuple[Watcher, ...] = ()

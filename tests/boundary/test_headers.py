@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
+from email.message import Message
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import requests
 from django.http.request import HttpHeaders
 from fastapi import Depends, FastAPI, Request
+from multidict import CIMultiDict
 from requests.adapters import HTTPAdapter
 from starlette.requests import HTTPConnection
 from starlette.responses import RedirectResponse
@@ -112,6 +114,16 @@ def test_nothing_is_sent_without_tags_key_or_switch(monkeypatch: pytest.MonkeyPa
         assert voight.inject_headers(dict(old), url=URL, hosts=HOSTS) == {"Accept": "*/*"}
 
 
+@pytest.mark.parametrize("kind", [dict, Message, CIMultiDict, httpx.Headers])
+def test_another_spelling_does_not_stay_beside_it(kind: Any) -> None:
+    """A header that a client has sent, and a proxy hands on: sent twice, the next service would believe neither."""
+    headers = kind()
+    headers["Voight-Tags"] = "forged"
+    with voight.tag(user_id="u"):
+        voight.inject_headers(headers, url=URL, hosts=HOSTS)
+    assert [value[:9] for name, value in headers.items() if name.lower() == HEADER] == ["user_id=u"[:9]]
+
+
 @pytest.mark.parametrize(
     ("url", "goes"),
     [
@@ -129,6 +141,10 @@ def test_nothing_is_sent_without_tags_key_or_switch(monkeypatch: pytest.MonkeyPa
         ("http://mesh.internal/", False),
         ("http://amesh.internal/", False),
         ("http://[::1]:80/", True),
+        ("http://evil.com%2f.mesh.internal/", False),
+        ("http://evil.com%00.mesh.internal/", False),
+        ("http://evil.com;.mesh.internal/", False),
+        ("http://reports.internal./", False),
         ("/relative", False),
         ("http://[broken", False),
         (None, False),

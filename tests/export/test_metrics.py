@@ -170,7 +170,15 @@ def test_types_of_tokens_are_disjoint() -> None:
     assert found == {"input": 507, "cache_read": 400, "cache_write": 100, "output": 50, "reasoning": 150}
     assert sum(found.values()) == (usage.input_tokens or 0) + (usage.output_tokens or 0)
     assert dict(tokens(_call(usage=Usage(output=3)))) == {"output": 3}
+    assert dict(tokens(_call(usage=Usage(output=3, reasoning=10)))) == {"output": 0, "reasoning": 3}, "no counter takes less than 0"
     assert dict(tokens(_call())) == {}
+
+
+def test_half_a_character_fails_no_scrape() -> None:
+    """What no text can hold gets no name, whoever has answered with it."""
+    registry = CollectorRegistry()
+    PrometheusMetrics(registry)(_call(model="gpt\ud800"))
+    assert b'model="other"' in prometheus_text(registry)
 
 
 # -- Prometheus ----------------------------------------------------------------------------------------------------------------

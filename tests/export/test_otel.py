@@ -1,6 +1,7 @@
 """Tests of voight_middleware/export/otel.py: spans of real SDKs against the loopback provider."""
 
 import asyncio
+import contextlib
 import gc
 import json
 import os
@@ -305,6 +306,37 @@ def test_the_context_may_be_left_in_another_one(
     assert "detach" not in caplog.text
 
 
+def test_two_generators_that_end_in_the_order_in_which_they_began(traced: Traced, listening: Any) -> None:
+    """As in ``zip()`` over two of them: afterwards no span that has ended is the current one."""
+    listening(traced.spans)
+
+    def steps() -> Generator[None, None, None]:
+        with voight.metered_call(provider="openai", model="gpt-4o-mini") as call:
+            call.report(input=1, output=1)
+            yield
+
+    with traced.tracer.start_as_current_span("request") as request:
+        first, second = steps(), steps()
+        next(first)
+        next(second)
+        first.close()
+        second.close()
+        assert trace.get_current_span() is request
+
+
+def test_half_a_character_and_a_book_in_a_models_name(traced: Traced, listening: Any) -> None:
+    """What a client asks for may be anything: it neither fails the export of other spans, nor is it a megabyte."""
+    listening(traced.spans)
+    for model in ("gpt\ud800", "x" * 1_000_000):
+        with voight.metered_call(provider="openai", model=model) as call:
+            call.report(input=1, output=1)
+
+    for span in traced.all():
+        assert len(span.to_json().encode()) < 10_000
+        assert span.name.encode()
+        assert all(value.encode() for value in attributes(span).values() if isinstance(value, str))
+
+
 # -- the anthropic SDK's own spans ---------------------------------------------------------------------------------------------
 
 
@@ -360,6 +392,23 @@ def test_the_anthropic_sdks_own_span_is_enriched(way: str, traced: Traced, liste
         assert said["llm.token_count.prompt"] == call.usage.input_tokens
     if way in ("whole", "streamed", "helper"):
         assert said["gen_ai.usage.input_tokens"] == call.usage.input_tokens, "the SDK's own attribute"
+
+
+def test_a_span_that_went_without_its_call_is_not_doubled(
+    traced: Traced, listening: Any, native: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The SDK ends its span with the last event; the application leaves the stream open for longer than a span waits."""
+    monkeypatch.setattr(otel, "PRICE_SECONDS", 0.2)
+    listening(traced.spans)
+    with native.messages.create(**SONNET, stream=True) as events:
+        for event in events:
+            if event.type == "message_stop":
+                deadline = time.monotonic() + 10
+                while not traced.exporter.get_finished_spans() and time.monotonic() < deadline:
+                    time.sleep(0.05)
+                break
+
+    assert [span.name for span in traced.all()] == ["anthropic.messages.create"]
 
 
 def test_where_the_sdk_makes_no_span_ours_is_there(traced: Traced, listening: Any, anthropic_client: Any) -> None:
@@ -521,6 +570,21 @@ def test_importing_the_library_does_not_import_opentelemetry() -> None:
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 
+def test_a_bundle_without_metadata_of_packages() -> None:
+    """PyInstaller and a copied folder have none: there are spans and metrics all the same."""
+    script = """
+        import importlib.metadata
+        def version(name): raise importlib.metadata.PackageNotFoundError(name)
+        from opentelemetry.sdk.trace import TracerProvider
+        importlib.metadata.version = version
+        from voight_middleware.export.metrics import OTelMetrics
+        from voight_middleware.export.otel import OTelSpans
+        OTelMetrics()
+        assert OTelSpans(TracerProvider())._find_tracer() is not None
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, timeout=60)
+
+
 def test_without_opentelemetry_the_error_says_what_to_install() -> None:
     """One sentence, with the extra."""
     script = "import sys; sys.modules['opentelemetry'] = None\nimport voight_middleware.export.otel"
@@ -540,6 +604,29 @@ class Stuck(SpanExporter):
         self.answers.wait(60)
         self.exported.extend(spans)
         return SpanExportResult.SUCCESS
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_an_exporter_that_never_comes_back_fills_no_memory(ends: bool, listening: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spans of calls that are told of, and of those that are dropped: what is lost is let go."""
+    monkeypatch.setattr(otel, "MOST_HELD", 50)
+    exporter = Stuck()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    spans = OTelSpans(provider)
+    listened = listening(spans)
+    for _ in range(500):
+        with contextlib.suppress(KeyError), voight.metered_call(provider="openai", model="gpt-4o-mini") as call:
+            call.report(input=1, output=1)
+            if not ends:
+                monkeypatch.setattr(call, "_watched", None)  # as that of a stream of which nobody reads an event
+    listened.flush()
+
+    assert spans._queue.qsize() <= 100
+    exporter.answers.set()
+    spans.close(1)
+    assert len(listened.flush()) == 500
+    assert len(exporter.exported) + listened.meter.counters["lost_spans"] == 500 or not ends
 
 
 @pytest.mark.parametrize("processor", [BatchSpanProcessor, SimpleSpanProcessor])

@@ -147,6 +147,21 @@ def test_no_getter_is_asked_for_a_span_and_open_spans_get_the_user_later(tagged:
     assert "user.id" not in tagged.said("quiet")
 
 
+def test_ended_spans_take_no_place(tagged: Tagged) -> None:
+    """A long connection with many spans before its first call: those that are open by then get the user."""
+    from voight_middleware.boundary.identity import Getters
+    from voight_middleware.boundary.scope import Scope
+    from voight_middleware.tags import bind
+
+    with bind(Scope(object, Getters(user=lambda request: "u_7"), None)):
+        for number in range(500):
+            tagged.tracer.start_span(f"query {number}").end()
+        with tagged.tracer.start_as_current_span("view"), voight.metered_call(provider="openai", model="gpt-4o-mini") as call:
+            call.report(input=1, output=1)
+
+    assert tagged.said("view")["user.id"] == "u_7"
+
+
 def test_nothing_of_a_request_is_kept(tagged: Tagged) -> None:
     """Spans that wait for their user do not keep the request that they wait in."""
     from voight_middleware.boundary.identity import Getters

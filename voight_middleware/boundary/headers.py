@@ -60,7 +60,7 @@ def inject_headers(headers: Headers, *, url: object, hosts: Collection[str]) -> 
     """
     try:
         if _goes_to(url, hosts) and (value := _value(current_frame().resolve().tags)) is not None:
-            headers[HEADER] = value
+            _without(headers)[HEADER] = value  # a plain dict would keep another spelling beside it
             return headers
     except Exception as error:
         note(error)
@@ -71,7 +71,7 @@ async def ainject_headers(headers: Headers, *, url: object, hosts: Collection[st
     """As ``inject_headers``, awaiting asynchronous getters: for the event hooks of an ``httpx.AsyncClient``."""
     try:
         if _goes_to(url, hosts) and (value := _value((await current_frame().aresolve()).tags)) is not None:
-            headers[HEADER] = value
+            _without(headers)[HEADER] = value
             return headers
     except Exception as error:
         note(error)
@@ -134,6 +134,8 @@ def _goes_to(url: object, hosts: Collection[str]) -> bool:
             return False
         host = urlsplit(text).hostname or ""
     host = host.lower()
+    if _HOST.fullmatch(host) is None:  # "evil.com%2f.internal" ends like a name of ours
+        return False
     return host in names or any(name.startswith(".") and host.endswith(name) for name in names)
 
 

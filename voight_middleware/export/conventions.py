@@ -23,6 +23,7 @@ import msgspec
 
 from voight_middleware.call import Beginning, Call
 from voight_middleware.money import usd_text
+from voight_middleware.tag_values import clean_value
 from voight_middleware.tags import Tags
 
 Attributes: TypeAlias = dict[str, str | bool | int | float | tuple[str, ...]]
@@ -79,7 +80,12 @@ def operation_name(endpoint: str) -> str:
 def span_name(endpoint: str, model: str | None) -> str:
     """``{gen_ai.operation.name} {gen_ai.request.model}``."""
     operation = operation_name(endpoint)
-    return f"{operation} {model}" if model else operation
+    return f"{operation} {_sayable(model)}" if model else operation
+
+
+def _sayable(model: str) -> str:
+    """A model as a tag's value would be kept: it may come from a client, and half a character in a name fails a whole batch of spans."""
+    return clean_value(model) or "_OTHER"
 
 
 def beginning_attributes(beginning: Beginning) -> Attributes:
@@ -104,7 +110,7 @@ def call_attributes(call: Call, langfuse: bool = False) -> Attributes:
     attributes["voight.outcome"] = call.outcome
     attributes["voight.cost_status"] = call.cost_status
     if call.cost_reasons:
-        attributes["voight.cost_reasons"] = call.cost_reasons
+        attributes["voight.cost_reasons"] = tuple(map(_sayable, call.cost_reasons))  # they may quote the model
     if call.estimated:
         attributes["voight.estimated"] = True
     cost = None if call.cost_usd is None else usd_text(call.cost_usd)
@@ -163,6 +169,7 @@ def _request(provider: str, endpoint: str, model: str | None, host: str | None, 
         "llm.provider": provider,
     }
     if model is not None:
+        model = _sayable(model)
         attributes["gen_ai.request.model"] = model
         attributes["llm.request.model_name"] = model
     if host is not None:
@@ -175,10 +182,9 @@ def _request(provider: str, endpoint: str, model: str | None, host: str | None, 
 def _answer(call: Call) -> Attributes:
     attributes: Attributes = {}
     if (model := call.model or call.requested_model) is not None:
-        attributes["embedding.model_name" if call.endpoint == "embeddings" else "llm.model_name"] = model
+        attributes["embedding.model_name" if call.endpoint == "embeddings" else "llm.model_name"] = _sayable(model)
     if call.model is not None:
-        attributes["gen_ai.response.model"] = call.model
-        attributes["llm.response.model_name"] = call.model
+        attributes["gen_ai.response.model"] = attributes["llm.response.model_name"] = _sayable(call.model)
     if call.response_id is not None:
         attributes["gen_ai.response.id"] = call.response_id
     if call.finish_reasons:
@@ -229,6 +235,8 @@ def tokens(call: Call) -> Iterator[tuple[str, int]]:
     if usage is None:
         return
     reads, writes, reasoning = usage.cache_read_tokens, usage.cache_write_tokens, usage.reasoning
+    if reasoning is not None and usage.output_tokens is not None:
+        reasoning = min(reasoning, usage.output_tokens)  # some report more of it than they bill as output
     if usage.input_tokens is not None:
         yield "input", usage.input_tokens - (reads or 0) - (writes or 0)
     if reads is not None:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from voight_middleware.call import Call
 from voight_middleware.export.conventions import error_type, operation_name, provider_name
+from voight_middleware.tag_values import clean_value
 
 OTHER = "other"
 NONE = "none"
@@ -40,8 +41,8 @@ class Names:
         if name is None:
             return NONE
         if name not in self._known:
-            if not admit or len(self._known) >= self._most or len(name) > 200:
-                return OTHER
+            if not admit or len(self._known) >= self._most or len(name) > 200 or clean_value(name) != name:
+                return OTHER  # half a character in a label would fail every scrape
             self._known.add(name)
         return name
 

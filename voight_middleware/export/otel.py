@@ -16,16 +16,17 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import contextvars
 import os
 import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable
-from importlib.metadata import version
 from queue import Empty, SimpleQueue
 from typing import Any, Final
 
+from voight_middleware import __version__
 from voight_middleware.call import Beginning, Call
 from voight_middleware.export.conventions import Attributes, beginning_attributes, call_attributes, error_type, span_name
 from voight_middleware.meter import current_meter, note
@@ -53,25 +54,46 @@ SCHEMA = "https://opentelemetry.io/schemas/1.44.0"
 _NATIVE: Final = "com.anthropic.sdk.python"
 """The instrumentation scope of the anthropic SDK's own spans."""
 _TOKEN = contexts.create_key("voight-call")
+_PLACE = contexts.create_key("voight-place")
 _SUPPRESSED = getattr(contexts, "_SUPPRESS_INSTRUMENTATION_KEY", "suppress_instrumentation")
 """What ``suppress_instrumentation()`` of OpenTelemetry's instrumentations sets: no spans in here."""
+
+
+class _Place:
+    """Where a span of ours is the current one: found in its context by those inside, which may outlast it."""
+
+    __slots__ = ("is_left", "outer", "span")
+
+    def __init__(self, span: Span, outer: Context) -> None:
+        self.span = span
+        self.outer = outer
+        self.is_left = False
+
+
+def _still_open(context: Context) -> Context:
+    """*context*, or the one around it whose call goes on: of two generators, the outer one may end first."""
+    while isinstance(place := context.get(_PLACE), _Place) and place.is_left and trace.get_current_span(context) is place.span:
+        context = place.outer
+    return context
 
 
 class _Token:
     """One call that is going on: its span, and the context to go back to."""
 
-    __slots__ = ("context", "ended_at", "outer", "queue", "real_end", "span", "started_at")
+    __slots__ = ("context", "ended_at", "given_up", "outer", "place", "queue", "real_end", "span", "started_at")
 
     def __init__(self, outer: Context, started_at: int, queue: SimpleQueue[Any]) -> None:
         self.outer = outer
         self.context = outer
         self.span: Span | None = None
+        self.place: _Place | None = None
         self.started_at = started_at
         self.queue = queue
         self.real_end: list[Callable[[int], None]] | None = None
         """Of the SDK's own span: what ends it, until it is called."""
         self.ended_at: int | None = None
         """Of the SDK's own span: when the SDK ended it, nanoseconds since 1970."""
+        self.given_up = False
 
     def end_native(self) -> None:
         """End the SDK's span, once."""
@@ -85,14 +107,27 @@ class _Token:
 
     def give_up(self) -> None:
         """End a span of which nobody has heard that its call has ended."""
+        self.given_up = True
         if self.real_end is not None:
             self.end_native()
         elif self.span is not None and self.is_open():
             self.span.end()
 
+    def lose(self) -> None:
+        """Let go of a span that cannot be exported; it never ends."""
+        if self.real_end is not None and isinstance(end := getattr(self.span, "end", None), _PutOffEnd):
+            self.real_end.clear()
+            end.finished = True
+        self.span = None
+
+    def tell(self) -> None:
+        """Show itself to the thread, unless that is stuck."""
+        if self.queue.qsize() < 2 * MOST_HELD:
+            self.queue.put(self)
+
     def __del__(self) -> None:
         if self.is_open() and self.real_end is None:
-            self.queue.put(self)  # not ended here: the finalizer of a dropped stream may be about to tell of its end
+            self.tell()  # not ended here: the finalizer of a dropped stream may be about to tell of its end
 
 
 _SKIPPED = _Token(Context(), 0, SimpleQueue())
@@ -148,7 +183,7 @@ class OTelSpans:
         tracer = self._find_tracer()
         if tracer is None:
             return None
-        outer = contexts.get_current()
+        outer = _still_open(contexts.get_current())
         if contexts.get_value(_SUPPRESSED, outer):
             return _SKIPPED
         token = _Token(outer, beginning.started_at, self._queue)
@@ -159,10 +194,11 @@ class OTelSpans:
             token.span = tracer.start_span(
                 name, outer, SpanKind.CLIENT, beginning_attributes(beginning), start_time=beginning.started_at, record_exception=False
             )
-            token.context = trace.set_span_in_context(token.span, outer)
-        contexts.attach(token.context)
+            token.place = _Place(token.span, outer)
+            token.context = contexts.set_value(_PLACE, token.place, trace.set_span_in_context(token.span, outer))
         if self._thread is None:
             self._start()
+        contexts.attach(token.context)  # last: what raises before leaves nothing behind
         return token
 
     def left(self, token: _Token) -> None:
@@ -170,8 +206,10 @@ class OTelSpans:
         Make the caller's own span the current one again. By value: ``detach()`` raises in another copy of the context, and an
         application's generator may be closed in one.
         """
+        if token.place is not None:
+            token.place.is_left = True
         if contexts.get_current() is token.context:
-            contexts.attach(token.outer)
+            contexts.attach(_still_open(token.outer))
 
     def end(self, token: _Token | None, call: Call) -> None:
         """A call has ended: hand its span to the thread that waits for the cost."""
@@ -186,6 +224,7 @@ class OTelSpans:
         at = time.time_ns() if call.duration is None else token.started_at + call.duration * 1000
         if self._queue.qsize() >= MOST_HELD:  # whatever the spans are exported with does not come back
             current_meter().counters["lost_spans"] += 1
+            token.lose()
             return
         self._queue.put(_Ended(token, call, at))
         if self._thread is None:
@@ -193,7 +232,7 @@ class OTelSpans:
 
     def __call__(self, call: Call) -> None:
         """The call has been priced."""
-        if self._thread is not None:
+        if self._thread is not None and self._queue.qsize() < 2 * MOST_HELD:
             self._queue.put(call)
 
     def _find_tracer(self) -> Tracer | None:
@@ -203,7 +242,7 @@ class OTelSpans:
                 return None
             with self._lock:
                 if provider is not self._provider:
-                    self._tracer = provider.get_tracer("voight_middleware", version("voight-middleware"), SCHEMA)
+                    self._tracer = provider.get_tracer("voight_middleware", __version__, SCHEMA)
                     if (add := getattr(provider, "add_span_processor", None)) is not None:
                         add(_Adopter())
                     atexit.register(_at_exit, weakref.ref(self))  # before the provider's own, which was registered earlier
@@ -226,7 +265,8 @@ class OTelSpans:
         if self._lock.acquire(blocking=False):
             try:
                 if self._thread is None:
-                    thread = threading.Thread(target=self._run, args=(self._queue,), name="voight-spans", daemon=True)
+                    run = contextvars.Context().run  # in the context of no request, though instrumentations of threads take that along
+                    thread = threading.Thread(target=run, args=(self._run, self._queue), name="voight-spans", daemon=True)
                     thread.start()
                     self._thread = thread
             except RuntimeError:  # Python 3.12+ starts none while the process ends: flush() does its work
@@ -267,7 +307,7 @@ class OTelSpans:
         while queue is self._queue:
             try:
                 self._work(queue, 1.0 if self._held or self._unheard else None)
-            except Exception as error:
+            except BaseException as error:  # an exporter's SystemExit would end the thread
                 note(error)
 
     def _work(self, queue: SimpleQueue[Any], wait: float | None) -> None:
@@ -312,7 +352,7 @@ class OTelSpans:
                 current_meter().counters["spans_without_cost"] += 1
             if ended.token.real_end:
                 _finish_native(ended.token, attributes)
-            else:
+            elif not (ended.token.real_end is not None and ended.token.given_up):  # else the SDK's own has gone as it was
                 self._finish_own(ended, attributes)
         except Exception as error:
             note(error)
@@ -379,7 +419,7 @@ class _PutOffEnd:
             if self.finished:
                 token.end_native()
             else:
-                token.queue.put(token)
+                token.tell()
 
 
 def _finish_native(token: _Token, attributes: Attributes) -> None:

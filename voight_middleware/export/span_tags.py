@@ -59,6 +59,8 @@ class CostTagSpanProcessor(SpanProcessor):
             self._set(span, tags)
             if tags.user_id is None and frame.scope is not None:
                 waiting = self._waiting.setdefault(frame.scope, [])
+                if len(waiting) >= MOST_WAITING:
+                    waiting[:] = [one for one in waiting if one[0].is_recording()]
                 if len(waiting) < MOST_WAITING:
                     waiting.append((span, frame.tags))  # not the frame: it knows the scope, and would keep it
         except Exception as error:
