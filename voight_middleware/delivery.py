@@ -31,6 +31,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
 """How long a ledger that cannot be used is left alone, in seconds: twice as long each time."""
 SENDER_SECONDS = 1.0
 """How long the end of the process waits for the answer to the one event that is under way; without it, that one is sent again."""
+SENDING_PAUSE = 0.1
+"""Between two runs while nothing is awaited but events that are sent, in seconds."""
 FORK_SECONDS = 5.0
 """How long a fork may wait for the round that is being made."""
 _random = random.Random()  # our own: an application that seeds `random` must get its own numbers
@@ -38,6 +40,9 @@ _random = random.Random()  # our own: an application that seeds `random` must ge
 
 class Sender(Protocol):
     """Sends calls elsewhere, on a thread of its own, in the process that ingests."""
+
+    stopped: bool
+    """Whether it sends nothing any more, as somebody has to put something right."""
 
     def refill(self, ledger: Ledger) -> None:
         """Once a round, with the ledger: take some of the outbox's calls from it. Raises ``LedgerError``."""
@@ -84,6 +89,8 @@ class Delivery:
         """Why it cannot be used now; None where it can."""
         self.behind = False
         """Whether there is more to bring in than the last run had the time for."""
+        self.sending_error: Exception | None = None
+        """Why nothing can be taken to be sent; None where it can."""
         self._url = url
         self._prices = prices
         self._delivered = delivered
@@ -183,17 +190,41 @@ class Delivery:
                     self._sender = make_sender(self._events, self._outbox)
             if self._sender is not None:
                 self._sender.refill(self._open())
+            self.sending_error = None
         except Exception as error:
+            self.sending_error = error
             why = error if isinstance(error, LedgerError | OSError) else type(error).__name__
             complain(f"calls wait in {self._outbox.folder}, and are not sent to Voight for now: {why}")
             self.close_ledger()  # the connection may have been cut
             self._send_not_before = time.monotonic() + LONGEST_PAUSE
 
-    def stop_sending(self) -> None:
-        """Send nothing any more: before another process may be elected, and send."""
+    def send_rest(self, until: float | None = None) -> None:
+        """
+        Go on with runs until nothing waits to be sent, nothing can be sent, or ``time.monotonic()`` is *until*; for processes that end
+        then. Raises nothing.
+        """
+        from voight_middleware.ingest import UnreadableJournal
+
+        while self.unsent() and (until is None or time.monotonic() < until):
+            time.sleep(SENDING_PAUSE)
+            with contextlib.suppress(UnreadableJournal):  # the run before this has said so
+                self.run(SENDER_SECONDS)
+
+    def unsent(self) -> bool:
+        """Whether calls wait that this process can send."""
+        sender, outbox = self._sender, self._outbox
+        if sender is None or outbox is None or sender.stopped or self.sending_error is not None:
+            return False
+        try:
+            return next(outbox.read(), None) is not None
+        except OSError:
+            return False
+
+    def stop_sending(self, seconds: float = SENDER_SECONDS) -> None:
+        """Send nothing any more: before another process may be elected, and send. Waits for the event that is under way, so long."""
         self._sends = False
         if self._sender is not None:
-            self._sender.stop(SENDER_SECONDS)
+            self._sender.stop(seconds)
 
     def _failed(self, error: LedgerError) -> None:
         self.errors += 1

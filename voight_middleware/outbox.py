@@ -195,7 +195,10 @@ class Outbox:
         if new != self.state or not self._kept:
             self.state, self._kept = new, False
             temporary = self.folder / "state.new"
-            temporary.write_bytes(_encode(new))
+            with temporary.open("wb") as file:
+                file.write(_encode(new))
+                file.flush()
+                os.fsync(file.fileno())  # an empty file after a power cut would have everything sent again
             temporary.replace(self.folder / "state.json")
             self._kept = True
 
@@ -210,7 +213,8 @@ class Outbox:
 
     def _write(self, line: bytes) -> None:
         numbers = _numbers(self.folder)
-        path = _file(self.folder, numbers[-1] if numbers else 1)
+        # Never behind the place, even if somebody has deleted files: what is queued there would not be read.
+        path = _file(self.folder, numbers[-1] if numbers and numbers[-1] >= self.state.place[0] else self.state.place[0] + 1)
         if path.exists():
             size = path.stat().st_size
             if not _ends_whole(path, size):  # we died while we wrote it: the journal has it still
@@ -303,5 +307,5 @@ def _append(path: Path, data: bytes) -> None:
 def _read_state(folder: Path) -> State:
     try:
         return _decode_state((folder / "state.json").read_bytes())
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+    except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
         return State()

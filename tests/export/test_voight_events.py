@@ -187,11 +187,14 @@ def test_without_a_key_nothing_is_queued(server: EventServer, voight_calls: Any)
     assert "voight-events" not in {thread.name for thread in threading.enumerate()}
 
 
-@pytest.mark.parametrize("code", [500, 502, 503, 404, 301, 408])
+@pytest.mark.parametrize("code", [500, 502, 503, 404, 301, 408, 200, 204, 407, 451])
 def test_what_may_pass_is_tried_again(server: EventServer, configured: Any, code: int) -> None:
-    """With pauses that grow, and the same event until it is accepted; a redirect is never followed."""
+    """
+    With pauses that grow, and the same event until it is accepted; a redirect is never followed, what a proxy or a page says of all
+    requests sets no event aside, and a page that answers everything with 200 has accepted none.
+    """
     journal = configured()
-    elsewhere = {"Location": f"{server.url}/elsewhere"}
+    elsewhere = {"Location": f"{server.url}/elsewhere", "Content-Type": "text/html"}
     server.faults.extend([says(code, elsewhere)] * 3)
     ids = [spend(), spend()]
     pump(server, 2)

@@ -27,10 +27,10 @@ import msgspec
 
 from voight_middleware import __version__
 from voight_middleware.call import Call
+from voight_middleware.delivery import Delivery
 from voight_middleware.export.event import event
-from voight_middleware.ingest import Ingester, call_at
-from voight_middleware.journal import Election
-from voight_middleware.ledger import Ledger, open_ledger
+from voight_middleware.ingest import call_at
+from voight_middleware.ledger import Ledger
 from voight_middleware.meter import note
 from voight_middleware.outbox import Entry, Outbox, Place, State, Status, open_outbox, status
 from voight_middleware.settings import EventsTarget, Settings
@@ -51,6 +51,10 @@ LONGEST_PAUSE = 60.0
 LONGEST_WAIT = 3600.0
 """The most that ``Retry-After`` is followed, and the pause where a quota is spent."""
 MOST_READY = 5_000
+FRESH_SECONDS = 60.0
+"""How long what was read from the ledger may be sent: who is erased meanwhile must not be named an hour later, when a server is back."""
+REFILL_SECONDS = 1.0
+"""How long the calls of one round may be looked up: a fork, a flush and the next calls wait for the end of the round."""
 _ANSWER_BYTES = 64 * 1024
 
 _encode = msgspec.json.Encoder().encode
@@ -61,8 +65,12 @@ _looked_up_with = encodings.idna
 class _Ready(NamedTuple):
     call_id: str
     body: bytes | None
-    """The event; None for a call that is not in the ledger any more."""
+    """The event; None for a call that is not in the ledger any more, or that cannot be told as one."""
     behind: Place
+    read_at: float
+    """By ``time.monotonic()``."""
+    defect: str | None = None
+    """Why the call cannot be told as an event."""
 
 
 class Answer(NamedTuple):
@@ -73,6 +81,7 @@ class Answer(NamedTuple):
     """Seconds."""
     body: bytes = b""
     error: str = ""
+    accepted: bool = False
 
 
 class EventSender:
@@ -90,13 +99,19 @@ class EventSender:
         self._target = target
         self._outbox = outbox
         self._interval = SPACING * 60.0 / target.per_minute
-        self._most_ready = min(MOST_READY, max(100, target.per_minute // 10))
+        self._most_ready = min(MOST_READY, max(20, target.per_minute // 10))
         self._ready: deque[_Ready] = deque()
         self._read_up_to: Place | None = None
+        self._generation = 0
+        self._reading = threading.Lock()
         self._head: tuple[str, float] | None = None
         self._filled = threading.Event()
         self._stopping = threading.Event()
-        self._stopped = False
+        self.stopped = False
+        """Whether nothing is sent any more, as somebody has to put something right."""
+        self._failures = 0
+        self._answering = threading.Lock()
+        self._abandoned = False
         self._chance = random.Random()  # not the application's: it may have seeded that
         self._context = ssl.create_default_context() if target.url.startswith("https") else None
         self._thread: threading.Thread | None = None
@@ -110,30 +125,38 @@ class EventSender:
         Raises:
             LedgerError: The ledger cannot be read.
         """
-        if self._stopped or len(self._ready) > self._most_ready // 2:
+        with self._reading:
+            generation, start = self._generation, self._read_up_to
+        if self.stopped or len(self._ready) > self._most_ready // 2:
             return
+        until = time.monotonic() + REFILL_SECONDS
         try:
-            for waiting in self._outbox.read(self._read_up_to):
-                if len(self._ready) >= self._most_ready:
+            for waiting in self._outbox.read(start):
+                if len(self._ready) >= self._most_ready or time.monotonic() >= until:
                     break
                 call = _find(ledger, waiting.entry)
                 if call is None and ledger.progress(waiting.segment) < waiting.end and self._is_there(waiting.segment):
                     break  # its batch has not got into the ledger yet
                 if call is not None and not self._is_settled(call):
                     break
-                self._ready.append(_Ready(waiting.entry.call_id, None if call is None else self._body(call), waiting.behind))
-                self._read_up_to = waiting.behind
+                ready = self._told(waiting.entry.call_id, call, waiting.behind)
+                with self._reading:
+                    if generation != self._generation:  # the thread has thrown away what was read: this lies behind it
+                        break
+                    self._ready.append(ready)
+                    self._read_up_to = waiting.behind
         finally:
             if self._ready:
                 self._start()
                 self._filled.set()
 
-    def _body(self, call: Call) -> bytes | None:
+    def _told(self, call_id: str, call: Call | None, behind: Place) -> _Ready:
+        ready = _Ready(call_id, None, behind, time.monotonic())
         try:
-            return _encode(event(call, self._target.agent))
+            return ready if call is None else ready._replace(body=_encode(event(call, self._target.agent)))
         except Exception as error:  # one call that nobody has thought of must not stop the others
             note(error)
-            return None
+            return ready._replace(defect=f"cannot be told as an event: {type(error).__name__}")
 
     def _is_there(self, segment: str) -> bool:
         return (self._outbox.folder.parent / segment).exists()
@@ -154,61 +177,83 @@ class EventSender:
             try:
                 self._thread.start()
             except RuntimeError:  # Python 3.12+ starts no thread while the process ends: the next process sends them
-                self._stopped = True
+                self.stopped = True
 
     def stop(self, timeout: float) -> None:
-        """End the thread, when the event that is under way has been answered; what was not sent stays in the outbox."""
+        """
+        End the thread, when the event that is under way has been answered; what was not sent stays in the outbox. An answer that comes
+        after *timeout* seconds is not heard: the outbox may be another's by then, who is further on.
+        """
         self._stopping.set()
         self._filled.set()
         if self._thread is not None and self._thread.ident is not None:
             self._thread.join(timeout)
+        self._abandoned = True
+        if self._answering.acquire(timeout=timeout):  # what is being written now is awaited
+            self._answering.release()
 
     # -- the thread -----------------------------------------------------------------------------------------------------------
 
     def _loop(self) -> None:
         if (before := self._outbox.state.sent_at) is not None:  # by the process before this one
             self._stopping.wait(min(self._interval, max(0.0, self._interval - (time.time() - before / 1e6))))
-        while not self._stopping.is_set() and not self._stopped:
-            self._filled.wait()
-            self._filled.clear()
-            while self._ready and not self._stopping.is_set() and not self._stopped:
-                try:
-                    self._deliver(self._ready[0])
-                except OSError as error:  # what has been sent cannot be kept: it would be sent again
-                    complain(f"no events are sent: {self._outbox.folder} cannot be written ({error.strerror or error})")
-                    self._stopping.wait(LONGEST_PAUSE)
-                except Exception as error:
-                    note(error)
-                    self._stopping.wait(LONGEST_PAUSE)
+        while not self._stopping.is_set() and not self.stopped:
+            ready = self._take()
+            if ready is None:
+                self._filled.wait()
+                self._filled.clear()
+                continue
+            try:
+                pause = self._deliver(ready)
+            except OSError as error:  # what has been sent cannot be kept: it would be sent again
+                self._complain_of_disk(error)
+                pause = LONGEST_PAUSE
+            except Exception as error:
+                note(error)
+                self._outbox.note(problem=f"an error of our own: {type(error).__name__}")
+                pause = LONGEST_PAUSE
+            self._stopping.wait(pause)
 
-    def _deliver(self, ready: _Ready) -> None:
-        """Send one event until it is accepted or refused, or this process ends."""
+    def _take(self) -> _Ready | None:
+        """The next event. Where what was read is old, all of it is thrown away, and the next round of the ingester reads it again."""
+        with self._reading:
+            if self._ready and time.monotonic() - self._ready[0].read_at > FRESH_SECONDS:
+                self._ready.clear()
+                self._read_up_to = None
+                self._generation += 1
+            return self._ready[0] if self._ready else None
+
+    def _deliver(self, ready: _Ready) -> float:
+        """Send one event, once; answers the seconds until the next is due, or this one again."""
+        begun = time.monotonic()
+        answer = None if ready.body is None else self._post(ready.body)
+        with self._answering:
+            return 0.0 if self._abandoned else self._heard(ready, answer, begun)
+
+    def _heard(self, ready: _Ready, answer: Answer | None, begun: float) -> float:
         outbox = self._outbox
-        if ready.body is None:
-            outbox.settle(ready.behind, gone=outbox.state.gone + 1)
-            self._ready.popleft()
-            return
-        failures = 0
-        while not self._stopping.is_set():
-            begun = time.monotonic()
-            answer = self._post(ready.body)
-            if 200 <= answer.status < 300:
-                now = time.time_ns() // 1000
-                self._keep(ready, sent=outbox.state.sent + 1, sent_at=now, problem=None, stopped=False)
-                self._stopping.wait(max(0.0, self._interval - (time.monotonic() - begun)))
-                return
-            if answer.status in _STOPS:
-                self._stop_for(answer)
-                return
-            if answer.status in _REFUSED or (answer.status not in _AGAIN and 400 <= answer.status < 500):
-                outbox.refuse(ready.call_id, answer.status, _reason(answer))
-                complain(f"Voight refuses events (HTTP {answer.status}): they are set aside with the reason, in {outbox.folder}")
+        if answer is None:
+            if ready.defect is None:
+                self._keep(ready, gone=outbox.state.gone + 1)
+            else:
+                outbox.refuse(ready.call_id, 0, ready.defect)
                 self._keep(ready, refused=outbox.state.refused + 1)
-                self._stopping.wait(max(0.0, self._interval - (time.monotonic() - begun)))
-                return
-            failures += 1
+            return 0.0
+        if answer.accepted:
+            self._keep(ready, sent=outbox.state.sent + 1, sent_at=time.time_ns() // 1000, problem=None, stopped=False)
+        elif answer.status in _STOPS:
+            self._stop_for(answer)
+            return 0.0
+        elif answer.status in _REFUSED:
+            outbox.refuse(ready.call_id, answer.status, _reason(answer))
+            complain(f"Voight refuses events (HTTP {answer.status}): they are set aside with the reason, in {outbox.folder}")
+            self._keep(ready, refused=outbox.state.refused + 1)
+        else:
+            self._failures += 1
             self._complain(answer)
-            self._stopping.wait(max(self._interval, self._pause(answer, failures)))
+            return max(self._interval, self._pause(answer, self._failures))
+        self._failures = 0
+        return max(0.0, self._interval - (time.monotonic() - begun))
 
     def _keep(self, ready: _Ready, **changes: object) -> None:
         """Keep that a call is done, however long the disk refuses: it must not be sent a second time."""
@@ -216,7 +261,7 @@ class EventSender:
             try:
                 self._outbox.settle(ready.behind, **changes)
             except OSError as error:
-                complain(f"no events are sent: {self._outbox.folder} cannot be written ({error.strerror or error})")
+                self._complain_of_disk(error)
                 if self._stopping.wait(LONGEST_PAUSE):
                     return
             else:
@@ -225,13 +270,17 @@ class EventSender:
 
     def _stop_for(self, answer: Answer) -> None:
         what = _STOPS[answer.status]
-        self._stopped = True
-        self._ready.clear()
+        self.stopped = True
         self._outbox.note(problem=f"{what} (HTTP {answer.status})", stopped=True)
         complain(f"no events are sent any more: Voight says that {what} (HTTP {answer.status}); they wait, up to a million of them")
 
+    def _complain_of_disk(self, error: OSError) -> None:
+        complain(f"no events are sent: {self._outbox.folder} cannot be written ({error.strerror or error})")
+
     def _complain(self, answer: Answer) -> None:
         what = _PROBLEMS.get(answer.status) or (f"HTTP {answer.status}" if answer.status else answer.error)
+        if 200 <= answer.status < 400:
+            what = f"what is at this URL is not the event API (HTTP {answer.status})"
         if self._outbox.state.problem != what:
             self._outbox.note(problem=what)
         complain(f"events wait, as Voight does not take them: {what}")
@@ -256,20 +305,33 @@ class EventSender:
         handlers: list[Any] = [_NoRedirects]
         if self._context is not None:
             handlers.append(urllib.request.HTTPSHandler(context=self._context))
+        else:
+            handlers.append(urllib.request.ProxyHandler({}))  # http is for this machine: a proxy would be shown the key
         try:
             with urllib.request.build_opener(*handlers).open(request, timeout=TIMEOUT) as response:
-                return Answer(response.status, body=response.read(_ANSWER_BYTES))
+                status = response.status
+                # A page that answers everything with 200 has taken nothing. The rest of an answer tells nothing more, if it comes at all.
+                taken = status == 202 or (200 <= status < 300 and "json" in response.headers.get("Content-Type", "").lower())
+                _read(response)
+                return Answer(status, accepted=taken)
         except urllib.error.HTTPError as error:
             with error:
-                try:
-                    said = error.read(_ANSWER_BYTES)
-                except (OSError, http.client.HTTPException):
-                    said = b""
-                return Answer(error.code, _retry_after(error.headers.get("Retry-After")), said)
+                return Answer(error.code, _retry_after(error.headers.get("Retry-After")), _read(error))
         except urllib.error.URLError as error:
             return Answer(0, error=_kind(error.reason))
         except (OSError, http.client.HTTPException) as error:
             return Answer(0, error=_kind(error))
+
+
+def _read(response: Any) -> bytes:
+    """What an answer says, as far as it comes in time."""
+    said, until = b"", time.monotonic() + TIMEOUT
+    try:
+        while len(said) < _ANSWER_BYTES and time.monotonic() < until and (more := response.read1(_ANSWER_BYTES)):
+            said += more
+    except (OSError, ValueError, http.client.HTTPException):
+        pass
+    return said
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
@@ -281,6 +343,7 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 
 _STOPS = {401: "the key is not accepted", 403: "the key may not send events", 410: "the agent was deleted"}
 _REFUSED = (400, 413, 415, 422)
+"""What is wrong with this one event. Whatever else a server or a proxy says, an event is kept until it is accepted."""
 _AGAIN = (402, 404, 405, 408, 409, 421, 425, 429)
 _PROBLEMS = {
     402: "the quota is spent (HTTP 402)",
@@ -336,31 +399,27 @@ def _find(ledger: Ledger, entry: Entry) -> Call | None:
 
 def send_waiting(settings: Settings, seconds: float | None = None) -> Status | None:
     """
-    Send what waits, for *seconds* at most, from a process that makes no calls: programs that end soon leave most of theirs.
+    Send what waits, for *seconds* and one answer at most, from a process that makes no calls: programs that end soon leave most of
+    theirs. Meanwhile this process ingests.
 
     Answers what is left then; None where there is no key or no outbox. Does nothing where a living process ingests, and so sends.
 
     Raises:
-        LedgerError: The ledger cannot be opened or read.
+        LedgerError: The ledger cannot be opened or read, or a journal not: what could be read is sent all the same.
     """
-    outbox = open_outbox(settings.journal)
-    if settings.events is None or outbox is None:
+    until = None if seconds is None else time.monotonic() + seconds
+    if settings.events is None or open_outbox(settings.journal) is None:
         return None
-    election = Election(settings.journal)
-    if election.win():
-        until = None if seconds is None else time.monotonic() + seconds
-        try:
-            ledger = open_ledger(settings.ledger)
-            sender = EventSender(settings.events, outbox)
+    delivery = Delivery(settings.ledger, settings.journal, settings.prices, gentle=False, events=settings.events)
+    try:
+        if delivery.election.win():
             try:
-                if Ingester(ledger, settings.journal, gentle=False, prices=settings.prices, outbox=outbox).run():
-                    election.delivered()
-                while not outbox.state.stopped and next(outbox.read(), None) is not None and (until is None or time.monotonic() < until):
-                    sender.refill(ledger)
-                    time.sleep(0.1)
+                delivery.run(seconds)
             finally:
-                sender.stop(TIMEOUT)
-                ledger.close()
-        finally:
-            election.resign()
+                delivery.send_rest(until)
+                delivery.stop_sending(TIMEOUT)
+            if (error := delivery.error or delivery.sending_error) is not None:
+                raise error
+    finally:
+        delivery.close()
     return status(settings.journal)

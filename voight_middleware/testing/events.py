@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import struct
 import threading
 import time
 from collections import deque
@@ -136,6 +137,16 @@ def hang_up(request: BaseHTTPRequestHandler) -> None:
     """A fault that closes the connection without an answer."""
     request.close_connection = True
     request.connection.shutdown(socket.SHUT_RDWR)
+
+
+def breaks_off(request: BaseHTTPRequestHandler) -> None:
+    """A fault that accepts an event, and resets the connection in the middle of saying so."""
+    request.wfile.write(b"HTTP/1.1 202 Accepted\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{")
+    request.wfile.flush()
+    time.sleep(0.05)  # what was sent must be read before the reset, which would take it back
+    request.close_connection = True
+    request.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    request.connection.close()
 
 
 def check(body: bytes) -> list[tuple[str, str]]:
