@@ -519,7 +519,8 @@ def test_many_workers_and_a_small_limit(folder: Path, new_call: NewCall, monkeyp
     """
     limit = 1_000_000
     segment = limit // journal_module.SEGMENTS
-    monkeypatch.setattr(journal_module, "FULL_SECONDS", 1000)
+    clock = [0.0]
+    monkeypatch.setattr(journal_module, "time", SimpleNamespace(**{**vars(time), "monotonic": lambda: clock[0]}))
     workers = [Journal(folder, limit) for _ in range(40)]
     while not all(worker.waiting for worker in workers):
         for worker in workers:
@@ -529,8 +530,11 @@ def test_many_workers_and_a_small_limit(folder: Path, new_call: NewCall, monkeyp
 
     def look_again(*some: Journal) -> None:
         for worker in some:
-            worker._full_until = 0.0
+            clock[0] += 2 * journal_module.FULL_SECONDS
             worker.retry()
+
+    def written(worker: Journal) -> int:
+        return place[1] if (place := worker.position()) is not None else 0
 
     with closing(SQLiteLedger(folder.parent / "l.db")) as ledger:
         ingester = Ingester(ledger, folder, gentle=False)
@@ -538,7 +542,7 @@ def test_many_workers_and_a_small_limit(folder: Path, new_call: NewCall, monkeyp
         look_again(*workers)
         assert all(worker.waiting == 0 for worker in workers)
         for worker in workers:
-            while worker._size < segment * 0.9:
+            while written(worker) < segment * 0.9:
                 worker.append(new_call())
         ingester.run()
         assert folder_bytes(folder) > limit, "what living processes are writing into"
