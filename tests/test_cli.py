@@ -241,6 +241,8 @@ def test_no_command(capsys: Captured) -> None:
         ["explain"],
         ["prices", "show"],
         ["prices", "check"],
+        ["events"],
+        ["ingest"],
         ["doctor"],
         ["demo"],
     ],

@@ -13,7 +13,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from voight_middleware import __version__
-from voight_middleware.cli import export, ingest, migrate, move, otlp, plot, questions, render, rights
+from voight_middleware.cli import events, export, ingest, migrate, move, otlp, plot, questions, render, rights
 from voight_middleware.cli.asked import SHORT, Asked, names, zone_of
 from voight_middleware.cli.questions import positive
 from voight_middleware.cli.render import UserError
@@ -30,6 +30,7 @@ _EXAMPLES = {
     **questions.EXAMPLES,
     **rights.EXAMPLES,
     **ingest.EXAMPLES,
+    **events.EXAMPLES,
     **migrate.EXAMPLES,
     **move.EXAMPLES,
     "voight": """\
@@ -198,6 +199,7 @@ def _parser() -> argparse.ArgumentParser:
 
     rights.add(command, {"erase": _erase, "retention": _retention, "rebuild": _rebuild}, place, table_or_json)
     ingest.add(command, place, prices)
+    events.add(command, lambda args: events.run(_settings(args), args), place, table_or_json)
     migrate.add(command, place)
     move.add(command, _move, table_or_json)
 

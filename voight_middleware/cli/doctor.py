@@ -17,6 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from voight_middleware import __version__
+from voight_middleware.cli import doctor_links
 from voight_middleware.cli.render import percent, printable
 from voight_middleware.journal import LOST, REJECTED, Election, Segment, closed_bytes, folder_bytes, lost, reasons, segments
 from voight_middleware.ledger import Ledger, LedgerError, Window, open_ledger
@@ -59,7 +60,7 @@ class _Answers:
 
 def examine(settings: Settings) -> list[Finding]:
     """Look at everything; raises nothing that a broken ledger or journal could cause, and waits for no ledger for ever."""
-    findings = [*_installed(), *_settings(settings)]
+    findings = [*_installed(), *_settings(settings), *_links(settings)]
     answers = _Answers()
     if _is_missing(settings):
         answers.ledger.append(Finding("ledger", "calls", "no ledger yet: it appears with the first call that is kept"))
@@ -182,6 +183,11 @@ def _settings(settings: Settings) -> Iterator[Finding]:
         yield Finding(section, "enabled", f"yes ({source})")
     else:
         yield Finding(section, "enabled", f"no ({source})", f"no call is metered or kept: unset {source}, or set it to true", fatal=True)
+
+
+def _links(settings: Settings) -> Iterator[Finding]:
+    for section, lines in (("events", doctor_links.of_events(settings)), ("other services", doctor_links.of_services(settings))):
+        yield from (Finding(section, *line) for line in lines)
 
 
 def _place(settings: Settings) -> Finding:

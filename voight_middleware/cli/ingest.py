@@ -15,15 +15,21 @@ from voight_middleware.background import BREATH, INTERVAL
 from voight_middleware.cli.render import UserError, printable
 from voight_middleware.delivery import Delivery
 from voight_middleware.journal import segments
+from voight_middleware.outbox import Status, status
 from voight_middleware.settings import Settings, shown_url
 
 ROUND_SECONDS = 5.0
 """How long a round may last where there is much: so long, a signal waits at most."""
+SEND_SECONDS = 50.0
+"""How long ``--once`` sends events: less than the minute that cron leaves between two runs."""
+ANSWER_SECONDS = 5.0
+"""And how long it waits for the answer to the last of them."""
 
 EXAMPLES = {
     "ingest": """\
 For containers: applications write into a shared folder with VOIGHT_INGEST=no and need no way to the ledger; this brings it there, and keeps
-trying while the server is down. After SIGTERM it waits for the applications' last calls, VOIGHT_EXIT_TIMEOUT seconds at most.
+trying while the server is down. With VOIGHT_KEY calls are sent to Voight, too; --once sends for 50 seconds at most, and the next run, or
+voight events send, goes on. After SIGTERM it waits for the applications' last calls, VOIGHT_EXIT_TIMEOUT seconds at most.
 Exits with 1 where something stays in the journal.
 
 examples:
@@ -81,9 +87,28 @@ class _Sidecar:
         if not self._elected():
             say(f"another process ingests {self.settings.journal}: it is left to that one")
             return 1 if segments(self.settings.journal) else 0
+        before = self._outbox()
         while not (done := self._round(now=True)) and self.delivery.behind:
             pass
+        if self.settings.events is not None:
+            self._send(0 if before is None else before.state.sent)
         return self._end(done)
+
+    def _outbox(self) -> Status | None:
+        try:
+            return status(self.settings.journal)
+        except OSError:  # the delivery says so
+            return None
+
+    def _send(self, sent: int) -> None:
+        """Wait until what waits has been sent; *sent* is how many had been before."""
+        self.delivery.send_rest(time.monotonic() + SEND_SECONDS)
+        self.delivery.stop_sending(ANSWER_SECONDS)
+        after = self._outbox()
+        if after is not None:
+            rest = f"; {after.waiting:,} wait for the next run, or for voight events send" if after.waiting else ""
+            why = f": {after.state.problem}" if after.waiting and after.state.problem else ""
+            say(f"{after.state.sent - sent:,} events sent{rest}{why}")
 
     def run(self) -> int:
         with self._catching_signals():
