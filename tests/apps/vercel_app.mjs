@@ -10,7 +10,7 @@ const Exporter = encoding === 'json' ? Json : Proto;
 const exporter = new Exporter({ url: endpoint, compression: encoding === 'json' ? 'none' : 'gzip' });
 const traces = new NodeTracerProvider({ spanProcessors: [new BatchSpanProcessor(exporter)] });
 traces.register();
-// The loopback provider calls no tools: its first answer to a request that has some is made to.
+// The loopback provider keeps its own count by the user whom a prompt names. It calls no tools: its first answer to a request that has some is made to.
 const withTool = async (url, init) => {
   const answer = await fetch(url, init);
   const asked = JSON.parse(init.body);
@@ -23,14 +23,14 @@ const withTool = async (url, init) => {
 const openai = createOpenAI({ baseURL: provider, apiKey: 'any', fetch: withTool });
 const telemetry = (userId, plan) => ({ isEnabled: true, functionId: 'summary', metadata: { userId, plan, tenantId: 't_1', feature: 'chat' } });
 
-await generateText({ model: openai.chat('gpt-5-nano'), prompt: 'plain', experimental_telemetry: telemetry('u_plain', 'free') });
-const streamed = streamText({ model: openai.chat('gpt-5-nano'), prompt: 'streamed', experimental_telemetry: telemetry('u_stream', 'pro') });
+await generateText({ model: openai.chat('gpt-5-nano'), prompt: '[user:u_plain] plain', experimental_telemetry: telemetry('u_plain', 'free') });
+const streamed = streamText({ model: openai.chat('gpt-5-nano'), prompt: '[user:u_stream] streamed', experimental_telemetry: telemetry('u_stream', 'pro') });
 for await (const _ of streamed.textStream);
-await generateText({ model: openai('gpt-5-nano'), prompt: 'responses', experimental_telemetry: telemetry('u_resp', 'pro') });
-await embed({ model: openai.embedding('text-embedding-3-small'), value: 'a value', experimental_telemetry: telemetry('u_embed', 'pro') });
-try { await generateText({ model: openai.chat('gpt-5-nano'), maxRetries: 0, prompt: '[x-loopback-status: 500]', experimental_telemetry: telemetry('u_error', 'free') }); } catch {}
+await generateText({ model: openai('gpt-5-nano'), prompt: '[user:u_resp] responses', experimental_telemetry: telemetry('u_resp', 'pro') });
+await embed({ model: openai.embedding('text-embedding-3-small'), value: '[user:u_embed] a value', experimental_telemetry: telemetry('u_embed', 'pro') });
+try { await generateText({ model: openai.chat('gpt-5-nano'), maxRetries: 0, prompt: '[user:u_error] [x-loopback-status: 500]', experimental_telemetry: telemetry('u_error', 'free') }); } catch {}
 const steps = await generateText({
-  model: openai.chat('gpt-5-nano'), prompt: 'use the tool', stopWhen: stepCountIs(2),
+  model: openai.chat('gpt-5-nano'), prompt: '[user:u_tools] use the tool', stopWhen: stepCountIs(2),
   tools: { weather: tool({ description: 'weather', inputSchema: jsonSchema({ type: 'object', properties: { city: { type: 'string' } } }), execute: async () => 'sunny' }) },
   experimental_telemetry: telemetry('u_tools', 'pro') });
 console.log(JSON.stringify({ steps: steps.steps.length }));
