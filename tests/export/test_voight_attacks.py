@@ -13,6 +13,7 @@ import pytest
 
 from voight_middleware.call import Call
 from voight_middleware.delivery import Delivery
+from voight_middleware.export import event_api
 from voight_middleware.export import voight as events
 from voight_middleware.ingest import call_at
 from voight_middleware.journal import Journal
@@ -117,7 +118,7 @@ def test_an_error_that_is_told_slowly_holds_up_nothing_for_long(
     server: EventServer, sending: Sending, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A byte now and then is no answer for ever."""
-    monkeypatch.setattr(events, "TIMEOUT", 0.5)
+    monkeypatch.setattr(event_api, "TIMEOUT", 0.5)
     over = threading.Event()
 
     def dripping(request: BaseHTTPRequestHandler) -> None:
@@ -178,6 +179,53 @@ def test_a_refusal_after_the_end_is_not_heard(server: EventServer, sending: Send
     assert (sending.kept().waiting, sending.kept().state.problem, sending.kept().state.refused) == (1, None, 0)
 
 
+@pytest.mark.parametrize(
+    ("status_code", "headers", "body"),
+    [
+        (400, {}, b"[" * 60_000),
+        (400, {"Content-Encoding": "gzip"}, b"\x1f\x8b garbage"),
+        (422, {}, b'{"error": ' + b'{"a": ' * 20_000),
+        (429, {"Retry-After": "Fri, 31 Dec 9999 23:59:59 -2359"}, b""),
+        (503, {"Retry-After": "\xff\x00"}, b"\xff" * 100),
+        (302, {"Location": "http://[broken"}, b""),
+        (307, {"Location": "file:///etc/passwd"}, b""),
+    ],
+)
+def test_answers_that_make_no_sense(
+    server: EventServer, sending: Sending, monkeypatch: pytest.MonkeyPatch, status_code: int, headers: dict[str, str], body: bytes
+) -> None:
+    """None of them is an error of ours, and whatever is behind the event is sent."""
+    errors: list[BaseException] = []
+    monkeypatch.setattr(events, "note", errors.append)
+
+    def strange(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(status_code)
+        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+            request.send_header(name, value)
+        request.end_headers()
+        request.wfile.write(body)
+
+    server.faults.append(strange)
+    ids = sending.write("u_1", "u_2")
+    sending.until(lambda: sending.kept().waiting == 0, 5)
+    assert server.call_ids() == (ids[1:] if status_code in (400, 422) else ids)
+    assert errors == []
+
+
+@pytest.mark.parametrize("said", [b"", b"HTTP/1.1 20", b"HTTP/1.1 banana\r\n\r\n", b"\x15\x03\x01\x00\x02\x02", b"x" * 70_000])
+def test_what_is_no_http_is_tried_again(server: EventServer, sending: Sending, said: bytes) -> None:
+    """Another program on the port, or an answer that is cut off before its first line ends."""
+
+    def other(request: BaseHTTPRequestHandler) -> None:
+        request.wfile.write(said)
+        request.close_connection = True
+
+    server.faults.append(other)
+    ids = sending.write("u_1")
+    sending.until(lambda: server.events, 5)
+    assert server.call_ids() == ids
+
+
 def test_a_proxy_is_not_shown_the_key(server: EventServer, sending: Sending, monkeypatch: pytest.MonkeyPatch) -> None:
     """Plain HTTP is for this machine alone, whatever HTTP_PROXY says."""
     with EventServer() as proxy:
@@ -216,7 +264,7 @@ def test_who_is_erased_during_an_outage_is_not_named_after_it(
         ledger.erase(["u_0", "u_7"], "erased:1")
     time.sleep(0.4)
     server.fault = None
-    sending.until(lambda: len(server.events) >= 40)
+    sending.until(lambda: sending.kept().waiting == 0)
     assert server.call_ids() == ids
     users = [event["metadata"]["tags"]["userId"] for event in server.events]
     assert users == ["erased:1" if number in (0, 7) else f"u_{number}" for number in range(40)]
@@ -303,6 +351,31 @@ def test_a_state_that_may_not_be_read_sends_nothing(tmp_path: Path) -> None:
     assert open_outbox(tmp_path) is None
     with pytest.raises(OSError, match="directory"):
         status(tmp_path)
+
+
+def test_a_disk_that_is_full_sends_nothing_twice(server: EventServer, sending: Sending) -> None:
+    """What was accepted cannot be kept: nothing else goes until it can, and then what is behind it."""
+    outbox = open_outbox(sending.folder, create=True)
+    assert outbox is not None
+    (outbox.folder / "state.new").mkdir()
+    ids = sending.write("u_1", "u_2", "u_3")
+    sending.until(lambda: server.events)
+    time.sleep(0.5)
+    assert server.call_ids() == ids[:1]
+    (outbox.folder / "state.new").rmdir()
+    sending.until(lambda: sending.kept().waiting == 0)
+    assert server.call_ids() == ids
+    assert sending.kept().state.sent == 3
+
+
+def test_a_call_of_the_future_without_an_owner_waits_no_longer(
+    server: EventServer, sending: Sending, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock was put back an hour: its owner is waited for as long as any other's."""
+    monkeypatch.setattr(events, "SETTLE_SECONDS", 0.3)
+    ids = sending.write("u_1", attribution="none", occurred_at=(time.time_ns() // 1000) + 3_600_000_000)
+    sending.until(lambda: server.events, 5)
+    assert server.call_ids() == ids
 
 
 def test_a_clock_that_was_put_back_holds_nothing_up(server: EventServer, sending: Sending) -> None:

@@ -20,6 +20,7 @@ import pytest
 
 import voight_middleware as voight
 from voight_middleware.call import Submission, job_call_id
+from voight_middleware.export import event_api
 from voight_middleware.export import voight as events
 from voight_middleware.ingest import Ingester
 from voight_middleware.journal import Election, Journal
@@ -228,11 +229,11 @@ def test_retry_after_is_honoured(server: EventServer, configured: Any, form: str
 
 def test_the_forms_of_retry_after() -> None:
     """What cannot be read is as if it were not there, and nothing makes us wait for ever or not at all."""
-    assert events._retry_after(" 7 ") == 7
+    assert event_api.retry_after(" 7 ") == 7
     for nonsense in (None, "", "soon", "-1", "1.5", "٣", "Wed, 99 Foo 2026"):
-        assert events._retry_after(nonsense) is None
-    assert events._retry_after("Thu, 01 Jan 1970 00:00:00 GMT") == 0
-    assert 0 < (events._retry_after("9" * 50) or 0) <= 999_999_999
+        assert event_api.retry_after(nonsense) is None
+    assert event_api.retry_after("Thu, 01 Jan 1970 00:00:00 GMT") == 0
+    assert 0 < (event_api.retry_after("9" * 50) or 0) <= 999_999_999
     sender = events.EventSender(EventsTarget("http://localhost", "k", "a", 60), None)  # type: ignore[arg-type]
     assert sender._pause(events.Answer(429, retry_after=1e9), 1) <= events.LONGEST_WAIT + 1
     assert sender._pause(events.Answer(402), 1) == events.LONGEST_WAIT

@@ -9,26 +9,18 @@ documentation, "Events API"; its Apache-2.0 wrappers ``@voightxyz/sdk`` 0.6.5 an
 
 from __future__ import annotations
 
-import encodings.idna
-import http.client
 import random
-import ssl
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections import deque
-from collections.abc import Mapping
-from datetime import UTC
-from email.utils import parsedate_to_datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
-from voight_middleware import __version__
 from voight_middleware.call import Call
 from voight_middleware.delivery import Delivery
 from voight_middleware.export.event import event
+from voight_middleware.export.event_api import TIMEOUT, Answer, EventApi, reason
 from voight_middleware.ingest import call_at
 from voight_middleware.ledger import Ledger
 from voight_middleware.meter import note
@@ -38,13 +30,10 @@ from voight_middleware.tag_values import complain
 
 __all__ = ["EventSender", "State", "Status", "event", "send_waiting", "status"]
 
-PATH = "/v1/events"
 SETTLE_SECONDS = 15.0
 """How long a call without a certain owner waits for the end of its request. Those behind it wait too, once for all of them."""
 SPACING = 1.05
 """A little slower than allowed: events that were held up on their way come closer together than they were sent."""
-TIMEOUT = 20.0
-"""Seconds for a connection, and for each piece of an answer."""
 FIRST_PAUSE = 1.0
 LONGEST_PAUSE = 60.0
 """Between two attempts while the server does not answer or fails, in seconds; doubled each time, and less by up to a half by chance."""
@@ -55,11 +44,8 @@ FRESH_SECONDS = 60.0
 """How long what was read from the ledger may be sent: who is erased meanwhile must not be named an hour later, when a server is back."""
 REFILL_SECONDS = 1.0
 """How long the calls of one round may be looked up: a fork, a flush and the next calls wait for the end of the round."""
-_ANSWER_BYTES = 64 * 1024
 
 _encode = msgspec.json.Encoder().encode
-_looked_up_with = encodings.idna
-"""Imported here, as a child that is forked while the thread below imports it, to look up a name, could never import it."""
 
 
 class _Ready(NamedTuple):
@@ -73,23 +59,9 @@ class _Ready(NamedTuple):
     """Why the call cannot be told as an event."""
 
 
-class Answer(NamedTuple):
-    """What the server has said; status 0 where there was no answer."""
-
-    status: int
-    retry_after: float | None = None
-    """Seconds."""
-    body: bytes = b""
-    error: str = ""
-    accepted: bool = False
-
-
 class EventSender:
     """
     Sends the outbox's calls as events, one at a time, on a thread of its own.
-
-    A connection for each event: one that is kept open may be closed by the server just when it is used, and nobody knows then whether
-    the event has arrived. Redirects are refused, and certificates are verified; ``HTTPS_PROXY`` and ``NO_PROXY`` are followed.
 
     Evenly spaced, so that no minute has more than the plan allows, wherever the server lets a minute begin. Several hosts with one key
     share its limit: what that leaves of it, they are told by ``Retry-After``.
@@ -113,7 +85,7 @@ class EventSender:
         self._answering = threading.Lock()
         self._abandoned = False
         self._chance = random.Random()  # not the application's: it may have seeded that
-        self._context = ssl.create_default_context() if target.url.startswith("https") else None
+        self._api = EventApi(target)
         self._thread: threading.Thread | None = None
 
     # -- rounds of the ingester -----------------------------------------------------------------------------------------------
@@ -226,7 +198,7 @@ class EventSender:
     def _deliver(self, ready: _Ready) -> float:
         """Send one event, once; answers the seconds until the next is due, or this one again."""
         begun = time.monotonic()
-        answer = None if ready.body is None else self._post(ready.body)
+        answer = None if ready.body is None else self._api.post(ready.body)
         with self._answering:
             return 0.0 if self._abandoned else self._heard(ready, answer, begun)
 
@@ -245,7 +217,7 @@ class EventSender:
             self._stop_for(answer)
             return 0.0
         elif answer.status in _REFUSED:
-            outbox.refuse(ready.call_id, answer.status, _reason(answer))
+            outbox.refuse(ready.call_id, answer.status, reason(answer))
             complain(f"Voight refuses events (HTTP {answer.status}): they are set aside with the reason, in {outbox.folder}")
             self._keep(ready, refused=outbox.state.refused + 1)
         else:
@@ -294,52 +266,6 @@ class EventSender:
         longest = LONGEST_PAUSE if answer.status in _AGAIN or answer.status == 0 or answer.status >= 500 else LONGEST_WAIT / 4
         return float(min(longest, FIRST_PAUSE * 2 ** min(failures - 1, 20)) * self._chance.uniform(0.5, 1.0))
 
-    def _post(self, body: bytes) -> Answer:
-        target = self._target
-        headers = {
-            "Authorization": f"Bearer {target.key}",
-            "Content-Type": "application/json",
-            "User-Agent": f"voight-middleware/{__version__}",
-        }
-        request = urllib.request.Request(target.url + PATH, data=body, headers=headers, method="POST")
-        handlers: list[Any] = [_NoRedirects]
-        if self._context is not None:
-            handlers.append(urllib.request.HTTPSHandler(context=self._context))
-        else:
-            handlers.append(urllib.request.ProxyHandler({}))  # http is for this machine: a proxy would be shown the key
-        try:
-            with urllib.request.build_opener(*handlers).open(request, timeout=TIMEOUT) as response:
-                status = response.status
-                # A page that answers everything with 200 has taken nothing. The rest of an answer tells nothing more, if it comes at all.
-                taken = status == 202 or (200 <= status < 300 and "json" in response.headers.get("Content-Type", "").lower())
-                _read(response)
-                return Answer(status, accepted=taken)
-        except urllib.error.HTTPError as error:
-            with error:
-                return Answer(error.code, _retry_after(error.headers.get("Retry-After")), _read(error))
-        except urllib.error.URLError as error:
-            return Answer(0, error=_kind(error.reason))
-        except (OSError, http.client.HTTPException) as error:
-            return Answer(0, error=_kind(error))
-
-
-def _read(response: Any) -> bytes:
-    """What an answer says, as far as it comes in time."""
-    said, until = b"", time.monotonic() + TIMEOUT
-    try:
-        while len(said) < _ANSWER_BYTES and time.monotonic() < until and (more := response.read1(_ANSWER_BYTES)):
-            said += more
-    except (OSError, ValueError, http.client.HTTPException):
-        pass
-    return said
-
-
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """The key goes to the server that it was meant for, and to no other."""
-
-    def redirect_request(self, *_: Any, **__: Any) -> None:
-        return None
-
 
 _STOPS = {401: "the key is not accepted", 403: "the key may not send events", 410: "the agent was deleted"}
 _REFUSED = (400, 413, 415, 422)
@@ -351,44 +277,6 @@ _PROBLEMS = {
     405: "there is no event API at this URL (HTTP 405)",
     429: "more events than the plan allows (HTTP 429)",
 }
-
-
-def _kind(error: object) -> str:
-    """An error without what the system has added to it, such as an address."""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"the certificate is not accepted: {error.verify_message}"
-    if isinstance(error, TimeoutError):
-        return "no answer in time"
-    return (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
-
-
-def _retry_after(value: str | None) -> float | None:
-    """Seconds from now on; of seconds or an HTTP date. Source: RFC 9110, section 10.2.3."""
-    text = (value or "").strip()
-    if text.isascii() and text.isdigit():
-        return float(text[:9])
-    try:
-        when = parsedate_to_datetime(text)
-    except (ValueError, TypeError):
-        return None
-    return max(0.0, (when if when.tzinfo is not None else when.replace(tzinfo=UTC)).timestamp() - time.time())
-
-
-def _reason(answer: Answer) -> object:
-    """What a refusal says: paths and messages, and nothing else of the body."""
-    try:
-        said = msgspec.json.decode(answer.body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None
-    if not isinstance(said, Mapping):
-        return None
-    details = said.get("details")
-    paths = [
-        {"path": str(one.get("path"))[:200], "message": str(one.get("message"))[:200]}
-        for one in (details if isinstance(details, list) else ())[:20]
-        if isinstance(one, Mapping)
-    ]
-    return {"error": str(said.get("error"))[:200], "details": paths}
 
 
 def _find(ledger: Ledger, entry: Entry) -> Call | None:
