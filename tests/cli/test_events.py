@@ -98,7 +98,6 @@ def test_a_key_and_nothing_queued(run: Run, server: EventServer, journal: Path) 
 
 def test_what_waits_is_shown(run: Run, server: EventServer, write: Write, journal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """How many, and how long that takes at the plan's rate; without a key how long is not known."""
-    assert open_outbox(journal, create=True) is not None
     write(300)
     assert run("spend")[0] == 0
     monkeypatch.setenv("VOIGHT_EVENTS_PER_MINUTE", "60")
@@ -117,7 +116,6 @@ def test_what_waits_is_shown(run: Run, server: EventServer, write: Write, journa
 
 def test_send(run: Run, server: EventServer, write: Write, journal: Path) -> None:
     """What is in the journal and in the outbox goes; the state says when; a second time there is nothing."""
-    assert open_outbox(journal, create=True) is not None
     ids = write(5)
     begun = int(time.time())
     code, out, err = run("events", "send")
@@ -135,7 +133,6 @@ def test_send(run: Run, server: EventServer, write: Write, journal: Path) -> Non
 
 def test_send_for_a_time(run: Run, server: EventServer, write: Write, journal: Path) -> None:
     """With a server that is down it ends in time, with 1 and the reason; the next run sends."""
-    assert open_outbox(journal, create=True) is not None
     ids = write(3)
     server.fault = says(503)
     begun = time.monotonic()
@@ -153,7 +150,6 @@ def test_a_key_that_was_refused_is_mended(
     run: Run, server: EventServer, write: Write, journal: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It ends at once with the reason and what to do; with the right key the same command goes on."""
-    assert open_outbox(journal, create=True) is not None
     ids = write(3)
     server.key = "vk_another"
     code, _, err = run("events", "send")
@@ -171,7 +167,6 @@ def test_a_key_that_was_refused_is_mended(
 
 def test_it_is_left_to_a_living_process(run: Run, server: EventServer, write: Write, journal: Path) -> None:
     """Two would send everything twice."""
-    assert open_outbox(journal, create=True) is not None
     write(3)
     assert run("spend")[0] == 0
     election = Election(journal)
@@ -211,6 +206,22 @@ def test_for_is_for_sending(run: Run) -> None:
     code, _, err = run("events", "--for", "5")
     assert code == 1
     assert "voight events send --for" in err
+
+
+def test_what_killed_processes_left_is_sent(run: Run, server: EventServer, write: Write, journal: Path) -> None:
+    """With a key nothing else is needed, and a report that brings it in before is no way for it to be lost."""
+    ids = write(3)
+    assert run("events", "send")[0] == 0
+    assert server.call_ids() == ids
+
+
+def test_what_a_report_brings_in_is_queued(run: Run, server: EventServer, write: Write, journal: Path) -> None:
+    """The first ever to touch the journal, with a key."""
+    ids = write(3)
+    assert run("spend")[0] == 0
+    assert server.times == []
+    assert run("events", "send")[0] == 0
+    assert server.call_ids() == ids
 
 
 # -- voight ingest --once ---------------------------------------------------------------------------------------------------------------
@@ -293,7 +304,6 @@ def test_doctor_of_nothing_to_elsewhere(doctor: Doctor) -> None:
 
 def test_doctor_of_events(doctor: Doctor, server: EventServer, write: Write, journal: Path, run: Run) -> None:
     """As whom, where, how fast, what waits, and what is wrong."""
-    assert open_outbox(journal, create=True) is not None
     write(3)
     server.key = "vk_another"
     run("events", "send")

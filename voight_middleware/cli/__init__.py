@@ -387,6 +387,8 @@ def _ledger(args: Any) -> Generator[Ledger]:
 
     settings = _settings(args)
     try:
+        if settings.ingest and settings.events is not None:
+            events.prepare(settings)
         count = drain(settings.ledger, settings.journal, settings.prices) if settings.ingest else 0
         if count > _DRAINED_WORTH_A_NOTE:
             print(f"voight: brought in {count:,} records from the journal {settings.journal}", file=sys.stderr)

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from voight_middleware.cli.questions import positive
 from voight_middleware.cli.render import UserError, printable
-from voight_middleware.journal import Election
-from voight_middleware.outbox import FOLDER, REFUSED, Status, status
+from voight_middleware.journal import Election, segments
+from voight_middleware.outbox import FOLDER, REFUSED, Status, open_outbox, status
 from voight_middleware.settings import Settings, shown_url
 
 EXAMPLES = {
@@ -68,11 +68,23 @@ def run(settings: Settings, args: Any) -> int:
     return 0
 
 
+def prepare(settings: Settings) -> None:
+    """
+    Have what dead processes left in the journal queued when it is brought in, as there is a key to send it with.
+
+    Raises:
+        OSError: The journal cannot be read.
+    """
+    if segments(settings.journal):
+        open_outbox(settings.journal, create=True)
+
+
 def _send(settings: Settings, args: Any) -> int:
     from voight_middleware.export.voight import send_waiting
 
     if settings.events is None:
         raise UserError("nothing can be sent without a key: set VOIGHT_KEY")
+    prepare(settings)
     before = status(settings.journal)
     if before is None:
         _tell(f"nothing waits: no call was queued in {settings.journal}; whoever ingests with VOIGHT_KEY queues them")
