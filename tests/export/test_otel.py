@@ -11,6 +11,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Generator, Sequence
+from contextvars import ContextVar
 from decimal import Decimal
 from typing import Any
 
@@ -324,6 +325,45 @@ def test_two_generators_that_end_in_the_order_in_which_they_began(traced: Traced
         assert trace.get_current_span() is request
 
 
+class Copying:
+    """A runtime context as ddtrace's: it keeps the span alone, shows it in a new context each time, and cannot let go of it."""
+
+    def __init__(self) -> None:
+        self.span: ContextVar[trace.Span] = ContextVar("span", default=trace.INVALID_SPAN)
+
+    def attach(self, context: contexts.Context) -> object:
+        """Take the span of *context*."""
+        if (span := trace.get_current_span(context)) is not trace.INVALID_SPAN:
+            self.span.set(span)
+        return object()
+
+    def get_current(self) -> contexts.Context:
+        """The span, in a context that nobody has seen."""
+        span = self.span.get()
+        return contexts.Context() if span is trace.INVALID_SPAN else trace.set_span_in_context(span, contexts.Context())
+
+    def detach(self, token: object) -> None:
+        """Nothing."""
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_tracer_that_copies_contexts(
+    inside: bool, traced: Traced, listening: Any, openai_client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The caller's span is the current one again, or none is; calls one after the other are not each other's children."""
+    monkeypatch.setattr(contexts, "_RUNTIME_CONTEXT", Copying())
+    listening(traced.spans)
+    request = traced.tracer.start_span("request")
+    if inside:
+        contexts.attach(trace.set_span_in_context(request))
+    for _ in range(2):
+        openai_client.chat.completions.create(**HELLO)
+        assert trace.get_current_span() is (request if inside else trace.INVALID_SPAN)
+
+    spans = traced.all()
+    assert [span.parent for span in spans] == [request.get_span_context() if inside else None] * 2
+
+
 def test_half_a_character_and_a_book_in_a_models_name(traced: Traced, listening: Any) -> None:
     """What a client asks for may be anything: it neither fails the export of other spans, nor is it a megabyte."""
     listening(traced.spans)
@@ -392,23 +432,6 @@ def test_the_anthropic_sdks_own_span_is_enriched(way: str, traced: Traced, liste
         assert said["llm.token_count.prompt"] == call.usage.input_tokens
     if way in ("whole", "streamed", "helper"):
         assert said["gen_ai.usage.input_tokens"] == call.usage.input_tokens, "the SDK's own attribute"
-
-
-def test_a_span_that_went_without_its_call_is_not_doubled(
-    traced: Traced, listening: Any, native: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The SDK ends its span with the last event; the application leaves the stream open for longer than a span waits."""
-    monkeypatch.setattr(otel, "PRICE_SECONDS", 0.2)
-    listening(traced.spans)
-    with native.messages.create(**SONNET, stream=True) as events:
-        for event in events:
-            if event.type == "message_stop":
-                deadline = time.monotonic() + 10
-                while not traced.exporter.get_finished_spans() and time.monotonic() < deadline:
-                    time.sleep(0.05)
-                break
-
-    assert [span.name for span in traced.all()] == ["anthropic.messages.create"]
 
 
 def test_where_the_sdk_makes_no_span_ours_is_there(traced: Traced, listening: Any, anthropic_client: Any) -> None:

@@ -80,20 +80,21 @@ def _still_open(context: Context) -> Context:
 class _Token:
     """One call that is going on: its span, and the context to go back to."""
 
-    __slots__ = ("context", "ended_at", "given_up", "outer", "place", "queue", "real_end", "span", "started_at")
+    __slots__ = ("context", "ended_at", "is_copied", "outer", "place", "queue", "real_end", "span", "started_at")
 
     def __init__(self, outer: Context, started_at: int, queue: SimpleQueue[Any]) -> None:
         self.outer = outer
         self.context = outer
         self.span: Span | None = None
         self.place: _Place | None = None
+        self.is_copied = False
+        """Whether each look at the current context makes a new one, as in ddtrace, which keeps nothing of it but the span."""
         self.started_at = started_at
         self.queue = queue
         self.real_end: list[Callable[[int], None]] | None = None
         """Of the SDK's own span: what ends it, until it is called."""
         self.ended_at: int | None = None
         """Of the SDK's own span: when the SDK ended it, nanoseconds since 1970."""
-        self.given_up = False
 
     def end_native(self) -> None:
         """End the SDK's span, once."""
@@ -101,13 +102,19 @@ class _Token:
             if self.real_end is not None and self.ended_at is not None:
                 self.real_end.pop()(self.ended_at)
 
+    def is_current(self) -> bool:
+        """Whether the span of this call is still the current one."""
+        current = contexts.get_current()
+        if self.is_copied and self.span is not None:
+            return trace.get_current_span(current).get_span_context().span_id == self.span.get_span_context().span_id
+        return current is self.context
+
     def is_open(self) -> bool:
         """Whether there is a span, and it has not ended."""
         return self.span is not None and self.span.is_recording()
 
     def give_up(self) -> None:
         """End a span of which nobody has heard that its call has ended."""
-        self.given_up = True
         if self.real_end is not None:
             self.end_native()
         elif self.span is not None and self.is_open():
@@ -183,10 +190,12 @@ class OTelSpans:
         tracer = self._find_tracer()
         if tracer is None:
             return None
-        outer = _still_open(contexts.get_current())
+        current = contexts.get_current()
+        outer = _still_open(current)
         if contexts.get_value(_SUPPRESSED, outer):
             return _SKIPPED
         token = _Token(outer, beginning.started_at, self._queue)
+        token.is_copied = contexts.get_current() is not current
         if self._is_native(beginning):
             token.context = contexts.set_value(_TOKEN, token, outer)
         else:
@@ -198,7 +207,8 @@ class OTelSpans:
             token.context = contexts.set_value(_PLACE, token.place, trace.set_span_in_context(token.span, outer))
         if self._thread is None:
             self._start()
-        contexts.attach(token.context)  # last: what raises before leaves nothing behind
+        if not token.is_copied or trace.get_current_span(outer) is not trace.INVALID_SPAN:  # ddtrace cannot go back to no span
+            contexts.attach(token.context)  # last: what raises before leaves nothing behind
         return token
 
     def left(self, token: _Token) -> None:
@@ -208,7 +218,7 @@ class OTelSpans:
         """
         if token.place is not None:
             token.place.is_left = True
-        if contexts.get_current() is token.context:
+        if token.is_current():
             contexts.attach(_still_open(token.outer))
 
     def end(self, token: _Token | None, call: Call) -> None:
@@ -352,7 +362,7 @@ class OTelSpans:
                 current_meter().counters["spans_without_cost"] += 1
             if ended.token.real_end:
                 _finish_native(ended.token, attributes)
-            elif not (ended.token.real_end is not None and ended.token.given_up):  # else the SDK's own has gone as it was
+            else:
                 self._finish_own(ended, attributes)
         except Exception as error:
             note(error)
