@@ -116,6 +116,39 @@ USAGES = {
         | {"ai.response.providerMetadata": '{"anthropic":{"usage":{"input_tokens":10,"output_tokens":50,"cache_read_input_tokens":107}}}'},
         Usage(input=10, cache_read=107, output=50),
     ),
+    "Vercel AI SDK 5, Google: the output is without what was thought": (
+        {**VERCEL, "ai.model.provider": "google.generative-ai", "ai.usage.inputTokens": 110, "ai.usage.outputTokens": 20}
+        | {"ai.usage.reasoningTokens": 30, "ai.usage.cachedInputTokens": 100, "ai.usage.totalTokens": 160},
+        Usage(input=10, cache_read=100, output=50, reasoning=30),
+    ),
+    "Vercel AI SDK 5, Google's own usage passed on": (
+        {**VERCEL, "ai.model.provider": "google.vertex.chat", "ai.usage.inputTokens": 110, "ai.usage.outputTokens": 20}
+        | {
+            "ai.response.providerMetadata": '{"google":{"usageMetadata":{"promptTokenCount":110,"cachedContentTokenCount":100,'
+            '"candidatesTokenCount":20,"thoughtsTokenCount":30,"toolUsePromptTokenCount":5,"totalTokenCount":165}}}'
+        },
+        Usage(input=15, cache_read=100, output=50, reasoning=30),
+    ),
+    "Vercel AI SDK 4, OpenAI: cached tokens are in the metadata alone": (
+        {**VERCEL, "ai.usage.promptTokens": 110, "ai.usage.completionTokens": 50}
+        | {"ai.response.providerMetadata": '{"openai":{"reasoningTokens":30,"cachedPromptTokens":100}}'},
+        Usage(input=10, cache_read=100, output=50),
+    ),
+    "OpenLLMetry, of xAI: the total says that reasoning is beside the output": (
+        {**OPENAI, "gen_ai.usage.input_tokens": 110, "gen_ai.usage.output_tokens": 20, "gen_ai.usage.reasoning_tokens": 30}
+        | {"gen_ai.usage.total_tokens": 160},
+        Usage(input=110, output=50, reasoning=30),
+    ),
+    "OpenInference, of xAI: the total says that reasoning is beside the output": (
+        {"openinference.span.kind": "LLM", "llm.model_name": "grok-4", "llm.token_count.prompt": 110, "llm.token_count.completion": 20}
+        | {"llm.token_count.completion_details.reasoning": 30, "llm.token_count.total": 160},
+        Usage(input=110, output=50, reasoning=30),
+    ),
+    "litellm, asynchronous": (
+        {"gen_ai.operation.name": "acompletion", "gen_ai.request.model": "gpt-5-nano", "gen_ai.usage.input_tokens": 110}
+        | {"gen_ai.usage.output_tokens": 50, "gen_ai.usage.total_tokens": 160},
+        Usage(input=110, output=50),
+    ),
     "Vercel AI SDK, an embedding": (
         {"ai.operationId": "ai.embed.doEmbed", "ai.model.provider": "openai.embedding", "ai.model.id": "m", "ai.usage.tokens": 8.0},
         Usage(input=8),

@@ -119,6 +119,40 @@ def test_twins_are_two_calls(receiving: Start) -> None:
     assert _sent(receiving(), request(span(2, 1), span(3, 1), span(4, 1))) == 3
 
 
+@pytest.mark.parametrize(
+    "apart",
+    [
+        {"attributes": {**INFERENCE, "user.id": "u_2"}, "offset": 0.1, "seconds": 0.5},
+        {"attributes": INFERENCE, "offset": 1.001, "seconds": 0.002},
+    ],
+    ids=["of another user", "right after"],
+)
+def test_calls_of_two_libraries_that_are_alike_are_two(receiving: Start, apart: dict[str, Any]) -> None:
+    """The same model and tokens in one place: at once for two users, or for one user, the second a quick one when the first has ended."""
+    assert _sent(receiving(), request(span(2, 1)), request(span(3, 1, **apart), scope="another")) == 2
+    assert _sent(receiving(), request(span(2, 1)), request(span(3, 1, attributes=INFERENCE, offset=0.1, seconds=0.5), scope="another")) == 1
+
+
+def test_a_library_tells_of_a_call_once(receiving: Start) -> None:
+    """Of two calls that are alike and go on at once, one library has seen one, and the other one both; sent again, they are two still."""
+    one = receiving()
+    seen = request(span(2, 1))
+    both = request(*(span(number, 1, attributes=INFERENCE, offset=0.1, seconds=0.5) for number in (3, 4)), scope="another")
+    assert _sent(one, seen, both) == 2
+    assert _sent(one, both, seen, both) == 2
+
+
+def test_the_owner_is_whoevers_span_says_it(receiving: Start) -> None:
+    """The SDK's own span is inside, and counted; the user is in the attributes of what is around it, or beside it."""
+    anonymous = {name: value for name, value in WITH_ID.items() if name != "user.id"}
+    inner = request(span(2, 1, offset=0.1, seconds=0.5, attributes=anonymous), scope="the.sdk")
+    for around in AROUND.values():
+        one = receiving()
+        assert _sent(one, inner, around, around) == 1
+        (call,) = one.calls()
+        assert (call.tags.user_id, call.attribution) == ("u_1", "tag")
+
+
 def test_a_call_of_ours_is_not_counted_and_neither_is_what_is_around_it(receiving: Start) -> None:
     """The gate has metered it elsewhere; its span says so, those of others around it need not."""
     ours = request(span(2, 1, offset=0.1, seconds=0.5, attributes={**WITH_ID, "voight.call_id": "019a"}), scope="voight_middleware")

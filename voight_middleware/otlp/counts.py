@@ -110,6 +110,16 @@ def _sum(*counts: int | None) -> int | None:
     return (_NO_COUNT if min(known) < 0 else sum(known)) if known else None
 
 
+def _with_reasoning(output: int | None, reasoning: int | None, total: int | None, inputs: int | None) -> int | None:
+    """
+    The output with what was thought, where the *total* says that *output* is without it: Gemini and xAI count it beside, and some
+    libraries pass that on.
+    """
+    if output is None or inputs is None or total is None or not reasoning or min(output, inputs, reasoning) < 0:
+        return output
+    return output + reasoning if total == inputs + output + reasoning else output
+
+
 def _opentelemetry(attributes: Attributes) -> Usage:
     """
     Source: OpenTelemetry, "Semantic conventions for generative AI spans", ``gen_ai.usage.*``: input tokens include cached ones. Beside
@@ -131,6 +141,13 @@ def _opentelemetry(attributes: Attributes) -> Usage:
     )
     total_in = _count(attributes, f"{own}.input_tokens", f"{own}.prompt_tokens", "llm.usage.prompt_tokens")
     total_out = _count(attributes, f"{own}.output_tokens", f"{own}.completion_tokens", "llm.usage.completion_tokens")
+    reasoning = _count(
+        attributes,
+        *(f"{own}.reasoning.output_tokens", f"{own}.reasoning_tokens", f"{own}.output_tokens.reasoning"),
+        f"{own}.details.reasoning_tokens",
+    )
+    total = _count(attributes, f"{own}.total_tokens", "llm.usage.total_tokens")
+    total_out = _with_reasoning(total_out, reasoning, total, total_in)
     audio_in = _count(attributes, f"{own}.audio.input_tokens", f"{own}.details.input_audio_tokens")
     audio_read = _count(attributes, f"{own}.audio.cache_read.input_tokens", f"{own}.details.cache_audio_read_tokens")
     audio_out = _count(attributes, f"{own}.audio.output_tokens", f"{own}.details.output_audio_tokens")
@@ -150,11 +167,7 @@ def _opentelemetry(attributes: Attributes) -> Usage:
         cache_write_1h=written_1h,
         audio_in=full_audio,
         output=_sum(_rest(total_out, audio_out), compacted_out),
-        reasoning=_count(
-            attributes,
-            *(f"{own}.reasoning.output_tokens", f"{own}.reasoning_tokens", f"{own}.output_tokens.reasoning"),
-            f"{own}.details.reasoning_tokens",
-        ),
+        reasoning=reasoning,
         audio_out=audio_out,
     )
 
@@ -168,13 +181,15 @@ def _openinference(attributes: Attributes) -> Usage:
     written = _count(attributes, f"{own}.prompt_details.cache_write")
     audio_in = _count(attributes, f"{own}.prompt_details.audio")
     audio_out = _count(attributes, f"{own}.completion_details.audio")
+    total_in, reasoning = _count(attributes, f"{own}.prompt"), _count(attributes, f"{own}.completion_details.reasoning")
+    total_out = _with_reasoning(_count(attributes, f"{own}.completion"), reasoning, _count(attributes, f"{own}.total"), total_in)
     return Usage(
-        input=_rest(_beside_cache(_count(attributes, f"{own}.prompt"), read, written), audio_in),
+        input=_rest(_beside_cache(total_in, read, written), audio_in),
         cache_read=read,
         cache_write=written,
         audio_in=audio_in,
-        output=_rest(_count(attributes, f"{own}.completion"), audio_out),
-        reasoning=_count(attributes, f"{own}.completion_details.reasoning"),
+        output=_rest(total_out, audio_out),
+        reasoning=reasoning,
         audio_out=audio_out,
     )
 
@@ -183,17 +198,25 @@ def _vercel(attributes: Attributes, provider: str) -> Reported | None:
     """
     Source: package ``ai`` 6.0, ``src/generate-text/generate-text.ts``: ``inputTokens`` is the total, ``inputTokenDetails`` its parts;
     ``src/embed/embed.ts``: ``ai.usage.tokens``. Version 5 has no details, and ``cachedInputTokens`` beside what the provider calls its
-    input; version 4 ``promptTokens`` and ``completionTokens``. The provider of Anthropic passes its own usage on in
-    ``ai.response.providerMetadata``: where it is, it is taken as it is.
+    input; version 4 ``promptTokens`` and ``completionTokens``, and cached tokens of OpenAI in ``ai.response.providerMetadata`` alone
+    (``@ai-sdk/openai`` 1, ``cachedPromptTokens``). The providers of Anthropic and Google pass their own usage on there (``usage``;
+    ``@ai-sdk/google`` 2 ``usageMetadata``, whose thoughts version 5 leaves out of the output): where it is, it is taken as it is.
     """
     metadata = json_object(attributes.get("ai.response.providerMetadata"))
     anthropic = _part(metadata, "anthropic")
     if isinstance(usage := anthropic.get("usage"), dict) and type(usage.get("input_tokens")) is int:
         return _as_it_is(usage, "messages")
+    for name in ("google", "vertex"):
+        if type((usage := _part(_part(metadata, name), "usageMetadata")).get("promptTokenCount")) is int:
+            return _as_it_is(usage, "generate_content")
     details = "ai.usage.inputTokenDetails"
     total_in = _count(attributes, "ai.usage.inputTokens", "ai.usage.promptTokens", "gen_ai.usage.input_tokens", "ai.usage.tokens")
     total_out = _count(attributes, "ai.usage.outputTokens", "ai.usage.completionTokens", "gen_ai.usage.output_tokens")
     read = _count(attributes, f"{details}.cacheReadTokens", "ai.usage.cachedInputTokens")
+    for name in ("openai", "azure"):
+        read = read if read is not None else _count(_part(metadata, name), "cachedPromptTokens")
+    reasoning = _count(attributes, "ai.usage.outputTokenDetails.reasoningTokens", "ai.usage.reasoningTokens")
+    total_out = _with_reasoning(total_out, reasoning, _count(attributes, "ai.usage.totalTokens"), total_in)
     written = _count(attributes, f"{details}.cacheWriteTokens")
     plain = _count(attributes, f"{details}.noCacheTokens")
     if plain is None and provider in _EXCLUDING_CACHE and not any(name.startswith(details) for name in attributes):
@@ -209,7 +232,7 @@ def _vercel(attributes: Attributes, provider: str) -> Reported | None:
             cache_read=read,
             cache_write=written,
             output=total_out,
-            reasoning=_count(attributes, "ai.usage.outputTokenDetails.reasoningTokens", "ai.usage.reasoningTokens"),
+            reasoning=reasoning,
         )
     )
 

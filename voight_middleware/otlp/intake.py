@@ -12,10 +12,10 @@ import msgspec
 from voight_middleware.meter import Meter
 from voight_middleware.otlp.counts import Reported
 from voight_middleware.otlp.mapping import Reading, read
-from voight_middleware.otlp.recent import Counted, Recent, models
+from voight_middleware.otlp.recent import GATE, Counted, Recent, models
 from voight_middleware.otlp.spans import Span
 from voight_middleware.otlp.wire import Found, Unusable
-from voight_middleware.tags import NOBODY, Frame
+from voight_middleware.tags import NOBODY, Frame, Owner
 
 _AT_ONCE = 5000
 """How many spans are held at a time, to know those around and inside before one is decided."""
@@ -76,8 +76,12 @@ class Intake:
                 taken.others += 1
                 continue
             counted = as_counted(span, reading)
-            if self._recent.is_resent(span.key) or self._recent.same_as(span.key, counted) is not None:
+            if self._recent.is_resent(span.key):
                 taken.repeated += 1
+                continue
+            if (same := self._recent.same_as(span.key, counted)) is not None:
+                taken.repeated += 1
+                self._settle(same, reading)
                 continue
             if reading.role == "ours":
                 self._recent.count(span.key, counted)  # for the spans around it, which may not say so
@@ -102,6 +106,13 @@ class Intake:
             else:
                 yield span, read(span)
 
+    def _settle(self, same: Counted, reading: Reading) -> None:
+        """Of two spans of one call, the one that was counted need not be the one that says whose it is."""
+        if (owner := owner_for(same, reading)) is not None and same.call_id is not None and self._meter.settings.enabled:
+            self._meter.settle([same.call_id], owner)
+            if self._meter.journal.waiting:
+                raise NotWritten
+
     def _write(self, reading: Reading) -> bool:
         """Whether the call is in the journal; False for one that nobody can write, however often it is sent."""
         assert reading.call is not None
@@ -120,6 +131,14 @@ def _innermost_first(one: tuple[Span, Reading]) -> tuple[int, int]:
     return one[0].ended, -one[0].started
 
 
+def owner_for(same: Counted, reading: Reading) -> Owner | None:
+    """The owner that a span names for a call which was counted without one, by another span."""
+    if same.user is not None or same.scope == GATE or same.ours or reading.owner is None or reading.owner.tags.user_id is None:
+        return None
+    same.user = reading.owner.tags.user_id
+    return reading.owner
+
+
 def as_counted(span: Span, reading: Reading) -> Counted:
     """What is remembered of a span that is a call."""
     call, usage = reading.call, reading.usage
@@ -134,6 +153,8 @@ def as_counted(span: Span, reading: Reading) -> Counted:
         output=_tokens(usage, "output"),
         failed=span.failed,
         call_id=call.call_id,
+        user=None if reading.owner is None else reading.owner.tags.user_id,
+        ours=reading.role == "ours",
     )
 
 

@@ -26,6 +26,8 @@ METERED = "voight.metered"
 _OPERATIONS: Mapping[str, Role] = {
     **dict.fromkeys(("chat", "text_completion", "generate_content", "embeddings"), "call"),
     **dict.fromkeys(("completion", "text_generation", "embedding", "responses", "message", "messages", "generate_object"), "call"),
+    # litellm, package litellm, `types/utils.py`, CallTypes
+    **dict.fromkeys(("acompletion", "atext_completion", "aembedding", "aresponses", "anthropic_messages", "aanthropic_messages"), "call"),
     **dict.fromkeys(("invoke_agent", "create_agent", "execute_tool", "invoke_workflow", "agent_step", "retrieval", "rerank"), "step"),
 }
 # OpenInference, "Semantic conventions", `openinference.span.kind`

@@ -19,7 +19,7 @@ import msgspec
 
 from voight_middleware.call import Beginning, Call
 from voight_middleware.meter import current_meter, note, unwatch, watch
-from voight_middleware.otlp.intake import as_counted
+from voight_middleware.otlp.intake import as_counted, owner_for
 from voight_middleware.otlp.kinds import METERED, role_of
 from voight_middleware.otlp.mapping import read
 from voight_middleware.otlp.recent import GATE, Counted, Recent, may_be_same, models
@@ -72,7 +72,7 @@ class CostSpanProcessor(SpanProcessor):
     """
 
     def __init__(self) -> None:
-        self._recent = Recent(one_process=True)
+        self._recent = Recent()
         self._live: OrderedDict[Key, _Live] = OrderedDict()
         self._lock = threading.RLock()
         self._watcher = _Watcher(self)
@@ -126,13 +126,19 @@ class CostSpanProcessor(SpanProcessor):
             self._recent.heard(span.key, span.parent, reading.role)
             if reading.call is None or reading.role == "ours" or (live is not None and live.metered):
                 return
-            counted, beside = as_counted(span, reading), live.beside if live is not None else ()
-            if self._recent.is_resent(span.key) or self._recent.same_as(span.key, counted, beside) is not None:
-                return
-            self._recent.count(span.key, counted, [one for one in beside if one in self._live])
-        meter = current_meter()
-        if meter.settings.enabled:
             frame = live.frame if live is not None else current_frame()
+            counted, beside = as_counted(span, reading), live.beside if live is not None else ()
+            counted.user, counted.frame = frame.owner().tags.user_id, id(frame)  # libraries need not spell a user alike: the frame does
+            if self._recent.is_resent(span.key):
+                return
+            same = self._recent.same_as(span.key, counted, beside)
+            if same is None:
+                self._recent.count(span.key, counted, [one for one in beside if one in self._live])
+        meter = current_meter()
+        if same is not None:
+            if (owner := owner_for(same, reading)) is not None and same.call_id is not None and meter.settings.enabled:
+                meter.settle([same.call_id], owner)
+        elif meter.settings.enabled:
             said = reading.owner.tags if reading.owner is not None else NO_TAGS
             found = frame.resolve()
             if found.tags.user_id is not None:
@@ -150,7 +156,8 @@ class CostSpanProcessor(SpanProcessor):
         """The gate meters a call here and now: note it for all spans that may be around it."""
         here = _key(trace.get_current_span().get_span_context())
         name = models(beginning.requested_model)
-        inside = Counted(scope=GATE, started=beginning.started_at, models=name)
+        user = beginning.owner.tags.user_id if beginning.owner.attribution != "request" else None
+        inside = Counted(scope=GATE, started=beginning.started_at, models=name, user=user, frame=id(beginning.frame))
         beside = msgspec.structs.replace(inside, beside=True)
         with self._lock:
             if here is not None:
@@ -169,6 +176,7 @@ class CostSpanProcessor(SpanProcessor):
                 one.failed = call.outcome != "ok"
                 one.input, one.output = input_tokens, output_tokens
             self._recent.note_response(noted.inside)
+            self._recent.note_frame(noted.inside)
             around = [live.span for key in self._recent.around(noted.here) if (live := self._live.get(key)) is not None]
         for span in around:
             if span.is_recording() and _tells_of(span, noted.inside):

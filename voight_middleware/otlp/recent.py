@@ -9,9 +9,10 @@ An instrumentor may make a span around that of another one, around the SDK's own
 * a span inside of which, with no agent, tool or chain in between, calls were counted whose tokens add up to its own.
 
 Where no ids are there to compare, a span of another library directly around a counted one is the same call if the model may be the same,
-and one with the same parent if the tokens are the same and one of the two lies within the other in time. A span without tokens around
-a counted one of its own library is the same call too; where it comes first, it is a call without usage, and the inner one is counted
-beside it.
+and one with the same parent, or in one process under the same tags, if the tokens are the same and one of the two lies within the other
+in time. Beside each other two spans never are one call if they are of one library or of two users, or if the library has told of that
+call before. A span without tokens around a counted one of its own library is the same call too; where it comes first, it is a call
+without usage, and the inner one is counted beside it.
 What is forgotten by the time the second span comes (``SPANS`` spans), or what two processes hear of, is counted twice.
 """
 
@@ -35,6 +36,8 @@ MAX_DEPTH = 32
 """How many spans up or down are looked at: nesting is made by whoever sends it."""
 MAX_INNER = 64
 """How many calls are remembered of those inside one span."""
+MAX_TOLD = 8
+"""How many spans are remembered to have told of one call."""
 GATE = "voight"
 """The scope of what the gate has metered."""
 _SLACK = 5_000_000
@@ -56,6 +59,17 @@ class Counted(msgspec.Struct, kw_only=True, eq=False):
     failed: bool = False
     call_id: str | None = None
     """Its id in the ledger, where that is known."""
+    user: str | None = None
+    """Whose it is, where that is known."""
+    ours: bool = False
+    """Whether it is of another process's gate: its owner is not a span's to say."""
+    told: list[str] = []
+    """The scopes of the spans that have told of it once more."""
+    frame: int | None = None
+    """
+    What names the ``Frame`` of tags that it began in, where both are of this process: a framework may run its instrumentation in a copy of
+    the context, in which no span of the caller's is open. Two that go on at once have two frames, or one.
+    """
     beside: bool = False
     """Whether it was only going on at the same time and place as the span that it is noted for, and is not known to be inside."""
 
@@ -65,15 +79,17 @@ class _Node(msgspec.Struct, eq=False):
     role: Role
     counted: Counted | None = None
     inner: list[Counted] | None = None
+    told: bool = False
+    """Whether it has told of a call that was counted before."""
 
 
 class Recent:
     """Not safe for threads: its owner holds a lock."""
 
-    def __init__(self, spans: int = SPANS, responses: int = RESPONSES, *, one_process: bool = False) -> None:
-        """*one_process*: whether all spans are of one process, so that the roots of traces may be of one call too."""
-        self._most_spans, self._most_responses, self._one_process = spans, responses, one_process
-        self._siblings: OrderedDict[Key | None, list[Counted]] = OrderedDict()
+    def __init__(self, spans: int = SPANS, responses: int = RESPONSES) -> None:
+        self._most_spans, self._most_responses = spans, responses
+        self._siblings: OrderedDict[Key, list[Counted]] = OrderedDict()
+        self._frames: OrderedDict[tuple[int, int | None, int | None], list[Counted]] = OrderedDict()
         self._nodes: OrderedDict[Key, _Node] = OrderedDict()
         self._responses: OrderedDict[str, list[Counted]] = OrderedDict()
 
@@ -93,9 +109,9 @@ class Recent:
             node.role = role
 
     def is_resent(self, key: Key) -> bool:
-        """Whether this very span is counted already."""
+        """Whether this very span is counted already, or told of a call that is."""
         node = self._nodes.get(key)
-        return node is not None and node.counted is not None
+        return node is not None and (node.told or node.counted is not None)
 
     def same_as(self, key: Key, call: Counted, beside: Iterable[Key] = ()) -> Counted | None:
         """
@@ -111,6 +127,10 @@ class Recent:
         )
         if same is not None and same.scope != GATE and same.input is None and call.input is not None:
             return None  # what is in the ledger lacks the tokens: better a call without them too many than their cost too little
+        if same is not None:
+            self._node(key).told = True
+            same.told.append(call.scope)
+            del same.told[:-MAX_TOLD]
         return same
 
     def count(self, key: Key, call: Counted, beside: Iterable[Key] = ()) -> None:
@@ -118,9 +138,9 @@ class Recent:
         node = self._node(key)
         node.counted = call
         self.note_response(call)
-        if node.parent is not None or self._one_process:
-            _remember(self._siblings, node.parent, call, self._most_responses)
+        self.note_frame(call)
         if node.parent is not None:
+            _remember(self._siblings, node.parent, call, self._most_responses)
             self.note_inside(node.parent, call)
         self.note_beside(beside, msgspec.structs.replace(call, beside=True))
 
@@ -129,6 +149,12 @@ class Recent:
         if call.response_id is None:
             return
         _remember(self._responses, call.response_id, call, self._most_responses)
+
+    def note_frame(self, call: Counted) -> None:
+        """This call has ended, and spans elsewhere in this process that began under the same tags may tell of it too."""
+        if call.frame is not None:
+            for tokens in {(call.input, call.output), (None, None)}:
+                _remember(self._frames, (call.frame, tokens[0], tokens[1]), call, self._most_responses)
 
     def note_inside(self, key: Key, call: Counted) -> None:
         """A call is made inside of this span and of all around it, up to the first step; the last may not have been heard of yet."""
@@ -186,11 +212,14 @@ class Recent:
 
     def _by_tokens(self, key: Key, call: Counted) -> Counted | None:
         node = self._nodes.get(key)
-        parent = node.parent if node is not None else None
-        for other in self._siblings.get(parent, ()) if parent is not None or self._one_process else ():
-            ids = call.response_id is not None and other.response_id is not None
-            if not ids and other.scope != call.scope and _is_nested(call, other) and _adds_up(call, [other]):
-                return other
+        near = self._siblings.get(node.parent, []) if node is not None and node.parent is not None else []
+        here = self._frames.get((call.frame, call.input, call.output), []) if call.frame is not None else []
+        for other in near + here:
+            if (call.response_id is None or other.response_id is None) and not _are_two(call, other) and _is_nested(call, other):
+                if _adds_up(call, [other]):
+                    return other
+                if call.frame is not None and call.input is None and _is_around(call, other):
+                    return other
         return None
 
     def _open_at(self, beside: Iterable[Key], call: Counted) -> Counted | None:
@@ -236,12 +265,27 @@ def _is_nested(one: Counted, other: Counted) -> bool:
     first, second = (one, other) if one.started <= other.started else (other, one)
     assert first.ended is not None
     assert second.ended is not None
-    within = second.ended <= first.ended + _SLACK
+    within = second.started <= first.ended and second.ended <= first.ended + _SLACK  # the next one, if it is quick, is not within
     return within or (second.started - first.started <= _SLACK and first.ended <= second.ended + _SLACK)
+
+
+def _are_two(one: Counted, other: Counted) -> bool:
+    """Whether two spans, neither of which is inside of the other, cannot be of one call, however alike they are."""
+    if one.scope == other.scope or one.scope in other.told or other.scope in one.told:
+        return True
+    return one.user is not None and other.user is not None and one.user != other.user
+
+
+def _is_around(outer: Counted, inner: Counted) -> bool:
+    """Whether *outer*, which has no tokens to compare, was going on all the while and ended as *inner* did."""
+    if outer.ended is None or inner.ended is None or outer.failed != inner.failed or not may_be_same(outer.models, inner.models):
+        return False
+    return outer.started <= inner.started and inner.ended <= outer.ended + _SLACK
 
 
 def _repeated(outer: Counted, inner: list[Counted]) -> Counted | None:
     """The one of the counted *inner* calls, or the last of several, that the span *outer* tells of once more."""
+    inner = [one for one in inner if not (one.beside and _are_two(outer, one))]
     for one in inner:
         if outer.response_id is not None and one.response_id == outer.response_id and one.scope != outer.scope:
             return one
