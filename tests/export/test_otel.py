@@ -499,6 +499,25 @@ def test_without_a_tracer_provider_nothing_is_made(listening: Any, openai_client
     assert spans._queue.empty()
 
 
+def test_a_provider_that_is_not_installed_is_looked_for_once(
+    listening: Any, openai_client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenTelemetry searches all packages for what OTEL_PYTHON_TRACER_PROVIDER names, and logs a page, each time that it is asked."""
+    asked: list[int] = []
+
+    def not_installed() -> trace.TracerProvider:
+        asked.append(1)
+        raise RuntimeError
+
+    monkeypatch.setattr(trace, "get_tracer_provider", not_installed)
+    listened = listening(OTelSpans())
+    for _ in range(3):
+        openai_client.chat.completions.create(**HELLO)
+
+    assert len(listened.flush()) == 3
+    assert len(asked) == 1
+
+
 # -- when something is down ----------------------------------------------------------------------------------------------------
 
 
@@ -698,7 +717,7 @@ def test_a_span_says_why_the_model_stopped(
 ) -> None:
     """The provider's word in both vocabularies, on the anthropic SDK's own span too; ``error`` where none came."""
     listening(traced.spans)
-    responses = {"model": "gpt-4o", "input": "Where?"}
+    responses: Any = {"model": "gpt-4o", "input": "Where?"}
     openai_client.chat.completions.create(**HELLO)
     openai_client.responses.create(**responses, max_output_tokens=3)
     list(openai_client.responses.create(**responses, stream=True))

@@ -170,6 +170,7 @@ class OTelSpans:
         self._langfuse = langfuse
         self._provider: trace.TracerProvider | None = None
         self._tracer: Tracer | None = None
+        self._is_unusable = False
         self._lock = threading.Lock()
         self._anew()
         reference = weakref.WeakMethod(self._anew)
@@ -246,7 +247,13 @@ class OTelSpans:
             self._queue.put(call)
 
     def _find_tracer(self) -> Tracer | None:
-        provider = self._given or trace.get_tracer_provider()
+        if self._given is None and self._is_unusable:
+            return None
+        try:
+            provider = self._given or trace.get_tracer_provider()
+        except Exception:  # OTEL_PYTHON_TRACER_PROVIDER names none: it would be looked for, and logged at length, with every call
+            self._is_unusable = True
+            raise
         if provider is not self._provider:
             if isinstance(provider, trace.ProxyTracerProvider | trace.NoOpTracerProvider):
                 return None
