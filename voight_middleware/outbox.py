@@ -32,6 +32,7 @@ MOST_BYTES = 64 * 1024 * 1024
 """How large all files may be together, over a million calls. Beyond it the oldest are dropped and counted: the ledger has them."""
 REFUSED_BYTES = 10 * 1024 * 1024
 
+_MANY = 500
 _NAME = re.compile(r"[0-9]{12}\.ids")
 
 
@@ -119,6 +120,7 @@ class Outbox:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = threading.Lock()
         self._queued: dict[str, int] | None = None
+        self._look_at = _MANY
         self.state = _read_state(self.folder)
         self._kept = True
 
@@ -137,12 +139,14 @@ class Outbox:
                 if not new:
                     return
                 self._write(_encode(Batch(segment, end, new)) + b"\n")
-                queued[segment] = end
-                self._bound()
             except OSError:
                 with contextlib.suppress(OSError):
                     self._change(dropped=self.state.dropped + len(new))
                 raise
+            queued[segment] = end
+            with contextlib.suppress(OSError):  # they are queued: what is beyond the bound goes with the next
+                self._forget_deleted(queued)
+                self._bound()
 
     def read(self, place: Place | None = None) -> Iterator[Waiting]:
         """The calls that wait, the oldest first, from *place* on; by default from the first that has not been sent."""
@@ -210,6 +214,13 @@ class Outbox:
                     if (batch := _batch(line)) is not None:
                         self._queued[batch.segment] = batch.end
         return self._queued
+
+    def _forget_deleted(self, queued: dict[str, int]) -> None:
+        """Processes come and go, and an ingester stays: a segment that was deleted is not read again."""
+        if len(queued) > self._look_at:
+            for segment in [name for name in queued if not (self.folder.parent / name).exists()]:
+                del queued[segment]
+            self._look_at = max(_MANY, 2 * len(queued))
 
     def _write(self, line: bytes) -> None:
         numbers = _numbers(self.folder)

@@ -3,6 +3,7 @@
 import socket
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler
@@ -58,6 +59,11 @@ class Sending:
         self.ledger = f"sqlite:///{folder}.db"
         self.target = EventsTarget(server.url, "vk_test", "tests", FAST)
         self.delivery = Delivery(self.ledger, folder, events=self.target)
+        self._before = set(threading.enumerate())
+
+    def threads(self) -> list[threading.Thread]:
+        """Those that send here."""
+        return [thread for thread in threading.enumerate() if thread.name == "voight-events" and thread not in self._before]
 
     def write(self, *users: str, **values: Any) -> list[str]:
         """As a process that is gone by now; answers the ids."""
@@ -144,7 +150,7 @@ def test_an_answer_after_the_end_is_not_heard(server: EventServer, sending: Send
     server.faults.append(late)
     ids = sending.write("u_1", "u_2", "u_3")
     sending.until(lambda: server.times)
-    (thread,) = [thread for thread in threading.enumerate() if thread.name == "voight-events"]
+    (thread,) = sending.threads()
     sending.delivery.stop_sending(0.1)
     sending.delivery.close()
     with closing(Delivery(sending.ledger, sending.folder, events=sending.target)) as next_one:
@@ -171,7 +177,7 @@ def test_a_refusal_after_the_end_is_not_heard(server: EventServer, sending: Send
     server.faults.append(late)
     sending.write("u_1")
     sending.until(lambda: server.times)
-    (thread,) = [thread for thread in threading.enumerate() if thread.name == "voight-events"]
+    (thread,) = sending.threads()
     sending.delivery.stop_sending(0.1)
     release.set()
     thread.join(20)
@@ -342,6 +348,23 @@ def test_files_that_somebody_deletes_hide_nothing(tmp_path: Path, monkeypatch: p
     new = [Entry("a" * 32, 1, 0, False), Entry("b" * 32, 2, 10, False)]
     Outbox(tmp_path).append("t", 20, new)
     assert [waiting.entry for waiting in Outbox(tmp_path).read()] == new
+
+
+def test_processes_that_come_and_go_leave_nothing_in_memory(tmp_path: Path) -> None:
+    """A sidecar lives for months, beside programs that end after a call; what a living one has queued is known all the same."""
+    outbox = Outbox(tmp_path)
+    living = tmp_path / "9-living.jsonl"
+    living.touch()
+    outbox.append(living.name, 20, [Entry("a" * 32, 1, 0, False)])
+    tracemalloc.start()
+    try:
+        for number in range(5000):
+            outbox.append(f"{number:060}.jsonl", 10, [Entry(f"{number:032x}", number, 0, False)])
+        assert tracemalloc.get_traced_memory()[0] < 400_000, "bytes"
+    finally:
+        tracemalloc.stop()
+    outbox.append(living.name, 20, [Entry("a" * 32, 1, 0, False)])
+    assert sum(waiting.entry.call_id == "a" * 32 for waiting in outbox.read()) == 1
 
 
 def test_a_state_that_may_not_be_read_sends_nothing(tmp_path: Path) -> None:
