@@ -242,6 +242,11 @@ TAGS = {
         {"langfuse.user.id": "u_1", "langfuse.session.id": "s_1", "langfuse.trace.metadata.plan": "pro", "langfuse.release": "1.2"},
         {"user_id": "u_1", "session_id": "s_1", "plan": "pro", "release": "1.2"},
     ),
+    "Langfuse's SDK, whose texts are JSON": (
+        {"langfuse.trace.metadata.plan": '"pro"', "langfuse.observation.metadata.tenant_id": '"t_1"', "user.id": "u_1"}
+        | {"langfuse.trace.metadata.feature": '"'},
+        {"user_id": "u_1", "plan": "pro", "tenant_id": "t_1", "extra": {"feature": '"'}},
+    ),
     "OpenInference": (
         {"user.id": "u_1", "metadata": '{"plan":"pro","tenant_id":"t_1","beta":true,"nested":{"a":1}}'},
         {"user_id": "u_1", "plan": "pro", "tenant_id": "t_1", "extra": {"beta": "true"}},

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+import msgspec
 
 from voight_middleware.otlp.spans import Span, first_text, json_object, text
 from voight_middleware.tags import NO_TAGS, Owner, Tags, make_tags
@@ -53,7 +56,7 @@ def owner_of(span: Span) -> Owner:
     for name in _OBJECTS:
         values.update(_metadata(json_object(attributes.get(name))))
     for prefix in _PREFIXES:
-        values.update(_metadata({key[len(prefix) :]: value for key, value in attributes.items() if key.startswith(prefix)}))
+        values.update(_metadata({key[len(prefix) :]: _unquoted(value) for key, value in attributes.items() if key.startswith(prefix)}))
     values.update(_own(attributes))
     tags = make_tags(dict(_bounded(values))) if values else NO_TAGS
     if tags.user_id is not None:
@@ -83,6 +86,14 @@ def _metadata(metadata: Mapping[str, Any]) -> dict[str, object]:
         if said is not None and isinstance(key, str):
             values[_NAMED.get(key.lower().replace("_", "").replace("-", ""), key)] = said
     return values
+
+
+def _unquoted(value: object) -> object:
+    """Langfuse's SDK for Python (3 to 5) writes a text of metadata as JSON, with its quotation marks."""
+    if isinstance(value, str) and len(value) > 1 and value[0] == value[-1] == '"':
+        with contextlib.suppress(msgspec.DecodeError, UnicodeError):
+            return msgspec.json.decode(value, type=str)
+    return value
 
 
 def _own(attributes: Mapping[str, Any]) -> dict[str, object]:
