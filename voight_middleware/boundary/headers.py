@@ -53,8 +53,8 @@ def inject_headers(headers: Headers, *, url: object, hosts: Collection[str]) -> 
 
         client = httpx.Client(event_hooks={"request": [tags_along]})
 
-    A header that is given to one request (``headers=…``) goes along where that is redirected, to whatever host: httpx, requests, aiohttp and
-    urllib take away passwords alone. Hooks of httpx, adapters of requests and middlewares of aiohttp see every hop.
+    A header that is given to one request (``headers=…``) goes along wherever that is redirected: httpx, requests, aiohttp and urllib take
+    away passwords alone. Hooks of httpx, adapters of requests and middlewares of aiohttp see every hop.
 
     Args:
         headers: Those of the request, changed in place.
