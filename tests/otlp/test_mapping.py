@@ -146,8 +146,9 @@ USAGES = {
     ),
     "litellm, asynchronous": (
         {"gen_ai.operation.name": "acompletion", "gen_ai.request.model": "gpt-5-nano", "gen_ai.usage.input_tokens": 110}
-        | {"gen_ai.usage.output_tokens": 50, "gen_ai.usage.total_tokens": 160},
-        Usage(input=110, output=50),
+        | {"gen_ai.usage.output_tokens": 50, "gen_ai.usage.total_tokens": 160}
+        | {"metadata.usage_object": "{'prompt_tokens': 110, 'prompt_tokens_details': {'cached_tokens': 100, 'text_tokens': None}}"},
+        Usage(input=10, cache_read=100, output=50),
     ),
     "Vercel AI SDK, an embedding": (
         {"ai.operationId": "ai.embed.doEmbed", "ai.model.provider": "openai.embedding", "ai.model.id": "m", "ai.usage.tokens": 8.0},

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import msgspec
 
-from voight_middleware.otlp.spans import json_object
+from voight_middleware.otlp.spans import json_object, text
 from voight_middleware.usage import Component, Usage, UsageError, read_usage, recognise
 
 Attributes = Mapping[str, Any]
@@ -132,6 +133,7 @@ def _opentelemetry(attributes: Attributes) -> Usage:
         *(f"{own}.cache_read.input_tokens", f"{own}.cache_read_input_tokens", f"{own}.input_tokens.cached"),
         f"{own}.details.cache_read_tokens",
     )
+    read = read if read is not None else _of_litellm(attributes, "cached_tokens")
     written_5m = _count(attributes, "anthropic.usage.cache_creation.ephemeral_5m_input_tokens")
     written_1h = _count(attributes, "anthropic.usage.cache_creation.ephemeral_1h_input_tokens")
     written = _count(
@@ -139,6 +141,7 @@ def _opentelemetry(attributes: Attributes) -> Usage:
         *(f"{own}.cache_creation.input_tokens", f"{own}.cache_write.input_tokens", f"{own}.cache_creation_input_tokens"),
         f"{own}.details.cache_write_tokens",
     )
+    written = written if written is not None else _of_litellm(attributes, "cache_creation_input_tokens")
     total_in = _count(attributes, f"{own}.input_tokens", f"{own}.prompt_tokens", "llm.usage.prompt_tokens")
     total_out = _count(attributes, f"{own}.output_tokens", f"{own}.completion_tokens", "llm.usage.completion_tokens")
     reasoning = _count(
@@ -170,6 +173,12 @@ def _opentelemetry(attributes: Attributes) -> Usage:
         reasoning=reasoning,
         audio_out=audio_out,
     )
+
+
+def _of_litellm(attributes: Attributes, name: str) -> int | None:
+    """Source: package litellm 1, ``integrations/opentelemetry.py``: cached tokens are in ``metadata.usage_object`` alone, a Python repr."""
+    found = re.search(rf"'{name}': (\d{{1,15}})\b", text(attributes.get("metadata.usage_object")) or "")
+    return int(found[1]) if found is not None else None
 
 
 def _openinference(attributes: Attributes) -> Usage:

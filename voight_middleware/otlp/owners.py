@@ -61,7 +61,7 @@ def owner_of(span: Span) -> Owner:
     tags = make_tags(dict(_bounded(values))) if values else NO_TAGS
     if tags.user_id is not None:
         return Owner(tags, "tag")
-    named = first_text(attributes, "gen_ai.user")  # OpenLLMetry: the `user` of the request
+    named = first_text(attributes, "gen_ai.user", "llm.user")  # OpenLLMetry, litellm: the `user` of the request
     if named is not None:
         return Owner(tags.merge(make_tags({"user_id": named})), "request")
     return Owner(tags, "none")

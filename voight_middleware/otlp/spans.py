@@ -39,7 +39,15 @@ _NAMES = frozenset(
         *("ai.response.providerMetadata", "ai.telemetry.functionId", "operation.name", "resource.name"),
         *("langfuse.user.id", "langfuse.session.id", "langfuse.release", "langfuse.observation.type", "langfuse.observation.model.name"),
         *("langfuse.observation.usage_details", "langfuse.trace.metadata", "langfuse.observation.metadata"),
-        *("error.type", "http.response.status_code", "http.request.resend_count", "server.address", "url.full"),
+        *(
+            "metadata.usage_object",
+            "llm.user",
+            "error.type",
+            "http.response.status_code",
+            "http.request.resend_count",
+            "server.address",
+            "url.full",
+        ),
     )
 )
 
