@@ -39,9 +39,10 @@ from voight_middleware.boundary import headers
 from voight_middleware.export.metrics import OTelMetrics
 from voight_middleware.export.otel import CostTagSpanProcessor, OTelSpans
 from voight_middleware.ledger import open_ledger
-from voight_middleware.meter import Meter, Watcher, swap_meter, unwatch, watch
+from voight_middleware.meter import Meter, swap_meter, unwatch, watch
 from voight_middleware.otlp.processor import CostSpanProcessor
 from voight_middleware.settings import Settings
+from voight_middleware.watchers import Watcher
 
 SENDERS = 4
 SPANS_IN_A_REQUEST = 512
@@ -95,9 +96,9 @@ def registered(make: Callable[[], Any]) -> tuple[Any, list[Watcher]]:
     """A span processor, and what it watches calls with, which it does no more."""
     seen = Meter(Settings.from_environment(environ={"VOIGHT_ENABLED": "0"}))
     outer = swap_meter(seen)
-    before = seen.watchers
+    before = seen.watchers.present
     made = make()
-    watchers = [one for one in seen.watchers if one not in before]
+    watchers = [one for one in seen.watchers.present if one not in before]
     for one in watchers:
         unwatch(one)
     swap_meter(outer)

@@ -19,11 +19,12 @@ import pytest
 import voight_middleware as voight
 from voight_middleware.call import Call
 from voight_middleware.ledger import open_ledger
-from voight_middleware.meter import Meter, Watcher, swap_meter, unwatch, watch
+from voight_middleware.meter import Meter, swap_meter, unwatch, watch
 from voight_middleware.providers import gate
 from voight_middleware.settings import Settings
 from voight_middleware.tags import current_frame
 from voight_middleware.testing.provider import LoopbackProvider
+from voight_middleware.watchers import Watcher
 
 HELLO: Any = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "hello"}]}
 CALLS = 200
@@ -271,7 +272,7 @@ def test_the_end_of_the_process_does_not_wait_for_one_that_hangs(tmp_path: Path)
     """It waits its usual time, and the call is in the ledger; nobody says that it is not."""
     script = f"""
         import time, voight_middleware as voight
-        voight.configure(ledger={str(tmp_path / "ledger.db")!r}, listeners=[lambda call: time.sleep(3600)])
+        voight.configure(ledger={str(tmp_path / "ledger.db")!r}, listeners=[lambda call: time.sleep(3600)], exit_timeout=8)
         voight.record(provider="openai", model="gpt-4o-mini", usage={{"prompt_tokens": 1, "completion_tokens": 1}})
     """
     began = time.monotonic()
@@ -333,7 +334,7 @@ def test_a_watcher_sees_a_stream_begin_and_end(listening: Callable[..., Meter], 
     finally:
         unwatch(standing)
     assert own.seen == [*standing.seen, "heard"] == ["begin gpt-4o-mini", "left token", "end token ok", "heard"]
-    assert standing not in meter.watchers
+    assert standing not in meter.watchers.present
 
 
 @pytest.mark.parametrize("broken", ["begin", "left", "end"])

@@ -18,17 +18,17 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
 
 from voight_middleware.audience import Audience
 from voight_middleware.background import Background
-from voight_middleware.call import Beginning, Call, Settlement, Submission
+from voight_middleware.call import Call, Settlement, Submission
 from voight_middleware.delivery import hold_imports, renew_imports
 from voight_middleware.journal import Journal
 from voight_middleware.pseudonyms import Guard
 from voight_middleware.settings import EXIT_SECONDS, Settings, SettingsError
 from voight_middleware.tag_values import clean_value, complain
 from voight_middleware.tags import NO_TAGS, Frame, Owner, Tags
+from voight_middleware.watchers import Watched, Watcher, Watchers
 
 logger = logging.getLogger(__name__)
 
@@ -49,34 +49,6 @@ __all__ = (
 
 Listener = Callable[[Call], None]
 
-
-@runtime_checkable
-class Watcher(Protocol):
-    """
-    Sees calls as they run, on the threads of the application: nothing in it may wait. What it raises is counted
-    (``watcher_errors``), and never passed on. A listener that has these three methods watches too.
-    """
-
-    def begin(self, beginning: Beginning) -> object:
-        """A call begins: on its caller's thread and in his context, before the request is sent. The answer is a token of your own."""
-        ...
-
-    def left(self, token: Any) -> None:
-        """The request has been answered or has failed: in the context of ``begin``. A stream has not been read by now."""
-        ...
-
-    def end(self, token: Any, call: Call) -> None:
-        """
-        A call has ended, with the last byte of a stream: on any thread, perhaps in a finalizer, before the call is priced.
-
-        *token* is None for a call that had no beginning here: one that ``record()`` tells of, the answer to a batch.
-        """
-        ...
-
-
-Watched = tuple[tuple[Watcher, Any], ...]
-"""The watchers of one call, with their tokens."""
-
 AGAIN_SECONDS = 0.5
 HELD_CALLS = 100_000
 """How many calls wait for listeners at most; beyond it the oldest go unheard and are counted. The journal has them all the same."""
@@ -89,7 +61,7 @@ class Meter:
         self.settings = settings
         self._audience = Audience(listeners, self._count, HELD_CALLS)
         also: Iterable[object] = listeners
-        self.watchers: tuple[Watcher, ...] = (*(one for one in also if isinstance(one, Watcher)), *_standing)
+        self.watchers = Watchers((*(one for one in also if isinstance(one, Watcher)), *_standing), self._count)
         self.journal = Journal(settings.journal, settings.journal_limit)
         self.counters: Counter[str] = Counter()
         """What went wrong inside: ``internal_errors``, ``listener_errors``, ``watcher_errors``, ``ledger_errors``, ``unheard_calls``."""
@@ -102,39 +74,6 @@ class Meter:
         """Whether a call waits until it is in the ledger, where it may."""
         self._told_left = False
 
-    def begin(self, beginning: Beginning) -> Watched:
-        """Show the watchers a call that begins. Never raises."""
-        watched: list[tuple[Watcher, Any]] = []
-        for watcher in self.watchers:
-            token = None
-            try:
-                token = watcher.begin(beginning)
-            except Exception as error:
-                self._watcher_failed(error)
-            watched.append((watcher, token))
-        return tuple(watched)
-
-    def left(self, watched: Watched) -> None:
-        """Tell the watchers that the request was answered or has failed. Never raises."""
-        for watcher, token in reversed(watched):
-            try:
-                if token is not None:
-                    watcher.left(token)
-            except Exception as error:
-                self._watcher_failed(error)
-
-    def _ended(self, watched: Watched | None, call: Call) -> None:
-        for watcher, token in [(watcher, None) for watcher in self.watchers] if watched is None else watched:
-            try:
-                watcher.end(token, call)
-            except Exception as error:
-                self._watcher_failed(error)
-
-    def _watcher_failed(self, error: Exception) -> None:
-        self.counters["watcher_errors"] += 1
-        with contextlib.suppress(Exception):  # an application's logging filter may raise
-            complain(f"a watcher raised {type(error).__name__}; the call goes on, and is metered all the same")
-
     def finish(self, call: Call, frame: Frame, captured: Owner, named: str | None = None, watched: Watched | None = None) -> None:
         """
         Write a finished call. Its owner is the one *captured* when it began, or where that was unknown the one that *frame* knows by
@@ -146,8 +85,8 @@ class Meter:
             tags, attribution = captured if captured.tags.user_id is not None else frame.owner()
             unsettled = tags.user_id is None
             call.tags, call.attribution = self._stamped(tags, attribution, named)
-            if self.watchers or watched:
-                self._ended(watched, call)
+            if self.watchers.present or watched:
+                self.watchers.ended(watched, call)
             if self.listeners:
                 self._hold(call)
             try:
@@ -379,7 +318,7 @@ def watch(watcher: Watcher) -> None:
         if watcher not in _standing:
             _standing = (*_standing, watcher)
             if _meter is not None:
-                _meter.watchers = (*_meter.watchers, watcher)
+                _meter.watchers.present = (*_meter.watchers.present, watcher)
 
 
 def unwatch(watcher: Watcher) -> None:
@@ -388,7 +327,7 @@ def unwatch(watcher: Watcher) -> None:
     with _meter_lock:
         _standing = tuple(one for one in _standing if one is not watcher)
         if _meter is not None:
-            _meter.watchers = tuple(one for one in _meter.watchers if one is not watcher)
+            _meter.watchers.present = tuple(one for one in _meter.watchers.present if one is not watcher)
 
 
 def note(error: BaseException) -> None:

@@ -184,8 +184,8 @@ def test_a_processor_that_is_shut_down_sees_no_more_calls(listening: Any) -> Non
     """It is no watcher any more, of this meter or the next."""
     listening()
     tagged = Tagged()
-    assert tagged.processor in meter.current_meter().watchers
+    assert tagged.processor in meter.current_meter().watchers.present
     tagged.provider.shutdown()
 
-    assert tagged.processor not in meter.current_meter().watchers
-    assert tagged.processor not in listening().meter.watchers
+    assert tagged.processor not in meter.current_meter().watchers.present
+    assert tagged.processor not in listening().meter.watchers.present

@@ -17,11 +17,12 @@ from typing import Any
 import msgspec
 
 from voight_middleware.call import Beginning, Call, Submission, job_call_id, new_call_id
-from voight_middleware.meter import Watched, current_meter, note
+from voight_middleware.meter import current_meter, note
 from voight_middleware.providers.answers import Answer, Endpoint, NotLines, StreamReader, estimate_tokens, is_null, kept, text_or_none
 from voight_middleware.providers.bodies import Body, Lines
 from voight_middleware.providers.streams import Ending, watch_close
 from voight_middleware.tags import NOBODY, Frame, current_frame
+from voight_middleware.watchers import Watched
 
 _HOSTS = (
     ("openai.azure.com", "azure"),
@@ -119,10 +120,10 @@ class Entry:
         """Show the watchers the call that begins, now that its owner is known as far as it can be. Never raises."""
         try:
             meter = current_meter()
-            if not meter.watchers or self.endpoint.read is None or self.endpoint.later == "tells":
+            if not meter.watchers.present or self.endpoint.read is None or self.endpoint.later == "tells":
                 return  # what makes no call of its own: a file, a batch, a question how a job is going
             model = self.body.get("model") if isinstance(self.body, Mapping) else None
-            self.watched = meter.begin(
+            self.watched = meter.watchers.begin(
                 Beginning(
                     provider=self.provider,
                     endpoint=self.endpoint.name,
@@ -143,7 +144,7 @@ class Entry:
         """The request was answered or has failed: nothing of the watchers may stay in its caller's context. Never raises."""
         try:
             if self.watched is not None:
-                current_meter().left(self.watched)
+                current_meter().watchers.left(self.watched)
         except Exception as error:
             note(error)
 

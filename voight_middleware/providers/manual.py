@@ -11,12 +11,13 @@ from typing import Any, Self
 import msgspec
 
 from voight_middleware.call import OUTCOMES, Beginning, Call, new_call_id
-from voight_middleware.meter import Watched, current_meter, note
+from voight_middleware.meter import current_meter, note
 from voight_middleware.providers.answers import kept, usage_json
 from voight_middleware.providers.entry import ByHand, Entry, current_entry
 from voight_middleware.tag_values import complain
 from voight_middleware.tags import NOBODY, Frame, Tags, current_frame, make_tags
 from voight_middleware.usage import Usage, UsageError, read_usage, recognise
+from voight_middleware.watchers import Watched
 
 
 def record(
@@ -247,7 +248,7 @@ class metered_call:
             current_entry.set(self._outer)  # by value: a generator may leave its block in another copy of the context
         try:
             if self._watched is not None:
-                current_meter().left(self._watched)
+                current_meter().watchers.left(self._watched)
             self._end(exc)
         except Exception as error:
             note(error)
@@ -273,9 +274,9 @@ class metered_call:
 
     def _watch(self) -> None:
         call, meter = self._call, current_meter()
-        if not meter.watchers or not meter.settings.enabled or self._frame is None:
+        if not meter.watchers.present or not meter.settings.enabled or self._frame is None:
             return
-        self._watched = meter.begin(
+        self._watched = meter.watchers.begin(
             Beginning(
                 provider=call.provider,
                 endpoint=call.endpoint,
