@@ -1,4 +1,4 @@
-"""Fixtures of the export tests: what OpenTelemetry is given for calls of the real SDKs."""
+"""Fixtures of the export tests: what OpenTelemetry is given for calls of the real SDKs, and who takes Voight's events."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +12,7 @@ from voight_middleware.call import Call
 from voight_middleware.meter import Meter, swap_meter
 from voight_middleware.providers import gate
 from voight_middleware.settings import Settings
+from voight_middleware.testing.events import EventServer
 from voight_middleware.testing.provider import LoopbackProvider
 
 
@@ -69,3 +70,10 @@ def anthropic_client(loopback: LoopbackProvider) -> Iterator[anthropic.Anthropic
     """A metered client of the anthropic SDK."""
     with anthropic.Anthropic(base_url=loopback.url, api_key="sk-test", max_retries=0) as client:
         yield gate.wrap(client)
+
+
+@pytest.fixture
+def server() -> Iterator[EventServer]:
+    """Voight, on loopback."""
+    with EventServer() as running:
+        yield running

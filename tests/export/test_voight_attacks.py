@@ -28,13 +28,6 @@ NewCall = Callable[..., Call]
 FAST = 60_000
 
 
-@pytest.fixture
-def server() -> Iterator[EventServer]:
-    """Voight, on loopback."""
-    with EventServer() as running:
-        yield running
-
-
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seconds become hundredths."""

@@ -1,7 +1,7 @@
 """Events and the delivery: whoever ingests sends, and nothing that keeps events from being sent keeps calls out of the ledger."""
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,6 @@ from voight_middleware.settings import EventsTarget
 from voight_middleware.testing.events import EventServer
 
 NewCall = Callable[..., Call]
-
-
-@pytest.fixture
-def server() -> Iterator[EventServer]:
-    """Voight, on loopback."""
-    with EventServer() as running:
-        yield running
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -34,13 +34,6 @@ from voight_middleware.usage import Usage
 USAGE = {"prompt_tokens": 10, "completion_tokens": 2}
 FAST = 60_000
 """Events per minute, where the test is about something else."""
-
-
-@pytest.fixture
-def server() -> Iterator[EventServer]:
-    """Voight, on loopback."""
-    with EventServer() as running:
-        yield running
 
 
 @pytest.fixture(autouse=True)
