@@ -39,13 +39,18 @@ class Audience:
         if self._queue.qsize() >= self._most:
             self._count("unheard_calls")
             return
-        if self._thread is None and not self._start():
+        if not self.start():
             self._tell(call)
             return
         self._queue.put(call)
 
-    def _start(self) -> bool:
-        """Start the thread, in a context of its own: what a listener does belongs to no request. False while the process ends."""
+    def start(self) -> bool:
+        """
+        Start the thread where there are listeners, in a context of its own: what a listener does belongs to no request. False while the
+        process ends.
+        """
+        if self._thread is not None or not self.listeners:
+            return True
         run = contextvars.Context().run
         thread = threading.Thread(target=run, args=(self._loop, self._queue), name="voight-listeners", daemon=True)
         try:
@@ -59,8 +64,7 @@ class Audience:
         """Wait until they have heard what there is by now; whether that is so within *timeout* seconds."""
         if self._thread is threading.current_thread() or (self._thread is None and self._queue.empty()):
             return True
-        if self._thread is None:
-            self._start()
+        self.start()
         heard = threading.Event()
         self._queue.put(heard)
         return heard.wait(max(0.0, timeout))

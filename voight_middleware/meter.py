@@ -263,6 +263,7 @@ class Meter:
         if self._start_lock.acquire(blocking=wait):
             try:
                 if self._background is None:
+                    self._audience.start()  # now: Python 3.12+ starts no thread when the process ends, and its last calls are to be heard
                     background = Background(self)
                     background.start()  # raises where there are too many threads: the next call tries again
                     self._background = background
