@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import contextvars
 import gc
 import json
 import os
@@ -657,11 +658,15 @@ def test_an_exporter_that_never_comes_back_fills_no_memory(ends: bool, listening
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     spans = OTelSpans(provider)
     listened = listening(spans)
-    for _ in range(500):
-        with contextlib.suppress(KeyError), voight.metered_call(provider="openai", model="gpt-4o-mini") as call:
-            call.report(input=1, output=1)
-            if not ends:
-                monkeypatch.setattr(call, "_watched", None)  # as that of a stream of which nobody reads an event
+
+    def make_calls() -> None:
+        for _ in range(500):
+            with contextlib.suppress(KeyError), voight.metered_call(provider="openai", model="gpt-4o-mini") as call:
+                call.report(input=1, output=1)
+                if not ends:
+                    monkeypatch.setattr(call, "_watched", None)  # as that of a stream of which nobody reads an event
+
+    contextvars.copy_context().run(make_calls)  # which leaves its span in there
     listened.flush()
 
     assert spans._queue.qsize() <= 100
