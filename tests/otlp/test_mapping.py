@@ -310,9 +310,10 @@ def test_the_provider_is_who_bills(attributes: dict[str, Any], provider: str) ->
     assert call.provider == provider
 
 
-def test_times_outcome_and_ids_are_kept() -> None:
+@pytest.mark.parametrize("first", ["gen_ai.response.time_to_first_chunk", "gen_ai.client.operation.time_to_first_chunk"])
+def test_times_outcome_and_ids_are_kept(first: str) -> None:
     """Durations in microseconds, the class of an error without its module, and the provider's id."""
-    more = {"gen_ai.response.id": "chatcmpl-1", "gen_ai.response.time_to_first_chunk": 0.25, "gen_ai.request.stream": True}
+    more = {"gen_ai.response.id": "chatcmpl-1", first: 0.25, "gen_ai.request.stream": True}
     call = reading({**OPENAI, **more, "error.type": "boom: the prompt was hello"}, failed=True, exception="openai.RateLimitError").call
 
     assert call is not None

@@ -161,6 +161,7 @@ def _time_to_first_token(span: Span) -> int | None:
     attributes = span.attributes
     for name, factor in (
         ("gen_ai.response.time_to_first_chunk", 1_000_000),
+        ("gen_ai.client.operation.time_to_first_chunk", 1_000_000),  # the name of the metric, which @ai-sdk/otel 1.0 puts on spans
         ("gen_ai.server.time_to_first_token", 1_000_000),
         ("ai.response.msToFirstChunk", 1000),
     ):

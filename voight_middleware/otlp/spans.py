@@ -31,7 +31,8 @@ _NAMES = frozenset(
     (
         *("gen_ai.operation.name", "gen_ai.provider.name", "gen_ai.system", "gen_ai.request.model", "gen_ai.response.model"),
         *("gen_ai.response.id", "gen_ai.request.stream", "gen_ai.is_streaming", "gen_ai.response.time_to_first_chunk", "gen_ai.agent.name"),
-        *("gen_ai.server.time_to_first_token", "gen_ai.conversation.id", "gen_ai.user", "gen_ai.openai.api_base", "llm.is_streaming"),
+        *("gen_ai.server.time_to_first_token", "gen_ai.client.operation.time_to_first_chunk", "llm.is_streaming"),
+        *("gen_ai.conversation.id", "gen_ai.user", "gen_ai.openai.api_base"),
         *("gen_ai.openai.response.service_tier", "openai.response.service_tier", "anthropic.response.service_tier", "llm.request.type"),
         *("openinference.span.kind", "llm.model_name", "llm.request.model_name", "llm.response.model_name", "llm.provider", "llm.system"),
         *("embedding.model_name", "metadata", "user.id", "session.id", "enduser.id", "traceloop.span.kind", "agent_name"),
