@@ -11,6 +11,7 @@ import pytest
 from voight_middleware.call import Call
 from voight_middleware.meter import Meter, swap_meter
 from voight_middleware.providers import gate
+from voight_middleware.providers.entry import current_entry
 from voight_middleware.settings import Settings
 from voight_middleware.testing.events import EventServer
 from voight_middleware.testing.provider import LoopbackProvider
@@ -77,3 +78,10 @@ def server() -> Iterator[EventServer]:
     """Voight, on loopback."""
     with EventServer() as running:
         yield running
+
+
+@pytest.fixture(autouse=True)
+def no_block_left() -> Iterator[None]:
+    """A generator that is closed elsewhere, or before one that began later, leaves its closed block behind in this context."""
+    yield
+    current_entry.set(None)
