@@ -21,7 +21,7 @@ from voight_middleware.call import Call
 from voight_middleware.ledger import open_ledger
 from voight_middleware.meter import Meter, swap_meter, unwatch, watch
 from voight_middleware.providers import gate
-from voight_middleware.settings import Settings
+from voight_middleware.settings import Settings, SettingsError
 from voight_middleware.tags import current_frame
 from voight_middleware.testing.provider import LoopbackProvider
 from voight_middleware.watchers import Watcher
@@ -349,3 +349,16 @@ def test_a_watcher_that_raises(broken: str, listening: Callable[..., Meter], loo
     assert other.seen == ["begin gpt-4o-mini", "end token ok", "left token", "heard"]
     assert meter.counters["watcher_errors"] == 1
     assert meter.counters["internal_errors"] == 0
+
+
+class Class:
+    """Has the method, and is no object."""
+
+    def __call__(self, call: Call) -> None: ...
+
+
+@pytest.mark.parametrize("listeners", [print, "print", [Class], [None], [5]])
+def test_what_is_no_list_of_listeners_is_said(listeners: Any) -> None:
+    """When it is given, and not at each call."""
+    with pytest.raises(SettingsError, match="listeners: "):
+        voight.configure(listeners=listeners)

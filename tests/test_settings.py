@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,9 @@ def test_without_a_key_nothing_is_sent_and_with_one_to_voight() -> None:
     )
     named = Settings.from_environment(key="vk_1", environ=HOME).events
     assert named is not None
-    assert named.agent == "unknown-agent"
+    assert named.agent == socket.gethostname()
+    with pytest.raises(SettingsError, match="begins with vk_"):
+        Settings.from_environment(key="sk-proj-1234", environ=HOME)
     for url in ("http://localhost:8080", "http://127.0.0.1:1", "http://[::1]:8080/"):
         assert Settings.from_environment(key="vk_1", events_url=url, environ=HOME).events is not None
 

@@ -84,4 +84,5 @@ class Audience:
             except BaseException as error:  # a CancelledError or SystemExit, too, would end the thread
                 self._count("listener_errors")
                 with contextlib.suppress(Exception):  # an application's logging filter may raise
-                    complain(f"a listener raised {type(error).__name__}; the call is in the ledger all the same")
+                    name = getattr(listener, "__qualname__", type(listener).__qualname__)
+                    complain(f"the listener {name} raised {type(error).__name__}; the call is kept all the same")

@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from voight_middleware.audience import Audience
 from voight_middleware.background import Background
@@ -369,7 +370,8 @@ def configure(
     delivery: str | None = None,
 ) -> None:
     """
-    Configure this process's meter. Whatever is not given comes from the environment, then from the defaults.
+    Configure this process's meter. Whatever is not given comes from the environment, then from the defaults; what a call before this
+    one has given holds no longer.
 
     Args:
         ledger: URL of the ledger (``sqlite:////var/lib/app/ledger.db``) or the path of an SQLite file. ``VOIGHT_LEDGER``.
@@ -428,6 +430,12 @@ def configure(
         exit_timeout=exit_timeout,
         delivery=delivery,
     )
+    given: Any = listeners
+    if callable(given) or isinstance(given, str):
+        raise SettingsError("listeners: write a list, [listener], though there is one only")
+    for one in given:
+        if isinstance(one, type) or not callable(one):
+            raise SettingsError(f"listeners: {one!r} cannot be called with a call; write an object, such as OTelSpans(), or a function")
     old = swap_meter(Meter(settings, listeners))
     if old is not None:
         old.close()

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import re
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -150,7 +151,7 @@ class Settings(msgspec.Struct, frozen=True):
         keys = first("pseudonym_key", pseudonym_key, "VOIGHT_PSEUDONYM_KEY")
         signing = first("header_key", header_key, "VOIGHT_HEADER_KEY")
         bearer = first("key", key, "VOIGHT_KEY")
-        name = first("agent", agent, "VOIGHT_AGENT") or environ.get("HOSTNAME") or "unknown-agent"
+        name = first("agent", agent, "VOIGHT_AGENT") or environ.get("HOSTNAME") or socket.gethostname() or "unknown-agent"
         base = first("events_url", events_url, "VOIGHT_EVENTS_URL") or EVENTS_URL
         rate = first("events_per_minute", events_per_minute, "VOIGHT_EVENTS_PER_MINUTE")
         return cls(
@@ -256,14 +257,16 @@ def read_keys(text: str, source: str, what: str = "pseudonym key") -> tuple[Pseu
 EVENTS_URL = "https://api.voight.xyz"
 EVENTS_PER_MINUTE = 60
 """What Voight's free plan takes; its Pro plan takes 600. Source: Voight's documentation, "Events API", limits."""
-_BEARER = re.compile(r"[!-~]{1,512}")
+_BEARER = re.compile(r"vk_[!-~]{1,512}")
 _BASE = re.compile(r"(?P<scheme>https?)://(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~/-]*)?")
 _LOOPBACK = re.compile(r"localhost|127(\.[0-9]{1,3}){3}|\[::1\]")
 
 
 def _events_target(key: str, agent: str, base: str, rate: str, sources: Mapping[str, str]) -> EventsTarget:
     if not _BEARER.fullmatch(key.strip()):
-        raise SettingsError(f"{sources['key']}: this is no key of Voight's: it has characters that no key has, or more than 512")
+        raise SettingsError(
+            f"{sources['key']}: this is no key of Voight's, which begins with vk_; another service's must not be sent there"
+        )
     name = clean_value(agent)
     if name is None or len(name) > 120:
         raise SettingsError(f"{sources['agent']}: an agent has a name of 1 to 120 characters")

@@ -245,3 +245,21 @@ def test_what_is_missing_is_said(module: str, extra: str) -> None:
     script = f"import sys; sys.modules['opentelemetry'] = sys.modules['prometheus_client'] = None; import voight_middleware.export.{module}"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert done.stderr.strip().splitlines()[-1].endswith(f"pip install 'voight-middleware[{extra}]'")
+
+
+def test_the_metrics_of_a_short_script_are_exported_at_its_end(tmp_path: Path, scripts: Any) -> None:
+    """The calls come to the instruments before the meter provider exports for the last time."""
+    source = """
+    import sys
+    from opentelemetry import metrics
+    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics.export import ConsoleMetricExporter, PeriodicExportingMetricReader
+    import voight_middleware as voight
+    from voight_middleware.export.metrics import OTelMetrics
+    metrics.set_meter_provider(MeterProvider([PeriodicExportingMetricReader(ConsoleMetricExporter())]))
+    voight.configure(ledger=sys.argv[1], listeners=[OTelMetrics()])
+    voight.record(provider="openai", model="gpt-4o-mini", usage={"prompt_tokens": 10, "completion_tokens": 1})
+    """
+    said = scripts.run(source, str(tmp_path / "ledger.db"))
+    assert "voight.client.cost" in said
+    assert "gpt-4o-mini" in said

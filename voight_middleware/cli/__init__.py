@@ -156,7 +156,11 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
 
     place = argparse.ArgumentParser(add_help=False)
-    place.add_argument("--ledger", metavar="URL", help="a path or sqlite:///path (default: VOIGHT_LEDGER, then the default place)")
+    place.add_argument(
+        "--ledger",
+        metavar="URL",
+        help="a path, postgresql://… or clickhouse://… (default: VOIGHT_LEDGER, then the default place)",
+    )
     choice, dated_choice = _choice(), _choice(since_required=True)
     original = argparse.ArgumentParser(add_help=False)
     original.add_argument("--as-priced", action="store_true", help="the costs that calls were given first, whatever has replaced them")

@@ -156,7 +156,7 @@ def _installed() -> Iterator[Finding]:
             yield Finding(section, sdk, f"{found[sdk]}, covered by wrap() and instrument()")
     for name in ("httpx2", "httpx"):
         if found[name] is not None:
-            yield Finding(section, name, f"{found[name]}, covered below the SDKs; calls made with it directly: voight.record()")
+            yield Finding(section, name, f"{found[name]}, covered below the SDKs; calls made with it directly: voight.wrap(client)")
     for name in ("starlette", "fastapi"):
         yield Finding(section, name, "not installed" if found[name] is None else f"{found[name]}, covered by CostTagMiddleware")
     prices = found["genai-prices"]

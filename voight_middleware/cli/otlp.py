@@ -56,8 +56,8 @@ def run(settings: Settings, args: Any) -> int:
 
     server.serve(ready)
     totals = server.receiver.totals
-    said = f"{totals.calls:,} calls, {totals.repeated:,} told again, {totals.others:,} other spans, {totals.rejected:,} not used"
-    print(f"voight: stopped after {said}", file=sys.stderr)
+    spans = f"{totals.repeated:,} spans of calls that were known already, {totals.others:,} of no call, {totals.rejected:,} not used"
+    print(f"voight: stopped; {totals.calls:,} calls kept, {spans}", file=sys.stderr)
     return 0
 
 

@@ -24,6 +24,7 @@ A metric is a floating-point number, and loses what OpenTelemetry drops; the led
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -31,6 +32,7 @@ from voight_middleware import __version__
 from voight_middleware.call import Call
 from voight_middleware.export.conventions import tokens
 from voight_middleware.export.measures import SECONDS, TOKENS, Measures
+from voight_middleware.meter import flush_before_exit
 
 try:
     from opentelemetry import metrics
@@ -67,6 +69,7 @@ class OTelMetrics:
         self._calls = meter.create_counter("voight.client.calls", "{call}", "Billable calls.")
         self._tokens = meter.create_counter("voight.client.tokens", "{token}", "Tokens by type; the types are disjoint.")
         self._cost = meter.create_counter("voight.client.cost", "USD", "Cost of the calls that have a price; the ledger is exact.")
+        atexit.register(flush_before_exit)  # before the meter provider, which was registered earlier, exports for the last time
 
     def __call__(self, call: Call) -> None:
         """Count one call."""

@@ -219,7 +219,7 @@ class EventSender:
         elif answer.status in _REFUSED:
             outbox.refuse(ready.call_id, answer.status, reason(answer))
             complain(f"Voight refuses events (HTTP {answer.status}): they are set aside with the reason, in {outbox.folder}")
-            self._keep(ready, refused=outbox.state.refused + 1)
+            self._keep(ready, refused=outbox.state.refused + 1, problem=None, stopped=False)
         else:
             self._failures += 1
             self._complain(answer)
@@ -253,8 +253,8 @@ class EventSender:
         what = _PROBLEMS.get(answer.status) or (f"HTTP {answer.status}" if answer.status else answer.error)
         if 200 <= answer.status < 400:
             what = f"what is at this URL is not the event API (HTTP {answer.status})"
-        if self._outbox.state.problem != what:
-            self._outbox.note(problem=what)
+        if self._outbox.state.problem != what or self._outbox.state.stopped:
+            self._outbox.note(problem=what, stopped=False)
         complain(f"events wait, as Voight does not take them: {what}")
 
     def _pause(self, answer: Answer, failures: int) -> float:

@@ -102,7 +102,7 @@ class Intake:
                 taken.why[str(span)] += 1
             elif not _OLDEST <= span.started <= latest:
                 taken.rejected += 1
-                taken.why["a span of another time than ours"] += 1
+                taken.why["a span from before 2010, or from more than a day ahead"] += 1
             else:
                 yield span, read(span)
 

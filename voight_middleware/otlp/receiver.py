@@ -141,7 +141,7 @@ class Receiver:
             self._waiting -= size
         if not taken.rejected:
             return b"{}" if as_json else b""
-        why = "; ".join(f"{count:,} times {reason}" for reason, count in taken.why.most_common(5))
+        why = "; ".join(f"{reason} ({count:,} times)" for reason, count in taken.why.most_common(5))
         return wire.export_response(taken.rejected, f"not used: {why}", as_json=as_json)
 
     async def _dropped(self, request: Request, as_json: bool) -> bytes:
