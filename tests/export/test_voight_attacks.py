@@ -424,6 +424,18 @@ def test_send_waiting_goes_on_after_a_stop(server: EventServer, sending: Sending
     assert server.call_ids() == ids
 
 
+@pytest.mark.parametrize(("code", "problem"), [(503, "HTTP 503"), (400, None)])
+def test_what_was_put_right_is_not_said_any_more(server: EventServer, sending: Sending, code: int, problem: str | None) -> None:
+    """The key is good again; what the server says now is something else, and tried again by itself or set aside."""
+    sending.write("u_1")
+    server.fault = says(401)
+    sending.until(lambda: sending.kept().state.stopped)
+    sending.delivery.close()
+    server.fault = says(code)
+    left = sending.send_waiting(1.0)
+    assert (left.state.stopped, left.state.problem) == (False, problem)
+
+
 def test_send_waiting_sends_beside_a_journal_that_cannot_be_read(server: EventServer, sending: Sending) -> None:
     """One segment keeps back no event of others; it is an error all the same."""
     open_outbox(sending.folder, create=True)
