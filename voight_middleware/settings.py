@@ -151,7 +151,7 @@ class Settings(msgspec.Struct, frozen=True):
         keys = first("pseudonym_key", pseudonym_key, "VOIGHT_PSEUDONYM_KEY")
         signing = first("header_key", header_key, "VOIGHT_HEADER_KEY")
         bearer = first("key", key, "VOIGHT_KEY")
-        name = first("agent", agent, "VOIGHT_AGENT") or environ.get("HOSTNAME") or socket.gethostname() or "unknown-agent"
+        name = first("agent", agent, "VOIGHT_AGENT") or environ.get("HOSTNAME") or socket.gethostname()
         base = first("events_url", events_url, "VOIGHT_EVENTS_URL") or EVENTS_URL
         rate = first("events_per_minute", events_per_minute, "VOIGHT_EVENTS_PER_MINUTE")
         return cls(

@@ -331,13 +331,6 @@ def test_doctor_of_a_key_that_nobody_uses(doctor: Doctor, server: EventServer, j
     election.resign()
 
 
-def test_doctor_of_an_agent_without_a_name(doctor: Doctor, server: EventServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All hosts would be one."""
-    monkeypatch.delenv("VOIGHT_AGENT")
-    monkeypatch.delenv("HOSTNAME", raising=False)
-    assert "VOIGHT_AGENT" in doctor()["agent"]["advice"]
-
-
 def test_doctor_of_an_outbox_that_cannot_be_read(doctor: Doctor, journal: Path) -> None:
     """The rest of the report is there."""
     Outbox(journal)

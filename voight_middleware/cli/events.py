@@ -155,8 +155,7 @@ def target(settings: Settings) -> Iterator[Line]:
         yield Line("events", "off here: VOIGHT_KEY is not set")
         return
     yield Line("events", f"on ({sources.get('key', 'default')})", _nobody(settings))
-    advice = "set VOIGHT_AGENT: without a name the events of all such hosts are one agent's" if events.agent == "unknown-agent" else None
-    yield Line("agent", f"{events.agent} ({sources.get('agent', 'default')})", advice)
+    yield Line("agent", f"{events.agent} ({sources.get('agent', 'default')})")
     yield Line("server", f"{shown_url(events.url)} ({sources.get('events_url', 'default')})")
     yield Line("rate", f"{events.per_minute:,} a minute ({sources.get('events_per_minute', 'default')})")
 
