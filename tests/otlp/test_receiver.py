@@ -194,8 +194,8 @@ def test_every_refusal_has_its_status(receiving: Start) -> None:
         assert "not kept" in one.send({}, path).json["partialSuccess"]["errorMessage"]
 
 
-def test_a_token_is_asked_for_everywhere(receiving: Start) -> None:
-    """401 with what to do about it, before the body is looked at."""
+def test_a_token_is_asked_for_everywhere(receiving: Start, caplog: pytest.LogCaptureFixture) -> None:
+    """401 with what to do about it, before the body is looked at; whoever runs the receiver is told once, without what was sent."""
     one = receiving(token=TOKEN)
     for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": f"Basic {TOKEN}"}, {"authorization": "Bearer"}):
         for path in ("/v1/traces", "/v1/metrics"):
@@ -204,6 +204,8 @@ def test_a_token_is_asked_for_everywhere(receiving: Start) -> None:
             assert answer.json["code"] == 16
     assert one.send(request(span()), authorization=f"Bearer {TOKEN}").status == 200
     assert len(one.calls()) == 1
+    assert [record.message.count("401") for record in caplog.records] == [1]
+    assert TOKEN not in caplog.text
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])

@@ -84,6 +84,7 @@ class Receiver:
         self._token = token.encode() if token else None
         self._worker = ThreadPoolExecutor(1, "voight-otlp")
         self._waiting = 0
+        self._said: set[int] = set()
         self.totals: Taken = self._intake.totals
 
     def application(self) -> Starlette:
@@ -109,6 +110,7 @@ class Receiver:
                     raise Refused(415, f"send application/x-protobuf or application/json, not {content_type[:100] or 'nothing'}")
                 return Response(await answer(request, as_json), 200, media_type=media_type)
             except Refused as refused:
+                self._say(request, refused)
                 # What is left of the body is not read: the connection cannot be used again.
                 headers = {**refused.headers, "connection": "close"}
                 return Response(wire.status(refused.grpc, refused.reason, as_json=as_json), refused.code, headers, media_type)
@@ -116,6 +118,13 @@ class Receiver:
                 return Response(status_code=400)
 
         return endpoint
+
+    def _say(self, request: Request, refused: Refused) -> None:
+        """Log the first refusal of each status: whoever runs the receiver need not be who sends."""
+        if refused.code not in self._said:
+            self._said.add(refused.code)
+            sender = request.client.host if request.client is not None else "somebody"
+            logger.warning("a request of %s is answered with %d: %s; further ones are not logged", sender, refused.code, refused.reason)
 
     def _check_token(self, request: Request) -> None:
         if self._token is None:
