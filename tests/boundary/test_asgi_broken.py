@@ -27,7 +27,7 @@ def raw(port: int, path: str, until: bytes = b"") -> bytes:
 
 def told(log: str) -> list[str]:
     """The errors that the server has logged: their kinds, and the application's own frames in them."""
-    wanted = re.findall(r"ERROR|Traceback|broken\.py\", line \d+, in \w+|^[\w.]*Error.*|^During handling.*", log, re.MULTILINE)
+    wanted = re.findall(r"ERROR|Traceback|broken\.py\", line \d+, in \w+|^[ |]*[\w.]*Error.*|^During handling.*", log, re.MULTILINE)
     return [line for line in wanted if "of the getter" not in line]
 
 
