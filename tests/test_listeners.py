@@ -19,7 +19,7 @@ import pytest
 import voight_middleware as voight
 from voight_middleware.call import Call
 from voight_middleware.ledger import open_ledger
-from voight_middleware.meter import Meter, swap_meter, unwatch, watch
+from voight_middleware.meter import Meter, current_meter, swap_meter, unwatch, watch
 from voight_middleware.providers import gate
 from voight_middleware.settings import Settings, SettingsError
 from voight_middleware.tags import current_frame
@@ -362,3 +362,14 @@ def test_what_is_no_list_of_listeners_is_said(listeners: Any) -> None:
     """When it is given, and not at each call."""
     with pytest.raises(SettingsError, match="listeners: "):
         voight.configure(listeners=listeners)
+
+
+def test_listeners_may_come_from_an_iterator(tmp_path: Path) -> None:
+    """They are looked at twice, and none is lost by it."""
+    outer = swap_meter(None)
+    try:
+        given: Any = iter([print])
+        voight.configure(ledger=tmp_path / "ledger.db", listeners=given)
+        assert current_meter().listeners == (print,)
+    finally:
+        swap_meter(outer)

@@ -433,7 +433,8 @@ def configure(
     given: Any = listeners
     if callable(given) or isinstance(given, str):
         raise SettingsError("listeners: write a list, [listener], though there is one only")
-    for one in given:
+    listeners = tuple(given)
+    for one in listeners:
         if isinstance(one, type) or not callable(one):
             raise SettingsError(f"listeners: {one!r} cannot be called with a call; write an object, such as OTelSpans(), or a function")
     old = swap_meter(Meter(settings, listeners))
