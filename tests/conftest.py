@@ -1,15 +1,11 @@
 """Fixtures that tests of more than one room use."""
 
-import contextlib
 import importlib.util
 import os
 import shutil
 import signal
 import socket
 import subprocess
-import sys
-import textwrap
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -20,12 +16,17 @@ from urllib.parse import urlsplit
 import pytest
 
 from voight_middleware.call import Call, new_call_id
-from voight_middleware.ingest import drain
-from voight_middleware.ledger import open_ledger
 from voight_middleware.settings import RELEASE_VARIABLES
 
-from .servers.clickhouse import ClickHouseBridge, connect
-from .servers.postgres import PostgresServer, binaries
+from .support import rules
+from .support.depth import leave_out_deep
+from .support.ids import readable_id
+from .support.patching import Patch
+from .support.scripts import Scripts
+from .support.serve import Serve
+from .support.servers.clickhouse import ClickHouseBridge, connect
+from .support.servers.postgres import PostgresServer, binaries
+from .support.workers import Workers
 
 for _variable in RELEASE_VARIABLES:  # a CI machine's own: no call of the tests is stamped with it, in processes that they start either
     os.environ.pop(_variable, None)
@@ -36,6 +37,40 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
+    return readable_id(val)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    rules.mark(items)
+    leave_out_deep(config, items)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    yield from rules.watch(item)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Any:
+    report = yield
+    rules.judge(item, report)
+    return report
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _state_home(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The default place of ledgers and journals: this process's own, and not that of whoever runs the tests."""
+    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
+
+
+@pytest.fixture
+def patch(monkeypatch: pytest.MonkeyPatch) -> Patch:
+    """Replaces names of the library, wherever they stand."""
+    return Patch(monkeypatch)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder ``shared`` beside the checkout, with recordings and price cases; without it the test is skipped."""
@@ -43,34 +78,6 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("there is no folder `shared` beside the checkout")
     return folder
-
-
-class Serve:
-    """Serves ASGI applications with a real uvicorn, each in a thread of this process, on a free port."""
-
-    def __init__(self) -> None:
-        self._servers: list[tuple[Any, threading.Thread]] = []
-
-    def __call__(self, app: Any, http: Any = "auto") -> str:
-        """Start *app*; answers its URL."""
-        import uvicorn
-
-        server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical", http=http, ws="websockets-sansio"))
-        thread = threading.Thread(target=server.run, daemon=True)
-        thread.start()
-        while not server.started:
-            assert thread.is_alive(), "uvicorn did not start"
-            time.sleep(0.005)
-        self._servers.append((server, thread))
-        return f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-
-    def stop(self) -> None:
-        """Shut all of them down, gracefully."""
-        while self._servers:
-            server, thread = self._servers.pop()
-            server.should_exit = True
-            thread.join(10)
-            assert not thread.is_alive(), "uvicorn did not stop"
 
 
 @pytest.fixture
@@ -97,47 +104,6 @@ def new_call() -> Callable[..., Call]:
         return Call(**(defaults | values))
 
     return make
-
-
-class Scripts:
-    """Runs Python source in processes of their own, metering into one ledger; none outlives the test."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.ledger = folder / "scripts" / "ledger.db"
-        self.journal = folder / "scripts" / "ledger.db.journal"
-        self._started: list[subprocess.Popen[str]] = []
-
-    def start(self, source: str, *arguments: str) -> "subprocess.Popen[str]":
-        """Begin to run *source*; its standard input and output are pipes."""
-        path = self.folder / f"script_{len(self._started)}.py"
-        path.write_text(textwrap.dedent(source))
-        environ = {name: value for name, value in os.environ.items() if not name.startswith("VOIGHT_")}
-        process = subprocess.Popen(
-            [sys.executable, "-W", "ignore::DeprecationWarning", str(path), *arguments],
-            env={**environ, "VOIGHT_LEDGER": str(self.ledger)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        self._started.append(process)
-        return process
-
-    def run(self, source: str, *arguments: str) -> str:
-        """Run *source* to its end; answers what it printed, and fails the test if it failed."""
-        process = self.start(source, *arguments)
-        output, errors = process.communicate(timeout=60)
-        assert process.returncode == 0, errors
-        assert "Traceback" not in errors, errors
-        return output
-
-    def stop(self) -> None:
-        for process in self._started:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # its forked children hold its pipes
-            process.communicate()
 
 
 @pytest.fixture
@@ -176,91 +142,6 @@ def redis_url(redis_server: int) -> str:
         connection.sendall(b"FLUSHALL\r\n")
         assert connection.recv(100) == b"+OK\r\n"
     return f"redis://127.0.0.1:{redis_server}/0"
-
-
-class Workers:
-    """Runs the worker commands of task queues, as a deployment does, on the applications of ``tests/apps`` and one ledger."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.ledger = f"sqlite:///{folder}/ledger.db"
-        self.journal = folder / "ledger.db.journal"
-        self.log = folder / "workers.log"
-        self._started: list[subprocess.Popen[bytes]] = []
-
-    def start(self, *command: str, **environ: str) -> "subprocess.Popen[bytes]":
-        """Begin to run a module (``celery``, ``rq.cli``, …) with its arguments."""
-        with self.log.open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-W", "ignore", "-m", *command],
-                cwd=self.folder,
-                env=self._environ(environ),
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        self._started.append(process)
-        return process
-
-    def run(self, source: str, **environ: str) -> str:
-        """Run *source* to its end, as the process that sends; answers what it printed."""
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", textwrap.dedent(source)],
-            cwd=self.folder,
-            env=self._environ(environ),
-            capture_output=True,
-            text=True,
-            timeout=100,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    def _environ(self, environ: dict[str, str]) -> dict[str, str]:
-        paths = [str(Path(__file__).parent / "apps"), os.environ.get("PYTHONPATH", "")]
-        return {**os.environ, "VOIGHT_LEDGER": self.ledger, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **environ}
-
-    def wait_for(self, word: str, seconds: float = 60) -> None:
-        """Wait until a worker has said *word*."""
-        deadline = time.monotonic() + seconds
-        while word not in self.log.read_text(errors="replace"):
-            assert time.monotonic() < deadline, self.log.read_text(errors="replace")[-5000:]
-            assert all(process.poll() is None for process in self._started), self.log.read_text(errors="replace")[-5000:]
-            time.sleep(0.05)
-
-    def wait_until(self, condition: Callable[[], bool], seconds: float = 60) -> None:
-        """Wait until *condition* holds."""
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < deadline, self.log.read_text(errors="replace")[-5000:]
-            time.sleep(0.05)
-
-    def calls(self, how: signal.Signals = signal.SIGTERM) -> list[Call]:
-        """End all workers, bring in what they have left, and answer every call."""
-        self.stop(how)
-        return self.calls_so_far()
-
-    def calls_so_far(self) -> list[Call]:
-        """The calls that are in the ledger by now."""
-        drain(self.ledger, self.journal)
-        ledger = open_ledger(self.ledger)
-        try:
-            return list(ledger.calls())
-        finally:
-            ledger.close()
-
-    def stop(self, how: signal.Signals = signal.SIGKILL) -> None:
-        """End all workers, and whatever they have started."""
-        for process in self._started:
-            if process.poll() is None:
-                process.send_signal(how)
-        for process in self._started:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(20)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        self._started.clear()
 
 
 @pytest.fixture(scope="session")
@@ -381,7 +262,10 @@ def clickhouse_server_url() -> Iterator[str]:
     client.close()
 
 
-@pytest.fixture(params=["sqlite", "postgres", "clickhouse", "clickhouse-server"])
+ENGINES = ["sqlite", *(pytest.param(name, marks=pytest.mark.server) for name in ("postgres", "clickhouse", "clickhouse-server"))]
+
+
+@pytest.fixture(params=ENGINES)
 def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of an empty ledger, of each engine in turn; ClickHouse through the bridge, and on a real server where one is named."""
     if request.param == "sqlite":

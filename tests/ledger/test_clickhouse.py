@@ -23,7 +23,7 @@ from voight_middleware.ledger.rows import SELECTED
 from voight_middleware.tags import Tags
 from voight_middleware.usage import Usage
 
-from .made import DAY, NOON, job_call, make_call, priced, submission, unread
+from ..support.factories import DAY, NOON, job_call, make_call, priced, submission, unread
 
 MONTH = 31 * DAY
 SECRET = "s3cr et/'pass"

@@ -16,8 +16,8 @@ from voight_middleware.ledger import Ledger, LedgerError
 from voight_middleware.tags import Tags
 from voight_middleware.usage import Component, Usage
 
+from ..support.factories import DAY, DEAREST, NOON, job_call, make_call, priced, submission, unread
 from . import oracle
-from .made import DAY, DEAREST, NOON, job_call, make_call, priced, submission, unread
 from .oracle import check_sums
 
 Opened = Callable[..., Ledger]

@@ -20,8 +20,8 @@ from voight_middleware.ledger.base import MAX_COUNT
 from voight_middleware.tags import Tags
 from voight_middleware.usage import Component, Usage
 
+from ..support.factories import DAY, DEAREST, NOON, SECOND, calls, job_call, make_call, submission, unread
 from . import oracle
-from .made import DAY, DEAREST, NOON, SECOND, calls, job_call, make_call, submission, unread
 
 Opened = Callable[..., Ledger]
 few = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])

@@ -13,7 +13,7 @@ from voight_middleware.call import Call, Settlement, Submission
 from voight_middleware.ledger import FormerPrice, Ledger
 from voight_middleware.tags import Tags
 
-from .made import DAY, DEAREST, NOON, calls, job_call, make_call, priced, submission, unread
+from ..support.factories import DAY, DEAREST, NOON, calls, job_call, make_call, priced, submission, unread
 from .oracle import check_sums
 
 few = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])

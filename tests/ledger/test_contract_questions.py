@@ -20,8 +20,8 @@ from voight_middleware.ledger.base import MAX_COUNT
 from voight_middleware.tags import Tags
 from voight_middleware.usage import Usage
 
+from ..support.factories import DAY, DEAREST, HOUR, NOON, SECOND, make_call, priced, texts
 from . import oracle
-from .made import DAY, DEAREST, HOUR, NOON, SECOND, make_call, priced, texts
 
 Opened = Callable[..., Ledger]
 few = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])

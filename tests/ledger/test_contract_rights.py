@@ -13,7 +13,7 @@ from voight_middleware.call import Call, Record, Settlement, Submission
 from voight_middleware.ledger import Expired, Holdings, Ledger
 from voight_middleware.tags import Tags
 
-from .made import DAY, DEAREST, NOON, make_call, priced, submission
+from ..support.factories import DAY, DEAREST, NOON, make_call, priced, submission
 from .oracle import check_sums
 
 Opened = Callable[..., Ledger]

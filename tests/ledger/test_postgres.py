@@ -19,7 +19,7 @@ from voight_middleware.ledger import ForeignLedger, Ledger, LedgerError, Progres
 from voight_middleware.tags import Tags
 from voight_middleware.usage import Usage
 
-from .made import NOON, job_call, make_call, priced, submission, unread
+from ..support.factories import NOON, job_call, make_call, priced, submission, unread
 
 psycopg = pytest.importorskip("psycopg")
 from voight_middleware.ledger.postgres import PostgresLedger, intake, schema, store  # noqa: E402 - they need psycopg

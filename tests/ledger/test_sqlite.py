@@ -15,7 +15,7 @@ from voight_middleware.ledger.sqlite import SQLiteLedger
 from voight_middleware.ledger.sqlite.schema import VERSION
 from voight_middleware.usage import Usage
 
-from .made import job_call, make_call, priced, submission
+from ..support.factories import job_call, make_call, priced, submission
 
 
 @pytest.fixture

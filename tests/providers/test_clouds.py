@@ -14,9 +14,9 @@ import pytest
 from voight_middleware import instrument, wrap
 from voight_middleware.usage import Usage
 
-from .conftest import Calls
+from ..support.calls import Calls
+from ..support.memory_provider import IDS, JSON, MODELS, REASONS, USAGE, Provider, http_library, messages_body, messages_events, usual
 from .entry_points import CHAT, MESSAGES, WAYS, Way, both_kinds
-from .provider import IDS, JSON, MODELS, REASONS, USAGE, Provider, http_library, messages_body, messages_events, usual
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ import pytest
 from voight_middleware import Usage, wrap
 from voight_middleware.usage import Component
 
-from .conftest import Calls
+from ..support.calls import Calls
+from ..support.memory_provider import JSON, PIECES, SSE, Answer, Provider, sse
 from .entry_points import both_kinds
-from .provider import JSON, PIECES, SSE, Answer, Provider, sse
 
 pytestmark = pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")
 

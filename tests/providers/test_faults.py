@@ -21,9 +21,22 @@ from voight_middleware.settings import Settings
 from voight_middleware.tags import NOBODY, Frame, Tags
 from voight_middleware.usage import Usage
 
-from .conftest import Calls
+from ..support.calls import Calls
+from ..support.memory_provider import (
+    CHAT_USAGE,
+    JSON,
+    SSE,
+    USAGE,
+    Provider,
+    chat_body,
+    http_library,
+    messages_body,
+    refusal,
+    responses_body,
+    sse,
+    usual,
+)
 from .entry_points import CHAT, MESSAGES, RESPONSES, Way, both_kinds, ways
-from .provider import CHAT_USAGE, JSON, SSE, USAGE, Provider, chat_body, http_library, messages_body, refusal, responses_body, sse, usual
 
 SDKS = pytest.mark.parametrize("sdk", ["openai", "anthropic"])
 

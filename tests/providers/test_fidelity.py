@@ -9,9 +9,9 @@ import pytest
 from voight_middleware import wrap
 from voight_middleware.providers import streams
 
-from .conftest import Calls
+from ..support.calls import Calls
+from ..support.memory_provider import Provider, http_library, refusal
 from .entry_points import CHAT, Way, both_kinds, ways
-from .provider import Provider, http_library, refusal
 
 
 async def go(way: Way, client: Any, asynchronous: bool) -> Any:

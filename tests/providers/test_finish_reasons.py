@@ -17,9 +17,22 @@ from voight_middleware.ledger import open_ledger
 from voight_middleware.providers.finish_reasons import MOST_REASONS
 from voight_middleware.testing.provider import LoopbackProvider
 
-from .conftest import Calls
+from ..support.calls import Calls
+from ..support.memory_provider import (
+    JSON,
+    MODELS,
+    SSE,
+    USAGE,
+    Answer,
+    Provider,
+    chat_body,
+    chat_chunk,
+    messages_body,
+    messages_events,
+    responses_body,
+    sse,
+)
 from .entry_points import CHAT, MESSAGES, RESPONSES, both_kinds
-from .provider import JSON, MODELS, SSE, USAGE, Answer, Provider, chat_body, chat_chunk, messages_body, messages_events, responses_body, sse
 from .test_clouds import frame
 from .test_endpoints import TEXT_USAGE, completion
 from .test_http import ANTHROPIC, BEDROCK, GEMINI, OPENAI, gemini_answer, leading_to

@@ -11,9 +11,9 @@ import pytest
 from voight_middleware import configure, instrument, uninstrument, wrap, wrap_anthropic, wrap_openai
 from voight_middleware.meter import swap_meter
 
-from .conftest import Calls
+from ..support.calls import Calls
+from ..support.memory_provider import IDS, MODELS, REASONS, TIERS, USAGE, Provider, refusal
 from .entry_points import CHAT, EMBEDDINGS, MESSAGES, WAYS, Way, both_kinds, needs, ways
-from .provider import IDS, MODELS, REASONS, TIERS, USAGE, Provider, refusal
 
 PATCHED = [
     (cls, name)

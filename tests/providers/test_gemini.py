@@ -13,7 +13,7 @@ from voight_middleware.providers.events import Event
 from voight_middleware.providers.gemini import ContentReader, prompt_of, read_content
 from voight_middleware.usage import Usage, read_usage
 
-from .conftest import Calls
+from ..support.calls import Calls
 
 URL = "https://generativelanguage.googleapis.com/v1beta/models/gemini-3.6-flash"
 ASK = {"contents": [{"parts": [{"text": "Where?"}]}], "systemInstruction": {"parts": [{"text": "Be short."}]}}

@@ -29,9 +29,8 @@ from voight_middleware.tags import NOBODY, Owner, Tags
 from voight_middleware.testing.provider import LoopbackProvider
 from voight_middleware.usage import Usage
 
-from .conftest import Calls
-from .entry_points import CHAT, EMBEDDINGS, MESSAGES, RESPONSES
-from .provider import (
+from ..support.calls import Calls
+from ..support.memory_provider import (
     IDS,
     JSON,
     MESSAGES_USAGE,
@@ -49,6 +48,7 @@ from .provider import (
     refusal,
     sse,
 )
+from .entry_points import CHAT, EMBEDDINGS, MESSAGES, RESPONSES
 from .recordings import Exchange, Recording, index, load
 from .test_recordings import SERVED, is_exact
 

@@ -17,9 +17,20 @@ from voight_middleware.meter import Meter, current_meter, swap_meter
 from voight_middleware.providers import answers, bodies, entry, openai_jobs
 from voight_middleware.settings import Settings
 
-from .conftest import Calls
+from ..support.calls import Calls
+from ..support.memory_provider import (
+    CHAT_USAGE,
+    JSON,
+    MESSAGES_USAGE,
+    SSE,
+    USAGE,
+    Answer,
+    Provider,
+    messages_body,
+    responses_body,
+    responses_events,
+)
 from .entry_points import MESSAGES, RESPONSES, both_kinds
-from .provider import CHAT_USAGE, JSON, MESSAGES_USAGE, SSE, USAGE, Answer, Provider, messages_body, responses_body, responses_events
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 filming = pytest.mark.skipif(not hasattr(openai.resources, "Videos"), reason="an SDK without videos")

@@ -11,7 +11,7 @@ import pytest
 from voight_middleware import tag, wrap
 from voight_middleware.testing.provider import LoopbackProvider
 
-from .conftest import Calls
+from ..support.calls import Calls
 from .entry_points import CHAT, MESSAGES, RESPONSES
 
 KINDS = pytest.mark.parametrize("kind", ["chat", "responses", "messages"])

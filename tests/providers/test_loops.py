@@ -11,9 +11,9 @@ from pydantic import BaseModel
 from voight_middleware import tag, wrap
 from voight_middleware.call import Call
 
-from .conftest import Calls
+from ..support.calls import Calls
+from ..support.memory_provider import JSON, MESSAGES_USAGE, SSE, USAGE, Provider, messages_body, responses_body, sse, usual
 from .entry_points import MESSAGES, RESPONSES, both_kinds, needs
-from .provider import JSON, MESSAGES_USAGE, SSE, USAGE, Provider, messages_body, responses_body, sse, usual
 
 PLAIN_AND_STREAMED = pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
 

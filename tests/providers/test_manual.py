@@ -12,8 +12,8 @@ from voight_middleware import Tags, Usage, configure, record, tag
 from voight_middleware.ledger import open_ledger
 from voight_middleware.meter import swap_meter
 
-from .conftest import Calls
-from .provider import CHAT_USAGE, MESSAGES_USAGE, RESPONSES_USAGE, USAGE, chat_body, messages_body, responses_body
+from ..support.calls import Calls
+from ..support.memory_provider import CHAT_USAGE, MESSAGES_USAGE, RESPONSES_USAGE, USAGE, chat_body, messages_body, responses_body
 
 GOOD: dict[str, Any] = {"provider": "openai", "model": "gpt-4o-mini", "usage": CHAT_USAGE}
 

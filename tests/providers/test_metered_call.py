@@ -20,9 +20,9 @@ from voight_middleware.providers import manual
 from voight_middleware.providers.entry import current_entry
 from voight_middleware.tags import bind
 
-from .conftest import Calls
+from ..support.calls import Calls
+from ..support.memory_provider import CHAT_USAGE, MESSAGES_USAGE, RESPONSES_USAGE, USAGE, Provider, chat_body
 from .entry_points import CHAT
-from .provider import CHAT_USAGE, MESSAGES_USAGE, RESPONSES_USAGE, USAGE, Provider, chat_body
 
 HOW: dict[str, Any] = {"provider": "openai", "model": "gpt-4o-mini"}
 USERS = 20

@@ -10,9 +10,9 @@ from voight_middleware import journal, meter, record, tag, tags, wrap
 from voight_middleware.providers import answers, anthropic, bodies, entry, openai, sdk, streams
 from voight_middleware.settings import Settings
 
-from .conftest import Calls
+from ..support.calls import Calls
+from ..support.memory_provider import Provider, refusal, usual
 from .entry_points import CHAT, WAYS, both_kinds
-from .provider import Provider, refusal, usual
 
 HOOKS: list[tuple[Any, str]] = [
     (sdk, "_whose"),

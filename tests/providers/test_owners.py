@@ -12,9 +12,9 @@ import pytest
 from voight_middleware import carry, set_tags, tag, wrap
 from voight_middleware.tags import Tags
 
-from .conftest import Calls
+from ..support.calls import Calls
+from ..support.memory_provider import Provider
 from .entry_points import CHAT, EMBEDDINGS, MESSAGES
-from .provider import Provider
 
 USERS = 50
 CALLS = 200

@@ -13,9 +13,9 @@ import pytest
 from voight_middleware import wrap
 from voight_middleware.call import Call
 
-from .conftest import Calls
+from ..support.calls import Calls
+from ..support.memory_provider import http_library
 from .entry_points import CHAT, EMBEDDINGS, MESSAGES, RESPONSES
-from .provider import http_library
 from .recordings import Exchange, Recording, Replay, index, load
 
 RECORDINGS = [one for one in index() if one.endpoint is not None and one.row["method"] == "POST"]

@@ -12,8 +12,8 @@ import pytest
 
 from voight_middleware import Usage, wrap
 
-from .conftest import Calls
-from .provider import Answer, Provider
+from ..support.calls import Calls
+from ..support.memory_provider import Answer, Provider
 from .recordings import Recording, index, load
 from .test_recordings import counts
 

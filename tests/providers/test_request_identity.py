@@ -10,9 +10,9 @@ from voight_middleware import CostTagMiddleware, tag, wrap
 from voight_middleware.meter import Meter, swap_meter
 from voight_middleware.settings import Settings
 
-from .conftest import Calls
+from ..support.calls import Calls
+from ..support.memory_provider import Provider
 from .entry_points import CHAT, MESSAGES, RESPONSES
-from .provider import Provider
 
 
 def chat(client: Any, **more: Any) -> Any:

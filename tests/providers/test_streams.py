@@ -14,9 +14,20 @@ from voight_middleware.call import Call
 from voight_middleware.providers.streams import AsyncTap, Tap
 from voight_middleware.usage import Usage
 
-from .conftest import Calls
+from ..support.calls import Calls
+from ..support.memory_provider import (
+    CHAT_USAGE,
+    SSE,
+    USAGE,
+    Provider,
+    chat_chunk,
+    chat_events,
+    http_library,
+    messages_events,
+    responses_events,
+    sse,
+)
 from .entry_points import CHAT, MESSAGES, RESPONSES, both_kinds
-from .provider import CHAT_USAGE, SSE, USAGE, Provider, chat_chunk, chat_events, http_library, messages_events, responses_events, sse
 
 KINDS = pytest.mark.parametrize("kind", ["chat", "responses", "messages"])
 PARTIAL = {

@@ -11,9 +11,9 @@ import pytest
 from voight_middleware import tag, wrap
 from voight_middleware.testing.provider import LoopbackProvider
 
-from .conftest import Calls
+from ..support.calls import Calls
+from ..support.memory_provider import USAGE, Provider
 from .entry_points import WAYS, Way, both_kinds
-from .provider import USAGE, Provider
 
 CHOSEN = {
     *("chat.create", "chat.create(stream)", "chat.with_streaming_response.read", "chat.with_streaming_response.iter_lines"),

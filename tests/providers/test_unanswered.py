@@ -11,9 +11,9 @@ import pytest
 from voight_middleware import wrap
 from voight_middleware.testing.provider import LoopbackProvider
 
-from .conftest import Calls
+from ..support.calls import Calls
+from ..support.memory_provider import http_library
 from .entry_points import CHAT, MESSAGES, both_kinds
-from .provider import http_library
 
 SDKS = pytest.mark.parametrize("sdk", ["openai", "anthropic"])
 

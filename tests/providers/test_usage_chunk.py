@@ -7,9 +7,9 @@ import pytest
 
 from voight_middleware import wrap
 
-from .conftest import Calls
+from ..support.calls import Calls
+from ..support.memory_provider import CHAT_USAGE, USAGE, Provider, chat_chunk, refusal, sse, usual
 from .entry_points import CHAT, MESSAGES, RESPONSES, both_kinds
-from .provider import CHAT_USAGE, USAGE, Provider, chat_chunk, refusal, sse, usual
 
 
 def chunks(client: Any, **options: Any) -> list[Any]:

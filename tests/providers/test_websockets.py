@@ -27,8 +27,8 @@ from voight_middleware.meter import swap_meter
 from voight_middleware.providers import openai_sockets
 from voight_middleware.tags import bind
 
-from .conftest import Calls
-from .provider import MODELS, RESPONSES_USAGE, USAGE, responses_body
+from ..support.calls import Calls
+from ..support.memory_provider import MODELS, RESPONSES_USAGE, USAGE, responses_body
 
 pytestmark = pytest.mark.filterwarnings("ignore:connect.. must be used as a context manager:DeprecationWarning")  # openai, websockets 17
 both_kinds = pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])

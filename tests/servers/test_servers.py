@@ -10,8 +10,8 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 
-from .clickhouse import PASSWORD, READER, USER, ClickHouseBridge, connect
-from .postgres import PostgresServer
+from ..support.servers.clickhouse import PASSWORD, READER, USER, ClickHouseBridge, connect
+from ..support.servers.postgres import PostgresServer
 
 
 def test_postgres_survives_its_crashes(postgres_server: PostgresServer, postgres_url: str) -> None:

@@ -1,0 +1,81 @@
+"""
+The rules of the markers ``server`` and ``slow``, which pytest holds the tests to.
+
+A test that starts a process of its own (a server, a worker, a script, a browser) is ``server``: by a fixture that starts one, or by the
+marker. A test that takes more than two seconds is ``slow``. A test without a marker fails if it starts a process, or if it is slow by far.
+"""
+
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+SERVER_FIXTURES = {
+    "clickhouse_bridge",
+    "clickhouse_server_url",
+    "killable_postgres",
+    "make_workers",
+    "postgres_server",
+    "redis_server",
+    "scripts",
+}
+"""A test that needs one of these is ``server``."""
+
+MAX_CPU = 10.0
+"""Seconds of CPU that a test without ``slow`` may use: five times the rule, as machines differ."""
+MAX_WALL = 20.0
+"""Seconds that a test without ``slow`` may take: ten times the rule, as others may use the machine."""
+
+_STARTS = {"subprocess.Popen", "os.posix_spawn", "os.fork", "os.forkpty"}
+_started: list[str] = []
+_listening = False
+_broken = pytest.StashKey[str]()
+
+
+def _audit(event: str, arguments: tuple[Any, ...]) -> None:
+    if _listening and event in _STARTS:
+        _started.append(f"{event} {arguments[0] if arguments else ''}".strip())
+
+
+sys.addaudithook(_audit)
+
+
+def mark(items: list[pytest.Item]) -> None:
+    """Mark each test that needs a fixture that starts a process."""
+    for item in items:
+        if not SERVER_FIXTURES.isdisjoint(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.server)
+
+
+def _cpu() -> float:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+def watch(item: pytest.Item) -> Iterator[None]:
+    """Watch the test itself, without its fixtures."""
+    global _listening
+    _started.clear()
+    _listening = True
+    wall, cpu = time.perf_counter(), _cpu()
+    try:
+        yield
+    finally:
+        _listening = False
+        wall, cpu = time.perf_counter() - wall, _cpu() - cpu
+        marked = {marker.name for marker in item.iter_markers()}
+        if _started and "server" not in marked:
+            item.stash[_broken] = f"the test starts a process ({_started[0]}): mark it `server`, or do without"
+        elif marked.isdisjoint({"slow", "server"}) and (cpu > MAX_CPU or wall > MAX_WALL):
+            item.stash[_broken] = f"the test took {wall:.1f} s ({cpu:.1f} s of CPU): mark it `slow`, or make it faster"
+
+
+def judge(item: pytest.Item, report: pytest.TestReport) -> None:
+    """Fail the passed test that breaks a rule."""
+    broken = item.stash.get(_broken, None)
+    if broken and report.when == "call" and report.passed:
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid}: {broken} (CONTRIBUTING.md, markers)"
