@@ -45,6 +45,7 @@ def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     rules.mark(items)
     leave_out_deep(config, items)
+    rules.heavy_first(items)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -79,3 +79,14 @@ def judge(item: pytest.Item, report: pytest.TestReport) -> None:
     if broken and report.when == "call" and report.passed:
         report.outcome = "failed"
         report.longrepr = f"{item.nodeid}: {broken} (CONTRIBUTING.md, markers)"
+
+
+def heavy_first(items: list[pytest.Item]) -> None:
+    """Order the files by their heavy tests: a long file that is started last would keep one process busy alone."""
+    weights: dict[object, int] = {}
+    for item in items:
+        weights[item.path] = weights.get(item.path, 0) + sum(weight for name, weight in _WEIGHTS.items() if item.get_closest_marker(name))
+    items.sort(key=lambda item: -weights[item.path])
+
+
+_WEIGHTS = {"slow": 3, "server": 1}
