@@ -1,4 +1,8 @@
-"""Applications that break in every way, each as ``bare`` and as ``ours``: what a server makes of both must be the same."""
+"""
+Applications that break in every way, each as ``bare`` and as ``ours``: what a server makes of both must be the same.
+
+``app`` serves all of them, each under its name: ``/starlette_bare/works``.
+"""
 
 import asyncio
 import os
@@ -16,7 +20,8 @@ import voight_middleware as voight
 from voight_fastapi import cost_tags
 
 client = voight.wrap(openai.AsyncOpenAI(api_key="k", base_url=os.environ["PROVIDER_OPENAI"]))
-left: list[str] = []
+left: dict[str, list[str]] = {}
+"""By application: how its handler was ended whose client has left."""
 
 
 async def ask() -> None:
@@ -48,22 +53,24 @@ async def breaks_off(request: Request) -> Response:
 
 
 async def goes_on(request: Request) -> Response:
+    ended = left.setdefault(request.scope["name"], [])
+
     async def answer() -> AsyncIterator[str]:
         try:
             while True:
                 yield "."
                 await asyncio.sleep(0.01)
         except BaseException as error:
-            left.append(type(error).__name__)
+            ended.append(type(error).__name__)
             raise
         finally:
-            left.append("closed")
+            ended.append("closed")
 
     return StreamingResponse(answer())
 
 
 async def who_left(request: Request) -> Response:
-    return PlainTextResponse(" ".join(left))
+    return PlainTextResponse(" ".join(left.get(request.scope["name"], [])))
 
 
 def getter(connection: Any) -> str:
@@ -85,8 +92,22 @@ HANDLERS: dict[str, Any] = {
 starlette_bare, starlette_ours = Starlette(), Starlette()
 fastapi_bare = FastAPI(dependencies=[Depends(user)])
 fastapi_ours = FastAPI(dependencies=[Depends(cost_tags(user, user=getter))])
-for path, handler in HANDLERS.items():
-    for app in (starlette_bare, starlette_ours, fastapi_bare, fastapi_ours):
-        app.add_api_route(path, handler) if isinstance(app, FastAPI) else app.router.add_route(path, handler)
-for app in (starlette_ours, fastapi_ours):
-    app.add_middleware(voight.CostTagMiddleware, user_getter=getter, plan_getter=getter, tags_getter=getter)
+APPS: dict[str, Any] = {
+    "starlette_bare": starlette_bare,
+    "starlette_ours": starlette_ours,
+    "fastapi_bare": fastapi_bare,
+    "fastapi_ours": fastapi_ours,
+}
+for one in APPS.values():
+    for path, handler in HANDLERS.items():
+        one.add_api_route(path, handler) if isinstance(one, FastAPI) else one.router.add_route(path, handler)
+for one in (starlette_ours, fastapi_ours):
+    one.add_middleware(voight.CostTagMiddleware, user_getter=getter, plan_getter=getter, tags_getter=getter)
+
+
+async def app(scope: Any, receive: Any, send: Any) -> None:
+    """Serve the application that the path begins with, which sees the rest of the path."""
+    if scope["type"] == "lifespan":
+        return await starlette_ours(scope, receive, send)
+    _, name, path = scope["path"].split("/", 2)
+    return await APPS[name]({**scope, "name": name, "path": f"/{path}", "raw_path": f"/{path}".encode()}, receive, send)

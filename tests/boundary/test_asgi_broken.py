@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import re
 import socket
-import time
-from typing import Any
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
+from ..support.listening import listens
+from ..support.servers.ports import free_port
+from ..support.waiting import wait_until
+
+pytestmark = [pytest.mark.server, pytest.mark.slow]
+
 SERVERS = {
-    "uvicorn": "uvicorn broken:{app} --port {port}",
-    "hypercorn": "hypercorn broken:{app} --bind 127.0.0.1:{port} --error-logfile - --access-logfile -",
+    "uvicorn": "uvicorn broken:app --port {port}",
+    "hypercorn": "hypercorn broken:app --bind 127.0.0.1:{port} --error-logfile - --access-logfile -",
 }
 
 
@@ -31,38 +38,52 @@ def told(log: str) -> list[str]:
     return [line for line in wanted if "of the getter" not in line]
 
 
-def listens(port: int) -> bool:
-    """Whether the server has started."""
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+class Server(NamedTuple):
+    """A server with all applications; *workers* run it."""
+
+    workers: Any
+    port: int
+    log: Path
+    known: set[str]
+
+    def visit(self, name: str) -> tuple[dict[str, bytes], list[str]]:
+        """Visit every path of an application; answers what it has answered, and what the server has logged of it."""
+        logged = len(self.log.read_text())
+        answers = {path: raw(self.port, f"/{name}{path}") for path in ("/works", "/raises", "/refuses", "/breaks-off", "/nowhere")}
+        assert b"200" in answers["/works"]
+        assert b"500" in answers["/raises"]
+        assert raw(self.port, f"/{name}/goes-on", until=b".").startswith(b"HTTP/1.1 200")
+        wait_until(lambda: b"closed" in raw(self.port, f"/{name}/left"), every=0.02)
+        answers["/left"] = raw(self.port, f"/{name}/left")
+        return answers, told(self.log.read_text()[logged:])
+
+    def attributions(self, count: int) -> list[str]:
+        """Return those of the newest calls, as soon as there are *count* that this has not returned yet."""
+        wait_until(lambda: len(self.workers.calls_so_far()) >= len(self.known) + count, every=0.02)
+        new = [call for call in self.workers.calls_so_far() if call.call_id not in self.known]
+        self.known.update(call.call_id for call in new)
+        return [call.attribution for call in new]
+
+
+@pytest.fixture(scope="module", params=SERVERS)
+def server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, make_workers: Any, voight_provider: Any
+) -> Iterator[Server]:
+    """Each of the servers in turn."""
+    workers = make_workers(tmp_path_factory.mktemp(request.param))
+    port = free_port()
+    workers.start(*SERVERS[request.param].format(port=port).split(), PROVIDER_OPENAI=voight_provider.openai_base_url)
+    workers.wait_until(lambda: listens(port))
+    yield Server(workers, port, workers.log, set())
+    workers.stop()
 
 
 @pytest.mark.parametrize("framework", ["starlette", "fastapi"])
-@pytest.mark.parametrize("server", SERVERS)
-def test_nobody_sees_a_difference(server: str, framework: str, workers: Any, voight_provider: Any) -> None:
+def test_nobody_sees_a_difference(framework: str, server: Server) -> None:
     """Status, headers, body and log are those of the bare application; a handler whose client leaves is ended in the same way."""
-    seen = []
-    for variant in ("bare", "ours"):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        workers.log.write_text("")
-        command = SERVERS[server].format(app=f"{framework}_{variant}", port=port)
-        process = workers.start(*command.split(), PROVIDER_OPENAI=voight_provider.openai_base_url)
-        workers.wait_until(lambda port=port: listens(port))
-        answers = {path: raw(port, path) for path in ("/works", "/raises", "/refuses", "/breaks-off", "/nowhere")}
-        assert b"200" in answers["/works"]
-        assert b"500" in answers["/raises"]
-        assert raw(port, "/goes-on", until=b".").startswith(b"HTTP/1.1 200")
-        deadline = time.monotonic() + 20
-        while b"closed" not in (left := raw(port, "/left")):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        answers["/left"] = left
-        process.terminate()
-        process.wait(20)
-        seen.append((answers, told(workers.log.read_text())))
-    assert seen[0] == seen[1]
-    assert any("of the application, in its stream" in line for line in seen[1][1])
-    calls = workers.calls()
-    assert {call.attribution for call in calls} >= {"none", "error"}, "each was metered, and the getter's failure is told"
+    bare = server.visit(f"{framework}_bare")
+    assert server.attributions(4) == ["none"] * 4
+    ours = server.visit(f"{framework}_ours")
+    assert server.attributions(4) == ["error"] * 4, "each was metered, and the getter's failure is told"
+    assert bare == ours
+    assert any("of the application, in its stream" in line for line in ours[1])
