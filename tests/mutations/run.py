@@ -19,6 +19,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent))  # under PYTHONSAFEPATH a script does not find its neighbors
+
 from mutations import MUTATIONS, Mutation
 
 ROOT = Path(__file__).parents[2]
