@@ -48,7 +48,8 @@ def notice(mutation: Mutation) -> tuple[str, float]:
         if text.count(mutation.old) != 1:
             return "", 0.0
         path.write_text(text.replace(mutation.old, mutation.new))
-        environ = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+        # Safe path: the working directory, which has the library as it should be, stays off sys.path.
+        environ = {**os.environ, "PYTHONPATH": str(folder), "PYTHONSAFEPATH": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         for tests in mutation.tests:
             if not (ROOT / tests).exists():
                 continue
