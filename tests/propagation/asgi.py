@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from typing import Any
 
 import httpx
@@ -11,7 +10,8 @@ import websockets.asyncio.client
 
 from voight_middleware.call import Call
 
-from .places import check_column
+from .matrix import check_column
+from .web import serve
 
 SERVERS = {
     "uvicorn": "uvicorn {app} --port {port} --log-level critical",
@@ -30,11 +30,7 @@ def check_asgi_column(framework: str, server: str, app: str, workers: Any, provi
     empty where the request to the path before passes this place too; at ``/called`` those in which a call has been made; and at
     ``/any`` it makes a call in the place that the header ``x-place`` names.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    workers.start(*SERVERS[server].format(app=app, port=port).split(), PROVIDER_OPENAI=provider.openai_base_url)
-    workers.wait_until(lambda: _answers(port))
+    port = serve(workers, provider, SERVERS[server].replace("{app}", app))
     paths = asyncio.run(_visit(port))
     calls = {str(call.requested_model): call for call in _once(workers.calls())}
     found: dict[str, str] = {}
@@ -52,13 +48,6 @@ def _once(calls: list[Call]) -> list[Call]:
     models = [call.requested_model for call in calls]
     assert len(models) == len(set(models)), "one call in each place"
     return calls
-
-
-def _answers(port: int) -> bool:
-    try:
-        return httpx.get(f"http://127.0.0.1:{port}/called", timeout=5).status_code == 200
-    except httpx.TransportError:
-        return False
 
 
 async def _visit(port: int) -> dict[str, str]:

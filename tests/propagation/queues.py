@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Any
 
-from .places import check_column
+from .matrix import check_column
 
 CLEAN = ("next task on the same worker", "task of a schedule", "task from a process without us")
 """Places that are nobody's: a task that has an owner there has somebody else's."""
+LAST = "Thread(target=carry(fn))"
+"""The last of the places of ``tests/apps/places.py``."""
 
 
-def check_queue(framework: str, worker: str, calls: list[Any], order: list[str]) -> None:
+def environment(url: str, provider: Any, **more: str) -> dict[str, str]:
+    """The environment of a worker: it only writes its calls down, and the test brings them into the ledger."""
+    return {"BROKER": url, "PROVIDER_OPENAI": provider.openai_base_url, "VOIGHT_INGEST": "0", **more}
+
+
+def check_queue(framework: str, worker: str, workers: Any, order: list[str], how: signal.Signals = signal.SIGTERM) -> None:
     """
-    Hold the column of one queue against what is written down; the tasks of its test were sent for alice, those of ``CLEAN`` for nobody.
+    Wait for a call in every place, end the workers, and hold the column of one queue against what is written down.
+
+    The tasks of its test were sent for alice, those of ``CLEAN`` for nobody.
 
     Args:
         framework: As its own documentation spells it.
         worker: The kind of worker.
-        calls: All calls of the ledger, each tagged with its place.
+        workers: Those that run; their calls are each tagged with its place.
         order: The places that are not those of ``tests/apps/places.py``, first.
+        how: The signal that ends the workers.
     """
+    workers.wait_until(lambda: {*order, LAST} <= {call.tags.extra["place"] for call in workers.calls_so_far()})
     owners: dict[str, set[str | None]] = {}
-    for call in calls:
+    for call in workers.calls(how):
         owners.setdefault(call.tags.extra["place"], set()).add(call.tags.user_id)
     assert set(order) <= owners.keys(), "places without a call"
     found: dict[str, str] = {}

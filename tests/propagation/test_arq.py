@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from .queues import check_queue
+from .queues import check_queue, environment
 
 pytest.importorskip("arq")
 
@@ -42,15 +42,9 @@ ORDER = ["task, async", "task sent from a task", "retry", "task beyond its time"
 ORDER += ["task from a process without us", "task of a schedule"]
 
 
-def test_worker(redis_url: str, workers: Any, voight_provider: Any) -> None:
+def test_owner_in_each_place_of_an_arq_job(redis_url: str, workers: Any, voight_provider: Any) -> None:
     """Every place has the owner that the table says."""
-    workers.start("arq", "arq_app.WorkerSettings", BROKER=redis_url, PROVIDER_OPENAI=voight_provider.openai_base_url, CRON="1")
-    workers.wait_for("Starting worker")
+    workers.start("arq", "arq_app.WorkerSettings", **environment(redis_url, voight_provider, CRON="1"))
     workers.run(SEND, BROKER=redis_url)
     workers.run(WITHOUT, BROKER=redis_url)
-
-    def places() -> list[str]:
-        return [call.tags.extra["place"] for call in workers.calls_so_far()]
-
-    workers.wait_until(lambda: set(ORDER) <= set(places()) and "Thread(target=carry(fn))" in places())
-    check_queue("ARQ", "asyncio", workers.calls(), ORDER)
+    check_queue("ARQ", "asyncio", workers, ORDER)

@@ -4,12 +4,17 @@ from typing import Any
 
 import pytest
 
-from .queues import check_queue
+from .queues import check_queue, environment
 
 SEND = """
-import asyncio
+import asyncio, os
+from celery import Celery, chain, chord, group
+
+with Celery("other", broker=os.environ["BROKER"]) as other:  # before we are imported: as a process without us
+    other.send_task("celery_app.work", args=["task from a process without us"])
+
 from anyio import to_thread
-from celery import chain, chord, group
+import voight_middleware as voight
 from celery_app import *
 from voight_middleware.boundary.identity import Getters
 from voight_middleware.boundary.scope import Scope
@@ -38,16 +43,9 @@ with voight.tag(user_id="alice"):
 asyncio.run(on_the_loop())
 for _ in range(4):
     work.delay("next task on the same worker")
-"""
-KILL = """
-from celery_app import *
-with voight.tag(user_id="alice"):
-    slow.apply_async(("task that is killed", 30), time_limit=1, link_error=on_kill.s())
-"""
-WITHOUT = """
-import os
-from celery import Celery
-Celery("other", broker=os.environ["BROKER"]).send_task("celery_app.work", args=["task from a process without us"])
+if os.environ["POOL"] == "prefork":  # the other pools cannot kill a task
+    with voight.tag(user_id="alice"):
+        slow.apply_async(("task that is killed", 30), time_limit=1, link_error=on_kill.s())
 """
 ORDER = ["task, sync", "task sent from a task", "retry", "group", "chain", "chord", "chord body", "task with a callback", "callback"]
 ORDER += ["task that fails", "error callback", "task.apply() in a task, apply", "task.apply() in a task, behind"]
@@ -58,21 +56,9 @@ KILLED = ["task that is killed", "error callback of a task that was killed"]
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads", "gevent"])
-def test_pool(pool: str, redis_url: str, workers: Any, voight_provider: Any) -> None:
+def test_owner_in_each_place_of_a_celery_task(pool: str, redis_url: str, workers: Any, voight_provider: Any) -> None:
     """Every place has the owner that the table says."""
-    environ = {"BROKER": redis_url, "PROVIDER_OPENAI": voight_provider.openai_base_url, "POOL": pool}
     command = ["celery", "-A", "celery_app", "worker", "-P", pool, "-c", "2", "-l", "INFO", "--without-gossip", "--without-mingle"]
-    workers.start(*command, **environ)
-    workers.wait_for("ready.")
-    workers.run("import voight_middleware as voight" + SEND, BROKER=redis_url)
-    workers.run(WITHOUT, BROKER=redis_url)
-    order = list(ORDER)
-    if pool == "prefork":  # the other pools cannot kill a task
-        workers.run("import voight_middleware as voight" + KILL, BROKER=redis_url)
-        order += KILLED
-
-    def places() -> list[str]:
-        return [call.tags.extra["place"] for call in workers.calls_so_far()]
-
-    workers.wait_until(lambda: set(order) <= set(places()) and "Thread(target=carry(fn))" in places())
-    check_queue("Celery", pool, workers.calls(), order)
+    workers.start(*command, **environment(redis_url, voight_provider, POOL=pool))
+    workers.run(SEND, BROKER=redis_url, POOL=pool)
+    check_queue("Celery", pool, workers, ORDER + KILLED if pool == "prefork" else ORDER)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .places import WRITES, table
+from .matrix import WRITES, table
 
 PAGE = Path(__file__).parents[2] / "docs" / "propagation.md"
 BEGIN, END = "<!-- the table: begin -->", "<!-- the table: end -->"

@@ -4,11 +4,18 @@ from typing import Any
 
 import pytest
 
-from .queues import check_queue
+from .queues import check_queue, environment
 
 pytest.importorskip("dramatiq")
 
 SEND = """
+import os, dramatiq
+from dramatiq.brokers.redis import RedisBroker
+
+# Before we are imported: as a process without us.
+message = dramatiq.Message("default", "work", ("task from a process without us",), {}, {})
+RedisBroker(url=os.environ["BROKER"]).enqueue(message)
+
 import voight_middleware as voight
 from dramatiq import group, pipeline
 from dramatiq_app import *
@@ -28,29 +35,15 @@ with voight.tag(user_id="alice"):
 for _ in range(4):
     work.send("next task on the same worker")
 """
-WITHOUT = """
-import os, dramatiq
-from dramatiq.brokers.redis import RedisBroker
-message = dramatiq.Message("default", "work", ("task from a process without us",), {}, {})
-RedisBroker(url=os.environ["BROKER"]).enqueue(message)
-"""
 ORDER = ["task, sync", "task, async", "task sent from a task", "retry", "pipeline", "group", "group callback", "task with a callback"]
 ORDER += ["behind what succeeded", "task that fails", "behind what failed", "next task on the same worker"]
 ORDER += ["task from a process without us"]
 
 
 @pytest.mark.parametrize("pool", ["threads", "gevent"])
-def test_worker(pool: str, redis_url: str, workers: Any, voight_provider: Any) -> None:
+def test_owner_in_each_place_of_a_dramatiq_actor(pool: str, redis_url: str, workers: Any, voight_provider: Any) -> None:
     """Every place has the owner that the table says."""
     command = ["dramatiq" if pool == "threads" else "dramatiq_gevent", "dramatiq_app", "--processes", "1", "--threads", "2"]
-    workers.start(*command, BROKER=redis_url, PROVIDER_OPENAI=voight_provider.openai_base_url, POOL=pool)
-    workers.wait_for("Worker process is ready for action.")
+    workers.start(*command, **environment(redis_url, voight_provider, POOL=pool))
     workers.run(SEND, BROKER=redis_url, POOL=pool)
-    workers.run(WITHOUT, BROKER=redis_url)
-    order = [place for place in ORDER if pool == "threads" or place != "task, async"]
-
-    def places() -> list[str]:
-        return [call.tags.extra["place"] for call in workers.calls_so_far()]
-
-    workers.wait_until(lambda: set(order) <= set(places()) and "Thread(target=carry(fn))" in places())
-    check_queue("Dramatiq", pool, workers.calls(), order)
+    check_queue("Dramatiq", pool, workers, [place for place in ORDER if pool == "threads" or place != "task, async"])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import socket
 from typing import Any
 
 import httpx
 import pytest
 
-from .places import check_column
+from .matrix import check_column
+from .web import serve
 
 GUNICORN = "gunicorn places_flask:application -b 127.0.0.1:{port} --log-level critical --keep-alive 60"
 SERVERS = {
@@ -18,21 +18,14 @@ SERVERS = {
     "gunicorn gevent": f"{GUNICORN} -k gevent",
 }
 NEXT = "next request on the same thread or connection"
-
-
 COLUMNS = [("Flask", server, command) for server, command in SERVERS.items()]
 COLUMNS += [("WSGI", server, SERVERS[server].replace("places_flask", "places_wsgi")) for server in ("gunicorn gthread", "gunicorn gevent")]
 
 
-@pytest.mark.parametrize(("framework", "server", "command"), COLUMNS)
-def test_column(framework: str, server: str, command: str, workers: Any, voight_provider: Any) -> None:
+@pytest.mark.parametrize(("framework", "server", "command"), COLUMNS, ids=[f"{framework}-{server}" for framework, server, _ in COLUMNS])
+def test_owner_in_each_place_of_a_wsgi_application(framework: str, server: str, command: str, workers: Any, voight_provider: Any) -> None:
     """Every place has the owner that the table says, under every server, and who comes after it is nobody."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    greenlets = {"GREENLETS": "1"} if server == "gunicorn gevent" else {}
-    workers.start(*command.format(port=port).split(), PROVIDER_OPENAI=voight_provider.openai_base_url, **greenlets)
-    workers.wait_until(lambda: answers(port))
+    port = serve(workers, voight_provider, command, **({"GREENLETS": "1"} if server == "gunicorn gevent" else {}))
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
         places: dict[str, str] = client.get("/places").json()
         for number, (place, path) in enumerate(places.items()):
@@ -48,10 +41,3 @@ def test_column(framework: str, server: str, command: str, workers: Any, voight_
         found[place] = "works" if owners[place] == {f"user-{number}"} else "lost" if owners[place] == {None} else "wrong"
     found[NEXT] = "works" if owners[NEXT] == {None} else "wrong"
     check_column("WSGI", framework, server, found)
-
-
-def answers(port: int) -> bool:
-    try:
-        return httpx.get(f"http://127.0.0.1:{port}/places", timeout=5).status_code == 200
-    except httpx.TransportError:
-        return False

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from .queues import check_queue
+from .queues import check_queue, environment
 
 pytest.importorskip("rq")
 
@@ -30,11 +30,9 @@ ORDER += ["error callback", "behind error callback", "next task on the same work
 
 
 @pytest.mark.parametrize("kind", ["Worker", "SimpleWorker"])
-def test_worker(kind: str, redis_url: str, workers: Any, voight_provider: Any) -> None:
+def test_owner_in_each_place_of_an_rq_job(kind: str, redis_url: str, workers: Any, voight_provider: Any) -> None:
     """Every place has the owner that the table says, where a job has a process of its own and where it has not."""
     command = ["rq_worker", "worker", "--url", redis_url, "-w", f"rq.worker.{kind}", "-j", "voight_rq.CostTagJob", "--with-scheduler"]
-    workers.start(*command, BROKER=redis_url, PROVIDER_OPENAI=voight_provider.openai_base_url)
-    workers.wait_for("Listening on")
+    workers.start(*command, **environment(redis_url, voight_provider))
     workers.run(SEND, BROKER=redis_url)
-    workers.wait_until(lambda: set(ORDER) <= {call.tags.extra["place"] for call in workers.calls_so_far()})
-    check_queue("RQ", kind, workers.calls(), ORDER)
+    check_queue("RQ", kind, workers, ORDER)

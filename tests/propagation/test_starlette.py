@@ -10,6 +10,6 @@ from .asgi import SERVERS, check_asgi_column
 
 
 @pytest.mark.parametrize("server", SERVERS)
-def test_column(server: str, workers: Any, voight_provider: Any) -> None:
+def test_owner_in_each_place_of_a_starlette_application(server: str, workers: Any, voight_provider: Any) -> None:
     """Every place has the owner that the table says, under every server."""
     check_asgi_column("Starlette", server, "places_starlette:app", workers, voight_provider)

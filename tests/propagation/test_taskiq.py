@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from .queues import check_queue
+from .queues import check_queue, environment
 
 pytest.importorskip("taskiq")
 
@@ -33,16 +33,10 @@ ORDER = ["task, sync", "task, async", "task sent from a task", "retry", "task be
 ORDER += ["task from a process without us", "task of a schedule"]
 
 
-def test_worker(redis_url: str, workers: Any, voight_provider: Any) -> None:
+def test_owner_in_each_place_of_a_taskiq_task(redis_url: str, workers: Any, voight_provider: Any) -> None:
     """Every place has the owner that the table says; the scheduler is a process of its own."""
-    environ = {"BROKER": redis_url, "PROVIDER_OPENAI": voight_provider.openai_base_url}
-    workers.start("taskiq", "worker", "taskiq_app:broker", "--workers", "1", "--max-async-tasks", "20", **environ)
-    workers.wait_for("Listening started.")
-    workers.run(SEND, BROKER=redis_url)
+    command = ["taskiq", "worker", "taskiq_app:broker", "--workers", "1", "--max-async-tasks", "20"]
+    workers.start(*command, **environment(redis_url, voight_provider))
     workers.start("taskiq", "scheduler", "taskiq_app:scheduler", BROKER=redis_url)
-
-    def places() -> list[str]:
-        return [call.tags.extra["place"] for call in workers.calls_so_far()]
-
-    workers.wait_until(lambda: set(ORDER) <= set(places()) and "Thread(target=carry(fn))" in places())
-    check_queue("Taskiq", "asyncio", workers.calls(signal.SIGKILL), ORDER)
+    workers.run(SEND, BROKER=redis_url)
+    check_queue("Taskiq", "asyncio", workers, ORDER, signal.SIGKILL)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from .places import check_column
+from .matrix import check_column
 
 NOBODYS = ("next work on the same thread", "next work on the same executor")
 
@@ -13,9 +13,9 @@ NOBODYS = ("next work on the same thread", "next work on the same executor")
     ("carry", "column"),
     [("as it is", "as it is"), ("executors", "executors instrumented"), ("threads too", "executors and threads instrumented")],
 )
-def test_threads(carry: str, column: str, workers: Any) -> None:
+def test_owner_in_each_place_of_a_process(carry: str, column: str, workers: Any) -> None:
     """Each place of one process and its children, for a user who is signed in."""
-    workers.run("import runpy; runpy.run_module('threads_app', run_name='__main__', alter_sys=True)", CARRY=carry)
+    workers.run("import runpy; runpy.run_module('threads_app', run_name='__main__', alter_sys=True)", CARRY=carry, VOIGHT_INGEST="0")
     owners = {call.tags.extra["place"]: call.tags.user_id for call in workers.calls()}
     assert owners.pop("first work on a thread") == (None if carry == "as it is" else "alice")
     found = {}
