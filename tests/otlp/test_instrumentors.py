@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from voight_middleware.call import Call
 from voight_middleware.ledger import open_ledger
 from voight_middleware.testing.provider import LoopbackProvider
+
+from ..support.forks import Forks
+
+pytestmark = pytest.mark.server
 
 SETTING_UP = """
     import asyncio, contextlib, importlib, sys
@@ -76,13 +77,11 @@ ORDERS = {
 }
 
 
-def _calls(folder: Path, loopback: LoopbackProvider, order: str, doing: str) -> list[Call]:
+def _calls(forks: Forks, folder: Path, loopback: LoopbackProvider, order: str, doing: str) -> list[Call]:
     """The calls of a process of its own, as instrumentors do not take back all that they patch."""
     loopback.reset()
     source = textwrap.dedent(SETTING_UP) + textwrap.dedent(doing) + "\nassert voight.flush(30)\n"
-    command = [sys.executable, "-W", "ignore", "-c", source, str(folder / "ledger.db"), loopback.url, order]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
-    assert done.returncode == 0, done.stderr
+    forks.run(source, str(folder / "ledger.db"), loopback.url, order)
     ledger = open_ledger(str(folder / "ledger.db"))
     try:
         return list(ledger.calls())
@@ -102,13 +101,6 @@ def _sums(calls: list[Call]) -> dict[str | None, tuple[int, ...]]:
 def _served(loopback: LoopbackProvider) -> dict[str | None, tuple[int, ...]]:
     users = loopback.counts().by_user
     return {user: (one.calls, one.input_tokens, one.cached_tokens, one.output_tokens) for user, one in users.items()}
-
-
-@pytest.fixture(scope="module")
-def loopback() -> Any:
-    """The loopback provider."""
-    with LoopbackProvider() as provider:
-        yield provider
 
 
 IN_TURN = """
@@ -134,7 +126,7 @@ IN_TURN = """
 """
 AT_ONCE = """
     async def ask(number):
-        user = f"u_{number % 5}"
+        user = f"u_{number % 5}"  # each asks in each of the four ways
         with voight.tag(user_id=user):
             if number % 4 == 0:
                 await agpt.chat.completions.create(**chat(user))
@@ -150,25 +142,27 @@ AT_ONCE = """
     async def main():
         for around in (contextlib.nullcontext(), provider.get_tracer("app").start_as_current_span("GET /")):
             with around:
-                await asyncio.gather(*(ask(number) for number in range(50)))
+                await asyncio.gather(*(ask(number) for number in range(20)))
 
     asyncio.run(main())
 """
 
 
 @pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
-def test_every_call_is_counted_once_for_its_user(tmp_path: Path, loopback: LoopbackProvider, order: str) -> None:
+def test_every_call_is_counted_once_for_its_user(forks: Forks, tmp_path: Path, loopback: LoopbackProvider, order: str) -> None:
     """
     Whichever instrumentor comes before or after the gate, or without it: calls in turn, streams open beside each other, many at once,
     and many within one request. anthropic's own spans are there in all of them.
     """
-    calls = _calls(tmp_path, loopback, order, textwrap.dedent(IN_TURN) + textwrap.dedent(AT_ONCE))
+    calls = _calls(forks, tmp_path, loopback, order, textwrap.dedent(IN_TURN) + textwrap.dedent(AT_ONCE))
 
     assert _sums(calls) == _served(loopback)
     assert {call.cost_status for call in calls} == {"priced"}
 
 
-def test_instrumentation_that_runs_in_a_copy_of_the_context_tells_of_the_gates_call(tmp_path: Path, loopback: LoopbackProvider) -> None:
+def test_instrumentation_that_runs_in_a_copy_of_the_context_tells_of_the_gates_call(
+    forks: Forks, tmp_path: Path, loopback: LoopbackProvider
+) -> None:
     """
     As LangChain's asynchronous callbacks do: the span has neither a parent nor a child, and no id of the response. One for each call, of
     which many are alike and go on at once; the call of another frame of tags is not taken for one of them.
@@ -184,7 +178,7 @@ def test_instrumentation_that_runs_in_a_copy_of_the_context_tells_of_the_gates_c
             with voight.tag(user_id=f"u_{number % 5}"):
                 begin = lambda: tracer.start_span("Model", attributes={"openinference.span.kind": "LLM", "llm.model_name": "gpt-5-nano"})
                 span = await asyncio.get_running_loop().run_in_executor(executor, copy_context().run, begin)
-                if number == 49:  # the framework has a client of its own here
+                if number == 24:  # the framework has a client of its own here
                     await asyncio.sleep(0.05)
                 else:
                     await agpt.chat.completions.create(**chat(f"u_{number % 5}"))
@@ -193,32 +187,32 @@ def test_instrumentation_that_runs_in_a_copy_of_the_context_tells_of_the_gates_c
                 span.end()
 
         async def main():
-            await asyncio.gather(*(ask(number) for number in range(50)))
+            await asyncio.gather(*(ask(number) for number in range(25)))
 
         asyncio.run(main())
     """
-    sums = _sums(_calls(tmp_path, loopback, "clients wrap", doing))
+    sums = _sums(_calls(forks, tmp_path, loopback, "clients wrap", doing))
 
-    assert loopback.counts().total.calls == 49
-    assert sums == {f"u_{number}": (10, 1100, 1000, 500) for number in range(5)}
+    assert loopback.counts().total.calls == 24
+    assert sums == {f"u_{number}": (5, 550, 500, 250) for number in range(5)}
 
 
-def test_a_call_that_failed_is_one_call_though_two_tell_of_it(tmp_path: Path, loopback: LoopbackProvider) -> None:
+def test_a_call_that_failed_is_one_call_though_two_tell_of_it(forks: Forks, tmp_path: Path, loopback: LoopbackProvider) -> None:
     """There are no tokens to compare, nor an id."""
     doing = """
         for user in ("u_1", "u_1", "u_2"):
             with voight.tag(user_id=user), contextlib.suppress(openai.APIError):
                 gpt.with_options(max_retries=0).chat.completions.create(**chat(user, extra_headers={"x-loopback-status": "500"}))
     """
-    calls = _calls(tmp_path, loopback, f"{LLMETRY} instrument {INFERENCE}", doing)
+    calls = _calls(forks, tmp_path, loopback, f"{LLMETRY} instrument {INFERENCE}", doing)
 
     assert sorted(call.tags.user_id or "" for call in calls) == ["u_1", "u_1", "u_2"]
     assert {(call.outcome, call.usage) for call in calls} == {("error", None)}
 
 
-def test_the_prompt_is_on_no_disk(tmp_path: Path, loopback: LoopbackProvider) -> None:
+def test_the_prompt_is_on_no_disk(forks: Forks, tmp_path: Path, loopback: LoopbackProvider) -> None:
     """Both instrumentors keep it in their spans."""
-    _calls(tmp_path, loopback, f"{INFERENCE} {LLMETRY}", 'gpt.chat.completions.create(**chat("u_1 a-secret-of-mine"))')
+    _calls(forks, tmp_path, loopback, f"{INFERENCE} {LLMETRY}", 'gpt.chat.completions.create(**chat("u_1 a-secret-of-mine"))')
 
     assert b"a-secret-of-mine" in json.dumps(loopback.requests).encode()
     for path in tmp_path.rglob("*"):

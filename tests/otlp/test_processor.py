@@ -7,9 +7,6 @@ import contextlib
 import gc
 import json
 import os
-import subprocess
-import sys
-import textwrap
 import threading
 import time
 import warnings
@@ -36,6 +33,9 @@ from voight_middleware.otlp.processor import CostSpanProcessor
 from voight_middleware.providers import gate
 from voight_middleware.settings import Settings
 from voight_middleware.testing.provider import LoopbackProvider
+
+from ..support.forks import Forks
+from ..support.patching import Patch
 
 INSTRUMENTORS: dict[str, tuple[Any, ...]] = {
     "the SDK alone": (),
@@ -93,13 +93,6 @@ def traced(tmp_path: Path) -> Iterator[Traced]:
     assert one.meter.counters["watcher_errors"] == 0
 
 
-@pytest.fixture(scope="module")
-def loopback() -> Iterator[LoopbackProvider]:
-    """The loopback provider."""
-    with LoopbackProvider() as provider:
-        yield provider
-
-
 @contextlib.contextmanager
 def instrumented(names: str, provider: TracerProvider) -> Iterator[None]:
     """With these instrumentors in force."""
@@ -143,10 +136,20 @@ ASKING: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize("asking", ASKING)
-@pytest.mark.parametrize("inside_a_request", [True, False])
-@pytest.mark.parametrize("gated", [True, False])
-@pytest.mark.parametrize("names", INSTRUMENTORS)
+CASES = [
+    pytest.param(
+        *(names, gated, inside, asking),
+        id=f"{names}-{'gated' if gated else 'not gated'}-{'in a request' if inside else 'in none'}-{asking}",
+        marks=[] if (row + column + gated + inside) % 2 else pytest.mark.deep,  # in a request or in none: half of each
+    )
+    for row, names in enumerate(INSTRUMENTORS)
+    for column, asking in enumerate(ASKING)
+    for gated in (True, False)
+    for inside in (True, False)
+]
+
+
+@pytest.mark.parametrize(("names", "gated", "inside_a_request", "asking"), CASES)
 def test_anthropic_is_one_call_whoever_sees_it(
     traced: Traced, loopback: LoopbackProvider, names: str, gated: bool, inside_a_request: bool, asking: str
 ) -> None:
@@ -178,29 +181,31 @@ OPENAI = {
 }
 
 
-@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.server
+@pytest.mark.parametrize("gated", [True, False], ids=["gated", "not gated"])
 @pytest.mark.parametrize("names", OPENAI)
-def test_openai_is_one_call_whoever_sees_it(tmp_path: Path, loopback: LoopbackProvider, names: str, gated: bool) -> None:
+def test_openai_is_one_call_whoever_sees_it(forks: Forks, tmp_path: Path, loopback: LoopbackProvider, names: str, gated: bool) -> None:
     """Exactly what the provider has counted. In a process of its own, as these instrumentors do not take back all that they patch."""
-    script = f"""
-        import contextlib, importlib
+    script = """
+        import contextlib, importlib, sys
         import openai, voight_middleware as voight
         from opentelemetry.sdk.trace import TracerProvider
         from voight_middleware.otlp.processor import CostSpanProcessor
 
-        voight.configure(ledger={str(tmp_path / "ledger.db")!r})
+        ledger, url, gated, *names = sys.argv[1:]
+        voight.configure(ledger=ledger)
         provider = TracerProvider()
         provider.add_span_processor(CostSpanProcessor())
-        if {gated}:
+        if gated == "gated":
             voight.instrument()  # before OpenInference takes the method that the gate patches for itself
-        for name in {OPENAI[names]!r}:
+        for name in names:
             importlib.import_module(name).OpenAIInstrumentor().instrument(tracer_provider=provider)
-        client = openai.OpenAI(base_url={loopback.openai_base_url!r}, api_key="any", max_retries=0)
-        chat = dict(model="gpt-5-nano", messages=[{{"role": "user", "content": "hello"}}])
+        client = openai.OpenAI(base_url=url, api_key="any", max_retries=0)
+        chat = dict(model="gpt-5-nano", messages=[{"role": "user", "content": "hello"}])
         with voight.tag(user_id="chat"):
             client.chat.completions.create(**chat)
         with voight.tag(user_id="stream"):
-            list(client.chat.completions.create(**chat, stream=True, stream_options={{"include_usage": True}}))
+            list(client.chat.completions.create(**chat, stream=True, stream_options={"include_usage": True}))
         with voight.tag(user_id="responses"):
             client.responses.create(model="gpt-5-nano", input="hello")
         with voight.tag(user_id="streamed response"):
@@ -208,11 +213,11 @@ def test_openai_is_one_call_whoever_sees_it(tmp_path: Path, loopback: LoopbackPr
         with voight.tag(user_id="embedding"):
             client.embeddings.create(model="text-embedding-3-small", input="hello")
         with voight.tag(user_id="failed"), contextlib.suppress(openai.APIError):
-            client.chat.completions.create(**chat, extra_headers={{"x-loopback-status": "500"}})
+            client.chat.completions.create(**chat, extra_headers={"x-loopback-status": "500"})
         assert voight.flush(30)
     """
     loopback.reset()
-    subprocess.run([sys.executable, "-W", "ignore", "-c", textwrap.dedent(script)], capture_output=True, timeout=100, check=True)
+    forks.run(script, str(tmp_path / "ledger.db"), loopback.openai_base_url, "gated" if gated else "not gated", *OPENAI[names])
 
     ledger = open_ledger(str(tmp_path / "ledger.db"))
     calls = list(ledger.calls())
@@ -344,9 +349,9 @@ def test_what_was_metered_is_marked_for_the_receiver(traced: Traced, loopback: L
     assert [call.call_id for call in one.calls()] == [call.call_id for call in traced.calls() if call.model == "gemini-2.5-flash"]
 
 
-def test_spans_that_never_end_and_contexts_that_live_long_cost_no_memory(traced: Traced, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_spans_that_never_end_and_contexts_that_live_long_cost_no_memory(traced: Traced, patch: Patch) -> None:
     """What is kept of open spans is bounded."""
-    monkeypatch.setattr("voight_middleware.otlp.processor.LIVE_SPANS", 100)
+    patch("LIVE_SPANS", 100)
     opened = [traced.tracer.start_span(f"span {number}") for number in range(1000)]
     assert len(traced.processor._live) == 100
     for span in opened:
@@ -356,14 +361,15 @@ def test_spans_that_never_end_and_contexts_that_live_long_cost_no_memory(traced:
     gc.collect()
 
 
-def test_a_span_that_cannot_be_read_does_not_reach_the_application(traced: Traced, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_span_that_cannot_be_read_does_not_reach_the_application(traced: Traced, patch: Patch) -> None:
     """An error of ours is counted."""
-    monkeypatch.setattr("voight_middleware.otlp.processor.read", lambda span: 1 / 0)
-    monkeypatch.setattr("voight_middleware.otlp.processor.role_of", lambda span: 1 / 0)
+    patch("read", lambda span: 1 / 0, within="otlp.processor")
+    patch("role_of", lambda span: 1 / 0, within="otlp.processor")
     traced.made("chat", {"gen_ai.operation.name": "chat"})
     assert traced.meter.counters.pop("internal_errors") == 2
 
 
+@pytest.mark.server
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_child_does_not_wait_for_its_parents_lock(traced: Traced) -> None:
     """Another thread holds it at that moment."""
