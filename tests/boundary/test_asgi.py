@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import socket
-import time
 import uuid
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -30,6 +28,10 @@ import voight_middleware as voight
 from voight_middleware.ledger import open_ledger
 from voight_middleware.meter import current_meter
 
+from ..support.depth import times
+from ..support.garbage import collected
+from ..support.waiting import wait_until
+
 QUESTION: Any = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Why is the sky blue?"}]}
 
 
@@ -51,9 +53,9 @@ async def slow_state_user(connection: HTTPConnection) -> Any:
 
 
 @pytest.fixture
-def ask(voight_provider: Any) -> Callable[[], str | None]:
-    client = voight.wrap(openai.OpenAI(api_key="k", base_url=voight_provider.openai_base_url))
-    return lambda: client.chat.completions.create(**QUESTION).choices[0].message.content
+def ask(voight_provider: Any) -> Iterator[Callable[[], str | None]]:
+    with voight.wrap(openai.OpenAI(api_key="k", base_url=voight_provider.openai_base_url)) as client:
+        yield lambda: client.chat.completions.create(**QUESTION).choices[0].message.content
 
 
 @pytest.fixture
@@ -353,7 +355,7 @@ def test_a_task_that_outlives_its_request(kind: str, serve: Any, ask: Any, aask:
     tasks = []
 
     async def later() -> None:
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.1)
         if kind == "sync":
             await asyncio.to_thread(ask)
         else:
@@ -368,8 +370,7 @@ def test_a_task_that_outlives_its_request(kind: str, serve: Any, ask: Any, aask:
     url = serve(app)
     for user in ("alice", "bob"):
         assert httpx.get(f"{url}/api/sky", headers={"x-user": user}).status_code == 202
-    while not all(task.done() for task in tasks):
-        time.sleep(0.01)
+    wait_until(lambda: all(task.done() for task in tasks))
     assert sorted((call.tags.user_id, call.tags.route) for call in voight_calls) == [
         ("alice", "GET /api/{topic}"),
         ("bob", "GET /api/{topic}"),
@@ -405,18 +406,18 @@ async def test_what_outliving_tasks_keep(voight_calls: Any) -> None:
 
     async def nothing(*_: Any) -> Any: ...
 
-    for _ in range(500):
-        await one("/asks")
-    await asyncio.sleep(0)
-    gc.collect()
+    with collected():
+        for _ in range(times(50, 500)):
+            await one("/asks")
+        await asyncio.sleep(0)
     assert len(alive) == 0, "each has asked, and none has ended"
-    for _ in range(500):
-        await one("/quiet")
-    go_on.set()
-    await asyncio.gather(*tasks)
-    tasks.clear()
-    await asyncio.sleep(0.01)  # the loop lets go of their last steps
-    gc.collect()
+    with collected():
+        for _ in range(times(50, 500)):
+            await one("/quiet")
+        go_on.set()
+        await asyncio.gather(*tasks)
+        tasks.clear()
+        await asyncio.sleep(0.01)  # the loop lets go of their last steps
     assert len(alive) == 0
     assert {call.tags.user_id for call in voight_calls} == {"alice"}
 

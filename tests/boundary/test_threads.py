@@ -24,6 +24,8 @@ from voight_middleware.boundary.threads import (
 )
 from voight_middleware.tags import bind
 
+from ..support.garbage import collected
+
 
 def user() -> str | None:
     return current_tags().user_id
@@ -179,8 +181,8 @@ def test_carried_work_does_not_keep_a_request(voight_calls: Any, instrumented: N
         scope.settle_now()
         return weakref.ref(request), *kept, pool, thread
 
-    gone, *kept = hold()
-    gc.collect()
+    with collected():
+        gone, *kept = hold()
     assert gone() is None
     del kept
 
@@ -216,7 +218,6 @@ async def first(steps: AsyncGenerator[Any, Any]) -> Any:
 
 def test_a_carried_thread_is_no_cycle(instrumented: None) -> None:
     """A thread that has ended goes at once."""
-    gc.collect()
     gc.disable()
     try:
         thread = threading.Thread(target=user)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import importlib.util
 import io
 import os
@@ -13,7 +12,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import urllib.parse
 import wsgiref.handlers
 import wsgiref.util
@@ -28,6 +26,11 @@ import voight_middleware as voight
 from voight_middleware.boundary.wsgi import CostTagMiddleware
 from voight_middleware.meter import current_meter
 from voight_middleware.tags import Owner, Tags, current_frame
+
+from ..support.garbage import collected
+from ..support.listening import listens
+from ..support.servers.ports import free_port
+from ..support.waiting import wait_until
 
 APPS = Path(__file__).parents[1] / "apps"
 spec = importlib.util.spec_from_file_location("wsgi_bytes", APPS / "wsgi_bytes.py")
@@ -155,10 +158,10 @@ def test_a_server_that_never_closes(voight_calls: Any) -> None:
     """A call that waits for its owner is settled when the answer is dropped."""
     asked: list[Any] = []
     app = CostTagMiddleware(Places(), lambda request: asked.append(request) or ("alice" if len(asked) > 5 else None))
-    result: Any = app(environ_of(), start_response)
-    assert list(result) == [b"a", b"b"]
-    del result
-    gc.collect()
+    with collected():
+        result: Any = app(environ_of(), start_response)
+        assert list(result) == [b"a", b"b"]
+        del result
     assert owners(voight_calls) == [("alice", "settled")] * 5
 
 
@@ -400,14 +403,14 @@ class Handler(wsgiref.handlers.SimpleHandler):
 def by_wsgiref(app: Any, path: str) -> tuple[bytes, str, list[str]]:
     """What the client sees, what the server logs, and what was closed."""
     out = io.BytesIO()
-    handler = Handler(io.BytesIO(), out, io.StringIO(), environ_of() | {"PATH_INFO": f"/{path}"}, multithread=False)
-    handler.raised = ""
     wsgi_bytes.CLOSED.clear()
-    try:
-        handler.run(app)
-    except Exception as error:
-        handler.raised += repr(error)
-    gc.collect()
+    with collected():
+        handler = Handler(io.BytesIO(), out, io.StringIO(), environ_of() | {"PATH_INFO": f"/{path}"}, multithread=False)
+        handler.raised = ""
+        try:
+            handler.run(app)
+        except Exception as error:
+            handler.raised += repr(error)
     return re.sub(rb"Date: .*\r\n", b"", out.getvalue()), handler.raised, [*wsgi_bytes.CLOSED]
 
 
@@ -422,21 +425,18 @@ class Gunicorn:
     """gunicorn with one worker, as a deployment starts it."""
 
     def __init__(self, folder: Path, app: str, *options: str, **environ: str) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.log = folder / f"{environ.get('APP', 'app')}.log"
         command = [sys.executable, "-W", "ignore", "-m", "gunicorn", app, "-b", f"127.0.0.1:{self.port}", "--pythonpath", str(APPS)]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [*command, "--graceful-timeout", "5", *options], cwd=folder, env={**os.environ, **environ}, stdout=log, stderr=log
             )
-        for _ in range(400):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return
-            assert self.process.poll() is None, self.log.read_text()
-            time.sleep(0.025)
+        wait_until(self.listens)
+
+    def listens(self) -> bool:
+        assert self.process.poll() is None, self.log.read_text()
+        return listens(self.port)
 
     def ask(self, path: str, timeout: float = 20) -> bytes:
         with socket.create_connection(("127.0.0.1", self.port), timeout=timeout) as connection:
@@ -458,6 +458,7 @@ class Gunicorn:
             self.process.wait()
 
 
+@pytest.mark.server
 @pytest.mark.parametrize("kind", ["sync", "gthread", "gevent"])
 def test_byte_for_byte_under_gunicorn(kind: str, tmp_path: Path, voight_calls: Any) -> None:
     """gunicorn answers the same with and without us, for every kind of answer and every broken one, and closes what it closed."""
