@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import signal
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -17,168 +15,194 @@ import voight_middleware as voight
 from voight_celery import instrument_celery
 from voight_middleware.boundary.jobs import KEY, JobScope
 from voight_middleware.call import Call
+from voight_middleware.journal import segments
+from voight_middleware.ledger import open_ledger
 from voight_middleware.tags import bind, current_frame
 
-POOLS = ["prefork", "threads", "solo", "gevent"]
-LOAD_TASKS = int(os.environ.get("VOIGHT_LOAD_TASKS", "306"))
+from ..support.depth import times
+
+POOLS: dict[str, list[str]] = {
+    "prefork": ["-c", "2"],
+    "threads": ["-c", "8", "-B", "-s", "schedule"],
+    "gevent": ["-c", "8"],
+    "solo": [],
+    "one process": ["-P", "prefork", "-c", "1", "--max-tasks-per-child", "2"],
+}
+"""The options of each worker; that of the threads has beat inside, and the last one has a new process for every two tasks."""
+NOT_SOLO = ["prefork", "threads", "gevent"]
+SCHEDULED = "task of a schedule"
+LOAD_TASKS = times(102, 306)
 
 
-def send(workers: Any, url: str, source: str) -> str:
-    """Run *source* as a process that sends tasks of ``celery_app``; answers what it printed."""
-    return str(workers.run("import voight_middleware as voight\nfrom celery_app import *\n" + textwrap.dedent(source), BROKER=url))
+class Worker:
+    """One worker, with a database of Redis and a ledger of its own: several tests send it tasks, and each knows its own by their places."""
+
+    def __init__(self, pool: str, redis: str, workers: Any, provider: Any) -> None:
+        self.workers = workers
+        self._url = f"{redis}/{1 + list(POOLS).index(pool)}"
+        self._expected: dict[str, tuple[str | None, str]] = {}
+        environ = {"BROKER": self._url, "PROVIDER_OPENAI": provider.openai_base_url, "POOL": pool}
+        command = ["celery", "-A", "celery_app", "worker", "-P", pool, *POOLS[pool], "-l", "INFO", "--without-gossip", "--without-mingle"]
+        if pool == "one process":
+            command.remove(pool)
+            command.remove("-P")
+        self.process = workers.start(*command, **environ)
+
+    def run(self, source: str) -> str:
+        """Run *source* as a process that sends tasks; answers what it printed."""
+        return str(self.workers.run(textwrap.dedent(source), BROKER=self._url))
+
+    def send(self, source: str) -> str:
+        """As ``run``, with all tasks of ``celery_app`` and our instrumentation."""
+        return self.run("import voight_middleware as voight\nfrom celery_app import *\n" + textwrap.dedent(source))
+
+    def expect(self, owners: dict[str, tuple[str | None, str]]) -> dict[str, Call]:
+        """Wait for a call in each of these places; every place has its owner and attribution, and nothing else was called. By place."""
+        self._expected |= owners
+        self.workers.wait_until(lambda: self._expected.keys() <= {call.tags.extra["place"] for call in self.workers.calls_so_far()})
+        calls = [call for call in self.workers.calls_so_far() if call.tags.extra["place"] != SCHEDULED]
+        assert sorted(call.tags.extra["place"] for call in calls) == sorted(self._expected), "one call in each place"
+        assert {call.tags.extra["place"]: (call.tags.user_id, call.attribution) for call in calls} == self._expected
+        return {call.tags.extra["place"]: call for call in calls}
 
 
-def start(workers: Any, url: str, provider: Any, pool: str, *options: str) -> Any:
-    environ = {"BROKER": url, "PROVIDER_OPENAI": provider.openai_base_url, "POOL": pool}
-    command = ["celery", "-A", "celery_app", "worker", "-P", pool, "-c", "2", "-l", "INFO", "--without-gossip", "--without-mingle"]
-    process = workers.start(*command, *options, **environ)
-    workers.wait_for("ready.")
-    return process
+@pytest.fixture(scope="module")
+def worker(redis_server: int, make_workers: Any, voight_provider: Any, tmp_path_factory: Any) -> Callable[[str], Worker]:
+    """Answers the worker of a pool: it is started once, and runs until the last test of this file."""
+    running: dict[str, Worker] = {}
+
+    def of(pool: str) -> Worker:
+        if pool not in running or running[pool].process.poll() is not None:
+            workers = make_workers(tmp_path_factory.mktemp("worker"))
+            running[pool] = Worker(pool, f"redis://127.0.0.1:{redis_server}", workers, voight_provider)
+        return running[pool]
+
+    return of
 
 
-def owners(calls: list[Call]) -> dict[str, tuple[str | None, str]]:
-    """Owner and attribution by place; fails where a place is there twice."""
-    places = [call.tags.extra["place"] for call in calls]
-    assert len(places) == len(set(places))
-    return {call.tags.extra["place"]: (call.tags.user_id, call.attribution) for call in calls}
+@pytest.mark.parametrize("pool", [*NOT_SOLO, pytest.param("solo", marks=pytest.mark.deep)])
+def test_every_task_has_the_owner_of_who_has_caused_it(pool: str, worker: Callable[[str], Worker]) -> None:
+    """
+    However a task is sent and whatever has run before it on the same thread, process or greenlet.
+
+    Every call says which task it was made in, and a task that no request has caused is its own route.
+    """
+    expected = json.loads(worker(pool).run("import celery_producer"))
+    calls = worker(pool).expect({place: (user, "tag" if user else "none") for place, user in expected.items()})
+    tags = {place: call.tags for place, call in calls.items()}
+    assert (tags["delay"].extra["task"], tags["delay"].route) == ("celery_app.work", "task celery_app.work")
+    assert (tags["task in task"].extra["task"], tags["task in task"].route) == ("celery_app.work", "task celery_app.nested")
+    assert tags["delay"].plan == "pro"
 
 
-@pytest.fixture(scope="module", params=POOLS)
-def ran(request: Any, redis_server: int, make_workers: Any, voight_provider: Any, tmp_path_factory: Any) -> Any:
-    """What was expected and what has come out of one worker of a pool, once it was shut down."""
-    url = f"redis://127.0.0.1:{redis_server}/{1 + POOLS.index(request.param)}"
-    workers = make_workers(tmp_path_factory.mktemp(request.param))
-    start(workers, url, voight_provider, request.param)
-    expected = json.loads(workers.run("import celery_producer", BROKER=url))
-    with contextlib.suppress(AssertionError):  # what is asserted below says what is missing
-        workers.wait_until(lambda: len(workers.calls_so_far()) >= len(expected), 40)
-    return expected, workers.calls()
-
-
-def test_every_task_has_the_owner_of_who_has_caused_it(ran: Any) -> None:
-    """However a task is sent and whatever has run before it on the same thread, process or greenlet."""
-    expected, calls = ran
-    assert {place: user for place, (user, _) in owners(calls).items()} == expected
-
-
-def test_the_task_is_known(ran: Any) -> None:
-    """Every call says which task it was made in, and a task that no request has caused is its own route."""
-    _, calls = ran
-    by_place = {call.tags.extra["place"]: call.tags for call in calls}
-    assert (by_place["delay"].extra["task"], by_place["delay"].route) == ("celery_app.work", "task celery_app.work")
-    assert (by_place["task in task"].extra["task"], by_place["task in task"].route) == ("celery_app.work", "task celery_app.nested")
-    assert by_place["delay"].plan == "pro"
-
-
-@pytest.mark.parametrize("pool", ["prefork", "threads", "gevent"])
-def test_many_users_at_once(pool: str, redis_url: str, workers: Any, voight_provider: Any) -> None:
-    """Tasks of fifty users and of nobody, mixed, eight at a time: no wrong owner, and no call lost or doubled."""
-    worker = start(workers, redis_url, voight_provider, pool, "-c", "8", "--max-tasks-per-child", "100")
-    send(
-        workers,
-        redis_url,
+@pytest.mark.parametrize("pool", NOT_SOLO)
+def test_many_users_at_once(pool: str, worker: Callable[[str], Worker]) -> None:
+    """Tasks of fifty users and of nobody, mixed, several at a time: no wrong owner, and no call lost or doubled."""
+    worker(pool).send(
         f"""
-        from celery.result import ResultSet
-        results = ResultSet([])
         for number in range({LOAD_TASKS}):
             with voight.tag(user_id=f"u_{{number % 51}}" if number % 51 else None):
-                results.add(load.delay(number))
-        results.join(timeout=90)
-        """,
+                load.delay(number)
+        """
     )
-    worker.send_signal(signal.SIGTERM)
-    worker.wait(30)
-    found = owners(workers.calls())
-    assert found == {str(number): (f"u_{number % 51}", "tag") if number % 51 else (None, "none") for number in range(LOAD_TASKS)}
+    worker(pool).expect({str(number): (f"u_{number % 51}", "tag") if number % 51 else (None, "none") for number in range(LOAD_TASKS)})
 
 
-@pytest.mark.parametrize("pool", ["prefork", "solo"])
-def test_no_call_is_lost_when_a_worker_ends(pool: str, redis_url: str, workers: Any, voight_provider: Any) -> None:
-    """The calls of processes that are recycled, and of a worker that is shut down right behind them, are all there, each once."""
-    worker = start(workers, redis_url, voight_provider, pool, "--max-tasks-per-child", "2")
-    send(
-        workers,
-        redis_url,
+@pytest.mark.parametrize("pool", ["one process", "solo"])
+def test_no_call_is_lost_when_a_worker_ends(pool: str, worker: Callable[[str], Worker]) -> None:
+    """
+    The calls of processes that are recycled, and of a worker that is shut down right behind them, are in the ledger, each once.
+
+    Nothing in the journal waits for somebody to look.
+    """
+    own = worker(pool)
+    own.send(
         """
         with voight.tag(user_id="u"):
-            results = [work.delay(str(number)) for number in range(10)]
+            results = [work.delay(str(number)) for number in range(5)]
         for result in results:
             result.get(timeout=60)
-        """,
+        """
     )
-    worker.send_signal(signal.SIGTERM)
-    assert worker.wait(30) == 0
-    assert owners(workers.calls()) == {str(number): ("u", "tag") for number in range(10)}
-
-
-def test_a_flush_before_a_process_of_the_pool_ends(redis_url: str, workers: Any, voight_provider: Any) -> None:
-    """A shut down worker leaves nothing in the journal that waits for somebody to look."""
-    from voight_middleware.journal import segments
-    from voight_middleware.ledger import open_ledger
-
-    worker = start(workers, redis_url, voight_provider, "prefork")
-    send(workers, redis_url, 'work.delay("last").get(timeout=60)')
-    worker.send_signal(signal.SIGTERM)
-    assert worker.wait(30) == 0
-    assert [segment.size() for segment in segments(workers.journal) if segment.size()] == []
-    ledger = open_ledger(workers.ledger)
-    assert [call.tags.extra["place"] for call in ledger.calls()] == ["last"]
+    own.process.send_signal(signal.SIGTERM)
+    assert own.process.wait(30) == 0
+    assert [segment.size() for segment in segments(own.workers.journal) if segment.size()] == []
+    ledger = open_ledger(own.workers.ledger)
+    kept = sorted((call.tags.extra["place"], call.tags.user_id, call.attribution) for call in ledger.calls())
     ledger.close()
+    assert kept == [(str(number), "u", "tag") for number in range(5)]
 
 
-def test_a_task_that_is_killed_or_stopped(redis_url: str, workers: Any, voight_provider: Any) -> None:
-    """Calls before a time limit or a kill have their owner; the task behind them is nobody's, and a revoked one makes none."""
-    start(workers, redis_url, voight_provider, "prefork", "-c", "1")
-    ids = send(
-        workers,
-        redis_url,
+def test_a_task_that_is_killed_or_stopped(worker: Callable[[str], Worker]) -> None:
+    """Calls before a time limit or a kill have their owner; the tasks behind them are nobody's, and a revoked one makes none."""
+    own = worker("prefork")
+    killed = own.send(
         """
         with voight.tag(user_id="u"):
             slow.apply_async(("soft limit", 30), soft_time_limit=1)
             slow.apply_async(("hard limit", 30), time_limit=1)
-            killed = slow.delay("killed", 30)
-            revoked = work.apply_async(("revoked",), countdown=3)
-        revoked.revoke()
-        print(killed.id)
-        """,
-    )
-    workers.wait_until(lambda: "killed" in owners(workers.calls_so_far()))
-    send(
-        workers,
-        redis_url,
+            print(slow.delay("killed", 30).id)
+        """
+    ).strip()
+    stopped = dict.fromkeys(("soft limit", "hard limit", "killed"), ("u", "tag"))
+    own.expect(stopped)
+    own.send(
         f"""
-        app.control.revoke("{ids.strip()}", terminate=True, signal="SIGKILL")
-        work.apply_async(("behind",), countdown=4).get(timeout=60)
-        """,
+        answer = {{"reply": True, "limit": 1, "timeout": 60}}
+        assert app.control.revoke("{killed}", terminate=True, signal="SIGKILL", **answer)
+        assert app.control.revoke("revoked before it is sent", **answer)
+        with voight.tag(user_id="u"):
+            work.apply_async(("revoked",), task_id="revoked before it is sent")
+        for number in range(4):
+            work.delay(f"behind {{number}}")
+        """
     )
-    assert owners(workers.calls()) == {
-        **dict.fromkeys(("soft limit", "hard limit", "killed"), ("u", "tag")),
-        "behind": (None, "none"),
-    }
+    own.expect({f"behind {number}": (None, "none") for number in range(4)})
 
 
-def test_a_producer_without_us_sends_tasks_of_nobody(redis_url: str, workers: Any, voight_provider: Any) -> None:
+def test_a_producer_without_us_sends_tasks_of_nobody(worker: Callable[[str], Worker]) -> None:
     """A message without our header is nobody's, and so is one whose header is not ours."""
-    start(workers, redis_url, voight_provider, "solo")
-    workers.run(
+    worker("threads").run(
         """
         import os
         from celery import Celery
-        app = Celery("other", broker=os.environ["BROKER"], backend=os.environ["BROKER"])
-        app.send_task("celery_app.work", args=["bare"]).get(timeout=60)
-        app.send_task("celery_app.work", args=["odd"], headers={"voight": {"user_id": "x"}}).get(timeout=60)
-        app.send_task("celery_app.work", args=["broken"], headers={"voight": "alice"}).get(timeout=60)
-        """,
-        BROKER=redis_url,
+
+        app = Celery("other", broker=os.environ["BROKER"])
+        app.send_task("celery_app.work", args=["bare"])
+        app.send_task("celery_app.work", args=["odd"], headers={"voight": {"user_id": "x"}})
+        app.send_task("celery_app.work", args=["broken"], headers={"voight": "alice"})
+        """
     )
-    assert owners(workers.calls()) == dict.fromkeys(("bare", "odd", "broken"), (None, "none"))
+    worker("threads").expect(dict.fromkeys(("bare", "odd", "broken"), (None, "none")))
 
 
-def test_beat_sends_tasks_of_nobody(redis_url: str, workers: Any, voight_provider: Any) -> None:
+def test_a_getter_that_raises_does_not_stop_a_task(worker: Callable[[str], Worker]) -> None:
+    """What goes wrong where the task is sent costs the owner, and not the task."""
+    worker("threads").send(
+        """
+        from voight_middleware.boundary.identity import Getters
+        from voight_middleware.boundary.scope import Scope
+        from voight_middleware.tags import bind
+
+        def broken(_):
+            raise RuntimeError
+
+        with bind(Scope(lambda: None, Getters(broken), lambda: "POST /chat")):
+            work.delay("broken getter")
+        """
+    )
+    worker("threads").expect({"broken getter": (None, "error")})
+
+
+def test_beat_sends_tasks_of_nobody(worker: Callable[[str], Worker]) -> None:
     """A task of the schedule is nobody's, also where beat runs inside of the worker."""
-    start(workers, redis_url, voight_provider, "threads", "-B", "-s", str(workers.folder / "schedule"))
-    workers.wait_until(lambda: len(workers.calls_so_far()) >= 2)
-    assert {(call.tags.user_id, call.tags.route) for call in workers.calls()} == {(None, "task celery_app.scheduled")}
+    workers = worker("threads").workers
+
+    def scheduled() -> list[Call]:
+        return [call for call in workers.calls_so_far() if call.tags.extra["place"] == SCHEDULED]
+
+    workers.wait_until(lambda: len(scheduled()) >= 2)
+    assert {(call.tags.user_id, call.tags.route) for call in scheduled()} == {(None, "task celery_app.scheduled")}
 
 
 @pytest.fixture
@@ -241,24 +265,3 @@ def test_what_is_published_holds_the_tags_once(eager: Celery) -> None:
     assert mine == {"x": "y"}
     assert callback == app.signature("some.callback")
     app.close()
-
-
-def test_a_getter_that_raises_does_not_stop_a_task(redis_url: str, workers: Any, voight_provider: Any) -> None:
-    """What goes wrong where the task is sent costs the owner, and not the task."""
-    start(workers, redis_url, voight_provider, "solo")
-    send(
-        workers,
-        redis_url,
-        """
-        from voight_middleware.boundary.identity import Getters
-        from voight_middleware.boundary.scope import Scope
-        from voight_middleware.tags import bind
-
-        def broken(_):
-            raise RuntimeError
-
-        with bind(Scope(lambda: None, Getters(broken), lambda: "POST /chat")):
-            work.delay("broken getter").get(timeout=60)
-        """,
-    )
-    assert owners(workers.calls()) == {"broken getter": (None, "error")}
