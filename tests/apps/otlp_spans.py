@@ -1,4 +1,4 @@
-"""Spans to send, and a receiver to send them to. Loaded with ``runpy.run_path`` by the tests of ``tests/otlp``."""
+"""Spans to send, and a receiver to send them to."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ CHAT = {
     "gen_ai.usage.cache_read.input_tokens": 100,
     "user.id": "u_1",
 }
+PROTOBUF = {"content_type": "application/x-protobuf"}
 
 
 class Answer:
@@ -83,9 +84,13 @@ class Receiving:
 
     def stop(self) -> None:
         """End as at SIGTERM."""
-        self.server.stop()
+        self.begin_to_stop()
         self._thread.join(30)
         assert not self._thread.is_alive(), "the receiver did not stop"
+
+    def begin_to_stop(self) -> None:
+        """Let it end, and do not wait for it."""
+        self.server.stop()
 
 
 def value(of: Any) -> dict[str, Any]:

@@ -38,11 +38,13 @@ def receiving(tmp_path: Path) -> Iterator[Callable[..., Receiving]]:
     """Starts receivers."""
     started: list[Receiving] = []
 
-    def start(**options: Any) -> Receiving:
-        started.append(Receiving(tmp_path / str(len(started)), **options))
+    def start(folder: str = "", **options: Any) -> Receiving:
+        started.append(Receiving(tmp_path / (folder or str(len(started))), **options))
         return started[-1]
 
     yield start
+    for one in started:
+        one.begin_to_stop()
     for one in started:
         one.stop()
 

@@ -9,7 +9,6 @@ import subprocess
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
 
 import openai
 import pytest
@@ -19,6 +18,8 @@ from voight_middleware.cli import main
 from voight_middleware.meter import swap_meter
 from voight_middleware.providers import gate
 from voight_middleware.testing.provider import LoopbackProvider
+
+from ..apps.otlp_spans import Receiving
 
 APP = Path(__file__).parents[1] / "apps" / "vercel_app.mjs"
 PACKAGES = ("ai@6", "@ai-sdk/openai@3", "@opentelemetry/sdk-trace-node@2", "@opentelemetry/api@1")
@@ -42,10 +43,12 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
+@pytest.mark.server
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("encoding", ["json", "protobuf"])
 def test_calls_of_node_and_python_are_in_one_report(
-    node: Path, receiving: Callable[..., Any], encoding: str, capsys: pytest.CaptureFixture[str]
+    node: Path, receiving: Callable[..., Receiving], encoding: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Plain, streamed, Responses, an embedding, a failure, two steps with a tool: for each user exactly what the provider has counted."""
     one = receiving()
