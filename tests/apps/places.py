@@ -14,6 +14,7 @@ if "PROVIDER_OPENAI" in os.environ:  # a process that only sends jobs makes no c
     import openai
 
     client = voight.wrap(openai.OpenAI(api_key="k", base_url=os.environ["PROVIDER_OPENAI"], max_retries=0))
+    client.chat.completions  # noqa: B018 - imported on first use: here it is once, and not in each process that is forked
 
 
 def ask(place: str) -> str:

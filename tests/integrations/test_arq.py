@@ -14,8 +14,9 @@ import voight_middleware as voight
 from voight_middleware.boundary.identity import Getters
 from voight_middleware.boundary.jobs import KEY
 from voight_middleware.boundary.scope import Scope
-from voight_middleware.call import Call
 from voight_middleware.tags import bind
+
+from .queue_worker import Owners, owners
 
 arq = pytest.importorskip("arq")
 
@@ -30,13 +31,6 @@ def send(workers: Any, url: str, source: str) -> str:
     prelude = "import voight_middleware as voight\nfrom arq_app import *\nfrom arq import create_pool\nasync def main():\n"
     connect = "    redis = await create_pool(WorkerSettings.redis_settings)\n"
     return str(workers.run(f"{prelude}{connect}{body}\n    await getattr(redis, 'aclose', redis.close)()\nasyncio.run(main())", BROKER=url))
-
-
-def owners(calls: list[Call]) -> dict[str, tuple[str | None, str]]:
-    """Owner and attribution by place; fails where a place is there twice."""
-    places = [call.tags.extra["place"] for call in calls]
-    assert sorted(places) == sorted(set(places))
-    return {call.tags.extra["place"]: (call.tags.user_id, call.attribution) for call in calls}
 
 
 def test_every_job_has_the_owner_of_who_has_enqueued_it(redis_url: str, workers: Any, voight_provider: Any) -> None:
@@ -58,7 +52,7 @@ def test_every_job_has_the_owner_of_who_has_enqueued_it(redis_url: str, workers:
         await redis.enqueue_job("through_all", ["carol", "dave"], "nightly")
         """,
     )
-    expected: dict[str, tuple[str | None, str]] = {}
+    expected: Owners = {}
     for user in ("alice", "bob"):
         expected |= {f"{user} {place}": (user, "tag") for place in ("1", "deferred", "retries", "fails", "nested", "time limit")}
         expected[f"nobody behind {user}"] = (None, "none")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import textwrap
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,12 +19,13 @@ from voight_middleware.ledger import open_ledger
 from voight_middleware.tags import bind, current_frame
 
 from ..support.depth import times
+from .queue_worker import QueueWorker
 
 POOLS: dict[str, list[str]] = {
-    "prefork": ["-c", "2"],
-    "threads": ["-c", "8", "-B", "-s", "schedule"],
-    "gevent": ["-c", "8"],
-    "solo": [],
+    "prefork": ["-P", "prefork", "-c", "2"],
+    "threads": ["-P", "threads", "-c", "8", "-B", "-s", "schedule"],
+    "gevent": ["-P", "gevent", "-c", "8"],
+    "solo": ["-P", "solo"],
     "one process": ["-P", "prefork", "-c", "1", "--max-tasks-per-child", "2"],
 }
 """The options of each worker; that of the threads has beat inside, and the last one has a new process for every two tasks."""
@@ -34,60 +34,33 @@ SCHEDULED = "task of a schedule"
 LOAD_TASKS = times(102, 306)
 
 
-class Worker:
-    """One worker, with a database of Redis and a ledger of its own: several tests send it tasks, and each knows its own by their places."""
-
-    def __init__(self, pool: str, redis: str, workers: Any, provider: Any) -> None:
-        self.workers = workers
-        self._url = f"{redis}/{1 + list(POOLS).index(pool)}"
-        self._expected: dict[str, tuple[str | None, str]] = {}
-        environ = {"BROKER": self._url, "PROVIDER_OPENAI": provider.openai_base_url, "POOL": pool}
-        command = ["celery", "-A", "celery_app", "worker", "-P", pool, *POOLS[pool], "-l", "INFO", "--without-gossip", "--without-mingle"]
-        if pool == "one process":
-            command.remove(pool)
-            command.remove("-P")
-        self.process = workers.start(*command, **environ)
-
-    def run(self, source: str) -> str:
-        """Run *source* as a process that sends tasks; answers what it printed."""
-        return str(self.workers.run(textwrap.dedent(source), BROKER=self._url))
-
-    def send(self, source: str) -> str:
-        """As ``run``, with all tasks of ``celery_app`` and our instrumentation."""
-        return self.run("import voight_middleware as voight\nfrom celery_app import *\n" + textwrap.dedent(source))
-
-    def expect(self, owners: dict[str, tuple[str | None, str]]) -> dict[str, Call]:
-        """Wait for a call in each of these places; every place has its owner and attribution, and nothing else was called. By place."""
-        self._expected |= owners
-        self.workers.wait_until(lambda: self._expected.keys() <= {call.tags.extra["place"] for call in self.workers.calls_so_far()})
-        calls = [call for call in self.workers.calls_so_far() if call.tags.extra["place"] != SCHEDULED]
-        assert sorted(call.tags.extra["place"] for call in calls) == sorted(self._expected), "one call in each place"
-        assert {call.tags.extra["place"]: (call.tags.user_id, call.attribution) for call in calls} == self._expected
-        return {call.tags.extra["place"]: call for call in calls}
-
-
 @pytest.fixture(scope="module")
-def worker(redis_server: int, make_workers: Any, voight_provider: Any, tmp_path_factory: Any) -> Callable[[str], Worker]:
-    """Answers the worker of a pool: it is started once, and runs until the last test of this file."""
-    running: dict[str, Worker] = {}
+def worker(redis_server: int, make_workers: Any, voight_provider: Any, tmp_path_factory: Any) -> Iterator[Callable[[str], QueueWorker]]:
+    """Answers the worker of a pool, with a database of Redis of its own: it is started once, and runs until the last test of this file."""
+    running: dict[str, QueueWorker] = {}
 
-    def of(pool: str) -> Worker:
+    def of(pool: str) -> QueueWorker:
         if pool not in running or running[pool].process.poll() is not None:
-            workers = make_workers(tmp_path_factory.mktemp("worker"))
-            running[pool] = Worker(pool, f"redis://127.0.0.1:{redis_server}", workers, voight_provider)
+            url = f"redis://127.0.0.1:{redis_server}/{1 + list(POOLS).index(pool)}"
+            environ = {"BROKER": url, "PROVIDER_OPENAI": voight_provider.openai_base_url, "POOL": pool}
+            command = ["celery", "-A", "celery_app", "worker", *POOLS[pool], "-l", "INFO", "--without-gossip", "--without-mingle"]
+            running[pool] = QueueWorker(make_workers(tmp_path_factory.mktemp("worker")), command, environ)
+            running[pool].ignored = {SCHEDULED}
         return running[pool]
 
-    return of
+    yield of
+    for each in running.values():
+        each.workers.stop()
 
 
 @pytest.mark.parametrize("pool", [*NOT_SOLO, pytest.param("solo", marks=pytest.mark.deep)])
-def test_every_task_has_the_owner_of_who_has_caused_it(pool: str, worker: Callable[[str], Worker]) -> None:
+def test_every_task_has_the_owner_of_who_has_caused_it(pool: str, worker: Callable[[str], QueueWorker]) -> None:
     """
     However a task is sent and whatever has run before it on the same thread, process or greenlet.
 
     Every call says which task it was made in, and a task that no request has caused is its own route.
     """
-    expected = json.loads(worker(pool).run("import celery_producer"))
+    expected = json.loads(worker(pool).send("import celery_producer"))
     calls = worker(pool).expect({place: (user, "tag" if user else "none") for place, user in expected.items()})
     tags = {place: call.tags for place, call in calls.items()}
     assert (tags["delay"].extra["task"], tags["delay"].route) == ("celery_app.work", "task celery_app.work")
@@ -96,10 +69,13 @@ def test_every_task_has_the_owner_of_who_has_caused_it(pool: str, worker: Callab
 
 
 @pytest.mark.parametrize("pool", NOT_SOLO)
-def test_many_users_at_once(pool: str, worker: Callable[[str], Worker]) -> None:
+def test_many_users_at_once(pool: str, worker: Callable[[str], QueueWorker]) -> None:
     """Tasks of fifty users and of nobody, mixed, several at a time: no wrong owner, and no call lost or doubled."""
     worker(pool).send(
         f"""
+        import voight_middleware as voight
+        from celery_app import *
+
         for number in range({LOAD_TASKS}):
             with voight.tag(user_id=f"u_{{number % 51}}" if number % 51 else None):
                 load.delay(number)
@@ -109,7 +85,7 @@ def test_many_users_at_once(pool: str, worker: Callable[[str], Worker]) -> None:
 
 
 @pytest.mark.parametrize("pool", ["one process", "solo"])
-def test_no_call_is_lost_when_a_worker_ends(pool: str, worker: Callable[[str], Worker]) -> None:
+def test_no_call_is_lost_when_a_worker_ends(pool: str, worker: Callable[[str], QueueWorker]) -> None:
     """
     The calls of processes that are recycled, and of a worker that is shut down right behind them, are in the ledger, each once.
 
@@ -118,6 +94,9 @@ def test_no_call_is_lost_when_a_worker_ends(pool: str, worker: Callable[[str], W
     own = worker(pool)
     own.send(
         """
+        import voight_middleware as voight
+        from celery_app import *
+
         with voight.tag(user_id="u"):
             results = [work.delay(str(number)) for number in range(5)]
         for result in results:
@@ -133,11 +112,14 @@ def test_no_call_is_lost_when_a_worker_ends(pool: str, worker: Callable[[str], W
     assert kept == [(str(number), "u", "tag") for number in range(5)]
 
 
-def test_a_task_that_is_killed_or_stopped(worker: Callable[[str], Worker]) -> None:
+def test_a_task_that_is_killed_or_stopped(worker: Callable[[str], QueueWorker]) -> None:
     """Calls before a time limit or a kill have their owner; the tasks behind them are nobody's, and a revoked one makes none."""
     own = worker("prefork")
     killed = own.send(
         """
+        import voight_middleware as voight
+        from celery_app import *
+
         with voight.tag(user_id="u"):
             slow.apply_async(("soft limit", 30), soft_time_limit=1)
             slow.apply_async(("hard limit", 30), time_limit=1)
@@ -148,6 +130,9 @@ def test_a_task_that_is_killed_or_stopped(worker: Callable[[str], Worker]) -> No
     own.expect(stopped)
     own.send(
         f"""
+        import voight_middleware as voight
+        from celery_app import *
+
         answer = {{"reply": True, "limit": 1, "timeout": 60}}
         assert app.control.revoke("{killed}", terminate=True, signal="SIGKILL", **answer)
         assert app.control.revoke("revoked before it is sent", **answer)
@@ -160,9 +145,9 @@ def test_a_task_that_is_killed_or_stopped(worker: Callable[[str], Worker]) -> No
     own.expect({f"behind {number}": (None, "none") for number in range(4)})
 
 
-def test_a_producer_without_us_sends_tasks_of_nobody(worker: Callable[[str], Worker]) -> None:
+def test_a_producer_without_us_sends_tasks_of_nobody(worker: Callable[[str], QueueWorker]) -> None:
     """A message without our header is nobody's, and so is one whose header is not ours."""
-    worker("threads").run(
+    worker("threads").send(
         """
         import os
         from celery import Celery
@@ -176,10 +161,13 @@ def test_a_producer_without_us_sends_tasks_of_nobody(worker: Callable[[str], Wor
     worker("threads").expect(dict.fromkeys(("bare", "odd", "broken"), (None, "none")))
 
 
-def test_a_getter_that_raises_does_not_stop_a_task(worker: Callable[[str], Worker]) -> None:
+def test_a_getter_that_raises_does_not_stop_a_task(worker: Callable[[str], QueueWorker]) -> None:
     """What goes wrong where the task is sent costs the owner, and not the task."""
     worker("threads").send(
         """
+        import voight_middleware as voight
+        from celery_app import *
+
         from voight_middleware.boundary.identity import Getters
         from voight_middleware.boundary.scope import Scope
         from voight_middleware.tags import bind
@@ -194,7 +182,7 @@ def test_a_getter_that_raises_does_not_stop_a_task(worker: Callable[[str], Worke
     worker("threads").expect({"broken getter": (None, "error")})
 
 
-def test_beat_sends_tasks_of_nobody(worker: Callable[[str], Worker]) -> None:
+def test_beat_sends_tasks_of_nobody(worker: Callable[[str], QueueWorker]) -> None:
     """A task of the schedule is nobody's, also where beat runs inside of the worker."""
     workers = worker("threads").workers
 

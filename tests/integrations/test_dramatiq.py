@@ -9,7 +9,8 @@ import pytest
 
 import voight_middleware as voight
 from voight_middleware.boundary.jobs import KEY
-from voight_middleware.call import Call
+
+from .queue_worker import Owners, owners
 
 dramatiq = pytest.importorskip("dramatiq")
 
@@ -19,21 +20,13 @@ from voight_dramatiq import CostTagMiddleware, instrument_dramatiq  # noqa: E402
 
 
 def start(workers: Any, url: str, provider: Any) -> None:
-    command = ["dramatiq", "dramatiq_app", "--processes", "2", "--threads", "2"]
+    command = ["dramatiq", "dramatiq_app", "--processes", "1", "--threads", "4"]
     workers.start(*command, BROKER=url, PROVIDER_OPENAI=provider.openai_base_url)
-    workers.wait_for("Worker process is ready for action.")
 
 
 def send(workers: Any, url: str, source: str) -> str:
     prelude = "import voight_middleware as voight\nfrom dramatiq_app import *\nfrom dramatiq import group, pipeline\n"
     return str(workers.run(prelude + textwrap.dedent(source), BROKER=url))
-
-
-def owners(calls: list[Call]) -> dict[str, tuple[str | None, str]]:
-    """Owner and attribution by place; fails where a place is there twice."""
-    places = [call.tags.extra["place"] for call in calls]
-    assert sorted(places) == sorted(set(places))
-    return {call.tags.extra["place"]: (call.tags.user_id, call.attribution) for call in calls}
 
 
 def test_every_message_has_the_owner_of_who_has_sent_it(redis_url: str, workers: Any, voight_provider: Any) -> None:
@@ -73,7 +66,7 @@ def test_every_message_has_the_owner_of_who_has_sent_it(redis_url: str, workers:
         both.run()
         """,
     )
-    expected: dict[str, tuple[str | None, str]] = {}
+    expected: Owners = {}
     for user in ("alice", "bob"):
         for place in ("1", "2", "delayed", "retries", "nested", "pipe 1", "pipe 2", "group 1", "group 2", "behind the group"):
             expected[f"{user} {place}"] = (user, "tag")

@@ -2,47 +2,66 @@
 
 from __future__ import annotations
 
-import textwrap
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import openai
 import pytest
 
 import voight_middleware as voight
 from voight_middleware.boundary.jobs import KEY
-from voight_middleware.call import Call
+
+from .queue_worker import Owners, QueueWorker
 
 pytest.importorskip("rq")
 
-WORKERS = ["rq.worker.Worker", "rq.worker.SimpleWorker"]
+from redis import Redis
+from rq import Queue
+
+from voight_rq import CostTagJob
+
+OURS = ["--job-class", "voight_rq.CostTagJob", "--with-scheduler"]
+WORKERS: dict[str, list[str]] = {
+    "Worker": [*OURS, "--worker-class", "rq.worker.Worker"],  # forks for each job
+    "SimpleWorker": [*OURS, "--worker-class", "rq.worker.SimpleWorker"],
+    "without us": [],
+}
 
 
-def start(workers: Any, url: str, provider: Any, kind: str, *options: str) -> None:
-    """Begin to run a worker: one that forks for each job, or one that does not."""
-    command = ["rq_worker", "worker", "--url", url, "--worker-class", kind, "--job-class", "voight_rq.CostTagJob", "--with-scheduler"]
-    workers.start(*command, *options, BROKER=url, PROVIDER_OPENAI=provider.openai_base_url)
-    workers.wait_for("Listening on")
+@pytest.fixture(scope="module")
+def worker(redis_server: int, make_workers: Any, voight_provider: Any, tmp_path_factory: Any) -> Iterator[Callable[[str], QueueWorker]]:
+    """Answers the worker of a kind, with a database of Redis of its own: it is started once, and runs until the last test of this file."""
+    running: dict[str, QueueWorker] = {}
+
+    def of(kind: str) -> QueueWorker:
+        if kind not in running:
+            url = f"redis://127.0.0.1:{redis_server}/{1 + list(WORKERS).index(kind)}"
+            environ = {"BROKER": url, "PROVIDER_OPENAI": voight_provider.openai_base_url}
+            command = ["rq_worker", "worker", "--url", url, *WORKERS[kind]]
+            running[kind] = QueueWorker(make_workers(tmp_path_factory.mktemp("worker")), command, environ)
+        return running[kind]
+
+    yield of
+    for each in running.values():
+        each.workers.stop()
 
 
-def send(workers: Any, url: str, source: str) -> str:
-    prelude = "import voight_middleware as voight\nfrom rq_app import *\nfrom rq import Callback, Retry\n"
-    return str(workers.run(prelude + textwrap.dedent(source), BROKER=url))
+@pytest.fixture
+def connection(redis_server: int) -> Iterator[Redis]:
+    """A database of Redis without a worker."""
+    with Redis(port=redis_server, db=9) as connection:
+        yield connection
 
 
-def owners(calls: list[Call]) -> dict[str, tuple[str | None, str]]:
-    """Owner and attribution by place; fails where a place is there twice."""
-    places = [call.tags.extra["place"] for call in calls]
-    assert sorted(places) == sorted(set(places))
-    return {call.tags.extra["place"]: (call.tags.user_id, call.attribution) for call in calls}
-
-
-@pytest.mark.parametrize("kind", WORKERS)
-def test_every_job_has_the_owner_of_who_has_caused_it(kind: str, redis_url: str, workers: Any, voight_provider: Any) -> None:
+@pytest.mark.parametrize("kind", ["Worker", "SimpleWorker"])
+def test_every_job_has_the_owner_of_who_has_caused_it(kind: str, worker: Callable[[str], QueueWorker]) -> None:
     """However a job is enqueued, and whatever has run before it in the same process."""
-    start(workers, redis_url, voight_provider, kind)
-    send(
-        workers,
-        redis_url,
+    worker(kind).send(
         """
+        import voight_middleware as voight
+        from rq import Callback, Retry
+        from rq_app import *
+
         meta = {"mine": "x"}
         for user in ("alice", "bob"):
             with voight.tag(user_id=user, plan="pro"):
@@ -58,9 +77,9 @@ def test_every_job_has_the_owner_of_who_has_caused_it(kind: str, redis_url: str,
         assert meta == {"mine": "x"}
         queue.enqueue(through_all, ["carol", "dave"], "nightly")
         queue.enqueue(work, "nobody at last")
-        """,
+        """
     )
-    expected: dict[str, tuple[str | None, str]] = {}
+    expected: Owners = {}
     for user in ("alice", "bob"):
         for place in ("1", "2", "by name", "retries", "nested", "first", "depends", "fails"):
             expected[f"{user} {place}"] = (user, "tag")
@@ -70,82 +89,76 @@ def test_every_job_has_the_owner_of_who_has_caused_it(kind: str, redis_url: str,
             f"nightly, {'carol' if user == 'alice' else 'dave'}": ("carol" if user == "alice" else "dave", "tag"),
         }
     expected |= {"nightly, all": (None, "none"), "nobody at last": (None, "none")}
-    workers.wait_until(lambda: len(workers.calls_so_far()) >= len(expected))
-    calls = workers.calls()
-    assert owners(calls) == expected
-    tags = {call.tags.extra["place"]: call.tags for call in calls}
+    tags = {place: call.tags for place, call in worker(kind).expect(expected).items()}
     assert (tags["alice 1"].plan, tags["alice 1"].route, tags["alice 1"].extra["task"]) == ("pro", "task rq_app.work", "rq_app.work")
     assert tags["alice nested"].route == "task rq_app.nested"
 
 
-def test_jobs_of_a_queue_without_us_are_nobodys(redis_url: str, workers: Any, voight_provider: Any) -> None:
+def test_jobs_of_a_queue_without_us_are_nobodys(worker: Callable[[str], QueueWorker]) -> None:
     """A plain job has no owner, and a worker without our job class runs our jobs as any other."""
-    start(workers, redis_url, voight_provider, WORKERS[1])
-    send(
-        workers,
-        redis_url,
+    worker("SimpleWorker").send(
         """
+        import voight_middleware as voight
+        from rq import Callback, Retry
+        from rq_app import *
+
         with voight.tag(user_id="alice"):
             queue.enqueue(work, "ours")
             Queue(connection=queue.connection).enqueue(work, "plain")
-        """,
-    )
-    workers.wait_until(lambda: len(workers.calls_so_far()) >= 2)
-    assert owners(workers.calls()) == {"ours": ("alice", "tag"), "plain": (None, "none")}
-
-
-def test_a_plain_worker_runs_our_jobs(redis_url: str, workers: Any, voight_provider: Any) -> None:
-    """What is deployed in two steps works between them: the calls have no owner then."""
-    workers.start("rq_worker", "worker", "--url", redis_url, BROKER=redis_url, PROVIDER_OPENAI=voight_provider.openai_base_url)
-    workers.wait_for("Listening on")
-    send(workers, redis_url, 'with voight.tag(user_id="alice"): queue.enqueue(work, "ours")')
-    workers.wait_until(lambda: len(workers.calls_so_far()) >= 1)
-    assert owners(workers.calls()) == {"ours": (None, "none")}
-
-
-def test_a_job_that_is_stopped(redis_url: str, workers: Any, voight_provider: Any) -> None:
-    """A job beyond its time, whose process is killed: what it has spent is its owner's, and what comes behind it is nobody's."""
-    start(workers, redis_url, voight_provider, WORKERS[0])
-    send(
-        workers,
-        redis_url,
         """
+    )
+    worker("SimpleWorker").expect({"ours": ("alice", "tag"), "plain": (None, "none")})
+
+
+def test_a_plain_worker_runs_our_jobs(worker: Callable[[str], QueueWorker]) -> None:
+    """What is deployed in two steps works between them: the calls have no owner then."""
+    worker("without us").send(
+        """
+        import voight_middleware as voight
+        from rq_app import *
+
         with voight.tag(user_id="alice"):
-            queue.enqueue(slow, "stopped", job_timeout=1, on_failure=Callback(on_failure))
+            queue.enqueue(work, "ours")
+        """
+    )
+    worker("without us").expect({"ours": (None, "none")})
+
+
+def test_a_job_that_is_stopped(worker: Callable[[str], QueueWorker]) -> None:
+    """A job beyond its time, whose process is killed: what it has spent is its owner's, and what comes behind it is nobody's."""
+    worker("Worker").send(
+        """
+        import voight_middleware as voight
+        from rq import Callback, Retry
+        from rq_app import *
+
+        with voight.tag(user_id="alice"):
+            queue.enqueue(slow, "stopped", job_timeout=3, on_failure=Callback(on_failure))
         queue.enqueue(work, "behind")
-        """,
+        """
     )
-    workers.wait_until(lambda: len(workers.calls_so_far()) >= 3)
-    assert owners(workers.calls()) == {"stopped": ("alice", "tag"), "behind stopped": ("alice", "tag"), "behind": (None, "none")}
+    worker("Worker").expect({"stopped": ("alice", "tag"), "behind stopped": ("alice", "tag"), "behind": (None, "none")})
 
 
-def test_a_job_that_runs_in_place(redis_url: str, workers: Any, voight_provider: Any) -> None:
+def ask(base_url: str) -> str:
+    """A job of this process."""
+    with openai.OpenAI(api_key="k", base_url=base_url) as client:
+        return voight.wrap(client).chat.completions.create(model="gpt-4o-mini", messages=[{"role": "user", "content": "?"}]).id
+
+
+def test_a_job_that_runs_in_place(connection: Redis, voight_provider: Any, voight_calls: Any) -> None:
     """`is_async=False` runs the job in the sending process: it has its sender's tags, and leaves them to him."""
-    send(
-        workers,
-        redis_url,
-        f"""
-        import os
-        import places
-        places.client.base_url = "{voight_provider.openai_base_url}"
-        here = Queue("default", connection=queue.connection, job_class=CostTagJob, is_async=False)
-        with voight.tag(user_id="alice"):
-            here.enqueue(work, "in place")
-            assert voight.current_tags() == voight.Tags(user_id="alice")
-        """,
-    )
-    assert owners(workers.calls()) == {"in place": ("alice", "tag")}
+    here = Queue(connection=connection, job_class=CostTagJob, is_async=False)
+    with voight.tag(user_id="alice"):
+        here.enqueue(ask, voight_provider.openai_base_url)
+        assert voight.current_tags() == voight.Tags(user_id="alice")
+    call = voight_calls.one()
+    assert (call.tags.user_id, call.attribution) == ("alice", "tag")
 
 
-def test_the_tags_of_a_job_are_seen_once(redis_url: str) -> None:
+def test_the_tags_of_a_job_are_seen_once(connection: Redis) -> None:
     """They stand in the job's metadata, and in nobody else's."""
-    from redis import Redis
-    from rq import Queue
-
-    from voight_rq import CostTagJob
-
-    with Redis.from_url(redis_url) as connection:
-        queue = Queue(connection=connection, job_class=CostTagJob)
-        with voight.tag(user_id="alice"):
-            assert queue.enqueue("some.job").meta == {KEY: '{"tags":{"user_id":"alice"},"attribution":"tag"}'}
-        assert queue.enqueue("some.job").meta == {}
+    queue = Queue(connection=connection, job_class=CostTagJob)
+    with voight.tag(user_id="alice"):
+        assert queue.enqueue("some.job").meta == {KEY: '{"tags":{"user_id":"alice"},"attribution":"tag"}'}
+    assert queue.enqueue("some.job").meta == {}

@@ -12,8 +12,9 @@ import pytest
 import voight_middleware as voight
 from voight_middleware.boundary.identity import Getters
 from voight_middleware.boundary.scope import Scope
-from voight_middleware.call import Call
 from voight_middleware.tags import bind, current_frame
+
+from .queue_worker import Owners, owners
 
 pytest.importorskip("taskiq")
 
@@ -25,20 +26,12 @@ from voight_taskiq import CostTagMiddleware
 def start(workers: Any, url: str, provider: Any) -> None:
     command = ["taskiq", "worker", "taskiq_app:broker", "--workers", "1", "--max-async-tasks", "20"]
     workers.start(*command, BROKER=url, PROVIDER_OPENAI=provider.openai_base_url)
-    workers.wait_for("Listening started.")
 
 
 def send(workers: Any, url: str, source: str) -> str:
     body = textwrap.indent(textwrap.dedent(source), "    ")
     prelude = "import voight_middleware as voight\nfrom taskiq_app import *\nasync def main():\n"
     return str(workers.run(f"{prelude}{body}\n    await broker.shutdown()\nasyncio.run(main())", BROKER=url))
-
-
-def owners(calls: list[Call]) -> dict[str, tuple[str | None, str]]:
-    """Owner and attribution by place; fails where a place is there twice."""
-    places = [call.tags.extra["place"] for call in calls]
-    assert sorted(places) == sorted(set(places))
-    return {call.tags.extra["place"]: (call.tags.user_id, call.attribution) for call in calls}
 
 
 def test_every_task_has_the_owner_of_who_has_sent_it(redis_url: str, workers: Any, voight_provider: Any) -> None:
@@ -62,7 +55,7 @@ def test_every_task_has_the_owner_of_who_has_sent_it(redis_url: str, workers: An
         await through_all.kiq(["carol", "dave"], "nightly")
         """,
     )
-    expected: dict[str, tuple[str | None, str]] = {}
+    expected: Owners = {}
     for user in ("alice", "bob"):
         for place in ("1", "2", "with labels", "retries", "fails", "nested", "time limit"):
             expected[f"{user} {place}"] = (user, "tag")
