@@ -55,6 +55,7 @@ def test_ids_are_unique_across_threads() -> None:
     assert len({call_id for mine in ids for call_id in mine}) == 16_000
 
 
+@pytest.mark.server
 def test_a_forked_child_makes_ids_of_its_own() -> None:
     """Parent and child do not go on with the same series, at the same millisecond, with the same seed."""
     script = """

@@ -16,7 +16,8 @@ from voight_middleware.ledger import open_ledger
 from voight_middleware.tags import Tags
 from voight_middleware.usage import Usage
 
-USD = 10**15
+from .kept_calls import HALF, USD
+
 OWNER = ("plan", "tenant_id", "route", "release", "session_id", "extra")
 
 
@@ -28,6 +29,20 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("VOIGHT_LEDGER", str(tmp_path / "ledger.db"))
     return tmp_path / "ledger.db"
+
+
+@pytest.fixture
+def ledger(place: Path) -> Path:
+    """Where the ledger is; there is none yet."""
+    return place
+
+
+@pytest.fixture
+def prices(tmp_path: Path) -> Path:
+    """A file of one's own prices."""
+    path = tmp_path / "prices.toml"
+    path.write_text(HALF)
+    return path
 
 
 @pytest.fixture

@@ -8,23 +8,25 @@ from typing import Any
 
 import pytest
 
+import voight_middleware.export.voight  # noqa: F401 - `server` replaces names of it
 from voight_middleware.call import Call
 from voight_middleware.cli import main
-from voight_middleware.export import voight as sending
 from voight_middleware.journal import Election, Journal
 from voight_middleware.outbox import FOLDER, Outbox, open_outbox
 from voight_middleware.tags import Tags
 from voight_middleware.testing.events import EventServer, says
+
+from ..support.patching import Patch
 
 SECRET = "vk_very-secret"
 HEADER_KEYS = "v2:" + "n" * 40 + ",v1:" + "o" * 40
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[EventServer]:
+def server(monkeypatch: pytest.MonkeyPatch, patch: Patch) -> Iterator[EventServer]:
     """Voight, on loopback, and the environment of somebody who sends there."""
-    monkeypatch.setattr(sending, "FIRST_PAUSE", 0.02)
-    monkeypatch.setattr(sending, "LONGEST_PAUSE", 0.1)
+    patch("FIRST_PAUSE", 0.02, within="voight")
+    patch("LONGEST_PAUSE", 0.1, within="voight")
     with EventServer(SECRET) as running:
         monkeypatch.setenv("VOIGHT_KEY", SECRET)
         monkeypatch.setenv("VOIGHT_AGENT", "shop")
@@ -114,7 +116,7 @@ def test_what_waits_is_shown(run: Run, server: EventServer, write: Write, journa
     assert server.times == []
 
 
-def test_send(run: Run, server: EventServer, write: Write, journal: Path) -> None:
+def test_events_that_wait_are_sent(run: Run, server: EventServer, write: Write, journal: Path) -> None:
     """What is in the journal and in the outbox goes; the state says when; a second time there is nothing."""
     ids = write(5)
     begun = int(time.time())
@@ -131,7 +133,7 @@ def test_send(run: Run, server: EventServer, write: Write, journal: Path) -> Non
     assert len(server.events) == 5
 
 
-def test_send_for_a_time(run: Run, server: EventServer, write: Write, journal: Path) -> None:
+def test_events_are_sent_for_a_time(run: Run, server: EventServer, write: Write, journal: Path) -> None:
     """With a server that is down it ends in time, with 1 and the reason; the next run sends."""
     ids = write(3)
     server.fault = says(503)
@@ -240,9 +242,9 @@ def test_once_sends_too(run: Run, server: EventServer, write: Write) -> None:
     assert server.call_ids() == ids + more
 
 
-def test_once_sends_for_a_time(run: Run, server: EventServer, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_once_sends_for_a_time(run: Run, server: EventServer, write: Write, patch: Patch) -> None:
     """The ledger has the calls, so that it is no failure; what waits is said, with the reason."""
-    monkeypatch.setattr("voight_middleware.cli.ingest.SEND_SECONDS", 0.5)
+    patch("SEND_SECONDS", 0.5)
     server.fault = says(503)
     write(3)
     begun = time.monotonic()

@@ -22,7 +22,7 @@ def revenue(tmp_path: Path) -> str:
     return str(path)
 
 
-def test_table(add: Add, voight: Voight, revenue: str) -> None:
+def test_margin_as_a_table(add: Add, voight: Voight, revenue: str) -> None:
     """The table has revenue, cost, their ratio and the margin, and tells of who is only on one side."""
     add("u_1", 2, "2026-10-10T00:00")
     add("free", 3, "2026-10-10T00:00")
@@ -38,7 +38,7 @@ def test_table(add: Add, voight: Voight, revenue: str) -> None:
     assert "1 call ($1.00) without user_id, in the total and in no row" in text
 
 
-def test_json_and_csv(add: Add, voight: Voight, revenue: str) -> None:
+def test_margin_as_json_and_csv(add: Add, voight: Voight, revenue: str) -> None:
     """The same as data, of the month that was asked for."""
     add("u_1", 2, "2026-10-10T00:00")
     report = voight("margin", "--revenue", revenue, "--since", "2026-10", "--until", "2026-10", "--format", "json")
@@ -65,7 +65,7 @@ def test_json_and_csv(add: Add, voight: Voight, revenue: str) -> None:
         (["--revenue", "REVENUE", "--rate", "x"], "the rate is 'x'"),
     ],
 )
-def test_mistakes(add: Add, capsys: pytest.CaptureFixture[str], revenue: str, arguments: list[str], message: str) -> None:
+def test_mistakes_in_margin(add: Add, capsys: pytest.CaptureFixture[str], revenue: str, arguments: list[str], message: str) -> None:
     """A mistake is one sentence and exit code 1."""
     add("u_1")
     assert main(["margin", *(revenue if argument == "REVENUE" else argument for argument in arguments)]) == 1
@@ -83,7 +83,7 @@ def test_mistakes_in_the_file(add: Add, capsys: pytest.CaptureFixture[str], tmp_
     assert "\x1b" not in err
 
 
-def test_formulas(add: Add, voight: Voight, tmp_path: Path) -> None:
+def test_formulas_are_harmless_in_margin(add: Add, voight: Voight, tmp_path: Path) -> None:
     """An id that a spreadsheet would run gets an apostrophe; a negative margin does not."""
     add("=cmd()", 2)
     (tmp_path / "r.csv").write_text("id,revenue\n=cmd(),1\n")
@@ -92,7 +92,7 @@ def test_formulas(add: Add, voight: Voight, tmp_path: Path) -> None:
     assert line.endswith(",1,2.0,-1,")
 
 
-def test_without_the_library(add: Add, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_margin_without_the_library(add: Add, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Without Stripe's library the error says what to install."""
     monkeypatch.setenv("STRIPE_API_KEY", "sk_test_1")
     monkeypatch.setitem(sys.modules, "stripe", None)

@@ -13,7 +13,7 @@ Voight = Callable[..., Any]
 NOVEMBER = ("--since", "2026-10", "--until", "2026-10")
 
 
-def test_table(add: Add, voight: Voight) -> None:
+def test_plans_as_a_table(add: Add, voight: Voight) -> None:
     """The table has users, mean, median, concentration, and with prices who pays for whom."""
     for user, cost in (("a", 1), ("b", 1), ("c", 22)):
         add(user, cost, "2026-10-10T00:00", plan="free")
@@ -27,7 +27,7 @@ def test_table(add: Add, voight: Voight) -> None:
     assert "x has a price, and no call" in text
 
 
-def test_json_and_csv(add: Add, voight: Voight) -> None:
+def test_plans_as_json_and_csv(add: Add, voight: Voight) -> None:
     """JSON lists the heavy users; CSV counts them."""
     add("c", 2, plan="free")
     report = voight("plans", "--threshold", "$1.50", "--format", "json")
@@ -51,14 +51,14 @@ def test_json_and_csv(add: Add, voight: Voight) -> None:
         (["--threshold", "much"], "the threshold is 'much'"),
     ],
 )
-def test_mistakes(add: Add, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+def test_mistakes_in_plans(add: Add, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
     """A mistake is one sentence and exit code 1."""
     add("u_1")
     assert main(["plans", *arguments]) == 1
     assert message in capsys.readouterr().err
 
 
-def test_no_value_drives_the_terminal(add: Add, voight: Voight) -> None:
+def test_no_value_drives_the_terminal_in_plans(add: Add, voight: Voight) -> None:
     """Escape sequences in plans and users are shown, never obeyed, in rows and notes."""
     evil = "\x1b]0;owned\x07[bold red]x"
     add(evil, 2, plan=evil)

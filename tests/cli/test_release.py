@@ -25,7 +25,7 @@ def releases(add: Add) -> Add:
     return add
 
 
-def test_table(releases: Add, voight: Voight) -> None:
+def test_release_as_a_table(releases: Add, voight: Voight) -> None:
     """The table has before, after, the causes and the verdicts, and says which test with which threshold was used, over which times."""
     text = voight("release", "r2")
     assert "Release r2 against r1, US dollars per day" in text
@@ -35,7 +35,7 @@ def test_table(releases: Add, voight: Voight) -> None:
     assert "split by Shapley values" in text
 
 
-def test_json(releases: Add, voight: Voight) -> None:
+def test_release_as_json(releases: Add, voight: Voight) -> None:
     """In JSON the causes add up to the difference to the last digit."""
     report = voight("release", "r2", "--against", "r1", "--format", "json")
     for row in (report["total"], *report["rows"]):
@@ -59,7 +59,7 @@ def test_json(releases: Add, voight: Voight) -> None:
         (["\x1b[2J"], r"there are no calls of the release '\x1b[2J'"),
     ],
 )
-def test_mistakes(releases: Add, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+def test_mistakes_in_release(releases: Add, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
     """A mistake is one sentence and exit code 1."""
     assert main(["release", *arguments]) == 1
     err = capsys.readouterr().err
@@ -67,7 +67,7 @@ def test_mistakes(releases: Add, capsys: pytest.CaptureFixture[str], arguments: 
     assert "\x1b" not in err
 
 
-def test_no_value_drives_the_terminal(add: Add, voight: Voight) -> None:
+def test_no_value_drives_the_terminal_in_release(add: Add, voight: Voight) -> None:
     """Escape sequences in the names of releases and users are shown, never obeyed."""
     evil = "\x1b]0;owned\x07[bold red]x"
     add(evil, 2, "2026-11-01T00:00", release="r1")
@@ -78,7 +78,7 @@ def test_no_value_drives_the_terminal(add: Add, voight: Voight) -> None:
         assert r"\x1b]0;owned\x07[bold red]x" in text
 
 
-def test_empty_ledger(add: Add, capsys: pytest.CaptureFixture[str]) -> None:
+def test_release_of_an_empty_ledger(add: Add, capsys: pytest.CaptureFixture[str]) -> None:
     """Without calls there are no releases."""
     assert main(["release", "r1"]) == 1
     assert "there are none" in capsys.readouterr().err

@@ -24,7 +24,7 @@ def days(add: Add) -> Add:
     return add
 
 
-def test_in_the_order_of_time(days: Add, voight: Voight) -> None:
+def test_rows_of_times_are_in_the_order_of_time(days: Add, voight: Voight) -> None:
     """Where the first dimension is a time, the oldest comes first, and the most expensive of each; a limit keeps the newest."""
     rows = voight("spend", "--by", "day,plan", "--format", "json")
     assert [(row["day"], row["plan"], row["cost_usd"]) for row in rows] == [
@@ -37,7 +37,7 @@ def test_in_the_order_of_time(days: Add, voight: Voight) -> None:
     assert [row["plan"] for row in voight("spend", "--by", "plan,day", "--format", "json")] == ["free", "pro", "pro", "free"]
 
 
-def test_days_of_a_zone(days: Add, voight: Voight) -> None:
+def test_days_are_cut_in_the_zone_asked_for(days: Add, voight: Voight) -> None:
     """Days are cut in the zone that was asked for."""
     rows = voight("spend", "--by", "day", "--tz", "Europe/Berlin", "--format", "json")
     assert [(row["day"], row["cost_usd"]) for row in rows] == [("2026-11-02", "13"), ("2026-11-03", "1")]
@@ -51,7 +51,7 @@ def test_an_hour_that_is_there_twice(add: Add, voight: Voight) -> None:
     assert [row["hour"] for row in rows] == ["2026-10-25T02:00+02:00", "2026-10-25T02:00+01:00"]
 
 
-def test_lines_of_time(days: Add, voight: Voight) -> None:
+def test_lines_of_bars_over_time(days: Add, voight: Voight) -> None:
     """Below the table there is a line of bars for each plan, a blank where it has no calls."""
     text = voight("spend", "--by", "day,plan")
     assert re.search(r"free +  █▂  \$9\.00", text)
@@ -59,7 +59,7 @@ def test_lines_of_time(days: Add, voight: Voight) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.svg"])
-def test_plot(days: Add, voight: Voight, tmp_path: Path, name: str) -> None:
+def test_a_picture_of_spend_is_drawn(days: Add, voight: Voight, tmp_path: Path, name: str) -> None:
     """A picture is drawn, of names that would be formulas or markup too."""
     pytest.importorskip("matplotlib")
     days("u_1", 5, plan="$\\frac{1}")
@@ -81,14 +81,16 @@ def test_plot(days: Add, voight: Voight, tmp_path: Path, name: str) -> None:
         (["plans", "--plot", "x"], "--plot writes FILE.png"),
     ],
 )
-def test_mistakes(days: Add, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+def test_mistakes_in_spend(days: Add, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
     """A mistake is one sentence and exit code 1."""
     pytest.importorskip("matplotlib")
     assert main(arguments) == 1
     assert message in capsys.readouterr().err
 
 
-def test_without_matplotlib(days: Add, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_picture_without_matplotlib(
+    days: Add, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Without matplotlib the error says what to install."""
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["spend", "--by", "day", "--plot", str(tmp_path / "x.png")]) == 1

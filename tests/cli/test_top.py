@@ -10,12 +10,14 @@ import pytest
 
 from voight_middleware.cli import main
 
+from ..support.patching import Patch
+
 Add = Callable[..., None]
 Voight = Callable[..., Any]
 WINDOW = ("--since", "2026-11-01", "--until", "2026-11-30T00:00:00Z")
 
 
-def test_table(add: Add, voight: Voight) -> None:
+def test_top_as_a_table(add: Add, voight: Voight) -> None:
     """The table has rates, the cost of a call and the trend, says what it was compared with, and who is gone."""
     add("u_1", 3, input=60, cached=40)
     add("u_2", 1)
@@ -30,7 +32,7 @@ def test_table(add: Add, voight: Voight) -> None:
     assert "gone: u_9, $6.00 (75.0% of the cost) then" in text
 
 
-def test_json(add: Add, voight: Voight) -> None:
+def test_top_as_json(add: Add, voight: Voight) -> None:
     """JSON has the window, what it was compared with, the rows, and a total with its unowned part."""
     add("u_1", 3)
     add(None, 1)
@@ -48,7 +50,7 @@ def test_json(add: Add, voight: Voight) -> None:
     assert total["trend"] == pytest.approx(-1 / 3, abs=1e-6)
 
 
-def test_csv(add: Add, voight: Voight) -> None:
+def test_top_as_csv(add: Add, voight: Voight) -> None:
     """CSV has the same columns, with rows and without."""
     add("=cmd()", 3)
     header, row = csv.reader(io.StringIO(voight("top", "--format", "csv")))
@@ -57,9 +59,9 @@ def test_csv(add: Add, voight: Voight) -> None:
     assert next(csv.reader(io.StringIO(voight("top", "--where", "user=x", "--format", "csv")))) == header
 
 
-def test_narrow_terminal(add: Add, voight: Voight, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_top_in_a_narrow_terminal(add: Add, voight: Voight, patch: Patch) -> None:
     """Where not all columns fit, user, calls, cost, share and trend stay whole."""
-    monkeypatch.setattr("voight_middleware.cli.render._WIDTH_OF_A_PIPE", 80)
+    patch("_WIDTH_OF_A_PIPE", 80)
     add("u_1", 1234.5)
     text = voight("top", "--since", "2026-11-01")
     assert re.search(r"u_1 +1 +100 +10 +\$1,234\.50 +100\.0% █+ +new", text)
@@ -76,7 +78,7 @@ def test_narrow_terminal(add: Add, voight: Voight, monkeypatch: pytest.MonkeyPat
         (["--where", "user_id'--=1"], "there is no dimension"),
     ],
 )
-def test_mistakes(add: Add, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+def test_mistakes_in_top(add: Add, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
     """A mistake is one sentence and exit code 1."""
     add("u_1")
     assert main(["top", *arguments]) == 1

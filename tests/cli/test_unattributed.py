@@ -12,7 +12,7 @@ Add = Callable[..., None]
 Voight = Callable[..., Any]
 
 
-def test_table(add: Add, voight: Voight) -> None:
+def test_unattributed_as_a_table(add: Add, voight: Voight) -> None:
     """The table says how much has no owner, why, what to do, and where it comes from."""
     add("u_1", 6, route="/chat")
     add(None, 2, route="/chat\x1b[31m")
@@ -24,7 +24,7 @@ def test_table(add: Add, voight: Voight) -> None:
     assert "\x1b" not in text
 
 
-def test_data(add: Add, voight: Voight) -> None:
+def test_unattributed_as_data(add: Add, voight: Voight) -> None:
     """JSON has sources and sections; CSV one row for each group, of source, route and model if nothing else is said."""
     add(None, 2, route="=1+1")
     add("u_1", 6)
@@ -49,7 +49,7 @@ def test_everything_has_an_owner(add: Add, voight: Voight) -> None:
     ("arguments", "message"),
     [(["--where", "user=x"], "filter by other things"), (["--by", "x"], "there is no dimension 'x'"), (["--tz", "x"], "no time zone 'x'")],
 )
-def test_mistakes(add: Add, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+def test_mistakes_in_unattributed(add: Add, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
     """A mistake is one sentence and exit code 1."""
     add(None)
     assert main(["unattributed", *arguments]) == 1

@@ -12,7 +12,7 @@ Add = Callable[..., None]
 Voight = Callable[..., Any]
 
 
-def test_table(add: Add, voight: Voight) -> None:
+def test_user_as_a_table(add: Add, voight: Voight) -> None:
     """The table has models, routes, a line of days with gaps, and the last calls."""
     add("u_1", 1, "2026-11-01T12:00", route="/a")
     add("u_1", 8, "2026-11-03T12:00", route="/b\x1b[31m")
@@ -23,7 +23,7 @@ def test_table(add: Add, voight: Voight) -> None:
     assert "\x1b" not in text
 
 
-def test_data(add: Add, voight: Voight) -> None:
+def test_user_as_data(add: Add, voight: Voight) -> None:
     """JSON has totals, days and parts; CSV the last calls."""
     add("u_1", 1, route="=x")
     report = voight("user", "u_1", "--format", "json")
@@ -33,7 +33,7 @@ def test_data(add: Add, voight: Voight) -> None:
 
 
 @pytest.mark.parametrize("name", ["nobody", "*", "u_%", "' OR 1=1 --", "../../etc/passwd", "\x1b[2J", "\udcff"])
-def test_nobody(add: Add, capsys: pytest.CaptureFixture[str], name: str) -> None:
+def test_a_user_without_calls(add: Add, capsys: pytest.CaptureFixture[str], name: str) -> None:
     """An id is no pattern, no SQL and no path: of others than the user of that name nothing is shown."""
     add("u_1")
     assert main(["user", name]) == 1
