@@ -1,11 +1,16 @@
-"""An empty ledger of each engine."""
+"""A ledger of each engine: one that is empty, which most tests begin with, and one that is not made yet."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
 from voight_middleware.ledger import Ledger, open_ledger
+
+from ..support.servers.ledgers import ENGINES, empty_ledger
 
 
 @pytest.fixture(scope="session")
@@ -29,20 +34,43 @@ def postgres_url(postgres_server: Any, postgres_database: Any) -> str:
 
 @pytest.fixture
 def ledger_url(ledger_url: str) -> str:
-    """The URL of an empty ledger, of each engine whose driver is installed."""
+    """The URL of a ledger that nobody has made yet, of each engine whose driver is installed."""
     driver = {"postgresql": "psycopg", "clickhouse": "clickhouse_connect"}.get(ledger_url.partition(":")[0])
     if driver is not None:
         pytest.importorskip(driver)
     return ledger_url
 
 
+@pytest.fixture(params=ENGINES)
+def empty_ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a ledger without calls, of each engine whose driver is installed; its tables were made before."""
+    return empty_ledger(request, request.param, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def clickhouse_clients() -> Iterator[dict[str, list[Any]]]:
+    """Connections to servers of ClickHouse, by their addresses: to ask a server for its settings takes as long as a test."""
+    clients: dict[str, list[Any]] = defaultdict(list)
+    yield clients
+    for client in (client for some in clients.values() for client in some):
+        client.close()
+
+
 @pytest.fixture
-def opened(ledger_url: str) -> Iterator[Callable[..., Ledger]]:
+def opened(empty_ledger_url: str, clickhouse_clients: dict[str, list[Any]]) -> Iterator[Callable[..., Ledger]]:
     """Opens the test's ledger, as often as one likes."""
     ledgers: list[Ledger] = []
 
     def again(*, create: bool = True) -> Ledger:
-        ledgers.append(open_ledger(ledger_url, create=create))
+        if empty_ledger_url.startswith("clickhouse:"):
+            from voight_middleware.ledger.clickhouse import ClickHouseLedger, server
+
+            clients = clickhouse_clients[urlsplit(empty_ledger_url).netloc]
+            if len(clients) == len(ledgers):
+                clients.append(server.connect(server.read_url(empty_ledger_url)))
+            ledgers.append(ClickHouseLedger(empty_ledger_url, create=create, client=clients[len(ledgers)]))
+        else:
+            ledgers.append(open_ledger(empty_ledger_url, create=create))
         return ledgers[-1]
 
     yield again

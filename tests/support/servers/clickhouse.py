@@ -44,6 +44,7 @@ class ClickHouseBridge:
         self.port = free_port()
         self.log = folder / "log"
         self._process: subprocess.Popen[bytes] | None = None
+        self._kept = False
 
     def url(self, database: str = "default", user: str = USER, password: str = PASSWORD) -> str:
         """The URL of a database."""
@@ -55,6 +56,21 @@ class ClickHouseBridge:
         status, body = self._request("POST", f"/?database={quote(database)}", statement.encode(), headers)
         assert status == 200, body
         return body.removesuffix("\n")
+
+    def empty_ledger(self) -> str:
+        """Return the URL of a ledger without calls, always of the same one: its tables are made once, and emptied each time."""
+        self.start()
+        url = self.url("kept_ledger")
+        if not self._kept:
+            from voight_middleware.ledger import open_ledger
+
+            open_ledger(url).close()
+            self._kept = True
+        else:
+            full = self.sql("SELECT DISTINCT table FROM system.parts WHERE database = 'kept_ledger' AND active AND table <> 'ledger'")
+            for table in full.splitlines():
+                self.sql(f"TRUNCATE TABLE {table}", "kept_ledger")
+        return url
 
     @property
     def running(self) -> bool:

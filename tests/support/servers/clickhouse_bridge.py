@@ -4,8 +4,9 @@ A small HTTP server in front of chDB, the engine of ClickHouse as a library: wha
     python clickhouse_bridge.py PORT FOLDER
 
 It is the double of the HTTP layer alone. What it does as the server does: the statement from ``query=`` and body together, chunked,
-compressed and multipart bodies, ``database``, ``param_*``, settings for one statement, users and a read-only one, the codes, statuses
-and texts of errors, written rows as the engine counts them. Every statement has a session of its own in the engine; several run at once.
+compressed and multipart bodies, ``database``, ``param_*``, settings for one statement, users and a read-only one, the codes, statuses and
+texts of errors, written rows as the engine counts them. Every statement has a session of the engine to itself, which only statements of
+the same database and settings had before it; several run at once.
 
 What it does not imitate: streams (an answer is whole or an error, so nothing fails half-way through), compressed answers, bodies in
 other compressions than lz4 and gzip, sessions (``session_id`` locks nothing and keeps nothing), quotas, ``query_id`` and KILL, progress,
@@ -46,6 +47,12 @@ TRANSPORT = {
 
 LONGEST_LINE, LONGEST_VALUE = 2**20, 2**17 + 1
 """In bytes, of a request and of a parameter: ``http_max_uri_size`` and ``http_max_field_value_size`` as the server has them by default."""
+
+QUICK = "SET max_threads = 1, compile_expressions = 0, compile_aggregate_expressions = 0, compile_sort_description = 0"
+"""Several threads, and machine code made for a question, only cost time where there are few rows. The deep run does as the server does."""
+
+MOST_KEPT = 200
+"""How many kinds of sessions are kept: each test has a database of its own."""
 
 STATUSES = {60: 404, 62: 400, 81: 404, 115: 404, 516: 403}
 """Of errors that have another than 500."""
@@ -144,19 +151,10 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def run(statement: bytes, parameters: dict[str, str], readonly: int) -> tuple[bytes, dict[str, str]]:
-    """Run one statement in a session of its own; answers its result and the headers that tell of it."""
-    import chdb
-
+    """Run one statement in a session that has it to itself; answers its result and the headers that tell of it."""
     bound = {name.removeprefix("param_"): value for name, value in parameters.items() if name.startswith("param_")}
     settings = {name: value for name, value in parameters.items() if name not in TRANSPORT and not name.startswith("param_")}
-    session = chdb.connect(FOLDER)
-    try:
-        if parameters.get("database"):
-            session.query("USE `" + parameters["database"].replace("\\", "\\\\").replace("`", "\\`") + "`")
-        if readonly:
-            session.query(f"SET readonly={readonly}")
-        for name, value in settings.items():
-            session.query(f"SET {name} = '" + value.replace("\\", "\\\\").replace("'", "\\'") + "'")
+    with _session(parameters.get("database", ""), readonly, settings, keep=not bound and not _LASTING.match(statement)) as session:
         named = re.search(rb"\bFORMAT\s+(\w+)(\s+SETTINGS\s[^;]+)?\s*;?\s*$", statement, re.IGNORECASE)
         # The line of names tells an answer without rows from no answer; it does not go out.
         with _data_apart(statement) as whole:
@@ -169,12 +167,55 @@ def run(statement: bytes, parameters: dict[str, str], readonly: int) -> tuple[by
             "written_bytes": result.bytes_written(),
             "elapsed_ns": int(result.elapsed() * 1e9),
         }
-    finally:
-        session.close()
     headers = {"X-ClickHouse-Summary": json.dumps({name: str(count) for name, count in counts.items()})}
     if answer:
         headers["X-ClickHouse-Format"] = named[1].decode() if named else "TabSeparated"
     return answer if named else answer.partition(b"\n")[2], headers
+
+
+_free: dict[tuple[Any, ...], list[Any]] = {}
+"""Sessions that no statement has now, by database and settings: to open one for each statement costs as much as the statement."""
+_LASTING = re.compile(rb"\s*(SET|USE|CREATE\s+TEMPORARY)\b", re.IGNORECASE)
+"""Statements that leave something in their session."""
+
+
+@contextmanager
+def _session(database: str, readonly: int, settings: dict[str, str], *, keep: bool) -> Iterator[Any]:
+    """A session with these settings; the next statement has it if this one goes well and leaves nothing in it."""
+    key = database, readonly, *sorted(settings.items())
+    free = _free.setdefault(key, [])
+    session = free.pop() if free else _new_session(database, readonly, settings)
+    try:
+        yield session
+    except BaseException:
+        session.close()
+        raise
+    if keep:
+        free.append(session)
+    else:
+        session.close()
+    while len(_free) > MOST_KEPT:
+        for one in _free.pop(next(iter(_free)), []):
+            one.close()
+
+
+def _new_session(database: str, readonly: int, settings: dict[str, str]) -> Any:
+    import chdb
+
+    session = chdb.connect(FOLDER)
+    try:
+        if database:
+            session.query("USE `" + database.replace("\\", "\\\\").replace("`", "\\`") + "`")
+        if not os.environ.get("VOIGHT_TEST_DEEP"):
+            session.query(QUICK)
+        if readonly:
+            session.query(f"SET readonly={readonly}")
+        for name, value in settings.items():
+            session.query(f"SET {name} = '" + value.replace("\\", "\\\\").replace("'", "\\'") + "'")
+    except BaseException:
+        session.close()
+        raise
+    return session
 
 
 @contextmanager
