@@ -23,6 +23,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:asynchronous generator .* was scheduled after loop:ResourceWarning"),
 ]
 
+NAMED = os.environ.get("VOIGHT_TEST_FRAMEWORKS", "").split()
 QUESTION = "Where?"
 OPENAI, ANTHROPIC = "gpt-4o-mini", "claude-opus-4-8"
 
@@ -59,11 +60,10 @@ def one_call(voight_calls: VoightCalls, voight_provider: LoopbackProvider) -> An
     return check
 
 
-def library(name: str) -> Any:
-    """One of these libraries; where it is not installed, and need not be, its test is skipped."""
-    if name in os.environ.get("VOIGHT_TEST_FRAMEWORKS", "").split():
-        return importlib.import_module(name)
-    return pytest.importorskip(name)
+def needs(*names: str) -> pytest.MarkDecorator:
+    """Skip a test, before it costs anything, unless its libraries are named: tox's environments `frameworks` install and name them."""
+    missing = [name for name in names if name not in NAMED]
+    return pytest.mark.skipif(bool(missing), reason=f"VOIGHT_TEST_FRAMEWORKS does not name {', '.join(missing)} (tox -e frameworks)")
 
 
 async def drained(events: AsyncIterator[Any]) -> list[Any]:
@@ -74,14 +74,15 @@ async def drained(events: AsyncIterator[Any]) -> list[Any]:
 # -- LangChain -------------------------------------------------------------------------------------------------------------------
 
 
+@needs("langchain_anthropic", "langchain_openai")
 @pytest.mark.parametrize("endpoint", ["chat", "responses", "messages"])
 @pytest.mark.parametrize("how", ["invoke", "ainvoke", "stream", "astream"])
 async def test_langchain(endpoint: str, how: str, one_call: Any) -> None:
     """``ChatOpenAI`` and ``ChatAnthropic``."""
     if endpoint == "messages":
-        model: Any = library("langchain_anthropic").ChatAnthropic(model=ANTHROPIC)
+        model: Any = importlib.import_module("langchain_anthropic").ChatAnthropic(model=ANTHROPIC)
     else:
-        model = library("langchain_openai").ChatOpenAI(model=OPENAI, use_responses_api=endpoint == "responses")
+        model = importlib.import_module("langchain_openai").ChatOpenAI(model=OPENAI, use_responses_api=endpoint == "responses")
     with tag(user_id="u_1"):
         made = getattr(model, how)(QUESTION)
         if how == "ainvoke":
@@ -93,10 +94,11 @@ async def test_langchain(endpoint: str, how: str, one_call: Any) -> None:
     one_call(endpoint)
 
 
+@needs("langchain_openai")
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
 async def test_langchain_embeddings(asynchronous: bool, one_call: Any) -> None:
     """``OpenAIEmbeddings``."""
-    model = library("langchain_openai").OpenAIEmbeddings(model="text-embedding-3-small", check_embedding_ctx_length=False)
+    model = importlib.import_module("langchain_openai").OpenAIEmbeddings(model="text-embedding-3-small", check_embedding_ctx_length=False)
     with tag(user_id="u_1"):
         assert await model.aembed_query(QUESTION) if asynchronous else model.embed_query(QUESTION)
 
@@ -106,6 +108,7 @@ async def test_langchain_embeddings(asynchronous: bool, one_call: Any) -> None:
 # -- pydantic-ai -----------------------------------------------------------------------------------------------------------------
 
 
+@needs("pydantic_ai")
 @pytest.mark.parametrize(
     ("model", "endpoint"),
     [(f"openai-chat:{OPENAI}", "chat"), (f"openai-responses:{OPENAI}", "responses"), (f"anthropic:{ANTHROPIC}", "messages")],
@@ -113,7 +116,7 @@ async def test_langchain_embeddings(asynchronous: bool, one_call: Any) -> None:
 @pytest.mark.parametrize("how", ["run", "run_stream", "run_sync"])
 async def test_pydantic_ai(model: str, endpoint: str, how: str, one_call: Any) -> None:
     """An agent without tools."""
-    agent = library("pydantic_ai").Agent(model)
+    agent = importlib.import_module("pydantic_ai").Agent(model)
     with tag(user_id="u_1"):
         if how == "run_stream":
             async with agent.run_stream(QUESTION) as result:
@@ -129,11 +132,12 @@ async def test_pydantic_ai(model: str, endpoint: str, how: str, one_call: Any) -
 # -- OpenAI Agents ---------------------------------------------------------------------------------------------------------------
 
 
+@needs("agents")
 @pytest.mark.parametrize("endpoint", ["chat", "responses"])
 @pytest.mark.parametrize("how", ["run", "run_streamed", "run_sync"])
 async def test_openai_agents(endpoint: str, how: str, one_call: Any) -> None:
     """An agent without tools; its own tracing, which would report to openai.com, is off."""
-    agents = library("agents")
+    agents = importlib.import_module("agents")
     agents.set_tracing_disabled(True)
     client = openai.AsyncOpenAI()
     made = agents.OpenAIChatCompletionsModel if endpoint == "chat" else agents.OpenAIResponsesModel
@@ -155,10 +159,11 @@ async def test_openai_agents(endpoint: str, how: str, one_call: Any) -> None:
 # -- LlamaIndex ------------------------------------------------------------------------------------------------------------------
 
 
+@needs("llama_index.llms.openai")
 @pytest.mark.parametrize("how", ["complete", "acomplete", "stream_complete", "astream_complete"])
 async def test_llama_index(how: str, voight_provider: LoopbackProvider, one_call: Any) -> None:
     """``llama_index.llms.openai``, which needs openai 2; that for Anthropic installs with anthropic 2, and does not work with it."""
-    llm = library("llama_index.llms.openai").OpenAI(model=OPENAI, api_base=voight_provider.openai_base_url)
+    llm = importlib.import_module("llama_index.llms.openai").OpenAI(model=OPENAI, api_base=voight_provider.openai_base_url)
     with tag(user_id="u_1"):
         made = getattr(llm, how)(QUESTION)
         if how.startswith("a"):
@@ -179,11 +184,12 @@ class City(BaseModel):
     city: str
 
 
+@needs("instructor")
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
 async def test_instructor(asynchronous: bool, stream: bool, one_call: Any) -> None:
     """A structured answer, whole and in parts."""
-    instructor = library("instructor")
+    instructor = importlib.import_module("instructor")
     client: Any = openai.AsyncOpenAI() if asynchronous else openai.OpenAI()
     made = instructor.from_openai(client, mode=instructor.Mode.JSON_SCHEMA).chat.completions
     ask = {"model": OPENAI, "response_model": City, "messages": [{"role": "user", "content": QUESTION}]}
