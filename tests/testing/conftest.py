@@ -1,6 +1,8 @@
 """What the tests of the loopback provider share."""
 
+import asyncio
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import anthropic
@@ -10,6 +12,7 @@ import pytest
 from voight_middleware.testing.provider import Count, LoopbackProvider
 
 from ..support.authorities import few_authorities
+from .driving import MESSAGES
 
 T = TypeVar("T")
 
@@ -31,6 +34,43 @@ def server() -> Iterator[LoopbackProvider]:
 def provider(server: LoopbackProvider) -> LoopbackProvider:
     server.reset()
     return server
+
+
+@pytest.fixture(params=["sync", "async"])
+def sdk(request: pytest.FixtureRequest, provider: LoopbackProvider) -> Iterator[Any]:
+    """Both SDKs, synchronous or not, behind one synchronous face: ``ask`` answers the answer, or the list of a stream's events."""
+    to_openai: Any = {"base_url": provider.openai_base_url, "api_key": "k", "max_retries": 2}
+    to_anthropic: Any = {"base_url": provider.anthropic_base_url, "api_key": "k", "max_retries": 2}
+    bodies: dict[str, Any] = {
+        "chat": {"model": "gpt-4o-mini", "messages": MESSAGES},
+        "responses": {"model": "gpt-5-mini", "input": "[user:u_1] Why is the sky blue?"},
+        "embeddings": {"model": "text-embedding-3-small", "input": ["[user:u_1] blue", "sky"]},
+        "messages": {"model": "claude-haiku-4-5", "max_tokens": 1000, "messages": MESSAGES},
+    }
+
+    def method(of_openai: Any, of_anthropic: Any, name: str) -> Any:
+        resources = {"chat": of_openai.chat.completions, "responses": of_openai.responses, "embeddings": of_openai.embeddings}
+        return (resources | {"messages": of_anthropic.messages})[name].create
+
+    def faulty(headers: dict[str, Any]) -> dict[str, str]:
+        return {f"x-loopback-{key.replace('_', '-')}": str(value) for key, value in headers.items()}
+
+    if request.param == "sync":
+        with openai.OpenAI(**to_openai) as one, anthropic.Anthropic(**to_anthropic) as other:
+
+            def ask(name: str, body: Any = None, **faults: Any) -> Any:
+                answer = method(one, other, name)(**bodies[name] | (body or {}), extra_headers=faulty(faults))
+                return list(answer) if (body or {}).get("stream") else answer
+
+            yield SimpleNamespace(ask=ask, provider=provider)
+        return
+
+    async def aask(name: str, body: Any, faults: dict[str, Any]) -> Any:
+        async with openai.AsyncOpenAI(**to_openai) as one, anthropic.AsyncAnthropic(**to_anthropic) as other:
+            answer = await method(one, other, name)(**bodies[name] | (body or {}), extra_headers=faulty(faults))
+            return [event async for event in answer] if (body or {}).get("stream") else answer
+
+    yield SimpleNamespace(ask=lambda name, body=None, **faults: asyncio.run(aask(name, body, faults)), provider=provider)
 
 
 @pytest.fixture

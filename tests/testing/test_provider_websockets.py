@@ -182,6 +182,7 @@ async def test_async_realtime(provider: LoopbackProvider) -> None:
     assert {user: count.completed for user, count in provider.counts().by_user.items()} == {"u_0": 1, "u_1": 1}
 
 
+@pytest.mark.server
 def test_without_websockets() -> None:
     """Without the websockets package the provider answers everything else, and refuses the connection."""
     code = """if True:
