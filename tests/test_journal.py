@@ -14,10 +14,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from voight_middleware import journal as journal_module
 from voight_middleware.call import Call, Settlement
 from voight_middleware.journal import Election, Journal, Segment, decode, reject, segments
 from voight_middleware.tags import Tags
+
+from .support.patching import Patch
 
 NewCall = Callable[..., Call]
 
@@ -49,7 +50,7 @@ class Disk:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.faults: list[Any] = []
         self._write = os.write
-        monkeypatch.setattr(journal_module.os, "write", self.write)
+        monkeypatch.setattr(os, "write", self.write)
 
     def write(self, fd: int, data: bytes) -> int:
         fault = self.faults.pop(0) if self.faults else None
@@ -117,13 +118,11 @@ def test_a_process_that_is_idle_after_a_fault_writes_at_the_next_retry(journal: 
     assert ids(journal.folder) == [call.call_id]
 
 
-def test_beyond_the_backlog_the_oldest_are_dropped_and_counted(
-    journal: Journal, disk: Disk, new_call: NewCall, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_beyond_the_backlog_the_oldest_are_dropped_and_counted(journal: Journal, disk: Disk, new_call: NewCall, patch: Patch) -> None:
     """Memory is bounded: what was dropped is the oldest, and the count says how many."""
     calls = [new_call() for _ in range(50)]
     line = len(msgspec.json.encode(calls[0])) + 1
-    monkeypatch.setattr(journal_module, "BACKLOG_BYTES", line * 10)
+    patch("BACKLOG_BYTES", line * 10)
     disk.faults = [full] * 50
     for call in calls:
         journal.append(call)
@@ -150,9 +149,9 @@ def test_a_folder_that_cannot_be_made_is_logged_once_and_used_once_it_can(
     journal.rotate()
 
 
-def test_a_segment_that_has_grown_is_followed_by_another(journal: Journal, new_call: NewCall, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_segment_that_has_grown_is_followed_by_another(journal: Journal, new_call: NewCall, patch: Patch) -> None:
     """Rotation keeps every record and its order, and gives the old segments free."""
-    monkeypatch.setattr(journal_module, "SEGMENT_BYTES", 1000)
+    patch("SEGMENT_BYTES", 1000)
     calls = [new_call() for _ in range(60)]
     for call in calls:
         journal.append(call)
@@ -164,11 +163,9 @@ def test_a_segment_that_has_grown_is_followed_by_another(journal: Journal, new_c
             assert dead == (segment.name != journal.position()[0])  # type: ignore[index]
 
 
-def test_a_segment_that_cannot_be_followed_goes_on(
-    journal: Journal, new_call: NewCall, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_segment_that_cannot_be_followed_goes_on(journal: Journal, new_call: NewCall, patch: Patch, tmp_path: Path) -> None:
     """Where no new segment can be opened, the records wait and the old one stays this process's."""
-    monkeypatch.setattr(journal_module, "SEGMENT_BYTES", 100)
+    patch("SEGMENT_BYTES", 100)
     first, second = new_call(), new_call()
     journal.append(first)
     there, aside = journal.folder, tmp_path / "aside"
@@ -197,9 +194,9 @@ def test_rotate_gives_the_segment_free(journal: Journal, new_call: NewCall) -> N
     assert len(segments(journal.folder)) == 2
 
 
-def test_threads_write_whole_lines(journal: Journal, new_call: NewCall, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_write_whole_lines(journal: Journal, new_call: NewCall, patch: Patch) -> None:
     """Eight threads, rotation included: every record once, no line torn."""
-    monkeypatch.setattr(journal_module, "SEGMENT_BYTES", 20_000)
+    patch("SEGMENT_BYTES", 20_000)
     calls = [[new_call(call_id=f"{thread}-{number}") for number in range(300)] for thread in range(8)]
     threads = [threading.Thread(target=lambda mine=mine: [journal.append(call) for call in mine]) for mine in calls]
     for thread in threads:

@@ -17,7 +17,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import voight_middleware as voight
-from voight_middleware import tag_values
 from voight_middleware.boundary.identity import Getters
 from voight_middleware.boundary.scope import Scope
 from voight_middleware.call import Call
@@ -28,6 +27,8 @@ from voight_middleware.pii import find
 from voight_middleware.pseudonyms import Guard, known_as, pseudonym
 from voight_middleware.settings import PseudonymKey, Settings, SettingsError
 from voight_middleware.tags import Tags, bind, current_tags
+
+from .support.patching import Patch
 
 ALICE = "alice@example.com"
 SECRET, OTHER = "0123456789abcdef0123456789abcdef", "fedcba9876543210fedcba9876543210"
@@ -48,9 +49,9 @@ def settings(tmp_path: Path) -> Make:
 
 
 @pytest.fixture(autouse=True)
-def said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+def said(patch: Patch, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     """What is logged, as in a process that has logged nothing yet."""
-    monkeypatch.setattr(tag_values, "_complained", set())
+    patch("_complained", set(), within="tag_values")
     caplog.set_level(logging.WARNING)
     return caplog
 
@@ -132,9 +133,9 @@ def test_the_policy_of_each_key(settings: Make) -> None:
     assert FORM.fullmatch(str(guard(tags).user_id))
 
 
-def test_many_users_do_not_fill_the_memory(settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_users_do_not_fill_the_memory(settings: Make, patch: Patch) -> None:
     """What is remembered is bounded, and forgetting changes no answer."""
-    monkeypatch.setattr("voight_middleware.pseudonyms.MOST_KNOWN", 10)
+    patch("MOST_KNOWN", 10)
     guard = Guard(settings(pseudonym_key=SECRET))
     first = guard(Tags(user_id=ALICE))
     for number in range(100):
@@ -267,9 +268,7 @@ def test_a_spoiled_key_is_not_used(settings: Make, tmp_path: Path, said: pytest.
     assert [("ledger.db.key" in line, "VOIGHT_PSEUDONYM_KEY" in line, ALICE in line) for line in said.messages] == [(True, True, False)]
 
 
-def test_a_folder_in_the_way_of_the_key(
-    settings: Make, tmp_path: Path, said: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_in_the_way_of_the_key(settings: Make, tmp_path: Path, said: pytest.LogCaptureFixture, patch: Patch) -> None:
     """The value is redacted until there is a key; it is looked for again after a while, and no litter is left."""
     (tmp_path / "ledger.db.key").mkdir()
     guard = Guard(settings())
@@ -277,7 +276,7 @@ def test_a_folder_in_the_way_of_the_key(
     assert [path.name for path in tmp_path.iterdir()] == ["ledger.db.key"]
     (tmp_path / "ledger.db.key").rmdir()
     assert guard(Tags(user_id=ALICE)).user_id == "redacted:email"
-    monkeypatch.setattr("voight_middleware.pseudonyms.RETRY_SECONDS", 0)
+    patch("RETRY_SECONDS", 0)
     (tmp_path / "ledger.db.key").mkdir()
     later = Guard(settings())
     assert later(Tags(user_id=ALICE)).user_id == "redacted:email"

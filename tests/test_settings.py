@@ -306,7 +306,6 @@ def test_a_user_without_a_home_has_a_ledger_all_the_same(monkeypatch: pytest.Mon
         ({"user_id": "allow", "feature": "redact"}, {"user_id": "allow", "feature": "redact"}),
         ({}, {}),
     ],
-    ids=str,
 )
 def test_the_policy_for_personal_data(given: Any, policies: dict[str, str]) -> None:
     """One word for all tags, or one for each key; a mapping, or the same as text."""

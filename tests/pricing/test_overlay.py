@@ -146,7 +146,6 @@ def test_the_fast_mode_of_old(book: PriceBook, new_call: NewCall) -> None:
             "priced",
         ),
     ],
-    ids=str,
 )
 def test_pictures(book: PriceBook, new_call: NewCall, model: str, raw: Any, usd: str | None, status: str) -> None:
     """By number, size and quality, or by tokens."""
