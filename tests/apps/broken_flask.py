@@ -4,19 +4,26 @@ import os
 import time
 from collections.abc import Iterator
 
-import openai
 from flask import Flask, Request, Response
 
-import voight_middleware as voight
-from voight_flask import CostTags
+OURS = os.environ["APP"] == "ours"
+if OURS:
+    import openai
 
-client = voight.wrap(openai.OpenAI(api_key="k", base_url=os.environ["PROVIDER_OPENAI"]))
+    import voight_middleware as voight
+    from voight_flask import CostTags
+
+    client = voight.wrap(openai.OpenAI(api_key="k", base_url=os.environ["PROVIDER_OPENAI"]))
+    client.chat.completions  # noqa: B018 - imported on first use: here it is once, and not in each worker
 app = Flask(__name__)
 CLOSED: list[str] = []
 
 
 def ask() -> str:
-    return str(client.chat.completions.create(model="gpt-4o-mini", messages=[{"role": "user", "content": "?"}]).choices[0].message.content)
+    """Make a call, with us; the answer is the same without."""
+    if OURS:
+        client.chat.completions.create(model="gpt-4o-mini", messages=[{"role": "user", "content": "?"}])
+    return "answer"
 
 
 @app.get("/hangs")
@@ -90,5 +97,5 @@ def user(request: Request) -> str | None:
     return name
 
 
-if os.environ["APP"] == "ours":
+if OURS:
     CostTags(app, user_getter=user)

@@ -7,6 +7,8 @@ from typing import Any
 
 from voight_middleware.call import Call
 
+from ..support.queue_places import wait_for_places
+
 Owners = dict[str, tuple[str | None, str]]
 """Owner and attribution by place."""
 
@@ -36,7 +38,7 @@ class QueueWorker:
     def expect(self, expected: Owners) -> dict[str, Call]:
         """Wait for a call in each of these places; each has its owner and attribution, and nothing else was called. The calls by place."""
         self._expected |= expected
-        self.workers.wait_until(lambda: self._expected.keys() <= {call.tags.extra["place"] for call in self.workers.calls_so_far()})
+        wait_for_places(self.workers, expected)
         calls = [call for call in self.workers.calls_so_far() if call.tags.extra["place"] not in self.ignored]
         assert owners(calls) == self._expected
         return {call.tags.extra["place"]: call for call in calls}

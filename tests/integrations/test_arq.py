@@ -16,6 +16,7 @@ from voight_middleware.boundary.jobs import KEY
 from voight_middleware.boundary.scope import Scope
 from voight_middleware.tags import bind
 
+from ..support.queue_places import wait_for_places
 from .queue_worker import Owners, owners
 
 arq = pytest.importorskip("arq")
@@ -59,7 +60,7 @@ def test_every_job_has_the_owner_of_who_has_enqueued_it(redis_url: str, workers:
     expected |= dict.fromkeys(("task of a schedule", "nightly, all"), (None, "none"))
     for user in ("carol", "dave"):
         expected |= dict.fromkeys((f"nightly, {user}", f"nightly, sent for {user}"), (user, "tag"))
-    workers.wait_until(lambda: len(workers.calls_so_far()) >= len(expected))
+    wait_for_places(workers, expected)
     calls = workers.calls()
     assert owners(calls) == expected
     tags = {call.tags.extra["place"]: call.tags for call in calls}
@@ -85,7 +86,7 @@ def test_a_worker_without_us_runs_our_jobs(redis_url: str, workers: Any, voight_
     workers.start("arq", "plain.WorkerSettings", **environ)
     workers.wait_for("Starting worker")
     send(workers, redis_url, 'with voight.tag(user_id="alice"): await redis.enqueue_job("work", "ours")')
-    workers.wait_until(lambda: len(workers.calls_so_far()) >= 1)
+    wait_for_places(workers, ["ours"])
     assert owners(workers.calls()) == {"ours": (None, "none")}
 
 

@@ -10,6 +10,7 @@ import pytest
 import voight_middleware as voight
 from voight_middleware.boundary.jobs import KEY
 
+from ..support.queue_places import wait_for_places
 from .queue_worker import Owners, owners
 
 dramatiq = pytest.importorskip("dramatiq")
@@ -82,7 +83,7 @@ def test_every_message_has_the_owner_of_who_has_sent_it(redis_url: str, workers:
     for user in ("ivy", "jack"):
         expected |= dict.fromkeys((f"pipe of {user}", f"end of {user}"), (user, "tag"))
     expected |= dict.fromkeys(("report of all", "behind many", "behind many pipes"), (None, "none"))
-    workers.wait_until(lambda: len(workers.calls_so_far()) >= len(expected))
+    wait_for_places(workers, expected)
     calls = workers.calls()
     assert owners(calls) == expected
     tags = {call.tags.extra["place"]: call.tags for call in calls}

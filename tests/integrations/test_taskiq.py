@@ -14,6 +14,7 @@ from voight_middleware.boundary.identity import Getters
 from voight_middleware.boundary.scope import Scope
 from voight_middleware.tags import bind, current_frame
 
+from ..support.queue_places import wait_for_places
 from .queue_worker import Owners, owners
 
 pytest.importorskip("taskiq")
@@ -63,7 +64,7 @@ def test_every_task_has_the_owner_of_who_has_sent_it(redis_url: str, workers: An
     expected["nightly, all"] = (None, "none")
     for user in ("carol", "dave"):
         expected |= dict.fromkeys((f"nightly, {user}", f"nightly, sent for {user}"), (user, "tag"))
-    workers.wait_until(lambda: len(workers.calls_so_far()) >= len(expected))
+    wait_for_places(workers, expected)
     calls = workers.calls(signal.SIGKILL)  # Taskiq takes its time to end; what a worker has spent is on disk
     assert owners(calls) == expected
     tags = {call.tags.extra["place"]: call.tags for call in calls}

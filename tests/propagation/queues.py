@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from typing import Any
 
+from ..support.queue_places import wait_for_places
 from .matrix import check_column
 
 CLEAN = ("next task on the same worker", "task of a schedule", "task from a process without us")
@@ -31,11 +32,10 @@ def check_queue(framework: str, worker: str, workers: Any, order: list[str], how
         order: The places that are not those of ``tests/apps/places.py``, first.
         how: The signal that ends the workers.
     """
-    workers.wait_until(lambda: {*order, LAST} <= {call.tags.extra["place"] for call in workers.calls_so_far()})
+    wait_for_places(workers, [*order, LAST])
     owners: dict[str, set[str | None]] = {}
     for call in workers.calls(how):
         owners.setdefault(call.tags.extra["place"], set()).add(call.tags.user_id)
-    assert set(order) <= owners.keys(), "places without a call"
     found: dict[str, str] = {}
     for place in [*order, *(place for place in owners if place not in order)]:
         expected = None if place in CLEAN else "alice"
