@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import collections
 import importlib.util
+import itertools
 import os
 import random
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,14 @@ import pytest
 from voight_middleware.call import Call
 from voight_middleware.tags import Tags
 
+from .support.authorities import few_authorities
+from .support.depth import times
+
 USERS = 50
+REQUESTS = times(600, 5_000)
+KILLS = times(3, 10)
+BETWEEN = times(50, 100)
+"""How many answers have ended at least between two kills."""
 
 
 def _owners() -> Any:
@@ -35,15 +43,20 @@ owners = _owners()
 
 
 @pytest.fixture
-def server(tmp_path: Path, voight_provider: Any) -> Iterator[Any]:
-    """Starlette under uvicorn with two workers, metering the loopback provider."""
-    providers = {"PROVIDER_OPENAI": voight_provider.openai_base_url, "PROVIDER_ANTHROPIC": voight_provider.anthropic_base_url}
-    server = owners.Server("load_starlette:app", "uvicorn", tmp_path, providers)
-    try:
-        server.wait()
-        yield server
-    finally:
-        server.kill()
+def start(tmp_path: Path, voight_provider: Any) -> Iterator[Callable[..., Any]]:
+    """Starts Starlette under uvicorn with two workers, metering the loopback provider."""
+    started: list[Any] = []
+    voight_provider.reset()
+
+    def server(**providers: str) -> Any:
+        with few_authorities():
+            started.append(owners.Server("load_starlette:app", "uvicorn", tmp_path, providers))
+        started[-1].wait()
+        return started[-1]
+
+    yield server
+    for one in started:
+        one.kill()
 
 
 def workers(server: Any) -> list[int]:
@@ -63,17 +76,18 @@ def totals(calls: list[Call]) -> dict[str, list[int]]:
     return dict(by_user)
 
 
-def test_concurrent_users(server: Any, voight_provider: Any) -> None:
-    """5,000 requests of 50 users and of nobody, 100 at a time: every call once, with its own user, as the provider counted it."""
-    voight_provider.reset()
-    requests = 5_000
+@pytest.mark.server
+@pytest.mark.slow
+def test_concurrent_users(start: Callable[..., Any], voight_provider: Any) -> None:
+    """Requests of 50 users and of nobody, 100 at a time: every call once, with its own user, as the provider counted it."""
+    server = start(PROVIDER_OPENAI=voight_provider.openai_base_url, PROVIDER_ANTHROPIC=voight_provider.anthropic_base_url)
     visitors = owners.Visitors(server.port, USERS, leaving=False)
-    asyncio.run(visitors.ask(range(requests)))
+    asyncio.run(visitors.ask(range(REQUESTS)))
     calls = server.calls()
 
     assert visitors.seen.failed == {}
-    assert len(visitors.seen.ended) == requests
-    assert len(calls) == requests
+    assert len(visitors.seen.ended) == REQUESTS
+    assert len(calls) == REQUESTS
     asked_by = {identity: owners.user_of(number, USERS) for identity, number in visitors.seen.ended.items()}
     assert {call.response_id: call.tags.user_id for call in calls} == asked_by
     assert None in asked_by.values(), "some are nobody's"
@@ -86,36 +100,37 @@ def test_concurrent_users(server: Any, voight_provider: Any) -> None:
     assert totals(calls) == counted
 
 
-def test_killed_workers(server: Any, voight_provider: Any) -> None:
-    """Ten workers are killed with SIGKILL under load: every call whose answer had ended is in the ledger, once, with its owner."""
-    voight_provider.reset()
+@pytest.mark.server
+@pytest.mark.slow
+def test_killed_workers(start: Callable[..., Any], voight_provider: Any) -> None:
+    """Workers are killed with SIGKILL under load: every call whose answer had ended is in the ledger, once, with its owner."""
+    server = start(PROVIDER_OPENAI=voight_provider.openai_base_url)
+    questions = (number for number in itertools.count() if owners.path_of(number) < 2)
     visitors = owners.Visitors(server.port, USERS, pipelines=False, leaving=False)
     ended = visitors.seen.ended
     killed: list[int] = []
 
     async def kill() -> None:
         chance = random.Random(7)
-        while len(killed) < 10:
-            enough = len(ended) + 100
+        while len(killed) < KILLS:
+            enough = len(ended) + BETWEEN
             while len(ended) < enough or not (alive := workers(server)):  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(0.01)
             killed.append(chance.choice(alive))
             os.kill(killed[-1], signal.SIGKILL)
 
     async def both() -> None:
         killing = asyncio.create_task(kill())
-        offset = 0
         while not killing.done():
-            await visitors.ask(range(offset, offset + 200))
-            offset += 200
+            await visitors.ask(itertools.islice(questions, 2 * BETWEEN))
         await killing
 
     asyncio.run(both())
     calls = server.calls()
     kept = collections.Counter(call.response_id for call in calls if call.response_id)
 
-    assert len(set(killed)) == 10
-    assert len(ended) >= 1000, "the load went on between the kills"
+    assert len(set(killed)) == KILLS
+    assert len(ended) >= KILLS * BETWEEN, "the load went on between the kills"
     assert [identity for identity in ended if identity not in kept] == []
     assert [identity for identity, count in kept.items() if count > 1] == []
     found = {call.response_id: call.tags.user_id for call in calls}

@@ -1,16 +1,24 @@
-"""What the ASGI applications under load share: four kinds of call, each answering the id of the provider's answer when that has ended."""
+"""
+What the ASGI applications under load share: four kinds of call, each answering the id of the provider's answer when that has ended.
+
+Without ``PROVIDER_ANTHROPIC`` there are the two of OpenAI's, and the other SDK is not imported, which would take most of a worker's start.
+"""
 
 import os
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
-import anthropic
 import openai
 
 import voight_middleware as voight
 
 openai_client = voight.wrap(openai.AsyncOpenAI(api_key="k", base_url=os.environ["PROVIDER_OPENAI"], max_retries=0, timeout=60))
-anthropic_client = voight.wrap(anthropic.AsyncAnthropic(api_key="k", base_url=os.environ["PROVIDER_ANTHROPIC"], max_retries=0, timeout=60))
+if "PROVIDER_ANTHROPIC" in os.environ:
+    import anthropic
+
+    anthropic_client = voight.wrap(
+        anthropic.AsyncAnthropic(api_key="k", base_url=os.environ["PROVIDER_ANTHROPIC"], max_retries=0, timeout=60)
+    )
 
 
 async def user_of(connection: Any) -> str | None:
