@@ -15,6 +15,7 @@ from .kept_calls import SECRET, USD, Captured, keep, make_call
 
 
 def findings(capsys: Captured, *arguments: str) -> tuple[int, dict[tuple[str, str], dict[str, Any]]]:
+    """Return the exit code of `voight doctor`, and its findings by section and name."""
     code = main(["doctor", "--format", "json", *arguments])
     report = json.loads(capsys.readouterr().out)
     assert report["ok"] == (code == 0)
@@ -83,7 +84,7 @@ def test_doctor_when_nothing_can_be_kept(tmp_path: Path, capsys: Captured) -> No
     assert "calls are lost or not stored; 2 to put right" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("content", ["Dear diary, " * 100, None])
+@pytest.mark.parametrize("content", ["Dear diary, " * 100, None], ids=["a foreign file", "a folder"])
 def test_doctor_of_a_ledger_that_is_none(ledger: Path, capsys: Captured, content: str | None) -> None:
     """A foreign file or a folder in the ledger's place is a problem with exit code 1, and the rest is still examined."""
     if content is None:

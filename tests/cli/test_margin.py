@@ -10,6 +10,8 @@ import pytest
 
 from voight_middleware.cli import main
 
+from .commands import for_mistakes
+
 Add = Callable[..., None]
 Voight = Callable[..., Any]
 
@@ -52,8 +54,7 @@ def test_margin_as_json_and_csv(add: Add, voight: Voight, revenue: str) -> None:
     assert len(lines) == 2
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
+@for_mistakes(
     [
         (["--revenue", "/nowhere.csv"], "/nowhere.csv: cannot be read: No such file"),
         (["--revenue", "stripe"], "STRIPE_API_KEY"),

@@ -8,6 +8,8 @@ import pytest
 
 from voight_middleware.cli import main
 
+from .commands import for_mistakes
+
 Add = Callable[..., None]
 Voight = Callable[..., Any]
 NOVEMBER = ("--since", "2026-10", "--until", "2026-10")
@@ -38,8 +40,7 @@ def test_plans_as_json_and_csv(add: Add, voight: Voight) -> None:
     assert voight("plans", "--where", "plan=x", "--format", "csv").splitlines() == [header]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
+@for_mistakes(
     [
         (["--price", "pro"], "cannot read the price 'pro'"),
         (["--price", "pro=1,pro=2"], "the plan 'pro' has two prices"),

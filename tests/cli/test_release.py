@@ -9,6 +9,8 @@ import pytest
 
 from voight_middleware.cli import main
 
+from .commands import for_mistakes
+
 Add = Callable[..., None]
 Voight = Callable[..., Any]
 
@@ -47,8 +49,7 @@ def test_release_as_json(releases: Add, voight: Voight) -> None:
     assert voight("release", "r2", "--format", "csv").startswith("user_id,before_calls,")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
+@for_mistakes(
     [
         (["r9"], "there are no calls of the release 'r9'; there are 'r2', 'r1'"),
         (["r1"], "'r1' is the first release here"),

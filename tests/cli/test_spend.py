@@ -10,6 +10,8 @@ import pytest
 
 from voight_middleware.cli import main
 
+from .commands import for_mistakes
+
 Add = Callable[..., None]
 Voight = Callable[..., Any]
 
@@ -71,8 +73,7 @@ def test_a_picture_of_spend_is_drawn(days: Add, voight: Voight, tmp_path: Path, 
         assert b"<script>" not in content
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
+@for_mistakes(
     [
         (["spend", "--by", "day", "--plot", "x.pdf"], "--plot writes FILE.png or FILE.svg, not 'x.pdf'"),
         (["spend", "--by", "plan", "--plot", "x.png"], "give --by day, or --by day,plan"),

@@ -11,6 +11,7 @@ import pytest
 from voight_middleware.cli import main
 
 from ..support.patching import Patch
+from .commands import for_mistakes
 
 Add = Callable[..., None]
 Voight = Callable[..., Any]
@@ -68,8 +69,7 @@ def test_top_in_a_narrow_terminal(add: Add, voight: Voight, patch: Patch) -> Non
     assert "…" not in text
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
+@for_mistakes(
     [
         (["--by", ""], "--by needs a dimension"),
         (["--tz", "Mars"], "there is no time zone 'Mars'; write a name of the IANA database"),

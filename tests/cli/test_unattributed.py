@@ -8,6 +8,8 @@ import pytest
 
 from voight_middleware.cli import main
 
+from .commands import for_mistakes
+
 Add = Callable[..., None]
 Voight = Callable[..., Any]
 
@@ -45,8 +47,7 @@ def test_everything_has_an_owner(add: Add, voight: Voight) -> None:
     assert voight("unattributed", "--format", "csv").count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
+@for_mistakes(
     [(["--where", "user=x"], "filter by other things"), (["--by", "x"], "there is no dimension 'x'"), (["--tz", "x"], "no time zone 'x'")],
 )
 def test_mistakes_in_unattributed(add: Add, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:

@@ -10,11 +10,11 @@ import pytest
 from voight_middleware import __version__
 from voight_middleware.cli import main
 
+from .commands import as_typed, for_mistakes
 from .kept_calls import Captured, keep, make_call
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
+@for_mistakes(
     [
         (["spend", "--by", "color"], "there is no dimension 'color'; choose from user_id, plan"),
         (["spend", "--by", "user_id; DROP TABLE calls"], "there is no dimension"),
@@ -52,6 +52,7 @@ def test_errors_are_for_people(ledger: Path, capsys: Captured, arguments: list[s
 @pytest.mark.parametrize(
     "arguments",
     [["nonsense"], ["top", "--limit", "0"], ["top", "--limit", "many"], ["spend", "--format", "xml"], ["reprice"], ["prices"], ["explain"]],
+    ids=as_typed,
 )
 def test_wrong_usage_exits_with_2(capsys: Captured, arguments: list[str]) -> None:
     """What argparse cannot read exits with 2."""
@@ -83,6 +84,7 @@ def test_no_command_shows_the_help(capsys: Captured) -> None:
         ["doctor"],
         ["demo"],
     ],
+    ids=as_typed,
 )
 def test_help_teaches(capsys: Captured, arguments: list[str]) -> None:
     """The help of every command says what it does, by examples that its own parser reads."""

@@ -132,7 +132,9 @@ def cost(book: PriceBook, new_call: NewCall, usage: object, **values: Any) -> Ca
     return call
 
 
-@pytest.mark.parametrize(("provider", "model", "endpoint", "usage", "values", "usd"), CASES)
+@pytest.mark.parametrize(
+    ("provider", "model", "endpoint", "usage", "values", "usd"), CASES, ids=[f"{case[1]} {case[2]} ${case[-1]}" for case in CASES]
+)
 @pytest.mark.parametrize("precision", [3, 28])
 def test_the_providers_own_figures_are_met_to_the_last_digit(  # noqa: PLR0917 - one parameter per column
     book: PriceBook,
