@@ -1,9 +1,16 @@
-"""The pytest plugin, in pytest runs of their own."""
+"""The pytest plugin, in pytest runs of their own: in this process, but where what a process loads or leaves is the question."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
+import openai
 import pytest
+
+import voight_middleware as voight
+from voight_middleware.meter import Meter, swap_meter
+from voight_middleware.settings import Settings
+from voight_middleware.testing.plugin import VoightCalls
 
 pytest_plugins = ["pytester"]
 
@@ -17,14 +24,37 @@ def call(user="u_1", model="gpt-4o-mini"):
 """
 
 
-def run(pytester: pytest.Pytester, test: str, **environment: str) -> pytest.RunResult:
-    """Run *test* in a process of its own."""
+@pytest.fixture(scope="module", autouse=True)
+def _loaded(tmp_path_factory: pytest.TempPathFactory, voight_provider: object) -> None:
+    """All of the library is loaded before: pytester forgets the modules that a run in this process has loaded first."""
+    folder = tmp_path_factory.mktemp("loaded")
+    outer = swap_meter(Meter(Settings.from_environment(ledger=folder / "ledger.db", environ={})))
+    try:
+        voight.record(provider="openai", model="gpt-4o-mini", usage={"prompt_tokens": 1})
+        voight.wrap(openai.OpenAI(api_key="k")).close()
+        assert len(VoightCalls(f"sqlite:///{folder}/ledger.db").all()) == 1
+    finally:
+        inner = swap_meter(outer)
+        assert inner is not None
+        inner.close()
+
+
+@pytest.fixture(autouse=True)
+def _own_meter(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The runs have no meter of ours, and a default ledger of their own."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(pytester.path / "state"))
+    outer = swap_meter(None)
+    yield
+    if (inner := swap_meter(outer)) is not None:
+        inner.close()
+
+
+def run(pytester: pytest.Pytester, test: str) -> pytest.RunResult:
+    """Run *test*, with no other plugins than ours."""
     pytester.makepyfile(CALL + test)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_STATE_HOME", str(pytester.path / "state"))
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        return pytester.runpytest_subprocess("-p", "no:cacheprovider", "-p", "no:asyncio", "-W", "error")
+    return pytester.runpytest_inprocess(
+        *("-p", "no:cacheprovider", "-p", "no:asyncio", "-p", "no:xdist", "-p", "no:hypothesispytest", "-p", "no:anyio", "-W", "error")
+    )
 
 
 def state(pytester: pytest.Pytester) -> list[Path]:
@@ -90,7 +120,8 @@ def test_outside():
     run(pytester, test).assert_outcomes(passed=2)
 
 
-def test_configure_inside_a_test(pytester: pytest.Pytester) -> None:
+@pytest.mark.server
+def test_configure_inside_a_test(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     """An application that configures itself inside the test, and a process that the test starts, write to the test's ledger too."""
     test = """
 import subprocess, sys
@@ -104,8 +135,10 @@ def test_it(voight_calls):
     assert [one.tags.user_id for one in voight_calls] == ["before", "after", "child"]
     assert voight_calls[1].tags.release == "2026.11.4"
 """
-    elsewhere = {"VOIGHT_LEDGER": str(pytester.path / "real.db"), "VOIGHT_JOURNAL": str(pytester.path / "real"), "VOIGHT_ENABLED": "no"}
-    run(pytester, test, **elsewhere).assert_outcomes(passed=1)
+    monkeypatch.setenv("VOIGHT_LEDGER", str(pytester.path / "real.db"))
+    monkeypatch.setenv("VOIGHT_JOURNAL", str(pytester.path / "real"))
+    monkeypatch.setenv("VOIGHT_ENABLED", "no")
+    run(pytester, test).assert_outcomes(passed=1)
     assert state(pytester) == []
     assert not list(pytester.path.glob("real*"))
 
@@ -150,6 +183,7 @@ def test_it(voight_calls):
     run(pytester, test).assert_outcomes(passed=1)
 
 
+@pytest.mark.server
 def test_a_run_without_the_fixtures(pytester: pytest.Pytester) -> None:
     """A pytest run that does not use them is left alone: nothing is imported for it but the library, nothing is written."""
     test = """
@@ -160,9 +194,7 @@ def test_it():
     print("LOADED", json.dumps(sorted(loaded & {"starlette", "uvicorn", "openai", "anthropic", "fastapi", "genai_prices", "sqlite3"})))
 """
     pytester.makepyfile(test)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_STATE_HOME", str(pytester.path / "state"))
-        result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-s", "-p", "no:hypothesispytest")
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-s", "-p", "no:hypothesispytest")
 
     result.assert_outcomes(passed=1)
     (line,) = (line for line in result.outlines if "LOADED" in line)
@@ -172,5 +204,5 @@ def test_it():
 
 def test_fixtures_are_listed(pytester: pytest.Pytester) -> None:
     """`pytest --fixtures` explains both of them."""
-    result = pytester.runpytest_subprocess("--fixtures", "-p", "no:cacheprovider")
+    result = pytester.runpytest_inprocess("--fixtures", "-p", "no:cacheprovider")
     result.stdout.fnmatch_lines(["voight_calls*", "voight_provider*"])
