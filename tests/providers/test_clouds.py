@@ -1,9 +1,6 @@
 """The SDKs' clients for clouds: one call each, with the provider's own counts, billed by the cloud."""
 
-import base64
 import json
-import struct
-import zlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +14,7 @@ from voight_middleware.usage import Usage
 from ..support.calls import Calls
 from ..support.memory_provider import IDS, JSON, MODELS, REASONS, USAGE, Provider, http_library, messages_body, messages_events, usual
 from .entry_points import CHAT, MESSAGES, WAYS, Way, both_kinds
+from .raw_http import invoked_frame
 
 
 @dataclass(frozen=True)
@@ -80,19 +78,7 @@ NAMES = {
 
 def event_stream(events: list[bytes]) -> list[bytes]:
     """Server-sent events as Bedrock sends them: frames of ``application/vnd.amazon.eventstream``, each with two checksums."""
-    return [frame(event.partition(b"data: ")[2].strip()) for event in events]
-
-
-def frame(payload: bytes) -> bytes:
-    """One frame: its lengths and their CRC, headers, payload, and the CRC of it all."""
-    body = json.dumps({"bytes": base64.b64encode(payload).decode(), "p": "abcd"}).encode()
-    headers = b"".join(
-        struct.pack("!B", len(name)) + name + struct.pack("!BH", 7, len(value)) + value
-        for name, value in ((b":event-type", b"chunk"), (b":content-type", b"application/json"), (b":message-type", b"event"))
-    )
-    prelude = struct.pack("!II", 16 + len(headers) + len(body), len(headers))
-    whole = prelude + struct.pack("!I", zlib.crc32(prelude)) + headers + body
-    return whole + struct.pack("!I", zlib.crc32(whole))
+    return [invoked_frame(event.partition(b"data: ")[2].strip()) for event in events]
 
 
 def cloudy(path: str, body: dict[str, Any]) -> Any:

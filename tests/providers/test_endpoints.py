@@ -12,12 +12,11 @@ from voight_middleware import Usage, wrap
 from voight_middleware.usage import Component
 
 from ..support.calls import Calls
-from ..support.memory_provider import JSON, PIECES, SSE, Answer, Provider, sse
+from ..support.memory_provider import JSON, PIECES, SSE, TEXT_USAGE, Answer, Provider, completion, sse
 from .entry_points import both_kinds
 
 pytestmark = pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")
 
-TEXT_USAGE = {"prompt_tokens": 12, "completion_tokens": 5, "total_tokens": 17}
 IMAGE_USAGE = {
     "input_tokens": 60,
     "input_tokens_details": {"text_tokens": 20, "image_tokens": 40},
@@ -39,10 +38,6 @@ RESPONSES_USAGE = {
 RESPONSES_COUNTS = Usage(input=200, cache_read=100, output=40, reasoning=8)
 FILE = ("speech.wav", b"RIFF....WAVE", "audio/wav")
 PICTURE = ("picture.png", b"\x89PNG....", "image/png")
-
-
-def completion(**more: Any) -> dict[str, Any]:
-    return {"id": "cmpl-1", "object": "text_completion", "created": 1, "model": "gpt-3.5-turbo-instruct:20230824-v2", "choices": [], **more}
 
 
 def completion_events(*, usage: bool) -> list[bytes]:

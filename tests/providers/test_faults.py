@@ -36,6 +36,7 @@ from ..support.memory_provider import (
     sse,
     usual,
 )
+from ..support.patching import Patch
 from .entry_points import CHAT, MESSAGES, RESPONSES, Way, both_kinds, ways
 
 SDKS = pytest.mark.parametrize("sdk", ["openai", "anthropic"])
@@ -173,7 +174,7 @@ def test_what_is_no_exception_of_the_sdks_is_passed_on(sdk: str, provider: Provi
 # -- odd answers -----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("body", [b"<html>", b"[]", b'"hi"', b"", b"\xff"], ids=repr)
+@pytest.mark.parametrize("body", [b"<html>", b"[]", b'"hi"', b"", b"\xff"], ids=["html", "array", "text", "nothing", "binary"])
 def test_an_answer_that_is_none_is_counted(body: bytes, provider: Provider, calls: Calls) -> None:
     """Whatever the SDK makes of it, it is a call without usage, and visible as unreadable."""
     provider.answer = lambda path, sent: (200, JSON, [body])
@@ -313,7 +314,7 @@ def test_a_compressed_body_that_is_read_by_hand_is_read(provider: Provider, call
 # -- the meter under a stream that is collected at a bad moment --------------------------------------------------------------------
 
 
-def test_a_stream_that_is_collected_while_the_meter_starts_does_not_block_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_that_is_collected_while_the_meter_starts_does_not_block_it(tmp_path: Path, patch: Patch) -> None:
     """The garbage collector may end a stream inside the very code that starts the background thread."""
     ours = Meter(Settings.from_environment(ledger=tmp_path / "ledger.db", environ={}))
     done: list[str] = []
@@ -327,7 +328,7 @@ def test_a_stream_that_is_collected_while_the_meter_starts_does_not_block_it(tmp
             finish("collected")
             super().__init__(owner)
 
-    monkeypatch.setattr("voight_middleware.meter.Background", Starting)
+    patch("Background", Starting)
     thread = threading.Thread(target=finish, args=["first"], daemon=True)
     thread.start()
     thread.join(10)

@@ -1,7 +1,6 @@
 """Why a model stopped: in the provider's words, for listeners and spans, and never anything of an answer's text."""
 
 import json
-from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
 
@@ -22,38 +21,25 @@ from ..support.memory_provider import (
     JSON,
     MODELS,
     SSE,
+    TEXT_USAGE,
     USAGE,
     Answer,
     Provider,
     chat_body,
     chat_chunk,
+    completion,
     messages_body,
     messages_events,
     responses_body,
     sse,
 )
+from .batches import anthropic_batches, as_json, line, openai_batches
 from .entry_points import CHAT, MESSAGES, RESPONSES, both_kinds
-from .test_clouds import frame
-from .test_endpoints import TEXT_USAGE, completion
-from .test_http import ANTHROPIC, BEDROCK, GEMINI, OPENAI, gemini_answer, leading_to
-from .test_http import frame as plain_frame
-from .test_jobs import anthropic_batches, line, openai_batches
+from .raw_http import ANTHROPIC, BEDROCK, GEMINI, OPENAI, frame, gemini_answer, invoked_frame, leading_to
 
 STREAMS = pytest.mark.parametrize("streamed", [False, True], ids=["plain", "stream"])
 LEGACY: dict[str, Any] = {"model": "gpt-3.5-turbo-instruct", "prompt": "Where?"}
 WHOLE, SHORT = False, True
-
-
-@pytest.fixture(scope="module")
-def loopback() -> Iterator[LoopbackProvider]:
-    """A provider on a port of its own."""
-    with LoopbackProvider() as provider:
-        yield provider
-
-
-def as_json(body: Any) -> Answer:
-    """An answer that is whole."""
-    return 200, JSON, [json.dumps(body).encode()]
 
 
 def as_events(*events: Any) -> Answer:
@@ -287,7 +273,10 @@ def test_other_models_on_bedrock(model: str, action: str, answer: Any, reasons: 
     counts = {"amazon-bedrock-invocationMetrics": {"inputTokenCount": 3, "outputTokenCount": 2}}
     framed = {"content-type": "application/vnd.amazon.eventstream"}
     if action == "stream":
-        action, answer = "invoke-with-response-stream", (200, framed, [frame(json.dumps(one).encode()) for one in (*answer, counts)])
+        action, answer = (
+            "invoke-with-response-stream",
+            (200, framed, [invoked_frame(json.dumps(one).encode()) for one in (*answer, counts)]),
+        )
     provider.answer = lambda path, body: answer
     wrap(provider.http_client(httpx)).post(f"{BEDROCK}/{model}/{action}", json={"prompt": "Where?"})
 
@@ -341,7 +330,7 @@ def shown(made: Any) -> Any:
     return [event.to_dict(warnings=False) for event in made] if not hasattr(made, "to_dict") else made.to_dict(warnings=False)
 
 
-@pytest.mark.parametrize("odd", ODD, ids=lambda odd: repr(odd)[:20])
+@pytest.mark.parametrize("odd", ODD)
 @pytest.mark.parametrize("kind", ["chat", "messages", "responses"])
 @STREAMS
 def test_an_odd_reason_changes_nothing(kind: str, streamed: bool, odd: Any, provider: Provider, calls: Calls) -> None:
@@ -368,7 +357,7 @@ def test_an_odd_reason_changes_nothing(kind: str, streamed: bool, odd: Any, prov
     assert calls.meter.counters["unreadable_answers"] == 0
 
 
-@pytest.mark.parametrize("odd", ODD, ids=lambda odd: repr(odd)[:20])
+@pytest.mark.parametrize("odd", ODD)
 @pytest.mark.parametrize("kind", ["gemini", "converse"])
 @STREAMS
 def test_an_odd_reason_over_http(kind: str, streamed: bool, odd: Any, provider: Provider, calls: Calls) -> None:
@@ -379,7 +368,7 @@ def test_an_odd_reason_over_http(kind: str, streamed: bool, odd: Any, provider: 
         answer = as_events(whole) if streamed else as_json(whole)
         url = f"{GEMINI}:{'streamGenerateContent?alt=sse' if streamed else 'generateContent'}"
     else:
-        events = [plain_frame({"stopReason": odd}), plain_frame({"usage": usage})]
+        events = [frame({"stopReason": odd}), frame({"usage": usage})]
         framed = {"content-type": "application/vnd.amazon.eventstream"}
         answer = (200, framed, events) if streamed else as_json({"stopReason": odd, "usage": usage})
         url = f"{BEDROCK}/claude/{'converse-stream' if streamed else 'converse'}"

@@ -151,7 +151,9 @@ def test_uninstrument_leaves_another_patch_in_place(
     assert seen == ["theirs"]
 
 
-@pytest.mark.parametrize("thing", [None, "sk-123", object(), openai.OpenAI, {"api_key": "k"}], ids=repr)
+@pytest.mark.parametrize(
+    "thing", [None, "sk-123", object(), openai.OpenAI, {"api_key": "k"}], ids=["None", "key", "object", "class", "mapping"]
+)
 def test_only_a_client_can_be_wrapped(thing: object, calls: Calls) -> None:
     """Anything else is a TypeError that names what was given."""
     with pytest.raises(TypeError, match=r"wrap\(\) takes a client"):

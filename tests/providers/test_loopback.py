@@ -27,13 +27,6 @@ def begin(client: Any, kind: str, **headers: str) -> Any:
     return client.create(**arguments, stream=True, extra_headers=wished)
 
 
-@pytest.fixture(scope="module")
-def loopback() -> Iterator[LoopbackProvider]:
-    """A provider on a port of its own."""
-    with LoopbackProvider() as provider:
-        yield provider
-
-
 @pytest.fixture
 def client(kind: str, loopback: LoopbackProvider, calls: Calls) -> Iterator[Any]:
     options: dict[str, Any] = {"api_key": "k", "max_retries": 0}

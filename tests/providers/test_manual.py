@@ -98,17 +98,17 @@ def test_every_record_has_an_id_of_its_own(calls: Calls) -> None:
     assert len(calls.all()) == 2
 
 
-def test_recording_an_id_again_changes_nothing(calls: Calls) -> None:
+def test_recording_an_id_again_changes_nothing(own_calls: Calls) -> None:
     """The ledger has one call of that id, as it was first recorded."""
     assert record(**GOOD, call_id="batch-7/line-1") == "batch-7/line-1"
-    calls.all()
+    own_calls.all()
     record(**{**GOOD, "usage": {"prompt_tokens": 999, "completion_tokens": 9}}, call_id="batch-7/line-1")
-    calls.all()
+    own_calls.all()
     record(**GOOD, call_id="batch-7/line-1")
     record(**GOOD, call_id="batch-7/line-1")
-    calls.all()
+    own_calls.all()
 
-    ledger = open_ledger(calls.meter.settings.ledger)
+    ledger = open_ledger(own_calls.meter.settings.ledger)
     try:
         kept = list(ledger.calls())
     finally:
@@ -222,7 +222,6 @@ def test_nothing_is_recorded_while_it_is_switched_off(calls: Calls, tmp_path: An
         ("usage", Usage(tools={"web_search": -1})),
         ("usage", Usage(tools=7)),  # type: ignore[arg-type]
     ],
-    ids=repr,
 )
 def test_a_bad_argument_is_a_value_error_that_names_it(field: str, value: object, calls: Calls) -> None:
     """Whoever records by hand hears of his mistake at once, and nothing is recorded."""

@@ -1,28 +1,25 @@
 """metered_call(): one call of a worker, a router or another SDK, metered by hand."""
 
 import asyncio
-import contextvars
 import logging
-import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import openai
 import pytest
 
-from voight_middleware import Tags, Usage, carry, configure, metered_call, tag, tag_values, wrap
+from voight_middleware import Tags, Usage, configure, metered_call, tag
 from voight_middleware.boundary.identity import Getters
 from voight_middleware.boundary.scope import Scope
 from voight_middleware.meter import swap_meter
-from voight_middleware.providers import manual
 from voight_middleware.providers.entry import current_entry
 from voight_middleware.tags import bind
 
 from ..support.calls import Calls
-from ..support.memory_provider import CHAT_USAGE, MESSAGES_USAGE, RESPONSES_USAGE, USAGE, Provider, chat_body
-from .entry_points import CHAT
+from ..support.memory_provider import CHAT_USAGE, MESSAGES_USAGE, RESPONSES_USAGE, USAGE, chat_body
+from ..support.patching import Patch
 
 HOW: dict[str, Any] = {"provider": "openai", "model": "gpt-4o-mini"}
 USERS = 20
@@ -159,9 +156,9 @@ def test_an_exception_is_passed_on_and_kept(error: BaseException, outcome: str, 
     assert kept.usage == (USAGE["chat"] if reported else None)
 
 
-def test_a_block_without_a_report_is_kept_unpriced(calls: Calls, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_block_without_a_report_is_kept_unpriced(calls: Calls, caplog: pytest.LogCaptureFixture, patch: Patch) -> None:
     """Its usage is not known, and never 0; that is said once."""
-    monkeypatch.setattr(tag_values, "_complained", set())
+    patch("_complained", set(), within="tag_values")
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             with metered_call(**HOW):
@@ -246,7 +243,7 @@ BAD: list[tuple[str, object]] = [
 ]
 
 
-@pytest.mark.parametrize(("field", "value"), BAD, ids=repr)
+@pytest.mark.parametrize(("field", "value"), BAD)
 def test_a_bad_argument_is_a_value_error_at_once(field: str, value: object, calls: Calls) -> None:
     """Whoever writes the block hears of his mistake before anything is sent."""
     with pytest.raises(ValueError, match=field):
@@ -274,7 +271,7 @@ BAD_REPORTS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("field", "report"), BAD_REPORTS, ids=repr)
+@pytest.mark.parametrize(("field", "report"), BAD_REPORTS)
 def test_a_bad_report_is_a_value_error_that_names_it(field: str, report: dict[str, Any], calls: Calls) -> None:
     """Nothing of such a report is kept."""
     with metered_call(**HOW) as call:
@@ -316,7 +313,7 @@ async def test_a_requests_user_is_asked_for_once_and_waited_for(calls: Calls) ->
     assert (kept.tags, kept.attribution, asked) == (Tags(user_id="u_1", route="POST /chat"), "getter", 1)
 
 
-async def test_an_owner_that_is_known_later_is_settled(calls: Calls) -> None:
+async def test_an_owner_that_is_known_later_is_settled(own_calls: Calls) -> None:
     """A synchronous block cannot wait for an asynchronous getter; the end of the request does."""
 
     async def user(_: Any) -> str:
@@ -328,11 +325,11 @@ async def test_an_owner_that_is_known_later_is_settled(calls: Calls) -> None:
         with metered_call(**HOW) as call:
             call.report(input=1)
         await scope.settle()
-    assert calls.one().tags.user_id is None
+    assert own_calls.one().tags.user_id is None
 
     from voight_middleware.ledger import open_ledger
 
-    ledger = open_ledger(calls.meter.settings.ledger)
+    ledger = open_ledger(own_calls.meter.settings.ledger)
     try:
         assert [(call.tags.user_id, call.attribution) for call in ledger.calls()] == [("u_1", "settled")]
     finally:
@@ -370,195 +367,3 @@ def test_a_hundred_jobs_in_threads(calls: Calls) -> None:
     kept = calls.all()
     assert sorted(call.usage.input or 0 for call in kept if call.usage is not None) == list(range(TASKS))
     assert all(call.tags.user_id == user_of(call.usage.input or 0) for call in kept if call.usage is not None)
-
-
-# -- what is sent inside -------------------------------------------------------------------------------------------------------
-
-
-def test_a_wrapped_client_inside_is_not_counted_again(provider: Provider, calls: Calls) -> None:
-    """Whatever the router uses to send: the block is the call. Afterwards the client is metered again."""
-    client = wrap(provider.client("openai"))
-    with metered_call(provider="router", model="m") as call:
-        client.chat.completions.create(**CHAT)
-        list(client.chat.completions.create(**CHAT, stream=True))
-        call.report(input=1)
-    client.chat.completions.create(**CHAT)
-
-    assert [kept.provider for kept in calls.all()] == ["router", "openai"]
-
-
-async def test_an_asynchronous_client_inside_is_not_counted_again(provider: Provider, calls: Calls) -> None:
-    """Nor one that a task of the block uses; but what the task sends after the block's end is metered."""
-    client = wrap(provider.client("openai", asynchronous=True))
-    ended = asyncio.Event()
-
-    async def work() -> None:
-        await client.chat.completions.create(**CHAT)
-        await ended.wait()
-        await client.chat.completions.create(**CHAT, user="late")
-
-    async with metered_call(provider="router", model="m") as call:
-        task = asyncio.create_task(work())
-        await client.chat.completions.create(**CHAT)
-        await asyncio.sleep(0.05)
-        call.report(input=1)
-    ended.set()
-    await task
-    await client.chat.completions.create(**CHAT)
-
-    assert [kept.provider for kept in calls.all()] == ["router", "openai", "openai"]
-
-
-def test_a_thread_that_outlives_the_block_is_metered_again(provider: Provider, calls: Calls) -> None:
-    """A thread that runs in the block's context sees it end."""
-    client = wrap(provider.client("openai"))
-    ended = threading.Event()
-
-    def work() -> None:
-        client.chat.completions.create(**CHAT)
-        assert ended.wait(10)
-        client.chat.completions.create(**CHAT)
-
-    with metered_call(provider="router", model="m") as call:
-        thread = threading.Thread(target=contextvars.copy_context().run, args=(work,))
-        thread.start()
-        while not provider.bodies:
-            time.sleep(0.001)
-        time.sleep(0.05)
-        call.report(input=1)
-    ended.set()
-    thread.join()
-
-    assert [kept.provider for kept in calls.all()] == ["router", "openai"]
-
-
-def test_what_another_thread_sends_meanwhile_is_metered(provider: Provider, calls: Calls) -> None:
-    """A thread of its own is not inside the block, whoever's work it does."""
-    client = wrap(provider.client("openai"))
-    with tag(user_id="u_1"), metered_call(provider="router", model="m") as call:
-        with ThreadPoolExecutor(1) as pool:
-            pool.submit(carry(lambda: client.chat.completions.create(**CHAT))).result()
-        call.report(input=1)
-
-    assert {(kept.provider, kept.tags.user_id) for kept in calls.all()} == {("router", "u_1"), ("openai", "u_1")}
-
-
-def test_blocks_inside_blocks_are_calls_of_their_own(provider: Provider, calls: Calls) -> None:
-    """After the inner one the outer one is still open."""
-    client = wrap(provider.client("openai"))
-    with metered_call(provider="outer", model="m") as outer:
-        with metered_call(provider="inner", model="m") as inner:
-            client.chat.completions.create(**CHAT)
-            inner.report(input=1)
-        client.chat.completions.create(**CHAT)
-        outer.report(input=2)
-    client.chat.completions.create(**CHAT)
-
-    assert [kept.provider for kept in calls.all()] == ["outer", "inner", "openai"]
-
-
-# -- generators ----------------------------------------------------------------------------------------------------------------
-
-
-def chunks() -> Iterator[int]:
-    with metered_call(**HOW, streamed=True) as call:
-        for number in range(3):
-            call.first_token()
-            yield number
-        call.report(input=3)
-
-
-async def achunks() -> AsyncIterator[int]:
-    async with metered_call(**HOW, streamed=True) as call:
-        for number in range(3):
-            call.first_token()
-            yield number
-        call.report(input=3)
-
-
-def read_all() -> None:
-    assert list(chunks()) == [0, 1, 2]
-
-
-def read_in_other_contexts() -> None:
-    steps = chunks()
-    contexts = [contextvars.copy_context() for _ in range(4)]
-    assert [context.run(next, steps, None) for context in contexts] == [0, 1, 2, None]
-
-
-@pytest.mark.parametrize("read", [read_all, read_in_other_contexts])
-def test_a_generator_may_hold_a_block(read: Callable[[], None], calls: Calls) -> None:
-    """Its steps may run in copies of the context, as a server's thread pool does: nothing raises, and the call is whole."""
-    read()
-
-    kept = calls.one()
-    assert (kept.usage, kept.outcome) == (Usage(input=3), "ok")
-    assert kept.ttft is not None
-
-
-def test_a_generator_that_is_not_read_to_its_end_is_cancelled(calls: Calls) -> None:
-    """The reader has left in the middle."""
-    steps = chunks()
-    next(steps)
-    steps.close()  # type: ignore[attr-defined]
-
-    assert (calls.one().outcome, calls.one().error) == ("cancelled", "GeneratorExit")
-
-
-async def test_an_asynchronous_generator_may_hold_a_block(calls: Calls) -> None:
-    """Closed in a task of its own, it raises nothing there."""
-    assert [number async for number in achunks()] == [0, 1, 2]
-    steps = achunks()
-    await anext(steps)
-    await asyncio.create_task(steps.aclose())  # type: ignore[attr-defined]
-    if (mine := current_entry.get()) is not None:
-        assert not mine.open  # type: ignore[union-attr]
-        current_entry.set(None)
-
-    assert [call.outcome for call in calls.all()] == ["ok", "cancelled"]
-
-
-async def test_a_cancelled_task_is_a_cancelled_call(calls: Calls) -> None:
-    """The cancellation goes on its way."""
-
-    async def work() -> None:
-        async with metered_call(**HOW):
-            await asyncio.sleep(60)
-
-    task = asyncio.create_task(work())
-    await asyncio.sleep(0.01)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-
-    assert (calls.one().outcome, calls.one().error) == ("cancelled", "CancelledError")
-
-
-# -- faults of ours ------------------------------------------------------------------------------------------------------------
-
-
-class _Broken(Exception):
-    pass
-
-
-def _break(*_: Any, **__: Any) -> Any:
-    raise _Broken
-
-
-@pytest.mark.parametrize("place", ["current_meter", "resolve"])
-async def test_a_fault_of_ours_stays_inside(place: str, calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The block goes on, and its exception stays its own."""
-    calls.faults_expected = True
-    if place == "current_meter":
-        monkeypatch.setattr(manual, "current_meter", _break)
-    else:
-        monkeypatch.setattr("voight_middleware.tags.Frame.resolve", _break)
-        monkeypatch.setattr("voight_middleware.tags.Frame.aresolve", _break)
-    with metered_call(**HOW) as call:
-        call.report(input=1)
-    with pytest.raises(KeyError):
-        async with metered_call(**HOW):
-            raise KeyError
-
-    assert calls.faults == (4 if place == "current_meter" else 2)  # as it begins, and as it ends
-    assert len(calls.all()) == (0 if place == "current_meter" else 2)

@@ -1,70 +1,73 @@
 """Faults of ours: whatever fails inside the gate is counted, and the caller never hears of it."""
 
 import gc
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from voight_middleware import journal, meter, record, tag, tags, wrap
-from voight_middleware.providers import answers, anthropic, bodies, entry, openai, sdk, streams
+from voight_middleware import meter, record, tag, wrap
+from voight_middleware.providers import answers, openai
 from voight_middleware.settings import Settings
 
 from ..support.calls import Calls
-from ..support.memory_provider import Provider, refusal, usual
+from ..support.depth import DEEP
+from ..support.memory_provider import Answer, Provider, refusal, usual
+from ..support.patching import Patch
 from .entry_points import CHAT, WAYS, both_kinds
+from .faults import Fault, failing
 
-HOOKS: list[tuple[Any, str]] = [
-    (sdk, "_whose"),
-    (entry, "current_frame"),
-    (entry, "kept"),
-    (entry, "new_call_id"),
-    (entry, "Call"),
-    (entry, "estimate_tokens"),
-    (entry, "watch_close"),
-    (sdk, "complain"),
-    (entry, "Answer"),
-    (entry, "Body"),
-    (sdk, "Tap"),
-    (sdk, "AsyncTap"),
-    (entry, "Ending"),
-    (entry.Entry, "__init__"),
-    (sdk.SdkEntry, "_ask_for_usage"),
-    (entry.Entry, "answered"),
-    (entry.Entry, "failed"),
-    (entry.Entry, "body_read"),
-    (sdk.SdkEntry, "watch"),
-    (sdk.SdkEntry, "_tap"),
-    (sdk.SdkEntry, "_tap_when_parsed"),
-    (entry.Entry, "read_when_closed"),
-    (entry.Entry, "read_by_hand"),
-    (entry.Entry, "stream_ended"),
-    (streams.Ending, "end"),
-    (streams.Ending, "exhausted"),
-    (streams.Ending, "failed"),
-    (streams.Ending, "closed"),
-    (streams.Ending, "dropped"),
-    (streams, "_closing_class"),
-    (bodies.Body, "content"),
-    (bodies.Body, "events"),
-    (openai, "usage_json"),
-    (openai.ChatReader, "__init__"),
-    (openai.ChatReader, "see"),
-    (openai.ChatReader, "answer"),
-    (openai.ChatReader, "estimated_output"),
-    (openai.ResponsesReader, "see"),
-    (openai.ResponsesReader, "answer"),
-    (anthropic, "usage_json"),
-    (anthropic.MessagesReader, "see"),
-    (anthropic.MessagesReader, "answer"),
-    (openai, "text_or_none"),
-    (tags.Frame, "owner"),
-    (tags.Tags, "merge"),
-    (meter.Meter, "finish"),
-    (meter.Meter, "_hold"),
-    (meter.Meter, "_start"),
-    (journal.Journal, "append"),
-    (journal, "_encode"),
+HOOKS = [
+    "sdk:_whose",
+    "entry:current_frame",
+    "entry:kept",
+    "entry:new_call_id",
+    "entry:Call",
+    "entry:estimate_tokens",
+    "entry:watch_close",
+    "sdk:complain",
+    "entry:Answer",
+    "entry:Body",
+    "sdk:Tap",
+    "sdk:AsyncTap",
+    "entry:Ending",
+    "entry:Entry.__init__",
+    "SdkEntry._ask_for_usage",
+    "entry:Entry.answered",
+    "entry:Entry.failed",
+    "entry:Entry.body_read",
+    "SdkEntry.watch",
+    "SdkEntry._tap",
+    "SdkEntry._tap_when_parsed",
+    "entry:Entry.read_when_closed",
+    "entry:Entry.read_by_hand",
+    "entry:Entry.stream_ended",
+    "Ending.end",
+    "Ending.exhausted",
+    "Ending.failed",
+    "Ending.closed",
+    "Ending.dropped",
+    "streams:_closing_class",
+    "Body.content",
+    "Body.events",
+    "openai:usage_json",
+    "ChatReader.__init__",
+    "ChatReader.see",
+    "ChatReader.answer",
+    "ChatReader.estimated_output",
+    "ResponsesReader.see",
+    "ResponsesReader.answer",
+    "anthropic:usage_json",
+    "MessagesReader.see",
+    "MessagesReader.answer",
+    "openai:text_or_none",
+    "Frame.owner",
+    "tags:Tags.merge",
+    "Meter.finish",
+    "Meter._hold",
+    "Meter._start",
+    "Journal.append",
+    "journal:_encode",
 ]
 
 CHOSEN = {
@@ -81,16 +84,21 @@ CHOSEN = {
 }
 
 
-class Fault(Exception):
-    """Something of ours that fails."""
+ANSWERED_ODDLY = CHOSEN if DEEP else {"chat.create", "chat.create(stream)", "messages.with_streaming_response(stream).iter_lines"}
+"""The ways in that are refused, and answered with what cannot be read, besides being answered as usual."""
+ANSWERS: list[Callable[[str, dict[str, Any]], Answer]] = [
+    usual,
+    lambda path, body: refusal(400),
+    lambda path, body: (200, {"content-type": "application/json"}, [b"?"]),
+]
 
 
-async def everything(provider: Provider, prepare: Callable[[Any], Any], asynchronous: bool, ways: Collection[str] = CHOSEN) -> list[Any]:
+async def everything(provider: Provider, prepare: Callable[[Any], Any], asynchronous: bool) -> list[Any]:
     """What a caller sees of many requests: whole ones, refused ones, odd ones, and streams that are cut or left."""
     seen = []
     for way in WAYS:
-        if way.name in ways:
-            for answer in (usual, lambda path, body: refusal(400), lambda path, body: (200, {"content-type": "application/json"}, [b"?"])):
+        if way.name in CHOSEN:
+            for answer in ANSWERS if way.name in ANSWERED_ODDLY else ANSWERS[:1]:
                 provider.answer = answer
                 client = prepare(provider.client(way.sdk, asynchronous=asynchronous))
                 try:
@@ -120,45 +128,44 @@ async def everything(provider: Provider, prepare: Callable[[Any], Any], asynchro
     return seen
 
 
+_bare: dict[bool, list[Any]] = {}
+
+
+async def bare_results(asynchronous: bool) -> list[Any]:
+    """What the caller sees of an SDK alone, asked once."""
+    if asynchronous not in _bare:
+        _bare[asynchronous] = await everything(Provider(), lambda client: client, asynchronous)
+    return _bare[asynchronous]
+
+
 @both_kinds
-@pytest.mark.parametrize(("place", "name"), HOOKS, ids=[f"{getattr(place, '__name__', place)}.{name}" for place, name in HOOKS])
+@pytest.mark.parametrize("hook", HOOKS)
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
-async def test_a_fault_of_ours_never_reaches_the_caller(
-    place: Any, name: str, asynchronous: bool, provider: Provider, calls: Calls, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_fault_of_ours_never_reaches_the_caller(hook: str, asynchronous: bool, provider: Provider, own_calls: Calls) -> None:
     """Every result, event and exception is what the SDK alone gives, and the fault is counted."""
-    bare = await everything(provider, lambda client: client, asynchronous)
-    happened = []
-    calls.faults_expected = True
-
-    def fail(*args: object, **kwargs: object) -> Any:
-        happened.append(name)
-        raise Fault(name)
-
-    with monkeypatch.context() as patch, tag(user_id="u_1"):
-        patch.setattr(place, name, fail)
+    bare = await bare_results(asynchronous)
+    own_calls.faults_expected = True
+    with failing(hook) as happened, tag(user_id="u_1"):
         seen = await everything(provider, wrap, asynchronous)
         gc.collect()
 
     assert seen == bare
-    if (name, asynchronous) not in {("Tap", True), ("AsyncTap", False), ("owner", False)}:
+    if (hook, asynchronous) not in {("sdk:Tap", True), ("sdk:AsyncTap", False), ("Frame.owner", False)}:
         assert happened
-        assert calls.faults > 0
+        assert own_calls.faults > 0
 
 
 @both_kinds
-async def test_without_any_meter_the_caller_gets_his_answers(
-    asynchronous: bool, provider: Provider, calls: Calls, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_without_any_meter_the_caller_gets_his_answers(asynchronous: bool, provider: Provider, calls: Calls, patch: Patch) -> None:
     """A configuration that cannot even be read, such as a missing home directory, takes nothing down."""
-    bare = await everything(provider, lambda client: client, asynchronous)
+    bare = await bare_results(asynchronous)
 
     def fail(**kwargs: object) -> Settings:
         raise RuntimeError("Could not determine home directory.")
 
     outer = meter.swap_meter(None)
     try:
-        monkeypatch.setattr(Settings, "from_environment", fail)
+        patch("Settings.from_environment", fail)
         seen = await everything(provider, wrap, asynchronous)
     finally:
         meter.swap_meter(outer)
@@ -166,14 +173,14 @@ async def test_without_any_meter_the_caller_gets_his_answers(
     assert seen == bare
 
 
-def test_a_reader_that_fails_costs_the_usage_and_not_the_call(provider: Provider, calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reader_that_fails_costs_the_usage_and_not_the_call(provider: Provider, calls: Calls, patch: Patch) -> None:
     """The call is there, with its owner and without its counts."""
 
     def fail(self: object) -> answers.Answer:
         raise Fault
 
     calls.faults_expected = True
-    monkeypatch.setattr(openai.ChatReader, "answer", fail)
+    patch("ChatReader.answer", fail)
     with tag(user_id="u_1"):
         list(wrap(provider.client("openai")).chat.completions.create(**CHAT, stream=True))
 
@@ -196,14 +203,14 @@ def test_an_endpoint_that_fails_costs_the_usage_and_not_the_call(provider: Provi
     assert calls.faults == 1
 
 
-def test_record_survives_a_journal_that_fails(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_record_survives_a_journal_that_fails(calls: Calls, patch: Patch) -> None:
     """A call that is recorded by hand raises nothing either."""
 
     def fail(self: object, one: object) -> None:
         raise Fault
 
     calls.faults_expected = True
-    monkeypatch.setattr(journal.Journal, "append", fail)
+    patch("Journal.append", fail)
 
     assert record(provider="openai", model="gpt-4o-mini", usage={"prompt_tokens": 1, "completion_tokens": 1})
     assert calls.faults == 1

@@ -11,19 +11,25 @@ import openai
 import pytest
 
 from voight_middleware import wrap
-from voight_middleware.call import Call
 
 from ..support.calls import Calls
 from ..support.memory_provider import http_library
 from .entry_points import CHAT, EMBEDDINGS, MESSAGES, RESPONSES
-from .recordings import Exchange, Recording, Replay, index, load
+from .recordings import (
+    RECORDINGS,
+    SERVED,
+    Exchange,
+    Recording,
+    Replay,
+    is_exact,
+    load,
+)
 
-RECORDINGS = [one for one in index() if one.endpoint is not None and one.row["method"] == "POST"]
-SERVED = [one for one in RECORDINGS if one.row["http_status"] == 200]
 COUNTED = [one for one in SERVED if one.row["expected"] is not None]
 UNCOUNTED = [one for one in SERVED if one.row["expected"] is None]
 REFUSED = [one for one in RECORDINGS if one.row["http_status"] >= 400]
 ARGUMENTS = {"chat": CHAT, "responses": RESPONSES, "embeddings": EMBEDDINGS, "messages": MESSAGES}
+
 
 pytestmark = [
     pytest.mark.usefixtures("shared"),
@@ -97,59 +103,6 @@ async def aseen(client: Any, recording: Recording, exchange: Exchange) -> Any:
         return [shown(event) async for event in result] if recording.streamed else shown(result)
     except Exception as error:
         return type(error), str(error)
-
-
-def counts(call: Call) -> dict[str, Any]:
-    """The counts of a call in the terms of the index, those of the provider itself."""
-    usage = call.usage
-    assert usage is not None
-    if call.endpoint != "messages":
-        return {
-            "input": usage.input_tokens,
-            "output": usage.output_tokens or 0,
-            "cached_input": usage.cache_read or 0,
-            "cache_write": usage.cache_write_tokens or 0,
-            "reasoning": usage.reasoning or 0,
-            "audio_in": usage.audio_in or 0,
-            "audio_out": usage.audio_out or 0,
-        }
-    return {
-        "input": usage.input,
-        "output": usage.output,
-        "cache_read": usage.cache_read or 0,
-        "cache_write": usage.cache_write_tokens or 0,
-        "cache_write_5m": usage.cache_write_5m or 0,
-        "cache_write_1h": usage.cache_write_1h or 0,
-        "web_search": (usage.tools or {}).get("web_search", 0),
-        "web_fetch": (usage.tools or {}).get("web_fetch", 0),
-    }
-
-
-def expected_of(recording: Recording) -> dict[str, Any]:
-    """The counts of the index; of the iterations of a message all are billed, and not its top level."""
-    expected = dict(recording.row["expected"])
-    for one in (iterations := expected.pop("iterations", ())):
-        assert isinstance(one, dict)
-    if iterations:
-        for name, key in (
-            ("input", "input_tokens"),
-            ("output", "output_tokens"),
-            ("cache_read", "cache_read_input_tokens"),
-            ("cache_write", "cache_creation_input_tokens"),
-        ):
-            expected[name] = sum(one.get(key) or 0 for one in iterations)
-        del expected["cache_write_5m"], expected["cache_write_1h"]  # iterations do not tell them apart
-    return expected
-
-
-def is_exact(call: Call, recording: Recording) -> None:
-    expected = expected_of(recording)
-    counted = counts(call)
-    assert {name: counted[name] for name in expected} == expected
-    assert (call.outcome, call.http_status, call.error, call.estimated) == ("ok", 200, None, False)
-    assert (call.endpoint, call.streamed, call.attempts) == (recording.endpoint, recording.streamed, 1)
-    model = recording.row["model"]
-    assert call.model == model or recording.row.get("request_model") == model
 
 
 @pytest.mark.parametrize("recording", COUNTED, ids=str)

@@ -14,8 +14,7 @@ from voight_middleware import Usage, wrap
 
 from ..support.calls import Calls
 from ..support.memory_provider import Answer, Provider
-from .recordings import Recording, index, load
-from .test_recordings import counts
+from .recordings import Recording, counts, index, load
 
 pytestmark = pytest.mark.usefixtures("shared")
 
@@ -124,7 +123,7 @@ def test_what_is_not_billed_is_no_call(recording: Recording, provider: Provider,
     client.request(openai.HttpxBinaryResponseContent, options)
 
     assert calls.all() == []
-    assert not calls.meter.counters
+    assert not +calls.meter.counters
 
 
 def test_no_recording_is_forgotten(shared: Any) -> None:

@@ -29,7 +29,6 @@ def chat(client: Any, **more: Any) -> Any:
         ({"user": "  "}, None),
         ({"user": "u_7", "metadata": {"user_id": "u_9"}}, "u_7"),
     ],
-    ids=str,
 )
 def test_the_user_of_the_request_owns_what_nobody_else_does(named: Any, owner: str | None, provider: Provider, calls: Calls) -> None:
     """``user`` and ``metadata.user_id`` of OpenAI; what is blank names nobody."""
@@ -76,7 +75,7 @@ async def test_a_getter_is_above_it(user: str | None, provider: Provider, calls:
     assert (call.tags.user_id, call.attribution) == ((user, "getter") if user else ("u_7", "request"))
 
 
-async def test_a_user_who_signs_in_later_is_above_it(provider: Provider, calls: Calls) -> None:
+async def test_a_user_who_signs_in_later_is_above_it(provider: Provider, own_calls: Calls) -> None:
     """A call before the authentication is settled when the request ends, though the request named somebody."""
     client = wrap(provider.client("openai", asynchronous=True))
     signed_in: list[str] = []
@@ -88,13 +87,13 @@ async def test_a_user_who_signs_in_later_is_above_it(provider: Provider, calls: 
     middleware = CostTagMiddleware(app, user_getter=lambda request: signed_in[0] if signed_in else None)
     await middleware({"type": "http", "headers": [], "path": "/"}, _nothing, _nothing)
 
-    (call,) = await asyncio.to_thread(_kept, calls)
+    (call,) = await asyncio.to_thread(_kept, own_calls)
     assert (call.tags.user_id, call.attribution) == ("u_1", "settled")
 
 
-def test_it_can_be_switched_off(provider: Provider, calls: Calls, tmp_path: Path) -> None:
+def test_it_can_be_switched_off(provider: Provider, own_calls: Calls, tmp_path: Path) -> None:
     """Where ``user`` is no user of yours, such as a pool of keys."""
-    settings = Settings.from_environment(ledger=calls.meter.settings.ledger, journal=tmp_path / "j", request_identity=False, environ={})
+    settings = Settings.from_environment(ledger=own_calls.meter.settings.ledger, journal=tmp_path / "j", request_identity=False, environ={})
     meter = Meter(settings)
     outer = swap_meter(meter)
     try:
@@ -104,7 +103,7 @@ def test_it_can_be_switched_off(provider: Provider, calls: Calls, tmp_path: Path
         swap_meter(outer)
         meter.close()
 
-    (call,) = _kept(calls)
+    (call,) = _kept(own_calls)
     assert (call.tags.user_id, call.attribution) == (None, "none")
 
 

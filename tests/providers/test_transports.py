@@ -1,6 +1,5 @@
 """The HTTP library below an SDK makes no difference: its own, aiohttp, or a client of httpx where httpx2 is the SDK's own."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import anthropic
@@ -39,13 +38,6 @@ async def test_a_client_of_httpx_is_metered(way: Way, asynchronous: bool, provid
 
 
 # -- over real sockets -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def loopback() -> Iterator[LoopbackProvider]:
-    """A provider on a port of its own."""
-    with LoopbackProvider() as provider:
-        yield provider
 
 
 @chosen()

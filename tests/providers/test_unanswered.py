@@ -1,7 +1,6 @@
 """Attempts without an answer: a provider that was left waiting may have billed all the same, and the call says so."""
 
 import asyncio
-from collections.abc import Iterator
 from typing import Any
 
 import anthropic
@@ -16,12 +15,6 @@ from ..support.memory_provider import http_library
 from .entry_points import CHAT, MESSAGES, both_kinds
 
 SDKS = pytest.mark.parametrize("sdk", ["openai", "anthropic"])
-
-
-@pytest.fixture(scope="module")
-def loopback() -> Iterator[LoopbackProvider]:
-    with LoopbackProvider() as provider:
-        yield provider
 
 
 class Trouble:
@@ -75,7 +68,6 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
         (["ConnectTimeout", "PoolTimeout"], None),
         (["WriteTimeout"], None),
     ],
-    ids=str,
 )
 async def test_an_attempt_that_got_no_answer_is_flagged(
     sdk: str, errors: list[str], possibly: int | None, asynchronous: bool, calls: Calls

@@ -1,10 +1,16 @@
 """The finished calls of one test."""
 
-from pathlib import Path
+from __future__ import annotations
 
-from voight_middleware.call import Call
+from typing import TYPE_CHECKING
+
 from voight_middleware.meter import Meter
 from voight_middleware.settings import Settings
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from voight_middleware.call import Call
 
 
 class Calls:
@@ -13,8 +19,10 @@ class Calls:
     def __init__(self, folder: Path) -> None:
         self.heard: list[Call] = []
         settings = Settings.from_environment(ledger=folder / "ledger.db", environ={})
+        self._settings = settings
         self.meter = Meter(settings, [self.heard.append])
         self.faults_expected = False
+        self._written = 0
 
     def all(self) -> list[Call]:
         """Every call so far, in the order in which they began."""
@@ -31,3 +39,20 @@ class Calls:
     def faults(self) -> int:
         """How often something of ours failed inside."""
         return self.meter.counters["internal_errors"]
+
+    def forget(self) -> bool:
+        """
+        Begin again for another test, with the same meter and ledger; whether that can be done.
+
+        It can where the test has left nothing but plain calls. What else it may leave, another test could meet: jobs, and who has
+        submitted them; what was counted; settings of its own.
+        """
+        if self.faults_expected or self.meter.settings is not self._settings or not self.meter.flush(30):
+            return False
+        plain = not any(self.meter.counters.values()) and all(call.job is None for call in self.heard)
+        if not plain or self.meter.journal.written - self._written != len(self.heard):
+            return False
+        self._written = self.meter.journal.written
+        self.meter.counters.clear()
+        self.heard.clear()
+        return True

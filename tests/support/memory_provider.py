@@ -33,6 +33,7 @@ MESSAGES_USAGE = {
     "output_tokens": 45,
     "service_tier": "standard",
 }
+TEXT_USAGE = {"prompt_tokens": 12, "completion_tokens": 5, "total_tokens": 17}
 
 USAGE = {
     "chat": Usage(input=100, cache_read=20, audio_in=0, output=45, reasoning=5, audio_out=0),
@@ -92,6 +93,10 @@ def chat_body() -> dict[str, Any]:
         "choices": [{"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}],
         "usage": CHAT_USAGE,
     }
+
+
+def completion(**more: Any) -> dict[str, Any]:
+    return {"id": "cmpl-1", "object": "text_completion", "created": 1, "model": "gpt-3.5-turbo-instruct:20230824-v2", "choices": [], **more}
 
 
 def responses_body(status: str = "completed", *, usage: bool = True, **more: Any) -> dict[str, Any]:

@@ -1,0 +1,111 @@
+"""Raw HTTP: a fault of ours never reaches the caller."""
+
+import gc
+from typing import Any
+
+import httpx
+import pytest
+
+from voight_middleware import tag, wrap
+
+from ..support.calls import Calls
+from ..support.memory_provider import (
+    refusal,
+)
+from .entry_points import CHAT
+from .faults import failing
+from .raw_http import CASES, CHAT_URL, KINDS, answering, client_of, got, raw, sent
+
+HOOKS = [
+    "http:find",
+    "http:_body",
+    "http:current_meter",
+    "http:HttpEntry",
+    "http:Events",
+    "http:Whole",
+    "http:watch_close",
+    "HttpEntry.__init__",
+    "HttpEntry.watch",
+    "HttpEntry._refused",
+    "HttpEntry._form",
+    "HttpEntry._watch_events",
+    "HttpEntry._watch_body",
+    "gemini:prompt_of",
+    "ContentReader.__init__",
+    "ContentReader.see",
+    "ContentReader.answer",
+    "bedrock:counted",
+    "ConverseReader.see",
+    "InvokedReader.see",
+    "InvokedReader.answer",
+    "entry:current_frame",
+    "entry:Call",
+    "entry:kept",
+    "entry:Entry.answered",
+    "entry:Entry.failed",
+    "entry:Entry.body_read",
+    "entry:Entry.read_by_hand",
+    "entry:Entry.stream_ended",
+    "Ending.end",
+    "streams:_closing_class",
+    "events:_loaded",
+    "Events.__init__",
+    "Events.take",
+    "Events.feed",
+    "Events.events",
+    "Whole.content",
+    "events:_decode_chunk",
+    "Body.take",
+    "ChatReader.see",
+    "Frame.owner",
+    "Meter.finish",
+    "Journal.append",
+]
+
+
+async def everything(asynchronous: bool, prepare: Any) -> list[Any]:
+    """What a caller sees of every case, of refusals, of cut streams and of failing transports."""
+    seen: list[Any] = []
+    for case in CASES:
+        provider = answering(case)
+        client = prepare(client_of(httpx, raw(provider, httpx), asynchronous))
+        seen.append(await sent(client, case.url, case.body))
+        provider.cut = 1 if case.streamed else 0
+        with pytest.raises(httpx.RemoteProtocolError) as caught:
+            await sent(client, case.url, case.body)
+        seen.append(str(caught.value))
+        provider.answer = lambda path, body: refusal(400)
+        provider.cut = None
+        seen.append(await got(client, case.url, case.body))
+
+    def fail(request: Any) -> Any:
+        raise httpx.ReadTimeout("no", request=request)
+
+    with pytest.raises(httpx.ReadTimeout):
+        await got(prepare(client_of(httpx, httpx.MockTransport(fail), asynchronous)), CHAT_URL, CHAT)
+    return seen
+
+
+_bare: dict[bool, list[Any]] = {}
+
+
+async def bare_results(asynchronous: bool) -> list[Any]:
+    """What the caller sees of the HTTP library alone, asked once."""
+    if asynchronous not in _bare:
+        _bare[asynchronous] = await everything(asynchronous, lambda client: client)
+    return _bare[asynchronous]
+
+
+@KINDS
+@pytest.mark.parametrize("hook", HOOKS)
+async def test_a_fault_of_ours_never_reaches_the_caller(hook: str, asynchronous: bool, own_calls: Calls) -> None:
+    """Every byte and every exception is what the HTTP library alone gives, and the fault is counted."""
+    bare = await bare_results(asynchronous)
+    own_calls.faults_expected = True
+    with failing(hook) as happened, tag(user_id="u_1"):
+        assert await everything(asynchronous, wrap) == bare
+        gc.collect()
+
+    if (hook, asynchronous) != ("Frame.owner", False):
+        assert happened
+        assert own_calls.faults > 0
