@@ -8,13 +8,12 @@ import gc
 import threading
 import warnings
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 from wsgiref.util import setup_testing_defaults
 
-import openai
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
 from django.contrib.auth import alogin, login, logout
@@ -58,22 +57,6 @@ def _connections() -> Iterator[None]:
     """No connection of a test's thread is left to the garbage collector."""
     yield
     connections.close_all()
-
-
-@pytest.fixture
-def ask(voight_provider: Any) -> Iterator[Callable[[], str]]:
-    with openai.OpenAI(api_key="k", base_url=voight_provider.openai_base_url) as client:
-        voight.wrap(client)
-        yield lambda: str(client.chat.completions.create(**QUESTION).choices[0].message.content)
-
-
-@pytest.fixture
-def aask(voight_provider: Any) -> Callable[[], Any]:
-    async def call() -> str:
-        async with openai.AsyncOpenAI(api_key="k", base_url=voight_provider.openai_base_url) as client:
-            return str((await voight.wrap(client).chat.completions.create(**QUESTION)).choices[0].message.content)
-
-    return call
 
 
 class Visitor:

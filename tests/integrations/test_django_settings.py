@@ -10,11 +10,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import openai
 import pytest
 from django.core.checks import run_checks
 from django.core.exceptions import ImproperlyConfigured
-from django.core.management import CommandError, call_command
+from django.core.management import CommandError, call_command, execute_from_command_line
 from django.db import connections
 from django.http import HttpResponse
 from django.test import Client
@@ -35,13 +34,6 @@ def _connections() -> Iterator[None]:
     """No connection of a test's thread is left to the garbage collector."""
     yield
     connections.close_all()
-
-
-@pytest.fixture
-def ask(voight_provider: Any) -> Iterator[Callable[[], str]]:
-    with openai.OpenAI(api_key="k", base_url=voight_provider.openai_base_url) as client:
-        voight.wrap(client)
-        yield lambda: str(client.chat.completions.create(**QUESTION).id)
 
 
 def owner(request: Any) -> str:
@@ -167,45 +159,7 @@ def test_what_the_checks_say(overridden: Any, number: str, words: list[str], tmp
     assert [word for word in words if not any(word in text for _, text in found)] == []
 
 
-# -- in processes of their own -------------------------------------------------------------------------------------------------
-
-MANAGE = """
-import sys
-
-from django.conf import settings
-from django.core.management import execute_from_command_line
-
-settings.configure(
-    INSTALLED_APPS=["voight_django"],
-    MIDDLEWARE=["voight_django.CostTagMiddleware"],
-    SECRET_KEY="k",
-    VOIGHT={voight},
-)
-execute_from_command_line(sys.argv)
-"""
-
-
-class Manage:
-    """``manage.py`` of a small project."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.ledger = folder / "project.db"
-
-    def __call__(self, *arguments: str, code: int = 0, voight: str | None = None, then: str = "") -> str:
-        setting = f"{{'LEDGER': {str(self.ledger)!r}, 'RELEASE': '2026.11.3'}}" if voight is None else voight
-        script = self.folder / "manage.py"
-        script.write_text(MANAGE.replace("{voight}", setting) + then)
-        result = subprocess.run(
-            [sys.executable, "-W", "error", script, *arguments], capture_output=True, text=True, timeout=60, check=False, cwd=self.folder
-        )
-        assert result.returncode == code, result.stderr
-        return result.stdout + result.stderr
-
-
-@pytest.fixture
-def manage(tmp_path: Path, voight_calls: Any) -> Manage:
-    return Manage(tmp_path)
+# -- the command ---------------------------------------------------------------------------------------------------------------
 
 
 def fill(ledger: Path) -> None:
@@ -219,20 +173,39 @@ def fill(ledger: Path) -> None:
         assert flush(30)
 
 
-def test_the_command(manage: Manage) -> None:
+@pytest.fixture
+def manage(tmp_path: Path, voight_calls: Any, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs ``manage.py`` with these arguments in this process, on a ledger of the test; answers what it printed."""
+
+    def run(*arguments: str, code: int = 0) -> str:
+        ended: Any = 0
+        with override_settings(VOIGHT={"LEDGER": tmp_path / "project.db"}):
+            try:
+                execute_from_command_line(["manage.py", *arguments])
+            except SystemExit as exit_:
+                ended = exit_.code or 0
+        output = capsys.readouterr()
+        assert ended == code, output.err
+        return output.out + output.err
+
+    return run
+
+
+def test_the_command(manage: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """``manage.py voight …`` reads the ledger of the project, hands all arguments on, and keeps the exit codes."""
+    monkeypatch.setattr(sys, "path", sys.path[:])  # which --pythonpath adds to
     assert "there is no ledger" in manage("voight", "top", code=1).lower()
-    fill(manage.ledger)
+    fill(tmp_path / "project.db")
     rows = json.loads(manage("voight", "spend", "--by", "user", "--format", "json"))
     assert [(row["user_id"], row["calls"]) for row in rows] == [("alice", 2)]
     assert "alice" in manage("voight", "top", "--pythonpath", ".", "--since=month")
     assert len(manage("voight", "export", "--format", "jsonl").splitlines()) == 2
-    assert str(manage.ledger) in manage("voight", "doctor")
+    assert str(tmp_path / "project.db") in manage("voight", "doctor")
     assert "invalid choice" in manage("voight", "nonsense", code=2)
     assert "COMMAND" in manage("voight", code=2)
 
 
-def test_the_help(manage: Manage) -> None:
+def test_the_help(manage: Callable[..., str]) -> None:
     """The help is that of the command line, by either of Django's ways to ask for it."""
     assert "voight top --since month" in manage("voight", "--help")
     assert "voight top --since month" in manage("help", "voight")
@@ -252,26 +225,59 @@ def test_call_command(tmp_path: Path, voight_calls: Any) -> None:
     assert raised.value.returncode == 1
 
 
-def test_a_mistake_stops_every_command_with_its_number(manage: Manage) -> None:
+# -- in processes of their own -------------------------------------------------------------------------------------------------
+
+MANAGE = """
+import sys
+
+from django.conf import settings
+from django.core.management import execute_from_command_line
+
+settings.configure(
+    INSTALLED_APPS=["voight_django"],
+    MIDDLEWARE=["voight_django.CostTagMiddleware"],
+    SECRET_KEY="k",
+    VOIGHT={voight},
+)
+execute_from_command_line(sys.argv)
+"""
+
+
+def run_manage(folder: Path, setting: dict[str, Any], *arguments: str, code: int = 0, then: str = "") -> str:
+    """Run ``manage.py`` of a small project with this ``VOIGHT``; answers what it printed."""
+    script = folder / "manage.py"
+    script.write_text(MANAGE.replace("{voight}", repr(setting)) + then)
+    result = subprocess.run(
+        [sys.executable, "-W", "error", script, *arguments], capture_output=True, text=True, timeout=60, check=False, cwd=folder
+    )
+    assert result.returncode == code, result.stderr
+    return result.stdout + result.stderr
+
+
+@pytest.mark.server
+def test_a_mistake_stops_every_command_with_its_number(tmp_path: Path, voight_calls: Any) -> None:
     """Django runs the checks before a command; a setting that cannot be used has its number there, and no traceback."""
-    output = manage("check", code=1, voight="{'LEDGER': 'sqlite:nowhere', 'USERGETTER': 1}")
+    output = run_manage(tmp_path, {"LEDGER": "sqlite:nowhere", "USERGETTER": 1}, "check", code=1)
     assert "voight_django.E005" in output
     assert "voight_django.E002" in output
     assert "Traceback" not in output
 
 
-def test_calls_of_a_command_are_metered(manage: Manage, voight_provider: Any) -> None:
+@pytest.mark.server
+def test_the_calls_of_a_command_are_metered_and_reported(tmp_path: Path, voight_calls: Any, voight_provider: Any) -> None:
     """The setting is in force in every command of the project, and INSTRUMENT meters clients that nobody wrapped."""
-    manage(
+    setting: dict[str, Any] = {"LEDGER": str(tmp_path / "project.db"), "RELEASE": "2026.11.3"}
+    run_manage(
+        tmp_path,
+        {**setting, "INSTRUMENT": True},
         "check",
-        voight=f"{{'LEDGER': {str(manage.ledger)!r}, 'RELEASE': '2026.11.3', 'INSTRUMENT': True}}",
         then=f"""
 import openai, voight_middleware as voight
 with openai.OpenAI(api_key="k", base_url={voight_provider.openai_base_url!r}) as client, voight.tag(user_id="alice"):
     client.chat.completions.create(**{QUESTION!r})
 """,
     )
-    rows = json.loads(manage("voight", "spend", "--by", "user,release", "--format", "json"))
+    rows = json.loads(run_manage(tmp_path, setting, "voight", "spend", "--by", "user,release", "--format", "json"))
     assert [(row["user_id"], row["release"]) for row in rows] == [("alice", "2026.11.3")]
 
 
