@@ -20,8 +20,10 @@ from voight_middleware.pricing import PriceBook, open_book
 from voight_middleware.repricing import Repricing, reprice, repriced
 from voight_middleware.tags import Tags
 
+from .support.factories import NOON
+from .support.servers.ledgers import ENGINES, empty_ledger
+
 NewCall = Callable[..., Call]
-NOON = 1_793_534_400_000_000  # 2026-11-01 12:00 UTC
 HALF = """
 [[price]]
 provider = "openai"
@@ -58,6 +60,12 @@ def half(prices: Path) -> PriceBook:
 
 in_a_file = pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 """What looks into SQLite's file, or stands between it and a repricing."""
+
+
+@pytest.fixture(params=ENGINES)
+def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty ledger of each engine."""
+    return empty_ledger(request, request.param, tmp_path)
 
 
 @pytest.fixture
@@ -191,18 +199,22 @@ CALLS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("kind", CALLS)
-def test_the_same_book_finds_the_same_price(
-    ledger: Ledger, book: PriceBook, keep: Callable[..., Call], new_call: NewCall, kind: str
-) -> None:
+def test_the_same_book_finds_the_same_price(ledger: Ledger, book: PriceBook, new_call: NewCall) -> None:
     """What is stored of a call is enough to price it again: everything of the first price comes out, for every kind of call."""
-    keep(**CALLS[kind])
-    (kept,) = ledger.calls()
+    kinds = {}
+    for kind, values in CALLS.items():
+        call = new_call(**{"occurred_at": NOON, **values})
+        complete(call, book)
+        kinds[call.call_id] = kind
+        ledger.insert([call])
     report = reprice(ledger, book)
-    assert (report.total.calls, report.total.changed) == (1, 0)
-    again = msgspec.structs.replace(kept, cost_femto=1, cost_status="priced", list_femto=None, price=None, cost_reasons=())
-    found = repriced(again, book)
-    assert found == (None if kind == "job" else kept)
+    assert (report.total.calls, report.total.changed) == (len(CALLS), 0)
+    kept = list(ledger.calls())
+    assert len(kept) == len(CALLS)
+    for call in kept:
+        again = msgspec.structs.replace(call, cost_femto=1, cost_status="priced", list_femto=None, price=None, cost_reasons=())
+        found = repriced(again, book)
+        assert found == (None if kinds[call.call_id] == "job" else call), kinds[call.call_id]
 
 
 def test_what_nothing_is_known_of_is_left_alone(ledger: Ledger, half: PriceBook, keep: Callable[..., Call], new_call: NewCall) -> None:

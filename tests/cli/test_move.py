@@ -19,12 +19,13 @@ from typing import Any
 
 import pytest
 
-from voight_middleware import moving
 from voight_middleware.call import Call, new_call_id
 from voight_middleware.cli import main
 from voight_middleware.journal import Journal
 from voight_middleware.ledger import open_ledger
 from voight_middleware.ledger.sqlite.schema import VERSION
+
+from ..support.patching import Patch
 
 
 @pytest.fixture
@@ -132,7 +133,7 @@ def test_the_key_of_pseudonyms(place: Path, add: Callable[..., None], run: Run) 
         (("{place}", ""), "the ledger needs a file"),
     ],
 )
-@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)], ids=["for real", "dry run"])
 def test_what_cannot_be_moved(
     place: Path, add: Callable[..., None], run: Run, ledgers: tuple[str, str], message: str, dry: tuple[str, ...]
 ) -> None:
@@ -170,15 +171,16 @@ def test_both_are_named(run: Run, arguments: tuple[str, ...]) -> None:
     assert ended.value.code == 2
 
 
-def test_progress_in_a_log(place: Path, add: Callable[..., None], run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_in_a_log(place: Path, add: Callable[..., None], run: Run, patch: Patch) -> None:
     """Where it is no terminal, a line now and then; none for what is done at once."""
     add("u_1", 1, times=30)
-    monkeypatch.setattr(moving, "BATCH", 10)
+    patch("BATCH", 10, within="moving")
     assert run("move", *urls(place))[2] == ""
-    monkeypatch.setattr("voight_middleware.cli.move._LINE_SECONDS", 0)
+    patch("_LINE_SECONDS", 0)
     assert run("move", *urls(place))[2].splitlines() == [f"voight: {count} of 30 calls" for count in (10, 20, 30)]
 
 
+@pytest.mark.server
 def test_progress_on_a_terminal(place: Path, add: Callable[..., None]) -> None:
     """A line that changes, with rate and time left, and is gone at the end; what was done is on standard output."""
     add("u_1", 1, times=30)

@@ -1,4 +1,4 @@
-"""Every report over 100,000 made-up calls equals an independent computation in DuckDB: every figure of every row, to the femto-dollar."""
+"""Every report over thousands of made-up calls equals an independent computation in DuckDB: every figure of every row, exactly."""
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,15 +7,11 @@ from datetime import UTC, datetime, tzinfo
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
-from zoneinfo import ZoneInfo
 
-import duckdb
 import pyarrow as pa
 import pytest
 from msgspec.structs import replace
 
-from voight_middleware.call import Call
 from voight_middleware.ledger import DIMENSIONS, Spend, Window, open_ledger
 from voight_middleware.reports.margin import margin
 from voight_middleware.reports.plans import plans
@@ -27,124 +23,14 @@ from voight_middleware.reports.unattributed import unattributed
 from voight_middleware.reports.unowned import unowned
 from voight_middleware.testing.made_up_ledger import LONG_RELEASE, RELEASES, fill, made_up_calls
 
-COUNT = 100_000
-ZONES = {name: ZoneInfo(name) for name in ("Europe/Berlin", "America/Los_Angeles", "Asia/Kathmandu")}
-COUNTS = (
-    *("input", "audio_in", "image_in", "cache_read", "cache_read_audio", "cache_read_image"),
-    *("cache_write", "cache_write_5m", "cache_write_1h", "output", "audio_out", "image_out"),
-)
-TEXTS = (
-    *("user_id", "plan", "tenant_id", "route", "release", "session_id", "provider", "model", "requested_model", "endpoint", "outcome"),
-    *("attribution", "cost_status", "feature", "experiment"),
-)
+from ..support.depth import DEEP, times
+from .duckdb_figures import ZONES, Both, Row, Where, assert_ratio, found, whole
+
+COUNT = times(12_000, 100_000)
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
 NOVEMBER = Window(1_793_491_200_000_000, 1_796_083_200_000_000)
 BEFORE = Window(1_790_812_800_000_000, 1_790_812_800_000_000 + 22 * 86_400_000_000)
 """October up to the day that NOW is of November."""
-FORMS = {"hour": "%Y-%m-%dT%H:00", "day": "%Y-%m-%d", "month": "%Y-%m"}
-Where = Mapping[str, str | None]
-Row = tuple[Any, ...]
-
-
-def _row_sum(names: Sequence[str]) -> str:
-    known = f"coalesce({', '.join(names)}) IS NOT NULL"
-    return f"sum(CASE WHEN {known} THEN {' + '.join(f'coalesce({name}, 0)' for name in names)} END)"
-
-
-FIGURES = f"""
-    count(*), {_row_sum(COUNTS[:9])}, {_row_sum(COUNTS[3:6])}, {_row_sum(COUNTS[6:9])}, {_row_sum(COUNTS[9:])}, sum(cost),
-    count(*) FILTER (cost_status = 'unpriced'), count(*) FILTER (cost_status = 'partial'), count(*) FILTER (estimated),
-    count(*) FILTER (outcome = 'error')"""
-"""The figures of ``Spend``, in its order, as DuckDB computes them."""
-
-
-class Both:
-    """The same calls in a ledger and in DuckDB, where times are cut by Python's own zones."""
-
-    def __init__(self, path: Path, calls: Sequence[Call]) -> None:
-        self.path = path
-        self.calls = calls
-        self.ledger = open_ledger(str(path))
-        self.db = duckdb.connect()
-        self.load("calls", calls)
-
-    def load(self, table: str, calls: Sequence[Call], zones: Mapping[str, tzinfo] = ZONES) -> None:
-        columns: dict[str, Any] = {
-            "call_id": pa.array([call.call_id for call in calls]),
-            "occurred_at": pa.array([call.occurred_at for call in calls], pa.int64()),
-            "cost": pa.array([None if call.cost_femto is None else Decimal(call.cost_femto) for call in calls], pa.decimal128(38, 0)),
-            "estimated": pa.array([call.estimated_output is not None or call.estimated_input is not None for call in calls]),
-        }
-        for name in TEXTS:
-            columns[name] = pa.array([_text(call, name) for call in calls], pa.string())
-        for name in COUNTS:
-            columns[name] = pa.array([None if call.usage is None else getattr(call.usage, name) for call in calls], pa.int64())
-        for label, zone in {"UTC": UTC, **zones}.items():
-            local = [call.time.astimezone(zone) for call in calls]
-            for name, form in FORMS.items():
-                columns[f"{name}@{label}"] = pa.array([_cut(moment, name, form, label) for moment in local])
-        arrow = pa.table(columns)  # DuckDB finds it by its name
-        self.db.execute(f"CREATE TABLE {table} AS SELECT * FROM arrow")
-        assert arrow.num_rows == len(calls)
-
-    def figures(
-        self, by: Sequence[str], condition: str = "true", window: Window = Window(), zone: str = "UTC", table: str = "calls"
-    ) -> dict[Row, Row]:
-        """For each group its figures."""
-        names = [f'"{name}@{zone}"' if name in FORMS else name for name in by]
-        times = f"occurred_at >= {window.since or 0} AND occurred_at < {window.until or 2**62}"
-        grouped = f"GROUP BY {', '.join(names)}" if by else "HAVING count(*) > 0"
-        rows = self.db.execute(
-            f"SELECT {''.join(f'{name}, ' for name in names)}{FIGURES} FROM {table} WHERE {times} AND ({condition}) {grouped}"
-        ).fetchall()
-        return {row[: len(by)]: tuple(map(_whole, row[len(by) :])) for row in rows}
-
-
-def _text(call: Call, name: str) -> str | None:
-    if name in ("feature", "experiment"):
-        return call.tags.extra.get(name)
-    return getattr(call.tags if name in call.tags.__struct_fields__ else call, name)
-
-
-def _cut(moment: datetime, name: str, form: str, zone: str) -> str:
-    text = moment.strftime(form)
-    return text if name != "hour" else f"{text}Z" if zone == "UTC" else f"{text}{moment.strftime('%z')[:3]}:{moment.strftime('%z')[3:]}"
-
-
-def _whole(value: Any) -> int | None:
-    assert value is None or value == int(value)
-    return None if value is None else int(value)
-
-
-def found(rows: Sequence[Spend], by: Sequence[str]) -> dict[Row, Row]:
-    """What a report says, in the shape of ``Both.figures``; in the order that it promises."""
-    if by and by[0] in FORMS:
-        times = [
-            datetime.fromisoformat(f"{row.dimensions['month']}-01" if by[0] == "month" else row.dimensions[by[0]] or "") for row in rows
-        ]
-        assert times == sorted(times)
-    else:
-        costs = [row.cost_femto for row in rows]
-        known = [cost for cost in costs if cost is not None]
-        assert costs == [*sorted(known, reverse=True), *[None] * (len(costs) - len(known))]
-    figures = {
-        tuple(row.dimensions[name] for name in by): (
-            *(row.calls, row.input_tokens, row.cache_read_tokens, row.cache_write_tokens, row.output_tokens, row.cost_femto),
-            *(row.unpriced_calls, row.partial_calls, row.estimated_calls, row.errors),
-        )
-        for row in rows
-    }
-    assert len(figures) == len(rows)
-    return figures
-
-
-def assert_ratio(share: Decimal | None, part: int | None, whole: int | None) -> None:
-    """A share is the exact fraction to forty digits; there is none of nothing."""
-    if part is None or not whole:
-        assert share is None
-    else:
-        assert share is not None
-        assert abs(Fraction(share) - Fraction(part, whole)) < Fraction(1, 10**40)
 
 
 @pytest.fixture(scope="module")
@@ -271,7 +157,8 @@ def test_days_on_which_clocks_change(both: Both, zone: str, day: str, hours: int
     assert window.since is not None
     assert window.until is not None
     assert window.until - window.since == hours * 3_600_000_000
-    assert len(agree(both, ("hour",), window=window, zone=zone)) == hours
+    found_hours = len(agree(both, ("hour",), window=window, zone=zone))
+    assert found_hours == hours if DEEP else hours / 2 < found_hours <= hours  # of few calls there may be none in an hour of the night
     rows = agree(both, ("day",), window=window, zone=zone)
     assert list(rows) == [(day,)]
     assert rows[(day,)] == both.figures(("day",), zone=zone)[(day,)]
@@ -309,7 +196,7 @@ def test_after_a_repricing_and_late_owners(both: Both, tmp_path: Path) -> None:
                 changes.append((call, replace(call, cost_femto=7 * (call.cost_femto or 10**12) + 1, cost_status="priced", cost_reasons=())))
             elif number % 71 == 0:
                 changes.append((call, replace(call, cost_femto=None, cost_status="unpriced", cost_reasons=("gone",), price=None)))
-        assert ledger.reprice(changes) > 3_000
+        assert ledger.reprice(changes) > 3 * COUNT // 100
         both.load("repriced", list(ledger.calls()), zones={})
         for by in ((), ("user_id",), ("month", "plan"), ("day", "model"), ("cost_status",), ("feature",)):
             now, then = spend(ledger, by), spend(ledger, by, as_priced=True)
@@ -499,7 +386,7 @@ def test_margin(both: Both, on: str, window: Window) -> None:
     report = margin(both.ledger, revenue, on, window=window)
     rows = [(row.id, row.revenue_femto, row.spend.calls, row.cost_femto, row.margin_femto) for row in report.rows]
     assert len(rows) == len(expected) > len(revenue)
-    assert set(rows) == {(name, *map(_whole, figures)) for name, *figures in expected}
+    assert set(rows) == {(name, *map(whole, figures)) for name, *figures in expected}
     margins = [row[4] for row in rows if row[4] is not None]
     assert margins == sorted(margins)
     (total,) = both.figures((), window=window).values()
