@@ -1,6 +1,7 @@
 """Fixtures of the export tests: what OpenTelemetry is given for calls of the real SDKs, and who takes Voight's events."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import anthropic
 import openai
 import pytest
 
+import voight_middleware as voight
 from voight_middleware.call import Call
 from voight_middleware.meter import Meter, swap_meter
 from voight_middleware.providers import gate
@@ -15,6 +17,17 @@ from voight_middleware.providers.entry import current_entry
 from voight_middleware.settings import Settings
 from voight_middleware.testing.events import EventServer
 from voight_middleware.testing.provider import LoopbackProvider
+
+from ..support.patching import Patch
+from ..support.trust import one_authority
+from .sending import FAST, NewCall, Sending
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_certificates(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Clients are made in no time."""
+    with one_authority(tmp_path_factory.mktemp("trust")):
+        yield
 
 
 class Listened:
@@ -78,6 +91,42 @@ def server() -> Iterator[EventServer]:
     """Voight, on loopback."""
     with EventServer() as running:
         yield running
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch, patch: Patch) -> None:
+    """Have a sender pause for hundredths of seconds, and see no proxy."""
+    patch("FIRST_PAUSE", 0.02, within="voight")
+    patch("LONGEST_PAUSE", 0.2, within="voight")
+    patch("SETTLE_SECONDS", 0.3, within="voight")
+    for name in ("HTTP_PROXY", "http_proxy", "NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def configured(voight_calls: Any, server: EventServer) -> Callable[..., Path]:
+    """Configures this process to send to the server; answers the folder of the journal."""
+
+    def configure(**values: Any) -> Path:
+        given: dict[str, Any] = {"key": "vk_test", "agent": "tests", "events_url": server.url, "events_per_minute": FAST}
+        voight.configure(**(given | values))
+        return Path(voight.meter.current_meter().settings.journal)
+
+    return configure
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The folder of the journals."""
+    return tmp_path / "journal"
+
+
+@pytest.fixture
+def sending(server: EventServer, folder: Path, new_call: NewCall) -> Iterator[Sending]:
+    """A delivery to the server."""
+    made = Sending(server, folder, new_call)
+    with closing(made.delivery):
+        yield made
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,6 @@
 """Events and the delivery: whoever ingests sends, and nothing that keeps events from being sent keeps calls out of the ledger."""
 
 import signal
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -9,49 +8,26 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from voight_middleware.call import Call
 from voight_middleware.delivery import Delivery
 from voight_middleware.export import voight as events
 from voight_middleware.ingest import UnreadableJournal, call_at, drain
 from voight_middleware.journal import Journal
 from voight_middleware.ledger import LedgerError, open_ledger
-from voight_middleware.ledger.postgres import store
 from voight_middleware.ledger.postgres.connection import connect
 from voight_middleware.ledger.postgres.roles import grants
 from voight_middleware.ledger.sqlite import SQLiteLedger
-from voight_middleware.outbox import open_outbox, status
+from voight_middleware.outbox import open_outbox
 from voight_middleware.settings import EventsTarget
 from voight_middleware.testing.events import EventServer
 
-NewCall = Callable[..., Call]
+from ..support.patching import Patch
+from .sending import NewCall, kept, write
 
 
 @pytest.fixture
 def target(server: EventServer) -> EventsTarget:
     """Where events go, as fast as they can."""
     return EventsTarget(server.url, "vk_test", "tests", 60_000)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """The folder of the journals."""
-    return tmp_path / "journal"
-
-
-def write(folder: Path, *calls: Call) -> list[str]:
-    """As a process that is gone by now; answers the ids."""
-    journal = Journal(folder)
-    for call in calls:
-        journal.append(call)
-    journal.rotate()
-    return [call.call_id for call in calls]
-
-
-def waiting(folder: Path) -> int:
-    """How many calls are still to be sent."""
-    found = status(folder)
-    assert found is not None
-    return found.waiting
 
 
 SIDECAR = """
@@ -71,7 +47,7 @@ def test_a_sidecar_sends(scripts: Any, server: EventServer, folder: Path, new_ca
     output, errors = sidecar.communicate(timeout=30)
     assert sidecar.returncode == 0, output + errors
     assert server.call_ids() == ids
-    assert waiting(folder) == 0
+    assert kept(folder).waiting == 0
     with closing(open_ledger(f"sqlite:///{scripts.ledger}")) as ledger:
         assert sorted(call.call_id for call in ledger.calls()) == sorted(ids)
 
@@ -82,7 +58,7 @@ def test_what_a_report_brings_in_is_sent_by_the_next(server: EventServer, target
     assert open_outbox(folder, create=True) is not None
     ids = write(folder, *(new_call(attribution="tag") for _ in range(3)))
     assert drain(url, folder) == 3
-    assert waiting(folder) == 3
+    assert kept(folder).waiting == 3
     with closing(Delivery(url, folder, events=target)) as delivery:
         assert delivery.run()
         server.wait_for(3)
@@ -103,10 +79,10 @@ def test_a_segment_that_cannot_be_read_keeps_no_event_back(
 
 
 def test_an_error_of_the_sender_is_no_outage(
-    server: EventServer, target: EventsTarget, folder: Path, new_call: NewCall, monkeypatch: pytest.MonkeyPatch
+    server: EventServer, target: EventsTarget, folder: Path, new_call: NewCall, patch: Patch
 ) -> None:
     """Whatever it raises: the calls are in the ledger, and the sender is left alone for a while."""
-    monkeypatch.setattr("voight_middleware.delivery.LONGEST_PAUSE", 0.0)
+    patch("LONGEST_PAUSE", 0.0, within="delivery")
     failures = [LedgerError("gone"), OSError("full"), RuntimeError("a defect")]
     refill = events.EventSender.refill
 
@@ -115,7 +91,7 @@ def test_an_error_of_the_sender_is_no_outage(
             raise failures.pop()
         refill(self, ledger)
 
-    monkeypatch.setattr(events.EventSender, "refill", refilling)
+    patch("EventSender.refill", refilling)
     ids: list[str] = []
     with closing(Delivery(f"sqlite:///{folder}.db", folder, events=target)) as delivery:
         for _ in range(4):
@@ -127,9 +103,7 @@ def test_an_error_of_the_sender_is_no_outage(
     assert server.call_ids() == ids
 
 
-def test_a_connection_that_is_cut_is_no_role(
-    folder: Path, new_call: NewCall, monkeypatch: pytest.MonkeyPatch, target: EventsTarget
-) -> None:
+def test_a_connection_that_is_cut_is_no_role(folder: Path, new_call: NewCall, patch: Patch, target: EventsTarget) -> None:
     """Whether a call is news is asked again where the ledger was gone: an id that is known is not queued a second time."""
     cut: list[bool] = []
 
@@ -150,20 +124,20 @@ def test_a_connection_that_is_cut_is_no_role(
         cut.clear()
         return Cut(Path(f"{folder}.db"))
 
-    monkeypatch.setattr("voight_middleware.ledger.open_ledger", connecting)
-    monkeypatch.setattr("voight_middleware.delivery.make_sender", None)
+    patch("open_ledger", connecting)
+    patch("make_sender", None)
     call = new_call(call_id="import-1", attribution="tag")
     write(folder, call)
     with closing(Delivery("postgresql://h/d", folder, events=target)) as delivery:
         assert delivery.run()
-        assert waiting(folder) == 1
+        assert kept(folder).waiting == 1
         journal = Journal(folder)
         journal.append(call)
         assert delivery.run()
         journal.append(call)
         cut.append(True)
         assert delivery.run()
-        assert waiting(folder) == 1
+        assert kept(folder).waiting == 1
         journal.rotate()
 
 
@@ -173,7 +147,7 @@ def test_a_role_that_reads_no_calls(
     new_call: NewCall,
     postgres_server: Any,
     postgres_url: str,
-    monkeypatch: pytest.MonkeyPatch,
+    patch: Patch,
 ) -> None:
     """It brings in all calls, those with ids of others too; who may read sends them, and looks each up through the one connection."""
     target = EventsTarget(server.url, "vk_test", "tests", 60_000)
@@ -184,7 +158,7 @@ def test_a_role_that_reads_no_calls(
         connections.append(url)
         return connect(url)
 
-    monkeypatch.setattr(store, "connect", connecting)
+    patch("connect", connecting, within="postgres.store")
     database = urlsplit(postgres_url).path[1:]
     for statement in ("""CREATE ROLE events_writer LOGIN PASSWORD 'x'""", *grants(writer="events_writer")):
         postgres_server.psql(statement, database)
@@ -195,7 +169,7 @@ def test_a_role_that_reads_no_calls(
             assert delivery.run()
             assert delivery.errors == 0
         assert server.events == []
-        assert waiting(folder) == 31
+        assert kept(folder).waiting == 31
         with closing(open_ledger(postgres_url)) as ledger:
             assert sorted(call.call_id for call in ledger.calls()) == sorted(ids)
         connections.clear()
