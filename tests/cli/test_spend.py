@@ -60,6 +60,7 @@ def test_lines_of_bars_over_time(days: Add, voight: Voight) -> None:
     assert re.search(r"pro +█▆   \$5\.00", text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a.png", "a.svg"])
 def test_a_picture_of_spend_is_drawn(days: Add, voight: Voight, tmp_path: Path, name: str) -> None:
     """A picture is drawn, of names that would be formulas or markup too."""
