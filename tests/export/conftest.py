@@ -21,6 +21,7 @@ from voight_middleware.testing.provider import LoopbackProvider
 from ..support.patching import Patch
 from ..support.trust import one_authority
 from .sending import FAST, NewCall, Sending
+from .traced import Traced
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -83,6 +84,22 @@ def openai_client(loopback: LoopbackProvider) -> Iterator[openai.OpenAI]:
 def anthropic_client(loopback: LoopbackProvider) -> Iterator[anthropic.Anthropic]:
     """A metered client of the anthropic SDK."""
     with anthropic.Anthropic(base_url=loopback.url, api_key="sk-test", max_retries=0) as client:
+        yield gate.wrap(client)
+
+
+@pytest.fixture
+def traced() -> Traced:
+    """A tracer provider that keeps its spans, and OTelSpans for it."""
+    return Traced()
+
+
+@pytest.fixture
+def native(traced: Traced, loopback: LoopbackProvider) -> Iterator[anthropic.Anthropic]:
+    """A metered client of the anthropic SDK that makes spans of its own."""
+    if not hasattr(anthropic.Anthropic, "_tracer"):
+        pytest.skip("this anthropic makes no spans")
+    options: Any = {"tracer_provider": traced.provider}
+    with anthropic.Anthropic(base_url=loopback.url, api_key="sk-test", max_retries=0, open_telemetry=options) as client:
         yield gate.wrap(client)
 
 

@@ -5,12 +5,14 @@ import io
 import json
 import os
 import pty
+import shutil
 import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -25,6 +27,8 @@ from voight_middleware.ledger import LedgerError, open_ledger
 from voight_middleware.tags import Tags
 from voight_middleware.testing.made_up_ledger import fill, made_up_calls
 
+from ..support.factories import NOON, make_call
+
 Captured = pytest.CaptureFixture[str]
 SCRIPT = "import sys; from voight_middleware.cli import main; sys.exit(main())"
 
@@ -34,13 +38,21 @@ def calls() -> list[Call]:
     return list(made_up_calls(1_500))
 
 
-@pytest.fixture
-def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: list[Call]) -> Path:
-    path = tmp_path / "home" / "ledger.db"
-    monkeypatch.setenv("VOIGHT_LEDGER", str(path))
-    monkeypatch.setenv("VOIGHT_JOURNAL", str(tmp_path / "journal"))
+@pytest.fixture(scope="module")
+def filled(calls: list[Call], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("filled") / "ledger.db"
     with closing(open_ledger(str(path))) as opened:
         fill(opened, calls)
+    return path
+
+
+@pytest.fixture
+def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, filled: Path) -> Path:
+    """A ledger of its own, with the same calls for each test."""
+    path = tmp_path / "home" / "ledger.db"
+    shutil.copytree(filled.parent, path.parent)
+    monkeypatch.setenv("VOIGHT_LEDGER", str(path))
+    monkeypatch.setenv("VOIGHT_JOURNAL", str(tmp_path / "journal"))
     return path
 
 
@@ -49,9 +61,8 @@ def keep(path: Path, *records: Call | Submission) -> None:
         opened.insert(records)
 
 
-def make_call(call_id: str, user: str, **fields: object) -> Call:
-    values: dict[str, object] = {"occurred_at": 1_793_534_400_000_001, "provider": "p", "endpoint": "e", "tags": Tags(user_id=user)}
-    return Call(**{"call_id": call_id, **values, **fields})
+def call_of(user: str, call_id: str, **fields: Any) -> Call:
+    return make_call(None, NOON + 1, call_id=call_id, usage=None, **{"tags": Tags(user_id=user), **fields})
 
 
 # -- formats -------------------------------------------------------------------------------------------------------------------
@@ -110,10 +121,11 @@ def test_text_formats_stream(calls: list[Call], lines: Callable[[Iterable[Call]]
     assert seen >= 98
 
 
+@pytest.mark.server
 @pytest.mark.parametrize("name", ["csv", "focus", "jsonl"])
 def test_nothing_drives_a_terminal(ledger: Path, name: str) -> None:
     """On a terminal no byte of a tag is an escape sequence, in any format."""
-    keep(ledger, make_call("z", "\x1b]0;owned\x07\x9b31m", tags=Tags(user_id="\x1b[31m\x9b", tenant_id="\x1b[5m", extra={"k": "\x1b]"})))
+    keep(ledger, call_of("\x1b]0;owned\x07\x9b31m", "z", tags=Tags(user_id="\x1b[31m\x9b", tenant_id="\x1b[5m", extra={"k": "\x1b]"})))
     out = on_a_terminal(
         ledger, "export", "--format", name, "--since", "2026-11-01T12:00:00.000001", "--until", "2026-11-01T12:00:00.000002"
     )
@@ -197,6 +209,7 @@ def on_a_terminal(ledger: Path, *arguments: str, read: str = "stdout") -> bytes:
     return shown
 
 
+@pytest.mark.server
 def test_a_progress_bar_on_a_terminal(ledger: Path, tmp_path: Path) -> None:
     """While a file is written, a terminal shows how many of how many calls; a pipe gets nothing of it."""
     shown = on_a_terminal(ledger, "export", "-o", str(tmp_path / "out"), read="stderr")
@@ -205,9 +218,10 @@ def test_a_progress_bar_on_a_terminal(ledger: Path, tmp_path: Path) -> None:
     assert (done.stdout, done.stderr) == (b"", b"")
 
 
+@pytest.mark.server
 def test_text_is_utf8_whatever_the_terminal(ledger: Path) -> None:
     """Where Python's standard output is ASCII, an export is UTF-8 all the same, and valid JSON."""
-    keep(ledger, make_call("z", "zoë"))
+    keep(ledger, call_of("zoë", "z"))
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, "export", "--where", "user=zoë"],
         env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "1"},
@@ -239,9 +253,7 @@ def test_everything_about_one_person(ledger: Path, calls: list[Call], tmp_path: 
 
 def test_a_star_in_an_id_is_no_pattern(ledger: Path, capsys: Captured) -> None:
     """Who is called `u_*` gets nobody else's calls, and an id is never SQL, nor the word for no user."""
-    keep(
-        ledger, make_call("z1", "u_*"), make_call("z2", "-"), make_call("z3", "none"), make_call("z4", "' OR 1=1 --"), make_call("z5", "*")
-    )
+    keep(ledger, call_of("u_*", "z1"), call_of("-", "z2"), call_of("none", "z3"), call_of("' OR 1=1 --", "z4"), call_of("*", "z5"))
     for user, call_id in (("u_*", "z1"), ("-", "z2"), ("none", "z3"), ("' OR 1=1 --", "z4"), ("*", "z5")):
         assert main(["export", f"--user={user}"]) == 0
         mine = [row for row in json.loads(capsys.readouterr().out)["calls"] if row["call_id"].startswith("z")]
@@ -255,7 +267,7 @@ def test_jobs_and_unreadable_usage(ledger: Path, capsys: Captured) -> None:
         ledger,
         Submission(job="openai/batch_1", submitted_at=1, tags=owner, attribution="tag"),
         Submission(job="openai/batch_2", submitted_at=1, tags=owner, attribution="tag"),
-        make_call("z1", "u_job", job="openai/batch_1", raw_usage="{torn"),
+        call_of("u_job", "z1", job="openai/batch_1", raw_usage="{torn"),
     )
     assert main(["export", "--user", "u_job"]) == 0
     document = json.loads(capsys.readouterr().out)
@@ -268,8 +280,8 @@ def test_named_in_the_calls_of_others(ledger: Path, capsys: Captured) -> None:
     """Where another's call names the person in a tag, the document says which call and which tag, and not whose."""
     keep(
         ledger,
-        make_call("z1", "boss", tags=Tags(user_id="boss", tenant_id="acme", extra={"on_behalf_of": "u_me"})),
-        make_call("z2", "u_me"),
+        call_of("boss", "z1", tags=Tags(user_id="boss", tenant_id="acme", extra={"on_behalf_of": "u_me"})),
+        call_of("u_me", "z2"),
     )
     assert main(["export", "--user", "u_me"]) == 0
     out = capsys.readouterr().out
@@ -295,7 +307,7 @@ def test_one_person_is_not_filtered(ledger: Path, capsys: Captured, more: list[s
 
 def test_csv_of_a_hostile_tenant(ledger: Path, capsys: Captured) -> None:
     """A formula in a tag leaves the command as a text."""
-    keep(ledger, make_call("z", "=cmd|' /C calc'!A0"))
+    keep(ledger, call_of("=cmd|' /C calc'!A0", "z"))
     assert main(["export", "--format", "csv", "--where", "user==cmd*"]) == 0
     (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
     assert row["user_id"] == "'=cmd|' /C calc'!A0"

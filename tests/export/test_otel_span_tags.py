@@ -23,6 +23,8 @@ from voight_middleware.export.span_tags import CostTagSpanProcessor
 from voight_middleware.providers import gate
 from voight_middleware.testing.provider import LoopbackProvider
 
+from ..support.patching import Patch
+
 HELLO: Any = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "hello"}]}
 
 
@@ -97,11 +99,11 @@ def test_what_the_application_set_itself_stays(tagged: Tagged) -> None:
     assert tagged.said("inside") == {"user.id": "theirs", "voight.plan": "pro"}
 
 
-def test_a_fault_of_ours_stays_inside(tagged: Tagged, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_of_ours_stays_inside(tagged: Tagged, patch: Patch) -> None:
     """The span goes on, and the fault is counted."""
     faults: list[BaseException] = []
-    monkeypatch.setattr("voight_middleware.export.span_tags.note", faults.append)
-    monkeypatch.setattr("voight_middleware.export.span_tags.current_frame", lambda: 1 / 0)
+    patch("note", faults.append, within="span_tags")
+    patch("current_frame", lambda: 1 / 0, within="span_tags")
     tagged.tracer.start_span("inside").end()
 
     assert tagged.said("inside") == {}

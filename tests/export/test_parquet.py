@@ -17,6 +17,8 @@ from voight_middleware.tags import Tags
 from voight_middleware.testing.made_up_ledger import made_up_calls
 from voight_middleware.usage import Usage
 
+from ..support.patching import Patch
+
 
 def make_call(**fields: object) -> Call:
     return Call(**{"call_id": "c", "occurred_at": 1_793_534_400_000_001, "provider": "p", "endpoint": "e", **fields})
@@ -61,10 +63,10 @@ def test_sums_in_duckdb_are_exact(tmp_path: Path) -> None:
     assert unpriced == sum(call.cost_femto is None for call in calls) > 0
 
 
-def test_it_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_streams(patch: Patch) -> None:
     """No more calls than a row group are taken before one is written."""
-    monkeypatch.setattr(parquet, "ROW_GROUP", 100)
-    monkeypatch.setattr(parquet, "BATCH", 40)
+    patch("ROW_GROUP", 100)
+    patch("BATCH", 40, within="parquet")
     file = io.BytesIO()
     sizes: list[int] = []
 
