@@ -10,6 +10,8 @@ from voight_middleware.ingest import drain
 from voight_middleware.journal import Election, segments
 from voight_middleware.ledger import open_ledger
 
+from .support.depth import times
+
 PRELUDE = """
 import os, random, sys, threading, time
 import voight_middleware as voight
@@ -249,7 +251,7 @@ def rounds():
 threads = [threading.Thread(target=target, daemon=True) for target in (work, work, rounds)]
 for thread in threads:
     thread.start()
-for number in range(40):
+for number in range(int(sys.argv[1])):
     child = os.fork()
     if child == 0:
         spend(5)
@@ -264,9 +266,10 @@ for thread in threads:
 
 
 def test_a_fork_in_the_middle_of_appends_and_rounds_harms_nobody(scripts: Any) -> None:
-    """Forty children are forked while four threads record and the ingester inserts: nothing hangs, no call is lost, the file is whole."""
-    words = scripts.run(PRELUDE + STORM).split()
-    assert len(set(words)) == len(words) > 200
+    """Children are forked while four threads record and the ingester inserts: nothing hangs, no call is lost, the file is whole."""
+    forks = times(8, 40)
+    words = scripts.run(PRELUDE + STORM, str(forks)).split()
+    assert len(set(words)) == len(words) > 5 * forks
     assert ledger_ids(scripts) == sorted(words)
     database = sqlite3.connect(scripts.ledger)
     assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]

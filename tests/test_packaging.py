@@ -140,6 +140,7 @@ def test_public_names() -> None:
     assert all(getattr(voight_middleware, name).__module__.startswith("voight_middleware") for name in PUBLIC)
 
 
+@pytest.mark.server
 @pytest.mark.parametrize("module", ["voight_middleware", "voight_middleware.testing.plugin"])
 def test_import_stays_light(module: str) -> None:
     """

@@ -11,10 +11,12 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
+import openai  # noqa: F401  (pytester would forget it after a run in this process, and import it again)
 import pytest
 from starlette.testclient import TestClient
 
@@ -23,6 +25,10 @@ from voight_middleware.cli import main
 from voight_middleware.ledger import open_ledger
 from voight_middleware.otlp.mapping import read
 from voight_middleware.otlp.spans import Key, Span, wanted
+
+from .support.authorities import few_authorities
+
+pytest_plugins = ["pytester"]
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -35,55 +41,142 @@ def blocks(text: str, language: str) -> list[str]:
 
 
 PYTHON = [body for text in DOCUMENTS.values() for body in blocks(text, "python")]
-ALONE = ("opentelemetry", "prometheus_client")
-"""Whose settings are those of a whole process."""
-LINES = [line[2:].split(" #")[0].strip() for text in DOCUMENTS.values() for body in blocks(text, "console") for line in body.splitlines()]
+LINES = dict.fromkeys(
+    line[2:].split(" #")[0].strip() for text in DOCUMENTS.values() for body in blocks(text, "console") for line in body.splitlines()
+)
 SERVERS = [line for line in LINES if "voight otlp" in line]
 COMMANDS = [line for line in LINES if line not in SERVERS]
 (PRICES,) = (body for text in DOCUMENTS.values() for body in blocks(text, "toml"))
 SPANS: Any = runpy.run_path(str(ROOT / "tests" / "apps" / "otlp_spans.py"))
 
 
-@pytest.mark.parametrize("number", [number for number, body in enumerate(PYTHON) if not any(word in body for word in ALONE)])
-def test_python(number: int, tmp_path: Path, voight_provider: Any, voight_calls: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every Python example runs as it stands, with the SDKs answered by the loopback provider."""
-    body = PYTHON[number]
+@pytest.fixture(scope="module", autouse=True)
+def _few_authorities() -> Iterator[None]:
+    """None of the tests here talks over TLS."""
+    with few_authorities():
+        yield
+
+
+def numbered(wanted: Callable[[str], bool]) -> list[Any]:
+    """The numbers of the Python examples that are wanted, each named by the first thing that it does."""
+    found = ((number, body) for number, body in enumerate(PYTHON) if wanted(body))
+    return [pytest.param(number, id=f"{number}-{first_step(body)}") for number, body in found]
+
+
+def first_step(body: str) -> str:
+    """The first line that is no import."""
+    lines = [line.strip() for line in body.splitlines() if line and not line.startswith(("import ", "from "))]
+    return re.sub(r"\W+", " ", lines[0]).strip()[:40]
+
+
+def sets_up_a_process(body: str) -> bool:
+    """Whether an example makes settings that are those of a whole process."""
+    return "opentelemetry" in body or "prometheus_client" in body
+
+
+def has_tests(body: str) -> bool:
+    """Whether an example is a file of tests."""
+    return "def test_" in body
+
+
+@pytest.fixture
+def to_loopback(voight_provider: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The SDKs ask the loopback provider."""
     monkeypatch.setenv("OPENAI_API_KEY", "any")
     monkeypatch.setenv("OPENAI_BASE_URL", voight_provider.openai_base_url)
-    if "def test_" in body:
-        (tmp_path / "test_example.py").write_text(body)
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), str(tmp_path)]
-        assert subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True).stdout.count("1 passed") == 1
-        return
+
+
+@pytest.mark.parametrize("number", numbered(lambda body: not sets_up_a_process(body) and not has_tests(body)))
+def test_python(number: int, to_loopback: None, voight_calls: Any) -> None:
+    """Every Python example runs as it stands, with the SDKs answered by the loopback provider."""
+    body = PYTHON[number]
     exec(compile(body, f"Python example {number + 1}", "exec"), {"__name__": "readme"})
     if any(word in body for word in ("client.chat", "client.post", "voight.record", "metered_call")):
         assert [call.tags.user_id for call in voight_calls] == ["u_7"]
 
 
-@pytest.mark.parametrize("number", [number for number, body in enumerate(PYTHON) if any(word in body for word in ALONE)])
-def test_python_of_a_process(number: int, tmp_path: Path, voight_provider: Any) -> None:
-    """The examples that set up OpenTelemetry or Prometheus run in processes of their own, and export to a receiver that is there."""
-    receiving = SPANS["Receiving"](tmp_path / "receiver")
+@pytest.mark.parametrize("number", numbered(has_tests))
+def test_python_of_tests(number: int, pytester: pytest.Pytester, voight_provider: Any) -> None:
+    """Every example of a test passes."""
+    pytester.makepyfile(PYTHON[number])
+    result = pytester.runpytest_inprocess("-p", "no:cacheprovider", "-p", "no:asyncio", "-p", "no:xdist")
+    result.assert_outcomes(passed=1)
+
+
+EXAMPLES = numbered(sets_up_a_process)
+PROCESSES = """
+import importlib, os, sys
+from pathlib import Path
+
+folder, *modules = sys.argv[1:]
+for module in modules:
+    importlib.import_module(module)
+for example in sorted(Path(folder).glob("*.py")):
+    child = os.fork()
+    if child == 0:
+        os.environ["VOIGHT_LEDGER"] = str(example.with_suffix(".db"))
+        os.dup2(os.open(example.with_suffix(".err"), os.O_CREAT | os.O_WRONLY), 2)
+        exec(compile(example.read_text(), example.name, "exec"), {"__name__": "readme"})
+        break
+    print(example.stem, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+"""Runs the examples of a folder, each in a process of its own; what they import is imported once, before."""
+
+
+class Examples(NamedTuple):
+    """What has become of the examples that set up a process."""
+
+    folder: Path
+    statuses: dict[str, str]
+    repeated: int
+    """How many spans the receiver has been sent that the gate had metered."""
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory: pytest.TempPathFactory, voight_provider: Any) -> Examples:
+    """Run all examples that set up OpenTelemetry or Prometheus; they export to a receiver that is there."""
+    folder = tmp_path_factory.mktemp("examples")
+    modules = set()
+    for (number,) in (example.values for example in EXAMPLES):
+        (folder / f"{number}.py").write_text(PYTHON[number])
+        modules |= set(re.findall(r"^(?:from|import) ([\w.]+)", PYTHON[number], re.MULTILINE))
+    receiving = SPANS["Receiving"](folder / "receiver")
     try:
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("VOIGHT_", "OTEL_"))} | {
             "OPENAI_API_KEY": "any",
             "OPENAI_BASE_URL": voight_provider.openai_base_url,
             "OTEL_EXPORTER_OTLP_ENDPOINT": receiving.url,
-            "VOIGHT_LEDGER": str(tmp_path / "ledger.db"),
         }
-        command = [sys.executable, "-c", PYTHON[number]]
-        done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True, timeout=60)
+        command = [sys.executable, "-c", PROCESSES, str(folder), *sorted(modules)]
+        done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True, timeout=100)
     finally:
         receiving.stop()
     assert done.returncode == 0, done.stderr
-    assert not re.search(r"Traceback|Failed to export|Transient error", done.stderr), done.stderr
+    return Examples(folder, dict(line.split() for line in done.stdout.splitlines()), receiving.server.receiver.totals.repeated)
+
+
+@pytest.mark.server
+@pytest.mark.slow
+@pytest.mark.parametrize("number", EXAMPLES)
+def test_python_of_a_process(number: int, examples: Examples) -> None:
+    """The examples that set up OpenTelemetry or Prometheus run in processes of their own, and what they export arrives."""
+    errors = (examples.folder / f"{number}.err").read_text()
+    assert examples.statuses[str(number)] == "0", errors
+    assert not re.search(r"Traceback|Failed to export|Transient error", errors), errors
     if "client.chat" in PYTHON[number]:
-        ledger = open_ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
+        ledger = open_ledger(f"sqlite:///{examples.folder / f'{number}.db'}")
         try:
             assert [call.tags.user_id for call in ledger.calls()] == ["u_7"]
         finally:
             ledger.close()
-        assert receiving.server.receiver.totals.repeated == 1, "the span of the call, which the gate has metered, was not exported"
+
+
+@pytest.mark.server
+@pytest.mark.slow
+def test_spans_of_calls_are_exported(examples: Examples) -> None:
+    """The receiver is sent the span of each call that the examples make, and knows that the gate has metered it."""
+    calling = [example for example in EXAMPLES if "client.chat" in PYTHON[example.values[0]]]
+    assert examples.repeated == len(calling) == 1
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -102,7 +195,8 @@ def test_commands(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert ended.value.code in (0, None)
 
 
-@pytest.mark.parametrize("line", SERVERS)
+@pytest.mark.server
+@pytest.mark.parametrize("line", SERVERS, ids=["loopback", "with a token"])
 def test_receivers(line: str, tmp_path: Path) -> None:
     """Every line that starts a receiver does, here on a free port of loopback: a span sent to it is in the ledger when it has stopped."""
     words = shlex.split(line)

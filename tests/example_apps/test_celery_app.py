@@ -17,7 +17,10 @@ ROOT = Path(__file__).parents[2]
 README = ROOT / "example_apps" / "celery_app" / "README.md"
 
 
-@pytest.mark.parametrize("broker", ["a folder", "Redis"])
+pytestmark = [pytest.mark.server, pytest.mark.slow]
+
+
+@pytest.mark.parametrize("broker", ["a folder", pytest.param("Redis", marks=pytest.mark.deep)])
 def test_one_command(broker: str, request: Any, workers: Any, voight_provider: Any) -> None:
     """The command works off all tasks, prints what each user has cost, and every call has its owner."""
     (command,) = re.findall(r"&& OPENAI_API_KEY=… python (.*)$", README.read_text(), re.MULTILINE)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,8 +15,12 @@ import httpx
 import pytest
 import yaml
 
-from voight_middleware.cli import _parser
+from voight_middleware.cli import _parser, main
 from voight_middleware.journal import segments
+
+from ..support.listening import listens
+from ..support.servers.ports import free_port
+from ..support.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "example_apps" / "compose"
@@ -69,18 +70,37 @@ def database(postgres_server: Any, postgres_url: str) -> Iterator[dict[str, str]
         postgres_server.psql(f"DROP OWNED BY {role}; DROP ROLE {role}", place.path[1:])
 
 
-def voight(*arguments: str, ledger: str, password: str = "", **environ: str) -> subprocess.CompletedProcess[str]:
-    """Run a command as one of the services does."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("VOIGHT_", "PG"))}
-    environ = {**clean, "VOIGHT_LEDGER": ledger, **({"PGPASSWORD": password} if password else {}), **environ}
-    return subprocess.run([*VOIGHT, *arguments], env=environ, capture_output=True, text=True, timeout=60, check=False)
+class Command:
+    """Runs commands as one of the services does, in this process."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self.monkeypatch = monkeypatch
+        self.capsys = capsys
+
+    def __call__(self, *arguments: str, ledger: str, password: str = "") -> tuple[int, str, str]:
+        """Return the exit status, the output and the errors of ``voight``."""
+        with self.monkeypatch.context() as environ:
+            for name in [name for name in os.environ if name.startswith(("VOIGHT_", "PG"))]:
+                environ.delenv(name)
+            environ.setenv("VOIGHT_LEDGER", ledger)
+            if password:
+                environ.setenv("PGPASSWORD", password)
+            status = main([*arguments])
+            said = self.capsys.readouterr()
+            return status, said.out, said.err
 
 
-def test_the_services_at_work(database: dict[str, str], tmp_path: Path, voight_provider: Any) -> None:
+@pytest.fixture
+def voight(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs commands of the services."""
+    return Command(monkeypatch, capsys)
+
+
+@pytest.mark.slow
+def test_the_services_at_work(database: dict[str, str], tmp_path: Path, voight: Command, voight_provider: Any) -> None:
     """Tables by the owner, calls by an application without a way to the ledger and a sidecar that cannot read, answers by the reader."""
     journal = tmp_path / "journal"
-    made = voight(*services("postgres")["migrate"]["command"][1:], ledger=database["owner"])
-    assert made.returncode == 0, made.stderr
+    assert voight(*services("postgres")["migrate"]["command"][1:], ledger=database["owner"])[0] == 0
 
     clean = {name: value for name, value in os.environ.items() if not name.startswith("VOIGHT_")}
     environ = {**clean, "VOIGHT_JOURNAL": str(journal), "VOIGHT_LEDGER": database["voight_writer"]}
@@ -90,7 +110,7 @@ def test_the_services_at_work(database: dict[str, str], tmp_path: Path, voight_p
     app_folder = ROOT / "example_apps" / "fastapi_app"
     log = (tmp_path / "log").open("w+")
     app = subprocess.Popen(
-        [sys.executable, "-m", "uvicorn", "--app-dir", str(app_folder), "app:app", "--port", str(port), "--workers", "2"],
+        [sys.executable, "-m", "uvicorn", "--app-dir", str(app_folder), "app:app", "--port", str(port)],
         env={**environ, "VOIGHT_INGEST": services("postgres")["app"]["environment"]["VOIGHT_INGEST"]},
         stdout=log,
         stderr=log,
@@ -99,7 +119,7 @@ def test_the_services_at_work(database: dict[str, str], tmp_path: Path, voight_p
         [*VOIGHT, "ingest"], env={**environ, "PGPASSWORD": PASSWORDS["WRITER_PASSWORD"]}, stdout=subprocess.DEVNULL, stderr=log
     )
     try:
-        wait_for(port, tmp_path / "log")
+        wait_until(lambda: listens(port) or app.poll() is not None, 100)
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
             for number in range(REQUESTS):
                 headers = {"authorization": f"Bearer token-{number % 3 + 1}"}
@@ -115,28 +135,14 @@ def test_the_services_at_work(database: dict[str, str], tmp_path: Path, voight_p
         log.close()
     assert segments(journal) == []
 
-    read = voight("spend", "--by", "user", "--format", "csv", ledger=database["voight_reader"], password=PASSWORDS["READER_PASSWORD"])
-    assert read.returncode == 0, read.stderr
-    rows = [line.split(",") for line in read.stdout.splitlines()[1:]]
+    status, output, _ = voight(
+        "spend", "--by", "user", "--format", "csv", ledger=database["voight_reader"], password=PASSWORDS["READER_PASSWORD"]
+    )
+    assert status == 0
+    rows = [line.split(",") for line in output.splitlines()[1:]]
     assert sorted((user, int(calls)) for user, calls, *_ in rows) == [(f"u_{number}", REQUESTS // 3) for number in (1, 2, 3)]
 
-    refused = voight("spend", ledger=database["voight_writer"], password=PASSWORDS["WRITER_PASSWORD"])
-    assert refused.returncode == 1
-    assert "role" in refused.stderr
-    assert PASSWORDS["WRITER_PASSWORD"] not in refused.stderr
-
-
-def free_port() -> int:
-    """A port of this machine that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as one:
-        return int(one.getsockname()[1])
-
-
-def wait_for(port: int, log: Path) -> None:
-    """Until somebody listens there."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            return
-        time.sleep(0.05)
-    raise AssertionError(log.read_text())
+    status, _, errors = voight("spend", ledger=database["voight_writer"], password=PASSWORDS["WRITER_PASSWORD"])
+    assert status == 1
+    assert "role" in errors
+    assert PASSWORDS["WRITER_PASSWORD"] not in errors

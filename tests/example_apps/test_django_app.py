@@ -43,6 +43,7 @@ class Example:
             "PYTHONSAFEPATH": "",
         }
         self.folder = folder
+        self.provider = provider
         self.warnings = ""
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -124,6 +125,7 @@ class Visited(Example):
 
         self.digest = self.manage("digest", "team")
         self.rows = self.spend("user", "plan", "route", "model", "release", "feature")
+        self.counted = self.provider.counts().by_user
 
     def rows_of(self, user_id: str | None) -> list[dict[str, Any]]:
         """Return the rows of a user's requests."""
@@ -137,7 +139,6 @@ def visited(tmp_path_factory: pytest.TempPathFactory, voight_provider: Any) -> I
     example = Visited(tmp_path_factory.mktemp("django"), voight_provider)
     try:
         example.visit()
-        example.counted = voight_provider.counts().by_user
         yield example
     finally:
         example.kill()

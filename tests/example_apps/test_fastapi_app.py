@@ -2,13 +2,13 @@
 
 import asyncio
 import importlib.util
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+
+from ..support.waiting import wait_until
 
 FOLDER = Path(__file__).parents[2] / "example_apps" / "fastapi_app"
 ROUTES = {
@@ -59,20 +59,13 @@ def post(url: str, path: str, token: str | None = None, text: str = "Why is the 
     return httpx.post(url + path, json={"text": text}, headers=headers, timeout=30)
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Wait for *condition*, ten seconds at most; what is asserted afterwards says what is missing."""
-    deadline = time.monotonic() + 10
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.05)
-
-
 @pytest.mark.parametrize("path", ROUTES)
 def test_every_route_has_its_owner(path: str, url: str, voight_calls: Any, voight_provider: Any) -> None:
     """The call of each route has the signed-in user, plan and tenant, the route, and exactly the usage that the provider reported."""
     response = post(url, path, "token-2", "[user:u_2] Why is the sky blue?")
     assert response.is_success
     assert response.text
-    wait_until(lambda: len(voight_calls) == 1)  # the background task may still be running
+    wait_until(lambda: len(voight_calls) == 1, every=0.02)  # the background task may still be running
 
     call = voight_calls.one()
     assert (call.tags.user_id, call.tags.plan, call.tags.tenant_id, call.attribution) == ("u_2", "pro", "t_3", "getter")
@@ -120,7 +113,7 @@ def test_a_client_that_leaves(path: str, url: str, voight_calls: Any, voight_pro
     headers = {"authorization": "Bearer token-4"}
     with httpx.stream("POST", url + path, json={"text": text}, headers=headers, timeout=30) as response:
         next(response.iter_bytes())
-    wait_until(lambda: voight_provider.counts().total.broken == len(voight_calls) == 1)
+    wait_until(lambda: voight_provider.counts().total.broken == len(voight_calls) == 1, every=0.02)
 
     call = voight_calls.one()
     assert call.tags.user_id == "u_4"
@@ -143,7 +136,7 @@ def test_many_users_at_once(url: str, voight_calls: Any, voight_provider: Any) -
             return await asyncio.gather(*requests)
 
     assert all(response.is_success for response in asyncio.run(drive()))
-    wait_until(lambda: len(voight_calls) == 100)
+    wait_until(lambda: len(voight_calls) == 100, every=0.05)
     ours: dict[str, tuple[int, int, int]] = {}
     for call in voight_calls.all():
         calls, read, written = ours.get(call.tags.user_id, (0, 0, 0))

@@ -5,14 +5,20 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import socket
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+
+from ..support.listening import listens
+from ..support.servers.ports import free_port
+
+pytestmark = [pytest.mark.server, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "example_apps" / "flask_app" / "README.md"
@@ -21,42 +27,41 @@ README = ROOT / "example_apps" / "flask_app" / "README.md"
 class Example:
     """The example as a process; its ledger and its address."""
 
-    def __init__(self, workers: Any, url: str, environ: dict[str, str]) -> None:
+    def __init__(self, workers: Any, port: int, environ: dict[str, str]) -> None:
         self.workers = workers
-        self.url = url
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30)
         self.environ = environ
+        self.known: set[str] = set()
 
     def post(self, path: str, token: str | None = None, text: str = "Why is the sky blue?") -> httpx.Response:
+        """Ask it something."""
         headers = {} if token is None else {"authorization": f"Bearer {token}"}
-        return httpx.post(self.url + path, json={"text": text}, headers=headers, timeout=30)
+        return self.client.post(path, json={"text": text}, headers=headers)
 
     def calls(self, number: int) -> list[Any]:
-        """The calls, as soon as there are so many."""
-        self.workers.wait_until(lambda: len(self.workers.calls_so_far()) >= number)
-        return list(self.workers.calls())
+        """Return the calls that have not been returned yet, as soon as there are so many."""
+        self.workers.wait_until(lambda: len(self.workers.calls_so_far()) >= len(self.known) + number)
+        new = [call for call in self.workers.calls_so_far() if call.call_id not in self.known]
+        self.known.update(call.call_id for call in new)
+        assert len(new) == number
+        return new
 
 
-@pytest.fixture
-def example(workers: Any, voight_provider: Any) -> Example:
-    """Started with the command of its README."""
+@pytest.fixture(scope="module")
+def example(tmp_path_factory: pytest.TempPathFactory, make_workers: Any, voight_provider: Any) -> Iterator[Example]:
+    """Started with the command of its README; each test looks at its own calls."""
     command = re.search(r"&& OPENAI_API_KEY=… gunicorn (.*)$", README.read_text(), re.MULTILINE)
     assert command is not None
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     environ = {"OPENAI_API_KEY": "any", "OPENAI_BASE_URL": voight_provider.openai_base_url}
     arguments = command[1].replace("example_apps", str(ROOT / "example_apps"))
+    workers = make_workers(tmp_path_factory.mktemp("flask"))
     workers.start("gunicorn", *shlex.split(arguments), "-b", f"127.0.0.1:{port}", **environ)
-    running = Example(workers, f"http://127.0.0.1:{port}", {**environ, "VOIGHT_LEDGER": workers.ledger})
-    workers.wait_until(lambda: answers(running.url))
-    return running
-
-
-def answers(url: str) -> bool:
-    try:
-        return httpx.get(url).status_code == 404
-    except httpx.TransportError:
-        return False
+    running = Example(workers, port, {**environ, "VOIGHT_LEDGER": workers.ledger})
+    workers.wait_until(lambda: listens(port))
+    with running.client:
+        yield running
+    workers.stop(signal.SIGTERM)
 
 
 def test_every_route_has_its_owner(example: Example) -> None:
@@ -66,7 +71,8 @@ def test_every_route_has_its_owner(example: Example) -> None:
         assert response.is_success
         assert response.text
     assert example.post("/chat").is_success
-    calls = {call.tags.route: call for call in example.calls(4) if call.tags.user_id}
+    made = example.calls(4)
+    calls = {call.tags.route: call for call in made if call.tags.user_id}
     assert calls.keys() == {"POST /chat", "POST /chat/stream", "POST /remember"}
     for call in calls.values():
         assert (call.tags.user_id, call.tags.plan, call.attribution, call.outcome, call.cost_status) == (
@@ -74,7 +80,7 @@ def test_every_route_has_its_owner(example: Example) -> None:
             *("ok", "priced"),
         )
     assert calls["POST /remember"].tags.extra == {"feature": "memory"}
-    (visitor,) = [call for call in example.calls(4) if call.tags.user_id is None]
+    (visitor,) = [call for call in made if call.tags.user_id is None]
     assert (visitor.tags.plan, visitor.tags.route, visitor.attribution) == (None, "POST /chat", "none")
 
 

@@ -11,6 +11,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+pytestmark = [pytest.mark.server, pytest.mark.slow]
+
 ROOT = Path(__file__).parents[2]
 README = ROOT / "example_apps" / "script" / "README.md"
 

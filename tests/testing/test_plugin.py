@@ -31,7 +31,8 @@ def _loaded(tmp_path_factory: pytest.TempPathFactory, voight_provider: object) -
     outer = swap_meter(Meter(Settings.from_environment(ledger=folder / "ledger.db", environ={})))
     try:
         voight.record(provider="openai", model="gpt-4o-mini", usage={"prompt_tokens": 1})
-        voight.wrap(openai.OpenAI(api_key="k")).close()
+        with voight.wrap(openai.OpenAI(api_key="k")) as client:
+            assert client.chat.completions
         assert len(VoightCalls(f"sqlite:///{folder}/ledger.db").all()) == 1
     finally:
         inner = swap_meter(outer)
