@@ -1,5 +1,7 @@
 """A ledger of each engine: one that is empty, which most tests begin with, and one that is not made yet."""
 
+import itertools
+import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 from voight_middleware.ledger import Ledger, open_ledger
 
 from ..support.servers.ledgers import ENGINES, empty_ledger
+from .on_postgres import SECRET
 
 
 @pytest.fixture(scope="session")
@@ -28,8 +31,42 @@ def postgres_url(postgres_server: Any, postgres_database: Any) -> str:
     others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
     postgres_database.execute(others)
     postgres_database.execute("DROP SCHEMA IF EXISTS voight CASCADE")
+    postgres_database.execute("DROP SCHEMA public CASCADE")
+    postgres_database.execute("CREATE SCHEMA public")
+    postgres_database.execute("ALTER DATABASE contract RESET ALL")
     url: str = postgres_server.url("contract")
     return url
+
+
+@pytest.fixture
+def sql(postgres_url: str, postgres_database: Any) -> Callable[[str], list[tuple[Any, ...]]]:
+    """Runs a statement in that database as the superuser, outside of the ledger."""
+
+    def run(statement: str) -> list[tuple[Any, ...]]:
+        cursor = postgres_database.execute(statement)
+        return cursor.fetchall() if cursor.description else []
+
+    return run
+
+
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def make_role(postgres_server: Any, sql: Callable[[str], list[tuple[Any, ...]]]) -> Iterator[Callable[..., tuple[str, str]]]:
+    """Makes a role that may do nothing in that database; answers its name and the URL with which it logs in."""
+    made: list[str] = []
+
+    def make(options: str = "") -> tuple[str, str]:
+        name = f"Role {next(_numbers)}"
+        sql(f"""CREATE ROLE "{name}" LOGIN PASSWORD '{SECRET}' {options}""")
+        made.append(name)
+        return name, postgres_server.url("contract", name, SECRET)
+
+    yield make
+    for name in made:
+        sql(f"""DROP OWNED BY "{name}" CASCADE""")
+        sql(f"""DROP ROLE "{name}" """)
 
 
 @pytest.fixture
@@ -82,3 +119,41 @@ def opened(empty_ledger_url: str, clickhouse_clients: dict[str, list[Any]]) -> I
 def ledger(opened: Callable[..., Ledger]) -> Ledger:
     """An empty ledger."""
     return opened()
+
+
+QUICK = {"max_threads": 1, "compile_expressions": 0, "compile_aggregate_expressions": 0, "compile_sort_description": 0}
+"""Settings without which a question about a few rows takes longer: several threads, and machine code that is made for it."""
+
+
+@pytest.fixture(scope="session")
+def chdb_connection(chdb_path: Path) -> Iterator[Any]:
+    """A client of clickhouse-connect on the engine in this process."""
+    clickhouse_connect = pytest.importorskip("clickhouse_connect")
+    try:
+        client = clickhouse_connect.get_client(interface="chdb", path=str(chdb_path), settings=QUICK)
+    except ValueError:
+        pytest.skip("this clickhouse-connect knows no engine in the process")
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def chdb_client(chdb_connection: Any) -> Iterator[Any]:
+    """That client on an empty database."""
+    name = f"voight_{uuid.uuid4().hex}"
+    chdb_connection.database = "default"
+    chdb_connection.command(f"CREATE DATABASE {name}")
+    chdb_connection.database = name
+    yield chdb_connection
+    chdb_connection.database = "default"
+    chdb_connection.command(f"DROP DATABASE {name} SYNC")
+
+
+@pytest.fixture(scope="session")
+def chdb_ledgers(chdb_connection: Any) -> Iterator[dict[str, str]]:
+    """Names of databases whose ledgers are emptied for the next test."""
+    names: dict[str, str] = {}
+    yield names
+    chdb_connection.database = "default"
+    for name in names.values():
+        chdb_connection.command(f"DROP DATABASE {name} SYNC")

@@ -22,7 +22,7 @@ from ..support.factories import DAY, DEAREST, NOON, SECOND, calls, job_call, mak
 from . import oracle
 
 Opened = Callable[..., Ledger]
-few = settings(max_examples=times(6, 100), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+few = settings(max_examples=times(4, 100), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 """One ledger for all examples of a test: their calls have ids of their own."""
 
 

@@ -13,10 +13,11 @@ from voight_middleware.call import Call, Settlement, Submission
 from voight_middleware.ledger import FormerPrice, Ledger
 from voight_middleware.tags import Tags
 
+from ..support.depth import times
 from ..support.factories import DAY, DEAREST, NOON, calls, job_call, make_call, priced, submission, unread
 from .oracle import check_sums
 
-few = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+few = settings(max_examples=times(4, 50), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
 @st.composite

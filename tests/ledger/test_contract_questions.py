@@ -53,8 +53,7 @@ def test_every_dimension(ledger: Ledger) -> None:
     }
     for name, value in row.dimensions.items():
         assert ledger.spend(where={name: value})[0].calls == 1
-        assert ledger.spend(where={name: f"{value}?"})[0].calls == 0
-        assert ledger.spend(where={name: None})[0].calls == 0
+        assert ledger.spend(where={name: (f"{value}?", None)})[0].calls == 0
 
 
 def varied(count: int = 400, seed: int = 5) -> list[Call]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from voight_middleware.call import Call, Settlement, Submission
@@ -19,6 +19,8 @@ from voight_middleware.ledger import Where, Window, rollups
 from voight_middleware.ledger.sqlite import SQLiteLedger
 from voight_middleware.tags import Tags
 from voight_middleware.usage import Usage
+
+from ..support.patching import Patch
 
 START = int(datetime(2026, 10, 30, tzinfo=UTC).timestamp()) * 1_000_000
 DAY = 24 * 3600 * 1_000_000
@@ -49,11 +51,11 @@ def new_ledger() -> Generator[SQLiteLedger]:
         yield ledger
 
 
-def whole(ledger: SQLiteLedger, monkeypatch: pytest.MonkeyPatch, by: Any, where: Any, window: Window) -> tuple[Any, Any]:
+def whole(ledger: SQLiteLedger, by: Any, where: Any, window: Window) -> tuple[Any, Any]:
     """What a ledger answers, and what it answers without its rollups."""
     found = ledger.spend(by, where, window)
-    with monkeypatch.context() as patch:
-        patch.setattr("voight_middleware.ledger.question.cover", lambda by, where, window, usable: ([], [window]))
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        Patch(monkeypatch)("cover", lambda by, where, window, usable: ([], [window]))
         return found, ledger.spend(by, where, window)
 
 
@@ -100,13 +102,12 @@ repricings = st.tuples(st.just("reprice"), costs)
 steps = st.lists(st.one_of(calls(), calls(), calls(), settlements, submissions, repricings), min_size=1, max_size=12)
 
 
-@settings(max_examples=80, deadline=None)
 @given(steps, st.integers(-1, 7 * DAY), st.integers(-1, 7 * DAY))
 def test_rollups_say_what_the_calls_say(steps: list[Any], since: int, until: int) -> None:
     """After new calls, calls told of again, late owners, late submissions and other prices, in any order, over any window."""
     low, high = sorted((since, until))
     windows = [Window(), Window(START + low if low >= 0 else None, START + high + 1 if high >= 0 else None)]
-    with pytest.MonkeyPatch.context() as monkeypatch, new_ledger() as ledger:
+    with new_ledger() as ledger:
         for step in steps:
             if isinstance(step, tuple):
                 cost = step[1]
@@ -118,7 +119,7 @@ def test_rollups_say_what_the_calls_say(steps: list[Any], since: int, until: int
                 ledger.insert([step])
         for by, where in QUESTIONS:
             for window in windows:
-                found, expected = whole(ledger, monkeypatch, by, where, window)
+                found, expected = whole(ledger, by, where, window)
                 assert found == expected, (by, where, window)
         empty = [f"SELECT COUNT(*) FROM {rollup.table} WHERE calls <= 0" for rollup in rollups.ROLLUPS]
         assert [ledger._db.execute(query).fetchone()[0] for query in empty] == [0, 0, 0, 0]

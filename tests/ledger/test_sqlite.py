@@ -3,7 +3,6 @@
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -15,7 +14,9 @@ from voight_middleware.ledger.sqlite import SQLiteLedger
 from voight_middleware.ledger.sqlite.schema import VERSION
 from voight_middleware.usage import Usage
 
+from ..support.depth import times
 from ..support.factories import job_call, make_call, priced, submission
+from ..support.patching import Patch
 
 
 @pytest.fixture
@@ -128,10 +129,10 @@ def test_a_closed_ledger(tmp_path: Path) -> None:
         ledger.spend()
 
 
-def test_a_locked_ledger(tmp_path: Path, ledger: SQLiteLedger, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_locked_ledger(tmp_path: Path, ledger: SQLiteLedger, patch: Patch) -> None:
     """A ledger that another process holds for too long is a LedgerError; reading goes on meanwhile."""
     ledger.insert([make_call()])
-    monkeypatch.setattr("voight_middleware.ledger.sqlite.connection.BUSY_SECONDS", 0.05)
+    patch("BUSY_SECONDS", 0.05)
     with (
         closing(SQLiteLedger(tmp_path / "ledger.db")) as other,
         closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as db,
@@ -157,28 +158,39 @@ def test_urls_without_a_file(url: str) -> None:
 
 
 OPEN_AND_INSERT = """
-import sys, time
+import sys
 from voight_middleware.call import Call, new_call_id
-from voight_middleware.ledger import open_ledger
+from voight_middleware.ledger import open_ledger, sqlite
 
-folder, start = sys.argv[1], float(sys.argv[2])
-for number in range(5):
-    time.sleep(max(0, start + number / 4 - time.time()))
-    ledger = open_ledger(f"{folder}/{number}.db")
+for line in sys.stdin:
+    ledger = open_ledger(line.strip())
     calls = [Call(call_id=new_call_id(), occurred_at=1, provider="openai", endpoint="chat") for _ in range(10)]
     assert ledger.insert(calls) == 10
     ledger.close()
+    print("done", flush=True)
 """
 
 
 def test_processes_that_open_a_new_ledger_at_once(tmp_path: Path) -> None:
-    """Eight processes that make the same ledger at the same moment all get it, and none of their calls is lost."""
-    command = [sys.executable, "-c", OPEN_AND_INSERT, str(tmp_path), str(time.time() + 2)]
-    processes = [subprocess.Popen(command) for _ in range(8)]
-    assert [process.wait(60) for process in processes] == [0] * 8
-    for number in range(5):
+    """Processes that make the same ledger at the same moment all get it, and none of their calls is lost; several times."""
+    command = [sys.executable, "-c", OPEN_AND_INSERT]
+    processes = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(times(4, 8))]
+    for number in range(6):  # the first time they do not begin together
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write(f"{tmp_path}/{number}.db\n")
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.flush()
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "done\n"
+    for process in processes:
+        process.communicate(timeout=60)
+    assert [process.returncode for process in processes] == [0] * len(processes)
+    for number in range(6):
         with closing(open_ledger(f"{tmp_path}/{number}.db", create=False)) as ledger:
-            assert ledger.spend()[0].calls == 80
+            assert ledger.spend()[0].calls == 10 * len(processes)
 
 
 def test_a_ledger_of_the_first_version_is_upgraded(tmp_path: Path) -> None:
