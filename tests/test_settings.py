@@ -324,6 +324,7 @@ def test_the_policy_for_personal_data(given: Any, policies: dict[str, str]) -> N
         (f"v2:{OTHER}, v1:{SECRET}", [("v2", OTHER), ("v1", SECRET)]),
         (f"{SECRET},{OTHER}:", [("v1", f"{SECRET},{OTHER}:")]),
     ],
+    ids=["plain", "with white space", "with a version", "two", "plain with a comma"],
 )
 def test_the_keys_of_pseudonyms(text: str, keys: list[tuple[str, str]]) -> None:
     """A plain secret is version v1; of several, the first is written with."""

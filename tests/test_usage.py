@@ -108,6 +108,7 @@ def test_a_split_without_its_total_is_believed() -> None:
         ("responses", {"input_tokens": 10, "input_tokens_details": {"cached_tokens": 11}}),
         ("messages", {"cache_creation_input_tokens": 10, "cache_creation": {"ephemeral_5m_input_tokens": 11}}),
     ],
+    ids=["cached", "cached and written", "cached and audio", "audio out", "cached of responses", "written of messages"],
 )
 def test_counts_that_contradict_each_other_are_an_error(dialect: str, raw: dict[str, Any]) -> None:
     """More parts than the whole is an error that names the whole, never a negative bucket."""
