@@ -43,7 +43,7 @@ def test_a_process_that_is_killed_loses_no_event_and_repeats_one_at_most(scripts
     """At any moment: every call arrives, and not more are doubled than processes were killed."""
     ids: list[str] = []
     chance = random.Random(8)
-    kills = times(4, 20)
+    kills = times(3, 20)
     for _ in range(kills):
         process = scripts.start(KILLED, server.url)
         assert process.stdout.readline()

@@ -1,6 +1,5 @@
 """A receiver of its own for each test, a provider for all of a file, and forks of a process that has imported the instrumentors."""
 
-import platform
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from voight_middleware.testing.provider import LoopbackProvider
 
 from ..apps.otlp_spans import Receiving
 from ..support.forks import Forks
+from ..support.trust import one_authority
 
 IMPORTS = """
 import anthropic, openai, opentelemetry.sdk.trace
@@ -30,7 +30,12 @@ for name in ("anyio._backends._asyncio", "genai_prices.data", "h11", "h2", "http
         pass  # older ones do without it
 """
 
-platform.platform()  # The SDKs ask for it once, and Python starts a process to know it.
+
+@pytest.fixture(scope="module", autouse=True)
+def few_certificates(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Clients are made in no time."""
+    with one_authority(tmp_path_factory.mktemp("trust")):
+        yield
 
 
 @pytest.fixture
