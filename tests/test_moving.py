@@ -275,6 +275,7 @@ def test_a_source_that_is_written_all_the_time(source: Ledger, file: Ledger, mon
     assert contents(file) == contents(source)
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_a_batch(source: Ledger, file: Ledger) -> None:
     """The calls of a long ledger are never all in memory."""
     import gc
@@ -310,6 +311,7 @@ print("done", flush=True)
 """
 
 
+@pytest.mark.slow
 def test_killed_many_times(source: Ledger, ledger_url: str, target: Ledger, scripts: Scripts) -> None:
     """At any moment, in the middle of a batch or between two: nothing is lost or there twice, and the end is the source exactly."""
     count, batch = times(1_200, 8_000), 50

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 SECRET = "s3cr/t@:%?#"
@@ -19,3 +20,25 @@ def with_address(url: str, **changes: str) -> str:
 def password_of(url: str) -> str:
     """Return the password that is in *url*."""
     return unquote(urlsplit(url).password or "")
+
+
+class Superuser:
+    """A session of the superuser in a database; a new one where a test has stopped or killed the server."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._connection: Any = None
+
+    def run(self, statement: str) -> list[tuple[Any, ...]]:
+        """Run *statement*; return its rows."""
+        import psycopg
+
+        if self._connection is None or self._connection.closed:
+            self._connection = psycopg.connect(self.url, autocommit=True)
+        cursor = self._connection.execute(statement)
+        return cursor.fetchall() if cursor.description else []
+
+    def close(self) -> None:
+        """End the session."""
+        if self._connection is not None:
+            self._connection.close()

@@ -27,6 +27,8 @@ from ..support.depth import times
 from ..support.factories import DAY, NOON, job_call, make_call, priced, submission, unread
 from ..support.patching import Patch
 
+pytestmark = pytest.mark.slow  # the engine in this process takes seconds to begin, and tenths of one for a test
+
 MONTH = 31 * DAY
 SECRET = "s3cr et/'pass"
 
@@ -85,7 +87,7 @@ def count(ledger: ClickHouseLedger, table: str = "calls") -> int:
 # -- calls that come twice -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("merged", [False, True])
+@pytest.mark.parametrize("merged", [False, True], ids=["two rows", "merged"])
 def test_of_two_rows_the_first_counts(ledger: ClickHouseLedger, merged: bool) -> None:
     """A call that two processes have added at once counts once, in every question and before and after a merge, with its late changes."""
     call = make_call(5, attribution="none")
@@ -327,7 +329,7 @@ def test_calls_over_many_months(plain: ClickHouseLedger) -> None:
 def test_reading_in_pieces(plain: ClickHouseLedger, patch: Patch, piece: int) -> None:
     """However large the pieces are: every call once and in order, many in one hour, at one moment, and few in many."""
     patch("_PIECE", piece, within="clickhouse.store")
-    ats = [NOON + hour * 3_600_000_000 + second for hour in (0, 1, 900) for second in (0, 0, 0, 0, 1, 2, 3, 3, 3_599_999_999)]
+    ats = [NOON + hour * 3_600_000_000 + second for hour in (0, 1, 5, 900) for second in (0, 0, 0, 0, 1, 2, 3, 3, 3_599_999_999)]
     plain.insert([make_call(1, at=at, model="mn"[number % 2]) for number, at in enumerate(ats)])
     whole = [(call.occurred_at, call.call_id) for call in plain.calls()]
     assert whole == sorted(whole)
@@ -393,12 +395,12 @@ def test_a_newer_ledger_is_refused(opened: Callable[..., ClickHouseLedger], chdb
         opened()
 
 
-def test_an_older_ledger_is_upgraded(opened: Callable[..., ClickHouseLedger], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_older_ledger_is_upgraded(opened: Callable[..., ClickHouseLedger], patch: Patch) -> None:
     """Step by step, again where another process does the same, and its calls stay."""
     opened().insert([make_call(3)])
     added = "ALTER TABLE {database}.jobs {cluster} ADD COLUMN IF NOT EXISTS note String"
-    monkeypatch.setattr(schema, "UPGRADES", {1: [added], 2: [added.replace("note", "other")]})
-    monkeypatch.setattr(schema, "VERSION", 3)
+    patch("UPGRADES", {1: [added], 2: [added.replace("note", "other")]}, within="clickhouse.schema")
+    patch("VERSION", 3, within="clickhouse.schema")
     ledger = opened()
     assert (ledger.schema_version, opened(create=False).schema_version) == (3, 3)
     assert ledger.spend()[0].cost_femto == 3
@@ -425,6 +427,7 @@ def test_the_statements_for_a_cluster() -> None:
         ("clickhouse://h:8443?secure=0&ttl_days=400&cluster=main", {"secure": False, "ttl_days": 400, "cluster": "main"}),
         ("clickhouse://[::1]:8123/x", {"host": "::1", "port": 8123}),
     ],
+    ids=["host alone", "encoded password", "password of the environment", "empty password", "certificate", "options", "IPv6"],
 )
 def test_urls(url: str, expected: dict[str, Any]) -> None:
     """What they say, and what they leave to the environment."""

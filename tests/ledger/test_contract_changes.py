@@ -120,7 +120,7 @@ def test_many_settlements_at_once(ledger: Ledger) -> None:
 # -- jobs: what is submitted now and answered later ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("told_first", [False, True])
+@pytest.mark.parametrize("told_first", [False, True], ids=["begun first", "told first"])
 def test_a_job_that_is_told_of_later_is_the_same_call(ledger: Ledger, told_first: bool) -> None:
     """Its usage comes from whoever reads it, once; an open call never takes anything away again."""
     begun = unread("openai/resp_1", tags=Tags(user_id="u_1"), attribution="tag")
@@ -213,7 +213,7 @@ def test_a_plain_call_is_never_completed(ledger: Ledger) -> None:
     assert list(ledger.calls()) == [first]
 
 
-@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("reverse", [False, True], ids=["batch first", "file first"])
 def test_a_submission_that_comes_after_its_answers_becomes_their_owner(ledger: Ledger, reverse: bool) -> None:
     """A batch, the file that is a part of it, and the lines of that file, whose names do not mention the batch."""
     ledger.insert([job_call("openai/file-1/a"), job_call("openai/file-1/b"), job_call("openai/file-10/a"), make_call()])

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from voight_middleware.call import Call, Settlement, Submission
@@ -20,6 +20,7 @@ from voight_middleware.ledger.sqlite import SQLiteLedger
 from voight_middleware.tags import Tags
 from voight_middleware.usage import Usage
 
+from ..support.depth import times
 from ..support.patching import Patch
 
 START = int(datetime(2026, 10, 30, tzinfo=UTC).timestamp()) * 1_000_000
@@ -102,6 +103,8 @@ repricings = st.tuples(st.just("reprice"), costs)
 steps = st.lists(st.one_of(calls(), calls(), calls(), settlements, submissions, repricings), min_size=1, max_size=12)
 
 
+@pytest.mark.slow
+@settings(max_examples=times(20, 500))
 @given(steps, st.integers(-1, 7 * DAY), st.integers(-1, 7 * DAY))
 def test_rollups_say_what_the_calls_say(steps: list[Any], since: int, until: int) -> None:
     """After new calls, calls told of again, late owners, late submissions and other prices, in any order, over any window."""
@@ -145,6 +148,17 @@ def test_every_question_above_is_answered_by_a_rollup() -> None:
         (("feature",), {}, Window()),
         ((), {}, Window(START + 5, START + DAY // 24)),
         (("user_id",), {}, Window(START + 5, START + DAY)),
+    ],
+    ids=[
+        "session",
+        "user and hour",
+        "user and model",
+        "hour and route",
+        "model of a user",
+        "model of users",
+        "extra key",
+        "part of an hour",
+        "part of a day",
     ],
 )
 def test_what_no_rollup_knows_is_asked_of_the_calls(by: Any, where: Any, window: Window) -> None:

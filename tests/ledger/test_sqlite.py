@@ -171,6 +171,7 @@ for line in sys.stdin:
 """
 
 
+@pytest.mark.server
 def test_processes_that_open_a_new_ledger_at_once(tmp_path: Path) -> None:
     """Processes that make the same ledger at the same moment all get it, and none of their calls is lost; several times."""
     command = [sys.executable, "-c", OPEN_AND_INSERT]

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, tzinfo
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -26,6 +27,8 @@ from voight_middleware.testing.made_up_ledger import LONG_RELEASE, RELEASES, fil
 from ..support.depth import DEEP, times
 from .duckdb_figures import ZONES, Both, Row, Where, assert_ratio, found, whole
 
+pytestmark = pytest.mark.slow  # the calls take seconds to make
+
 COUNT = times(12_000, 100_000)
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
 NOVEMBER = Window(1_793_491_200_000_000, 1_796_083_200_000_000)
@@ -40,6 +43,11 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
     with closing(both.ledger), closing(both.db):
         assert fill(both.ledger, calls) == COUNT
         yield both
+
+
+def grouping(by: Sequence[str]) -> str:
+    """The id of dimensions."""
+    return ", ".join(by) or "total"
 
 
 def agree(
@@ -78,10 +86,16 @@ def test_spend_by_each_dimension(both: Both, name: str) -> None:
         *(("route", "release"), ("tenant_id", "user_id", "month"), ("hour", "attribution"), ("feature", "experiment", "plan")),
         *(("day", "release", "model"), ("model", "route", "release", "user_id")),
     ],
+    ids=grouping,
 )
 def test_spend_by_several(both: Both, by: Sequence[str]) -> None:
     """So have combinations of dimensions, and the total."""
     agree(both, by)
+
+
+def named(*filters: tuple[Where, str]) -> list[Any]:
+    """Parameters whose ids are the conditions."""
+    return [pytest.param(*one, id=one[1]) for one in filters]
 
 
 FILTERS: list[tuple[Where, str]] = [
@@ -104,8 +118,8 @@ FILTERS: list[tuple[Where, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("where", "condition"), FILTERS)
-@pytest.mark.parametrize("by", [(), ("user_id",), ("plan", "month"), ("model", "day"), ("cost_status",)])
+@pytest.mark.parametrize(("where", "condition"), named(*FILTERS))
+@pytest.mark.parametrize("by", [(), ("user_id",), ("plan", "month"), ("model", "day"), ("cost_status",)], ids=grouping)
 def test_filters(both: Both, where: Where, condition: str, by: Sequence[str]) -> None:
     """Every filter leaves the calls that DuckDB leaves, whatever they are grouped by."""
     agree(both, by, where, condition)
@@ -125,7 +139,7 @@ WINDOWS = [
 
 
 @pytest.mark.parametrize(("since", "until"), WINDOWS)
-@pytest.mark.parametrize("by", [(), ("user_id",), ("plan", "model"), ("month", "plan"), ("day",), ("attribution",)])
+@pytest.mark.parametrize("by", [(), ("user_id",), ("plan", "model"), ("month", "plan"), ("day",), ("attribution",)], ids=grouping)
 def test_windows(both: Both, since: str | None, until: str | None, by: Sequence[str]) -> None:
     """Days, months, and times to the microsecond around a month boundary; what lies at the beginning is in, what lies at the end is not."""
     agree(both, by, window=parse_window(since, until))
@@ -141,7 +155,7 @@ def test_the_edges_of_a_window(both: Both) -> None:
 
 
 @pytest.mark.parametrize("zone", ZONES)
-@pytest.mark.parametrize("by", [("hour",), ("day",), ("month",), ("month", "user_id"), ("day", "plan", "model")])
+@pytest.mark.parametrize("by", [("hour",), ("day",), ("month",), ("month", "user_id"), ("day", "plan", "model")], ids=grouping)
 def test_time_zones(both: Both, zone: str, by: Sequence[str]) -> None:
     """Hours, days and months are those of the zone, on the days when clocks change too, and at an offset of five hours and 45 minutes."""
     agree(both, by, zone=zone)
@@ -209,8 +223,8 @@ def test_after_a_repricing_and_late_owners(both: Both, tmp_path: Path) -> None:
 # -- unowned -------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("where", "condition"), [({}, "true"), *FILTERS[2:5], FILTERS[9]])
-@pytest.mark.parametrize("window", [Window(), parse_window("2026-10-31T12:34:56", "2026-11-08")])
+@pytest.mark.parametrize(("where", "condition"), named(({}, "true"), *FILTERS[2:5], FILTERS[9]))
+@pytest.mark.parametrize("window", [Window(), parse_window("2026-10-31T12:34:56", "2026-11-08")], ids=["ever", "a week"])
 def test_unowned(both: Both, where: Where, condition: str, window: Window) -> None:
     """What has no user, and all there is beside it, by number and by cost."""
     report = unowned(both.ledger, where, window)
@@ -233,6 +247,7 @@ def test_unowned(both: Both, where: Where, condition: str, window: Window) -> No
         ({}, "true", ("feature",)),
         ({"user_id": "u_000*"}, "starts_with(user_id, 'u_000')", ("tenant_id", "model")),
     ],
+    ids=["users", "users on free", "releases", "features", "tenants and models"],
 )
 def test_top(both: Both, where: Where, condition: str, by: Sequence[str], limit: int | None) -> None:
     """This month's groups, what each had cost by the same day of the month before, shares, trends, and who is gone."""
@@ -272,9 +287,11 @@ def _unowned_of(both: Both, condition: str) -> Row:
 PRICES = {"free": Decimal(0), "pro": Decimal("0.99"), "enterprise": Decimal(20)}
 
 
-@pytest.mark.parametrize("prices", [None, PRICES])
+@pytest.mark.parametrize("prices", [None, PRICES], ids=["no prices", "prices"])
 @pytest.mark.parametrize(
-    ("where", "condition", "window"), [({}, "true", NOVEMBER), ({"model": "gpt-*"}, "model LIKE 'gpt-%'", NOVEMBER), ({}, "true", BEFORE)]
+    ("where", "condition", "window"),
+    [({}, "true", NOVEMBER), ({"model": "gpt-*"}, "model LIKE 'gpt-%'", NOVEMBER), ({}, "true", BEFORE)],
+    ids=["November", "some models", "October"],
 )
 def test_plans(both: Both, where: Where, condition: str, window: Window, prices: Mapping[str | None, Decimal] | None) -> None:
     """Each plan's cost, the share that its first users take, the middle one, who is heavy, and what is left of its price."""
@@ -310,7 +327,7 @@ def test_plans(both: Both, where: Where, condition: str, window: Window, prices:
 
 
 @pytest.mark.parametrize(("name", "against"), [(LONG_RELEASE, None), ("2026.10.3", "2026.10.1"), ("2026.11.3", None)])
-@pytest.mark.parametrize(("where", "condition"), [({}, "true"), ({"plan": "free"}, "plan = 'free'")])
+@pytest.mark.parametrize(("where", "condition"), named(({}, "true"), ({"plan": "free"}, "plan = 'free'")))
 def test_release(both: Both, name: str, against: str | None, where: Where, condition: str) -> None:
     """Both releases in their time, each user before and after, per day; and the causes add up to the difference."""
     limit = None if name == LONG_RELEASE and where else 25
@@ -369,7 +386,7 @@ def _per_day(cost: int | None, side: Side) -> int:
 
 
 @pytest.mark.parametrize("on", ["user_id", "tenant_id"])
-@pytest.mark.parametrize("window", [Window(), NOVEMBER])
+@pytest.mark.parametrize("window", [Window(), NOVEMBER], ids=["ever", "November"])
 def test_margin(both: Both, on: str, window: Window) -> None:
     """Every customer's revenue less his cost, with those who pay and do not call, and those who call and do not pay."""
     customers = [name for (name,) in both.db.execute(f"SELECT DISTINCT {on} FROM calls WHERE {on} IS NOT NULL ORDER BY 1").fetchall()]
@@ -400,8 +417,8 @@ def test_margin(both: Both, on: str, window: Window) -> None:
 # -- unattributed --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("where", "condition"), [({}, "true"), FILTERS[2], FILTERS[9]])
-@pytest.mark.parametrize("window", [Window(), NOVEMBER])
+@pytest.mark.parametrize(("where", "condition"), named(({}, "true"), FILTERS[2], FILTERS[9]))
+@pytest.mark.parametrize("window", [Window(), NOVEMBER], ids=["ever", "November"])
 def test_unattributed(both: Both, where: Where, condition: str, window: Window) -> None:
     """The calls without a user by attribution, route, and model with release: beside all calls, and their shares of what has no user."""
     groupings = (("route",), ("model", "release"))

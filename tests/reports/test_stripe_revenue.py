@@ -25,6 +25,8 @@ from voight_middleware.ledger import Window
 from voight_middleware.reports.revenue import RevenueError
 from voight_middleware.reports.stripe_revenue import connect, read_stripe
 
+from ..support.patching import Patch
+
 stripe = pytest.importorskip("stripe")
 if find_spec("localstripe") is None:
     pytest.skip("localstripe is not installed", allow_module_level=True)
@@ -152,9 +154,9 @@ def test_paid_invoices_by_customer(front: Front, behind: int) -> None:
     assert read_stripe(client(front), EVER, "name").by_id == {"x": Decimal("3.00")}
 
 
-def test_pages(front: Front, behind: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pages(front: Front, behind: int, patch: Patch) -> None:
     """All pages are read, each from behind the last invoice of the one before."""
-    monkeypatch.setattr("voight_middleware.reports.stripe_revenue.PAGE", 3)
+    patch("PAGE", 3, within="stripe_revenue")
     shop = Shop(behind)
     customer = shop.customer(user_id="u_1")
     for _ in range(8):
