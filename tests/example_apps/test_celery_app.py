@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 README = ROOT / "example_apps" / "celery_app" / "README.md"
 
 
-pytestmark = [pytest.mark.server, pytest.mark.slow]
+pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 @pytest.mark.parametrize("broker", ["a folder", pytest.param("Redis", marks=pytest.mark.deep)])

@@ -18,7 +18,7 @@ from ..support.listening import listens
 from ..support.servers.ports import free_port
 from ..support.waiting import wait_until
 
-pytestmark = [pytest.mark.server, pytest.mark.slow]
+pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(300)]
 
 FOLDER = Path(__file__).parents[2] / "example_apps" / "django_app"
 ROUTES = {

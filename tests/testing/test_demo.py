@@ -20,7 +20,7 @@ from voight_middleware.testing.provider import LoopbackProvider
 
 from ..support.patching import Patch
 
-pytestmark = [pytest.mark.server, pytest.mark.slow]
+pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(300)]
 
 COMMAND = [sys.executable, "-c", "import sys; from voight_middleware.cli import main; sys.exit(main(sys.argv[1:]))"]
 NUMBER = r"([\d,]+)"

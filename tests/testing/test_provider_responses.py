@@ -10,6 +10,7 @@ from openai.types.responses.response_output_item import ImageGenerationCall
 
 from voight_middleware.testing.provider import Count, LoopbackProvider
 
+from ..support.patching import Patch
 from .conftest import fits, total, wish
 
 ASK: dict[str, Any] = {"model": "gpt-5-mini", "input": "[user:u_1] Why is the sky blue?"}
@@ -106,9 +107,9 @@ def test_what_is_reset_is_forgotten(one: openai.OpenAI, provider: LoopbackProvid
         one.responses.retrieve(made.id)
 
 
-def test_the_oldest_is_forgotten(one: openai.OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_oldest_is_forgotten(one: openai.OpenAI, patch: Patch) -> None:
     """So much is kept and no more."""
-    monkeypatch.setattr("voight_middleware.testing.store.KEPT_THINGS", 2)
+    patch("KEPT_THINGS", 2)
     first, second, third = (one.responses.create(**ASK).id for _ in range(3))
 
     assert [one.responses.retrieve(kept).id for kept in (second, third)] == [second, third]
