@@ -42,3 +42,20 @@ class QueueWorker:
         calls = [call for call in self.workers.calls_so_far() if call.tags.extra["place"] not in self.ignored]
         assert owners(calls) == self._expected
         return {call.tags.extra["place"]: call for call in calls}
+
+
+CELERY: dict[str, list[str]] = {
+    "prefork": ["-P", "prefork", "-c", "2"],
+    "threads": ["-P", "threads", "-c", "8", "-B", "-s", "schedule"],  # with beat inside
+    "gevent": ["-P", "gevent", "-c", "8"],
+    "solo": ["-P", "solo"],
+    "one process": ["-P", "prefork", "-c", "1", "--max-tasks-per-child", "2"],  # and a new one for every two tasks
+}
+"""The options of a Celery worker, by its pool."""
+
+
+def celery_worker(pool: str, url: str, workers: Any, provider: Any) -> QueueWorker:
+    """Start a worker of ``celery_app``."""
+    environ = {"BROKER": url, "PROVIDER_OPENAI": provider.openai_base_url, "POOL": pool}
+    command = ["celery", "-A", "celery_app", "worker", *CELERY[pool], "-l", "INFO", "--without-gossip", "--without-mingle"]
+    return QueueWorker(workers, command, environ)

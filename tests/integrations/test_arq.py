@@ -34,6 +34,7 @@ def send(workers: Any, url: str, source: str) -> str:
     return str(workers.run(f"{prelude}{connect}{body}\n    await getattr(redis, 'aclose', redis.close)()\nasyncio.run(main())", BROKER=url))
 
 
+@pytest.mark.slow
 def test_every_job_has_the_owner_of_who_has_enqueued_it(redis_url: str, workers: Any, voight_provider: Any) -> None:
     """However a job is enqueued, and whatever runs beside it."""
     start(workers, redis_url, voight_provider, CRON="1")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,23 +13,13 @@ import voight_middleware as voight
 from voight_celery import instrument_celery
 from voight_middleware.boundary.jobs import KEY, JobScope
 from voight_middleware.call import Call
-from voight_middleware.journal import segments
-from voight_middleware.ledger import open_ledger
 from voight_middleware.tags import bind, current_frame
 
 from ..support.depth import times
-from .queue_worker import QueueWorker
+from .queue_worker import QueueWorker, celery_worker
 
-POOLS: dict[str, list[str]] = {
-    "prefork": ["-P", "prefork", "-c", "2"],
-    "threads": ["-P", "threads", "-c", "8", "-B", "-s", "schedule"],
-    "gevent": ["-P", "gevent", "-c", "8"],
-    "solo": ["-P", "solo"],
-    "one process": ["-P", "prefork", "-c", "1", "--max-tasks-per-child", "2"],
-}
-"""The options of each worker; that of the threads has beat inside, and the last one has a new process for every two tasks."""
-NOT_SOLO = ["prefork", "threads", "gevent"]
-SCHEDULED = "task of a schedule"
+POOLS = ["prefork", "threads", "gevent"]
+SCHEDULED = "task of a schedule"  # of the worker that has beat inside
 LOAD_TASKS = times(102, 306)
 
 
@@ -40,11 +29,10 @@ def worker(redis_server: int, make_workers: Any, voight_provider: Any, tmp_path_
     running: dict[str, QueueWorker] = {}
 
     def of(pool: str) -> QueueWorker:
-        if pool not in running or running[pool].process.poll() is not None:
-            url = f"redis://127.0.0.1:{redis_server}/{1 + list(POOLS).index(pool)}"
-            environ = {"BROKER": url, "PROVIDER_OPENAI": voight_provider.openai_base_url, "POOL": pool}
-            command = ["celery", "-A", "celery_app", "worker", *POOLS[pool], "-l", "INFO", "--without-gossip", "--without-mingle"]
-            running[pool] = QueueWorker(make_workers(tmp_path_factory.mktemp("worker")), command, environ)
+        if pool not in running:
+            database = 1 + [*POOLS, "solo"].index(pool)
+            workers = make_workers(tmp_path_factory.mktemp("worker"))
+            running[pool] = celery_worker(pool, f"redis://127.0.0.1:{redis_server}/{database}", workers, voight_provider)
             running[pool].ignored = {SCHEDULED}
         return running[pool]
 
@@ -53,7 +41,8 @@ def worker(redis_server: int, make_workers: Any, voight_provider: Any, tmp_path_
         each.workers.stop()
 
 
-@pytest.mark.parametrize("pool", [*NOT_SOLO, pytest.param("solo", marks=pytest.mark.deep)])
+@pytest.mark.slow
+@pytest.mark.parametrize("pool", [*POOLS, pytest.param("solo", marks=pytest.mark.deep)])
 def test_every_task_has_the_owner_of_who_has_caused_it(pool: str, worker: Callable[[str], QueueWorker]) -> None:
     """
     However a task is sent and whatever has run before it on the same thread, process or greenlet.
@@ -68,7 +57,8 @@ def test_every_task_has_the_owner_of_who_has_caused_it(pool: str, worker: Callab
     assert tags["delay"].plan == "pro"
 
 
-@pytest.mark.parametrize("pool", NOT_SOLO)
+@pytest.mark.slow
+@pytest.mark.parametrize("pool", POOLS)
 def test_many_users_at_once(pool: str, worker: Callable[[str], QueueWorker]) -> None:
     """Tasks of fifty users and of nobody, mixed, several at a time: no wrong owner, and no call lost or doubled."""
     worker(pool).send(
@@ -84,34 +74,7 @@ def test_many_users_at_once(pool: str, worker: Callable[[str], QueueWorker]) -> 
     worker(pool).expect({str(number): (f"u_{number % 51}", "tag") if number % 51 else (None, "none") for number in range(LOAD_TASKS)})
 
 
-@pytest.mark.parametrize("pool", ["one process", "solo"])
-def test_no_call_is_lost_when_a_worker_ends(pool: str, worker: Callable[[str], QueueWorker]) -> None:
-    """
-    The calls of processes that are recycled, and of a worker that is shut down right behind them, are in the ledger, each once.
-
-    Nothing in the journal waits for somebody to look.
-    """
-    own = worker(pool)
-    own.send(
-        """
-        import voight_middleware as voight
-        from celery_app import *
-
-        with voight.tag(user_id="u"):
-            results = [work.delay(str(number)) for number in range(5)]
-        for result in results:
-            result.get(timeout=60)
-        """
-    )
-    own.process.send_signal(signal.SIGTERM)
-    assert own.process.wait(30) == 0
-    assert [segment.size() for segment in segments(own.workers.journal) if segment.size()] == []
-    ledger = open_ledger(own.workers.ledger)
-    kept = sorted((call.tags.extra["place"], call.tags.user_id, call.attribution) for call in ledger.calls())
-    ledger.close()
-    assert kept == [(str(number), "u", "tag") for number in range(5)]
-
-
+@pytest.mark.slow
 def test_a_task_that_is_killed_or_stopped(worker: Callable[[str], QueueWorker]) -> None:
     """Calls before a time limit or a kill have their owner; the tasks behind them are nobody's, and a revoked one makes none."""
     own = worker("prefork")

@@ -57,6 +57,7 @@ assert voight.flush(30)
 """
 
 
+@pytest.mark.slow
 def test_user_and_route(scripts: Any, voight_provider: Any) -> None:
     """Inside AuthMiddlewareStack the owner is Django's user, without a query on the event loop; the route is the routers' patterns."""
     pytest.importorskip("channels")

@@ -263,6 +263,7 @@ def test_a_mistake_stops_every_command_with_its_number(tmp_path: Path, voight_ca
     assert "Traceback" not in output
 
 
+@pytest.mark.slow
 @pytest.mark.server
 def test_the_calls_of_a_command_are_metered_and_reported(tmp_path: Path, voight_calls: Any, voight_provider: Any) -> None:
     """The setting is in force in every command of the project, and INSTRUMENT meters clients that nobody wrapped."""
@@ -318,6 +319,7 @@ class Person(AbstractBaseUser):
 """
 
 
+@pytest.mark.slow
 def test_a_user_model_of_the_project(tmp_path: Path, scripts: Any, voight_provider: Any) -> None:
     """The id is the primary key of a project's own user model, under any name; a field named id is no key."""
     (tmp_path / "accounts").mkdir()

@@ -30,6 +30,7 @@ def send(workers: Any, url: str, source: str) -> str:
     return str(workers.run(prelude + textwrap.dedent(source), BROKER=url))
 
 
+@pytest.mark.slow
 def test_every_message_has_the_owner_of_who_has_sent_it(redis_url: str, workers: Any, voight_provider: Any) -> None:
     """However a message is sent, in synchronous and asynchronous actors, and whatever has run before it on the same thread."""
     start(workers, redis_url, voight_provider)

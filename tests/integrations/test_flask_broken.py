@@ -28,8 +28,9 @@ def exchange(port: int, path: str, user: str, enough: int | None = None) -> byte
     return re.sub(rb"Date: .*\r\n", b"", answer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sync", "gthread", "gevent"])
-def test_broken_applications(kind: str, tmp_path: Path, make_workers: Any, voight_provider: Any) -> None:
+def test_a_broken_application_behaves_as_without_us(kind: str, tmp_path: Path, make_workers: Any, voight_provider: Any) -> None:
     """
     Views and streams that raise, exit or hang until gunicorn kills the worker, and clients that leave, look as they did without us; each
     call keeps its owner, and whoever comes next is nobody.

@@ -53,6 +53,7 @@ def connection(redis_server: int) -> Iterator[Redis]:
         yield connection
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["Worker", "SimpleWorker"])
 def test_every_job_has_the_owner_of_who_has_caused_it(kind: str, worker: Callable[[str], QueueWorker]) -> None:
     """However a job is enqueued, and whatever has run before it in the same process."""

@@ -35,6 +35,7 @@ def send(workers: Any, url: str, source: str) -> str:
     return str(workers.run(f"{prelude}{body}\n    await broker.shutdown()\nasyncio.run(main())", BROKER=url))
 
 
+@pytest.mark.slow
 def test_every_task_has_the_owner_of_who_has_sent_it(redis_url: str, workers: Any, voight_provider: Any) -> None:
     """However a task is sent, asynchronous or in a thread, whatever runs beside it."""
     start(workers, redis_url, voight_provider)

@@ -42,6 +42,7 @@ ORDER = ["task, async", "task sent from a task", "retry", "task beyond its time"
 ORDER += ["task from a process without us", "task of a schedule"]
 
 
+@pytest.mark.slow
 def test_owner_in_each_place_of_an_arq_job(redis_url: str, workers: Any, voight_provider: Any) -> None:
     """Every place has the owner that the table says."""
     workers.start("arq", "arq_app.WorkerSettings", **environment(redis_url, voight_provider, CRON="1"))

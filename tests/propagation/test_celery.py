@@ -55,6 +55,7 @@ ORDER += ["next task on the same worker", "task from a process without us"]
 KILLED = ["task that is killed", "error callback of a task that was killed"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", ["prefork", "threads", "gevent"])
 def test_owner_in_each_place_of_a_celery_task(pool: str, redis_url: str, workers: Any, voight_provider: Any) -> None:
     """Every place has the owner that the table says."""

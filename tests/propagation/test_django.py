@@ -48,6 +48,7 @@ PLACES = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:StreamingHttpResponse must consume")
 @pytest.mark.parametrize("server", SERVERS)
 def test_owner_in_each_place_of_a_django_project(server: str, workers: Any, voight_provider: Any) -> None:

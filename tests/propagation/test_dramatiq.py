@@ -40,6 +40,7 @@ ORDER += ["behind what succeeded", "task that fails", "behind what failed", "nex
 ORDER += ["task from a process without us"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", ["threads", "gevent"])
 def test_owner_in_each_place_of_a_dramatiq_actor(pool: str, redis_url: str, workers: Any, voight_provider: Any) -> None:
     """Every place has the owner that the table says."""

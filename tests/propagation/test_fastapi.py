@@ -9,6 +9,7 @@ import pytest
 from .asgi import SERVERS, check_asgi_column
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("server", SERVERS)
 def test_owner_in_each_place_of_a_fastapi_application(server: str, workers: Any, voight_provider: Any) -> None:
     """Every place has the owner that the table says, under every server."""

@@ -22,6 +22,7 @@ COLUMNS = [("Flask", server, command) for server, command in SERVERS.items()]
 COLUMNS += [("WSGI", server, SERVERS[server].replace("places_flask", "places_wsgi")) for server in ("gunicorn gthread", "gunicorn gevent")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("framework", "server", "command"), COLUMNS, ids=[f"{framework}-{server}" for framework, server, _ in COLUMNS])
 def test_owner_in_each_place_of_a_wsgi_application(framework: str, server: str, command: str, workers: Any, voight_provider: Any) -> None:
     """Every place has the owner that the table says, under every server, and who comes after it is nobody."""

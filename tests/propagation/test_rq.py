@@ -29,6 +29,7 @@ ORDER = ["task, sync", "task, async", "task sent from a task", "retry", "callbac
 ORDER += ["error callback", "behind error callback", "next task on the same worker", "task from a process without us"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["Worker", "SimpleWorker"])
 def test_owner_in_each_place_of_an_rq_job(kind: str, redis_url: str, workers: Any, voight_provider: Any) -> None:
     """Every place has the owner that the table says, where a job has a process of its own and where it has not."""

@@ -33,6 +33,7 @@ ORDER = ["task, sync", "task, async", "task sent from a task", "retry", "task be
 ORDER += ["task from a process without us", "task of a schedule"]
 
 
+@pytest.mark.slow
 def test_owner_in_each_place_of_a_taskiq_task(redis_url: str, workers: Any, voight_provider: Any) -> None:
     """Every place has the owner that the table says; the scheduler is a process of its own."""
     command = ["taskiq", "worker", "taskiq_app:broker", "--workers", "1", "--max-async-tasks", "20"]

@@ -12,6 +12,7 @@ NOBODYS = ("next work on the same thread", "next work on the same executor")
 @pytest.mark.parametrize(
     ("carry", "column"),
     [("as it is", "as it is"), ("executors", "executors instrumented"), ("threads too", "executors and threads instrumented")],
+    ids=["as it is", "executors", "threads too"],
 )
 def test_owner_in_each_place_of_a_process(carry: str, column: str, workers: Any) -> None:
     """Each place of one process and its children, for a user who is signed in."""
