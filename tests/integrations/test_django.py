@@ -153,6 +153,15 @@ def plan(request: HttpRequest) -> str:
         (SYNC_ONLY, OURS, ASYNC_ONLY, *SIGN_IN),
         (ASYNC_ONLY, OURS, SYNC_ONLY, *SIGN_IN),
     ],
+    ids=[
+        "ours, theirs",
+        "sync only, theirs, ours",
+        "theirs, ours, sync only",
+        "async only, theirs, ours",
+        "theirs, ours, async only",
+        "sync only, ours, async only, theirs",
+        "async only, ours, sync only, theirs",
+    ],
 )
 def test_any_order_of_middleware(middleware: Any, kind: str, protocol: str, ask: Any, aask: Any, voight_calls: Any) -> None:
     """Ours may stand on either side of Django's, and of middleware that is only synchronous or only asynchronous."""
@@ -371,6 +380,7 @@ def test_a_user_who_signs_in_asynchronously(aask: Any, voight_calls: Any) -> Non
         (re_path(r"^(?P<pk>[^/.)]+)\.(?P<format>[a-z0-9]+)/?\Z", lambda request, **_: 0), "/7.json", "/<pk>.<format>/"),
         (path("", lambda request: 0), "/", "/"),
     ],
+    ids=["converter", "signs", "regex below a path", "regex without names", "regex with a format", "root"],
 )
 def test_route(pattern: Any, url: str, route: str, ask: Any, voight_calls: Any) -> None:
     """The route is the method and the template of the URL that was matched, a regular expression made readable."""

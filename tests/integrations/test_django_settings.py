@@ -108,6 +108,7 @@ def test_override_settings_inside_a_test(ask: Any, voight_calls: Any) -> None:
         ({"LEDGER": "sqlite:nowhere"}, "sqlite:///relative/path"),
         (["LEDGER"], "write a dictionary"),
     ],
+    ids=["getter that is nowhere", "getter that is a number", "bad ledger", "no dictionary"],
 )
 def test_a_setting_that_cannot_be_used(setting: Any, said: str, voight_calls: Any) -> None:
     """The server does not start, and says why; an application that runs already goes on."""
@@ -150,6 +151,21 @@ def test_nothing_to_say() -> None:
         ({"VOIGHT": {"JOURNAL": f"{__file__}/journal"}}, "E006", ["journal", "cannot be written"]),
         ({"MIDDLEWARE": []}, "W001", ["'voight_django.CostTagMiddleware'"]),
         ({"MIDDLEWARE": [OURS, "voight_django.middleware.CostTagMiddleware"]}, "W002", ["2 times"]),
+    ],
+    ids=[
+        "no dictionary",
+        "misspelled key",
+        "unknown key",
+        "getter that is nowhere",
+        "getter that is a list",
+        "getter without an argument",
+        "listener that is nowhere",
+        "bad switch",
+        "ledger is a folder",
+        "ledger below a file",
+        "journal below a file",
+        "no middleware",
+        "middleware twice",
     ],
 )
 def test_what_the_checks_say(overridden: Any, number: str, words: list[str], tmp_path: Path, voight_calls: Any) -> None:
