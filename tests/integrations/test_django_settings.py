@@ -264,7 +264,7 @@ def run_manage(folder: Path, setting: dict[str, Any], *arguments: str, code: int
     script = folder / "manage.py"
     script.write_text(MANAGE.replace("{voight}", repr(setting)) + then)
     result = subprocess.run(
-        [sys.executable, "-W", "error", script, *arguments], capture_output=True, text=True, timeout=60, check=False, cwd=folder
+        [sys.executable, "-W", "error", script, *arguments], capture_output=True, text=True, timeout=110, check=False, cwd=folder
     )
     assert result.returncode == code, result.stderr
     return result.stdout + result.stderr
