@@ -343,7 +343,7 @@ def leading_to(loopback: LoopbackProvider, library: Any, asynchronous: bool) -> 
             request.url = request.url.copy_with(scheme="http", host="127.0.0.1", port=port)
             return await super().handle_async_request(request)
 
-    return Async() if asynchronous else Sync()
+    return Async(verify=False) if asynchronous else Sync(verify=False)  # certificates take longer to load than a call
 
 
 async def close(client: Any) -> None:

@@ -11,6 +11,7 @@ from voight_middleware import tag, wrap
 from voight_middleware.testing.provider import LoopbackProvider
 
 from ..support.calls import Calls
+from ..support.waiting import wait_until
 from .entry_points import CHAT, EMBEDDINGS, MESSAGES, RESPONSES
 from .raw_http import (
     ANTHROPIC,
@@ -114,14 +115,24 @@ async def test_a_stream_that_is_left_is_aborted(asynchronous: bool, loopback: Lo
 async def test_cancellation_is_told_apart(loopback: LoopbackProvider, calls: Calls) -> None:
     """While the answer is waited for, and while it is read, whole or as a stream."""
     client = wrap(client_of(httpx, leading_to(loopback, httpx, asynchronous=True), asynchronous=True))
+
+    async def read(body: dict[str, Any], header: str, begun: asyncio.Event) -> None:
+        async with client.stream("POST", CHAT_URL, json=body, headers={header: "5000"}) as response:
+            begun.set()
+            await response.aread()
+
     waiting = [
-        ({**CHAT}, {"x-loopback-delay-ms": "5000"}),
-        ({**CHAT, **ASKS}, {"x-loopback-chunk-delay-ms": "300"}),
-        ({**CHAT}, {"x-loopback-chunk-delay-ms": "300"}),
+        (CHAT, "x-loopback-delay-ms"),
+        ({**CHAT, **ASKS}, "x-loopback-chunk-delay-ms"),
+        (CHAT, "x-loopback-chunk-delay-ms"),
     ]
-    for body, headers in waiting:
-        task = asyncio.create_task(sent(client, CHAT_URL, body, headers=headers))
-        await asyncio.sleep(0.1)
+    for body, header in waiting:
+        begun = asyncio.Event()
+        task = asyncio.create_task(read(body, header, begun))
+        if header == "x-loopback-delay-ms":
+            await asyncio.to_thread(wait_until, lambda: loopback.counts().total.calls == 1)
+        else:
+            await begun.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

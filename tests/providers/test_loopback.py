@@ -12,8 +12,10 @@ from voight_middleware import tag, wrap
 from voight_middleware.testing.provider import LoopbackProvider
 
 from ..support.calls import Calls
+from ..support.depth import times
 from .entry_points import CHAT, MESSAGES, RESPONSES
 
+STREAMS = times(40, 100)
 KINDS = pytest.mark.parametrize("kind", ["chat", "responses", "messages"])
 
 
@@ -118,7 +120,7 @@ async def test_a_cancelled_stream_is_cancelled(kind: str, aclient: Any, calls: C
 
 @KINDS
 async def test_concurrent_streams_keep_their_owners(kind: str, aclient: Any, calls: Calls) -> None:
-    """A hundred streams of twenty users over one pool of connections."""
+    """Streams of twenty users over one pool of connections."""
 
     async def request(number: int) -> None:
         with tag(user_id=f"u_{number % 20}", number=number):
@@ -126,9 +128,9 @@ async def test_concurrent_streams_keep_their_owners(kind: str, aclient: Any, cal
         async for _ in stream:
             await asyncio.sleep(0)
 
-    await asyncio.gather(*map(request, range(100)))
+    await asyncio.gather(*map(request, range(STREAMS)))
 
     made = calls.all()
-    assert sorted(int(call.tags.extra["number"]) for call in made) == list(range(100))
+    assert sorted(int(call.tags.extra["number"]) for call in made) == list(range(STREAMS))
     assert [call for call in made if call.tags.user_id != f"u_{int(call.tags.extra['number']) % 20}"] == []
     assert {(call.outcome, call.estimated) for call in made} == {("ok", False)}

@@ -3,7 +3,6 @@
 import asyncio
 import contextvars
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -46,17 +45,18 @@ def test_a_wrapped_client_inside_is_not_counted_again(provider: Provider, calls:
 async def test_an_asynchronous_client_inside_is_not_counted_again(provider: Provider, calls: Calls) -> None:
     """Nor one that a task of the block uses; but what the task sends after the block's end is metered."""
     client = wrap(provider.client("openai", asynchronous=True))
-    ended = asyncio.Event()
+    begun, ended = asyncio.Event(), asyncio.Event()
 
     async def work() -> None:
         await client.chat.completions.create(**CHAT)
+        begun.set()
         await ended.wait()
         await client.chat.completions.create(**CHAT, user="late")
 
     async with metered_call(provider="router", model="m") as call:
         task = asyncio.create_task(work())
         await client.chat.completions.create(**CHAT)
-        await asyncio.sleep(0.05)
+        await begun.wait()
         call.report(input=1)
     ended.set()
     await task
@@ -68,19 +68,18 @@ async def test_an_asynchronous_client_inside_is_not_counted_again(provider: Prov
 def test_a_thread_that_outlives_the_block_is_metered_again(provider: Provider, calls: Calls) -> None:
     """A thread that runs in the block's context sees it end."""
     client = wrap(provider.client("openai"))
-    ended = threading.Event()
+    begun, ended = threading.Event(), threading.Event()
 
     def work() -> None:
         client.chat.completions.create(**CHAT)
+        begun.set()
         assert ended.wait(10)
         client.chat.completions.create(**CHAT)
 
     with metered_call(provider="router", model="m") as call:
         thread = threading.Thread(target=contextvars.copy_context().run, args=(work,))
         thread.start()
-        while not provider.bodies:
-            time.sleep(0.001)
-        time.sleep(0.05)
+        assert begun.wait(10)
         call.report(input=1)
     ended.set()
     thread.join()
@@ -177,12 +176,15 @@ async def test_an_asynchronous_generator_may_hold_a_block(calls: Calls) -> None:
 async def test_a_cancelled_task_is_a_cancelled_call(calls: Calls) -> None:
     """The cancellation goes on its way."""
 
+    begun = asyncio.Event()
+
     async def work() -> None:
         async with metered_call(**HOW):
+            begun.set()
             await asyncio.sleep(60)
 
     task = asyncio.create_task(work())
-    await asyncio.sleep(0.01)
+    await begun.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

@@ -170,7 +170,8 @@ async def test_a_recorded_call_is_the_same_asynchronously(recording: Recording, 
     url = replay.url(exchange)
     made: Any = anthropic.AsyncAnthropic if recording.endpoint == "messages" else openai.AsyncOpenAI
     base_url = url if recording.endpoint == "messages" else f"{url}/v1"
-    async with made(api_key="k", base_url=base_url, max_retries=0) as client:
+    pool = http_library(anthropic if recording.endpoint == "messages" else openai).AsyncClient(verify=False)
+    async with made(api_key="k", base_url=base_url, max_retries=0, http_client=pool) as client:
         bare = await aseen(client, recording, exchange)
         ours = await aseen(wrap(client), recording, exchange)
 
