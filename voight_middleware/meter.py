@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from voight_middleware import open_calls
 from voight_middleware.audience import Audience
 from voight_middleware.background import Background
 from voight_middleware.call import Call, Settlement, Submission
@@ -74,6 +75,7 @@ class Meter:
         self.synchronous = settings.delivery == "synchronous"
         """Whether a call waits until it is in the ledger, where it may."""
         self._told_left = False
+        self._closed = False
 
     def finish(self, call: Call, frame: Frame, captured: Owner, named: str | None = None, watched: Watched | None = None) -> None:
         """
@@ -136,6 +138,8 @@ class Meter:
             return NO_TAGS
 
     def _wake(self) -> None:
+        if self._closed:
+            return  # a stream that is collected while the process ends: no thread can start, and its call is in the journal
         if self._background is None:
             self._start(wait=False)  # whoever holds the lock starts it; that may be this thread, collecting a dropped stream in there
         if self.synchronous:
@@ -172,7 +176,9 @@ class Meter:
     def flush(self, timeout: float = 10.0) -> bool:
         """Bring what this process has written into the ledger and to its listeners; whether it is there within *timeout* seconds."""
         deadline = time.monotonic() + timeout
-        return self._bring_in(timeout) and self._audience.wait(deadline - time.monotonic())
+        open_calls.collect()
+        read = open_calls.wait_for_readers(deadline)
+        return self._bring_in(max(0.0, deadline - time.monotonic())) and self._audience.wait(deadline - time.monotonic()) and read
 
     def _bring_in(self, timeout: float) -> bool:
         if self._background is None:
@@ -192,6 +198,7 @@ class Meter:
         """
         timeout = self.settings.exit_timeout if timeout is None else timeout
         deadline = time.monotonic() + timeout
+        open_calls.wait_for_readers(deadline)
         done = self._bring_in(min(timeout, AGAIN_SECONDS) if self._told_left else timeout)
         if not done and not self._told_left:
             self._told_left = True
@@ -211,6 +218,7 @@ class Meter:
         done = False
         with contextlib.suppress(Exception):
             done = self.flush_before_exit(timeout)
+        self._closed = True
         self.journal.end()
         with self._start_lock:
             background, self._background = self._background, None
@@ -232,6 +240,7 @@ class Meter:
         self._start_lock = threading.Lock()
         self._held = {}
         self._audience.renew()
+        self._closed = False
         self.counters = Counter()
         self.journal.after_fork()
 
@@ -453,7 +462,11 @@ def flush(timeout: float = 10.0) -> bool:
 
 
 def flush_before_exit() -> bool:
-    """As ``flush``, where the process is about to end: in the time of the setting ``exit_timeout``, and saying once what stays behind."""
+    """
+    As ``flush``, where the process is about to end: in the time of the setting ``exit_timeout``, and saying once what stays behind. What
+    is still open ends.
+    """
+    open_calls.end_all()
     return current_meter().flush_before_exit()
 
 
@@ -489,6 +502,7 @@ def _after_fork() -> None:
 
 
 def _at_exit() -> None:
+    open_calls.end_all()
     if _meter is not None:
         _meter.close()
 

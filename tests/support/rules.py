@@ -35,8 +35,12 @@ _listening = False
 _broken = pytest.StashKey[str]()
 
 
+_PART_OF_PYTHON = ("uname",)
+"""What ``platform`` asks, on behalf of an SDK that names the machine in its headers."""
+
+
 def _audit(event: str, arguments: tuple[Any, ...]) -> None:
-    if _listening and event in _STARTS:
+    if _listening and event in _STARTS and not (arguments and arguments[0] in _PART_OF_PYTHON):
         _started.append(f"{event} {arguments[0] if arguments else ''}".strip())
 
 

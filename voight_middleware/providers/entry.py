@@ -8,7 +8,6 @@ watched as it passes by. Whatever its end, it becomes one call; the answers of a
 from __future__ import annotations
 
 import hashlib
-import threading
 import time
 from collections.abc import Mapping
 from contextvars import ContextVar
@@ -16,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from voight_middleware import open_calls
 from voight_middleware.call import Beginning, Call, Submission, job_call_id, new_call_id
 from voight_middleware.meter import current_meter, note
 from voight_middleware.providers.answers import Answer, Endpoint, NotLines, StreamReader, estimate_tokens, is_null, kept, text_or_none
@@ -325,9 +325,9 @@ class Entry:
                     self._submit(f"{name}/{_digest(part)}", name, user)
 
     def lines_read(self, body: bytes) -> None:
-        """A whole file of batch answers is there; a large one is read in a thread of its own, as it may take a second."""
+        """Read a whole file of batch answers; a large one in a thread of its own, as it may take a second. ``flush()`` waits for it."""
         if len(body) > _AT_ONCE_BYTES:
-            threading.Thread(target=self._all_lines, args=(body,), name="voight-batch").start()
+            open_calls.read_in_thread(lambda: self._all_lines(body), "voight-batch")
         else:
             self._all_lines(body)
 
