@@ -205,8 +205,13 @@ MUTATIONS: list[Mutation] = [
         ),
         (
             "a refused stream is not sent again as the caller wrote it",
-            "        self.asked_for_usage = False\n        _refusing_usage.add(self.host)\n",
-            "        _refusing_usage.add(self.host)\n        return False\n",
+            "        self.asked_for_usage = False\n        return True\n",
+            "        self.asked_for_usage = False\n        return False\n",
+        ),
+        (
+            "a host that has refused once is never asked again",
+            "    if time.monotonic() < until:",
+            "    if until:",
         ),
         (
             "a refused answer is a call of its own",
