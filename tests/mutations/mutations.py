@@ -282,7 +282,7 @@ MUTATIONS: list[Mutation] = [
         "journal.py",
         (
             "a short write loses the record",
-            '                if os.write(self._fd, line) != len(line):\n                    self._torn = True\n                    raise OSError("short write")',
+            '                if (count := os.write(self._fd, line)) != len(line):\n                    self._torn += count\n                    raise OSError("short write")',
             "                os.write(self._fd, line)",
         ),
         (
