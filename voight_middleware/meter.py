@@ -393,7 +393,8 @@ def configure(
             listener makes itself is a call as any other, and heard too. A listener that is a ``Watcher`` sees calls begin and end.
         enabled: False meters nothing. ``VOIGHT_ENABLED``.
         request_identity: Whether a call without any other owner belongs to the user that its request names to the provider
-            (``safety_identifier``, ``user``, ``user_profile_id``, ``metadata.user_id``); by default it does. ``VOIGHT_REQUEST_IDENTITY``.
+            (``safety_identifier``, ``user``, ``user_profile_id``, ``metadata.user_id``). By default it does outside of web requests and
+            jobs. Inside, the body may be what an anonymous client has sent: True trusts it. ``VOIGHT_REQUEST_IDENTITY``.
         prices: A TOML file of your own prices: negotiated rates, models of your own. It is read when the process begins to price;
             ``voight prices check`` reads it now. ``VOIGHT_PRICES``.
         pii: What becomes of a tag that holds an e-mail address, a phone or card number, a wallet, a token or a key: ``pseudonym`` (by

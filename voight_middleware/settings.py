@@ -59,8 +59,11 @@ class Settings(msgspec.Struct, frozen=True):
     """The folder of this host's journals."""
     release: str | None = None
     enabled: bool = True
-    request_identity: bool = True
-    """Whether the user that a request names to the provider owns a call that has no other owner."""
+    request_identity: bool | None = None
+    """
+    Whether the user that a request names to the provider owns a call that has no other owner. None: only outside of web requests and
+    jobs, whose bodies may be their client's.
+    """
     prices: Path | None = None
     """The file of the user's own prices."""
     pii: Mapping[str, str] = {}
@@ -133,6 +136,9 @@ class Settings(msgspec.Struct, frozen=True):
                 raise SettingsError(f"{sources[name]}: {name} is {word!r}; use one of {', '.join(_SWITCH)}")
             return _SWITCH[word]
 
+        def maybe(name: str, given: bool | None, variable: str) -> bool | None:
+            return None if first(name, given, variable) is None else switch(name, given, variable)
+
         def read(name: str, given: object, variable: str, reader: Callable[[str], _Value], default: _Value) -> _Value:
             text = first(name, given, variable)
             try:
@@ -159,7 +165,7 @@ class Settings(msgspec.Struct, frozen=True):
             journal=usable_journal(url, environ) if folder is None else _absolute(folder, "the journal"),
             release=clean_value(own_release or ""),
             enabled=switch("enabled", enabled, "VOIGHT_ENABLED"),
-            request_identity=switch("request_identity", request_identity, "VOIGHT_REQUEST_IDENTITY"),
+            request_identity=maybe("request_identity", request_identity, "VOIGHT_REQUEST_IDENTITY"),
             prices=None if own_prices is None else _absolute(own_prices, "the file of prices"),
             pii=_policies(policy if pii is None else pii, sources["pii"]),
             pseudonym_keys=() if keys is None else read_keys(keys, sources["pseudonym_key"]),

@@ -175,8 +175,13 @@ MUTATIONS: list[Mutation] = [
             "            self.possibly_billed += 0",
         ),
         (
+            "an anonymous client charges whom its body names",
+            "        return self.frame.scope is None if wanted is None else wanted",
+            "        return True",
+        ),
+        (
             "the user that a request names wins over the one who is signed in",
-            "named = _named_user(body) if self.owner.tags.user_id is None and meter.settings.request_identity else None",
+            "named = _named_user(body) if self.owner.tags.user_id is None and self._may_name_its_user() else None",
             "named = _named_user(body)",
         ),
         (

@@ -193,10 +193,15 @@ class Entry:
                     call.duration = None
                     if answer.created_at is not None:
                         call.occurred_at = answer.created_at * 1_000_000
-            named = _named_user(body) if self.owner.tags.user_id is None and meter.settings.request_identity else None
+            named = _named_user(body) if self.owner.tags.user_id is None and self._may_name_its_user() else None
             meter.finish(call, self.frame, self.owner, named, self.watched)
         except Exception as error:
             note(error)
+
+    def _may_name_its_user(self) -> bool:
+        """Return whether the request's body may say whose call it is: within a web request or a job it may be a client's own text."""
+        wanted = current_meter().settings.request_identity
+        return self.frame.scope is None if wanted is None else wanted
 
     def failed(self, error: BaseException) -> None:
         """The request raised; answers that it got before are metered already."""
@@ -314,7 +319,7 @@ class Entry:
         """Batches that were begun, or in which a file of answers was seen."""
         endpoint, request = self.endpoint, self.body if isinstance(self.body, Mapping) else {}
         assert endpoint.jobs is not None
-        identify = current_meter().settings.request_identity
+        identify = self._may_name_its_user()
         for job in endpoint.jobs(body, request):
             name = f"{self.provider}/{job.id}"
             if job.part_of is not None:
