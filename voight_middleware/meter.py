@@ -52,6 +52,9 @@ __all__ = (
 Listener = Callable[[Call], None]
 
 AGAIN_SECONDS = 0.5
+MAX_TEXT = 512
+"""The longest text of a call but its tags, such as a model's name, in characters."""
+_TEXTS = ("requested_model", "model", "host", "service_tier", "response_id", "error", "provider", "endpoint")
 HELD_CALLS = 100_000
 """How many calls wait for listeners at most; beyond it the oldest go unheard and are counted. The journal has them all the same."""
 
@@ -88,6 +91,7 @@ class Meter:
             tags, attribution = captured if captured.tags.user_id is not None else frame.owner()
             unsettled = tags.user_id is None
             call.tags, call.attribution = self._stamped(tags, attribution, named)
+            _bound(call)
             if self.watchers.present or watched:
                 self.watchers.ended(watched, call)
             if self.listeners:
@@ -279,6 +283,14 @@ class Meter:
                     self._background = background
             finally:
                 self._start_lock.release()
+
+
+def _bound(call: Call) -> None:
+    """Cut texts that a client or a provider may have made as long as it likes."""
+    for name in _TEXTS:
+        value = getattr(call, name)
+        if value is not None and len(value) > MAX_TEXT:
+            setattr(call, name, value[:MAX_TEXT])
 
 
 def _make_whole(call: Call) -> None:

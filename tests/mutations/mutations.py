@@ -57,7 +57,7 @@ MUTATIONS: list[Mutation] = [
         ),
         (
             "extra keys of the inner tags replace all outer ones",
-            "extra={**self.extra, **inner.extra} if inner.extra else self.extra",
+            "extra=first_extra({**inner.extra, **self.extra, **inner.extra}) if inner.extra else self.extra",
             "extra=inner.extra or self.extra",
         ),
         tests="tests/test_tags.py tests/context",
