@@ -27,7 +27,7 @@ from voight_middleware.call import Call, Settlement, Submission
 from voight_middleware.delivery import hold_imports, renew_imports
 from voight_middleware.journal import Journal
 from voight_middleware.pseudonyms import Guard
-from voight_middleware.settings import EXIT_SECONDS, Settings, SettingsError
+from voight_middleware.settings import EXIT_SECONDS, Settings, SettingsError, usable_settings
 from voight_middleware.tag_values import clean_value, complain
 from voight_middleware.tags import NO_TAGS, Frame, Owner, Tags
 from voight_middleware.watchers import Watched, Watcher, Watchers
@@ -315,13 +315,9 @@ def _make_meter() -> Meter:
     global _meter
     with _meter_lock:
         if _meter is None:
-            try:
-                settings = Settings.from_environment()
-            except SettingsError as error:
-                complain(f"the environment is not usable ({error}); the defaults are used")
-                settings = Settings.from_environment(
-                    environ={key: os.environ[key] for key in ("HOME", "XDG_STATE_HOME") if key in os.environ}
-                )
+            settings, errors = usable_settings()
+            for error in errors:
+                complain(f"a variable of the environment cannot be used, and what does less holds in its place: {error}")
             _meter = Meter(settings)
         return _meter
 

@@ -179,6 +179,45 @@ class Settings(msgspec.Struct, frozen=True):
         )
 
 
+STRICTER = {
+    "VOIGHT_ENABLED": "false",
+    "VOIGHT_REQUEST_IDENTITY": "false",
+    "VOIGHT_PII": "redact",
+    "VOIGHT_INGEST": "false",
+}
+"""What holds in the place of a variable that cannot be read. Every other one has its default then."""
+_TO_INGEST = ("VOIGHT_LEDGER", "VOIGHT_PRICES")
+"""Where one of these cannot be read, calls wait in the journal: no default can stand for it."""
+
+
+def usable_settings(environ: Mapping[str, str] = os.environ) -> tuple[Settings, list[SettingsError]]:
+    """
+    Return the settings of the environment, and what is wrong with it. A variable that cannot be read leaves all others as they are, and
+    falls back itself to what does less.
+    """
+    ours = {name: value for name, value in environ.items() if name.startswith("VOIGHT_")}
+    others = {name: value for name, value in environ.items() if name not in ours}
+    errors: list[SettingsError] = []
+    good: dict[str, str] = {}
+    for name, value in ours.items():
+        try:
+            Settings.from_environment(environ={**others, name: value})
+        except SettingsError as error:
+            errors.append(error if name in str(error) else SettingsError(f"{name}: {error}"))
+            if name in STRICTER:
+                good[name] = STRICTER[name]
+            elif name in _TO_INGEST:
+                good["VOIGHT_INGEST"] = "false"
+            elif name == "VOIGHT_PSEUDONYM_KEY":
+                good["VOIGHT_PII"] = STRICTER["VOIGHT_PII"]
+        else:
+            good.setdefault(name, value)
+    try:
+        return Settings.from_environment(environ={**others, **good}), errors
+    except SettingsError as error:  # variables that are good alone, and not together
+        return Settings.from_environment(environ={**others, **STRICTER}), [*errors, error]
+
+
 _Value = TypeVar("_Value")
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
