@@ -33,7 +33,7 @@ def test_the_defaults_are_in_the_state_folder() -> None:
     assert settings.ledger == "sqlite:////state/voight/ledger.db"
     assert settings.journal == Path("/state/voight/ledger.db.journal")
     assert (settings.release, settings.enabled) == (None, True)
-    assert settings.request_identity
+    assert settings.request_identity is None
     names = ("ledger", "journal", "release", "enabled", "request_identity", "prices", "pii", "pseudonym_key")
     names += ("header_key", "key", "agent", "events_url", "events_per_minute")
     assert settings.sources == dict.fromkeys((*names, "ingest", "journal_limit", "exit_timeout", "delivery"), "default")
@@ -72,7 +72,7 @@ def test_every_variable_is_read() -> None:
     )
     assert (settings.ingest, settings.journal_limit, settings.exit_timeout) == (False, 512_000_000, 2.5)
     assert settings.delivery == "synchronous"
-    assert not settings.request_identity
+    assert settings.request_identity is False
     assert settings.prices == Path("/c/prices.toml")
     assert (settings.ledger, settings.journal, settings.release, settings.enabled) == ("sqlite:////a/l.db", Path("/b/j"), "r1", False)
     assert settings.sources == {

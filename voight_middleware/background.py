@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from voight_middleware import open_calls
 from voight_middleware.call import Call
 from voight_middleware.delivery import FORK_SECONDS, Delivery, import_the_rest
 from voight_middleware.tag_values import complain
@@ -201,6 +202,7 @@ class Background:
         held = meter.held()
         done = delivery is None
         try:
+            open_calls.look_after()
             meter.journal.check()
             meter.journal.retry()
             if delivery is not None or held:

@@ -262,7 +262,7 @@ class Ingester:
             source = f"{progress.segment}:{start}"
             try:
                 record = decode(line)
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 self._reject(line, source, f"no record: {error}")
                 continue
             records.append(record)
@@ -350,9 +350,9 @@ class Ingester:
             self._set_aside = {known for _, known, _ in reasons(self.folder)}
         if source in self._set_aside:
             return
+        reject(self.folder, line, source, reason)  # first: a full disk refuses it, and the segment is read again
         self._set_aside.add(source)
         self.rejected += 1
-        reject(self.folder, line, source, reason)
         logger.warning("a journal line was set aside in %s (%s)", self.folder / REJECTED, reason.partition(":")[0])
 
 

@@ -13,6 +13,7 @@ import errno
 import fcntl
 import logging
 import os
+import stat
 import threading
 import time
 import uuid
@@ -70,7 +71,8 @@ class Journal:
         self._name: str | None = None
         self._size = 0
         self._end = 0
-        self._torn = False
+        self._torn = 0
+        """How many bytes at the end of the segment are part of a record."""
         self._failing = False
         self._full_until = 0.0
         self._told_dropped = 0
@@ -89,8 +91,8 @@ class Journal:
                 return
             self._size += len(line)
             try:
-                if os.write(self._fd, line) != len(line):
-                    self._torn = True
+                if (count := os.write(self._fd, line)) != len(line):
+                    self._torn += count
                     raise OSError("short write")
             except OSError as error:
                 self._keep(line, error)
@@ -189,10 +191,10 @@ class Journal:
         assert self._fd is not None
         data = b"\n" + line if self._torn else line
         self._size += len(data)
-        if os.write(self._fd, data) != len(data):
-            self._torn = True
+        if (count := os.write(self._fd, data)) != len(data):
+            self._torn += count
             raise OSError("short write")
-        self._torn = False
+        self._torn = 0
 
     def _keep(self, line: bytes, error: OSError) -> None:
         self._backlog.append(line)
@@ -201,9 +203,22 @@ class Journal:
 
     def _complain(self, error: OSError) -> None:
         self.failures += 1
+        if error.errno == errno.ENOSPC and self._fd is not None:
+            self._make_room()
         if not self._failing:
             self._failing = True
             logger.error("the journal in %s cannot be written (%s); calls are kept in memory until it can", self.folder, error)
+
+    def _make_room(self) -> None:
+        """The disk is full: close a segment that has records, so that its space comes back once they are in the ledger."""
+        assert self._fd is not None
+        with contextlib.suppress(OSError):
+            size = os.fstat(self._fd).st_size - self._torn
+            if self._torn:  # what was written of the last record is written again, elsewhere
+                os.ftruncate(self._fd, size)
+                self._torn = 0
+            if size:
+                self._close()
 
     def _drop(self) -> None:
         if self.dropped == self._told_dropped:
@@ -251,9 +266,11 @@ class Journal:
             unnamed.rename(self.folder / name)
         except OSError:
             os.close(fd)
+            with contextlib.suppress(OSError):
+                unnamed.unlink()
             raise
         self._close()
-        self._fd, self._name, self._size, self._torn = fd, name, 0, False
+        self._fd, self._name, self._size, self._torn = fd, name, 0, 0
 
     def _close(self) -> None:
         fd, name = self._fd, self._name
@@ -325,7 +342,9 @@ def segments(folder: Path) -> list[Segment]:
     found: list[tuple[float, Segment]] = []
     for path in folder.glob("*-*.jsonl"):
         with contextlib.suppress(FileNotFoundError):
-            found.append((path.stat().st_mtime, Segment(path)))
+            status = path.lstat()
+            if stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever, and a link may lead anywhere
+                found.append((status.st_mtime, Segment(path)))
     return [segment for _, segment in sorted(found, key=lambda pair: pair[0])]
 
 

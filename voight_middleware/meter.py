@@ -20,13 +20,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from voight_middleware import open_calls
 from voight_middleware.audience import Audience
 from voight_middleware.background import Background
 from voight_middleware.call import Call, Settlement, Submission
 from voight_middleware.delivery import hold_imports, renew_imports
 from voight_middleware.journal import Journal
 from voight_middleware.pseudonyms import Guard
-from voight_middleware.settings import EXIT_SECONDS, Settings, SettingsError
+from voight_middleware.settings import EXIT_SECONDS, Settings, SettingsError, usable_settings
 from voight_middleware.tag_values import clean_value, complain
 from voight_middleware.tags import NO_TAGS, Frame, Owner, Tags
 from voight_middleware.watchers import Watched, Watcher, Watchers
@@ -51,6 +52,9 @@ __all__ = (
 Listener = Callable[[Call], None]
 
 AGAIN_SECONDS = 0.5
+MAX_TEXT = 512
+"""The longest text of a call but its tags, such as a model's name, in characters."""
+_TEXTS = ("requested_model", "model", "host", "service_tier", "response_id", "error", "provider", "endpoint")
 HELD_CALLS = 100_000
 """How many calls wait for listeners at most; beyond it the oldest go unheard and are counted. The journal has them all the same."""
 
@@ -74,6 +78,7 @@ class Meter:
         self.synchronous = settings.delivery == "synchronous"
         """Whether a call waits until it is in the ledger, where it may."""
         self._told_left = False
+        self._closed = False
 
     def finish(self, call: Call, frame: Frame, captured: Owner, named: str | None = None, watched: Watched | None = None) -> None:
         """
@@ -86,6 +91,7 @@ class Meter:
             tags, attribution = captured if captured.tags.user_id is not None else frame.owner()
             unsettled = tags.user_id is None
             call.tags, call.attribution = self._stamped(tags, attribution, named)
+            _bound(call)
             if self.watchers.present or watched:
                 self.watchers.ended(watched, call)
             if self.listeners:
@@ -136,6 +142,8 @@ class Meter:
             return NO_TAGS
 
     def _wake(self) -> None:
+        if self._closed:
+            return  # a stream that is collected while the process ends: no thread can start, and its call is in the journal
         if self._background is None:
             self._start(wait=False)  # whoever holds the lock starts it; that may be this thread, collecting a dropped stream in there
         if self.synchronous:
@@ -172,7 +180,9 @@ class Meter:
     def flush(self, timeout: float = 10.0) -> bool:
         """Bring what this process has written into the ledger and to its listeners; whether it is there within *timeout* seconds."""
         deadline = time.monotonic() + timeout
-        return self._bring_in(timeout) and self._audience.wait(deadline - time.monotonic())
+        open_calls.collect()
+        read = open_calls.wait_for_readers(deadline)
+        return self._bring_in(max(0.0, deadline - time.monotonic())) and self._audience.wait(deadline - time.monotonic()) and read
 
     def _bring_in(self, timeout: float) -> bool:
         if self._background is None:
@@ -192,6 +202,7 @@ class Meter:
         """
         timeout = self.settings.exit_timeout if timeout is None else timeout
         deadline = time.monotonic() + timeout
+        open_calls.wait_for_readers(deadline)
         done = self._bring_in(min(timeout, AGAIN_SECONDS) if self._told_left else timeout)
         if not done and not self._told_left:
             self._told_left = True
@@ -211,6 +222,7 @@ class Meter:
         done = False
         with contextlib.suppress(Exception):
             done = self.flush_before_exit(timeout)
+        self._closed = True
         self.journal.end()
         with self._start_lock:
             background, self._background = self._background, None
@@ -232,6 +244,7 @@ class Meter:
         self._start_lock = threading.Lock()
         self._held = {}
         self._audience.renew()
+        self._closed = False
         self.counters = Counter()
         self.journal.after_fork()
 
@@ -272,6 +285,14 @@ class Meter:
                 self._start_lock.release()
 
 
+def _bound(call: Call) -> None:
+    """Cut texts that a client or a provider may have made as long as it likes."""
+    for name in _TEXTS:
+        value = getattr(call, name)
+        if value is not None and len(value) > MAX_TEXT:
+            setattr(call, name, value[:MAX_TEXT])
+
+
 def _make_whole(call: Call) -> None:
     """Spell out halves of characters (lone surrogates), which no file and no ledger can hold."""
     for name in call.__struct_fields__:
@@ -294,13 +315,9 @@ def _make_meter() -> Meter:
     global _meter
     with _meter_lock:
         if _meter is None:
-            try:
-                settings = Settings.from_environment()
-            except SettingsError as error:
-                complain(f"the environment is not usable ({error}); the defaults are used")
-                settings = Settings.from_environment(
-                    environ={key: os.environ[key] for key in ("HOME", "XDG_STATE_HOME") if key in os.environ}
-                )
+            settings, errors = usable_settings()
+            for error in errors:
+                complain(f"a variable of the environment cannot be used, and what does less holds in its place: {error}")
             _meter = Meter(settings)
         return _meter
 
@@ -384,7 +401,8 @@ def configure(
             listener makes itself is a call as any other, and heard too. A listener that is a ``Watcher`` sees calls begin and end.
         enabled: False meters nothing. ``VOIGHT_ENABLED``.
         request_identity: Whether a call without any other owner belongs to the user that its request names to the provider
-            (``safety_identifier``, ``user``, ``user_profile_id``, ``metadata.user_id``); by default it does. ``VOIGHT_REQUEST_IDENTITY``.
+            (``safety_identifier``, ``user``, ``user_profile_id``, ``metadata.user_id``). By default it does outside of web requests and
+            jobs. Inside, the body may be what an anonymous client has sent: True trusts it. ``VOIGHT_REQUEST_IDENTITY``.
         prices: A TOML file of your own prices: negotiated rates, models of your own. It is read when the process begins to price;
             ``voight prices check`` reads it now. ``VOIGHT_PRICES``.
         pii: What becomes of a tag that holds an e-mail address, a phone or card number, a wallet, a token or a key: ``pseudonym`` (by
@@ -453,7 +471,11 @@ def flush(timeout: float = 10.0) -> bool:
 
 
 def flush_before_exit() -> bool:
-    """As ``flush``, where the process is about to end: in the time of the setting ``exit_timeout``, and saying once what stays behind."""
+    """
+    As ``flush``, where the process is about to end: in the time of the setting ``exit_timeout``, and saying once what stays behind. What
+    is still open ends.
+    """
+    open_calls.end_all()
     return current_meter().flush_before_exit()
 
 
@@ -489,6 +511,7 @@ def _after_fork() -> None:
 
 
 def _at_exit() -> None:
+    open_calls.end_all()
     if _meter is not None:
         _meter.close()
 

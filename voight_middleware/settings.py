@@ -59,8 +59,11 @@ class Settings(msgspec.Struct, frozen=True):
     """The folder of this host's journals."""
     release: str | None = None
     enabled: bool = True
-    request_identity: bool = True
-    """Whether the user that a request names to the provider owns a call that has no other owner."""
+    request_identity: bool | None = None
+    """
+    Whether the user that a request names to the provider owns a call that has no other owner. None: only outside of web requests and
+    jobs, whose bodies may be their client's.
+    """
     prices: Path | None = None
     """The file of the user's own prices."""
     pii: Mapping[str, str] = {}
@@ -133,6 +136,9 @@ class Settings(msgspec.Struct, frozen=True):
                 raise SettingsError(f"{sources[name]}: {name} is {word!r}; use one of {', '.join(_SWITCH)}")
             return _SWITCH[word]
 
+        def maybe(name: str, given: bool | None, variable: str) -> bool | None:
+            return None if first(name, given, variable) is None else switch(name, given, variable)
+
         def read(name: str, given: object, variable: str, reader: Callable[[str], _Value], default: _Value) -> _Value:
             text = first(name, given, variable)
             try:
@@ -159,7 +165,7 @@ class Settings(msgspec.Struct, frozen=True):
             journal=usable_journal(url, environ) if folder is None else _absolute(folder, "the journal"),
             release=clean_value(own_release or ""),
             enabled=switch("enabled", enabled, "VOIGHT_ENABLED"),
-            request_identity=switch("request_identity", request_identity, "VOIGHT_REQUEST_IDENTITY"),
+            request_identity=maybe("request_identity", request_identity, "VOIGHT_REQUEST_IDENTITY"),
             prices=None if own_prices is None else _absolute(own_prices, "the file of prices"),
             pii=_policies(policy if pii is None else pii, sources["pii"]),
             pseudonym_keys=() if keys is None else read_keys(keys, sources["pseudonym_key"]),
@@ -171,6 +177,45 @@ class Settings(msgspec.Struct, frozen=True):
             delivery=read("delivery", delivery, "VOIGHT_DELIVERY", _delivery, "background"),
             sources=sources,
         )
+
+
+STRICTER = {
+    "VOIGHT_ENABLED": "false",
+    "VOIGHT_REQUEST_IDENTITY": "false",
+    "VOIGHT_PII": "redact",
+    "VOIGHT_INGEST": "false",
+}
+"""What holds in the place of a variable that cannot be read. Every other one has its default then."""
+_TO_INGEST = ("VOIGHT_LEDGER", "VOIGHT_PRICES")
+"""Where one of these cannot be read, calls wait in the journal: no default can stand for it."""
+
+
+def usable_settings(environ: Mapping[str, str] = os.environ) -> tuple[Settings, list[SettingsError]]:
+    """
+    Return the settings of the environment, and what is wrong with it. A variable that cannot be read leaves all others as they are, and
+    falls back itself to what does less.
+    """
+    ours = {name: value for name, value in environ.items() if name.startswith("VOIGHT_")}
+    others = {name: value for name, value in environ.items() if name not in ours}
+    errors: list[SettingsError] = []
+    good: dict[str, str] = {}
+    for name, value in ours.items():
+        try:
+            Settings.from_environment(environ={**others, name: value})
+        except SettingsError as error:
+            errors.append(error if name in str(error) else SettingsError(f"{name}: {error}"))
+            if name in STRICTER:
+                good[name] = STRICTER[name]
+            elif name in _TO_INGEST:
+                good["VOIGHT_INGEST"] = "false"
+            elif name == "VOIGHT_PSEUDONYM_KEY":
+                good["VOIGHT_PII"] = STRICTER["VOIGHT_PII"]
+        else:
+            good.setdefault(name, value)
+    try:
+        return Settings.from_environment(environ={**others, **good}), errors
+    except SettingsError as error:  # variables that are good alone, and not together
+        return Settings.from_environment(environ={**others, **STRICTER}), [*errors, error]
 
 
 _Value = TypeVar("_Value")

@@ -16,6 +16,9 @@ logger = logging.getLogger(__name__)
 MAX_LENGTH = 256
 """The longest tag value, in characters. A longer one keeps its beginning and a hash, so that two users stay two users."""
 
+MAX_EXTRA = 64
+"""The most extra keys of one call. The first ones are kept."""
+
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]{0,63}")
 _complained: set[str] = set()
@@ -69,7 +72,15 @@ def keep_extra(values: Mapping[Any, object]) -> dict[str, str]:
             complain(f"tag key {str(key)[:80]!r} is left out: a key has letters, digits, '_', '.' or '-', at most 64")
         elif (text := keep_value(key, value)) is not None:
             extra[key] = text
-    return extra
+    return first_extra(extra)
+
+
+def first_extra(extra: dict[str, str]) -> dict[str, str]:
+    """Return *extra*, or its first ``MAX_EXTRA`` keys, which is logged once."""
+    if len(extra) <= MAX_EXTRA:
+        return extra
+    complain(f"extra tags are left out: a call has {MAX_EXTRA} at most")
+    return dict(list(extra.items())[:MAX_EXTRA])
 
 
 def complain(message: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, cast
 
 import msgspec
 
-from voight_middleware.tag_values import keep_extra, keep_value
+from voight_middleware.tag_values import first_extra, keep_extra, keep_value
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -48,7 +48,7 @@ class Tags(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
             route=self.route if inner.route is None else inner.route,
             release=self.release if inner.release is None else inner.release,
             session_id=self.session_id if inner.session_id is None else inner.session_id,
-            extra={**self.extra, **inner.extra} if inner.extra else self.extra,
+            extra=first_extra({**inner.extra, **self.extra, **inner.extra}) if inner.extra else self.extra,
         )
 
 

@@ -20,6 +20,7 @@ from celery import current_task
 
 from voight_middleware.boundary.jobs import KEY, NOBODY, bound_to_message, stamp
 from voight_middleware.meter import current_meter
+from voight_middleware.open_calls import end_all
 
 __all__ = ["instrument_celery"]
 
@@ -81,7 +82,8 @@ def _after_task(task: Any, **_: Any) -> None:
 
 
 def _before_exit(**_: Any) -> None:
-    current_meter().close()  # a process of the pool ends without `atexit`
+    end_all()  # a process of the pool ends without `atexit`
+    current_meter().close()
 
 
 def _stamp_next(request: Any, text: str | None) -> None:

@@ -57,7 +57,7 @@ MUTATIONS: list[Mutation] = [
         ),
         (
             "extra keys of the inner tags replace all outer ones",
-            "extra={**self.extra, **inner.extra} if inner.extra else self.extra",
+            "extra=first_extra({**inner.extra, **self.extra, **inner.extra}) if inner.extra else self.extra",
             "extra=inner.extra or self.extra",
         ),
         tests="tests/test_tags.py tests/context",
@@ -175,8 +175,13 @@ MUTATIONS: list[Mutation] = [
             "            self.possibly_billed += 0",
         ),
         (
+            "an anonymous client charges whom its body names",
+            "        return self.frame.scope is None if wanted is None else wanted",
+            "        return True",
+        ),
+        (
             "the user that a request names wins over the one who is signed in",
-            "named = _named_user(body) if self.owner.tags.user_id is None and meter.settings.request_identity else None",
+            "named = _named_user(body) if self.owner.tags.user_id is None and self._may_name_its_user() else None",
             "named = _named_user(body)",
         ),
         (
@@ -205,8 +210,13 @@ MUTATIONS: list[Mutation] = [
         ),
         (
             "a refused stream is not sent again as the caller wrote it",
-            "        self.asked_for_usage = False\n        _refusing_usage.add(self.host)\n",
-            "        _refusing_usage.add(self.host)\n        return False\n",
+            "        self.asked_for_usage = False\n        return True\n",
+            "        self.asked_for_usage = False\n        return False\n",
+        ),
+        (
+            "a host that has refused once is never asked again",
+            "    if time.monotonic() < until:",
+            "    if until:",
         ),
         (
             "a refused answer is a call of its own",
@@ -277,7 +287,7 @@ MUTATIONS: list[Mutation] = [
         "journal.py",
         (
             "a short write loses the record",
-            '                if os.write(self._fd, line) != len(line):\n                    self._torn = True\n                    raise OSError("short write")',
+            '                if (count := os.write(self._fd, line)) != len(line):\n                    self._torn += count\n                    raise OSError("short write")',
             "                os.write(self._fd, line)",
         ),
         (

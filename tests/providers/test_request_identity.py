@@ -4,9 +4,11 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from voight_middleware import CostTagMiddleware, tag, wrap
+from voight_middleware.boundary.jobs import bound_to_message
 from voight_middleware.meter import Meter, swap_meter
 from voight_middleware.settings import Settings
 
@@ -62,8 +64,8 @@ def test_an_explicit_tag_is_above_it(provider: Provider, calls: Calls) -> None:
 
 
 @pytest.mark.parametrize("user", ["u_1", None])
-async def test_a_getter_is_above_it(user: str | None, provider: Provider, calls: Calls) -> None:
-    """Inside a web request the signed-in user owns the call; where there is none, the one that the request names does."""
+async def test_in_a_web_request_only_the_getter_names_the_user(user: str | None, provider: Provider, calls: Calls) -> None:
+    """An anonymous client charges nobody by what it sends, which an application may pass on."""
     client = wrap(provider.client("openai", asynchronous=True))
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -72,7 +74,41 @@ async def test_a_getter_is_above_it(user: str | None, provider: Provider, calls:
     await CostTagMiddleware(app, user_getter=lambda request: user)({"type": "http", "headers": [], "path": "/"}, _nothing, _nothing)
 
     call = await asyncio.to_thread(calls.one)
-    assert (call.tags.user_id, call.attribution) == ((user, "getter") if user else ("u_7", "request"))
+    assert (call.tags.user_id, call.attribution) == ((user, "getter") if user else (None, "none"))
+
+
+async def test_it_can_be_trusted_in_web_requests_too(provider: Provider, calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By choice, where the application makes the body itself."""
+    monkeypatch.setattr(calls.meter, "settings", msgspec.structs.replace(calls.meter.settings, request_identity=True))
+    client = wrap(provider.client("openai", asynchronous=True))
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await chat(client, user="u_7")
+
+    await CostTagMiddleware(app, user_getter=lambda request: None)({"type": "http", "headers": [], "path": "/"}, _nothing, _nothing)
+
+    call = await asyncio.to_thread(calls.one)
+    assert (call.tags.user_id, call.attribution) == ("u_7", "request")
+
+
+def test_a_job_names_nobody_by_what_it_sends(provider: Provider, calls: Calls) -> None:
+    """Its arguments may be a client's too."""
+    with bound_to_message(None, "summarize"):
+        chat(wrap(provider.client("openai")), user="u_7")
+    assert calls.one().tags.user_id is None
+
+
+async def test_a_getter_that_fails_names_nobody(provider: Provider, calls: Calls) -> None:
+    """The call is an ``error``, and not of whom its body names."""
+    client = wrap(provider.client("openai", asynchronous=True))
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await chat(client, user="u_7")
+
+    await CostTagMiddleware(app, user_getter=lambda request: 1 / 0)({"type": "http", "headers": [], "path": "/"}, _nothing, _nothing)
+
+    call = await asyncio.to_thread(calls.one)
+    assert (call.tags.user_id, call.attribution) == (None, "error")
 
 
 async def test_a_user_who_signs_in_later_is_above_it(provider: Provider, own_calls: Calls) -> None:

@@ -187,7 +187,9 @@ class Scope:
         try:
             value = getter(request)
             return self._wait_for(value, getter, request) if isinstance(value, Awaitable) else value
-        except Exception as error:
+        except BaseException as error:
+            if _is_not_the_getters(error):
+                raise
             self.fail(getattr(getter, "__name__", "getter"), error)
             return None
 
@@ -195,7 +197,9 @@ class Scope:
         try:
             value = getter(request)
             return await value if isinstance(value, Awaitable) else value
-        except Exception as error:
+        except BaseException as error:
+            if _is_not_the_getters(error):
+                raise
             self.fail(getattr(getter, "__name__", "getter"), error)
             return None
 
@@ -240,11 +244,28 @@ class Scope:
                 self.fail("user_getter", error, f" ({error})")
         return make_tags({**(tags or {}), **{name: value for name, value in values.items() if value is not None}})
 
-    def fail(self, getter: str, error: Exception, hint: str = "") -> None:
+    def fail(self, getter: str, error: BaseException, hint: str = "") -> None:
         """Count and log what a getter raised: calls without any other owner are an ``error``."""
         self._failed = True
         current_meter().counters["getter_errors"] += 1
         complain(f"{getter} raised {type(error).__name__}: calls of such requests have no owner{hint}")  # its text may name the user
+
+
+def _is_not_the_getters(error: BaseException) -> bool:
+    """Return whether an exception is meant for the application: an interrupt, or the cancellation of the task that asks."""
+    if isinstance(error, KeyboardInterrupt | GeneratorExit):
+        return True
+    kind = type(error)
+    if kind.__name__ == "Cancelled" and kind.__module__.startswith("trio"):
+        return True
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is None or not isinstance(error, asyncio.CancelledError):
+        return False
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # no event loop runs here
+        return False
+    return task is not None and task.cancelling() > 0
 
 
 @functools.lru_cache(256)

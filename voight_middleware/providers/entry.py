@@ -8,7 +8,6 @@ watched as it passes by. Whatever its end, it becomes one call; the answers of a
 from __future__ import annotations
 
 import hashlib
-import threading
 import time
 from collections.abc import Mapping
 from contextvars import ContextVar
@@ -16,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from voight_middleware import open_calls
 from voight_middleware.call import Beginning, Call, Submission, job_call_id, new_call_id
 from voight_middleware.meter import current_meter, note
 from voight_middleware.providers.answers import Answer, Endpoint, NotLines, StreamReader, estimate_tokens, is_null, kept, text_or_none
@@ -193,10 +193,15 @@ class Entry:
                     call.duration = None
                     if answer.created_at is not None:
                         call.occurred_at = answer.created_at * 1_000_000
-            named = _named_user(body) if self.owner.tags.user_id is None and meter.settings.request_identity else None
+            named = _named_user(body) if self.owner.tags.user_id is None and self._may_name_its_user() else None
             meter.finish(call, self.frame, self.owner, named, self.watched)
         except Exception as error:
             note(error)
+
+    def _may_name_its_user(self) -> bool:
+        """Return whether the request's body may say whose call it is: within a web request or a job it may be a client's own text."""
+        wanted = current_meter().settings.request_identity
+        return self.frame.scope is None if wanted is None else wanted
 
     def failed(self, error: BaseException) -> None:
         """The request raised; answers that it got before are metered already."""
@@ -314,7 +319,7 @@ class Entry:
         """Batches that were begun, or in which a file of answers was seen."""
         endpoint, request = self.endpoint, self.body if isinstance(self.body, Mapping) else {}
         assert endpoint.jobs is not None
-        identify = current_meter().settings.request_identity
+        identify = self._may_name_its_user()
         for job in endpoint.jobs(body, request):
             name = f"{self.provider}/{job.id}"
             if job.part_of is not None:
@@ -325,9 +330,9 @@ class Entry:
                     self._submit(f"{name}/{_digest(part)}", name, user)
 
     def lines_read(self, body: bytes) -> None:
-        """A whole file of batch answers is there; a large one is read in a thread of its own, as it may take a second."""
+        """Read a whole file of batch answers; a large one in a thread of its own, as it may take a second. ``flush()`` waits for it."""
         if len(body) > _AT_ONCE_BYTES:
-            threading.Thread(target=self._all_lines, args=(body,), name="voight-batch").start()
+            open_calls.read_in_thread(lambda: self._all_lines(body), "voight-batch")
         else:
             self._all_lines(body)
 

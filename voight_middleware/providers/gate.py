@@ -211,10 +211,14 @@ def _sync_request(original: Callable[..., Any], sdk: str, routes: Routes) -> Cal
             for tried in (entry.options, options):
                 entry.trying = tried
                 try:
-                    return original(self, cast_to, tried, stream=stream, stream_cls=stream_cls)
+                    result = original(self, cast_to, tried, stream=stream, stream_cls=stream_cls)
                 except BaseException as error:
                     if not _goes_on(entry, error):
                         raise
+                else:
+                    if tried is not entry.options:
+                        entry.answered_without_usage()
+                    return result
         finally:
             current_entry.set(outer)
             if entry is not None:
@@ -243,10 +247,14 @@ def _async_request(original: Callable[..., Any], sdk: str, routes: Routes) -> Ca
             for tried in (entry.options, options):
                 entry.trying = tried
                 try:
-                    return await original(self, cast_to, tried, stream=stream, stream_cls=stream_cls)
+                    result = await original(self, cast_to, tried, stream=stream, stream_cls=stream_cls)
                 except BaseException as error:
                     if not _goes_on(entry, error):
                         raise
+                else:
+                    if tried is not entry.options:
+                        entry.answered_without_usage()
+                    return result
         finally:
             current_entry.set(outer)
             if entry is not None:

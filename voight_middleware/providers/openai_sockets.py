@@ -6,7 +6,6 @@ Source of the shapes: OpenAI API reference, "Realtime server events", "Responses
 
 from __future__ import annotations
 
-import atexit
 import os
 import time
 import weakref
@@ -16,6 +15,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
+from voight_middleware import open_calls
 from voight_middleware.meter import current_meter
 from voight_middleware.providers.answers import NULL, Answer, Endpoint, estimate_tokens, is_null, kept, read_answer
 from voight_middleware.providers.entry import ByHand, Entry, current_entry
@@ -399,10 +399,10 @@ _open: weakref.WeakSet[Socket] = weakref.WeakSet()
 
 
 def _end_all() -> None:
-    """The process ends with connections that nobody has closed: before the meter is, which was registered earlier."""
+    """End the connections that nobody has closed."""
     for socket in list(_open):
         quietly(socket.end)
 
 
-atexit.register(_end_all)
+open_calls.on_end_all(_end_all)
 os.register_at_fork(after_in_child=_open.clear)  # a parent's connections are the parent's to count

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,8 +22,10 @@ from voight_middleware.tag_values import complain
 
 _RAW_HEADER = "X-Stainless-Raw-Response"
 
-_refusing_usage: set[str] = set()
-"""Hosts that refused ``stream_options``."""
+REFUSAL_SECONDS = 3600.0
+"""How long a host that refused ``stream_options`` is not asked again: it may be upgraded."""
+_refusing_usage: dict[str, float] = {}
+"""Hosts that refused ``stream_options`` and then answered without, and until when they are not asked (``time.monotonic``)."""
 
 
 class SdkEntry(Entry):
@@ -46,7 +49,7 @@ class SdkEntry(Entry):
         Nothing is asked where the caller decided himself, or reads the raw body and would see that chunk.
         """
         body = self.body
-        if not isinstance(body, dict) or self.host in _refusing_usage:
+        if not isinstance(body, dict) or _refuses_usage(self.host):
             return
         wish = body.get("stream_options")
         extra = getattr(options, "extra_json", None) or {}
@@ -60,15 +63,23 @@ class SdkEntry(Entry):
         self.asked_for_usage = True
 
     def may_go_without_usage(self, error: BaseException) -> bool:
-        """Whether a server refused our ``stream_options``: then the caller's own request is sent once more, as he wrote it."""
+        """
+        Return whether a server seems to have refused our ``stream_options``. Then the caller's own request is sent once more.
+
+        A refusal that is about something else may quote the caller: only an answer to the second request shows that it was about ours.
+        """
         if not self.asked_for_usage or getattr(error, "status_code", None) not in (400, 422):
             return False
-        if "stream_options" not in str(error):
+        param = getattr(error, "param", None)
+        if "stream_options" not in (param if isinstance(param, str) else str(error)):
             return False
         self.asked_for_usage = False
-        _refusing_usage.add(self.host)
-        quietly(complain, "a server refused stream_options.include_usage; its streams are metered by estimate")
         return True
+
+    def answered_without_usage(self) -> None:
+        """Remember that the host answers a stream only where usage is not asked for. Never raises."""
+        _refusing_usage[self.host] = time.monotonic() + REFUSAL_SECONDS
+        quietly(complain, "a server refused stream_options.include_usage; its streams are metered by estimate")
 
     def watch(self, response: Any, result: Any, retries: int) -> None:
         """Meter an answer: at once where it is whole, at its end where it is streamed."""
@@ -129,6 +140,16 @@ class SdkEntry(Entry):
 
         result.parse = functools.wraps(parse)(aparse_and_tap if inspect.iscoroutinefunction(parse) else parse_and_tap)
         watch_close(response, closed, body)
+
+
+def _refuses_usage(host: str) -> bool:
+    until = _refusing_usage.get(host)
+    if until is None:
+        return False
+    if time.monotonic() < until:
+        return True
+    _refusing_usage.pop(host, None)
+    return False
 
 
 def _whose(client: Any, sdk: str) -> tuple[str, str]:

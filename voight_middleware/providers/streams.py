@@ -9,11 +9,14 @@ cycle keeps a dropped stream alive.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Generic, TypeVar
 
+from voight_middleware import open_calls
 from voight_middleware.meter import note
 from voight_middleware.providers.answers import StreamReader
 from voight_middleware.providers.bodies import AsyncPassing, Body, Passing
@@ -48,6 +51,7 @@ class Ending:
         """Whether an event is being waited for: the SDK closes the response before the end reaches the tap, which knows it better."""
         self.first_event: int | None = None
         self._report = [report]
+        open_calls.begun(self)
 
     def end(self, outcome: str, error: BaseException | None = None) -> None:
         """Report the end, once."""
@@ -55,7 +59,12 @@ class Ending:
             report = self._report.pop()  # atomic: a finalizer may run here at any time, and in any thread
         except IndexError:
             return
+        open_calls.ended(self)
         report(self.reader, outcome, error, self.first_event)
+
+    def forget(self) -> None:
+        """Report nothing: in a forked child, the stream is its parent's."""
+        self._report.clear()
 
     def exhausted(self) -> None:
         """The stream has no more events."""
@@ -210,6 +219,7 @@ class _Closing:
         self._closed: Callable[[], None] | None = closed
         self._body = body
         self.stream_observer = getattr(inner, "stream_observer", None)  # anthropic 2.x asks for it at every event
+        _open.add(self)
 
     def __iter__(self) -> Iterator[bytes]:
         parts = iter(self._inner)
@@ -238,11 +248,31 @@ class _Closing:
         self._tell()
 
     def _tell(self) -> None:
+        _open.discard(self)
         closed, self._closed = self._closed, None
         if closed is not None:
             quietly(closed)
 
 
+_open: weakref.WeakSet[_Closing] = weakref.WeakSet()
+"""The byte streams that nobody has closed."""
+
+
+def _close_all() -> None:
+    """Report what has passed of each byte stream that is still open."""
+    for stream in list(_open):
+        stream._tell()
+
+
+def _forget_all() -> None:
+    """In a forked child: the byte streams are its parent's to report."""
+    for stream in list(_open):
+        stream._closed = None
+    _open.clear()
+
+
+open_calls.on_end_all(_close_all)
+os.register_at_fork(after_in_child=_forget_all)
 _closing_classes: dict[tuple[type, type], Any] = {}
 
 
