@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from voight_middleware.call import Call, Record, Submission, is_new_call_id
+from voight_middleware.hosts import host_name
 from voight_middleware.journal import REJECTED, Election, Segment, decode, reasons, reject, segments
 from voight_middleware.ledger import Ledger, LedgerError, Progress, Window, open_ledger
 from voight_middleware.outbox import Entry, Outbox, open_outbox
@@ -42,6 +43,7 @@ _encode_usage = msgspec.json.Encoder(decimal_format="number").encode
 def complete(call: Call, book: PriceBook) -> None:
     """Fill in usage and cost of a call as it came from the journal. What cannot be read becomes a reason, never an exception."""
     call.components, call.usage, call.price, call.list_femto, call.cost_reasons = (), None, None, None, ()
+    call.host = host_name(call.host)  # journals of older versions have whole URLs
     try:
         _complete(call, book)
     except Exception as error:  # one call that nobody has thought of must not stop the others
