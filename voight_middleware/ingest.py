@@ -23,6 +23,8 @@ from voight_middleware.journal import REJECTED, Election, Segment, decode, reaso
 from voight_middleware.ledger import Ledger, LedgerError, Progress, Window, open_ledger
 from voight_middleware.outbox import Entry, Outbox, open_outbox
 from voight_middleware.pricing import STANDARD, OverridesError, PriceBook, Terms, open_book, price
+from voight_middleware.pricing.bills import reported_cost
+from voight_middleware.pricing.cost import UNREADABLE
 from voight_middleware.tag_values import complain
 from voight_middleware.usage import Component, Usage, UsageError, read_usage, unknown_counts
 
@@ -57,12 +59,12 @@ def _complete(call: Call, book: PriceBook) -> None:
         try:
             raw = _decode_usage(call.raw_usage)
             call.raw_usage = _encode_usage(raw).decode()
+            terms, reported = _terms(call, raw), reported_cost(call, raw)
             call.components = read_usage(call.endpoint, raw)
-            terms, reported = _terms(call, raw), _reported_cost(call, raw)
             if unknown := unknown_counts(call.endpoint, raw):
                 call.cost_reasons = tuple(f"usage has {name}, which is not known here" for name in unknown)
         except (UsageError, msgspec.DecodeError) as error:
-            call.cost_reasons = (f"unreadable usage: {error}",)
+            call.cost_reasons = (f"{UNREADABLE}: {error}",)
     elif call.service_tier is not None or call.batch:
         terms = _terms(call, {})
     if call.tool_calls or call.estimated:
@@ -89,24 +91,6 @@ def _terms(call: Call, raw: Mapping[str, Any]) -> Terms:
 
 def _text(value: object) -> str | None:
     return value if isinstance(value, str) else None
-
-
-def _reported_cost(call: Call, raw: Mapping[str, Any]) -> Decimal | None:
-    """
-    What the provider itself says that the call cost, in US dollars.
-
-    Source: OpenRouter, "Usage accounting": ``cost`` in credits, one for each dollar; with a key of one's own for the provider behind
-    it, that provider's bill comes on top.
-    """
-    cost = raw.get("cost")
-    if call.provider != "openrouter" or isinstance(cost, bool) or not isinstance(cost, int | Decimal) or cost < 0:
-        return None
-    total = Decimal(cost)
-    details = raw.get("cost_details")
-    upstream = details.get("upstream_inference_cost") if isinstance(details, Mapping) else None
-    if raw.get("is_byok") is True and isinstance(upstream, int | Decimal):
-        total += upstream
-    return total
 
 
 def _added(call: Call) -> tuple[Component, ...]:

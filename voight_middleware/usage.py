@@ -128,6 +128,7 @@ _KNOWN_KEYS = frozenset(
         *("image_tokens", "cached_text_tokens", "cached_image_tokens", "images", "seconds", "characters", "num_requests"),
         *("cache_read_input_tokens", "cache_creation_input_tokens", "ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens"),
         *("web_search_requests", "web_fetch_requests", "num_cached_tokens", "prompt_cache_hit_tokens", "cost"),
+        *("cost_in_usd_ticks",),
         *("promptTokenCount", "candidatesTokenCount", "cachedContentTokenCount", "thoughtsTokenCount", "toolUsePromptTokenCount"),
         *("inputTokens", "outputTokens", "cacheReadInputTokens", "cacheWriteInputTokens", "tokenCount"),
         # parts, totals and repetitions of those, and times: information

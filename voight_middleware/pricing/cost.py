@@ -33,6 +33,8 @@ COUNTS = (
 """The counts of a usage that are billed, each by a unit price of its own."""
 _BILLED = frozenset(COUNTS)
 _FIELDS = Usage.__struct_fields__
+UNREADABLE = "unreadable usage"
+"""How a reason begins that says that the tokens of a call are not known."""
 _FREE_TOOLS = frozenset({"web_fetch"})
 """Source: Anthropic, "Web fetch tool", pricing: no charge beyond the tokens."""
 FREE = frozenset({"moderations", "count_tokens"})
@@ -80,7 +82,9 @@ def price(call: Call, book: PriceBook, terms: Terms = STANDARD, reported: Decima
     if reported is not None:
         call.list_femto = call.cost_femto
         call.cost_femto = int(CONTEXT.to_integral_value(CONTEXT.scaleb(reported, 15)))
-        call.cost_status, call.cost_reasons = ("partial", asides) if call.possibly_billed else ("priced", ())
+        call.cost_status = "partial" if call.possibly_billed else "priced"
+        # The bill settles what our prices lack, and not what is unknown about the call itself.
+        call.cost_reasons = asides if call.possibly_billed else tuple(one for one in asides if one.startswith(UNREADABLE))
 
 
 def _price_by_list(call: Call, book: PriceBook, terms: Terms) -> None:
