@@ -384,7 +384,7 @@ MUTATIONS: list[Mutation] = [
         ),
         (
             "reasoning is billed twice",
-            "                yield name, count - apart",
+            "                yield name, count if beside else count - apart",
             "                yield name, count",
         ),
         (

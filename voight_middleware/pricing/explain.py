@@ -135,7 +135,7 @@ def _counts(usage: Usage, units: Mapping[str, Decimal], minimum: Mapping[str, An
             count = max(count, least)
         if apart and name == "output":
             yield "reasoning", apart
-            count -= apart
+            count -= 0 if apart > count else apart
         yield name, count
     yield from ((tool, count) for tool, count in (usage.tools or {}).items() if count)
     if "request" in units:
