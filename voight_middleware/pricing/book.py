@@ -133,7 +133,7 @@ class PriceBook:
 
     def rates(self, call: Call, model: str | None, terms: Terms = STANDARD) -> RateTable | None:
         """The rates for a call's *model* (its own, where None) at the time of the call; None where no price is known."""
-        names = (model,) if model is not None else (call.model, call.requested_model)
+        names: tuple[str | None, ...] = (model,) if model is not None else (call.model, call.requested_model)
         if model is None and billed_by_the_hour(call) is not None:
             names = (call.requested_model,)  # the model that answers has no price here: yours for the name that was asked for has
         key = (call.provider, call.host, names, terms, call.occurred_at // HOUR)
