@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -18,18 +18,20 @@ from typing import Any
 import msgspec
 
 from voight_middleware.call import Call, Record, Submission, is_new_call_id
+from voight_middleware.hosts import host_name
 from voight_middleware.journal import REJECTED, Election, Segment, decode, reasons, reject, segments
 from voight_middleware.ledger import Ledger, LedgerError, Progress, Window, open_ledger
 from voight_middleware.outbox import Entry, Outbox, open_outbox
-from voight_middleware.pricing import STANDARD, OverridesError, PriceBook, Terms, open_book, price
+from voight_middleware.pricing import STANDARD, OverridesError, PriceBook, open_book, price
+from voight_middleware.pricing.bills import reported_cost
+from voight_middleware.pricing.cost import UNREADABLE
+from voight_middleware.pricing.terms import terms_of
 from voight_middleware.tag_values import complain
 from voight_middleware.usage import Component, Usage, UsageError, read_usage, unknown_counts
 
 logger = logging.getLogger(__name__)
 
 BATCH = 500
-DEFAULT_SIZE = "1024x1024"
-"""Of a dall-e picture whose size was not asked for. Source: OpenAI API reference, "Create image", ``size``."""
 _SLICE = 50
 _READ_BYTES = 256 * 1024
 _ALIKE = 20
@@ -42,6 +44,7 @@ _encode_usage = msgspec.json.Encoder(decimal_format="number").encode
 def complete(call: Call, book: PriceBook) -> None:
     """Fill in usage and cost of a call as it came from the journal. What cannot be read becomes a reason, never an exception."""
     call.components, call.usage, call.price, call.list_femto, call.cost_reasons = (), None, None, None, ()
+    call.host = host_name(call.host)  # journals of older versions have whole URLs
     try:
         _complete(call, book)
     except Exception as error:  # one call that nobody has thought of must not stop the others
@@ -55,56 +58,18 @@ def _complete(call: Call, book: PriceBook) -> None:
         try:
             raw = _decode_usage(call.raw_usage)
             call.raw_usage = _encode_usage(raw).decode()
+            terms, reported = terms_of(call, raw), reported_cost(call, raw)
             call.components = read_usage(call.endpoint, raw)
-            terms, reported = _terms(call, raw), _reported_cost(call, raw)
             if unknown := unknown_counts(call.endpoint, raw):
                 call.cost_reasons = tuple(f"usage has {name}, which is not known here" for name in unknown)
         except (UsageError, msgspec.DecodeError) as error:
-            call.cost_reasons = (f"unreadable usage: {error}",)
+            call.cost_reasons = (f"{UNREADABLE}: {error}",)
     elif call.service_tier is not None or call.batch:
-        terms = _terms(call, {})
+        terms = terms_of(call, {})
     if call.tool_calls or call.estimated:
         call.components = _added(call)
     call.usage = _total(call.components)
     price(call, book, terms, reported)
-
-
-def _terms(call: Call, raw: Mapping[str, Any]) -> Terms:
-    """Under which terms the provider says that it has answered. Anthropic's usage calls the batch rate a tier."""
-    get = raw.get
-    if call.service_tier is None:
-        call.service_tier = _text(get("service_tier"))
-    tier, batch = call.service_tier, call.batch
-    if tier == "batch":
-        tier, batch = None, True
-    speed, geo = get("speed"), get("inference_geo")
-    if call.endpoint == "images":
-        return Terms(tier, batch, _text(speed), _text(geo), _text(get("size")) or DEFAULT_SIZE, _text(get("quality")))
-    if not batch and speed is None and geo is None:
-        return STANDARD if tier is None or tier == "default" else Terms(tier)
-    return Terms(tier, batch, _text(speed), _text(geo), _text(get("size")))
-
-
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) else None
-
-
-def _reported_cost(call: Call, raw: Mapping[str, Any]) -> Decimal | None:
-    """
-    What the provider itself says that the call cost, in US dollars.
-
-    Source: OpenRouter, "Usage accounting": ``cost`` in credits, one for each dollar; with a key of one's own for the provider behind
-    it, that provider's bill comes on top.
-    """
-    cost = raw.get("cost")
-    if call.provider != "openrouter" or isinstance(cost, bool) or not isinstance(cost, int | Decimal) or cost < 0:
-        return None
-    total = Decimal(cost)
-    details = raw.get("cost_details")
-    upstream = details.get("upstream_inference_cost") if isinstance(details, Mapping) else None
-    if raw.get("is_byok") is True and isinstance(upstream, int | Decimal):
-        total += upstream
-    return total
 
 
 def _added(call: Call) -> tuple[Component, ...]:

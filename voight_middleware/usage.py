@@ -128,6 +128,7 @@ _KNOWN_KEYS = frozenset(
         *("image_tokens", "cached_text_tokens", "cached_image_tokens", "images", "seconds", "characters", "num_requests"),
         *("cache_read_input_tokens", "cache_creation_input_tokens", "ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens"),
         *("web_search_requests", "web_fetch_requests", "num_cached_tokens", "prompt_cache_hit_tokens", "cost"),
+        *("cost_in_usd_ticks", "modality", "trafficType", "serviceTier"),
         *("promptTokenCount", "candidatesTokenCount", "cachedContentTokenCount", "thoughtsTokenCount", "toolUsePromptTokenCount"),
         *("inputTokens", "outputTokens", "cacheReadInputTokens", "cacheWriteInputTokens", "tokenCount"),
         # parts, totals and repetitions of those, and times: information
@@ -380,10 +381,14 @@ def _converse(raw: Mapping[str, Any]) -> tuple[Component, ...]:
     return (Component(usage=usage),)
 
 
+_MODALITIES = {"TEXT": 1, "IMAGE": 2, "VIDEO": 3, "AUDIO": 4, "DOCUMENT": 5}
+"""The numbers that Vertex AI answers with where enums are not names. Source: Vertex AI RPC reference, "Modality"."""
+
+
 def _modality(raw: Mapping[str, Any], key: str, modality: str) -> Count:
     details = raw.get(key)
     for one in details if isinstance(details, list) else ():
-        if isinstance(one, Mapping) and one.get("modality") == modality:
+        if isinstance(one, Mapping) and one.get("modality") in (modality, _MODALITIES[modality]):
             return _count(one, "tokenCount")
     return None
 

@@ -320,11 +320,6 @@ MUTATIONS: list[Mutation] = [
             "            self._insert_halves([records[index] for index in order], [sources[index] for index in order], error)\n",
             "",
         ),
-        (
-            "the provider's own bill is not taken",
-            '    if call.provider != "openrouter" or',
-            '    if call.provider == "openrouter" or',
-        ),
         tests="tests/test_ingest.py tests/pipeline tests/pricing tests/test_delivery.py tests/delivery",
     ),
     *_at(
@@ -399,7 +394,7 @@ MUTATIONS: list[Mutation] = [
         ),
         (
             "reasoning is billed twice",
-            "                yield name, count - apart",
+            "                yield name, count if beside else count - apart",
             "                yield name, count",
         ),
         (
@@ -408,6 +403,20 @@ MUTATIONS: list[Mutation] = [
             "rates = table.rows[0][1]",
         ),
         tests="tests/pricing",
+    ),
+    *_at(
+        "pricing/bills.py",
+        (
+            "the provider's own bill is not taken",
+            "return None if bill is None else bill(raw)",
+            "return None",
+        ),
+        (
+            "a tick of xAI is worth ten times as much",
+            "CONTEXT.scaleb(ticks, -10)",
+            "CONTEXT.scaleb(ticks, -9)",
+        ),
+        tests="tests/pricing tests/test_ingest.py",
     ),
     *_at(
         "pricing/rules.py",

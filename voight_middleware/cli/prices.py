@@ -74,13 +74,14 @@ def show(settings: Settings, args: Any) -> int:
         UserError: No provider has a price for it, or the file of prices cannot be used.
     """
     from voight_middleware.call import Call
+    from voight_middleware.hosts import host_name
     from voight_middleware.pricing import Terms
 
     book = open_prices(settings)
     terms = Terms(batch=args.batch, **{name: getattr(args, name) for name in TERMS})
     providers = _PROVIDERS if args.provider is None else (args.provider.lower(),)
     for provider in providers:
-        call = Call(call_id="", occurred_at=_moment(args.at), provider=provider, endpoint="", model=args.model, host=args.host)
+        call = Call(call_id="", occurred_at=_moment(args.at), provider=provider, endpoint="", model=args.model, host=host_name(args.host))
         table = book.rates(call, None, terms)
         if table is not None:
             print(json.dumps(_object(call, terms, table), indent=2) if args.format == "json" else "\n".join(_lines(call, terms, table)))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 from voight_middleware.call import Call, job_call_id
+from voight_middleware.hosts import host_name
 from voight_middleware.otlp.counts import Reported, reported
 from voight_middleware.otlp.kinds import Role, role_of
 from voight_middleware.otlp.owners import owner_of
@@ -131,12 +131,9 @@ def _host(attributes: Mapping[str, Any]) -> str | None:
         value = text(attributes.get(name))
         if value is None:
             continue
-        try:
-            host = urlsplit(value).hostname if "://" in value else value
-        except ValueError:
-            continue
+        host = host_name(value)
         if host and _HOST.fullmatch(host):
-            return host.lower()
+            return host
     return None
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, time
 from decimal import Decimal
 from functools import cache
@@ -22,7 +22,9 @@ from voight_middleware.call import Call
 from voight_middleware.money import CONTEXT, usd_text
 from voight_middleware.pricing.overlay import RULES
 from voight_middleware.pricing.overrides import NO_OVERRIDES, Overrides
-from voight_middleware.pricing.rules import HOUR, STANDARD, TOKENS, Rule, Terms
+from voight_middleware.pricing.places import place_doubt
+from voight_middleware.pricing.rules import HOUR, STANDARD, TOKENS, Rule, Terms, Units, lay_over
+from voight_middleware.pricing.terms import billed_by_the_hour
 
 if TYPE_CHECKING:
     from genai_prices.data_snapshot import DataSnapshot
@@ -53,11 +55,25 @@ _UNITS: Mapping[str, tuple[tuple[str, int], ...]] = {
 
 _PROVIDERS = {"xai": "x-ai", "bedrock": "aws", "vertex": "google"}
 _STANDARD_TIERS = frozenset({None, "default", "standard", "auto", "on_demand"})
+_FEES = frozenset({"request", "web_search"})
+_INSTEAD = (
+    ("cache_read", "input"),
+    ("cache_read_audio", "audio_in"),
+    ("cache_read_image", "image_in"),
+    ("cache_write", "input"),
+    ("cache_write_5m", "cache_write"),
+    ("cache_write_1h", "cache_write_5m"),
+)
+"""Counts that may lack a price of their own, and the count whose price is used then: such a cost is partial, and never leaves them out."""
 _STANDARD_PLACES = frozenset({None, "global", "not_available"})
-_VERSION_SUFFIX = re.compile(r"(-latest|[-@]\d{4}-?\d{2}-?\d{2}|-\d{4}|-v\d+(:\d+)?|:\d+|:free)*")
+_VERSION_SUFFIX = re.compile(r"(-latest|[-@]\d{4}-?\d{2}-?\d{2}|-\d{3,4}|-v\d+(:\d+)?|:\d+|:free)*")
+_TUNED = re.compile(r"^ft:(?P<base>[^:]+)(?::[^:]*){2,4}$")
+"""
+A fine-tuned model of OpenAI: ``ft:<base>:<organization>:<name>:<id>``, perhaps with a checkpoint.
+
+Source: OpenAI API reference, "Fine-tuning", ``fine_tuned_model``; "Checkpoints".
+"""
 _PATHS = re.compile(r"^(?:models/|publishers/[^/]+/models/|projects/.*/models/)")
-_REGIONAL = re.compile(r"[\w-]+\.api\.(openai\.com|x\.ai)")
-"""Hosts with a premium over the list price. Sources: OpenAI, "Data residency"; xAI, "Regional endpoints"."""
 _CACHE_ENTRIES = 10_000
 
 
@@ -112,12 +128,14 @@ class PriceBook:
         self._providers: dict[str, Provider] = {provider.id: provider for provider in snapshot.providers}
         self._all = snapshot.providers
         self._overrides = overrides or NO_OVERRIDES
-        self._rules: tuple[Rule, ...] = (*RULES, *self._overrides.rules)
+        self._rules: tuple[Rule, ...] = (*RULES, *(replace(rule, own=True) for rule in self._overrides.rules))
         self._cache: dict[tuple[object, ...], RateTable | None] = {}
 
     def rates(self, call: Call, model: str | None, terms: Terms = STANDARD) -> RateTable | None:
         """The rates for a call's *model* (its own, where None) at the time of the call; None where no price is known."""
-        names = (model,) if model is not None else (call.model, call.requested_model)
+        names: tuple[str | None, ...] = (model,) if model is not None else (call.model, call.requested_model)
+        if model is None and billed_by_the_hour(call) is not None:
+            names = (call.requested_model,)  # the model that answers has no price here: yours for the name that was asked for has
         key = (call.provider, call.host, names, terms, call.occurred_at // HOUR)
         try:
             return self._cache[key]
@@ -143,16 +161,28 @@ class PriceBook:
             if listed is not None and provider is not None:
                 found = _find(provider, listed, ref, call, terms)
             elif any(rule.usd for rule in rules):
-                found = _Found()
+                found = _Found(reasons=_unlisted(terms))
             else:
                 continue
             return self._table(call, provider, ref, found, rules), not found.by_hour or any(rule.whole for rule in rules)
         return None, True
 
+    def _standard(self, call: Call, found: _Found, rules: Sequence[Rule]) -> Units:
+        """The unit prices of the same model under standard terms, for a short input and at no place in particular."""
+        if found.model is None or not any(rule.own and rule.usd for rule in rules):
+            return {}
+        at = datetime.fromtimestamp(call.occurred_at // 1_000_000, UTC)
+        listed = dict(_unit_prices(found.model.get_prices(at), found.model, 1))
+        return lay_over(listed, [rule for rule in rules if not rule.own and not rule.when and rule.host == "*"], {})
+
     def _table(self, call: Call, provider: Provider | None, ref: str, found: _Found, rules: Sequence[Rule]) -> RateTable:
         reasons = dict(found.reasons)
-        if provider is not None and _REGIONAL.search(call.host or "") and not any(rule.host != "*" for rule in rules):
-            reasons["host"] = "a regional host: its premium is not in the price data"
+        doubt = None if found.model is None else place_doubt(call, ref, found.model.id)
+        if doubt is not None and not any(rule.host != "*" for rule in rules):
+            reasons["host"] = doubt
+        for index, rule in enumerate(rules):
+            if rule.doubt is not None and not any(later.own and (later.whole or later.usd.keys() & _FEES) for later in rules[index:]):
+                reasons[rule.id] = rule.doubt
         settled = {name for rule in rules for name in rule.when}
         whole = any(rule.whole for rule in rules)
         kept = tuple(reason for term, reason in reasons.items() if term not in settled and (term == "model" or not whole))
@@ -160,15 +190,15 @@ class PriceBook:
         starts = sorted({tier.start for price in vars(prices).values() for tier in getattr(price, "tiers", ())}) if prices else []
         minimum = {name: least for rule in rules for name, least in rule.minimum.items()}
         rows = []
+        standard = self._standard(call, found, rules)
         for above in (0, *starts):
             listed = dict(_unit_prices(prices, found.model, above + 1)) if prices is not None else {}
-            units: Mapping[str, Decimal] = listed
-            for rule in rules:
-                units = rule.lay_over(units)
+            units = lay_over(listed, rules, standard)
             doubts = {} if whole else _doubts(found, rules, listed, settled)
-            if "cache_read" not in units and "input" in units:
-                units = {**units, "cache_read": units["input"]}
-                doubts["cache_read"] = "cache_read has no price of its own: billed as input"
+            for name, instead in _INSTEAD:
+                if name not in units and instead in units:
+                    units[name] = units[instead]
+                    doubts[name] = f"{name} has no price of its own: billed as {instead}"
             provenance = {
                 "source": "genai-prices" if prices is not None and not whole else "rules",
                 "version": _source_version(),
@@ -182,6 +212,14 @@ class PriceBook:
             }
             rows.append((above, Rates(_femto(units), kept, msgspec.json.encode(provenance).decode(), doubts, minimum)))
         return RateTable(tuple(rows))
+
+
+def _unlisted(terms: Terms) -> dict[str, str]:
+    """Why the price of a model that is on no list may not be that of these terms."""
+    reasons = {term: f"{key} {value!r} has no price of its own: your standard price is used" for term, key, value in _wanted(terms)}
+    if terms.geo not in _STANDARD_PLACES:
+        reasons["geo"] = f"inference_geo {terms.geo!r} has no price of its own: your standard price is used"
+    return reasons
 
 
 def _find(provider: Provider, model: ModelInfo, ref: str, call: Call, terms: Terms) -> _Found:
@@ -246,7 +284,7 @@ def _wanted(terms: Terms) -> Iterator[tuple[str, str, str]]:
 def _doubts(found: _Found, rules: Sequence[Rule], listed: Mapping[str, Decimal], settled: set[str]) -> dict[str, str]:
     """Counts that have a standard price only, though others have one under these terms."""
     own = {name for name, keys in _UNITS.items() for key, _ in keys if key in found.own}
-    own |= {name for rule in rules for name in rule.usd}
+    own |= {name for rule in rules if rule.when or not rule.own for name in rule.usd}
     if not found.own and not (settled & {"tier", "batch", "speed"}):
         return {}
     terms = ", ".join(found.context.values()) or "these terms"
@@ -263,6 +301,11 @@ def _reference(name: str | None, provider: str) -> str:
 
 def _same_model(ref: str, model: str) -> bool:
     """False for a name that some rule matched by its beginning alone, such as a model that is newer than the prices."""
+    if model.endswith(".ft-"):  # Azure: gpt-4o-mini-2024-07-18.ft-0e208cf33a6a466994aff31a08aba678
+        return True
+    tuned = _TUNED.match(ref)
+    if tuned is not None and model.startswith("ft:"):
+        ref, model = f"ft:{tuned['base']}", model.rstrip("-")
     return not ref.startswith(model) or _VERSION_SUFFIX.fullmatch(ref[len(model) :]) is not None
 
 

@@ -11,6 +11,7 @@ from voight_middleware.call import Call
 from voight_middleware.money import CONTEXT, MAX_FEMTO
 from voight_middleware.pricing.book import PriceBook, Rates
 from voight_middleware.pricing.rules import STANDARD, Terms
+from voight_middleware.pricing.terms import billed_by_the_hour
 from voight_middleware.usage import Usage
 
 COUNTS = (
@@ -33,6 +34,8 @@ COUNTS = (
 """The counts of a usage that are billed, each by a unit price of its own."""
 _BILLED = frozenset(COUNTS)
 _FIELDS = Usage.__struct_fields__
+UNREADABLE = "unreadable usage"
+"""How a reason begins that says that the tokens of a call are not known."""
 _FREE_TOOLS = frozenset({"web_fetch"})
 """Source: Anthropic, "Web fetch tool", pricing: no charge beyond the tokens."""
 FREE = frozenset({"moderations", "count_tokens"})
@@ -44,11 +47,12 @@ Endpoints without a price. Sources: OpenAI, "Moderation" (free of charge), "Coun
 def billed(usage: Usage, rates: Rates) -> Iterator[tuple[str, int]]:
     """The counts of *usage* as they are billed under *rates*: reasoning apart where it has a price of its own, and minima applied."""
     apart = usage.reasoning if "reasoning" in rates.femto else None
+    beside = apart is not None and apart > (usage.output or 0)  # not a part of the output, against the contract of Usage
     for name, count in zip(_FIELDS, astuple(usage), strict=True):
         if count and name in _BILLED:
             if apart and name == "output":
                 yield "reasoning", apart
-                yield name, count - apart
+                yield name, count if beside else count - apart
             else:
                 yield name, max(count, rates.minimum[name]) if name in rates.minimum else count
     if usage.tools:
@@ -80,7 +84,9 @@ def price(call: Call, book: PriceBook, terms: Terms = STANDARD, reported: Decima
     if reported is not None:
         call.list_femto = call.cost_femto
         call.cost_femto = int(CONTEXT.to_integral_value(CONTEXT.scaleb(reported, 15)))
-        call.cost_status, call.cost_reasons = ("partial", asides) if call.possibly_billed else ("priced", ())
+        call.cost_status = "partial" if call.possibly_billed else "priced"
+        # The bill settles what our prices lack, and not what is unknown about the call itself.
+        call.cost_reasons = asides if call.possibly_billed else tuple(one for one in asides if one.startswith(UNREADABLE))
 
 
 def _price_by_list(call: Call, book: PriceBook, terms: Terms) -> None:
@@ -101,6 +107,9 @@ def _price_by_list(call: Call, book: PriceBook, terms: Terms) -> None:
         table = book.rates(call, component.model, terms)
         if table is None:
             name = component.model or call.model or call.requested_model
+            if (unit := billed_by_the_hour(call)) is not None:
+                reasons.append(f"{unit} of Bedrock is billed by the hour, not by the token")
+                name = call.requested_model
             _unpriced(call, [*reasons, f"no price for model {name!r} of {call.provider}"])
             return
         usage = component.usage
@@ -111,6 +120,8 @@ def _price_by_list(call: Call, book: PriceBook, terms: Terms) -> None:
         if unknown and len(unknown) == counts:
             _unpriced(call, reasons)
             return
+        if "reasoning" in rates.femto and (usage.reasoning or 0) > (usage.output or 0):
+            reasons.append("more reasoning than output was reported: each is billed in full")
         for name, doubt in rates.doubts.items():
             if getattr(usage, name):
                 reasons.append(doubt)

@@ -15,10 +15,11 @@ import msgspec
 
 from voight_middleware.call import Call
 from voight_middleware.money import CONTEXT
+from voight_middleware.pricing.bills import reported_cost
 from voight_middleware.pricing.cost import COUNTS
 from voight_middleware.usage import Component, Usage
 
-_decode = msgspec.json.Decoder(dict[str, Any]).decode
+_decode = msgspec.json.Decoder(dict[str, Any], float_hook=Decimal).decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +135,7 @@ def _counts(usage: Usage, units: Mapping[str, Decimal], minimum: Mapping[str, An
             count = max(count, least)
         if apart and name == "output":
             yield "reasoning", apart
-            count -= apart
+            count -= 0 if apart > count else apart
         yield name, count
     yield from ((tool, count) for tool, count in (usage.tools or {}).items() if count)
     if "request" in units:
@@ -162,7 +163,7 @@ def _reports_a_cost(call: Call) -> bool:
     if call.price is not None or call.cost_femto is None or call.raw_usage is None:
         return False
     try:
-        return "cost" in _decode(call.raw_usage)
+        return reported_cost(call, _decode(call.raw_usage)) is not None
     except (msgspec.DecodeError, UnicodeEncodeError):
         return False
 

@@ -14,6 +14,29 @@ _WORKDAYS = frozenset(range(5))
 _PEAK = ((1, 4), (6, 10))
 _DEEPSEEK = "https://api-docs.deepseek.com/quick_start/pricing/"
 _FAST = "https://platform.claude.com/docs/en/build-with-claude/fast-mode"
+_RESIDENCY = "https://developers.openai.com/api/docs/guides/data-residency"
+_BEFORE_UPLIFT = "|".join(
+    (
+        *(
+            "gpt-3.5*",
+            "gpt-4*",
+            "ft:gpt-3.5*",
+            "ft:gpt-4*",
+            "chatgpt-4o*",
+            "gpt-5",
+            "gpt-5-mini*",
+            "gpt-5-nano*",
+            "gpt-5-pro*",
+            "gpt-5-20*",
+        ),
+        *("gpt-5-codex*", "gpt-5.[1-3]*", "o1*", "o3*", "o4-mini*", "text-embedding-*", "tts-1*", "whisper-1", "dall-e-*", "gpt-image-1*"),
+    )
+)
+_VERTEX = "https://platform.claude.com/docs/en/build-with-claude/claude-on-vertex-ai"
+_VERTEX_REGIONS = "*-aiplatform.googleapis.com|aiplatform.*.rep.googleapis.com"
+_CLAUDE = "https://platform.claude.com/docs/en/about-claude/pricing"
+_SONAR = {"low": "0.005", "medium": "0.008", "high": "0.012"}
+_SONAR_PRO = {"low": "0.006", "medium": "0.010", "high": "0.014"}
 
 
 def _per_million(**usd: str) -> dict[str, Decimal]:
@@ -74,11 +97,93 @@ RULES: tuple[Rule, ...] = (
     _picture("dall-e-2", "0.016", "256x256"),
     Rule(
         id="openai-regional",
-        source="https://developers.openai.com/api/docs/models/gpt-5.4 (regional processing endpoints: 10 % uplift)",
+        source=f"{_RESIDENCY} (10 % uplift for models released on or after 2026-03-05)",
         provider="openai",
-        model="gpt-5.4|gpt-5.4-20*|gpt-5.4-pro*",
+        model="gpt-5.[4-9]*|gpt-[6-9]*",
         host="*.api.openai.com",
         factor=Decimal("1.1"),
+    ),
+    Rule(
+        id="openai-regional-before-2026-03-05",
+        source=f"{_RESIDENCY} (no uplift for models released before 2026-03-05)",
+        provider="openai",
+        model=_BEFORE_UPLIFT,
+        host="*.api.openai.com",
+        factor=Decimal(1),
+    ),
+    *(
+        Rule(
+            id=f"openai-{name}-searches",
+            source="https://developers.openai.com/api/docs/pricing (web search: a fee for each call)",
+            provider="openai|azure",
+            model=f"{name}*",
+            doubt="each search of this model is billed a fee that its usage does not report",
+        )
+        for name in ("gpt-4o-search-preview", "gpt-4o-mini-search-preview", "gpt-5-search-api")
+    ),
+    Rule(
+        id="openai-gpt-5-search-api",
+        source="https://developers.openai.com/api/docs/models/gpt-5-search-api (a snapshot: as its alias)",
+        provider="openai",
+        model="gpt-5-search-api-20*",
+        usd=_per_million(input="1.25", cache_read="0.125", output="10"),
+    ),
+    Rule(
+        id="vertex-claude-regional",
+        source=f"{_VERTEX} (regional and multi-region endpoints: 10 % premium, from Claude Sonnet 4.5 on)",
+        provider="vertex",
+        model="claude-*-4-[5-9]*|claude-opus-[5-9]*|claude-sonnet-[5-9]*|claude-haiku-[5-9]*|claude-fable-*|claude-mythos-*",
+        host=_VERTEX_REGIONS,
+        factor=Decimal("1.1"),
+    ),
+    Rule(
+        id="vertex-claude-before-4-5",
+        source=f"{_VERTEX} (older models keep their price)",
+        provider="vertex",
+        model="claude-[1-3]*|claude-*-4|claude-*-4-[01]|claude-*-4-[01][-@]*|claude-*-4-20*|claude-*-4@*|claude-4-*",
+        host=_VERTEX_REGIONS,
+        factor=Decimal(1),
+    ),
+    Rule(
+        id="anthropic-sonnet-5-5-cache-reads",
+        source=f"{_CLAUDE} (cache reads of Claude Sonnet 5.5: $0.20 until 2026-10-07)",
+        provider="anthropic",
+        model="claude-sonnet-5-5*",
+        until=moment("2026-10-07"),
+        usd=_per_million(cache_read="0.2"),
+    ),
+    *(
+        Rule(
+            id=f"anthropic-{model}",
+            source=f"{_CLAUDE} (limited availability)",
+            provider="anthropic",
+            model=f"claude-{model}|claude-{model}-20*",
+            usd={
+                **_per_million(input="10", cache_write="12.5", cache_write_5m="12.5", cache_write_1h="20", cache_read=read, output="50"),
+                "web_search": Decimal("0.01"),
+            },
+        )
+        for model, read in (("mythos-5", "1"), ("mythos-5-1", "0.25"))
+    ),
+    *(
+        Rule(
+            id=f"perplexity-{model}-{size}",
+            source="https://docs.perplexity.ai/docs/getting-started/pricing (request fee by search context size)",
+            provider="perplexity",
+            model=model,
+            when={"size": size},
+            usd={"request": Decimal(fee)},
+        )
+        for model, fees in (("sonar", _SONAR), ("sonar-pro", _SONAR_PRO), ("sonar-reasoning-pro", _SONAR_PRO))
+        for size, fee in fees.items()
+    ),
+    Rule(
+        id="perplexity-context",
+        source="https://docs.perplexity.ai/docs/getting-started/pricing (request fee by search context size)",
+        provider="perplexity",
+        model="sonar|sonar-pro|sonar-reasoning|sonar-reasoning-pro",
+        without="size",
+        doubt="the request fee is that of the largest search context: its size was not reported",
     ),
     Rule(
         id="anthropic-inference-geo-us",
@@ -116,6 +221,15 @@ RULES: tuple[Rule, ...] = (
         model="*:free",
         usd=dict.fromkeys(TOKENS, Decimal(0)),
         whole=True,
+    ),
+    Rule(
+        id="vertex-gemini-regional",
+        source="https://github.com/BerriAI/litellm/pull/37543 (regional endpoints cost 1.1x since July 2026, and not before)",
+        provider="vertex",
+        model="gemini-2.5-*|gemini-3*",
+        host=_VERTEX_REGIONS,
+        until=moment("2026-07-01"),
+        factor=Decimal(1),
     ),
     Rule(
         id="groq-whisper-minimum",

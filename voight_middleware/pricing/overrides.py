@@ -136,6 +136,8 @@ class _Reader:
         for key in (*_TEXTS, *_TERMS):
             if key in table and (not isinstance(table[key], str) or not table[key].strip()):
                 self.complain(at(key), f"{key} must be a text, not {table[key]!r}")
+        if isinstance(table.get("host"), str) and re.search(r"[/@]", table["host"]):
+            self.complain(at("host"), "host must be a host name such as api.openai.com, not a URL: calls keep their host name only")
         for key in ("batch", "free", "whole"):
             if key in table and not isinstance(table[key], bool):
                 self.complain(at(key), f"{key} must be true or false, not {table[key]!r}")

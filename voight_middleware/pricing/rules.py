@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from fnmatch import translate
 from functools import cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from voight_middleware.money import CONTEXT
 
@@ -21,6 +21,11 @@ TOKENS = (
     *("output", "reasoning", "audio_in", "audio_out", "image_in", "image_out"),
 )
 """What is billed by the token, and is multiplied where a rule has a factor; fees for tools and requests are not."""
+
+_TOKENS = frozenset(TOKENS)
+
+Units: TypeAlias = Mapping[str, Decimal]
+"""US dollars per token, second, character, picture or request, by count."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -59,6 +64,8 @@ class Rule:
     """From an hour to another, in UTC."""
     when: Mapping[str, str] = field(default_factory=dict)
     """Terms by name, such as ``{"speed": "fast"}`` or ``{"batch": "true"}``."""
+    without: str | None = None
+    """A term that must not be known."""
     usd: Mapping[str, Decimal] = field(default_factory=dict)
     """US dollars per token, second, character, picture or request."""
     factor: Decimal | None = None
@@ -66,6 +73,10 @@ class Rule:
     """Whether *usd* is everything that the model costs: nothing of the list price remains."""
     minimum: Mapping[str, int] = field(default_factory=dict)
     """The least count that is billed."""
+    doubt: str | None = None
+    """Why such a call costs more than its prices say, if it does."""
+    own: bool = False
+    """Whether it is one of the user's, and not of ours."""
 
     def holds(self, provider: str, names: Iterable[str], host: str | None, at: int, terms: Terms) -> bool:
         """Whether the rule is for such a call."""
@@ -74,6 +85,8 @@ class Rule:
         if self.host != "*" and not _matches(self.host, host or ""):
             return False
         if (self.since is not None and at < self.since) or (self.until is not None and at >= self.until):
+            return False
+        if self.without is not None and getattr(terms, self.without) is not None:
             return False
         for name, wanted in self.when.items():
             value = getattr(terms, name)
@@ -86,12 +99,42 @@ class Rule:
             return False
         return not self.hours or any(begin <= moment.hour < end for begin, end in self.hours)
 
-    def lay_over(self, units: Mapping[str, Decimal]) -> dict[str, Decimal]:
-        """The unit prices under this rule."""
-        changed = dict(self.usd) if self.whole else {**units, **self.usd}
-        if self.factor is not None:
-            changed = {name: CONTEXT.multiply(usd, self.factor) if name in TOKENS else usd for name, usd in changed.items()}
-        return changed
+
+def lay_over(listed: Units, rules: Iterable[Rule], standard: Units) -> dict[str, Decimal]:
+    """
+    Return the unit prices under some rules: first our prices, then our factors, then the user's rules in their order.
+
+    A user's price that names no terms is a standard price. The list's factors apply to it: for a tier, a batch, a speed, a long input and
+    a place. A ``whole`` price, and one for these terms or this host, is taken as it is.
+
+    Args:
+        listed: The list prices under the terms of the call.
+        standard: The list prices under standard terms; empty if no factor is known.
+    """
+    ours = [rule for rule in rules if not rule.own]
+    units = dict(listed)
+    for rule in ours:
+        units = dict(rule.usd) if rule.whole else {**units, **rule.usd}
+    for rule in ours:
+        if rule.factor is not None:
+            units = _times(units, rule.factor)
+    factors = dict(units)
+    for rule in rules:
+        if not rule.own:
+            continue
+        usd = dict(rule.usd)
+        if not rule.whole and not rule.when and rule.host == "*":
+            for name in usd.keys() & standard.keys() & factors.keys() & _TOKENS:
+                if standard[name] and factors[name] != standard[name]:
+                    usd[name] = CONTEXT.divide(CONTEXT.multiply(usd[name], factors[name]), standard[name])
+        units = usd if rule.whole else {**units, **usd}
+        if rule.factor is not None:
+            units = _times(units, rule.factor)
+    return units
+
+
+def _times(units: Units, factor: Decimal) -> dict[str, Decimal]:
+    return {name: CONTEXT.multiply(usd, factor) if name in _TOKENS else usd for name, usd in units.items()}
 
 
 def moment(text: str) -> int:

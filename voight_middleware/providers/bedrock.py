@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from voight_middleware.meter import note
-from voight_middleware.providers.answers import NULL, Answer, Endpoint, is_null, merged, read_answer, usage_json
+from voight_middleware.providers.answers import NULL, Answer, Endpoint, is_null, merged, read_answer, text_or_none, usage_json
 from voight_middleware.providers.anthropic import MessagesReader
 from voight_middleware.providers.finish_reasons import only_reason
 
@@ -37,18 +37,36 @@ def read_invoked(body: bytes) -> Answer:
 
 
 def counted(endpoint: Endpoint, headers: Mapping[str, str]) -> Endpoint:
-    """*endpoint*, with the counts in the headers of one answer for a body that has none."""
+    """
+    *endpoint*, with what the headers of one answer say: counts for a body that has none, tier and latency.
+
+    Source: Amazon Bedrock API reference, "InvokeModel", response syntax: ``X-Amzn-Bedrock-Service-Tier``,
+    ``X-Amzn-Bedrock-PerformanceConfig-Latency``.
+    """
     counts = {
         name: headers.get(f"x-amzn-bedrock-{side}-token-count", "")
         for name, side in (("input_tokens", "input"), ("output_tokens", "output"))
     }
+    tier, latency = headers.get("x-amzn-bedrock-service-tier"), headers.get("x-amzn-bedrock-performanceconfig-latency")
+    inner = endpoint.complete
 
-    def complete(answer: Answer, _request: Mapping[str, Any]) -> Answer:
+    def complete(answer: Answer, request: Mapping[str, Any]) -> Answer:
+        if inner is not None:
+            answer = inner(answer, request)
         if is_null(answer.usage) and any(counts.values()):
             answer.usage = merged(NULL, **{name: int(count) for name, count in counts.items() if count})
-        return answer
+        return _under(answer, tier, latency)
 
     return msgspec.structs.replace(endpoint, complete=complete)
+
+
+def _under(answer: Answer, tier: str | None, latency: str | None) -> Answer:
+    """*answer*, with its tier, and with a latency that is not the standard one as its speed."""
+    if tier:
+        answer.service_tier = tier
+    if latency and latency != "standard" and not is_null(answer.usage):
+        answer.usage = merged(answer.usage, speed=latency)
+    return answer
 
 
 class InvokedReader(MessagesReader):
@@ -79,6 +97,37 @@ class InvokedReader(MessagesReader):
 # -- converse ------------------------------------------------------------------------------------------------------------------
 
 
+class _Type(msgspec.Struct):
+    type: Any = None
+
+
+class _Performance(msgspec.Struct):
+    latency: Any = None
+
+
+class _Terms(msgspec.Struct, rename="camel"):
+    service_tier: _Type | None = None
+    performance_config: _Performance | None = None
+
+
+_decode_terms = msgspec.json.Decoder(_Terms).decode
+
+
+def read_conversation(body: bytes) -> Answer:
+    """
+    Read a whole answer, with the tier and the latency that served it.
+
+    Source: Amazon Bedrock API reference, "Converse", response syntax: ``serviceTier.type``, ``performanceConfig.latency``.
+    """
+    answer = read_answer(body)
+    if b'"serviceTier"' not in body and b'"performanceConfig"' not in body:
+        return answer
+    terms = _decode_terms(body)
+    tier = None if terms.service_tier is None else text_or_none(terms.service_tier.type)
+    latency = None if terms.performance_config is None else text_or_none(terms.performance_config.latency)
+    return _under(answer, tier, latency)
+
+
 class ConverseReader:
     """A stream of a conversation's events; the usage is in the last one, after the stop."""
 
@@ -86,6 +135,8 @@ class ConverseReader:
         self.done = False
         self.failure: str | None = None
         self._usage: Any = None
+        self._tier: Any = None
+        self._latency: Any = None
         self._stop: Any = None
         self._characters = 0
 
@@ -98,6 +149,8 @@ class ConverseReader:
             elif event.usage is not None:
                 self.done = True
                 self._usage = event.usage
+                self._tier = event.serviceTier and event.serviceTier.type
+                self._latency = event.performanceConfig and event.performanceConfig.latency
             elif event.stopReason is not None:
                 self.done = True
                 self._stop = event.stopReason
@@ -106,14 +159,15 @@ class ConverseReader:
         return False
 
     def answer(self) -> Answer:
-        return Answer(usage=NULL if self._usage is None else usage_json(self._usage), finish_reasons=only_reason(self._stop))
+        answer = Answer(usage=NULL if self._usage is None else usage_json(self._usage), finish_reasons=only_reason(self._stop))
+        return _under(answer, text_or_none(self._tier), text_or_none(self._latency))
 
     def estimated_output(self) -> int | None:
         return None if self._usage is not None else (self._characters + 3) // 4
 
 
 _INVOKE = Endpoint(name="messages", read=read_invoked, reader=InvokedReader)
-_CONVERSE = Endpoint(name="converse", read=read_answer, reader=ConverseReader)
+_CONVERSE = Endpoint(name="converse", read=read_conversation, reader=ConverseReader)
 
 ACTIONS = {
     "invoke": _INVOKE,

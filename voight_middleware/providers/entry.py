@@ -28,6 +28,15 @@ _HOSTS = (
     ("openai.azure.com", "azure"),
     ("cognitiveservices.azure.com", "azure"),
     ("services.ai.azure.com", "azure"),
+    ("models.ai.azure.com", "azure"),
+    ("inference.ai.azure.com", "azure"),
+    ("azure-api.net", "azure"),
+    ("azure-api.us", "azure"),
+    ("azure-api.cn", "azure"),
+    ("openai.azure.us", "azure"),
+    ("openai.azure.cn", "azure"),
+    ("cognitiveservices.azure.us", "azure"),
+    ("cognitiveservices.azure.cn", "azure"),
     ("openrouter.ai", "openrouter"),
     ("groq.com", "groq"),
     ("deepseek.com", "deepseek"),
@@ -65,6 +74,14 @@ def biller(host: str) -> str | None:
     if host.startswith("aws-external-anthropic."):  # Anthropic's own platform, bought through a marketplace
         return "anthropic"
     return next((name for end, name in _HOSTS if host == end or host.endswith(end if end[0] == "-" else f".{end}")), None)
+
+
+_PLATFORMS = {"BaseAzureClient": "azure", "BaseFoundryClient": "azure", "BaseBedrockClient": "bedrock", "BaseVertexClient": "vertex"}
+
+
+def platform(client: Any) -> str | None:
+    """The provider that bills for a client of a cloud, by its class in the SDK, whatever host it talks to; None for any other."""
+    return next((_PLATFORMS[cls.__name__] for cls in type(client).__mro__ if cls.__name__ in _PLATFORMS), None)
 
 
 class ByHand:

@@ -205,6 +205,8 @@ _PREFIX = re.compile(
     r"(?:/+(?:api|anthropic|beta|inference|models|openai|v\d\w*|projects/[^/]+|deployments/(?P<deployment>[^/]+))(?=/))*", re.ASCII
 )
 """What providers put before the path of an endpoint: ``/v1``, ``/openai/deployments/{deployment}``, ``/api/v1``, ``/anthropic/v1``, …"""
+_DEPLOYED = re.compile(r"/openai/deployments/[^/]+/")
+"""Azure's own form of a path, which a gateway on a host of its own passes on."""
 _GOOGLE = re.compile(r"(?:.*/publishers/(?P<maker>[^/]+))?.*/(?:models|tunedModels|endpoints)/(?P<model>[^/:]+):(?P<action>\w+)")
 _BEDROCK = re.compile(r"/model/(?P<model>.+)/(?P<action>[a-z-]+)")
 _MAKERS = {"anthropic": _ANYWHERE[1][2], "mistralai": _ANYWHERE[0][2]}
@@ -215,8 +217,11 @@ _biller = functools.lru_cache(1024)(biller)
 
 def find(method: str, host: str, path: str) -> Target | None:
     """What a request is for; None for any that is not billed."""
-    provider = _biller(host)
+    deployed = _DEPLOYED.search(path)
+    provider = _biller(host) or ("azure" if deployed is not None else None)
     path = path.rstrip("/")
+    if provider == "azure" and (start_at := path.find("/openai/")) > 0:
+        path = path[start_at:]  # behind API Management or a gateway, which put a path of their own before it
     if provider is not None:
         found = _named_in_path(provider, path) if method == "POST" else None
         if found is not None:

@@ -11,6 +11,7 @@ from typing import Any, Self
 import msgspec
 
 from voight_middleware.call import OUTCOMES, Beginning, Call, new_call_id
+from voight_middleware.hosts import host_name
 from voight_middleware.meter import current_meter, note
 from voight_middleware.providers.answers import kept, usage_json
 from voight_middleware.providers.entry import ByHand, Entry, current_entry
@@ -49,7 +50,7 @@ def record(
         endpoint: The dialect of *usage*, by default recognised from its keys: ``chat``, ``completions``, ``responses``, ``compact``,
             ``decisions``, ``embeddings``, ``images``, ``transcriptions``, ``translations``, ``speech``, ``videos``, ``realtime``,
             ``runs``, ``messages`` or ``generate_content``.
-        base_url: Where it was sent.
+        base_url: Where it was sent. Only its host name is kept.
         service_tier: The tier that served it, where *usage* does not say.
         batch: Whether it is billed at the batch rate.
         call_id: Your own id of this call: recording it again changes nothing.
@@ -78,7 +79,7 @@ def record(
         endpoint=dialect,
         requested_model=model,
         model=model,
-        host=base_url,
+        host=host_name(base_url),
         outcome=outcome,
         duration=None if duration is None else round(duration * 1_000_000),
         service_tier=service_tier,
@@ -111,7 +112,7 @@ class metered_call:
         model: The model that is asked for, as the provider names it.
         tags: Whose call it is; laid over the tags of here and now.
         endpoint: The dialect of the usage, as for ``record()``; by default recognised from its keys.
-        base_url: Where it is sent.
+        base_url: Where it is sent. Only its host name is kept.
         service_tier: The tier that serves it, where the usage does not say.
         batch: Whether it is billed at the batch rate.
         call_id: Your own id of this call: metering it again changes nothing.
@@ -154,7 +155,7 @@ class metered_call:
             endpoint=endpoint or "usage",
             requested_model=model,
             model=model,
-            host=base_url,
+            host=host_name(base_url),
             service_tier=service_tier,
             batch=batch,
             streamed=streamed,
@@ -346,7 +347,8 @@ def _check(tags: object = None, **arguments: object) -> None:
     for name, value in arguments.items():
         fits, expected = _CHECKS[name]
         if not fits(value):
-            raise ValueError(f"{name} must be {expected}, not {value!r}")
+            given = type(value).__name__ if name == "base_url" else repr(value)  # a URL can carry a password
+            raise ValueError(f"{name} must be {expected}, not {given}")
     if tags is not None and not isinstance(tags, Tags | Mapping):
         raise ValueError(f"tags must be a mapping or Tags, not {type(tags).__name__}")
 

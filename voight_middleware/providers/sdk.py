@@ -14,9 +14,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from voight_middleware.meter import note
+from voight_middleware.providers import bedrock
 from voight_middleware.providers.answers import Endpoint
 from voight_middleware.providers.bodies import Body
-from voight_middleware.providers.entry import Entry, biller
+from voight_middleware.providers.entry import Entry, biller, platform
 from voight_middleware.providers.streams import AsyncTap, Tap, hide_usage, quietly, watch_close
 from voight_middleware.tag_values import complain
 
@@ -85,6 +86,8 @@ class SdkEntry(Entry):
         """Meter an answer: at once where it is whole, at its end where it is streamed."""
         if response.status_code >= 400:  # a middleware of the SDK sees refusals too; the request raises, or is sent again
             return
+        if self.provider == "bedrock":
+            self.endpoint = bedrock.counted(self.endpoint, response.headers)
         if not self.stream or self.endpoint.lines is not None:
             self._answers += 1
             if not response.is_closed:
@@ -163,6 +166,6 @@ def _whose(client: Any, sdk: str) -> tuple[str, str]:
     if known is not None and known[0] is url:
         return known[1], known[2]
     host = url.host
-    provider = biller(host) or sdk
+    provider = biller(host) or platform(client) or sdk
     client.__dict__["_voight_host"] = (url, host, provider)
     return host, provider

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from voight_middleware.meter import current_meter, note
 from voight_middleware.providers.answers import text_or_none
-from voight_middleware.providers.entry import biller
+from voight_middleware.providers.entry import biller, platform
 from voight_middleware.providers.openai_sockets import REALTIME, RESPONSES, Socket
 from voight_middleware.providers.streams import quietly
 from voight_middleware.tags import NOBODY, Frame, Owner, current_frame
@@ -88,7 +88,7 @@ class _Opening:
         host = (urlsplit(str(url)).hostname if url is not None else None) or self._client._base_url.host
         connection.__dict__[_SOCKET] = Socket(
             host=host,
-            provider=biller(host) or "openai",
+            provider=biller(host) or platform(self._client) or "openai",
             endpoint=RESPONSES if self._kind == "Responses" else REALTIME,
             asks=self._kind in ("Responses", "Realtime"),
             model=self._model,

@@ -13,6 +13,7 @@ from voight_middleware.call import Call
 from voight_middleware.ingest import BATCH
 from voight_middleware.ledger import Ledger, Spend, Where, Window
 from voight_middleware.pricing import PriceBook
+from voight_middleware.pricing.bills import BILLS
 from voight_middleware.reports.spend import add_up
 from voight_middleware.reports.timespan import to_datetime
 from voight_middleware.reports.unowned import Unowned, beside
@@ -219,10 +220,11 @@ def _without_models_and_costs(call: Call, model: str) -> str | None:
 
     What it did not say is not changed: the tokens of a helper that another model was billed for.
     """
-    if call.raw_usage is None or not ('"cost"' in call.raw_usage or '"iterations"' in call.raw_usage):
+    if call.raw_usage is None or not any(f'"{key}"' in call.raw_usage for key in (*BILLS, "iterations")):
         return call.raw_usage
     raw = json.loads(call.raw_usage)
-    raw.pop("cost", None)
+    for key in BILLS:
+        raw.pop(key, None)
     for part in raw.get("iterations") or ():
         if isinstance(part, dict) and part.get("model") in (call.model, call.requested_model):
             part["model"] = model

@@ -1,0 +1,40 @@
+"""The host of a URL: the only part of a provider's address that is ever kept."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+_SCHEME = re.compile(r"(?:[a-z][a-z0-9+.-]*:)?//", re.IGNORECASE)
+_END = re.compile(r"[/?#\\]")
+_ADDRESS = re.compile(r"[0-9a-f:.]*:[0-9a-f.]*:[0-9a-f:.]*")
+"""An IPv6 address without brackets."""
+_NAME = re.compile(r"[\w.-]{1,253}|\[[0-9a-f:.]{2,45}\]")
+
+
+@lru_cache(1024)
+def host_name(url: str | None) -> str | None:
+    """
+    Return the host name of a URL, in lower case, without credentials, port, path and query. Return None if there is none.
+
+    A text without a scheme, such as ``api.openai.com/v1``, is read as a URL too. The parts that are cut off can be secrets: a user's
+    password, or a key in the query.
+    """
+    if url is None:
+        return None
+    text = url.strip()
+    start = _SCHEME.match(text)
+    if start is not None:
+        text = text[start.end() :]
+    text = _END.split(text, maxsplit=1)[0].rpartition("@")[2].lower()
+    if _ADDRESS.fullmatch(text) is not None:
+        return text
+    name, colon, port = text.rpartition(":")
+    if colon and not text.endswith("]"):
+        if port and not port.isdecimal():
+            return None
+        text = name
+    text = text.rstrip(".")
+    if _NAME.fullmatch(text) is None:
+        return None
+    return text.strip("[]")
