@@ -300,7 +300,7 @@ def test_a_cost_beyond_one_column_is_unpriced(book: PriceBook, new_call: NewCall
 @pytest.mark.parametrize("host", ["eu.api.openai.com", "eu-west-1.api.x.ai"])
 def test_a_regional_host_is_partial(host: str, book: PriceBook, new_call: NewCall) -> None:
     """A host with a regional premium that no price row has makes a call partial; the provider's own host does not."""
-    provider, model = ("openai", "gpt-4o-mini") if "openai" in host else ("xai", "grok-4.5")
+    provider, model = ("openai", "gpt-image-2") if "openai" in host else ("xai", "grok-4.5")
     usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
     statuses = [
         cost(book, new_call, usage, provider=provider, model=model, endpoint="chat", host=name).cost_status

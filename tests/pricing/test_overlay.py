@@ -105,11 +105,11 @@ def test_a_premium_is_for_tokens_and_not_for_searches(book: PriceBook, new_call:
         ("gpt-5.4", "api.openai.com", "0.0175", "priced"),
         ("gpt-5.4-2026-03-05", "eu.api.openai.com", "0.01925", "priced"),
         ("gpt-5.4", "eu.api.openai.com", "0.01925", "priced"),
-        ("gpt-4o-mini", "eu.api.openai.com", "0.00075", "partial"),
+        ("gpt-4o-mini", "eu.api.openai.com", "0.00075", "priced"),
     ],
 )
 def test_the_regional_hosts_of_openai(book: PriceBook, new_call: NewCall, model: str, host: str, usd: str, status: str) -> None:
-    """Source: the model's page: 10 % more for GPT-5.4 and GPT-5.4 pro. Of other models nothing is said, and nothing guessed."""
+    """Source: OpenAI, "Data residency": 10 % more for models released on or after 2026-03-05, and not for older ones."""
     call = priced(book, new_call, {"prompt_tokens": 1000, "completion_tokens": 1000}, model=model, host=host)
     assert (call.cost_usd, call.cost_status) == (Decimal(usd), status)
 

@@ -88,7 +88,7 @@ def test_everything_that_is_said_is_kept(calls: Calls) -> None:
     call = calls.one()
     assert (call.call_id, call.provider, call.model, call.requested_model) == (call_id, "openai", "gpt-4o-mini", "gpt-4o-mini")
     assert (call.duration, call.outcome, call.batch, call.service_tier) == (1_250_000, "aborted", True, "priority")
-    assert call.host == "https://proxy.example.com/v1"
+    assert call.host == "proxy.example.com"
     assert json.loads(call.raw_usage or "") == CHAT_USAGE
 
 

@@ -86,7 +86,7 @@ def test_everything_that_is_said_is_kept(calls: Calls) -> None:
         call.report(CHAT_USAGE, model="gpt-4o-mini-2024-07-18", response_id="chatcmpl-1", service_tier="flex", outcome="truncated")
 
     kept = calls.one()
-    assert (kept.call_id, kept.provider, kept.endpoint, kept.host) == ("job-7", "openai", "chat", "https://router.example.com/v1")
+    assert (kept.call_id, kept.provider, kept.endpoint, kept.host) == ("job-7", "openai", "chat", "router.example.com")
     assert (kept.requested_model, kept.model, kept.response_id) == ("gpt-4o-mini", "gpt-4o-mini-2024-07-18", "chatcmpl-1")
     assert (kept.batch, kept.streamed, kept.service_tier, kept.outcome) == (True, True, "flex", "truncated")
     assert (kept.tags, kept.attribution) == (Tags(user_id="u_1", extra={"feature": "mail"}), "tag")
