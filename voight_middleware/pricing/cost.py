@@ -43,7 +43,7 @@ Endpoints without a price. Sources: OpenAI, "Moderation" (free of charge), "Coun
 
 def billed(usage: Usage, rates: Rates) -> Iterator[tuple[str, int]]:
     """The counts of *usage* as they are billed under *rates*: reasoning apart where it has a price of its own, and minima applied."""
-    apart = usage.reasoning if "reasoning" in rates.femto else None
+    apart = min(usage.reasoning or 0, usage.output or 0) if "reasoning" in rates.femto else 0
     for name, count in zip(_FIELDS, astuple(usage), strict=True):
         if count and name in _BILLED:
             if apart and name == "output":
@@ -111,6 +111,8 @@ def _price_by_list(call: Call, book: PriceBook, terms: Terms) -> None:
         if unknown and len(unknown) == counts:
             _unpriced(call, reasons)
             return
+        if "reasoning" in rates.femto and (usage.reasoning or 0) > (usage.output or 0):
+            reasons.append(f"reasoning = {usage.reasoning}, more than output = {usage.output}")
         for name, doubt in rates.doubts.items():
             if getattr(usage, name):
                 reasons.append(doubt)

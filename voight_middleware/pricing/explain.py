@@ -124,7 +124,7 @@ def _part(call: Call, component: Component, record: Mapping[str, Any], *, free: 
 
 def _counts(usage: Usage, units: Mapping[str, Decimal], minimum: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
     """The counts as they were billed: reasoning apart where it has a price of its own, and not less than the least that is billed."""
-    apart = (usage.reasoning or 0) if "reasoning" in units else 0
+    apart = min(usage.reasoning or 0, usage.output or 0) if "reasoning" in units else 0
     for name in COUNTS:
         count: int | None = getattr(usage, name)
         if not count:
