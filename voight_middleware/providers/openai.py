@@ -26,7 +26,8 @@ from voight_middleware.providers.answers import (
     text_or_none,
     usage_json,
 )
-from voight_middleware.providers.finish_reasons import in_order, note_reasons, only_reason
+from voight_middleware.providers.finish_reasons import only_reason
+from voight_middleware.providers.openai_streams import ChatReader, CompletionsReader, weight
 
 
 class _Item(msgspec.Struct):
@@ -148,74 +149,6 @@ def _tool_calls(types: Iterable[Any]) -> dict[str, int] | None:
     return counts or None
 
 
-class ChatReader:
-    """A stream of chat completion chunks. Its usage comes in a last chunk without choices, and only where it was asked for."""
-
-    def __init__(self, hide_usage: bool) -> None:
-        self.done = False
-        self.failure: str | None = None
-        self._hide = hide_usage
-        self._last: Any = None
-        self._usage: Any = None
-        self._reasons: dict[int, str | None] = {}
-        self._chunks = 0
-        self._characters = 0
-
-    def see(self, event: Any) -> object:
-        try:
-            self._last = event
-            choices = event.choices
-            if choices:
-                choice = choices[0]
-                content = choice.delta.content or _other_text(choice.delta)
-                if content:
-                    self._chunks += 1
-                    self._characters += len(content)
-                if choice.finish_reason is not None:
-                    self.done = True
-                    note_reasons(self._reasons, choices)
-                elif len(choices) > 1:
-                    note_reasons(self._reasons, choices)
-            if event.usage is not None:
-                self.done = True
-                self._usage = event.usage
-                return self._hide and not choices
-        except AttributeError:
-            return self._see_odd(event)
-        except Exception as error:
-            note(error)
-        return False
-
-    def _see_odd(self, event: Any) -> bool:
-        """Azure's asynchronous filter results have no delta; a compatible server's usage may come without choices."""
-        choices = getattr(event, "choices", None)
-        if choices and getattr(choices[0], "finish_reason", None) is not None:
-            self.done = True
-            note_reasons(self._reasons, choices)
-        usage = getattr(event, "usage", None)
-        if usage is None:
-            return False
-        self.done = True
-        self._usage = usage
-        return self._hide and not choices
-
-    def answer(self) -> Answer:
-        last = self._last
-        identity, model, tier = (text_or_none(getattr(last, name, None)) for name in ("id", "model", "service_tier"))
-        usage = NULL if self._usage is None else usage_json(self._usage)
-        return Answer(identity, model, tier, usage, finish_reasons=in_order(self._reasons))
-
-    def estimated_output(self) -> int | None:
-        # OpenAI streams about one token per content chunk; compatible servers send longer ones.
-        return None if self._usage is not None else max(self._chunks, (self._characters + 3) // 4)
-
-
-def _other_text(delta: Any) -> str | None:
-    """What is output too, and billed: the arguments of a tool call."""
-    calls = delta.tool_calls
-    return calls[0].function.arguments if calls and calls[0].function is not None else None
-
-
 class ResponsesReader:
     """A stream of Responses events. The terminal event carries the whole response, usage included."""
 
@@ -257,7 +190,7 @@ class ResponsesReader:
         ]
         reasons = _reasons(getattr(response, "status", None), getattr(getattr(response, "incomplete_details", None), "reason", None), kinds)
         identity, model, tier = (text_or_none(getattr(response, name, None)) for name in ("id", "model", "service_tier"))
-        read = Answer(identity, model, tier, NULL if usage is None else usage_json(usage), _tool_calls(kinds), finish_reasons=reasons)
+        read = Answer(identity, model, tier, usage_json(usage) if weight(usage) else NULL, _tool_calls(kinds), finish_reasons=reasons)
         tool_usage = getattr(response, "tool_usage", None)
         if tool_usage is not None:
             _lay_in_tool_usage(read, plain(tool_usage), [plain(tool) for tool in getattr(response, "tools", None) or ()])
@@ -266,30 +199,7 @@ class ResponsesReader:
         return read
 
     def estimated_output(self) -> int | None:
-        reported = getattr(self._response, "usage", None) is not None
-        return None if reported else (self._characters + 3) // 4
-
-
-class CompletionsReader(ChatReader):
-    """A stream of legacy completions, which differ from those of a chat in where the text is."""
-
-    def see(self, event: Any) -> object:
-        try:
-            self._last = event
-            for choice in event.choices:
-                if choice.text:
-                    self._chunks += 1
-                    self._characters += len(choice.text)
-                if choice.finish_reason is not None:
-                    self.done = True
-                    note_reasons(self._reasons, event.choices)
-            if event.usage is not None:
-                self.done = True
-                self._usage = event.usage
-                return self._hide and not event.choices
-        except Exception as error:
-            note(error)
-        return False
+        return None if weight(getattr(self._response, "usage", None)) else (self._characters + 3) // 4
 
 
 def plain(model: Any) -> Any:
