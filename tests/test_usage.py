@@ -1,5 +1,6 @@
 """Usage: disjoint counts that add up to the provider's totals."""
 
+import re
 from typing import Any
 
 import msgspec
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from voight_middleware.usage import Component, Usage, UsageError, read_usage, recognise
+from voight_middleware.usage import Component, Usage, UsageError, read_usage, recognise, unknown_counts
 
 COUNT = st.integers(0, 10**9)
 MAYBE = st.none() | COUNT
@@ -103,17 +104,18 @@ def test_a_split_without_its_total_is_believed() -> None:
     [
         ("chat", {"prompt_tokens": 10, "prompt_tokens_details": {"cached_tokens": 11}}),
         ("chat", {"prompt_tokens": 10, "prompt_tokens_details": {"cached_tokens": 6, "cache_write_tokens": 5}}),
-        ("chat", {"prompt_tokens": 10, "prompt_tokens_details": {"cached_tokens": 6, "audio_tokens": 5}}),
+        ("chat", {"prompt_tokens": 10, "prompt_tokens_details": {"cached_tokens": 11, "audio_tokens": 5}}),
         ("chat", {"completion_tokens": 1, "completion_tokens_details": {"audio_tokens": 2}}),
         ("responses", {"input_tokens": 10, "input_tokens_details": {"cached_tokens": 11}}),
         ("messages", {"cache_creation_input_tokens": 10, "cache_creation": {"ephemeral_5m_input_tokens": 11}}),
     ],
     ids=["cached", "cached and written", "cached and audio", "audio out", "cached of responses", "written of messages"],
 )
-def test_counts_that_contradict_each_other_are_an_error(dialect: str, raw: dict[str, Any]) -> None:
-    """More parts than the whole is an error that names the whole, never a negative bucket."""
-    with pytest.raises(UsageError, match=r"add up to more than its 10?$"):
-        read_usage(dialect, raw)
+def test_counts_that_contradict_each_other_are_reported(dialect: str, raw: dict[str, Any]) -> None:
+    """More parts than the whole is a doubt that names the whole, never a negative bucket."""
+    usage = one(dialect, raw)
+    assert all(count >= 0 for count in msgspec.structs.astuple(usage) if isinstance(count, int))
+    assert any(re.search(r"add up to more than its 10?$", doubt) for doubt in unknown_counts(dialect, raw))
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ from typing import Any, TypeAlias
 import msgspec
 
 Count: TypeAlias = int | None
+Doubts: TypeAlias = list[str]
+"""What a usage says that cannot be taken as it stands: the call is priced in part."""
 _MOST = 2**53
 _ONLY_ANTHROPIC = frozenset({"cache_creation_input_tokens", "cache_read_input_tokens", "cache_creation", "server_tool_use", "iterations"})
 
@@ -84,7 +86,7 @@ class Component(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
 
 class UsageError(ValueError):
-    """A usage whose numbers contradict each other, such as more cached tokens than input tokens."""
+    """A usage with a number that is not a count, or of a dialect that is not known."""
 
 
 def read_usage(dialect: str, raw: Mapping[str, Any]) -> tuple[Component, ...]:
@@ -93,15 +95,15 @@ def read_usage(dialect: str, raw: Mapping[str, Any]) -> tuple[Component, ...]:
 
     Args:
         dialect: The endpoint that answered: ``chat``, ``responses``, ``embeddings``, ``images``, ``transcriptions``, ``messages``, …
-        raw: The provider's usage JSON.
+        raw: The provider's usage JSON. If its parts exceed their total, the total is kept; ``unknown_counts`` reports it.
 
     Raises:
-        UsageError: A count is negative or no whole number, or the counts contradict each other, or the dialect is unknown.
+        UsageError: A count is negative or no whole number, or the dialect is unknown.
     """
     reader = _READERS.get(dialect)
     if reader is None:
         raise UsageError(f"no usage reader for endpoint {dialect!r}; known: {', '.join(sorted(_READERS))}")
-    return reader(raw)
+    return reader(raw, [])
 
 
 def recognise(raw: Mapping[str, Any]) -> str | None:
@@ -141,9 +143,15 @@ _ASIDE = frozenset({"cost_details", "pydantic_ai_gateway"})
 
 
 def unknown_counts(dialect: str, raw: Mapping[str, Any]) -> list[str]:
-    """Keys of a usage object with a number that nobody here knows: the provider may bill by it."""
+    """
+    Return the parts of a usage object that cannot be billed with certainty.
+
+    These are numbers under unknown keys, parts that exceed their total, and cached tokens of an unknown kind.
+    """
     found: list[str] = []
     if dialect != "usage":
+        if (reader := _READERS.get(dialect)) is not None:
+            reader(raw, found)
         _find_unknown(raw, "", found)
     return found
 
@@ -185,32 +193,109 @@ def _part(raw: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return value if type(value) is dict or isinstance(value, Mapping) else {}
 
 
-def _rest(total: Count, name: str, *parts: Count) -> Count:
+def _split(total: Count, name: str, doubts: Doubts, *parts: Count) -> tuple[Count, ...]:
+    """Return the rest of *total*, then its *parts*. Parts that exceed their total are dropped: the total is what can be read."""
     if total is None:
-        return None
+        return (None, *parts)
     rest = total
     for part in parts:
         if part:
             rest -= part
     if rest < 0:
-        raise UsageError(f"the parts of {name} add up to more than its {total}")
-    return rest
+        doubts.append(f"parts of {name} that add up to more than its {total}")
+        return (total, *(None for _ in parts))
+    return (rest, *parts)
 
 
-def _openai(raw: Mapping[str, Any], input_key: str, output_key: str) -> tuple[Component, ...]:
-    details_in, details_out = _part(raw, input_key + "_details"), _part(raw, output_key + "_details")
+def _kinds(cached: Count, text: Count, audio: Count, image: Count, doubts: Doubts) -> tuple[Count, Count]:
+    """
+    Return the cached tokens of audio and of images where the provider does not say them.
+
+    They are certain if the input is of one kind only. Otherwise, as many as possible count as text: the rest is billed in full.
+    """
+    if not cached or text is None or not (audio or image):
+        return None, None
+    left = cached - min(cached, max(text, 0))
+    of_audio = min(left, audio or 0)
+    of_image = min(left - of_audio, image or 0)
+    if sum(1 for kind in (text, audio, image) if kind) > 1:
+        doubts.append(f"cached_tokens = {cached} of an unknown kind")
+    return of_audio or None, of_image or None
+
+
+def _said(raw: Mapping[str, Any], key: str) -> int:
+    """Return a count that only confirms others; 0 if it is missing or odd."""
+    value = raw.get(key)
+    return value if type(value) is int and 0 <= value < _MOST else 0
+
+
+def _doubt_reasoning(reasoning: Count, output: Count, name: str, doubts: Doubts) -> None:
+    """Reasoning is a part of *output*, and cannot exceed it."""
+    if reasoning and output is not None and reasoning > output:
+        doubts.append(f"reasoning = {reasoning}, more than {name} = {output}")
+
+
+def _openai(
+    raw: Mapping[str, Any], input_key: str, output_key: str, doubts: Doubts, *, details: str = "tokens_details", images: bool = False
+) -> tuple[Component, ...]:
+    """
+    Read OpenAI's totals and their details.
+
+    ``total_tokens`` tells whether reasoning or cached tokens are beside the totals. Sources: xAI, "Consumption and rate limits":
+    reasoning tokens are not in completion_tokens. Google, "OpenAI compatibility": thoughts are in total_tokens only.
+
+    Args:
+        details: The end of the names of the details.
+        images: Whether images have a rate of their own.
+    """
+    details_in = _part(raw, input_key.removesuffix("tokens") + details)
+    details_out = _part(raw, output_key.removesuffix("tokens") + details)
     total_in, total_out = _count(raw, input_key), _count(raw, output_key)
     cache_read, cache_write = _count(details_in, "cached_tokens"), _count(details_in, "cache_write_tokens")
     if cache_read is None:
         cache_read = next((count for key in _CACHED_ELSEWHERE if (count := _count(raw, key)) is not None), None)
-    audio_in, audio_out = _count(details_in, "audio_tokens"), _count(details_out, "audio_tokens")
+    reasoning, audio_out = _count(details_out, "reasoning_tokens"), _count(details_out, "audio_tokens")
+    if total_in is not None and total_out is not None:
+        total = _said(raw, "total_tokens")
+        beyond = total - total_in - total_out
+        aside = reasoning if reasoning is not None else _said(raw, "reasoning_tokens")
+        cached = (cache_read or 0) + (cache_write or 0)
+        if beyond <= 0:
+            if not total and reasoning and reasoning > total_out:  # a part cannot exceed its whole: it is beside it
+                doubts.append(f"{reasoning} reasoning_tokens beside {output_key} = {total_out}")
+                total_out += reasoning
+        elif beyond == aside:
+            total_out, reasoning = total_out + beyond, beyond
+        elif beyond == cached:
+            total_in += beyond
+        elif not aside and "reasoning_tokens" not in details_out:
+            total_out += beyond
+        else:
+            doubts.append(f"total_tokens = {total}, {beyond} more than its parts")
+    audio_in, image_in = _count(details_in, "audio_tokens"), _count(details_in, "image_tokens") if images else None
+    by_kind = _part(details_in, "cached_tokens_details")
+    if by_kind:
+        cached_audio, cached_image = _count(by_kind, "audio_tokens"), _count(by_kind, "image_tokens") if images else None
+    else:
+        text_in = None if total_in is None else total_in - (audio_in or 0) - (image_in or 0) - (cache_write or 0)
+        cached_audio, cached_image = _kinds(cache_read, text_in, audio_in, image_in, doubts)
+    cache_read, cached_audio, cached_image = _split(cache_read, "cached_tokens", doubts, cached_audio, cached_image)
+    audio_in, cached_audio = _split(audio_in, "audio_tokens", doubts, cached_audio)
+    image_in, cached_image = _split(image_in, "image_tokens", doubts, cached_image)
+    parts_in = cache_read, cache_write, audio_in, cached_audio, image_in, cached_image
+    text_in, cache_read, cache_write, audio_in, cached_audio, image_in, cached_image = _split(total_in, input_key, doubts, *parts_in)
+    text_out, audio_out = _split(total_out, output_key, doubts, audio_out)
+    _doubt_reasoning(reasoning, total_out, output_key, doubts)
     usage = Usage(
-        input=_rest(total_in, input_key, cache_read, cache_write, audio_in),
+        input=text_in,
         cache_read=cache_read,
+        cache_read_audio=cached_audio,
+        cache_read_image=cached_image,
         cache_write=cache_write,
         audio_in=audio_in,
-        output=_rest(total_out, output_key, audio_out),
-        reasoning=_count(details_out, "reasoning_tokens"),
+        image_in=image_in,
+        output=text_out,
+        reasoning=reasoning,
         audio_out=audio_out,
     )
     return (Component(usage=usage),)
@@ -220,18 +305,18 @@ _CACHED_ELSEWHERE = ("cached_tokens", "num_cached_tokens", "prompt_cache_hit_tok
 """Where compatible servers have their cached tokens. Sources: Moonshot, Mistral and DeepSeek, API references of chat completions."""
 
 
-def _chat(raw: Mapping[str, Any]) -> tuple[Component, ...]:
+def _chat(raw: Mapping[str, Any], doubts: Doubts) -> tuple[Component, ...]:
     """Source: OpenAI API reference, "The chat completion object", ``usage``: prompt_tokens include cached and audio tokens."""
-    return _openai(raw, "prompt_tokens", "completion_tokens")
+    return _openai(raw, "prompt_tokens", "completion_tokens", doubts)
 
 
-def _responses(raw: Mapping[str, Any]) -> tuple[Component, ...]:
+def _responses(raw: Mapping[str, Any], doubts: Doubts) -> tuple[Component, ...]:
     """
     Source: OpenAI API reference, "The response object", ``usage``: input_tokens include cached tokens.
 
     ``tool_usage`` is billed beside it: web searches by request, and image generation by the tokens of an image model.
     """
-    (main,) = _openai(raw, "input_tokens", "output_tokens")
+    (main,) = _openai(raw, "input_tokens", "output_tokens", doubts)
     tool_usage = _part(raw, "tool_usage")
     searches = _count(_part(tool_usage, "web_search"), "num_requests")
     if searches:
@@ -239,29 +324,30 @@ def _responses(raw: Mapping[str, Any]) -> tuple[Component, ...]:
     drawn = _part(tool_usage, "image_gen")
     if not drawn:
         return (main,)
-    return (main, Component(model=_text(drawn, "model") or "image_generation", usage=_image_tokens(drawn)))
+    return (main, Component(model=_text(drawn, "model") or "image_generation", usage=_image_tokens(drawn, doubts)))
 
 
-def _image_tokens(raw: Mapping[str, Any]) -> Usage:
+def _image_tokens(raw: Mapping[str, Any], doubts: Doubts) -> Usage:
     details_in, details_out = _part(raw, "input_tokens_details"), _part(raw, "output_tokens_details")
     total_in, total_out = _count(raw, "input_tokens"), _count(raw, "output_tokens")
     cached = _part(raw, "cached_tokens_details")
     cached_text, cached_image = _count(cached, "cached_text_tokens"), _count(cached, "cached_image_tokens")
     if not cached:
         cached_text = _count(raw, "cached_tokens")
-    image_in = _rest(_count(details_in, "image_tokens"), "image_tokens", cached_image)
-    text_out = _count(details_out, "text_tokens")
+    image_in, cached_image = _split(_count(details_in, "image_tokens"), "image_tokens", doubts, cached_image)
+    text_in, image_in, cached_text, cached_image = _split(total_in, "input_tokens", doubts, image_in, cached_text, cached_image)
+    image_out, text_out = _split(total_out, "output_tokens", doubts, _count(details_out, "text_tokens"))
     return Usage(
-        input=_rest(total_in, "input_tokens", image_in, cached_text, cached_image),
+        input=text_in,
         cache_read=cached_text,
         cache_read_image=cached_image,
         image_in=image_in,
         output=text_out,
-        image_out=_rest(total_out, "output_tokens", text_out),
+        image_out=image_out,
     )
 
 
-def _images(raw: Mapping[str, Any]) -> tuple[Component, ...]:
+def _images(raw: Mapping[str, Any], doubts: Doubts) -> tuple[Component, ...]:
     """
     Source: OpenAI API reference, "Images", ``usage`` and ``svg_usage``, the tokens of a second model that is billed beside the first.
 
@@ -271,7 +357,7 @@ def _images(raw: Mapping[str, Any]) -> tuple[Component, ...]:
     if "images" in raw:
         parts.append(Component(usage=Usage(images=_count(raw, "images"))))
     elif "input_tokens" in raw or "output_tokens" in raw:
-        parts.append(Component(usage=_image_tokens(raw)))
+        parts.append(Component(usage=_image_tokens(raw, doubts)))
     svg = _part(raw, "svg_usage")
     if svg:
         usage = Usage(input=_count(svg, "input_tokens"), output=_count(svg, "output_tokens"), reasoning=_count(svg, "reasoning_tokens"))
@@ -279,7 +365,7 @@ def _images(raw: Mapping[str, Any]) -> tuple[Component, ...]:
     return tuple(parts)
 
 
-def _transcription(raw: Mapping[str, Any]) -> tuple[Component, ...]:
+def _transcription(raw: Mapping[str, Any], doubts: Doubts) -> tuple[Component, ...]:
     """
     Source: OpenAI API reference, "Create transcription", ``usage``: tokens or a duration.
 
@@ -291,11 +377,11 @@ def _transcription(raw: Mapping[str, Any]) -> tuple[Component, ...]:
             raise UsageError(f"seconds is {seconds!r}, not a duration")
         return (Component(usage=Usage(seconds=math.ceil(seconds))),)
     audio = _count(_part(raw, "input_token_details"), "audio_tokens")
-    usage = Usage(input=_rest(_count(raw, "input_tokens"), "input_tokens", audio), audio_in=audio, output=_count(raw, "output_tokens"))
-    return (Component(usage=usage),)
+    text, audio = _split(_count(raw, "input_tokens"), "input_tokens", doubts, audio)
+    return (Component(usage=Usage(input=text, audio_in=audio, output=_count(raw, "output_tokens"))),)
 
 
-def _speech(raw: Mapping[str, Any]) -> tuple[Component, ...]:
+def _speech(raw: Mapping[str, Any], _doubts: Doubts) -> tuple[Component, ...]:
     """
     Source: OpenAI API reference, "Create speech": only server-sent events report tokens. Else what is known are the characters that
     were sent, which tts-1 is billed by.
@@ -305,41 +391,23 @@ def _speech(raw: Mapping[str, Any]) -> tuple[Component, ...]:
     return (Component(usage=Usage(characters=_count(raw, "characters"))),)
 
 
-def _videos(raw: Mapping[str, Any]) -> tuple[Component, ...]:
+def _videos(raw: Mapping[str, Any], _doubts: Doubts) -> tuple[Component, ...]:
     """Source: OpenAI API reference, "Videos": a video is billed by its seconds, at a rate that depends on its size."""
     return (Component(usage=Usage(seconds=_count(raw, "seconds"))),)
 
 
-def _realtime(raw: Mapping[str, Any]) -> tuple[Component, ...]:
+def _realtime(raw: Mapping[str, Any], doubts: Doubts) -> tuple[Component, ...]:
     """
     Source: OpenAI API reference, "Realtime server events", ``response.done``: input_tokens include cached tokens of every kind.
 
     A live session reports seconds only.
     """
     if "seconds" in raw:
-        return _transcription(raw)
-    details_in, details_out = _part(raw, "input_token_details"), _part(raw, "output_token_details")
-    cached = _part(details_in, "cached_tokens_details")
-    total_in, total_out = _count(raw, "input_tokens"), _count(raw, "output_tokens")
-    all_cached = _count(details_in, "cached_tokens")
-    cached_audio, cached_image = _count(cached, "audio_tokens"), _count(cached, "image_tokens")
-    audio_in = _rest(_count(details_in, "audio_tokens"), "audio_tokens", cached_audio)
-    image_in = _rest(_count(details_in, "image_tokens"), "image_tokens", cached_image)
-    audio_out = _count(details_out, "audio_tokens")
-    usage = Usage(
-        input=_rest(total_in, "input_tokens", all_cached, audio_in, image_in),
-        cache_read=_rest(all_cached, "cached_tokens", cached_audio, cached_image),
-        cache_read_audio=cached_audio,
-        cache_read_image=cached_image,
-        audio_in=audio_in,
-        image_in=image_in,
-        output=_rest(total_out, "output_tokens", audio_out),
-        audio_out=audio_out,
-    )
-    return (Component(usage=usage),)
+        return _transcription(raw, doubts)
+    return _openai(raw, "input_tokens", "output_tokens", doubts, details="token_details", images=True)
 
 
-def _generate_content(raw: Mapping[str, Any]) -> tuple[Component, ...]:
+def _generate_content(raw: Mapping[str, Any], doubts: Doubts) -> tuple[Component, ...]:
     """
     Source: Gemini API reference, "UsageMetadata": promptTokenCount includes cached tokens; thoughts and the results of tools are
     counted beside prompt and candidates.
@@ -348,28 +416,39 @@ def _generate_content(raw: Mapping[str, Any]) -> tuple[Component, ...]:
     thoughts = _count(raw, "thoughtsTokenCount")
     audio_in, audio_out = _modality(raw, "promptTokensDetails", "AUDIO"), _modality(raw, "candidatesTokensDetails", "AUDIO")
     image_out = _modality(raw, "candidatesTokensDetails", "IMAGE")
+    prompt, answer, tools = (_count(raw, f"{name}TokenCount") for name in ("prompt", "candidates", "toolUsePrompt"))
     cached_audio = _modality(raw, "cacheTokensDetails", "AUDIO")
-    full_audio = _rest(audio_in, "AUDIO", cached_audio)
-    prompt = _rest(_count(raw, "promptTokenCount"), "promptTokenCount", cached, full_audio)
+    if cached_audio is None and "cacheTokensDetails" not in raw:
+        cached_audio, _ = _kinds(cached, None if prompt is None else prompt - (audio_in or 0), audio_in, None, doubts)
+    cached, cached_audio = _split(cached, "cachedContentTokenCount", doubts, cached_audio)
+    audio_in, cached_audio = _split(audio_in, "AUDIO", doubts, cached_audio)
+    prompt, cached, cached_audio, audio_in = _split(prompt, "promptTokenCount", doubts, cached, cached_audio, audio_in)
+    answer, audio_out, image_out = _split(answer, "candidatesTokenCount", doubts, audio_out, image_out)
     usage = Usage(
-        input=_sum(prompt, _count(raw, "toolUsePromptTokenCount")),
-        cache_read=_rest(cached, "cachedContentTokenCount", cached_audio),
+        input=_sum(prompt, tools),
+        cache_read=cached,
         cache_read_audio=cached_audio,
-        audio_in=full_audio,
-        output=_sum(_rest(_count(raw, "candidatesTokenCount"), "candidatesTokenCount", audio_out, image_out), thoughts),
+        audio_in=audio_in,
+        output=_sum(answer, thoughts),
         reasoning=thoughts,
         audio_out=audio_out,
         image_out=image_out,
     )
+    beyond = _said(raw, "totalTokenCount") - sum(filter(None, (usage.input_tokens, usage.output_tokens)))
+    if beyond > 0 and usage.input_tokens is not None:  # thoughts that only the total has
+        if thoughts is None:
+            usage = msgspec.structs.replace(usage, output=_sum(usage.output, beyond))
+        else:
+            doubts.append(f"totalTokenCount = {raw['totalTokenCount']}, {beyond} more than its parts")
     return (Component(usage=usage),)
 
 
-def _converse(raw: Mapping[str, Any]) -> tuple[Component, ...]:
+def _converse(raw: Mapping[str, Any], doubts: Doubts) -> tuple[Component, ...]:
     """Source: Amazon Bedrock API reference, "TokenUsage"; "Prompt caching": inputTokens exclude what is read from the cache or written."""
     details = raw.get("cacheDetails")
     split = {str(one.get("ttl")): one for one in (details if isinstance(details, list) else ()) if isinstance(one, Mapping)}
     written_5m, written_1h = _count(_part(split, "5m"), "inputTokens"), _count(_part(split, "1h"), "inputTokens")
-    unsplit = _rest(_count(raw, "cacheWriteInputTokens"), "cacheWriteInputTokens", written_5m, written_1h)
+    unsplit = _unsplit(_count(raw, "cacheWriteInputTokens"), "cacheWriteInputTokens", doubts, written_5m, written_1h)
     usage = Usage(
         input=_count(raw, "inputTokens"),
         cache_read=_count(raw, "cacheReadInputTokens"),
@@ -393,17 +472,25 @@ def _modality(raw: Mapping[str, Any], key: str, modality: str) -> Count:
     return None
 
 
-def _runs(raw: Mapping[str, Any]) -> tuple[Component, ...]:
+def _runs(raw: Mapping[str, Any], doubts: Doubts) -> tuple[Component, ...]:
     """Source: OpenAI API reference, "Runs", ``usage``: as of a chat completion, with another name for the details."""
-    return _chat({**raw, "prompt_tokens_details": raw["prompt_token_details"]} if "prompt_token_details" in raw else raw)
+    details = {
+        f"{name}_tokens_details": raw[f"{name}_token_details"] for name in ("prompt", "completion") if f"{name}_token_details" in raw
+    }
+    return _chat({**raw, **details}, doubts)
 
 
-def _embeddings(raw: Mapping[str, Any]) -> tuple[Component, ...]:
-    """Source: OpenAI API reference, "Create embeddings", ``usage``: there is no output."""
-    return (Component(usage=Usage(input=_count(raw, "prompt_tokens"))),)
+def _embeddings(raw: Mapping[str, Any], _doubts: Doubts) -> tuple[Component, ...]:
+    """
+    Source: OpenAI API reference, "Create embeddings", ``usage``: there is no output.
+
+    Voyage AI, "Text embeddings API": ``total_tokens`` only.
+    """
+    total = next((count for key in ("prompt_tokens", "input_tokens", "total_tokens") if (count := _count(raw, key))), None)
+    return (Component(usage=Usage(input=_count(raw, "prompt_tokens") if total is None else total)),)
 
 
-def _messages(raw: Mapping[str, Any]) -> tuple[Component, ...]:
+def _messages(raw: Mapping[str, Any], doubts: Doubts) -> tuple[Component, ...]:
     """
     Source: Anthropic API reference, "Messages", ``usage``: input_tokens exclude cache reads and cache creation.
 
@@ -412,27 +499,39 @@ def _messages(raw: Mapping[str, Any]) -> tuple[Component, ...]:
     iterations = raw.get("iterations")
     parts = [one for one in iterations if isinstance(one, Mapping)] if isinstance(iterations, list) else []
     if parts:
-        components = tuple(Component(model=_text(one, "model"), usage=_anthropic(one)) for one in parts)
+        components = tuple(Component(model=_text(one, "model"), usage=_anthropic(one, doubts)) for one in parts)
         tools = _anthropic_tools(raw)
         if tools:
             first = components[0]
             components = (msgspec.structs.replace(first, usage=msgspec.structs.replace(first.usage, tools=tools)), *components[1:])
         return components
-    return (Component(usage=_anthropic(raw)),)
+    return (Component(usage=_anthropic(raw, doubts)),)
 
 
-def _anthropic(raw: Mapping[str, Any]) -> Usage:
+def _unsplit(total: Count, name: str, doubts: Doubts, *parts: Count) -> Count:
+    """Return what of the written tokens has no lifetime. Parts that exceed their total are believed, as they are more precise."""
+    known = _sum(*parts)
+    if total is None or known is None or known <= total:
+        return None if total is None else total - (known or 0)
+    doubts.append(f"parts of {name} that add up to more than its {total}")
+    return None
+
+
+def _anthropic(raw: Mapping[str, Any], doubts: Doubts) -> Usage:
     created, split = _count(raw, "cache_creation_input_tokens"), _part(raw, "cache_creation")
     written_5m, written_1h = _count(split, "ephemeral_5m_input_tokens"), _count(split, "ephemeral_1h_input_tokens")
-    unsplit = _rest(created, "cache_creation_input_tokens", written_5m, written_1h)
+    unsplit = _unsplit(created, "cache_creation_input_tokens", doubts, written_5m, written_1h)
+    output = _count(raw, "output_tokens")
+    thinking = _count(_part(raw, "output_tokens_details"), "thinking_tokens")
+    _doubt_reasoning(thinking, output, "output_tokens", doubts)
     return Usage(
         input=_count(raw, "input_tokens"),
         cache_read=_count(raw, "cache_read_input_tokens"),
         cache_write=unsplit if unsplit or not split else None,
         cache_write_5m=written_5m,
         cache_write_1h=written_1h,
-        output=_count(raw, "output_tokens"),
-        reasoning=_count(_part(raw, "output_tokens_details"), "thinking_tokens"),
+        output=output,
+        reasoning=thinking,
         tools=_anthropic_tools(raw),
     )
 
@@ -443,13 +542,13 @@ def _anthropic_tools(raw: Mapping[str, Any]) -> Mapping[str, int] | None:
     return {name: count for name, count in counts.items() if count is not None} or None
 
 
-def _own(raw: Mapping[str, Any]) -> tuple[Component, ...]:
+def _own(raw: Mapping[str, Any], _doubts: Doubts) -> tuple[Component, ...]:
     """A ``Usage`` of ours, as ``record()`` took it."""
     tools = {tool: count for tool in _part(raw, "tools") if (count := _count(raw["tools"], tool)) is not None}
     return (Component(usage=Usage(tools=tools or None, **{name: _count(raw, name) for name in _OWN_COUNTS})),)
 
 
-_READERS: dict[str, Callable[[Mapping[str, Any]], tuple[Component, ...]]] = {
+_READERS: dict[str, Callable[[Mapping[str, Any], Doubts], tuple[Component, ...]]] = {
     "chat": _chat,
     "completions": _chat,
     "responses": _responses,

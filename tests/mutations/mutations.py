@@ -262,8 +262,8 @@ MUTATIONS: list[Mutation] = [
         "usage.py",
         (
             "cached tokens are billed twice",
-            "        input=_rest(total_in, input_key, cache_read, cache_write, audio_in),",
-            "        input=_rest(total_in, input_key, cache_write, audio_in),",
+            "    parts_in = cache_read, cache_write, audio_in, cached_audio, image_in, cached_image",
+            "    parts_in = None, cache_write, audio_in, cached_audio, image_in, cached_image",
         ),
         (
             "a missing count is 0",

@@ -206,10 +206,11 @@ def test_a_reported_nothing_costs_nothing(book: PriceBook, new_call: NewCall) ->
     assert (call.cost_femto, call.cost_status) == (0, "priced")
 
 
-def test_a_contradictory_usage_is_unpriced_with_the_contradiction(book: PriceBook, new_call: NewCall) -> None:
-    """More cached than input tokens: no guess, and the reason quotes it."""
+def test_a_contradictory_usage_is_partial_with_the_contradiction(book: PriceBook, new_call: NewCall) -> None:
+    """More cached than input tokens: the totals are billed, and the reason quotes the contradiction."""
     call = cost(book, new_call, {"prompt_tokens": 5, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": 6}})
-    assert (call.cost_femto, call.cost_status) == (None, "unpriced")
+    whole = cost(book, new_call, {"prompt_tokens": 5, "completion_tokens": 1})
+    assert (call.cost_femto, call.cost_status) == (whole.cost_femto, "partial")
     assert "add up to more than its 5" in call.cost_reasons[0]
 
 

@@ -226,16 +226,17 @@ def test_a_response_without_output_is_read(provider: Provider, calls: Calls) -> 
     assert calls.one().usage == USAGE["responses"]
 
 
-def test_a_usage_that_contradicts_itself_is_kept_and_not_priced(provider: Provider, calls: Calls) -> None:
-    """More cached tokens than input tokens: the JSON is there to be looked at, the cost is unknown and says why."""
+def test_a_usage_that_contradicts_itself_is_priced_by_its_totals(provider: Provider, calls: Calls) -> None:
+    """More cached tokens than input tokens: the totals are billed, the cost is partial and says why, and the JSON is kept."""
     usage = {**CHAT_USAGE, "prompt_tokens_details": {"cached_tokens": 9999}}
     provider.answer = lambda path, sent: (200, JSON, [json.dumps({**chat_body(), "usage": usage}).encode()])
     send(wrap(provider.client("openai")), "openai")
 
     call = calls.one()
     assert json.loads(call.raw_usage or "") == usage
-    assert (call.usage, call.cost_usd) == (None, None)
-    assert "unreadable usage" in call.cost_reasons[0]
+    assert call.usage is not None
+    assert (call.usage.input_tokens, call.usage.output_tokens, call.cost_status) == (120, 45, "partial")
+    assert "add up to more than its 120" in call.cost_reasons[0]
 
 
 def test_a_usage_that_is_spread_over_lines_is_kept_on_one(provider: Provider, calls: Calls) -> None:

@@ -29,7 +29,7 @@ class Answer(msgspec.Struct):
     created_at: int | None = None
     """When the job was begun, as the provider says it: seconds since 1970."""
     failure: str | None = None
-    """What the provider called the failure of a job."""
+    """What the provider called its failure: of a job, or of an answer of status 200 that is none."""
     batch_endpoint: str | None = None
     """Of a line of a batch: the dialect of its answer."""
     finish_reasons: tuple[str, ...] | None = None
@@ -132,6 +132,18 @@ def _path(url: str) -> str:
     return "/" + path.strip("/")
 
 
+_NO_ERRORS = frozenset({b"null", b"{}", b'""', b"[]", b"false", b"0"})
+
+
+def failure_of(error: msgspec.Raw) -> str | None:
+    """
+    Return the failure in the ``error`` of an answer of status 200, or None.
+
+    Source: OpenRouter API reference, "Errors": a failure after the request was accepted has status 200.
+    """
+    return None if error is NULL or bytes(error) in _NO_ERRORS else "error"
+
+
 class _Choice(msgspec.Struct, gc=False):  # JSON has no cycles, and a tracked object costs the collector's time
     finish_reason: Any = None
     index: Any = None
@@ -150,8 +162,10 @@ class _Body(_End, gc=False):
     model: str | None = None
     service_tier: str | None = None
     usage: msgspec.Raw = NULL
+    error: msgspec.Raw = NULL
 
 
+_FAILED = ("error",)
 _read_strictly = msgspec.json.Decoder(_Body).decode
 _read_end = msgspec.json.Decoder(_End).decode
 
@@ -165,7 +179,9 @@ def read_answer(body: bytes) -> Answer:
     """
     try:
         read = _read_strictly(body)
-        return Answer(read.id, read.model, read.service_tier, read.usage, finish_reasons=_reasons(read))
+        reasons = _reasons(read)
+        failure = "error" if reasons == _FAILED else failure_of(read.error)
+        return Answer(read.id, read.model, read.service_tier, read.usage, failure=failure, finish_reasons=reasons)
     except msgspec.ValidationError:  # a compatible server's own idea of an id or a tier must not cost the usage
         plain = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
         identity, model, tier = (text_or_none(msgspec.json.decode(plain.get(name, NULL))) for name in ("id", "model", "service_tier"))
@@ -173,7 +189,8 @@ def read_answer(body: bytes) -> Answer:
             reasons = _reasons(_read_end(body))
         except msgspec.ValidationError:
             reasons = None
-        return Answer(identity, model, tier, plain.get("usage", NULL), finish_reasons=reasons)
+        failure = "error" if reasons == _FAILED else failure_of(plain.get("error", NULL))
+        return Answer(identity, model, tier, plain.get("usage", NULL), failure=failure, finish_reasons=reasons)
 
 
 def _reasons(end: _End) -> tuple[str, ...] | None:

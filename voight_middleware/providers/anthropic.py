@@ -23,7 +23,10 @@ _TEXT = {"text_delta": "text", "thinking_delta": "thinking", "input_json_delta":
 class MessagesReader:
     """
     A stream of message events. ``message_start`` carries the input's usage and a placeholder for the output's; the counts of
-    ``message_delta`` are cumulative and overwrite, the input's too where the server ran tools.
+    ``message_delta`` are cumulative, the input's too where the server ran tools: a count never becomes less. Some gateways send 0 for
+    what they have counted before.
+
+    Source: Anthropic, "Streaming messages", event types: the counts of ``message_delta`` are cumulative.
     """
 
     def __init__(self, hide_usage: bool) -> None:
@@ -60,18 +63,38 @@ class MessagesReader:
         if message is None:
             return Answer()
         usage: dict[str, Any] = {}
-        for part in (getattr(message, "usage", None), *self._deltas):
+        started = getattr(message, "usage", None)
+        if started is not None:
+            usage = _decode(usage_json(started))
+        placeholder = usage.pop("output_tokens", None)
+        for part in self._deltas:
             if part is not None:
-                usage.update((key, value) for key, value in _decode(usage_json(part)).items() if value is not None or key not in usage)
+                _accumulate(usage, _decode(usage_json(part)))
+        if usage.get("output_tokens") is None and placeholder is not None:
+            usage["output_tokens"] = placeholder
         identity, model, tier = (text_or_none(value) for value in (message.id, message.model, usage.get("service_tier")))
         counted = msgspec.Raw(msgspec.json.encode(usage)) if usage else NULL
         return Answer(identity, model, tier, counted, finish_reasons=only_reason(self._stop))
 
     def estimated_output(self) -> int | None:
-        if self._message is None or self._deltas:
+        if self._message is None or any(getattr(part, "output_tokens", None) is not None for part in self._deltas):
             return None
         placeholder = getattr(getattr(self._message, "usage", None), "output_tokens", None)
         return max((self._characters + 3) // 4, placeholder or 0)
+
+
+def _accumulate(usage: dict[str, Any], more: Mapping[str, Any]) -> None:
+    """Lay later counts over earlier ones: the larger of two holds, in the details too."""
+    for key, value in more.items():
+        known = usage.get(key)
+        if value is None and key in usage:
+            continue
+        if type(known) is dict and type(value) is dict:
+            _accumulate(known, value)
+        elif type(known) is int and type(value) is int:
+            usage[key] = max(known, value)
+        else:
+            usage[key] = value
 
 
 class _Batch(msgspec.Struct):

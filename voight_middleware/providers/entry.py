@@ -173,8 +173,8 @@ class Entry:
                 job = None if answer.job is None else f"{self.provider}/{answer.job}"
                 if endpoint.later == "tells" and (job is None or (is_null(answer.usage) and answer.failure is None)):
                     return  # of a response that was answered when it was made, or a job that has not ended
-                if answer.failure is not None and outcome == "ok":
-                    outcome, more["error"] = "error", answer.failure
+            if answer.failure is not None and outcome == "ok":
+                outcome, more["error"] = "error", answer.failure
             body = self.body
             if type(body) is dict or isinstance(body, Mapping):
                 requested = body.get("model")
@@ -373,6 +373,8 @@ class Entry:
                     model=answer.model,
                     host=self.host,
                     http_status=200,
+                    outcome="ok" if answer.failure is None else "error",
+                    error=answer.failure,
                     response_id=answer.id,
                     job=job,
                     service_tier=answer.service_tier,

@@ -112,8 +112,10 @@ class Events(Whole):
             for event in found:
                 if event.error is None:
                     self._reader.see(event)
-                elif self._reader.failure is None:
-                    self._reader.failure = "error"
+                else:
+                    if event.usage is not None:  # a failure may be billed: OpenRouter says how many tokens
+                        self._reader.see(event)
+                    self._reader.failure = self._reader.failure or "error"
         else:
             self._rest.append(data)
             self._size_of_rest += len(data)
@@ -186,19 +188,29 @@ class _Function(msgspec.Struct):
     arguments: str | None = None
 
 
+class _Custom(msgspec.Struct):
+    input: str | None = None
+
+
 class _ToolCall(msgspec.Struct):
     function: _Function | None = None
+    custom: _Custom | None = None
 
 
 class _Delta(msgspec.Struct):
     content: str | None = None
     tool_calls: list[_ToolCall] | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    refusal: str | None = None
+    function_call: _Function | None = None
 
 
 class _Choice(msgspec.Struct):
     delta: _Delta
     finish_reason: str | None = None
     index: Any = None
+    usage: Any = None
 
 
 class _Chunk(msgspec.Struct):
@@ -208,6 +220,7 @@ class _Chunk(msgspec.Struct):
     service_tier: str | None = None
     usage: dict[str, Any] | None = None
     error: Any = None
+    x_groq: Any = None
 
 
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from voight_middleware.meter import note
-from voight_middleware.providers.answers import NULL, Answer, Endpoint, text_or_none, usage_json
+from voight_middleware.providers.answers import NULL, Answer, Endpoint, failure_of, text_or_none, usage_json
 from voight_middleware.providers.finish_reasons import in_order, note_reasons
 
 
@@ -31,6 +31,7 @@ class _Content(msgspec.Struct, rename="camel"):
     model_version: str | None = None
     usage_metadata: msgspec.Raw = NULL
     candidates: list[_Candidate] | None = None
+    error: msgspec.Raw = NULL
 
 
 _decode = msgspec.json.Decoder(_Content).decode
@@ -45,7 +46,8 @@ def read_content(body: bytes) -> Answer:
     found: dict[int, str | None] = {}
     note_reasons(found, read.candidates or ())
     identity, model = text_or_none(read.response_id), text_or_none(read.model_version)
-    return Answer(identity, model, None, read.usage_metadata, tools, finish_reasons=in_order(found))
+    failure = failure_of(read.error)
+    return Answer(identity, model, None, read.usage_metadata, tools, failure=failure, finish_reasons=in_order(found))
 
 
 class ContentReader:

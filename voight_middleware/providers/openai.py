@@ -6,7 +6,7 @@ Source of the shapes: OpenAI API reference (chat completions, completions, respo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -14,12 +14,25 @@ import msgspec
 from voight_middleware.meter import note
 from voight_middleware.providers import openai_jobs as jobs
 from voight_middleware.providers import openai_media as media
-from voight_middleware.providers.answers import NULL, Answer, Endpoint, Routes, is_null, merged, read_answer, text_or_none, usage_json
-from voight_middleware.providers.finish_reasons import in_order, note_reasons, only_reason
+from voight_middleware.providers.answers import (
+    NULL,
+    Answer,
+    Endpoint,
+    Routes,
+    failure_of,
+    is_null,
+    merged,
+    read_answer,
+    text_or_none,
+    usage_json,
+)
+from voight_middleware.providers.finish_reasons import only_reason
+from voight_middleware.providers.openai_streams import ChatReader, CompletionsReader, weight
 
 
 class _Item(msgspec.Struct):
     type: str = ""
+    action: msgspec.Raw = NULL
 
 
 class _ResponsesAnswer(msgspec.Struct):
@@ -29,6 +42,7 @@ class _ResponsesAnswer(msgspec.Struct):
     usage: msgspec.Raw = NULL
     output: list[_Item] = []
     status: str | None = None
+    error: msgspec.Raw = NULL
     incomplete_details: msgspec.Raw = NULL
     background: bool | None = None
     created_at: float | None = None
@@ -38,9 +52,17 @@ class _ResponsesAnswer(msgspec.Struct):
 
 _read_responses_body = msgspec.json.Decoder(_ResponsesAnswer).decode
 
-_TOOL_ITEMS = {"web_search_call": "web_search", "file_search_call": "file_search", "code_interpreter_call": "code_interpreter"}
+_TOOL_ITEMS = {
+    "web_search_call": "web_search",
+    "file_search_call": "file_search",
+    "code_interpreter_call": "code_interpreter",
+    "image_generation_call": "image_generation",
+}
+_FREE_ACTIONS = frozenset({"open_page", "find_in_page"})
+"""Of web searches. Source: OpenAI, "Web search", output and citations: only ``search`` incurs a tool call cost."""
 _CALLS_BACK = ("function_call", "custom_tool_call")
 _UNFINISHED = ("queued", "in_progress")
+_FAILED = ("failed", "cancelled")
 
 
 def read_responses(body: bytes) -> Answer:
@@ -49,10 +71,11 @@ def read_responses(body: bytes) -> Answer:
         answer = _read_responses_body(body)
     except msgspec.ValidationError:
         return read_answer(body)
-    kinds = [item.type for item in answer.output]
+    kinds = [_billed_kind(item.type, item.action) for item in answer.output]
     details = None if answer.incomplete_details is NULL else msgspec.json.decode(answer.incomplete_details)
     reasons = _reasons(answer.status, details.get("reason") if isinstance(details, dict) else None, kinds)
     read = Answer(answer.id, answer.model, answer.service_tier, answer.usage, _tool_calls(kinds), finish_reasons=reasons)
+    read.failure = f"response.{answer.status}" if answer.status in _FAILED else failure_of(answer.error)
     if answer.tool_usage is not NULL and not is_null(answer.tool_usage):
         _lay_in_tool_usage(read, msgspec.json.decode(answer.tool_usage), msgspec.json.decode(answer.tools))
     if answer.background or answer.status in _UNFINISHED:
@@ -76,15 +99,19 @@ def _lay_in_tool_usage(read: Answer, tool_usage: Any, tools: Any) -> None:
     """
     if not isinstance(tool_usage, dict) or is_null(read.usage):
         return
-    if "web_search" in tool_usage and read.tool_calls is not None:
-        read.tool_calls = {name: count for name, count in read.tool_calls.items() if name != "web_search"} or None
     billed: dict[str, Any] = {}
+    counted: set[str] = set()
     searches, drawn = tool_usage.get("web_search"), tool_usage.get("image_gen")
+    if "web_search" in tool_usage:
+        counted.add("web_search")
     if isinstance(searches, dict) and searches.get("num_requests"):
         billed["web_search"] = searches
-    if isinstance(drawn, dict) and drawn.get("total_tokens"):
+    if isinstance(drawn, dict) and any(drawn.get(name) for name in ("total_tokens", "input_tokens", "output_tokens")):
+        counted.add("image_generation")
         models = [tool.get("model") for tool in tools or () if isinstance(tool, dict) and tool.get("type") == "image_generation"]
         billed["image_gen"] = {**drawn, "model": next(iter(models), None)}
+    if read.tool_calls is not None:
+        read.tool_calls = {name: count for name, count in read.tool_calls.items() if name not in counted} or None
     if billed:
         read.usage = merged(read.usage, tool_usage=billed)
 
@@ -103,6 +130,15 @@ def _reasons(status: object, incomplete: object, kinds: Sequence[object]) -> tup
     return ("error",) if status in ("failed", "cancelled") else ("incomplete",) if status == "incomplete" else None
 
 
+def _billed_kind(kind: Any, action: Any) -> Any:
+    """Return the type of an item of the output; None for a web search that only looks at a page."""
+    if kind != "web_search_call" or action is None or action is NULL:
+        return kind
+    done = msgspec.json.decode(action) if isinstance(action, msgspec.Raw) else action
+    name = done.get("type") if isinstance(done, Mapping) else getattr(done, "type", None)
+    return None if isinstance(name, str) and name in _FREE_ACTIONS else kind
+
+
 def _tool_calls(types: Iterable[Any]) -> dict[str, int] | None:
     """Tools with a fee per call, which ``usage`` leaves out."""
     counts: dict[str, int] = {}
@@ -111,74 +147,6 @@ def _tool_calls(types: Iterable[Any]) -> dict[str, int] | None:
         if tool is not None:
             counts[tool] = counts.get(tool, 0) + 1
     return counts or None
-
-
-class ChatReader:
-    """A stream of chat completion chunks. Its usage comes in a last chunk without choices, and only where it was asked for."""
-
-    def __init__(self, hide_usage: bool) -> None:
-        self.done = False
-        self.failure: str | None = None
-        self._hide = hide_usage
-        self._last: Any = None
-        self._usage: Any = None
-        self._reasons: dict[int, str | None] = {}
-        self._chunks = 0
-        self._characters = 0
-
-    def see(self, event: Any) -> object:
-        try:
-            self._last = event
-            choices = event.choices
-            if choices:
-                choice = choices[0]
-                content = choice.delta.content or _other_text(choice.delta)
-                if content:
-                    self._chunks += 1
-                    self._characters += len(content)
-                if choice.finish_reason is not None:
-                    self.done = True
-                    note_reasons(self._reasons, choices)
-                elif len(choices) > 1:
-                    note_reasons(self._reasons, choices)
-            if event.usage is not None:
-                self.done = True
-                self._usage = event.usage
-                return self._hide and not choices
-        except AttributeError:
-            return self._see_odd(event)
-        except Exception as error:
-            note(error)
-        return False
-
-    def _see_odd(self, event: Any) -> bool:
-        """Azure's asynchronous filter results have no delta; a compatible server's usage may come without choices."""
-        choices = getattr(event, "choices", None)
-        if choices and getattr(choices[0], "finish_reason", None) is not None:
-            self.done = True
-            note_reasons(self._reasons, choices)
-        usage = getattr(event, "usage", None)
-        if usage is None:
-            return False
-        self.done = True
-        self._usage = usage
-        return self._hide and not choices
-
-    def answer(self) -> Answer:
-        last = self._last
-        identity, model, tier = (text_or_none(getattr(last, name, None)) for name in ("id", "model", "service_tier"))
-        usage = NULL if self._usage is None else usage_json(self._usage)
-        return Answer(identity, model, tier, usage, finish_reasons=in_order(self._reasons))
-
-    def estimated_output(self) -> int | None:
-        # OpenAI streams about one token per content chunk; compatible servers send longer ones.
-        return None if self._usage is not None else max(self._chunks, (self._characters + 3) // 4)
-
-
-def _other_text(delta: Any) -> str | None:
-    """What is output too, and billed: the arguments of a tool call."""
-    calls = delta.tool_calls
-    return calls[0].function.arguments if calls and calls[0].function is not None else None
 
 
 class ResponsesReader:
@@ -217,10 +185,12 @@ class ResponsesReader:
         if response is None:
             return Answer()
         usage = getattr(response, "usage", None)
-        kinds = [getattr(item, "type", None) for item in getattr(response, "output", None) or ()]
+        kinds = [
+            _billed_kind(getattr(item, "type", None), getattr(item, "action", None)) for item in getattr(response, "output", None) or ()
+        ]
         reasons = _reasons(getattr(response, "status", None), getattr(getattr(response, "incomplete_details", None), "reason", None), kinds)
         identity, model, tier = (text_or_none(getattr(response, name, None)) for name in ("id", "model", "service_tier"))
-        read = Answer(identity, model, tier, NULL if usage is None else usage_json(usage), _tool_calls(kinds), finish_reasons=reasons)
+        read = Answer(identity, model, tier, usage_json(usage) if weight(usage) else NULL, _tool_calls(kinds), finish_reasons=reasons)
         tool_usage = getattr(response, "tool_usage", None)
         if tool_usage is not None:
             _lay_in_tool_usage(read, plain(tool_usage), [plain(tool) for tool in getattr(response, "tools", None) or ()])
@@ -229,30 +199,7 @@ class ResponsesReader:
         return read
 
     def estimated_output(self) -> int | None:
-        reported = getattr(self._response, "usage", None) is not None
-        return None if reported else (self._characters + 3) // 4
-
-
-class CompletionsReader(ChatReader):
-    """A stream of legacy completions, which differ from those of a chat in where the text is."""
-
-    def see(self, event: Any) -> object:
-        try:
-            self._last = event
-            for choice in event.choices:
-                if choice.text:
-                    self._chunks += 1
-                    self._characters += len(choice.text)
-                if choice.finish_reason is not None:
-                    self.done = True
-                    note_reasons(self._reasons, event.choices)
-            if event.usage is not None:
-                self.done = True
-                self._usage = event.usage
-                return self._hide and not event.choices
-        except Exception as error:
-            note(error)
-        return False
+        return None if weight(getattr(self._response, "usage", None)) else (self._characters + 3) // 4
 
 
 def plain(model: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from voight_middleware.meter import note
-from voight_middleware.providers.answers import NULL, Answer, Endpoint, is_null, merged, read_answer, text_or_none, usage_json
+from voight_middleware.providers.answers import NULL, Answer, Endpoint, failure_of, is_null, merged, read_answer, text_or_none, usage_json
 
 # -- images --------------------------------------------------------------------------------------------------------------------
 
@@ -26,6 +26,7 @@ class _Images(msgspec.Struct):
     data: list[_Picture] | None = None
     usage: msgspec.Raw = NULL
     svg_usage: msgspec.Raw = NULL
+    error: msgspec.Raw = NULL
     size: str | None = None
     quality: str | None = None
 
@@ -41,7 +42,7 @@ def read_images(body: bytes) -> Answer:
         usage = merged(NULL, images=len(answer.data), **_said(size=answer.size, quality=answer.quality))
     if not is_null(answer.svg_usage):
         usage = merged(usage, svg_usage=answer.svg_usage)
-    return Answer(usage=usage)
+    return Answer(usage=usage, failure=failure_of(answer.error))
 
 
 def _lay_in_size(answer: Answer, request: Mapping[str, Any]) -> Answer:
@@ -102,6 +103,7 @@ def _add(total: dict[str, Any], usage: Mapping[str, Any]) -> None:
 class _Transcript(msgspec.Struct):
     usage: msgspec.Raw = NULL
     duration: float | str | None = None
+    error: msgspec.Raw = NULL
 
 
 _decode_transcript = msgspec.json.Decoder(_Transcript).decode
@@ -117,7 +119,7 @@ def read_transcript(body: bytes) -> Answer:
     answer = _decode_transcript(body)
     if is_null(answer.usage) and answer.duration is not None:
         return Answer(usage=merged(NULL, type="duration", seconds=float(answer.duration)))
-    return Answer(usage=answer.usage)
+    return Answer(usage=answer.usage, failure=failure_of(answer.error))
 
 
 class TranscriptReader:
