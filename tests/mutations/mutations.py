@@ -60,7 +60,7 @@ MUTATIONS: list[Mutation] = [
             "extra=first_extra({**inner.extra, **self.extra, **inner.extra}) if inner.extra else self.extra",
             "extra=inner.extra or self.extra",
         ),
-        tests="tests/test_tags.py tests/context",
+        tests="tests/test_tags.py tests/boundary tests/context",
     ),
     *_at(
         "boundary/scope.py",
@@ -320,7 +320,7 @@ MUTATIONS: list[Mutation] = [
             "            self._insert_halves([records[index] for index in order], [sources[index] for index in order], error)\n",
             "",
         ),
-        tests="tests/test_ingest.py tests/pipeline tests/pricing tests/test_delivery.py tests/delivery",
+        tests="tests/test_ingest.py tests/pipeline tests/pricing tests/delivery",
     ),
     *_at(
         "meter.py",
@@ -608,7 +608,7 @@ MUTATIONS: list[Mutation] = [
             '    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)\n\n\ndef as_json',
             "    return text\n\n\ndef as_json",
         ),
-        tests="tests/cli tests/test_cli.py",
+        tests="tests/cli",
     ),
     # -- out and in
     *_at(
