@@ -5,6 +5,7 @@ A test that starts a process of its own (a server, a worker, a script, a browser
 marker. A test that takes more than two seconds is ``slow``. A test without a marker fails if it starts a process, or if it is slow by far.
 """
 
+import os
 import resource
 import sys
 import time
@@ -27,9 +28,10 @@ SERVER_FIXTURES = {
 MAX_CPU = 10.0
 """Seconds of CPU that a test without ``slow`` may use: five times the rule, as machines differ."""
 MAX_WALL = 20.0
-"""Seconds that a test without ``slow`` may take: ten times the rule, as others may use the machine."""
+"""Seconds that a test without ``slow`` may take on a machine that is not overloaded: ten times the rule."""
 
 _STARTS = {"subprocess.Popen", "os.posix_spawn", "os.fork", "os.forkpty"}
+_CORES = os.cpu_count() or 1
 _started: list[str] = []
 _listening = False
 _broken = pytest.StashKey[str]()
@@ -73,7 +75,7 @@ def watch(item: pytest.Item) -> Iterator[None]:
         marked = {marker.name for marker in item.iter_markers()}
         if _started and "server" not in marked:
             item.stash[_broken] = f"the test starts a process ({_started[0]}): mark it `server`, or do without"
-        elif marked.isdisjoint({"slow", "server"}) and (cpu > MAX_CPU or wall > MAX_WALL):
+        elif marked.isdisjoint({"slow", "server"}) and (cpu > MAX_CPU or wall > MAX_WALL * max(1.0, os.getloadavg()[0] / _CORES)):
             item.stash[_broken] = f"the test took {wall:.1f} s ({cpu:.1f} s of CPU): mark it `slow`, or make it faster"
 
 
