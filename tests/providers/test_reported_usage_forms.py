@@ -74,12 +74,12 @@ def test_a_usage_that_says_nothing_is_none(made: Callable[[bool], StreamReader],
     assert counts(reader.answer()) == GOOD
 
 
-def test_zeros_so_far_are_no_usage_of_a_stream_that_was_left() -> None:
-    """Zeros hold only at the end; before it the rest is estimated."""
+def test_zeros_are_a_usage_that_any_count_overwrites() -> None:
+    """What the provider says is not replaced by an estimate; zeros after real counts say nothing."""
     reader = show(ChatReader(False), [chunk({"content": "x" * 400}, usage=ZEROS)])
-    assert (bytes(reader.answer().usage), reader.estimated_output()) == (b"null", 100)
-    reader = show(ChatReader(False), [chunk(usage=ZEROS), chunk(finish="stop", usage=ZEROS)])
-    assert counts(reader.answer()) == ZEROS
+    assert (counts(reader.answer()), reader.estimated_output()) == (ZEROS, None)
+    reader = show(ChatReader(False), [chunk(usage=ZEROS), chunk(finish="stop", usage=GOOD), chunk(usage=ZEROS)])
+    assert counts(reader.answer()) == GOOD
 
 
 @pytest.mark.parametrize(("made", "form"), [(ChatReader, CHUNKS), (CompletionsReader, SENT)])

@@ -114,19 +114,15 @@ class ChatReader:
             if (found := weight(usage)) and found >= self._weight:
                 self._usage, self._weight, self.done = usage, found, True
 
-    def _reported(self) -> bool:
-        """Whether a usage was reported; zeros are one only at the end."""
-        return self._weight == 2 or (self._weight == 1 and self.done)
-
     def answer(self) -> Answer:
         last = self._last
         identity, model, tier = (text_or_none(getattr(last, name, None)) for name in ("id", "model", "service_tier"))
-        usage = usage_json(self._usage) if self._reported() else NULL
+        usage = usage_json(self._usage) if self._weight else NULL
         return Answer(identity, model, tier, usage, finish_reasons=in_order(self._reasons))
 
     def estimated_output(self) -> int | None:
         # OpenAI streams about one token per content chunk; compatible servers send longer ones.
-        return None if self._reported() else max(self._chunks, (self._characters + 3) // 4)
+        return None if self._weight else max(self._chunks, (self._characters + 3) // 4)
 
 
 def _other_size(delta: Any) -> int:
