@@ -19,6 +19,7 @@ from voight_middleware.testing.events import EventServer, answer, breaks_off, sa
 
 from ..support.depth import times
 from ..support.patching import Patch
+from ..support.waiting import wait_until
 from .sending import NewCall, Sending
 
 pytestmark = pytest.mark.usefixtures("impatient")
@@ -65,8 +66,7 @@ def test_an_answer_after_the_end_is_not_heard(server: EventServer, sending: Send
     sending.delivery.stop_sending(0.1)
     sending.delivery.close()
     with closing(Delivery(sending.ledger, sending.folder, events=sending.target)) as next_one:
-        assert next_one.run()
-        server.wait_for(3)
+        wait_until(lambda: next_one.run() and len(server.events) == 3, every=0.05)
     before = sending.kept()
     assert (before.state.sent, before.waiting) == (3, 0)
     release.set()

@@ -21,6 +21,7 @@ from voight_middleware.settings import EventsTarget
 from voight_middleware.testing.events import EventServer
 
 from ..support.patching import Patch
+from ..support.waiting import wait_until
 from .sending import NewCall, kept, write
 
 
@@ -60,8 +61,7 @@ def test_what_a_report_brings_in_is_sent_by_the_next(server: EventServer, target
     assert drain(url, folder) == 3
     assert kept(folder).waiting == 3
     with closing(Delivery(url, folder, events=target)) as delivery:
-        assert delivery.run()
-        server.wait_for(3)
+        wait_until(lambda: delivery.run() and len(server.events) == 3, every=0.05)
     assert server.call_ids() == ids
 
 
@@ -174,8 +174,7 @@ def test_a_role_that_reads_no_calls(
             assert sorted(call.call_id for call in ledger.calls()) == sorted(ids)
         connections.clear()
         with closing(Delivery(postgres_url, folder, events=target)) as delivery:
-            assert delivery.run()
-            server.wait_for(31)
+            wait_until(lambda: delivery.run() and len(server.events) == 31, every=0.05)  # a round looks up for a second
         assert len(connections) == 1
         assert sorted(server.call_ids()) == sorted(ids)
     finally:

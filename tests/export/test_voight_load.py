@@ -59,8 +59,8 @@ def test_the_limit_of_the_plan_is_kept_without_running_in_circles(configured: An
         busy = time.process_time() - busy
         close()
         gaps = [later - earlier for earlier, later in itertools.pairwise(server.times)]
-        assert sum(gaps) > len(gaps) * 0.525 - 0.25, "the first may have been held up on its way"
-        assert min(gaps) > 0.25
+        assert sum(gaps) > len(gaps) * 0.525 - 0.4, "the first may have been held up on its way"
+        assert min(gaps) > 0.1
         assert len(server.events) == len(server.times)
         assert busy < 0.5, busy
 

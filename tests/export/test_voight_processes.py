@@ -129,7 +129,7 @@ def test_a_process_that_ends_leaves_the_rest_to_the_next(scripts: Any) -> None:
         sent = server.call_ids()
         assert len(sent) < 10
         assert sent == ids[: len(sent)]
-        assert all(later - earlier > 0.25 for earlier, later in itertools.pairwise(server.times))
+        assert all(later - earlier > 0.1 for earlier, later in itertools.pairwise(server.times))
 
 
 def test_what_short_programs_leave_can_be_sent(scripts: Any, server: EventServer) -> None:

@@ -23,6 +23,7 @@ from voight_middleware.settings import EventsTarget
 from voight_middleware.tags import Owner, Tags
 from voight_middleware.testing.events import EventServer, hang_up, says
 
+from ..support.patching import Patch
 from .sending import close, kept, pump, pump_until, spend
 
 pytestmark = pytest.mark.usefixtures("impatient")
@@ -166,15 +167,17 @@ def test_a_certificate_that_nobody_knows_is_not_accepted(configured: Any, tmp_pa
         close()
 
 
-def test_an_owner_that_comes_later_is_sent(server: EventServer, configured: Any) -> None:
+def test_an_owner_that_comes_later_is_sent(server: EventServer, configured: Any, patch: Patch) -> None:
     """A call without one waits for the end of its request; a call whose owner is certain does not wait for itself."""
+    patch("SETTLE_SECONDS", 60.0, within="voight")
     configured()
-    meter = voight.meter.current_meter()
     call_id = spend(None)
     voight.flush()
     assert server.events == []
-    meter.settle([call_id], Owner(Tags(user_id="u_late"), "settled"))
+    voight.meter.current_meter().settle([call_id], Owner(Tags(user_id="u_late"), "settled"))
+    pump(server, 1)
     nobody = spend(None)
+    patch("SETTLE_SECONDS", 0.1, within="voight")
     pump(server, 2)
     owners = {event["metadata"]["callId"]: event["metadata"]["tags"].get("userId") for event in server.events}
     assert owners == {call_id: "u_late", nobody: None}

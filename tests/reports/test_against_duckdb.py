@@ -29,7 +29,7 @@ from .duckdb_figures import ZONES, Both, Row, Where, assert_ratio, found, whole
 
 pytestmark = pytest.mark.slow  # the calls take seconds to make
 
-COUNT = times(8_000, 100_000)
+COUNT = times(12_000, 100_000)
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
 NOVEMBER = Window(1_793_491_200_000_000, 1_796_083_200_000_000)
 BEFORE = Window(1_790_812_800_000_000, 1_790_812_800_000_000 + 22 * 86_400_000_000)
