@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from voight_middleware.call import is_new_call_id
 from voight_middleware.meter import Meter
 from voight_middleware.settings import Settings
 
@@ -45,11 +46,11 @@ class Calls:
         Begin again for another test, with the same meter and ledger; whether that can be done.
 
         It can where the test has left nothing but plain calls. What else it may leave, another test could meet: jobs, and who has
-        submitted them; what was counted; settings of its own.
+        submitted them; ids that were chosen; what was counted; settings of its own.
         """
         if self.faults_expected or self.meter.settings is not self._settings or not self.meter.flush(30):
             return False
-        plain = not any(self.meter.counters.values()) and all(call.job is None for call in self.heard)
+        plain = not any(self.meter.counters.values()) and all(call.job is None and is_new_call_id(call.call_id) for call in self.heard)
         if not plain or self.meter.journal.written - self._written != len(self.heard):
             return False
         self._written = self.meter.journal.written
