@@ -1,11 +1,14 @@
-"""`voight demo`, as a newcomer runs it: in a process of its own."""
+"""`voight demo`, in this process; it starts the example in another one, as it does for a newcomer."""
 
+import contextlib
+import io
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +38,23 @@ def voight(folder: Path, *arguments: str, **environment: str) -> subprocess.Comp
     return subprocess.run([*COMMAND, *arguments], cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=100)
 
 
+def run_demo(folder: Path, *arguments: str, **environment: str) -> str:
+    """Run the demo in *folder*, which is also where temporary files go, and with only this environment; answers what it prints."""
+    said, errors = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for name in [name for name in os.environ if name.startswith(("OPENAI_", "ANTHROPIC_", "VOIGHT_"))]:
+            monkeypatch.delenv(name)
+        for name, value in {"XDG_STATE_HOME": str(folder / "state"), **environment}.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(tempfile, "tempdir", str(folder))
+        Patch(monkeypatch)("_START_SECONDS", 300.0, within="demo")  # the example imports both SDKs, on a machine that others use
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(errors):
+            assert main(["demo", *arguments]) == 0
+    assert errors.getvalue() == ""
+    return said.getvalue()
+
+
 def total(folder: Path, where: dict[str, str | None] | None = None) -> tuple[int, int | None, int | None]:
     """Calls, input and output tokens of the ledger in *folder*."""
     ledger = open_ledger(str(folder / "ledger.db"), create=False)
@@ -54,11 +74,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def demo(folder: Path) -> tuple[Path, str]:
     """One run of fifty requests: what it has kept, and what it printed."""
-    result = voight(folder, "demo", "--keep", "--requests", "50", VOIGHT_LEDGER=str(folder / "real.db"))
-    assert (result.returncode, result.stderr) == (0, "")
+    text = run_demo(folder, "--keep", "--requests", "50", VOIGHT_LEDGER=str(folder / "real.db"))
     first = folder / "first"
     shutil.copytree(folder / "voight-demo", first)
-    return first, result.stdout
+    return first, text
 
 
 def ask(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
@@ -138,10 +157,9 @@ def test_the_four_questions_of_the_readme(demo: tuple[Path, str], command: str, 
 
 def test_a_kept_ledger_goes_on(demo: tuple[Path, str], folder: Path) -> None:
     """It is in ./voight-demo, and no other is touched; a second run adds to it, reports on its own calls only, and still agrees."""
-    result = voight(folder, "demo", "--keep", "--requests", "2", VOIGHT_LEDGER=str(folder / "real.db"))
-    assert (result.returncode, result.stderr) == (0, "")
+    text = run_demo(folder, "--keep", "--requests", "2", VOIGHT_LEDGER=str(folder / "real.db"))
     assert total(folder / "voight-demo")[0] == 50 + 2
-    found = COUNTS.search(result.stdout)
+    found = COUNTS.search(text)
     assert found is not None
     assert 0 < int(found[1].replace(",", "")) == int(found[3].replace(",", "")) < 10_000
     assert {path.name for path in folder.iterdir()} == {"first", "voight-demo"}
@@ -156,11 +174,10 @@ def real() -> Iterator[LoopbackProvider]:
 
 def test_with_an_api_key(tmp_path: Path, real: LoopbackProvider) -> None:
     """With OPENAI_API_KEY the real API is asked, a few times and with plain words; what is written is in a new temporary folder."""
-    result = voight(tmp_path, "demo", OPENAI_API_KEY="key", ANTHROPIC_API_KEY="", OPENAI_BASE_URL=real.openai_base_url)
+    text = run_demo(tmp_path, OPENAI_API_KEY="key", ANTHROPIC_API_KEY="", OPENAI_BASE_URL=real.openai_base_url)
 
-    assert (result.returncode, result.stderr) == (0, "")
-    assert "OPENAI_API_KEY is set: 10 requests go to the real API, and are billed to your account." in result.stdout
-    assert "own count" not in result.stdout
+    assert "OPENAI_API_KEY is set: 10 requests go to the real API, and are billed to your account." in text
+    assert "own count" not in text
     assert len(real.requests) == real.counts().total.completed == 10
     assert not any("max_tokens" in body for body in real.requests), "Anthropic is not asked without a key"
     assert not any("[user:" in str(body) or "x-loopback" in str(body) for body in real.requests)

@@ -18,7 +18,7 @@ from voight_middleware.testing.made_up_ledger import LONG_FACTOR, LONG_MODEL, LO
 
 from ..support.depth import times
 
-COUNT = times(12_000, 20_000)
+COUNT = 20_000
 
 
 @pytest.fixture(scope="module")
@@ -26,10 +26,12 @@ def calls() -> list[Call]:
     return list(made_up_calls(COUNT))
 
 
-def test_the_same_seed_gives_the_same_calls(calls: Sequence[Call]) -> None:
+def test_the_same_seed_gives_the_same_calls() -> None:
     """Two runs with a seed agree in every field, and another seed gives other calls."""
-    assert list(made_up_calls(COUNT)) == calls
-    assert list(made_up_calls(COUNT, seed=2)) != calls
+    count = times(2_000, COUNT)
+    calls = list(made_up_calls(count))
+    assert list(made_up_calls(count)) == calls
+    assert list(made_up_calls(count, seed=2)) != calls
 
 
 def test_as_many_as_asked_for_in_the_order_of_time(calls: Sequence[Call]) -> None:
@@ -43,7 +45,7 @@ def test_as_many_as_asked_for_in_the_order_of_time(calls: Sequence[Call]) -> Non
 def test_every_call_is_what_the_ingester_makes_of_it(calls: Sequence[Call]) -> None:
     """Usage, cost, status, reasons and provenance are those of the ingester and its price book, for every call."""
     book = PriceBook()
-    for call in calls[:: times(3, 1)]:
+    for call in calls[:: times(5, 1)]:
         again = msgspec.structs.replace(
             call, usage=None, components=(), cost_femto=None, cost_status="unpriced", cost_reasons=(), price=None
         )
@@ -101,9 +103,9 @@ def test_everything_that_reports_look_for_is_there(calls: Sequence[Call]) -> Non
 
 
 def test_users_are_skewed_and_change_their_plan_once_at_most(calls: Sequence[Call]) -> None:
-    """A tenth of the users make far more than a tenth of the calls; some change their plan, once; a user has one tenant."""
+    """A tenth of the users make a third of the calls; some change their plan, once; a user has one tenant."""
     of_users = Counter(call.tags.user_id for call in calls if call.tags.user_id)
-    assert sum(count for _, count in of_users.most_common(len(of_users) // 10)) > sum(of_users.values()) * 0.2
+    assert sum(count for _, count in of_users.most_common(len(of_users) // 10)) > sum(of_users.values()) * 0.3
     plans, tenants = defaultdict(list), defaultdict(set)
     for call in calls:
         if call.tags.plan is not None and plans[call.tags.user_id][-1:] != [call.tags.plan]:
