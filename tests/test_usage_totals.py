@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from voight_middleware.providers.manual import _raw_usage
 from voight_middleware.usage import Usage, read_usage, unknown_counts
 
 
@@ -165,3 +166,11 @@ def test_gemini_cached_tokens_of_an_unknown_kind_are_a_doubt() -> None:
 def test_embeddings_may_have_a_total_only(raw: dict[str, Any]) -> None:
     """An embedding has no output: the total is its input (Voyage)."""
     assert read("embeddings", raw).input == 1000
+
+
+def test_record_takes_a_usage_that_contradicts_itself() -> None:
+    """What a provider has reported is kept, even if it contradicts itself; only what is not a count is refused."""
+    raw = {"prompt_tokens": 5, "prompt_tokens_details": {"cached_tokens": 6}}
+    assert _raw_usage(raw, None)[1] == "chat"
+    with pytest.raises(ValueError, match="prompt_tokens is -5"):
+        _raw_usage({"prompt_tokens": -5}, None)
