@@ -19,6 +19,7 @@ from voight_middleware.call import Call, new_call_id
 from voight_middleware.settings import RELEASE_VARIABLES
 
 from .support import rules
+from .support.authorities import trust_nobody
 from .support.depth import leave_out_deep
 from .support.ids import readable_id
 from .support.patching import Patch
@@ -31,6 +32,7 @@ from .support.workers import Workers
 for _variable in RELEASE_VARIABLES:  # a CI machine's own: no call of the tests is stamped with it, in processes that they start either
     os.environ.pop(_variable, None)
 
+trust_nobody()
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts its background jobs so, and what they start could not be interrupted either.

@@ -19,7 +19,6 @@ import pytest
 from voight_middleware.call import Call
 from voight_middleware.tags import Tags
 
-from .support.authorities import few_authorities
 from .support.depth import times
 from .support.listening import listens
 from .support.waiting import wait_until
@@ -51,8 +50,7 @@ def start(tmp_path: Path, voight_provider: Any) -> Iterator[Callable[..., Any]]:
     voight_provider.reset()
 
     def server(**providers: str) -> Any:
-        with few_authorities():
-            started.append(owners.Server("load_starlette:app", "uvicorn", tmp_path, providers))
+        started.append(owners.Server("load_starlette:app", "uvicorn", tmp_path, providers))
         wait_until(lambda: listens(started[-1].port) or started[-1].process.poll() is not None, 100)
         started[-1].wait()
         return started[-1]

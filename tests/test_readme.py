@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,8 +25,6 @@ from voight_middleware.cli import main
 from voight_middleware.ledger import open_ledger
 from voight_middleware.otlp.mapping import read
 from voight_middleware.otlp.spans import Key, Span, wanted
-
-from .support.authorities import few_authorities
 
 pytest_plugins = ["pytester"]
 
@@ -48,13 +46,6 @@ SERVERS = [line for line in LINES if "voight otlp" in line]
 COMMANDS = [line for line in LINES if line not in SERVERS]
 (PRICES,) = (body for text in DOCUMENTS.values() for body in blocks(text, "toml"))
 SPANS: Any = runpy.run_path(str(ROOT / "tests" / "apps" / "otlp_spans.py"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _few_authorities() -> Iterator[None]:
-    """None of the tests here talks over TLS."""
-    with few_authorities():
-        yield
 
 
 def numbered(wanted: Callable[[str], bool]) -> list[Any]:

@@ -19,16 +19,8 @@ from voight_middleware.testing.events import EventServer
 from voight_middleware.testing.provider import LoopbackProvider
 
 from ..support.patching import Patch
-from ..support.trust import one_authority
 from .sending import FAST, NewCall, Sending
 from .traced import Traced
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_certificates(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Clients are made in no time."""
-    with one_authority(tmp_path_factory.mktemp("trust")):
-        yield
 
 
 class Listened:

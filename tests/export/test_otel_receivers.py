@@ -43,6 +43,8 @@ from voight_middleware.export.metrics import OTelMetrics
 from voight_middleware.export.otel import OTelSpans
 from voight_middleware.export.prometheus import PrometheusMetrics, prometheus_text
 
+from ..support.authorities import of_the_system
+
 WANTED = os.environ.get("VOIGHT_RECEIVERS", "").split(",")
 HELLO: Any = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "hello"}]}
 
@@ -66,7 +68,7 @@ def tool(request: pytest.FixtureRequest) -> Tool:
                 _debian_package(name, folder)
             else:
                 subprocess.run([sys.executable, "-m", "venv", folder], check=True, timeout=120)
-                subprocess.run([folder / "bin" / "pip", "install", "--quiet", name], check=True, timeout=1200)
+                subprocess.run([folder / "bin" / "pip", "install", "--quiet", name], env=of_the_system(), check=True, timeout=1200)
             (folder / "installed").touch()
         return folder
 

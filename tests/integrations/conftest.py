@@ -2,7 +2,6 @@
 
 import gc
 import logging
-import platform
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
@@ -10,8 +9,6 @@ from typing import Any
 import pytest
 
 import voight_middleware as voight
-
-from ..support.trust import one_authority
 
 # Python 3.13 complains of connections that nobody has closed: Django leaves those of threads that have ended to the garbage collector.
 _LEFT_BY_DJANGO = "ignore:Exception ignored in. <sqlite3.Connection:pytest.PytestUnraisableExceptionWarning"
@@ -21,14 +18,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.name.startswith("test_django"):
             item.add_marker(pytest.mark.filterwarnings(_LEFT_BY_DJANGO))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _cheap_clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Clients are made in 3 ms instead of 60: many tests make several."""
-    platform.uname().processor  # noqa: B018 - the SDKs ask for it, and Python runs `uname` the first time: not in a test
-    with one_authority(tmp_path_factory.mktemp("trust")):
-        yield
 
 
 @pytest.fixture(scope="module", autouse=True)

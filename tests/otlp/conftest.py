@@ -10,7 +10,6 @@ from voight_middleware.testing.provider import LoopbackProvider
 
 from ..apps.otlp_spans import Receiving
 from ..support.forks import Forks
-from ..support.trust import one_authority
 
 IMPORTS = """
 import anthropic, openai, opentelemetry.sdk.trace
@@ -29,13 +28,6 @@ for name in ("anyio._backends._asyncio", "genai_prices.data", "h11", "h2", "http
     except ImportError:
         pass  # older ones do without it
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_certificates(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Clients are made in no time."""
-    with one_authority(tmp_path_factory.mktemp("trust")):
-        yield
 
 
 @pytest.fixture

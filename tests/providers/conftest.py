@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from voight_middleware import open_calls
 from voight_middleware.meter import swap_meter
 from voight_middleware.providers import gate, sdk
 from voight_middleware.testing.provider import LoopbackProvider
@@ -33,6 +34,7 @@ def _collecting(taken: Calls) -> Iterator[Calls]:
     try:
         yield taken
     finally:
+        open_calls.end_all()  # what the test has left open is its own, and no other test's
         gate.uninstrument()
         sdk._refusing_usage.clear()
         swap_meter(outer)

@@ -11,17 +11,9 @@ import pytest
 
 from voight_middleware.testing.provider import Count, LoopbackProvider
 
-from ..support.authorities import few_authorities
 from .driving import MESSAGES
 
 T = TypeVar("T")
-
-
-@pytest.fixture(scope="package", autouse=True)
-def _few_authorities() -> Iterator[None]:
-    """None of the tests here talks over TLS."""
-    with few_authorities():
-        yield
 
 
 @pytest.fixture(scope="module")
