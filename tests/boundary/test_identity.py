@@ -90,7 +90,9 @@ def test_the_order_of_all_sources(place: str, user_getter: Any, serve: Any, voig
     Tag, then dependency, then getter, then the request's own user, in every combination; the call says which of them it was.
 
     An asynchronous getter is awaited in asynchronous code and from a worker thread, run where it need not wait, and else settles the call.
+    The request's own user counts within a web request only where the application trusts it.
     """
+    voight.configure(request_identity=True)
     url = serve(application(user_getter, voight_provider))
     combinations = [said for count in range(5) for said in itertools.combinations(SOURCES, count)]
     with httpx.Client() as http:
@@ -111,6 +113,7 @@ def test_a_getter_that_raises_is_the_source_of_nothing(serve: Any, voight_provid
     def broken(connection: HTTPConnection) -> str:
         raise LookupError
 
+    voight.configure(request_identity=True)
     url = serve(application(broken, voight_provider))
     with httpx.Client() as http:
         for source in (None, *SOURCES):
