@@ -205,5 +205,5 @@ def test_it():
 
 def test_fixtures_are_listed(pytester: pytest.Pytester) -> None:
     """`pytest --fixtures` explains both of them."""
-    result = pytester.runpytest_inprocess("--fixtures", "-p", "no:cacheprovider")
+    result = pytester.runpytest_inprocess("--fixtures", "-p", "no:cacheprovider", "-p", "no:asyncio")
     result.stdout.fnmatch_lines(["voight_calls*", "voight_provider*"])
