@@ -114,11 +114,10 @@ class SdkEntry(Entry):
         """``with_raw_response``, ``with_streaming_response``: ``parse()`` makes the stream, or the caller reads the body by hand."""
         parse = result.parse
         body = Body(response)
-        ending = self.ending(response.status_code, retries)
         tapped = False
 
         def closed() -> None:
-            if ending is not None and not tapped:
+            if not tapped and (ending := self.ending(response.status_code, retries)) is not None:
                 self.read_by_hand(body, ending)
 
         def taken(stream: Any) -> Any:
