@@ -276,7 +276,7 @@ def test_a_folder_in_the_way_of_the_key(settings: Make, tmp_path: Path, said: py
     assert [path.name for path in tmp_path.iterdir()] == ["ledger.db.key"]
     (tmp_path / "ledger.db.key").rmdir()
     assert guard(Tags(user_id=ALICE)).user_id == "redacted:email"
-    patch("RETRY_SECONDS", 0)
+    patch("RETRY_SECONDS", 0, within="pseudonyms")
     (tmp_path / "ledger.db.key").mkdir()
     later = Guard(settings())
     assert later(Tags(user_id=ALICE)).user_id == "redacted:email"

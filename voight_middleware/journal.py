@@ -343,7 +343,7 @@ def segments(folder: Path) -> list[Segment]:
     for path in folder.glob("*-*.jsonl"):
         with contextlib.suppress(FileNotFoundError):
             status = path.lstat()
-            if stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever, and a link may lead anywhere
+            if stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode):  # a pipe would be waited for, a link may lead anywhere
                 found.append((status.st_mtime, Segment(path)))
     return [segment for _, segment in sorted(found, key=lambda pair: pair[0])]
 
