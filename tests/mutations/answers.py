@@ -1,0 +1,99 @@
+"""Mutations: reports, exports and what is received."""
+
+from __future__ import annotations
+
+from .mutation import Mutation, at
+
+MUTATIONS: list[Mutation] = [
+    *at(
+        "reports/timespan.py",
+        (
+            "a month begins in UTC, whatever the zone",
+            "    return datetime.combine(day, time(), zone).astimezone(UTC)",
+            "    return datetime.combine(day, time(), UTC)",
+        ),
+        (
+            "a week begins on Sunday",
+            "        monday = today - timedelta(days=today.weekday())",
+            "        monday = today - timedelta(days=today.isoweekday())",
+        ),
+        (
+            "the last day of a window is left out",
+            "        return day, day + _ONE_DAY",
+            "        return day, day",
+        ),
+        tests="tests/reports",
+    ),
+    *at(
+        "reports/margin.py",
+        (
+            "the margin of a customer without a price is their whole revenue",
+            "        return None if self.cost_femto is None else (self.revenue_femto or 0) - self.cost_femto",
+            "        return (self.revenue_femto or 0) - (self.cost_femto or 0)",
+        ),
+        tests="tests/reports tests/cli",
+    ),
+    *at(
+        "reports/plans.py",
+        (
+            "who pays as much as they cost is at a loss",
+            "sum(cost > self.price_femto for cost in self.costs)",
+            "sum(cost >= self.price_femto for cost in self.costs)",
+        ),
+        tests="tests/reports tests/cli",
+    ),
+    *at(
+        "cli/render.py",
+        (
+            "an escape sequence reaches the terminal",
+            '    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)\n\n\ndef as_json',
+            "    return text\n\n\ndef as_json",
+        ),
+        tests="tests/cli",
+    ),
+    *at(
+        "export/csvfile.py",
+        (
+            "a user id is a formula in a spreadsheet",
+            """        return f"'{text}" if text[:1] in _FORMULA else text""",
+            "        return text",
+        ),
+        tests="tests/export",
+    ),
+    *at(
+        "otlp/receiver.py",
+        (
+            "the receiver takes any token",
+            'if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self._token):',
+            'if scheme.lower() != "bearer":',
+        ),
+        tests="tests/otlp",
+    ),
+    *at(
+        "otlp/recent.py",
+        (
+            "two users' calls that look alike are one",
+            "    return one.user is not None and other.user is not None and one.user != other.user",
+            "    return False",
+        ),
+        tests="tests/otlp",
+    ),
+    *at(
+        "outbox.py",
+        (
+            "a call that is read again is sent again",
+            "entry.position >= queued.get(segment, 0)",
+            "entry.position >= 0",
+        ),
+        tests="tests/export",
+    ),
+    *at(
+        "settings.py",
+        (
+            "a password is shown",
+            '| {"ledger": shown_url(self.ledger)}',
+            '| {"ledger": self.ledger}',
+        ),
+        tests="tests/test_settings.py tests/config",
+    ),
+]

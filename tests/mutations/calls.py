@@ -1,0 +1,209 @@
+"""Mutations: what is called, and on its way to the ledger."""
+
+from __future__ import annotations
+
+from .mutation import Mutation, at
+
+MUTATIONS: list[Mutation] = [
+    *at(
+        "providers/entry.py",
+        (
+            "an attempt that got no answer is not flagged",
+            "            self.possibly_billed += 1",
+            "            self.possibly_billed += 0",
+        ),
+        (
+            "an anonymous client charges whom its body names",
+            "        return self.frame.scope is None if wanted is None else wanted",
+            "        return True",
+        ),
+        (
+            "the user that a request names wins over the one who is signed in",
+            "named = _named_user(body) if self.owner.tags.user_id is None and self._may_name_its_user() else None",
+            "named = _named_user(body)",
+        ),
+        (
+            "an aborted stream counts no output",
+            '            output = reader.estimated_output() if outcome != "ok" or unreported else None',
+            "            output = reader.estimated_output() if False else None",
+        ),
+        (
+            "the answers of a batch are billed at the full rate",
+            "                    batch=True,\n",
+            "                    batch=False,\n",
+        ),
+        (
+            "durations are a thousand times too long",
+            "                duration=(time.perf_counter_ns() - self.started) // 1000,",
+            "                duration=(time.perf_counter_ns() - self.started),",
+        ),
+        tests="tests/providers",
+    ),
+    *at(
+        "providers/sdk.py",
+        (
+            "usage is asked for though the caller decided himself",
+            ' or (wish and "include_usage" in wish):',
+            " or (wish and False):",
+        ),
+        (
+            "a refused stream is not sent again as the caller wrote it",
+            "        self.asked_for_usage = False\n        return True\n",
+            "        self.asked_for_usage = False\n        return False\n",
+        ),
+        (
+            "a host that has refused once is never asked again",
+            "    if time.monotonic() < until:",
+            "    if until:",
+        ),
+        (
+            "a refused answer is a call of its own",
+            "        if response.status_code >= 400:",
+            "        if response.status_code >= 1000:",
+        ),
+        tests="tests/providers",
+    ),
+    *at(
+        "providers/streams.py",
+        (
+            "a stream that breaks off is whole",
+            '        self.end(self._said() or "truncated")',
+            '        self.end(self._said() or "ok")',
+        ),
+        (
+            "a stream's end is reported twice",
+            "            report = self._report.pop()",
+            "            report = self._report[-1]",
+        ),
+        (
+            "a stream that nobody reads on is never a call",
+            '        self.end(self._said() or "aborted")',
+            "        self._said()",
+        ),
+        tests="tests/providers",
+    ),
+    *at(
+        "providers/gate.py",
+        (
+            "a request through two layers of an SDK is two calls",
+            "(isinstance(outer, SdkEntry) and outer.trying is options):\n            return original(",
+            "(isinstance(outer, SdkEntry) and outer is options):\n            return original(",
+        ),
+        (
+            "an error of ours reaches the caller",
+            "    try:\n        endpoint = routes.find(options.method, options.url)",
+            "    endpoint = routes.find(options.method, options.url)\n    try:",
+        ),
+        tests="tests/providers",
+    ),
+    *at(
+        "usage.py",
+        (
+            "cached tokens are billed twice",
+            "    parts_in = cache_read, cache_write, audio_in, cached_audio, image_in, cached_image",
+            "    parts_in = None, cache_write, audio_in, cached_audio, image_in, cached_image",
+        ),
+        (
+            "a missing count is 0",
+            "    return sum(known) if known else None",
+            "    return sum(known)",
+        ),
+        (
+            "a negative count is taken",
+            "(type(value) is int and 0 <= value < _MOST)",
+            "(type(value) is int and value < _MOST)",
+        ),
+        (
+            "usage that nobody knows goes unnoticed",
+            "        elif value and (kind is int or kind is Decimal):",
+            "        elif value and kind is Decimal:",
+        ),
+        tests="tests/test_usage.py tests/providers",
+    ),
+    *at(
+        "journal.py",
+        (
+            "a short write loses the record",
+            '                if (count := os.write(self._fd, line)) != len(line):\n                    self._torn += count\n                    raise OSError("short write")',
+            "                os.write(self._fd, line)",
+        ),
+        (
+            "what waits in memory at the end is not counted as lost",
+            "            self.dropped += len(self._backlog)\n            self._backlog.clear()",
+            "            self._backlog.clear()",
+        ),
+        (
+            "a forked child writes into the parent's segment",
+            "        self._fd, self._name, self._size, self._catching_up, self._failing = None, None, 0, False, False",
+            "        self._size, self._catching_up, self._failing = 0, False, False",
+        ),
+        tests="tests/test_journal.py tests/test_fork.py tests/pipeline",
+    ),
+    *at(
+        "ingest.py",
+        (
+            "a segment is deleted before its calls are in the ledger",
+            "                    self._insert(lines, Progress(segment.name, offset))\n                    self._offsets[segment.name] = offset",
+            "                    self._offsets[segment.name] = offset\n                    segment.path.unlink(missing_ok=True)\n"
+            "                    self._insert(lines, Progress(segment.name, offset))",
+        ),
+        (
+            "a torn line vanishes",
+            "                if torn := segment.tail(offset):",
+            "                if False and (torn := segment.tail(offset)):",
+        ),
+        (
+            "one bad record takes its batch along",
+            "            self._insert_halves([records[index] for index in order], [sources[index] for index in order], error)\n",
+            "",
+        ),
+        tests="tests/test_ingest.py tests/pipeline tests/pricing tests/delivery",
+    ),
+    *at(
+        "meter.py",
+        (
+            "listeners hear a call twice",
+            "            if self._held.pop(call.call_id, None) is not None:",
+            "            if self._held.get(call.call_id) is not None:",
+        ),
+        (
+            "a child of a fork tells the listeners of its parent's calls",
+            "        self._held = {}\n        self._audience.renew()",
+            "        self._audience.renew()",
+        ),
+        tests="tests/test_listeners.py tests/test_meter.py tests/test_fork.py tests/pipeline",
+    ),
+    *at(
+        "audience.py",
+        (
+            "a listener that raises silences those behind it",
+            "            except BaseException as error:  # a CancelledError or SystemExit, too, would end the thread\n"
+            '                self._count("listener_errors")',
+            '            except BaseException as error:\n                self._count("listener_errors")\n                return',
+        ),
+        tests="tests/test_listeners.py tests/pipeline",
+    ),
+    *at(
+        "pseudonyms.py",
+        (
+            "personal data in extra keys is kept as it is",
+            "            extra=self._extra(extra) if extra else extra,",
+            "            extra=extra,",
+        ),
+        (
+            "a policy for one key holds for all",
+            '    return policies.get(key) or policies.get("*", "pseudonym")',
+            '    return next(iter(policies.values()), "pseudonym")',
+        ),
+        tests="tests/test_pseudonyms.py tests/pipeline",
+    ),
+    *at(
+        "pii.py",
+        (
+            "an address behind %40 is not seen",
+            'if ("@" in text or "%40" in text or',
+            'if ("@" in text or',
+        ),
+        tests="tests/test_pii.py tests/test_pseudonyms.py tests/records",
+    ),
+]

@@ -1,0 +1,200 @@
+"""Mutations: what a call costs, and where it is kept."""
+
+from __future__ import annotations
+
+from .mutation import Mutation, at
+
+MUTATIONS: list[Mutation] = [
+    *at(
+        "pricing/cost.py",
+        (
+            "an unknown model costs 0",
+            '    call.cost_femto, call.cost_status, call.price = None, "unpriced", None\n    call.cost_reasons',
+            '    call.cost_femto, call.cost_status, call.price = 0, "priced", None\n    call.cost_reasons',
+        ),
+        (
+            "a count without a price is priced all the same",
+            '    call.cost_status = "partial" if reasons else "priced"',
+            '    call.cost_status = "priced"',
+        ),
+        (
+            "only the first component of a call is billed",
+            "        total += whole\n        if rest:",
+            "        total = whole\n        if rest:",
+        ),
+        (
+            "a refused request costs its tokens",
+            '        if call.outcome == "error" and call.http_status is not None and call.http_status >= 400:',
+            '        if call.outcome == "error" and call.http_status is not None and call.http_status >= 600:',
+        ),
+        (
+            "reasoning is billed twice",
+            "                yield name, count if beside else count - apart",
+            "                yield name, count",
+        ),
+        (
+            "long contexts are billed at the price of short ones",
+            "rates = table.rows[0][1] if len(table.rows) == 1 else table.for_input(usage.input_tokens or 0)",
+            "rates = table.rows[0][1]",
+        ),
+        tests="tests/pricing",
+    ),
+    *at(
+        "pricing/bills.py",
+        (
+            "the provider's own bill is not taken",
+            "return None if bill is None else bill(raw)",
+            "return None",
+        ),
+        (
+            "a tick of xAI is worth ten times as much",
+            "CONTEXT.scaleb(ticks, -10)",
+            "CONTEXT.scaleb(ticks, -9)",
+        ),
+        tests="tests/pricing tests/test_ingest.py",
+    ),
+    *at(
+        "pricing/rules.py",
+        (
+            "a price holds an hour longer than it does",
+            "(self.until is not None and at >= self.until)",
+            "(self.until is not None and at > self.until + HOUR)",
+        ),
+        (
+            "a rule for one host holds for all",
+            '        if self.host != "*" and not _matches(self.host, host or ""):\n            return False\n',
+            "",
+        ),
+        tests="tests/pricing",
+    ),
+    *at(
+        "money.py",
+        (
+            "a femto-dollar is lost by the caller's own decimal context",
+            "    return plain(CONTEXT.scaleb(Decimal(femto), -15))",
+            "    return plain(Decimal(femto).scaleb(-15))",
+        ),
+        tests="tests/test_money.py tests/records",
+    ),
+    *at(
+        "repricing.py",
+        (
+            "a dry run writes",
+            "        if not dry_run:\n            report.written",
+            "        if True:\n            report.written",
+        ),
+        tests="tests/test_repricing.py tests/maintenance",
+    ),
+    *at(
+        "ledger/sqlite/intake.py",
+        (
+            "a settlement replaces an owner",
+            "WHERE call_id = ? AND attribution IN ('none', 'error', 'request')\"\"\"",
+            'WHERE call_id = ?"""',
+        ),
+        (
+            "a settlement without a user takes the plan away",
+            "        if settlement.tags.user_id is None:\n            return\n",
+            "",
+        ),
+        (
+            "a second submission takes a job over",
+            "        if not submissions(self._db, [submission.job]):\n            self._keep(submission)",
+            "        self._keep(submission)",
+        ),
+        (
+            "progress is not kept with the calls",
+            "        if progress is not None:\n            self._db.execute(",
+            "        if progress is not None and not calls:\n            self._db.execute(",
+        ),
+        tests="tests/ledger tests/test_ingest.py",
+    ),
+    *at(
+        "ledger/question.py",
+        (
+            "a window's end is part of it",
+            '        for sql, bound in (("occurred_at >= ?", window.since), ("occurred_at < ?", window.until)):',
+            '        for sql, bound in (("occurred_at >= ?", window.since), ("occurred_at <= ?", window.until)):',
+        ),
+        (
+            "a filter for no value is ignored",
+            '                either.append(f"{sql} IS NULL")',
+            '                either.append("1 = 1")',
+        ),
+        (
+            "a second value of a filter is ignored",
+            "        for value in wanted if isinstance(wanted, tuple) else (wanted,):",
+            "        for value in wanted[:1] if isinstance(wanted, tuple) else (wanted,):",
+        ),
+        (
+            "an unpriced group costs 0",
+            "cost_femto=None if calls == (unpriced or 0) else",
+            "cost_femto=0 if calls == (unpriced or 0) else",
+        ),
+        (
+            "a zone of half an hour reads rollups of whole ones",
+            "return [rollup for rollup in rollups if rollup is PLANS] if whole_hours else ()",
+            "return [rollup for rollup in rollups if rollup is PLANS]",
+        ),
+        tests="tests/ledger tests/reports",
+    ),
+    *at(
+        "ledger/rollups.py",
+        (
+            "the edges of a window are left out",
+            "                    left += whole[2]",
+            "                    left += []",
+        ),
+        (
+            "December has no next month",
+            "        year, month = divmod(begin.year * 12 + begin.month, 12)",
+            "        year, month = begin.year, begin.month % 12",
+        ),
+        tests="tests/ledger tests/reports",
+    ),
+    *at(
+        "ledger/postgres/dialect.py",
+        (
+            "an underscore in a filter is any character",
+            '        for special in "\\\\%_":',
+            '        for special in "\\\\%":',
+        ),
+        tests="tests/ledger",
+    ),
+    *at(
+        "ledger/clickhouse/dialect.py",
+        (
+            "a quote in a value ends it",
+            """.replace("'", "\\\\'")""",
+            "",
+        ),
+        tests="tests/ledger",
+    ),
+    *at(
+        "ledger/erasure.py",
+        (
+            "the session of an erased person stays",
+            "        session_id=None if own or tags.session_id in names else tags.session_id,",
+            "        session_id=tags.session_id,",
+        ),
+        tests="tests/ledger tests/test_rights.py tests/maintenance",
+    ),
+    *at(
+        "moving.py",
+        (
+            "a ledger is moved onto itself",
+            "        same = source.progress(mark) == 1",
+            "        same = False",
+        ),
+        tests="tests/test_moving.py tests/maintenance tests/cli",
+    ),
+    *at(
+        "rights.py",
+        (
+            "an erasure leaves the journals as they are",
+            "    _scrub(ledger, settings.journal, names)\n",
+            "",
+        ),
+        tests="tests/test_rights.py tests/maintenance",
+    ),
+]

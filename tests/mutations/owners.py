@@ -1,0 +1,141 @@
+"""Mutations: who a call is for."""
+
+from __future__ import annotations
+
+from .mutation import Mutation, at
+
+MUTATIONS: list[Mutation] = [
+    *at(
+        "tags.py",
+        (
+            "an inner tag does not win over the outer one",
+            "user_id=self.user_id if inner.user_id is None else inner.user_id",
+            "user_id=inner.user_id if self.user_id is None else self.user_id",
+        ),
+        (
+            "the signed-in user's plan goes with another user's call",
+            "    if tags.user_id is not None and tags.user_id != user_id:\n        tags = Tags(route=tags.route, release=tags.release)\n",
+            "",
+        ),
+        (
+            "a tag stays in force after its block",
+            "        if frame.by is self and frame.outer is not None:\n            _frame.set(frame.outer)",
+            "        if frame.by is self and frame.outer is None:\n            _frame.set(frame.outer)",
+        ),
+        (
+            "a request's scope stays bound after the request",
+            "        if self._outer is not None:\n            _frame.set(self._outer)",
+            "        if self._outer is None:\n            _frame.set(self._frame)",
+        ),
+        (
+            "extra keys of the inner tags replace all outer ones",
+            "extra=first_extra({**inner.extra, **self.extra, **inner.extra}) if inner.extra else self.extra",
+            "extra=inner.extra or self.extra",
+        ),
+        tests="tests/test_tags.py tests/boundary tests/context",
+    ),
+    *at(
+        "boundary/scope.py",
+        (
+            "calls made before anybody is known stay nobody's",
+            "        if pending and owner.tags.user_id is not None:\n            self._how",
+            "        if pending and owner.tags.user_id is None:\n            self._how",
+        ),
+        (
+            "a failing getter is not counted",
+            '        current_meter().counters["getter_errors"] += 1\n',
+            "",
+        ),
+        (
+            "another user of the same request keeps the plan of the first",
+            "            known = Tags(route=known.route)\n",
+            "            pass\n",
+        ),
+        (
+            "calls without an owner are forgotten before the request ends",
+            "            self.pending.append(call_id)",
+            "            self.pending[:] = [call_id]",
+        ),
+        tests="tests/boundary",
+    ),
+    *at(
+        "boundary/asgi.py",
+        (
+            "a request goes on in the context of the one before it",
+            "        set_frame(Frame(cost_scope, NO_TAGS))",
+            "        set_frame(Frame(outer.scope or cost_scope, NO_TAGS))",
+        ),
+        (
+            "a WebSocket has no owner",
+            'if scope["type"] not in ("http", "websocket"):',
+            'if scope["type"] not in ("http",):',
+        ),
+        (
+            "a shutdown does not bring the calls into the ledger",
+            'if scope["type"] == "lifespan" else send',
+            'if scope["type"] == "life" else send',
+        ),
+        tests="tests/boundary tests/integrations/test_fastapi.py tests/providers",
+    ),
+    *at(
+        "boundary/wsgi.py",
+        (
+            "an answer that is streamed loses its user",
+            "            self._now = current_frame()  # a `with tag()` of the application's may stay open over a yield\n            set_frame(outer)",
+            "            self._now = outer\n            set_frame(outer)",
+        ),
+        (
+            "the thread of a request keeps its user",
+            "    except BaseException:\n        frame.end()\n        raise\n    finally:\n        set_frame(outer)",
+            "    except BaseException:\n        frame.end()\n        raise\n    finally:\n        set_frame(frame)",
+        ),
+        tests="tests/boundary tests/integrations",
+    ),
+    *at(
+        "boundary/headers.py",
+        (
+            "a forged header is believed",
+            '    if not hmac.compare_digest(form["signature"], _signature(key, form["signed"])):',
+            '    if not form["signature"]:',
+        ),
+        (
+            "a header is good for ever",
+            "        if now > expires + CLOCK_SKEW:",
+            "        if now < expires - 9e9:",
+        ),
+        (
+            "a header that was sent twice is believed",
+            "    if len(values) > 1:",
+            "    if len(values) > 9:",
+        ),
+        (
+            "tags go to a host that only ends like ours",
+            '    return host in names or any(name.startswith(".") and host.endswith(name) for name in names)',
+            "    return any(host.endswith(name) for name in names)",
+        ),
+        tests="tests/boundary",
+    ),
+    *at(
+        "boundary/jobs.py",
+        (
+            "a retried message gets the owner of whoever retries it",
+            "    if KEY not in headers and (text := tags_for_message()) is not None:",
+            "    if (text := tags_for_message()) is not None:",
+        ),
+        (
+            "a job of many users is given to the last one",
+            "        if pending and len(self._users) == 1 and",
+            "        if pending and",
+        ),
+        tests="tests/boundary tests/propagation",
+    ),
+    *at(
+        "voight_celery/__init__.py",
+        (
+            "an eager task ends its caller's scope",
+            "    if request.is_eager:\n        return\n",
+            "",
+        ),
+        tests="tests/integrations/test_celery.py tests/integrations tests/propagation",
+    ),
+]
