@@ -50,7 +50,7 @@ HELLO: Any = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "
 
 Tool = Callable[[str], Path]
 
-pytestmark = pytest.mark.timeout(1500)  # most of it is the installation
+pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(1500)]  # most of it is the installation
 
 
 @pytest.fixture
