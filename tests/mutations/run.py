@@ -19,9 +19,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # under PYTHONSAFEPATH a script does not find its neighbors
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from mutations.mutations import MUTATIONS, Mutation
+from tests.mutations.mutations import MUTATIONS, Mutation
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 900
