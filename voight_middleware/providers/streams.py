@@ -236,18 +236,23 @@ class _Closing:
         try:
             self._inner.close()
         finally:
-            self._tell()
+            self.tell()
 
     async def aclose(self) -> None:
         try:
             await self._inner.aclose()
         finally:
-            self._tell()
+            self.tell()
 
     def __del__(self) -> None:
-        self._tell()
+        self.tell()
 
-    def _tell(self) -> None:
+    def forget(self) -> None:
+        """Never report the end."""
+        self._closed = None
+
+    def tell(self) -> None:
+        """Report the end, once."""
         _open.discard(self)
         closed, self._closed = self._closed, None
         if closed is not None:
@@ -261,13 +266,13 @@ _open: weakref.WeakSet[_Closing] = weakref.WeakSet()
 def _close_all() -> None:
     """Report what has passed of each byte stream that is still open."""
     for stream in list(_open):
-        stream._tell()
+        stream.tell()
 
 
 def _forget_all() -> None:
     """In a forked child: the byte streams are its parent's to report."""
     for stream in list(_open):
-        stream._closed = None
+        stream.forget()
     _open.clear()
 
 
