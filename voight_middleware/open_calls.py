@@ -40,6 +40,8 @@ _streams: set[OpenStream] = set()
 _connections: list[Callable[[], None]] = []
 _readers: set[threading.Thread] = set()
 _idle: set[OpenStream] = set()
+_survivors: set[OpenStream] = set()
+"""Idle streams that somebody holds, as a collection has left them."""
 _pause = FIRST_PAUSE
 _next_look = 0.0
 
@@ -65,26 +67,31 @@ def look_after() -> None:
     """
     Have abandoned streams collected. The background thread calls it in each of its rounds.
 
-    A stream in whose next event nobody is interested in two rounds may be abandoned, or its reader may be slow: only the garbage collector
-    knows. It is asked seldom, and never without such a stream.
+    A stream for whose next event nobody waits in two rounds may be abandoned, or its reader may be slow: only the garbage collector knows.
+    It is asked seldom, and never without such a stream.
     """
     global _idle, _pause, _next_look
-    if not _streams:
-        _idle = set()
-        return
+    _survivors.intersection_update(_streams.copy())
     idle = {stream for stream in _streams.copy() if not stream.inside}
     waiting, _idle = idle & _idle, idle
-    if not waiting or time.monotonic() < _next_look:
+    now = time.monotonic()
+    if not waiting or now < _next_look:
         return
-    collect()
-    _pause = FIRST_PAUSE if not waiting <= _streams else min(2 * _pause, LONGEST_PAUSE)
-    _next_look = time.monotonic() + _pause
+    _pause = FIRST_PAUSE if waiting - _survivors else min(2 * _pause, LONGEST_PAUSE)
+    _next_look = now + _pause
+    _collect()
 
 
 def collect() -> None:
-    """End the streams that are abandoned by now, if there are any open ones."""
-    if any(not stream.inside for stream in _streams.copy()):
-        gc.collect()
+    """End the streams that are abandoned by now. It costs nothing unless there is one that the garbage collector has not looked at yet."""
+    if any(not stream.inside and stream not in _survivors for stream in _streams.copy()):
+        _collect()
+
+
+def _collect() -> None:
+    gc.collect()
+    _survivors.clear()
+    _survivors.update(stream for stream in _streams.copy() if not stream.inside)
 
 
 def read_in_thread(read: Callable[[], None], name: str) -> None:
@@ -119,6 +126,7 @@ def _after_fork() -> None:
         stream.forget()
     _streams.clear()
     _idle.clear()
+    _survivors.clear()
     _readers.clear()
 
 

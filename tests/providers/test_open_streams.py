@@ -83,6 +83,19 @@ def test_the_rounds_of_the_background_thread_collect_what_is_abandoned(begin: An
         gc.enable()
 
 
+def test_a_stream_that_is_held_costs_one_collection(begin: Any, calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A collection takes half a second in a large application: it is not asked twice for the same stream."""
+    stream = begin()
+    collected: list[int] = []
+    collect = gc.collect
+    monkeypatch.setattr(gc, "collect", lambda: collected.append(collect()))
+    for _ in range(5):
+        flush()
+    assert len(collected) == 1
+    stream.close()
+    assert calls.one().outcome == "aborted"
+
+
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
 async def test_a_body_that_is_read_by_hand_is_read_as_far_as_it_came(asynchronous: bool, provider: Provider, calls: Calls) -> None:
     """The estimate is made of the text that has passed."""
