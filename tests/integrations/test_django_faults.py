@@ -26,6 +26,8 @@ from django.urls import path
 from ..support.waiting import wait_until
 from .django_project import OURS, project
 
+pytestmark = pytest.mark.slow  # a sweep over many cases
+
 QUESTION: Any = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Why is the sky blue?"}]}
 NOTHING = f"{__name__}.nothing"
 SIGNS_IN = f"{__name__}.signs_in"

@@ -16,6 +16,8 @@ from ..support.memory_provider import IDS, JSON, MODELS, REASONS, USAGE, Provide
 from .entry_points import CHAT, MESSAGES, WAYS, Way, both_kinds
 from .raw_http import invoked_frame
 
+pytestmark = pytest.mark.slow  # a sweep over many cases
+
 
 @dataclass(frozen=True)
 class Cloud:

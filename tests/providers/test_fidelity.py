@@ -13,6 +13,8 @@ from ..support.calls import Calls
 from ..support.memory_provider import Provider, http_library, refusal
 from .entry_points import CHAT, Way, both_kinds, ways
 
+pytestmark = pytest.mark.slow  # a sweep over many cases
+
 
 async def go(way: Way, client: Any, asynchronous: bool) -> Any:
     """What the caller gets: a result, or the class and the words of an exception."""

@@ -37,6 +37,8 @@ from .batches import anthropic_batches, as_json, line, openai_batches
 from .entry_points import CHAT, MESSAGES, RESPONSES, both_kinds
 from .raw_http import ANTHROPIC, BEDROCK, GEMINI, OPENAI, frame, gemini_answer, invoked_frame, leading_to
 
+pytestmark = pytest.mark.slow  # a sweep over many cases
+
 STREAMS = pytest.mark.parametrize("streamed", [False, True], ids=["plain", "stream"])
 LEGACY: dict[str, Any] = {"model": "gpt-3.5-turbo-instruct", "prompt": "Where?"}
 WHOLE, SHORT = False, True

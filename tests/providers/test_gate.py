@@ -15,6 +15,8 @@ from ..support.calls import Calls
 from ..support.memory_provider import IDS, MODELS, REASONS, TIERS, USAGE, Provider, refusal
 from .entry_points import CHAT, EMBEDDINGS, MESSAGES, WAYS, Way, both_kinds, needs, ways
 
+pytestmark = pytest.mark.slow  # a sweep over many cases
+
 PATCHED = [
     (cls, name)
     for cls in (

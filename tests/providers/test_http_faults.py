@@ -16,6 +16,8 @@ from .entry_points import CHAT
 from .faults import failing
 from .raw_http import CASES, CHAT_URL, KINDS, answering, client_of, got, raw, sent
 
+pytestmark = pytest.mark.slow  # a sweep over many cases
+
 HOOKS = [
     "http:find",
     "http:_body",

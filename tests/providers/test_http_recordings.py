@@ -19,6 +19,8 @@ from ..support.memory_provider import (
 from .raw_http import ANTHROPIC, FRAMED, OPENAI, client_of, raw, sent
 from .recordings import SERVED, Exchange, Recording, index, is_exact, load
 
+pytestmark = pytest.mark.slow  # a sweep over many cases
+
 LISTED = [one for one in SERVED if "/threads/" not in one.row["endpoint"]]
 PLACES = {"openai": OPENAI, "anthropic": ANTHROPIC, "azure-openai": "https://x.openai.azure.com/openai/v1"}
 

@@ -17,6 +17,8 @@ from ..support.patching import Patch
 from .entry_points import CHAT, WAYS, both_kinds
 from .faults import Fault, failing
 
+pytestmark = pytest.mark.slow  # a sweep over many cases
+
 HOOKS = [
     "sdk:_whose",
     "entry:current_frame",

@@ -32,6 +32,7 @@ ARGUMENTS = {"chat": CHAT, "responses": RESPONSES, "embeddings": EMBEDDINGS, "me
 
 
 pytestmark = [
+    pytest.mark.slow,  # a sweep over many cases
     pytest.mark.usefixtures("shared"),
     pytest.mark.filterwarnings("ignore:The model .* is deprecated:DeprecationWarning"),
 ]

@@ -16,7 +16,7 @@ from ..support.calls import Calls
 from ..support.memory_provider import Answer, Provider
 from .recordings import Recording, counts, index, load
 
-pytestmark = pytest.mark.usefixtures("shared")
+pytestmark = [pytest.mark.usefixtures("shared"), pytest.mark.slow]
 
 ENDPOINTS = {
     r"POST .*/completions": "completions",

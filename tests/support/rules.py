@@ -92,7 +92,9 @@ def heavy_first(items: list[pytest.Item]) -> None:
     weights: dict[object, int] = {}
     for item in items:
         weights[item.path] = weights.get(item.path, 0) + sum(weight for name, weight in _WEIGHTS.items() if item.get_closest_marker(name))
-    items.sort(key=lambda item: -weights[item.path])
+    items.sort(key=lambda item: -min(weights[item.path], _HEAVY))
 
 
 _WEIGHTS = {"slow": 3, "server": 1}
+_HEAVY = 30
+"""More than this is not heavier: it is a sweep of many short cases."""

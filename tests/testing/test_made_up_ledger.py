@@ -18,6 +18,8 @@ from voight_middleware.testing.made_up_ledger import LONG_FACTOR, LONG_MODEL, LO
 
 from ..support.depth import times
 
+pytestmark = pytest.mark.slow  # a sweep over many cases
+
 COUNT = 20_000
 
 

@@ -12,6 +12,8 @@ from voight_middleware.meter import Meter, swap_meter
 from voight_middleware.settings import Settings
 from voight_middleware.testing.plugin import VoightCalls
 
+pytestmark = pytest.mark.slow  # a sweep over many cases
+
 pytest_plugins = ["pytester"]
 
 CALL = """
