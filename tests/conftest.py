@@ -64,7 +64,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Any:
 
 @pytest.fixture(scope="session", autouse=True)
 def _state_home(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The default place of ledgers and journals: this process's own, and not that of whoever runs the tests."""
+    """The default place of ledgers and journals: this process's own, never the user's."""
     os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
 
 

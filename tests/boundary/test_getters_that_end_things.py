@@ -50,7 +50,7 @@ async def test_a_task_that_is_cancelled_while_it_asks_is_cancelled() -> None:
 
 
 def test_an_interrupt_is_not_kept() -> None:
-    """Whoever presses Ctrl-C wants the program to end."""
+    """Ctrl-C ends the program."""
 
     def interrupted(request: Any) -> str:
         raise KeyboardInterrupt
