@@ -1,5 +1,6 @@
 """Fixtures that tests of more than one room use."""
 
+import gc
 import importlib.util
 import os
 import shutil
@@ -34,6 +35,8 @@ for _variable in RELEASE_VARIABLES:  # a CI machine's own: no call of the tests 
 
 trust_nobody()
 
+gc.disable()  # until all tests are collected: a quarter of the time of a collection went into garbage that is none
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts its background jobs so, and what they start could not be interrupted either.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -48,6 +51,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     rules.mark(items)
     leave_out_deep(config, items)
     rules.heavy_first(items)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    gc.freeze()  # modules and tests stay: no test has to look through them for its garbage
+    gc.enable()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    yield from rules.watch_fixtures(item)
 
 
 @pytest.hookimpl(wrapper=True)

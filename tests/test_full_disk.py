@@ -38,6 +38,7 @@ def volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_full_volume_loses_nothing_while_the_ledger_takes_calls(volume: Path, tmp_path: Path, new_call: NewCall) -> None:
     """Ten times as much as the volume holds goes through it."""
     meter = Meter(Settings.from_environment(ledger=tmp_path / "ledger.db", journal=volume, environ={}))

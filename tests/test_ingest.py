@@ -220,6 +220,7 @@ def test_a_refusing_ledger_leaves_the_journals_alone(journal: Journal, ledger: A
     assert (rejected(journal.folder), ingester.rejected) == ([b"garbage"], 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["after", "forget"])
 def test_a_crash_between_insert_and_delete_doubles_nothing(journal: Journal, ledger: Any, new_call: NewCall, moment: str) -> None:
     """Work is repeated after a crash, calls are not."""
@@ -322,6 +323,7 @@ def bring_in_around(absurd: Sequence[Call], journal: Journal, ledger: Any, new_c
             assert call.cost_femto is None or call.cost_femto >= 0
 
 
+@pytest.mark.slow
 @in_a_file
 @pytest.mark.parametrize("values", ABSURD.values(), ids=ABSURD)
 def test_a_call_that_nobody_thought_of_does_not_stop_the_others(

@@ -208,6 +208,7 @@ def test_threads_write_whole_lines(journal: Journal, new_call: NewCall, patch: P
     assert journal.written == 2400
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("waiting", [0, 1, 3])
 def test_a_record_that_is_appended_during_an_append_is_kept(journal: Journal, disk: Disk, new_call: NewCall, waiting: int) -> None:
     """A stream that is collected in the middle of an append writes its own record; neither is lost or doubled, nothing raises."""

@@ -85,6 +85,7 @@ def _in_ledger(meter: Meter) -> int:
     return count
 
 
+@pytest.mark.slow
 def test_a_listener_that_raises(listening: Callable[..., Meter], loopback: LoopbackProvider) -> None:
     """Every time: those behind it hear of every call, and it is counted."""
     heard: list[Call] = []
@@ -196,6 +197,7 @@ def test_half_a_character_in_a_models_name(listening: Callable[..., Meter]) -> N
         assert sum(1 for _ in ledger.calls()) == 1
 
 
+@pytest.mark.slow
 def test_a_listener_that_blocks_for_a_minute(listening: Callable[..., Meter], loopback: LoopbackProvider) -> None:
     """Requests and the ledger do not notice; a flush waits no longer than it may; afterwards everything is heard."""
     release, heard = threading.Event(), list[Call]()
@@ -246,6 +248,7 @@ def test_a_listener_that_forks(tmp_path: Path) -> None:
         assert sum(1 for _ in ledger.calls()) == 30
 
 
+@pytest.mark.slow
 def test_a_listener_that_calls_an_llm_and_flushes(listening: Callable[..., Meter], loopback: LoopbackProvider) -> None:
     """Its own calls are metered and heard as any other; that it waits for the ledger does not make it wait for itself."""
     heard: list[Call] = []

@@ -88,6 +88,7 @@ def test_flush_is_false_while_another_process_is_elected_and_behind(
     assert kept(meter) == [call.call_id]
 
 
+@pytest.mark.slow
 def test_flush_is_true_when_the_other_process_has_brought_it_in(make_meter: MakeMeter, new_call: NewCall) -> None:
     """Where another process ingests, `flush()` waits for its progress."""
     first, second = make_meter(), make_meter()
@@ -177,6 +178,7 @@ def foreign(path: Path) -> None:
     db.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spoil", [in_the_way, corrupt, no_database, foreign])
 def test_an_unusable_ledger_costs_no_call(
     make_meter: MakeMeter, new_call: NewCall, tmp_path: Path, spoil: Callable[[Path], None], caplog: pytest.LogCaptureFixture

@@ -105,6 +105,7 @@ def contents(ledger: Ledger) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_everything_arrives(source: Ledger, target: Ledger) -> None:
     """Calls with every price they had, extra keys and jobs; the source stays as it was, and a second run finds nothing to do."""
     calls = fill(source)
@@ -160,6 +161,7 @@ def test_a_target_with_calls_of_its_own(source: Ledger, target: Ledger) -> None:
     assert target.spend(["user_id"], {"user_id": "mine"})[0].cost_femto == 450
 
 
+@pytest.mark.slow
 def test_what_the_source_gets_meanwhile(source: Ledger, target: Ledger) -> None:
     """New calls, also for earlier times, owners, answers, prices, jobs and erasures of after the first run are brought by the next."""
     kept = fill(source, 300)
@@ -260,6 +262,7 @@ def test_the_same_ledger(source: Ledger) -> None:
     assert contents(source) == before
 
 
+@pytest.mark.slow
 def test_a_source_that_is_written_all_the_time(source: Ledger, file: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     """Days that differ at the end are gone through again, so a call that came meanwhile does not make the run fail."""
     fill(source, 250)

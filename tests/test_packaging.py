@@ -96,6 +96,7 @@ def test_every_integration_is_listed_for_the_wheel(name: str) -> None:
     assert name in PROJECT["tool"]["importlinter"]["root_packages"]
 
 
+@pytest.mark.slow
 @needs_wheel
 @pytest.mark.parametrize("name", ["voight_middleware", *INTEGRATIONS])
 def test_every_package_is_in_the_wheel_with_its_types(name: str) -> None:

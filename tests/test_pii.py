@@ -199,6 +199,7 @@ def test_an_id_is_none_of_it(text: str) -> None:
     assert find(text) is None
 
 
+@pytest.mark.slow
 def test_ids_of_any_kind_are_left_alone() -> None:
     """Of 20,000 random ids of the usual kinds, none is taken for anything."""
     chance = random.Random(5)
@@ -220,6 +221,7 @@ def test_how_many_long_numbers_pass_for_a_card() -> None:
     assert 100 < hits < 300
 
 
+@pytest.mark.slow
 def test_no_snowflake_passes_for_a_card() -> None:
     """Ids of X and Discord, from their first years to 2035: they hold the milliseconds since an epoch of their own."""
     chance = random.Random(5)

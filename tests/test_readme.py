@@ -170,6 +170,7 @@ def test_spans_of_calls_are_exported(examples: Examples) -> None:
     assert examples.repeated == len(calling) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, voight_calls: Any) -> None:
     """Every command line works on a ledger that has calls."""

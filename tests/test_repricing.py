@@ -306,6 +306,7 @@ class Busy(SQLiteLedger):
         return super().reprice(changes)
 
 
+@pytest.mark.slow
 def test_an_application_goes_on_writing(tmp_path: Path, book: PriceBook, half: PriceBook, new_call: NewCall) -> None:
     """New calls, owners and answers of jobs come in meanwhile; none is lost, held up or priced with what is no longer true."""
     with closing(SQLiteLedger(tmp_path / "busy.db")) as other, closing(Busy(tmp_path / "busy.db")) as ledger:
@@ -329,6 +330,7 @@ def test_an_application_goes_on_writing(tmp_path: Path, book: PriceBook, half: P
         assert reprice(other, half).written == 0
 
 
+@pytest.mark.slow
 @in_a_file
 def test_only_a_batch_is_held(ledger: SQLiteLedger, half: PriceBook, book: PriceBook, new_call: NewCall) -> None:
     """The calls of a long ledger are never all in memory: those of a batch and the one before it, as they were and as they are priced."""

@@ -118,6 +118,7 @@ def test_counts_that_contradict_each_other_are_reported(dialect: str, raw: dict[
     assert any(re.search(r"add up to more than its 10?$", doubt) for doubt in unknown_counts(dialect, raw))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "count",
     [-1, 1.0, 1.5, True, False, "12", 2**53, pytest.param(10**400, id="10**400"), [3], {"n": 1}, float("nan")],

@@ -94,6 +94,7 @@ def test_anonymous_is_nobody(serve: Any, aask: Any, voight_calls: Any) -> None:
     assert (call.tags.user_id, call.attribution) == (None, "none")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("getter", [state_user, slow_state_user])
 @pytest.mark.parametrize("place", ["async", "threadpool", "loop", "async stream", "sync stream", "background"])
 def test_owner_in_every_place(getter: Any, place: str, serve: Any, ask: Any, aask: Any, voight_calls: Any) -> None:
@@ -156,6 +157,7 @@ def test_getters_are_not_asked_without_a_call(serve: Any) -> None:
     assert asked == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("user", "kept"),
     [

@@ -325,6 +325,7 @@ def front(url: str, hosts: set[str]) -> FastAPI:
     return app
 
 
+@pytest.mark.slow
 def test_the_users_of_one_service_own_the_calls_of_the_next(serve: Any, voight_provider: Any, voight_calls: Any) -> None:
     """Many users at once through two servers, twice each: every call is his who wanted it, at the other service's own route."""
     url = serve(front(serve(reports(voight_provider)), {"127.0.0.1"}))

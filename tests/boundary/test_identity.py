@@ -83,6 +83,7 @@ def application(user_getter: Any, provider: Any) -> FastAPI:
     return app
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["awaited", "thread", "loop"])
 @pytest.mark.parametrize("user_getter", [getter, never_waits, waits])
 def test_the_order_of_all_sources(place: str, user_getter: Any, serve: Any, voight_provider: Any, voight_calls: Any) -> None:

@@ -116,6 +116,7 @@ def test_what_waits_is_shown(run: Run, server: EventServer, write: Write, journa
     assert server.times == []
 
 
+@pytest.mark.slow
 def test_events_that_wait_are_sent(run: Run, server: EventServer, write: Write, journal: Path) -> None:
     """What is in the journal and in the outbox goes; the state says when; a second time there is nothing."""
     ids = write(5)
@@ -133,6 +134,7 @@ def test_events_that_wait_are_sent(run: Run, server: EventServer, write: Write, 
     assert len(server.events) == 5
 
 
+@pytest.mark.slow
 def test_events_are_sent_for_a_time(run: Run, server: EventServer, write: Write, journal: Path) -> None:
     """With a server that is down it ends in time, with 1 and the reason; the next run sends."""
     ids = write(3)

@@ -125,6 +125,7 @@ KINDS: dict[str, tuple[dict[str, Any], list[str]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_explain_every_kind(ledger: Path, capsys: Captured, kind: str) -> None:
     """Every kind of call is explained, and its sum is its cost."""

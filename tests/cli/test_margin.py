@@ -54,6 +54,7 @@ def test_margin_as_json_and_csv(add: Add, voight: Voight, revenue: str) -> None:
     assert len(lines) == 2
 
 
+@pytest.mark.slow
 @for_mistakes(
     [
         (["--revenue", "/nowhere.csv"], "/nowhere.csv: cannot be read: No such file"),

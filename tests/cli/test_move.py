@@ -117,6 +117,7 @@ def test_the_key_of_pseudonyms(place: Path, add: Callable[..., None], run: Run) 
     assert "v0:secret" not in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ledgers", "message"),
     [

@@ -40,6 +40,7 @@ def test_plans_as_json_and_csv(add: Add, voight: Voight) -> None:
     assert voight("plans", "--where", "plan=x", "--format", "csv").splitlines() == [header]
 
 
+@pytest.mark.slow
 @for_mistakes(
     [
         (["--price", "pro"], "cannot read the price 'pro'"),

@@ -49,6 +49,7 @@ def test_release_as_json(releases: Add, voight: Voight) -> None:
     assert voight("release", "r2", "--format", "csv").startswith("user_id,before_calls,")
 
 
+@pytest.mark.slow
 @for_mistakes(
     [
         (["r9"], "there are no calls of the release 'r9'; there are 'r2', 'r1'"),

@@ -61,6 +61,7 @@ def test_reprice_as_data(ledger: Path, prices: Path, capsys: Captured, monkeypat
     assert report == {"dry_run": False, "written": 1, "passed_over": 1}
 
 
+@pytest.mark.slow
 def test_as_priced(ledger: Path, prices: Path, capsys: Captured) -> None:
     """`--as-priced` is what reports and the export said before a repricing, and the table says which figures it has."""
     for number in range(5):

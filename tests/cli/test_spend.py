@@ -74,6 +74,7 @@ def test_a_picture_of_spend_is_drawn(days: Add, voight: Voight, tmp_path: Path, 
         assert b"<script>" not in content
 
 
+@pytest.mark.slow
 @for_mistakes(
     [
         (["spend", "--by", "day", "--plot", "x.pdf"], "--plot writes FILE.png or FILE.svg, not 'x.pdf'"),

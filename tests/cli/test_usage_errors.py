@@ -14,6 +14,7 @@ from .commands import as_typed, for_mistakes
 from .kept_calls import Captured, keep, make_call
 
 
+@pytest.mark.slow
 @for_mistakes(
     [
         (["spend", "--by", "color"], "there is no dimension 'color'; choose from user_id, plan"),
@@ -62,6 +63,7 @@ def test_wrong_usage_exits_with_2(capsys: Captured, arguments: list[str]) -> Non
     assert "usage: voight" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_no_command_shows_the_help(capsys: Captured) -> None:
     """`voight` alone shows the help, and exits with 2."""
     assert main([]) == 2

@@ -32,6 +32,7 @@ def test_user_as_data(add: Add, voight: Voight) -> None:
     assert dict(zip(header.split(","), row.split(","), strict=True))["route"] == "'=x"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["nobody", "*", "u_%", "' OR 1=1 --", "../../etc/passwd", "\x1b[2J", "\udcff"])
 def test_a_user_without_calls(add: Add, capsys: pytest.CaptureFixture[str], name: str) -> None:
     """An id is no pattern, no SQL and no path: of others than the user of that name nothing is shown."""

@@ -28,6 +28,7 @@ def sweeps(patch: Patch) -> list[float]:
     return found
 
 
+@pytest.mark.slow
 def test_the_journal_stops_at_its_limit_and_goes_on(
     folder: Path, new_call: NewCall, sweeps: list[float], caplog: pytest.LogCaptureFixture, patch: Patch
 ) -> None:
@@ -70,6 +71,7 @@ def test_the_journal_stops_at_its_limit_and_goes_on(
     assert len(journal_module.lost(folder)) == 1
 
 
+@pytest.mark.slow
 def test_many_workers_and_a_small_limit(folder: Path, new_call: NewCall, patch: Patch) -> None:
     """
     Each may write one more segment beyond the limit, and no more. Forty that are idle with a segment each keep nobody from writing once

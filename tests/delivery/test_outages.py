@@ -19,6 +19,7 @@ from .journals import NewCall, finish, said, write
 from .switched_server import Server
 
 
+@pytest.mark.slow
 def test_an_hour_without_the_server(server: Server, folder: Path, new_call: NewCall, patch: Patch) -> None:
     """It is tried after 1, 2, 4, … 30 seconds, each shortened at random; two sentences are said in all, and everything arrives once."""
     clock = SimpleNamespace(now=1000.0)
@@ -55,6 +56,7 @@ def test_an_hour_without_the_server(server: Server, folder: Path, new_call: NewC
     delivery.close()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("hurried")
 def test_requests_are_not_affected_and_the_log_is_short(
     server: Server, make_meter: Callable[..., Meter], new_call: NewCall, caplog: pytest.LogCaptureFixture
@@ -86,6 +88,7 @@ def test_requests_are_not_affected_and_the_log_is_short(
     assert meter.counters["internal_errors"] == 0
 
 
+@pytest.mark.slow
 def test_flush_and_exit_try_at_once_and_keep_their_time(
     server: Server, make_meter: Callable[..., Meter], new_call: NewCall, caplog: pytest.LogCaptureFixture
 ) -> None:

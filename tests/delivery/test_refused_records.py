@@ -39,6 +39,7 @@ def test_a_refused_batch_is_halved(server: Server, folder: Path, new_call: NewCa
     ingester.ledger.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "bad",
     [
@@ -69,6 +70,7 @@ def test_any_bad_records_are_found(server: Server, folder: Path, new_call: NewCa
     journal.rotate()
 
 
+@pytest.mark.slow
 def test_a_server_that_goes_away_between_two_halves(server: Server, folder: Path, new_call: NewCall) -> None:
     """At every single insert of a batch with two bad records: what is there by then is not doubled, and each bad one is set aside once."""
     for fail_at in range(1, 45):

@@ -61,6 +61,7 @@ def test_another_ledger_behind_the_same_url_begins_anew(server: Server, folder: 
     journal.rotate()
 
 
+@pytest.mark.slow
 def test_much_is_caught_up_with_in_rounds(server: Server, folder: Path, new_call: NewCall) -> None:
     """A run with little time stops between two batches, says that there is more, and the next one goes on there."""
     calls = [new_call() for _ in range(3000)]

@@ -59,6 +59,7 @@ def post(url: str, path: str, token: str | None = None, text: str = "Why is the 
     return httpx.post(url + path, json={"text": text}, headers=headers, timeout=30)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ROUTES)
 def test_every_route_has_its_owner(path: str, url: str, voight_calls: Any, voight_provider: Any) -> None:
     """The call of each route has the signed-in user, plan and tenant, the route, and exactly the usage that the provider reported."""
@@ -97,6 +98,7 @@ def test_strangers_are_turned_away(path: str, token: str | None, url: str, voigh
     assert len(voight_calls) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["/chat", "/chat/stream", "/summarise", "/answer"])
 def test_errors_of_the_provider(path: str, url: str, voight_calls: Any) -> None:
     """An error of the provider is the application's 502; the call is kept with its owner, and costs nothing."""
@@ -106,6 +108,7 @@ def test_errors_of_the_provider(path: str, url: str, voight_calls: Any) -> None:
     assert call.usage is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["/chat/stream", "/summarise/stream"])
 def test_a_client_that_leaves(path: str, url: str, voight_calls: Any, voight_provider: Any) -> None:
     """A stream whose reader goes away is broken off at the provider; the call keeps its owner, and its output is estimated."""
@@ -122,6 +125,7 @@ def test_a_client_that_leaves(path: str, url: str, voight_calls: Any, voight_pro
     assert voight_provider.counts().total.broken == 1
 
 
+@pytest.mark.slow
 def test_many_users_at_once(url: str, voight_calls: Any, voight_provider: Any) -> None:
     """A hundred requests of twenty users, all at once: everybody's tokens are what the provider counted for him."""
 

@@ -68,6 +68,7 @@ def call_of(user: str, call_id: str, **fields: Any) -> Call:
 # -- formats -------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "lines"), [("jsonl", jsonl.lines), ("csv", csvfile.lines), ("focus", focus.lines)])
 def test_text_formats(
     ledger: Path,

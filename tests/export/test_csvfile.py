@@ -20,6 +20,7 @@ def make_call(**fields: object) -> Call:
     return Call(**{"call_id": "c", "occurred_at": 0, "provider": "p", "endpoint": "e", **fields})
 
 
+@pytest.mark.slow
 def test_rows_agree_with_the_json_export() -> None:
     """Every cell of every call is what the JSON export says; nothing known is an empty cell."""
     calls = list(made_up_calls(2_000))

@@ -50,6 +50,7 @@ def priced(**fields: Any) -> Call:
     return call
 
 
+@pytest.mark.slow
 def test_columns(rows: list[Row]) -> None:
     """All mandatory columns are there, FOCUS columns first and in alphabetical order, ours behind them with their prefix."""
     names = list(rows[0])
@@ -73,6 +74,7 @@ def test_what_must_not_be_null(rows: list[Row]) -> None:
     assert without > 0
 
 
+@pytest.mark.slow
 def test_formats(rows: list[Row]) -> None:
     """Times are UTC to the second, numbers plain decimals, tags a flat object, and the periods hold the time of the call."""
     for row in rows:

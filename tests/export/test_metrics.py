@@ -131,6 +131,7 @@ VARYING: dict[str, Callable[[int], Call]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", VARYING.values(), ids=VARYING)
 def test_cardinality_is_bounded_by_construction(make: Callable[[int], Call]) -> None:
     """A thousand different values of anything that a client could choose make a hundred and one series at most."""

@@ -166,6 +166,7 @@ def test_sampling_is_honoured(listening: Any, openai_client: openai.OpenAI, loop
     assert len(listened.flush()) == 3
 
 
+@pytest.mark.slow
 def test_half_of_the_traces(listening: Any, openai_client: openai.OpenAI) -> None:
     """A call is sampled exactly where its trace is."""
     traced = Traced(sampler=ParentBased(TraceIdRatioBased(0.5)))

@@ -14,6 +14,7 @@ import voight_middleware as voight
 from .traced import HELLO, SONNET, Traced, attributes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["whole", "streamed", "helper", "closed", "error"])
 def test_the_anthropic_sdks_own_span_is_enriched(way: str, traced: Traced, listening: Any, native: Any) -> None:
     """One span per call, the SDK's: with owner and exact cost, ended when the SDK ended it."""

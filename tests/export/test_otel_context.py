@@ -41,6 +41,7 @@ def test_spans_of_the_http_client_are_children(traced: Traced, listening: Any, l
     assert traced.one("HTTP POST").parent == call.context
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["read", "closed", "dropped"])
 def test_a_stream_ends_its_span_with_its_last_byte(way: str, traced: Traced, listening: Any, openai_client: openai.OpenAI) -> None:
     """Read to its end, closed or dropped; while it is read, the caller's own span is the current one."""
@@ -65,6 +66,7 @@ def test_a_stream_ends_its_span_with_its_last_byte(way: str, traced: Traced, lis
         assert (lasted(span) > 900_000_000) is (way == "read")
 
 
+@pytest.mark.slow
 async def test_tasks_do_not_mix(traced: Traced, listening: Any, loopback: LoopbackProvider) -> None:
     """Fifty asynchronous calls at a time: each a child of its own task's span, with its own user."""
     listening(traced.spans)
@@ -169,6 +171,7 @@ class Copying:
         """Nothing."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inside", [True, False], ids=["in a request", "in none"])
 def test_a_tracer_that_copies_contexts(
     inside: bool, traced: Traced, listening: Any, openai_client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch

@@ -25,6 +25,7 @@ from ..support.waiting import wait_until
 from .traced import HELLO, Traced, attributes
 
 
+@pytest.mark.slow
 def test_a_span_whose_cost_does_not_come_ends_without(listening: Any, openai_client: openai.OpenAI, patch: Patch) -> None:
     """Another listener holds everything up: the span goes after its time, and says so."""
     patch("PRICE_SECONDS", 0.1, within="otel")
@@ -41,6 +42,7 @@ def test_a_span_whose_cost_does_not_come_ends_without(listening: Any, openai_cli
     assert listened.flush()[0].cost_usd is not None
 
 
+@pytest.mark.slow
 def test_a_ledger_that_is_down_loses_no_span(tmp_path: Any, traced: Traced, listening: Any, openai_client: openai.OpenAI) -> None:
     """The background thread prices without it."""
     (tmp_path / "0").mkdir()
@@ -69,6 +71,7 @@ class Stuck(SpanExporter):
         return SpanExportResult.SUCCESS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ends", [True, False], ids=["told of", "dropped"])
 def test_an_exporter_that_never_comes_back_fills_no_memory(
     ends: bool, listening: Any, monkeypatch: pytest.MonkeyPatch, patch: Patch

@@ -187,7 +187,7 @@ class _Sink(BaseHTTPRequestHandler):
 def _sink() -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
     got: list[tuple[str, bytes]] = []
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Sink", (_Sink,), {"got": got}))
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_address[1]}", got
@@ -282,7 +282,7 @@ def test_prometheus_scrapes(tool: Tool, tmp_path: Path, listening: Any, openai_c
             """Nothing."""
 
     exposed = ThreadingHTTPServer(("127.0.0.1", 0), Metrics)
-    thread = threading.Thread(target=exposed.serve_forever)
+    thread = threading.Thread(target=exposed.serve_forever, args=(0.01,))
     thread.start()
     config = tmp_path / "prometheus.yml"
     config.write_text(

@@ -164,6 +164,7 @@ def test_ended_spans_take_no_place(tagged: Tagged) -> None:
     assert tagged.said("view")["user.id"] == "u_7"
 
 
+@pytest.mark.slow
 def test_nothing_of_a_request_is_kept(tagged: Tagged) -> None:
     """Spans that wait for their user do not keep the request that they wait in."""
     from voight_middleware.boundary.identity import Getters

@@ -47,6 +47,7 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     assert (unknown["cost_usd"], unknown["user_id"], unknown["duration_s"], unknown["tags"]) == (None, None, None, [])
 
 
+@pytest.mark.slow
 def test_sums_in_duckdb_are_exact(tmp_path: Path) -> None:
     """DuckDB adds up cost and tokens, by model, to the femto-dollar."""
     calls = list(made_up_calls(5_000))

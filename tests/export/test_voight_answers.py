@@ -51,6 +51,7 @@ def test_an_error_that_is_told_slowly_holds_up_nothing_for_long(server: EventSer
     assert server.call_ids() == ids
 
 
+@pytest.mark.slow
 def test_an_answer_after_the_end_is_not_heard(server: EventServer, sending: Sending) -> None:
     """The outbox is another's by then: its place must not go back to where the one before was."""
     release = threading.Event()
@@ -107,6 +108,7 @@ SENSELESS: dict[str, tuple[int, dict[str, str], bytes]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("status_code", "headers", "body"), SENSELESS.values(), ids=SENSELESS)
 def test_answers_that_make_no_sense(
     server: EventServer, sending: Sending, patch: Patch, status_code: int, headers: dict[str, str], body: bytes
@@ -139,6 +141,7 @@ NO_HTTP = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("said", NO_HTTP.values(), ids=NO_HTTP)
 def test_what_is_no_http_is_tried_again(server: EventServer, sending: Sending, said: bytes) -> None:
     """Another program on the port, or an answer that is cut off before its first line ends."""
@@ -208,6 +211,7 @@ def test_old_bodies_are_not_sent_while_the_ledger_is_away(server: EventServer, s
     assert server.call_ids() == ids
 
 
+@pytest.mark.slow
 def test_reading_again_and_again_sends_each_once(server: EventServer, sending: Sending, patch: Patch) -> None:
     """At every moment of a backlog: what is thrown away is read again from where the sending is."""
     count = times(60, 300)
@@ -224,6 +228,7 @@ def test_reading_again_and_again_sends_each_once(server: EventServer, sending: S
     assert sending.kept().state.sent == count
 
 
+@pytest.mark.slow
 def test_a_ledger_that_is_slow_holds_up_no_round(server: EventServer, sending: Sending, patch: Patch) -> None:
     """What is looked up in one round has its time; the first are sent before the last are read."""
     patch("REFILL_SECONDS", 0.2, within="voight")

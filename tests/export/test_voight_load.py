@@ -65,6 +65,7 @@ def test_the_limit_of_the_plan_is_kept_without_running_in_circles(configured: An
         assert busy < 0.5, busy
 
 
+@pytest.mark.slow
 def test_a_backlog_of_ten_thousand_is_not_kept_in_memory(server: EventServer, configured: Any, new_call: Any) -> None:
     """A few hundred events are ready at a time; the rest is on disk, as ids."""
     server.fault = says(503)
@@ -91,6 +92,7 @@ def test_a_backlog_of_ten_thousand_is_not_kept_in_memory(server: EventServer, co
     assert left.size < 1_000_000
 
 
+@pytest.mark.slow
 def test_many_calls_of_one_time_are_found(server: EventServer, configured: Any) -> None:
     """An import may give many calls one date: each is looked up by itself, and told twice it is one event."""
     configured()

@@ -36,6 +36,7 @@ def test_what_is_read_again_is_not_queued_again(tmp_path: Path) -> None:
     assert [waiting.entry for waiting in outbox.read()] == [*entries(15), *entries(5, 100)]
 
 
+@pytest.mark.slow
 def test_a_torn_line_is_written_anew(tmp_path: Path) -> None:
     """Killed within a write: that batch is not in the ledger either, and comes again."""
     Outbox(tmp_path).append("s", 100, entries(10))
@@ -50,6 +51,7 @@ def test_a_torn_line_is_written_anew(tmp_path: Path) -> None:
         assert [waiting.entry for waiting in outbox.read()] == entries(15)
 
 
+@pytest.mark.slow
 def test_it_goes_on_where_it_was(tmp_path: Path, patch: Patch) -> None:
     """In the middle of a line, at the end of a file, with a state that was kept; and what has been sent takes no room."""
     patch("FILE_BYTES", 1000)
@@ -147,6 +149,7 @@ def test_files_that_somebody_deletes_hide_nothing(tmp_path: Path, patch: Patch) 
     assert [waiting.entry for waiting in Outbox(tmp_path).read()] == new
 
 
+@pytest.mark.slow
 def test_processes_that_come_and_go_leave_nothing_in_memory(tmp_path: Path) -> None:
     """A sidecar lives for months, beside programs that end after a call; what a living one has queued is known all the same."""
     outbox = Outbox(tmp_path)
@@ -198,6 +201,7 @@ def test_a_call_of_the_future_without_an_owner_waits_no_longer(server: EventServ
     assert server.call_ids() == ids
 
 
+@pytest.mark.slow
 def test_a_clock_that_was_put_back_holds_nothing_up(server: EventServer, sending: Sending) -> None:
     """The newest event was accepted tomorrow: the next goes when its turn is, and not then."""
     outbox = open_outbox(sending.folder, create=True)

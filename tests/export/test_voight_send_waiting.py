@@ -17,6 +17,7 @@ from .sending import Sending
 pytestmark = pytest.mark.usefixtures("impatient")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [401, 410, 403])
 def test_send_waiting_goes_on_after_a_stop(server: EventServer, sending: Sending, code: int) -> None:
     """It is how somebody tries again who has mended the key; one attempt, where it is not mended."""

@@ -40,6 +40,7 @@ def test_without_a_key_nothing_is_queued(server: EventServer, voight_calls: Any)
     assert "voight-events" not in {thread.name for thread in threading.enumerate()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [500, 502, 503, 404, 301, 408, 200, 204, 407, 451])
 def test_what_may_pass_is_tried_again(server: EventServer, configured: Any, code: int) -> None:
     """
@@ -66,6 +67,7 @@ def test_a_broken_connection_is_tried_again(server: EventServer, configured: Any
     assert server.call_ids() == [call_id]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["seconds", "date"])
 def test_retry_after_is_honoured(server: EventServer, configured: Any, form: str) -> None:
     """In both forms of RFC 9110."""
@@ -94,6 +96,7 @@ def test_the_forms_of_retry_after() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("code", "words"), [(401, "key is not accepted"), (410, "agent was deleted"), (403, "may not send")])
 def test_a_refused_key_stops_and_keeps_everything(
     server: EventServer, configured: Any, code: int, words: str, caplog: pytest.LogCaptureFixture
@@ -183,6 +186,7 @@ def test_an_owner_that_comes_later_is_sent(server: EventServer, configured: Any,
     assert owners == {call_id: "u_late", nobody: None}
 
 
+@pytest.mark.slow
 def test_who_was_erased_is_not_sent(server: EventServer, configured: Any) -> None:
     """The outbox holds no users: what waits is what the ledger says when its turn comes."""
     server.fault = says(503)

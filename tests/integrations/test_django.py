@@ -114,6 +114,7 @@ def test_synchronous_delivery(streams: bool, aask: Any, tmp_path: Path) -> None:
 # -- views and middleware ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["WSGI", "ASGI"])
 @pytest.mark.parametrize("view", ["sync", "async", "sync call in async", "async call in sync", "thread of async"])
 def test_owner(view: str, protocol: str, ask: Any, aask: Any, voight_calls: Any) -> None:
@@ -140,6 +141,7 @@ def plan(request: HttpRequest) -> str:
     return "pro"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["WSGI", "ASGI"])
 @pytest.mark.parametrize("kind", ["sync", "async"])
 @pytest.mark.parametrize(
@@ -189,6 +191,7 @@ def test_nothing_is_left_in_the_thread(ask: Any, voight_calls: Any) -> None:
 # -- streams -------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["WSGI", "ASGI"])
 @pytest.mark.parametrize("view", ["sync", "async"])
 @pytest.mark.parametrize("iterator", ["sync", "async"])
@@ -432,6 +435,7 @@ def test_a_getter_that_raises(protocol: str, ask: Any, voight_calls: Any) -> Non
     assert current_meter().counters["getter_errors"] > 0
 
 
+@pytest.mark.slow
 def test_the_request_is_let_go(voight_calls: Any) -> None:
     """A request is gone as soon as its stream is closed: nothing of ours keeps it for the garbage collector."""
     requests: list[Any] = []
@@ -461,6 +465,7 @@ def test_the_request_is_let_go(voight_calls: Any) -> None:
     assert counts[0] == counts[1]
 
 
+@pytest.mark.slow
 def test_threads_that_ask_at_once(voight_calls: Any) -> None:
     """Threads that are the first to ask, all at once, get one scope."""
     scopes: list[set[int]] = []

@@ -92,6 +92,7 @@ def seldom(kind: str, reads: str, visitor: str) -> bool:
     return kind == "ASGI" and reads != READS[VISITORS.index(visitor) % len(READS)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "reads", "visitor"), [pytest.param(*visit, marks=[pytest.mark.deep] if seldom(*visit) else []) for visit in VISITS]
 )
@@ -122,6 +123,7 @@ def test_no_trace(kind: str, reads: str, visitor: str, ask: Any, voight_calls: A
     assert voight_calls[0].tags.user_id == (str(user("alice").pk) if signed_in else None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("visitor", "reads", "more"),
     [
@@ -163,6 +165,7 @@ def test_every_kind_of_session(engine: str, ask: Any, voight_calls: Any, tmp_pat
     assert voight_calls.one().tags.user_id == str(user("alice").pk)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["WSGI", "ASGI"])
 @pytest.mark.parametrize("call", ["sync view", "async view", "sync call in an async view"])
 @pytest.mark.parametrize("lazy", ["reads the database", "does not"])
@@ -225,6 +228,7 @@ def test_without_authentication(ask: Any, voight_calls: Any) -> None:
     assert (call.tags.user_id, call.attribution) == (None, "none")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["WSGI", "ASGI"])
 @pytest.mark.parametrize("view", ["sync", "async", "sync call in async"])
 @pytest.mark.parametrize("getter", ["sync, of the database", "async", "async, of the database"])

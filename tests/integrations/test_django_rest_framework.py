@@ -167,6 +167,7 @@ def test_nobody(ask: Any, voight_calls: Any) -> None:
     assert (call.tags.user_id, call.attribution) == (None, "none")
 
 
+@pytest.mark.slow
 def test_the_getters_see_djangos_request(ask: Any, voight_calls: Any) -> None:
     """A getter of the project gets the HttpRequest, with the user that the authentication has found."""
 

@@ -228,6 +228,7 @@ def test_the_help(manage: Callable[..., str]) -> None:
     assert "ten users" in manage("voight", "top", "--help")
 
 
+@pytest.mark.slow
 def test_call_command(tmp_path: Path, voight_calls: Any) -> None:
     """The application can ask too, and gets the output where it wants it."""
     ledger = tmp_path / "project.db"

@@ -90,6 +90,7 @@ def application(provider: Any, dependency: Dependency, middleware: bool) -> Fast
     return app
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("middleware", [True, False])
 @pytest.mark.parametrize("asynchronous", [True, False])
 @pytest.mark.parametrize("path", ["chats", "sync", "streams"])
@@ -186,6 +187,7 @@ def plain_user(request: Request) -> dict[str, Any] | None:
     return None if name is None else {"id": name, "plan": "pro"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("middleware", [True, False])
 def test_readers_that_raise(middleware: bool, asks: Any, voight_calls: Any, caplog: pytest.LogCaptureFixture) -> None:
     """The request is answered as ever; the call has what the other readers said, and says that there was an error."""
@@ -226,6 +228,7 @@ def test_more_tags_and_asynchronous_readers(asks: Any, voight_calls: Any) -> Non
     assert (tags.user_id, tags.plan, tags.session_id, tags.extra) == ("alice", "pro", "s", {"feature": "search"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("middleware", [True, False])
 def test_the_nearest_of_several(middleware: bool, asks: Any, voight_calls: Any) -> None:
     """Of the application's, the router's and the route's, the one nearest to the route names the user; None names nobody else."""
@@ -264,6 +267,7 @@ def yields_sync(request: Request) -> Any:
     yield {"id": request.headers["x-user"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("middleware", [True, False])
 @pytest.mark.parametrize("dependency", [ByToken(), ByClass, yields, yields_sync], ids=["instance", "class", "async yield", "sync yield"])
 def test_kinds_of_dependency(dependency: Any, middleware: bool, asks: Any, voight_calls: Any) -> None:

@@ -96,6 +96,7 @@ def current_id(request: Any) -> str | None:
     return None if current_user.is_anonymous else current_user.id
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:datetime.datetime.utc:DeprecationWarning")  # Flask-Login 0.6.3 on Python 3.12+
 @pytest.mark.parametrize("getter", [None, current_id])
 @pytest.mark.parametrize("visitor", ["signed in", "remembered", "anonymous", "of a stolen session"])

@@ -16,6 +16,7 @@ from voight_middleware.meter import current_meter
 from .flask_apps import PLACES, User, owners, places, sign_in_app, signed_in
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", PLACES)
 def test_the_user_of_flask_login_in_every_place(place: str, run: Any, ask: Any, aask: Any, voight_calls: Any) -> None:
     """Every call has Flask-Login's user, whether or not the view has asked for it, and the next visitor is nobody."""
@@ -46,6 +47,7 @@ def g_user(request: Any) -> Any:
     return g.get("user")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("getter", [g_user, slow_g_user])
 @pytest.mark.parametrize("place", PLACES)
 def test_getters_in_every_place(place: str, getter: Any, run: Any, ask: Any, aask: Any, voight_calls: Any) -> None:

@@ -33,6 +33,7 @@ def everything(ledger: Ledger) -> list[Call]:
 # -- what is kept ------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @few
 @given(kept=st.lists(calls(), min_size=1, max_size=25))
 def test_a_call_comes_back_as_it_was(ledger: Ledger, kept: list[Call]) -> None:
@@ -333,6 +334,7 @@ def test_nothing_to_insert(ledger: Ledger) -> None:
     assert (ledger.progress("s"), ledger.spend()[0].calls, ledger.extent()) == (3, 0, None)
 
 
+@pytest.mark.slow
 def test_a_large_batch(ledger: Ledger) -> None:
     """Thousands of calls at once, over a year of months."""
     count = times(3_000, 10_000)

@@ -37,6 +37,7 @@ def histories(draw: st.DrawFn, call: Call) -> list[FormerPrice]:
     ]
 
 
+@pytest.mark.slow
 @few
 @given(data=st.data(), kept=st.lists(calls(), min_size=1, max_size=15))
 def test_calls_are_kept_as_they_are(ledger: Ledger, data: st.DataObject, kept: list[Call]) -> None:

@@ -81,6 +81,7 @@ def varied(count: int = times(200, 400), seed: int = 5) -> list[Call]:
     ]
 
 
+@pytest.mark.slow
 def test_dimensions_alone_and_in_pairs(ledger: Ledger) -> None:
     """Whatever two dimensions a question has, extra keys among them: rows and order are those of the calls."""
     kept = varied()
@@ -93,6 +94,7 @@ def test_dimensions_alone_and_in_pairs(ledger: Ledger) -> None:
         assert ledger.spend(by) == oracle.spend(kept, by), by
 
 
+@pytest.mark.slow
 def test_filters_and_windows_on_everything(ledger: Ledger) -> None:
     """Whatever a question is about: one value, several, any, none, of each dimension, within windows that cut days, hours and months."""
     kept = varied()
@@ -143,6 +145,7 @@ def test_odd_extra_keys(ledger: Ledger) -> None:
         assert ledger.spend(where={key: "v", "feature": None})[0].cost_femto == 4
 
 
+@pytest.mark.slow
 @few
 @given(value=texts, other=texts)
 def test_extra_values_come_back(ledger: Ledger, value: str, other: str) -> None:

@@ -60,6 +60,7 @@ def test_windows_are_half_open(ledger: Ledger, begin: int, length: int) -> None:
     assert ledger.extent() == (begin - 1, begin + length)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -108,6 +109,7 @@ def test_reading_in_pieces(ledger: Ledger) -> None:
     assert list(ledger.calls(limit=0)) == []
 
 
+@pytest.mark.slow
 def test_calls_that_are_not_read_to_the_end(ledger: Ledger) -> None:
     """An iterator that is left half-way keeps nobody from anything, and two at a time do not mix."""
     kept = [make_call(1, at=NOON + number) for number in range(2_500)]
@@ -158,6 +160,7 @@ def test_a_beginning_that_several_calls_have(ledger: Ledger) -> None:
         ledger.call("01234567")
 
 
+@pytest.mark.slow
 def test_thousands_of_calls_add_up(ledger: Ledger) -> None:
     """The total, and that of each user, is the sum of the calls to the last femto-dollar, before and after a repricing."""
     rng = random.Random(4)

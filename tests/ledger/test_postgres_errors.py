@@ -98,6 +98,7 @@ def test_where_libpq_finds_a_password(postgres_url: str, make_role: Any, sql: An
         assert sql("SELECT usename FROM pg_stat_activity WHERE application_name = 'other'") == [(name,)]
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_answer(patch: Patch) -> None:
     """A connection is given up after the seconds of the URL, or our own."""
     with socket.socket() as silent:

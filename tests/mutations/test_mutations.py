@@ -15,6 +15,7 @@ def test_there_are_forty_at_least_with_a_name_each() -> None:
     assert len(set(names)) == len(names) >= 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
 def test_the_changed_text_occurs_once(mutation: Mutation) -> None:
     """A change of the library that moves the text is made in the mutation too."""

@@ -149,6 +149,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("names", "gated", "inside_a_request", "asking"), CASES)
 def test_anthropic_is_one_call_whoever_sees_it(
     traced: Traced, loopback: LoopbackProvider, names: str, gated: bool, inside_a_request: bool, asking: str
@@ -230,6 +231,7 @@ def test_openai_is_one_call_whoever_sees_it(forks: Forks, tmp_path: Path, loopba
     assert (calls[-1].outcome, calls[-1].usage) == ("error", None)
 
 
+@pytest.mark.slow
 async def test_many_at_once_are_each_counted_once(traced: Traced, loopback: LoopbackProvider) -> None:
     """Half of the clients are wrapped, all are traced twice: as many calls as were made, each of its own user."""
     options: Any = {"tracer_provider": traced.provider}
@@ -349,6 +351,7 @@ def test_what_was_metered_is_marked_for_the_receiver(traced: Traced, loopback: L
     assert [call.call_id for call in one.calls()] == [call.call_id for call in traced.calls() if call.model == "gemini-2.5-flash"]
 
 
+@pytest.mark.slow
 def test_spans_that_never_end_and_contexts_that_live_long_cost_no_memory(traced: Traced, patch: Patch) -> None:
     """What is kept of open spans is bounded."""
     patch("LIVE_SPANS", 100)

@@ -49,6 +49,7 @@ def test_pythons_own_exporter_is_understood(receiving: Start, compression: Compr
     assert (call.provider, call.requested_model, call.model) == ("openai", "gpt-5-nano", "gpt-5-nano-2025-08-07")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("as_json", [True, False], ids=["json", "protobuf"])
 @pytest.mark.parametrize("encoding", ["identity", "gzip", "deflate", "raw deflate"])
 def test_both_encodings_come_in_every_packing(receiving: Start, as_json: bool, encoding: str) -> None:
@@ -141,6 +142,7 @@ MALFORMED: dict[str, tuple[bytes, dict[str, str]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("body", "headers"), MALFORMED.values(), ids=MALFORMED)
 def test_a_malformed_body_is_refused(receiving: Start, body: bytes, headers: dict[str, str]) -> None:
     """400, so that it is not sent again; and the receiver goes on."""
@@ -232,6 +234,7 @@ def test_the_journal_writes_what_every_call_of_ours_is_written_as(receiving: Sta
     assert "alice" not in call.tags.user_id
 
 
+@pytest.mark.slow
 def test_many_senders_at_once_are_each_counted_once(receiving: Start) -> None:
     """Eight of them, each sending all of its spans twice."""
     one = receiving()

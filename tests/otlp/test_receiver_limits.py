@@ -16,6 +16,7 @@ from ..support.waiting import wait_until
 Start = Callable[..., Receiving]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
 def test_a_bomb_is_unpacked_no_further_than_the_limit(receiving: Start, encoding: str) -> None:
     """A megabyte that would be a gigabyte: it is refused before its end, where its checksum would be found to be wrong."""
@@ -57,6 +58,7 @@ def test_when_too_much_waits_senders_are_told_to_come_again(receiving: Start, mo
     assert one.server.receiver._waiting == 0
 
 
+@pytest.mark.slow
 def test_slow_senders_do_not_stay(receiving: Start, patch: Patch) -> None:
     """Half a body, half of the headers, and nothing at all."""
     patch("BODY_SECONDS", 0.1)

@@ -42,6 +42,7 @@ AROUND = {
 NO_TOKENS = {name: value for name, value in CHAT.items() if "usage" not in name}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("around", AROUND.values(), ids=AROUND)
 @pytest.mark.parametrize("outer_first", [False, True], ids=["the inner one first", "the outer one first"])
 def test_a_span_around_anothers_is_the_same_call(receiving: Start, around: dict[str, Any], outer_first: bool) -> None:

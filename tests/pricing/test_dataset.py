@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import genai_prices
+import pytest
 
 from voight_middleware.call import Call
 from voight_middleware.ingest import complete
@@ -57,6 +58,7 @@ def reason(call: Call, usage: dict[str, Any], theirs: Decimal) -> str | None:
     return None
 
 
+@pytest.mark.slow
 def test_every_difference_to_genai_prices_is_explained(shared: Path) -> None:
     """Row by row, at the same moment; OpenRouter's own bill is left out, as it is compared with nothing."""
     book = PriceBook()

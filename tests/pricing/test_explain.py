@@ -176,6 +176,7 @@ units = st.decimals(0, 1, places=18, allow_nan=False) | st.integers(0, 10**12).m
 usages = st.builds(Usage, **{name: st.none() | st.integers(0, 1000) for name in COUNTS}).filter(lambda usage: usage != Usage())
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.lists(st.tuples(usages, st.fixed_dictionaries({}, optional=dict.fromkeys(COUNTS, units))), min_size=1, max_size=3))
 def test_the_sum_is_the_cost(parts: list[tuple[Usage, dict[str, Decimal]]]) -> None:

@@ -35,6 +35,7 @@ def elsewhere(calls: Calls, tmp_path: Path) -> Any:
     made.meter.close()
 
 
+@pytest.mark.slow
 @both_kinds
 @pytest.mark.parametrize("way", ["content", "raw", "opened"])
 async def test_each_answer_of_a_batch_is_one_call(way: str, asynchronous: bool, provider: Provider, calls: Calls) -> None:
@@ -128,6 +129,7 @@ def test_a_batch_of_somebody_unknown_belongs_to_who_reads_it(provider: Provider,
     assert {call.tags.user_id for call in kept(calls)} == {"worker"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["identity", "gzip"])
 def test_a_large_file_of_answers_is_read_beside_the_caller(encoding: str, provider: Provider, calls: Calls) -> None:
     """Thousands of answers, whole and while they pass by."""
@@ -190,6 +192,7 @@ def test_a_file_that_is_only_begun_is_read_as_far_as_it_came(provider: Provider,
     assert len(kept(calls)) == 20
 
 
+@pytest.mark.slow
 @both_kinds
 @pytest.mark.parametrize("beta", [False, True], ids=["messages", "beta"])
 async def test_each_result_of_a_message_batch_is_one_call(beta: bool, asynchronous: bool, provider: Provider, calls: Calls) -> None:

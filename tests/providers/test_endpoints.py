@@ -287,6 +287,7 @@ async def opened(case: Case, client: Any, asynchronous: bool) -> Any:
 WAYS: dict[str, Callable[[Case, Any, bool], Any]] = {"plain": plain, "raw": raw, "opened": opened}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", PRESENT, ids=str)
 @pytest.mark.parametrize("way", WAYS)
 @both_kinds

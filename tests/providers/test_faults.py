@@ -339,6 +339,7 @@ def test_a_stream_that_is_collected_while_the_meter_starts_does_not_block_it(tmp
     assert ours.close()
 
 
+@pytest.mark.slow
 @ways(streamed=False)
 def test_an_endpoint_that_answers_nothing_is_still_one_call(way: Way, provider: Provider, calls: Calls) -> None:
     """An empty JSON object, through every plain way in: one call, without usage."""

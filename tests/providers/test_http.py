@@ -41,6 +41,7 @@ from .raw_http import (
 )
 
 
+@pytest.mark.slow
 @LIBRARIES
 @KINDS
 @pytest.mark.parametrize("case", CASES, ids=str)

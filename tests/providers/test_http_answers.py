@@ -149,6 +149,7 @@ async def test_an_answer_that_cannot_be_read_is_a_call_without_usage(
     assert call.outcome in ("ok", "truncated")
 
 
+@pytest.mark.slow
 @LIBRARIES
 @pytest.mark.parametrize("case", [BY_NAME["chat stream"], BY_NAME["gemini array"], BY_NAME["bedrock stream"], BY_NAME["chat"]], ids=str)
 @pytest.mark.parametrize("size", [1, 7, 1000])

@@ -32,6 +32,7 @@ def _forget(loopback: LoopbackProvider) -> None:
     loopback.reset()
 
 
+@pytest.mark.slow
 @LIBRARIES
 @KINDS
 @pytest.mark.parametrize("encoding", [None, "gzip"])
@@ -156,6 +157,7 @@ async def test_a_stream_that_ends_too_early_is_truncated(loopback: LoopbackProvi
     assert calls.one().estimated
 
 
+@pytest.mark.slow
 async def test_a_hundred_tasks_of_twenty_users_over_one_client(loopback: LoopbackProvider, calls: Calls) -> None:
     """Every user has his own calls, whole ones and streams, as many as the provider counted for him."""
     limits = httpx.Limits(max_connections=30)

@@ -118,6 +118,7 @@ async def test_a_cancelled_stream_is_cancelled(kind: str, aclient: Any, calls: C
     assert (calls.one().outcome, calls.one().tags.user_id) == ("cancelled", "u_1")
 
 
+@pytest.mark.slow
 @KINDS
 async def test_concurrent_streams_keep_their_owners(kind: str, aclient: Any, calls: Calls) -> None:
     """Streams of twenty users over one pool of connections."""

@@ -48,6 +48,7 @@ def first_the_tool(path: str, body: dict[str, Any]) -> Any:
     return 200, SSE, events
 
 
+@pytest.mark.slow
 @needs("anthropic", "beta.messages.tool_runner")
 @PLAIN_AND_STREAMED
 @both_kinds
@@ -103,6 +104,7 @@ class Height(BaseModel):
     city: str
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(openai, "pydantic_responses_function_tool"), reason="this openai has no tool runner")
 @PLAIN_AND_STREAMED
 @both_kinds

@@ -97,6 +97,7 @@ def test_tags_set_without_a_block_hold_for_the_rest_of_the_context(provider: Pro
     assert owners(calls) == [None, "u_1"]
 
 
+@pytest.mark.slow
 async def test_concurrent_tasks_never_mix_their_owners(provider: Provider, calls: Calls) -> None:
     """Two hundred interleaved calls of fifty users through one client, plain and streamed: each has its own user."""
     client = wrap(provider.client("openai", asynchronous=True))
@@ -124,6 +125,7 @@ async def test_concurrent_tasks_never_mix_their_owners(provider: Provider, calls
     assert {call.outcome for call in made} == {"ok"}
 
 
+@pytest.mark.slow
 def test_concurrent_threads_never_mix_their_owners(provider: Provider, calls: Calls) -> None:
     """The same with sixteen threads; what is submitted with ``carry`` belongs to whoever submitted it."""
     client = wrap(provider.client("openai"))

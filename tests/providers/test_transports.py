@@ -40,6 +40,7 @@ async def test_a_client_of_httpx_is_metered(way: Way, asynchronous: bool, provid
 # -- over real sockets -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @chosen()
 @pytest.mark.parametrize("transport", ["DefaultAsyncHttpxClient", "DefaultAioHttpClient"])
 async def test_a_client_of_the_sdks_own_is_metered(transport: str, way: Way, loopback: LoopbackProvider, calls: Calls) -> None:

@@ -55,6 +55,7 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module._base_client.BaseClient, "_calculate_retry_timeout", lambda self, *args, **kwargs: 0)
 
 
+@pytest.mark.slow
 @SDKS
 @both_kinds
 @pytest.mark.parametrize(
@@ -136,6 +137,7 @@ def test_a_real_timeout_is_flagged(sdk: str, loopback: LoopbackProvider, calls: 
     assert calls.one().possibly_billed == 2
 
 
+@pytest.mark.slow
 def test_a_refusal_is_no_missing_answer(loopback: LoopbackProvider, calls: Calls) -> None:
     """429 and 500 are answers, and are not billed."""
     headers = {"x-loopback-status": "429", "x-loopback-status-times": "2", "x-loopback-key": "refused"}

@@ -192,6 +192,7 @@ FAULTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hook", FAULTS)
 @both_kinds
 async def test_a_fault_of_ours_never_reaches_who_runs_a_batch(hook: str, asynchronous: bool, provider: Provider, calls: Calls) -> None:

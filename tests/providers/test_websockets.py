@@ -35,6 +35,7 @@ from .sockets import (
 pytestmark = pytest.mark.filterwarnings("ignore:connect.. must be used as a context manager:DeprecationWarning")  # openai, websockets 17
 
 
+@pytest.mark.slow
 @responses
 @both_kinds
 async def test_every_response_of_a_connection_is_a_call(path: str, asynchronous: bool, server: Server, calls: Calls) -> None:
@@ -185,6 +186,7 @@ async def by_handlers(connection: Any) -> None:
         await done(connection.dispatch_events())
 
 
+@pytest.mark.slow
 @realtimes
 @both_kinds
 @pytest.mark.parametrize("read", [by_recv, by_bytes, by_bytes_and_parsing, by_iteration, by_handlers])
@@ -278,6 +280,7 @@ async def test_a_connection_that_was_asked_for_by_somebody_is_his(path: str, ser
     assert calls.one().tags.user_id == "u_1"
 
 
+@pytest.mark.slow
 @realtimes
 async def test_fifty_connections_at_once(path: str, server: Server, calls: Calls) -> None:
     """Each belongs to its own user."""

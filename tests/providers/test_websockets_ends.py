@@ -39,6 +39,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:connect.. must be used as a cont
 # -- how a connection ends
 
 
+@pytest.mark.slow
 @needs_responses
 @both_kinds
 @pytest.mark.parametrize("end", ["close", "cut", "bye", "drop"])
@@ -229,6 +230,7 @@ def connection_classes() -> set[type]:
     return {cls for cls in classes if cls.__module__.startswith("openai.")}
 
 
+@pytest.mark.slow
 @realtimes
 @both_kinds
 async def test_uninstrument_leaves_the_classes_as_they_were(path: str, asynchronous: bool, server: Server, calls: Calls) -> None:

@@ -30,6 +30,7 @@ HOOKS = [
 ]
 
 
+@pytest.mark.slow
 @realtimes
 @both_kinds
 @pytest.mark.parametrize("hook", HOOKS)
@@ -47,6 +48,7 @@ async def test_a_fault_of_ours_stays_inside(hook: str, path: str, asynchronous: 
     assert calls.faults > 0
 
 
+@pytest.mark.slow
 @realtimes
 @pytest.mark.parametrize(
     "odd",

@@ -33,6 +33,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:connect.. must be used as a cont
 # -- realtime
 
 
+@pytest.mark.slow
 @realtimes
 @both_kinds
 @pytest.mark.parametrize(

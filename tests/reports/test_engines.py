@@ -77,7 +77,13 @@ def on_clickhouse(request: pytest.FixtureRequest, database: str) -> str:
     return str(bridge.url(database))
 
 
-@pytest.fixture(scope="module", params=[on_postgres, on_clickhouse], ids=["postgres", "clickhouse"])
+SERVERS = [
+    pytest.param(on_postgres, marks=pytest.mark.server, id="postgres"),
+    pytest.param(on_clickhouse, marks=pytest.mark.server, id="clickhouse"),
+]
+
+
+@pytest.fixture(scope="module", params=SERVERS)
 def server(request: pytest.FixtureRequest) -> Iterator[Ledger]:
     """The same calls in an engine on a server."""
     try:

@@ -203,6 +203,7 @@ periods = st.builds(
 )
 
 
+@pytest.mark.slow
 @given(periods, periods)
 @settings(deadline=None)
 def test_causes_add_up(before: Period, after: Period) -> None:

@@ -73,7 +73,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def behind() -> Iterator[int]:
+def localstripe() -> Iterator[int]:
     """localstripe, in a process of its own."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -97,15 +97,15 @@ def behind() -> Iterator[int]:
 
 
 @pytest.fixture
-def front(behind: int) -> Iterator[Front]:
+def front(localstripe: int) -> Iterator[Front]:
     """An empty localstripe, and what stands in front of it."""
-    connection = http.client.HTTPConnection("127.0.0.1", behind)
+    connection = http.client.HTTPConnection("127.0.0.1", localstripe)
     connection.request("DELETE", "/_config/data")
     assert connection.getresponse().status == 200
     connection.close()
     server = Front(("127.0.0.1", 0), Handler)
-    server.behind, server.asked, server.answers = behind, [], []
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    server.behind, server.asked, server.answers = localstripe, [], []
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     yield server
     server.shutdown()
@@ -139,9 +139,9 @@ class Shop:
         self.stripe.v1.subscriptions.create({"customer": customer, "items": [{"plan": plan.id}]})
 
 
-def test_paid_invoices_by_customer(front: Front, behind: int) -> None:
+def test_paid_invoices_by_customer(front: Front, localstripe: int) -> None:
     """What a customer paid is added up by the key in his metadata; what is open does not count; who has no key is told of."""
-    shop = Shop(behind)
+    shop = Shop(localstripe)
     first, second, other = shop.customer(user_id="u_1"), shop.customer(user_id="u_2"), shop.customer(name="x")
     declined = shop.customer("4000000000000341", user_id="u_2")
     for customer, amount in ((first, 2000), (first, 550), (second, 700), (declined, 900), (other, 300)):
@@ -154,10 +154,10 @@ def test_paid_invoices_by_customer(front: Front, behind: int) -> None:
     assert read_stripe(client(front), EVER, "name").by_id == {"x": Decimal("3.00")}
 
 
-def test_pages(front: Front, behind: int, patch: Patch) -> None:
+def test_pages(front: Front, localstripe: int, patch: Patch) -> None:
     """All pages are read, each from behind the last invoice of the one before."""
     patch("PAGE", 3, within="stripe_revenue")
-    shop = Shop(behind)
+    shop = Shop(localstripe)
     customer = shop.customer(user_id="u_1")
     for _ in range(8):
         shop.invoice(customer, 100)
@@ -166,9 +166,9 @@ def test_pages(front: Front, behind: int, patch: Patch) -> None:
     assert len({query.get("starting_after") for query in front.asked}) == 3
 
 
-def test_only_what_was_paid_in_the_window(front: Front, behind: int) -> None:
+def test_only_what_was_paid_in_the_window(front: Front, localstripe: int) -> None:
     """An invoice counts in the time in which it was paid, and its making is looked for three months back."""
-    shop = Shop(behind)
+    shop = Shop(localstripe)
     shop.invoice(shop.customer(user_id="u_1"), 100)
     now = time.time_ns() // 1000
     hour = 3_600_000_000
@@ -179,9 +179,9 @@ def test_only_what_was_paid_in_the_window(front: Front, behind: int) -> None:
     assert int(front.asked[0]["created[lt]"]) >= (now + hour) // 1_000_000
 
 
-def test_currencies(front: Front, behind: int) -> None:
+def test_currencies(front: Front, localstripe: int) -> None:
     """One currency is read in its own unit, with no decimals where it has none; several are refused by name."""
-    shop = Shop(behind)
+    shop = Shop(localstripe)
     shop.invoice(shop.customer(user_id="u_1"), 5000, "jpy")
     revenue = read_stripe(client(front), EVER)
     assert (revenue.by_id, revenue.currency) == ({"u_1": Decimal(5000)}, "JPY")
@@ -190,9 +190,9 @@ def test_currencies(front: Front, behind: int) -> None:
         read_stripe(client(front), EVER)
 
 
-def test_too_many_requests(front: Front, behind: int) -> None:
+def test_too_many_requests(front: Front, localstripe: int) -> None:
     """After 429 it is tried again, after the time that Stripe says or longer and longer, and given up in the end."""
-    shop = Shop(behind)
+    shop = Shop(localstripe)
     shop.invoice(shop.customer(user_id="u_1"), 100)
     refusal = {"error": {"message": "Too many", "type": "invalid_request_error", "code": "rate_limit"}}
     front.answers = [(429, {"Retry-After": "9"}, refusal), (429, {}, refusal), (429, {}, refusal)]

@@ -10,9 +10,10 @@ import pytest
 
 def library_modules(within: str = "") -> Iterator[ModuleType]:
     """Return the loaded modules of the library and its integrations; *within* is the last part of a module's name, or several."""
-    for name, module in sorted(sys.modules.items()):
-        if name.partition(".")[0].startswith("voight_") and f".{name}.".endswith(f".{within}." if within else "."):
-            yield module
+    end = f".{within}" if within else ""
+    for name in sorted(name for name in sys.modules if name.startswith("voight_")):
+        if f".{name}".endswith(end):
+            yield sys.modules[name]
 
 
 class Patch:

@@ -2,7 +2,8 @@
 The rules of the markers ``server`` and ``slow``, which pytest holds the tests to.
 
 A test that starts a process of its own (a server, a worker, a script, a browser) is ``server``: by a fixture that starts one, or by the
-marker. A test that takes more than two seconds is ``slow``. A test without a marker fails if it starts a process, or if it is slow by far.
+marker. A test is ``slow`` if it takes more than two seconds, or if all its cases together use more than a third of a second of CPU. A test
+without a marker fails if it starts a process, or if it is slow by far.
 """
 
 import os
@@ -18,6 +19,7 @@ SERVER_FIXTURES = {
     "clickhouse_bridge",
     "clickhouse_server_url",
     "killable_postgres",
+    "localstripe",
     "make_workers",
     "postgres_server",
     "redis_server",
@@ -59,6 +61,19 @@ def mark(items: list[pytest.Item]) -> None:
 def _cpu() -> float:
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+def watch_fixtures(item: pytest.Item) -> Iterator[None]:
+    """Watch for processes that the fixtures of the test start."""
+    global _listening
+    _started.clear()
+    _listening = True
+    try:
+        yield
+    finally:
+        _listening = False
+        if _started and not item.get_closest_marker("server"):
+            item.stash[_broken] = f"a fixture of the test starts a process ({_started[0]}): mark the test `server`"
 
 
 def watch(item: pytest.Item) -> Iterator[None]:

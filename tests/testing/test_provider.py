@@ -86,6 +86,7 @@ def test_the_same_request_has_the_same_usage(name: str, sdk: Any) -> None:
         assert first.id != second.id
 
 
+@pytest.mark.slow
 def test_usage_covers_what_providers_report(other: anthropic.Anthropic, one: openai.OpenAI) -> None:
     """Over some requests every kind of count is met: cached, written for five minutes and for an hour, reasoning."""
     seen: set[str] = set()
@@ -172,6 +173,7 @@ def test_messages_stream(sdk: Any) -> None:
     assert stream[0].message.usage.input_tokens == stream[-2].usage.input_tokens
 
 
+@pytest.mark.slow
 def test_stream_helpers(one: openai.OpenAI, other: anthropic.Anthropic) -> None:
     """The SDKs' accumulating helpers come to the same usage and text as plain answers."""
     with one.chat.completions.stream(model="gpt-4o-mini", messages=MESSAGES, stream_options={"include_usage": True}) as chat:

@@ -62,6 +62,7 @@ def test_a_client_that_leaves(one: openai.OpenAI, provider: LoopbackProvider) ->
     assert total(provider) == Count(calls=1, broken=1)
 
 
+@pytest.mark.slow
 async def test_streams_run_side_by_side(provider: LoopbackProvider) -> None:
     """None of them waits for the end of another, and each is counted for its user."""
     streams = times(20, 100)

@@ -14,6 +14,7 @@ from .conftest import total
 from .driving import ERRORS, EVERY, MESSAGES, STREAMED, texts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize(("status", "kind"), [(401, "AuthenticationError"), (429, "RateLimitError"), (500, "InternalServerError")])
 def test_status(name: str, status: int, kind: str, sdk: Any) -> None:
@@ -26,6 +27,7 @@ def test_status(name: str, status: int, kind: str, sdk: Any) -> None:
     assert total(sdk.provider) == Count(calls=retried, errors=retried)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY)
 def test_status_times(name: str, sdk: Any) -> None:
     """With a number of times, only the first requests of the same key fail, and the SDK's retry succeeds."""
@@ -47,6 +49,7 @@ def test_status_of_anthropic_has_its_shape(other: anthropic.Anthropic) -> None:
     assert caught.value.request_id == caught.value.body["request_id"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY)
 def test_delay(name: str, sdk: Any) -> None:
     """The answer waits as long as it was told to."""
@@ -55,6 +58,7 @@ def test_delay(name: str, sdk: Any) -> None:
     assert time.perf_counter() - begin >= 0.15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STREAMED)
 def test_chunks_and_their_delay(name: str, sdk: Any) -> None:
     """The text comes in as many pieces as wanted, and each event waits."""

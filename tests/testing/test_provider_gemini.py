@@ -78,6 +78,7 @@ def test_limits_and_schemas(provider: LoopbackProvider) -> None:
     assert json.loads(text_of([shaped])).keys() == {"city"}
 
 
+@pytest.mark.slow
 def test_count_tokens_and_errors(provider: LoopbackProvider) -> None:
     """Counting costs nothing; an error has Google's shape; a wanted usage is reported, or none."""
     tokens = post(provider, "countTokens").json()["totalTokens"]
