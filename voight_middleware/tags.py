@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, cast
 
 import msgspec
 
-from voight_middleware.tag_values import first_extra, keep_extra, keep_value
+from voight_middleware.tag_values import complain, first_extra, keep_extra, keep_value
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -181,6 +181,19 @@ class bind:
             _frame.set(self._outer)
 
 
+def _on_a_loop() -> bool:
+    """Return whether this thread runs an event loop: there, a generator may well be closed in another task than it ran in."""
+    import asyncio
+
+    return asyncio._get_running_loop() is not None
+
+
+_LEFT_ELSEWHERE = (
+    "a `with voight.tag(...)` block ended in another context than the one that it began in, so its tags reached no call between the two. "
+    "FastAPI runs a dependency with `yield` that is a plain `def` so: make it `async def`, or call voight.set_tags() in it"
+)
+
+
 class tag:
     """
     Tag every call made inside a ``with`` block or a decorated function; nested tags merge onto the outer ones.
@@ -227,6 +240,8 @@ class tag:
         frame = _frame.get()
         if frame.by is self and frame.outer is not None:
             _frame.set(frame.outer)
+        elif exc_type is None and not _on_a_loop():
+            complain(_LEFT_ELSEWHERE)
 
     async def __aenter__(self) -> None:
         self.__enter__()

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Annotated, Any
 
 import httpx
@@ -13,6 +13,7 @@ import websockets.sync.client
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, WebSocket
 from fastapi.responses import StreamingResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.testclient import TestClient
 
 import voight_middleware as voight
 from voight_fastapi import CostTagMiddleware, cost_tags
@@ -20,6 +21,8 @@ from voight_middleware.boundary.asgi import AsgiScope
 from voight_middleware.boundary.identity import Getters
 from voight_middleware.meter import current_meter
 from voight_middleware.tags import bind
+
+from ..support.patching import Patch
 
 bearer = HTTPBearer()
 QUESTION: Any = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Why is the sky blue?"}]}
@@ -282,6 +285,35 @@ def test_kinds_of_dependency(dependency: Any, middleware: bool, asks: Any, voigh
         served.app.add_middleware(CostTagMiddleware)
     assert served.get(**{"x-user": "alice"}).status_code == 200
     assert voight_calls.one().tags.user_id == "alice"
+
+
+def test_tags_of_a_dependency(asks: Any, voight_calls: Any, caplog: pytest.LogCaptureFixture, patch: Patch) -> None:
+    """A block over the ``yield`` of a plain function is lost, as FastAPI runs it in a thread's context: a warning says what to do."""
+
+    def block() -> Iterator[None]:
+        with voight.tag(plan="block"):
+            yield
+
+    async def asynchronous_block() -> AsyncIterator[None]:
+        with voight.tag(plan="asynchronous block"):
+            yield
+
+    def for_the_request() -> None:
+        voight.set_tags(plan="set")
+
+    patch("_complained", set(), within="tag_values")
+    served = asks()
+    served.app.add_middleware(CostTagMiddleware)
+    for path, dependency in (("/", for_the_request), ("/asynchronous", asynchronous_block), ("/lost", block), ("/again", block)):
+        served.app.get(path, dependencies=[Depends(dependency)])(served.ask)
+    with TestClient(served.app) as visitor:
+        for path in ("/", "/asynchronous", "/lost", "/again"):
+            assert visitor.get(path).status_code == 200
+
+    assert [call.tags.plan for call in voight_calls] == ["set", "asynchronous block", None, None]
+    assert [record.getMessage().partition(":")[2].strip() for record in caplog.records if "another context" in record.getMessage()] == [
+        "make it `async def`, or call voight.set_tags() in it"
+    ]
 
 
 def test_the_schema_is_the_same(voight_provider: Any) -> None:

@@ -42,7 +42,7 @@ def record(
     Args:
         provider: Who bills: ``openai``, ``anthropic``, ``azure``, ``openrouter``, …
         model: The model as the provider names it.
-        usage: The provider's own usage object or JSON, or a ``Usage``.
+        usage: The provider's own usage object or JSON, or a ``Usage``. One that costs more than 9,223 USD is unpriced: record it in parts.
         tags: Whose call it is; laid over the tags of here and now.
         occurred_at: When it was made, with a time zone; by default now.
         duration: Seconds that it took.
