@@ -114,6 +114,23 @@ def test_the_regional_hosts_of_openai(book: PriceBook, new_call: NewCall, model:
     assert (call.cost_usd, call.cost_status) == (Decimal(usd), status)
 
 
+@pytest.mark.parametrize(
+    ("model", "when", "usd", "status"),
+    [
+        ("mistral-large-latest", "2025-11-01T12:00", "0.008", "priced"),
+        ("mistral-large-latest", "2026-11-18T12:00", "0.002", "priced"),
+        ("mistral-large-2411", "2026-11-18T12:00", "0.008", "priced"),
+        ("magistral-medium-latest", "2026-01-18T12:00", "0.007", "priced"),
+        ("magistral-medium-latest", "2026-11-18T12:00", "0.007", "partial"),
+        ("magistral-small-latest", "2026-11-18T12:00", "0.002", "partial"),
+    ],
+)
+def test_names_that_come_to_mean_another_model(book: PriceBook, new_call: NewCall, model: str, when: str, usd: str, status: str) -> None:
+    """Source: Mistral, model cards: Large 3 costs $0.50 and $1.50 a million, Large 2 cost $2 and $6. Magistral is doubtful."""
+    call = priced(book, new_call, {"prompt_tokens": 1000, "completion_tokens": 1000}, when, provider="mistral", model=model)
+    assert (call.cost_usd, call.cost_status) == (Decimal(usd), status)
+
+
 def test_the_fast_mode_of_old(book: PriceBook, new_call: NewCall) -> None:
     """Opus 4.6 was $30 and $150 in fast mode; what a cached token was then is on no page, and said."""
     values: dict[str, Any] = {"provider": "anthropic", "model": "claude-opus-4-6", "endpoint": "messages"}

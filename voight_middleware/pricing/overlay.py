@@ -232,6 +232,23 @@ RULES: tuple[Rule, ...] = (
         factor=Decimal(1),
     ),
     Rule(
+        id="mistral-large-latest",
+        source="https://docs.mistral.ai/models/mistral-large-3-25-12 (the name means this model since its release)",
+        provider="mistral",
+        model="mistral-large-latest",
+        since=moment("2025-12-02"),
+        usd=_per_million(input="0.5", cache_read="0.05", output="1.5"),
+        whole=True,
+    ),
+    Rule(
+        id="mistral-magistral-latest",
+        source="https://docs.mistral.ai/models/magistral-medium-1-0-25-06 (replaced by Mistral Medium 3.5, which has another price)",
+        provider="mistral",
+        model="magistral-*-latest",
+        since=moment("2026-04-28"),
+        doubt="this name has come to mean a newer model with another price: the price of the former one is used",
+    ),
+    Rule(
         id="groq-whisper-minimum",
         source="https://groq.com/pricing (speech recognition: at least 10 seconds a request)",
         provider="groq",
