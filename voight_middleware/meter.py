@@ -28,7 +28,7 @@ from voight_middleware.delivery import hold_imports, renew_imports
 from voight_middleware.journal import Journal
 from voight_middleware.pseudonyms import Guard
 from voight_middleware.settings import EXIT_SECONDS, Settings, SettingsError, usable_settings
-from voight_middleware.tag_values import clean_value, complain
+from voight_middleware.tag_values import complain, user_and_session
 from voight_middleware.tags import NO_TAGS, Frame, Owner, Tags
 from voight_middleware.watchers import Watched, Watcher, Watchers
 
@@ -129,8 +129,10 @@ class Meter:
             self.note(error)
 
     def _stamped(self, tags: Tags, attribution: str, named: str | None) -> Owner:
-        if tags.user_id is None and named is not None and (user := clean_value(named)) is not None:
-            tags, attribution = tags.merge(Tags(user_id=user)), "request"
+        if tags.user_id is None and named is not None:
+            user, session = user_and_session(named)
+            if user is not None:
+                tags, attribution = Tags(user_id=user, session_id=session).merge(tags), "request"
         return Owner(self.guarded(self._release.merge(tags)), attribution)
 
     def guarded(self, tags: Tags) -> Tags:

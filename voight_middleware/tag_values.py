@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any
 
+import msgspec
+
 from voight_middleware.pii import find
 
 logger = logging.getLogger(__name__)
@@ -21,6 +23,7 @@ MAX_EXTRA = 64
 
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]{0,63}")
+_COMPOSITE = re.compile(r"user_(?P<device>\w+?)_account_(?P<account>[\w-]*?)_session_(?P<session>[\w-]+)")
 _complained: set[str] = set()
 
 
@@ -62,6 +65,28 @@ def keep_value(key: str, value: object) -> str | None:
     except TypeError as error:
         complain(f"tag {key[:80]!r} is left out: {error}")
         return None
+
+
+def user_and_session(named: str) -> tuple[str | None, str | None]:
+    """
+    Return the user and the session that a request names to the provider in one text. Any other text than a composite one has no session.
+
+    Claude Code names account, device and session in ``metadata.user_id``: joined by underscores, or since 2.1.78 as JSON. The account is
+    the user, or else the device. With the session in it, the whole text would make a new user of each session.
+    """
+    parts: Mapping[str, object] = {}
+    if (found := _COMPOSITE.fullmatch(named)) is not None:
+        parts = {"account_uuid": found["account"], "device_id": found["device"], "session_id": found["session"]}
+    elif named.startswith("{") and len(named) <= 4 * MAX_LENGTH:
+        try:
+            parts = msgspec.json.decode(named, type=dict[str, object])
+        except (msgspec.DecodeError, RecursionError):
+            parts = {}
+    texts = {key: value for key, value in parts.items() if isinstance(value, str) and value}
+    user = texts.get("account_uuid") or texts.get("device_id")
+    if user is None or "session_id" not in texts:
+        return clean_value(named), None
+    return clean_value(user), clean_value(texts["session_id"])
 
 
 def keep_extra(values: Mapping[Any, object]) -> dict[str, str]:

@@ -50,6 +50,41 @@ def test_every_provider_has_its_own_name_for_it(provider: Provider, calls: Calls
     assert [(call.tags.user_id, call.attribution) for call in calls.all()] == [("u_1", "request"), ("u_2", "request"), ("u_3", "request")]
 
 
+ACCOUNT, DEVICE, SESSION = "0b0c8d5e-0000-4000-8000-000000000001", "ab" * 32, "5e550000-0000-4000-8000-00000000000a"
+
+
+@pytest.mark.parametrize(
+    ("named", "user", "session"),
+    [
+        (f"user_{DEVICE}_account_{ACCOUNT}_session_{SESSION}", ACCOUNT, SESSION),
+        (f"user_{DEVICE}_account__session_{SESSION}", DEVICE, SESSION),
+        (f'{{"device_id": "{DEVICE}", "account_uuid": "{ACCOUNT}", "session_id": "{SESSION}"}}', ACCOUNT, SESSION),
+        (f'{{"device_id": "{DEVICE}", "account_uuid": "", "session_id": "{SESSION}"}}', DEVICE, SESSION),
+        ('{"session_id": "s"}', '{"session_id": "s"}', None),
+        ('{"account_uuid": 7, "session_id": ["s"]}', '{"account_uuid": 7, "session_id": ["s"]}', None),
+        ("{not JSON", "{not JSON", None),
+        ("user_7_account_manager", "user_7_account_manager", None),
+    ],
+)
+def test_account_and_session_in_one_text(named: str, user: str, session: str | None, provider: Provider, calls: Calls) -> None:
+    """Claude Code names account, device and session at once: its sessions are one user's. Any other text is a user as it is."""
+    wrap(provider.client("anthropic")).messages.create(**MESSAGES, metadata={"user_id": named})
+
+    call = calls.one()
+    assert (call.tags.user_id, call.tags.session_id) == (user, session)
+
+
+def test_a_session_of_the_application_is_above_it(provider: Provider, calls: Calls) -> None:
+    """What the application tags stays in force."""
+    with tag(session_id="mine"):
+        wrap(provider.client("anthropic")).messages.create(
+            **MESSAGES, metadata={"user_id": f"user_{DEVICE}_account_{ACCOUNT}_session_{SESSION}"}
+        )
+
+    call = calls.one()
+    assert (call.tags.user_id, call.tags.session_id) == (ACCOUNT, "mine")
+
+
 def test_an_explicit_tag_is_above_it(provider: Provider, calls: Calls) -> None:
     """The application knows better; what it says beside the user stays in force."""
     client = wrap(provider.client("openai"))
