@@ -2,9 +2,11 @@
 
 import asyncio
 import logging
+import sys
 import threading
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from voight_middleware.call import Call
 from voight_middleware.meter import Meter, swap_meter
 from voight_middleware.settings import Settings
 from voight_middleware.tags import Owner, Tags, bind, current_frame
+
+from ..support.depth import times
 
 
 @pytest.fixture(autouse=True)
@@ -441,3 +445,18 @@ def test_a_local_scope_is_asked_before_it_is_carried_elsewhere() -> None:
             thread.join()
     assert found == ["u", "u"]
     assert asked == [True, False]
+
+
+def test_threads_that_ask_at_once_have_the_route() -> None:
+    """One thread finds the route while another is told the user: each of them, and whoever asks later, has both."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(3) as threads:
+            for _ in range(times(1_000, 5_000)):
+                scope = scope_of(sync_getter, lambda: "GET /")
+                asked = [threads.submit(scope.resolve) for _ in range(3)]
+                routes = {one.result().tags.route for one in asked} | {scope.known().tags.route}
+                assert routes == {"GET /"}
+    finally:
+        sys.setswitchinterval(before)

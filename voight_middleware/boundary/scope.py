@@ -29,6 +29,8 @@ class Scope:
 
     # What most requests never change is the class's: a scope is made for every request, and few of them make a call.
     _identity = NO_TAGS
+    _found: Tags | None = None
+    """The route, once it is known."""
     _explicit = NO_TAGS
     _how = "getter"
     _failed = False
@@ -83,6 +85,8 @@ class Scope:
         """What is known by now, without asking anybody."""
         self.find_route()
         identity = self._identity
+        if identity.route is None and self._found is not None:  # another thread has named the user meanwhile, of tags without the route
+            identity = self._identity = identity.merge(self._found)
         how = self._how if identity.user_id is not None else "error" if self._failed else "none"
         return lay_over(Owner(identity, how), self._explicit)
 
@@ -174,9 +178,8 @@ class Scope:
             current_meter().note(error)
             return
         if route is not None:
-            self._routed = True
-            if self._identity.route is None:
-                self._identity = self._identity.merge(Tags(route=clean_value(route)))
+            self._found = Tags(route=clean_value(route))
+            self._routed = True  # only now: another thread asks no further
 
     def _named_getters(self) -> list[tuple[str, Getter]]:
         getters = self._getters
