@@ -30,9 +30,9 @@ BETWEEN = times(50, 100)
 """How many answers have ended at least between two kills."""
 
 
-def _owners() -> Any:
-    """The harness of ``benchmarks/owners.py``: its servers, and its visitors."""
-    spec = importlib.util.spec_from_file_location("owners", Path(__file__).parents[1] / "benchmarks" / "owners.py")
+def _benchmark(name: str) -> Any:
+    """A harness of ``benchmarks/``: its servers, and its visitors."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "benchmarks" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
@@ -40,7 +40,8 @@ def _owners() -> Any:
     return module
 
 
-owners = _owners()
+owners = _benchmark("owners")
+left_streams = _benchmark("left_streams")
 
 
 @pytest.fixture
@@ -138,6 +139,22 @@ def test_killed_workers(start: Callable[..., Any], voight_provider: Any) -> None
     assert {identity: found[identity] for identity in ended} == {
         identity: owners.user_of(number, USERS) for identity, number in ended.items()
     }
+
+
+@pytest.mark.server
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "app", "server", "kind"),
+    [
+        pytest.param(*run, id=f"{run[0]} {run[2]}", marks=[] if run[0].endswith("Middleware") and "asyncio" in run[2] else pytest.mark.deep)
+        for run in left_streams.RUNS
+        if "uvloop" not in run[2] or importlib.util.find_spec("uvloop") is not None
+    ],
+)
+def test_streams_that_are_left(name: str, app: str, server: str, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Clients leave streams at random moments, then the server is asked to stop: every call is there, once, with its owner."""
+    complete = asyncio.run(left_streams.run(name, app, server, kind, times(50, 1_000), tmp_path))
+    assert complete, capsys.readouterr().out
 
 
 def test_a_wrong_ledger_is_found_out(new_call: Any) -> None:
