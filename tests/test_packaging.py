@@ -145,8 +145,6 @@ def test_public_names() -> None:
 def test_import_stays_light(module: str) -> None:
     """
     An import loads no framework, provider SDK, price library or database driver.
-
-    The pytest plugin is loaded in every pytest run of every environment that has us installed, with whatever extras.
     """
     code = f"import json, sys; before = set(sys.modules); import {module}; print(json.dumps(sorted(set(sys.modules) - before)))"
     result = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True, timeout=60)
@@ -154,6 +152,16 @@ def test_import_stays_light(module: str) -> None:
 
     assert "voight_middleware" in loaded
     assert loaded & NOT_AT_IMPORT == set()
+
+
+@pytest.mark.server
+def test_the_pytest_plugin_loads_nothing() -> None:
+    """It is loaded in every pytest run of every environment that has us installed: it costs less than a millisecond."""
+    code = f"import pytest, sys; sys.path.append({str(ROOT / 'integrations')!r}); before = set(sys.modules); import voight_pytest; "
+    code += "print(*sorted(set(sys.modules) - before))"
+    result = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert result.stdout.split() == ["voight_pytest"]
+    assert PROJECT["project"]["entry-points"]["pytest11"] == {"voight": "voight_pytest"}
 
 
 def test_core_dependencies_are_few() -> None:
