@@ -92,6 +92,7 @@ class Meter:
             unsettled = tags.user_id is None
             call.tags, call.attribution = self._stamped(tags, attribution, named)
             _bound(call)
+            self._guard_texts(call)
             if self.watchers.present or watched:
                 self.watchers.ended(watched, call)
             if self.listeners:
@@ -106,6 +107,13 @@ class Meter:
             self._wake()
         except Exception as error:
             self.note(error)
+
+    def _guard_texts(self, call: Call) -> None:
+        """Look at texts that a client can choose. A provider's own ids are not: each is new, and nobody's."""
+        text = self._guard.text
+        call.requested_model = text("requested_model", call.requested_model)
+        call.model = text("model", call.model)
+        call.service_tier = text("service_tier", call.service_tier)
 
     def submit(self, submission: Submission, frame: Frame, captured: Owner, named: str | None = None) -> None:
         """Write who has submitted a job: the owner of its answers, found as that of a call. Never raises."""

@@ -17,6 +17,7 @@ from base64 import b32encode
 from collections.abc import Mapping
 from pathlib import Path
 
+from voight_middleware.call import job_call_id
 from voight_middleware.pii import Found, find
 from voight_middleware.private_files import make_folder
 from voight_middleware.settings import PseudonymKey, Settings, SettingsError, pseudonym_key_file, read_keys
@@ -63,6 +64,15 @@ class Guard:
             extra=self._extra(extra) if extra else extra,
         )
 
+    def text(self, key: str, value: str | None) -> str | None:
+        """Return a text of a call that is not a tag, such as a model's name, as the policy of *key* says."""
+        if value in self._clean:
+            return value
+        if value is None or ((key, value) not in self._known and find(value) is None):
+            self._remember(value)
+            return value
+        return self._value(key, value)
+
     def _extra(self, extra: Mapping[str, str]) -> dict[str, str]:
         clean = self._clean
         guarded = {key: value if value in clean else self._value(key, value) for key, value in extra.items()}
@@ -82,10 +92,8 @@ class Guard:
         if policy == "allow":
             kept = text
         elif (found := find(text)) is None:
-            if len(self._clean) > MOST_KNOWN:
-                self._clean = {None}
             if text is value:
-                self._clean.add(text)
+                self._remember(text)
             return text
         elif policy == "redact":
             kept = redacted(found)
@@ -97,6 +105,11 @@ class Guard:
             self._known = {}
         self._known[key, value] = kept
         return kept
+
+    def _remember(self, clean: str | None) -> None:
+        if len(self._clean) > MOST_KNOWN:
+            self._clean = {None}
+        self._clean.add(clean)
 
     def _writing_keys(self) -> tuple[PseudonymKey, ...]:
         if not self._keys and time.monotonic() >= self._retry_at:
@@ -112,6 +125,17 @@ class Guard:
             advice = "set VOIGHT_PSEUDONYM_KEY, on every host to the same secret (openssl rand -hex 32)"
             complain(f"tags with personal data are kept as redacted:<kind>, all such users together: {problem}; {advice}")
         return self._keys
+
+
+def kept_call_id(call_id: str, policies: Mapping[str, str]) -> str:
+    """
+    Return what an application's own id of a call is kept as: one with personal data as a digest, always the same.
+
+    It is a digest without a key: another key would make another call of the same id, which would be counted twice.
+    """
+    if policy_for("call_id", policies) == "allow" or find(call_id) is None:
+        return call_id
+    return job_call_id(f"own/{call_id}")
 
 
 def policy_for(key: str, policies: Mapping[str, str]) -> str:

@@ -314,3 +314,11 @@ def test_encodings_that_only_the_http_library_knows_are_undone_as_far_as_an_answ
             assert tracemalloc.get_traced_memory()[1] < 24 << 20
         finally:
             tracemalloc.stop()
+
+
+def test_a_request_that_is_nested_too_deeply_is_a_call_all_the_same(calls: Calls) -> None:
+    """Its body is not read, and its answer is."""
+    body = b'{"model": "gpt-5-nano", "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    transport = httpx.MockTransport(lambda request: httpx.Response(200, json=chat_body()))
+    wrap(client_of(httpx, transport)).post(CHAT_URL, content=body)
+    assert calls.one().usage == USAGE["chat"]

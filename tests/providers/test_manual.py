@@ -11,6 +11,7 @@ import pytest
 from voight_middleware import Tags, Usage, configure, record, tag
 from voight_middleware.ledger import open_ledger
 from voight_middleware.meter import swap_meter
+from voight_middleware.pseudonyms import kept_call_id
 
 from ..support.calls import Calls
 from ..support.memory_provider import CHAT_USAGE, MESSAGES_USAGE, RESPONSES_USAGE, USAGE, chat_body, messages_body, responses_body
@@ -257,3 +258,26 @@ def test_every_dialect_can_be_named(endpoint: str, usage: dict[str, Any], counts
 
     call = calls.one()
     assert (call.endpoint, call.usage) == (endpoint, counts)
+
+
+def test_texts_of_a_call_are_looked_at_as_tags_are(calls: Calls) -> None:
+    """A model, a tier and an id of one's own may name a person or be a key; a clean one stays as it is."""
+    token = "vk_a1B2c3D4e5F6g7H8i9J0"
+    for _ in range(2):
+        kept = record(provider="openai", model=token, service_tier="alice@example.com", usage=CHAT_USAGE, call_id="alice@example.com/7")
+    call = calls.one()
+    assert "alice" not in f"{call} {kept}"
+    assert token not in str(call)
+    assert call.call_id == kept
+    assert (call.model or "").startswith("key:v0:")
+    assert call.requested_model == call.model
+
+    record(provider="openai", model="gpt-5-nano" + "-x" * 200, usage=CHAT_USAGE, call_id="order 7")
+    assert [call.model for call in calls.all()][1] == "gpt-5-nano" + "-x" * 200
+    assert calls.all()[1].call_id == "order 7"
+
+
+def test_an_id_of_ones_own_stays_where_it_is_allowed() -> None:
+    """By the policy of ``call_id``, as of any tag."""
+    assert kept_call_id("alice@example.com", {"call_id": "allow"}) == "alice@example.com"
+    assert kept_call_id("alice@example.com", {}) == kept_call_id("alice@example.com", {"*": "redact"}) != "alice@example.com"

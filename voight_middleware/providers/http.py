@@ -285,7 +285,7 @@ def _body(request: Any) -> dict[str, Any]:
         return {}
     try:
         return dict(msgspec.json.decode(content))
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return {}
 
 

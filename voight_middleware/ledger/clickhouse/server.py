@@ -81,8 +81,8 @@ def read_url(url: str, environ: Mapping[str, str] = os.environ) -> Server:
             shown = "such a name" if "@" in name else repr(name)  # of a password with a slash, the rest is taken for the database
             raise LedgerError(f"a {what} of the ledger cannot be called {shown}: use letters, digits, '_' and '-'")
     ttl = options.get("ttl_days")
-    if ttl is not None and not (ttl.isdecimal() and int(ttl) <= 36_500):
-        raise LedgerError(f"ttl_days in the URL of the ledger is a number of days, or 0 for never, not {ttl!r}")
+    if ttl is not None and not (ttl.isdecimal() and len(ttl) <= 5 and int(ttl) <= 36_500):
+        raise LedgerError(f"ttl_days in the URL of the ledger is a number of days, or 0 for never, not {ttl[:20]!r}")
     return Server(
         host=parts.hostname or "localhost",
         port=port,
