@@ -179,6 +179,19 @@ def test_the_extra_all_has_every_extra() -> None:
     assert set(everything.removeprefix("voight-middleware[").rstrip("]").split(",")) == extras.keys() - {"all", "arq"}
 
 
+def test_the_documentation_says_which_versions_are_tested() -> None:
+    """From the lower bound of each extra to the version that the tests are run with."""
+    lines = (ROOT / "docs" / "deployment.md").read_text().splitlines()
+    told = {found[1]: (found[2], found[3]) for line in lines if (found := re.fullmatch(r"\| `([\w-]+)` \| ([\d.]+) \| (.+) \|", line))}
+    pins = (ROOT / ".ci" / "locked.txt").read_text().splitlines()
+    locked = {found[1].lower(): found[2] for pin in pins if (found := re.match(r"([\w.-]+)==([\d.]+)", pin))}
+    needs = [need for name, extra in PROJECT["project"]["optional-dependencies"].items() if name != "all" for need in extra]
+    bounds = {found[1]: found[2] for need in needs if (found := re.match(r"([\w-]+)(?:\[\w+\])?>=([\d.]+)", need))}
+
+    assert {name: bound for name, (bound, _) in told.items()} == bounds
+    assert {name: to for name, (_, to) in told.items() if name != "arq"} == {name: locked[name] for name in bounds if name != "arq"}
+
+
 def test_entry_points_can_be_loaded() -> None:
     """The command and the pytest plugin are where the metadata says."""
     points = {(point.group, point.name): point for point in metadata.distribution("voight-middleware").entry_points}
