@@ -316,7 +316,7 @@ def _room(settings: Settings) -> Finding:
 def _rejected(folder: Path) -> Iterator[Finding]:
     name, rejected = "rejected lines", folder / REJECTED
     try:
-        count = rejected.read_bytes().count(b"\n") if rejected.exists() else 0
+        count = rejected.read_bytes().count(b"\n") if rejected.is_file() else 0  # a pipe would be waited for
         why = Counter(reason for _, _, reason in reasons(folder))
     except OSError as error:
         yield Finding("journal", name, str(error), f"make {rejected} readable")
