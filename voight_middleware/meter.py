@@ -110,10 +110,17 @@ class Meter:
 
     def _guard_texts(self, call: Call) -> None:
         """Look at texts that a client can choose. A provider's own ids are not: each is new, and nobody's."""
-        text = self._guard.text
-        call.requested_model = text("requested_model", call.requested_model)
-        call.model = text("model", call.model)
-        call.service_tier = text("service_tier", call.service_tier)
+        call.requested_model = self.guarded_text("requested_model", call.requested_model)
+        call.model = self.guarded_text("model", call.model)
+        call.service_tier = self.guarded_text("service_tier", call.service_tier)
+
+    def guarded_text(self, key: str, value: str | None) -> str | None:
+        """Return a text of a call, such as a model, as it may leave the process: bounded, and without personal data. Never raises."""
+        try:
+            return None if value is None else self._guard.text(key, value[:MAX_TEXT])
+        except Exception as error:  # what could not be looked at is not kept
+            self.note(error)
+            return None
 
     def submit(self, submission: Submission, frame: Frame, captured: Owner, named: str | None = None) -> None:
         """Write who has submitted a job: the owner of its answers, found as that of a call. Never raises."""

@@ -205,8 +205,9 @@ def test_slow_senders_do_not_stay(receiving: Start, patch: Patch) -> None:
                 pass
 
 
-def test_half_open_connections_keep_nobody_out(receiving: Start, patch: Patch) -> None:
-    """Of those of one address the oldest is closed."""
+@pytest.mark.parametrize("said", [b"host: local", b"host: localhost\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{"])
+def test_half_open_connections_keep_nobody_out(receiving: Start, patch: Patch, said: bytes) -> None:
+    """Of those of one address the oldest is closed, whether half of the headers is there or half of the body."""
     patch("MAX_IDLE", 3)
     patch("MAX_REQUESTS", 6)
     one = receiving()
@@ -214,7 +215,7 @@ def test_half_open_connections_keep_nobody_out(receiving: Start, patch: Patch) -
     half = []
     for _ in range(20):
         half.append(socket.create_connection((place.hostname or "", place.port or 0), timeout=30))
-        half[-1].sendall(b"POST /v1/traces HTTP/1.1\r\nhost: local")
+        half[-1].sendall(b"POST /v1/traces HTTP/1.1\r\n" + said)
     assert one.send(request(span())).status == 200
     for connection in half[:15]:
         with contextlib.suppress(ConnectionResetError):  # it was closed before what was sent had been read

@@ -8,9 +8,9 @@ import anthropic
 import openai
 import pytest
 
-from voight_middleware import Tags, Usage, configure, record, tag
+from voight_middleware import Tags, Usage, configure, metered_call, record, tag
 from voight_middleware.ledger import open_ledger
-from voight_middleware.meter import swap_meter
+from voight_middleware.meter import swap_meter, unwatch, watch
 from voight_middleware.pseudonyms import kept_call_id
 
 from ..support.calls import Calls
@@ -281,3 +281,30 @@ def test_an_id_of_ones_own_stays_where_it_is_allowed() -> None:
     """By the policy of ``call_id``, as of any tag."""
     assert kept_call_id("alice@example.com", {"call_id": "allow"}) == "alice@example.com"
     assert kept_call_id("alice@example.com", {}) == kept_call_id("alice@example.com", {"*": "redact"}) != "alice@example.com"
+
+
+def test_a_watcher_is_shown_the_model_as_it_is_kept(calls: Calls) -> None:
+    """A span has it in its name: a client's text must not be there, however long."""
+    seen: list[str | None] = []
+
+    class Watching:
+        def begin(self, beginning: Any) -> None:
+            seen.append(beginning.requested_model)
+
+        def left(self, token: Any) -> None: ...
+
+        def end(self, token: Any, call: Any) -> None:
+            seen.append(call.requested_model)
+
+    watching = Watching()
+    watch(watching)
+    try:
+        for model in ("alice@example.com", "x" * 5_000):
+            with metered_call(provider="openai", model=model) as call:
+                call.report(CHAT_USAGE)
+    finally:
+        unwatch(watching)
+    assert len(seen) == 4
+    assert (seen[0], seen[2]) == (seen[1], seen[3])
+    assert "alice" not in str(seen)
+    assert max(len(model or "") for model in seen) <= 512

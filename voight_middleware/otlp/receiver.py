@@ -63,7 +63,7 @@ HEADER_SECONDS = 10.0
 IDLE_SECONDS = 75.0
 """How long a connection may stay open after a request."""
 MAX_IDLE = 128
-"""Connections of one address without a request under way. Beyond it the oldest is closed, so that others are heard."""
+"""Connections of one address whose request is not all there. Beyond it the oldest is closed, so that others are heard."""
 RETRY_SECONDS = 5
 STOP_SECONDS = 10
 
@@ -263,17 +263,22 @@ class Connection(H11Protocol):
         super().connection_made(transport)
         self.idle_since = time.monotonic()
         address = self.client and self.client[0]
-        idle = [
-            one for one in self.connections if isinstance(one, Connection) and one.is_idle and (one.client and one.client[0]) == address
+        unready = [
+            one for one in self.connections if isinstance(one, Connection) and not one.has_all and (one.client and one.client[0]) == address
         ]
-        if len(idle) > MAX_IDLE:
-            oldest = min(idle, key=lambda one: one.idle_since)
+        if len(unready) > MAX_IDLE:
+            oldest = min(unready, key=lambda one: one.idle_since)
             oldest.transport.close()
             self.connections.discard(oldest)  # it counts until the loop comes round otherwise
 
     def on_response_complete(self) -> None:
         self.idle_since = time.monotonic()
         super().on_response_complete()
+
+    @property
+    def has_all(self) -> bool:
+        """Whether all of a request is there, and its answer is not."""
+        return not self.is_idle and not self.cycle.more_body
 
     @property
     def is_idle(self) -> bool:

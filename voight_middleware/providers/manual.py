@@ -282,7 +282,7 @@ class metered_call:
             Beginning(
                 provider=call.provider,
                 endpoint=call.endpoint,
-                requested_model=call.requested_model,
+                requested_model=meter.guarded_text("requested_model", call.requested_model),
                 host=call.host,
                 streamed=call.streamed,
                 started_at=call.occurred_at * 1000,
