@@ -92,7 +92,8 @@ class Meter:
             unsettled = tags.user_id is None
             call.tags, call.attribution = self._stamped(tags, attribution, named)
             _bound(call)
-            self._guard_texts(call)
+            if not self._guard.knows(call.requested_model, call.model, call.service_tier):
+                self._guard_texts(call)
             if self.watchers.present or watched:
                 self.watchers.ended(watched, call)
             if self.listeners:

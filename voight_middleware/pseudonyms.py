@@ -64,6 +64,10 @@ class Guard:
             extra=self._extra(extra) if extra else extra,
         )
 
+    def knows(self, *values: str | None) -> bool:
+        """Return whether all of *values* were looked at before and have nothing in them."""
+        return self._clean.issuperset(values)
+
     def text(self, key: str, value: str | None) -> str | None:
         """Return a text of a call that is not a tag, such as a model's name, as the policy of *key* says."""
         if value in self._clean:
