@@ -128,7 +128,7 @@ def scopes_of(body: bytes, pair: Callable[[bytes], Any]) -> Iterator[ScopeSpans]
         for number, has_length, at, to in fields.of(start, end):
             if has_length and number == 1:
                 resource.update(_resource(fields, at, to, pair))
-            elif has_length and number == 2:
+            elif has_length and number == 2 and to > at:
                 one = _scope(fields, at, to, resource, MAX_SPANS - count)
                 count += len(one.spans)
                 scopes += [one] if one.spans else []
