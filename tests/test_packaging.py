@@ -146,8 +146,6 @@ def test_public_names() -> None:
 def test_import_stays_light(module: str) -> None:
     """
     An import loads no framework, provider SDK, price library or database driver.
-
-    The pytest plugin is loaded in every pytest run of every environment that has us installed, with whatever extras.
     """
     code = f"import json, sys; before = set(sys.modules); import {module}; print(json.dumps(sorted(set(sys.modules) - before)))"
     result = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True, timeout=60)
@@ -155,6 +153,16 @@ def test_import_stays_light(module: str) -> None:
 
     assert "voight_middleware" in loaded
     assert loaded & NOT_AT_IMPORT == set()
+
+
+@pytest.mark.server
+def test_the_pytest_plugin_loads_nothing() -> None:
+    """It is loaded in every pytest run of every environment that has us installed: it costs less than a millisecond."""
+    code = f"import pytest, sys; sys.path.append({str(ROOT / 'integrations')!r}); before = set(sys.modules); import voight_pytest; "
+    code += "print(*sorted(set(sys.modules) - before))"
+    result = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert result.stdout.split() == ["voight_pytest"]
+    assert PROJECT["project"]["entry-points"]["pytest11"] == {"voight": "voight_pytest"}
 
 
 def test_core_dependencies_are_few() -> None:
@@ -170,6 +178,19 @@ def test_the_extra_all_has_every_extra() -> None:
     (everything,) = extras["all"]
 
     assert set(everything.removeprefix("voight-middleware[").rstrip("]").split(",")) == extras.keys() - {"all", "arq"}
+
+
+def test_the_documentation_says_which_versions_are_tested() -> None:
+    """From the lower bound of each extra to the version that the tests are run with."""
+    lines = (ROOT / "docs" / "deployment.md").read_text().splitlines()
+    told = {found[1]: (found[2], found[3]) for line in lines if (found := re.fullmatch(r"\| `([\w-]+)` \| ([\d.]+) \| (.+) \|", line))}
+    pins = (ROOT / ".ci" / "locked.txt").read_text().splitlines()
+    locked = {found[1].lower(): found[2] for pin in pins if (found := re.match(r"([\w.-]+)==([\d.]+)", pin))}
+    needs = [need for name, extra in PROJECT["project"]["optional-dependencies"].items() if name != "all" for need in extra]
+    bounds = {found[1]: found[2] for need in needs if (found := re.match(r"([\w-]+)(?:\[\w+\])?>=([\d.]+)", need))}
+
+    assert {name: bound for name, (bound, _) in told.items()} == bounds
+    assert {name: to for name, (_, to) in told.items() if name != "arq"} == {name: locked[name] for name in bounds if name != "arq"}
 
 
 def test_entry_points_can_be_loaded() -> None:

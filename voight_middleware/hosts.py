@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from functools import lru_cache
 
@@ -38,3 +39,11 @@ def host_name(url: str | None) -> str | None:
     if _NAME.fullmatch(text) is None:
         return None
     return text.strip("[]")
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine can reach *host*, by its name."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

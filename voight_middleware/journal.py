@@ -24,6 +24,7 @@ from pathlib import Path
 import msgspec
 
 from voight_middleware.call import Record
+from voight_middleware.private_files import append, make_folder, open_private
 from voight_middleware.settings import JOURNAL_LIMIT
 
 logger = logging.getLogger(__name__)
@@ -234,8 +235,8 @@ class Journal:
         if lost:
             self._told_dropped = self.dropped
             logger.error("%d records were lost while the journal in %s could not be written", lost, self.folder)
-            with contextlib.suppress(OSError), (self.folder / LOST).open("ab") as file:
-                file.write(f"{_now()} {lost} process {os.getpid()}\n".encode())
+            with contextlib.suppress(OSError):
+                append(self.folder / LOST, f"{_now()} {lost} process {os.getpid()}\n".encode())
 
     def _check_limit(self) -> None:
         """
@@ -257,7 +258,7 @@ class Journal:
     def _open(self) -> None:
         self._end = min(SEGMENT_BYTES, self.limit // SEGMENTS)
         self._check_limit()
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(self.folder)
         name = f"{os.getpid()}-{uuid.uuid4().hex}.jsonl"
         unnamed = self.folder / f"{name}.new"  # locked before it gets a name that an ingester looks for: it may delete what it can lock
         fd = os.open(unnamed, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
@@ -382,11 +383,9 @@ def reject(folder: Path, line: bytes, source: str = "", reason: str = "") -> Non
     Set a line aside, in ``rejected.jsonl``: nothing that was written is thrown away. Of a *source* (segment and position), time,
     source and *reason* are a line of ``rejected.log``, in this order.
     """
-    with (folder / REJECTED).open("ab") as file:
-        file.write(line.rstrip(b"\n") + b"\n")
+    append(folder / REJECTED, line.rstrip(b"\n") + b"\n")
     if source:
-        with (folder / REASONS).open("ab") as file:
-            file.write(f"{_now()} {source} {' '.join(reason.split())[:MOST_REASON]}\n".encode(errors="backslashreplace"))
+        append(folder / REASONS, f"{_now()} {source} {' '.join(reason.split())[:MOST_REASON]}\n".encode(errors="backslashreplace"))
 
 
 def reasons(folder: Path) -> list[tuple[str, str, str]]:
@@ -429,8 +428,8 @@ class Election:
             self.resign()
         if self._fd is not None:
             return True
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fd = os.open(self.folder / "ingest.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        make_folder(self.folder)
+        fd = open_private(self.folder / "ingest.lock", os.O_RDWR)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

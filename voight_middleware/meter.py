@@ -92,6 +92,8 @@ class Meter:
             unsettled = tags.user_id is None
             call.tags, call.attribution = self._stamped(tags, attribution, named)
             _bound(call)
+            if not self._guard.knows(call.requested_model, call.model, call.service_tier):
+                self._guard_texts(call)
             if self.watchers.present or watched:
                 self.watchers.ended(watched, call)
             if self.listeners:
@@ -106,6 +108,20 @@ class Meter:
             self._wake()
         except Exception as error:
             self.note(error)
+
+    def _guard_texts(self, call: Call) -> None:
+        """Look at texts that a client can choose. A provider's own ids are not: each is new, and nobody's."""
+        call.requested_model = self.guarded_text("requested_model", call.requested_model)
+        call.model = self.guarded_text("model", call.model)
+        call.service_tier = self.guarded_text("service_tier", call.service_tier)
+
+    def guarded_text(self, key: str, value: str | None) -> str | None:
+        """Return a text of a call, such as a model, as it may leave the process: bounded, and without personal data. Never raises."""
+        try:
+            return None if value is None else self._guard.text(key, value[:MAX_TEXT])
+        except Exception as error:  # what could not be looked at is not kept
+            self.note(error)
+            return None
 
     def submit(self, submission: Submission, frame: Frame, captured: Owner, named: str | None = None) -> None:
         """Write who has submitted a job: the owner of its answers, found as that of a call. Never raises."""

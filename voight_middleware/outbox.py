@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from voight_middleware.private_files import append, make_folder, open_private
 from voight_middleware.tag_values import complain
 
 FOLDER = "events"
@@ -117,7 +118,7 @@ class Outbox:
 
     def __init__(self, journal: Path) -> None:
         self.folder = journal / FOLDER
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(self.folder)
         self._lock = threading.Lock()
         self._queued: dict[str, int] | None = None
         self._look_at = _MANY
@@ -192,14 +193,14 @@ class Outbox:
         """
         path = self.folder / REFUSED
         if not path.exists() or path.stat().st_size < REFUSED_BYTES:
-            _append(path, _encode({"call_id": call_id, "status": status, "reason": reason}) + b"\n")
+            append(path, _encode({"call_id": call_id, "status": status, "reason": reason}) + b"\n")
 
     def _change(self, **changes: object) -> None:
         new = msgspec.structs.replace(self.state, **changes)
         if new != self.state or not self._kept:
             self.state, self._kept = new, False
             temporary = self.folder / "state.new"
-            with temporary.open("wb") as file:
+            with os.fdopen(open_private(temporary, os.O_WRONLY | os.O_TRUNC), "wb") as file:
                 file.write(_encode(new))
                 file.flush()
                 os.fsync(file.fileno())  # an empty file after a power cut would have everything sent again
@@ -233,7 +234,7 @@ class Outbox:
                 os.truncate(path, size)
             if size > FILE_BYTES:
                 path = _file(self.folder, numbers[-1] + 1)
-        _append(path, line)
+        append(path, line)
 
     def _bound(self) -> None:
         numbers = _numbers(self.folder)
@@ -303,16 +304,6 @@ def _batch(line: bytes) -> Batch | None:
         return _decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
-
-
-def _append(path: Path, data: bytes) -> None:
-    """In one write; no file stays open, which a forked child would have too."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    try:
-        if os.write(fd, data) != len(data):
-            raise OSError("short write")
-    finally:
-        os.close(fd)
 
 
 def _read_state(folder: Path) -> State:

@@ -33,11 +33,40 @@ class Found(NamedTuple):
 
 
 def find(text: str) -> Found | None:
-    """The first thing in *text* that must not be kept as it is; None where there is none."""
+    """Return the first thing in *text* that must not be kept as it is; None if there is none."""
     if len(text) < _SHORTEST:
         return None
     if len(text) > MAX_LOOK:
         text = text[:MAX_LOOK]
+    if text.isascii() and "\\u" not in text:
+        return _find(text)
+    seen, at = _visible(text)
+    found = _find(seen)
+    if found is None or at is None:
+        return found
+    return found._replace(end=at[found.end - 1] + 1)
+
+
+_INVISIBLE = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\ufff9-\ufffb]"
+    r"|\\u(?:061c|200[ef]|202[a-e]|206[6-9])"  # spelled out, as ``clean_value`` does
+)
+"""Characters that nobody sees: an address with one of them is read as the same address."""
+_DOTS = {0x3002: ".", 0xFF0E: ".", 0xFF61: "."}
+"""What stands for a point in the name of a host. Source: RFC 3490, 3.1."""
+
+
+def _visible(text: str) -> tuple[str, list[int] | None]:
+    """Return *text* without what nobody sees, and where each character of it stood; None if all of them stand where they did."""
+    text = text.translate(_DOTS)
+    gone = {at for match in _INVISIBLE.finditer(text) for at in range(*match.span())}
+    if not gone:
+        return text, None
+    at = [place for place in range(len(text)) if place not in gone]
+    return "".join([text[place] for place in at]), at
+
+
+def _find(text: str) -> Found | None:
     if (found := _key(text)) is not None:
         return found
     if ("@" in text or "%40" in text or "\uff20" in text) and (found := _email(text)) is not None:
@@ -62,6 +91,17 @@ _KEY = re.compile(
     | xox[abeoprs]-[A-Za-z0-9-]{10,150} | xapp-[A-Za-z0-9-]{20,150}         # Slack
     | hf_[A-Za-z0-9]{20,60} | gsk_[A-Za-z0-9]{20,80} | xai-[A-Za-z0-9]{20,120} | pplx-[A-Za-z0-9]{20,80} | r8_[A-Za-z0-9]{20,60}
     | npm_[A-Za-z0-9]{30,60} | pypi-[\w-]{30,180} | do[oprt]_v1_[a-f0-9]{32,80} | shp(?:at|ca|pa|ss)_[a-fA-F0-9]{32}
+    | vk_(?=\w{0,80}\d)[\w-]{16,200}                                         # Voight
+    | SK[0-9a-f]{32}(?![A-Za-z0-9])                                         # Twilio
+    | hv[sbr]\.[\w-]{20,200} | s\.(?=[A-Za-z]{0,23}\d)[A-Za-z0-9]{24}(?![A-Za-z0-9])   # Vault
+    | dapi[0-9a-f]{32}                                                      # Databricks
+    | \d{8,10}:AA[\w-]{32,34}(?![\w-])                                     # Telegram's bots
+    | [MNO][A-Za-z0-9_-]{22,27}\.[\w-]{6}\.[\w-]{27,45}                     # Discord's bots
+    | hooks\.slack\.com/(?:services|workflows|triggers)/\w{6,20}/\w{6,20}/\w{16,60}
+    | discord(?:app)?\.com/api/webhooks/\d{10,20}/[\w-]{20,100}
+    | key-[0-9a-f]{32}(?![A-Za-z0-9]) | gl(?:sa|c)_[\w+/=]{20,150} | sntrys?u?_[\w+/=]{30,200}   # Mailgun, Grafana, Sentry
+    | lin_api_[A-Za-z0-9]{20,60} | ntn_[A-Za-z0-9]{30,60} | ATATT3[\w=-]{40,200} | sbp_[0-9a-f]{40} | csk-[A-Za-z0-9]{20,60}
+    | lsv2_[ps][tk]_[A-Za-z0-9_]{20,80} | pcsk_[A-Za-z0-9_]{20,100} | dp\.(?:pt|st|ct|sa)\.[\w.]{20,80}
     | SG\.[\w-]{16,40}\.[\w-]{16,80}                                        # SendGrid
     | eyJ[\w-]{8,150}\.[\w-]{8,60}                                          # JSON Web Tokens
     | (?i:bearer)[ \t]{1,8}(?=\S{0,60}\d)\S{8,150}
@@ -72,7 +112,8 @@ _KEY = re.compile(
 )
 _KEY_HINT = re.compile(
     r"[-_]live_|[-_]test_|sk-|k_live|k_test|whsec_|gh[oprsu]_|github_pat|glpat-|A[KS]IA|AIza|ya29|GOCSPX|xox|xapp-|hf_|gsk_|xai-|pplx-"
-    r"|r8_|npm_|pypi-|do[oprt]_v1|shp|SG\.|eyJ|earer|EARER|-----B|://"
+    r"|r8_|npm_|pypi-|do[oprt]_v1|shp|SG\.|eyJ|earer|EARER|-----B|://|vk_|SK[0-9a-f]{8}|hv[sbr]\.|s\.[A-Za-z0-9]{24}|dapi|:AA|[MNO][\w-]{22,27}\."
+    r"|hooks\.slack|api/webhooks|key-|gl(?:sa|c)_|sntry|lin_api|ntn_|ATATT3|sbp_|lsv2_|pcsk_|dp\."
 )
 """A quick look that most texts do not pass."""
 
@@ -85,6 +126,8 @@ def _key(text: str) -> Found | None:
 
 # -- e-mail addresses ------------------------------------------------------------------------------------------------------------
 
+_NOBODY = frozenset({"git", "hg", "svn"})
+"""Whom a repository's address names: ``git@github.com:org/repo`` is a place."""
 _AT = re.compile(r"@|%40|\uff20")
 _LOCAL_BACKWARDS = re.compile(r"[^\s@\uff20<>()\[\]{}:;,|/\\\"=&?*]{1,64}")
 _DOMAIN = re.compile(r"(?:[\w-]{1,63}\.){1,8}(?:xn--[A-Za-z0-9-]{2,59}|[^\W\d_]{2,63})")
@@ -106,7 +149,7 @@ def _email(text: str) -> Found | None:
             local = match.group()[::-1].lstrip("'")
         else:
             continue
-        if not local:
+        if not local or local in _NOBODY:
             continue
         begin, end = sign.start() - len(local), domain.end()
         alone = _ALONE.match(text[:begin]) is not None and _NOTHING_MORE.match(text, end) is not None
@@ -210,11 +253,13 @@ def _luhn(number: str) -> bool:
 # -- phone numbers ---------------------------------------------------------------------------------------------------------------
 
 _GAP = "[ \u00a0.()/\u2010\u2011\u2013-]"
+_AREA = r"[2-9](?!11)[0-8]\d"
+"""An area code of North America. Source: NANPA, "Numbering Plan Area codes": the second digit is not 9, N11 are services."""
 _PHONE = re.compile(
     rf"""(?<![\w+.-])(?:
       (?P<plus>\+{_GAP}?[1-9](?:{_GAP}{{0,3}}\d){{7,14}})                                    # +49 30 1234567, +14155552671
     | 00(?P<zeros>[1-9]\d{{0,2}}{_GAP}{{1,2}}(?:{_GAP}{{0,3}}\d){{6,12}})                    # 0049 30 1234567
-    | (?P<american>(?:1[ .-])?(?:\([2-9]\d\d\)[ ]?|[2-9]\d\d(?P<by>[ .-]))[2-9]\d\d[ .-]\d{{4}})   # (415) 555-2671, 415-555-2671
+    | (?P<american>(?:1[ .-])?(?:\({_AREA}\)[ ]?|{_AREA}(?P<by>[ .-]))[2-9](?!11)\d\d[ .-]\d{{4}})   # (415) 555-2671, 415-555-2671
     )(?![\w-]|\.\d)""",
     re.VERBOSE | re.ASCII,
 )

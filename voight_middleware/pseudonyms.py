@@ -17,7 +17,9 @@ from base64 import b32encode
 from collections.abc import Mapping
 from pathlib import Path
 
+from voight_middleware.call import job_call_id
 from voight_middleware.pii import Found, find
+from voight_middleware.private_files import make_folder
 from voight_middleware.settings import PseudonymKey, Settings, SettingsError, pseudonym_key_file, read_keys
 from voight_middleware.tag_values import MAX_LENGTH, clean_value, complain
 from voight_middleware.tags import Tags
@@ -62,6 +64,19 @@ class Guard:
             extra=self._extra(extra) if extra else extra,
         )
 
+    def knows(self, *values: str | None) -> bool:
+        """Return whether all of *values* were looked at before and have nothing in them."""
+        return self._clean.issuperset(values)
+
+    def text(self, key: str, value: str | None) -> str | None:
+        """Return a text of a call that is not a tag, such as a model's name, as the policy of *key* says."""
+        if value in self._clean:
+            return value
+        if value is None or ((key, value) not in self._known and find(value) is None):
+            self._remember(value)
+            return value
+        return self._value(key, value)
+
     def _extra(self, extra: Mapping[str, str]) -> dict[str, str]:
         clean = self._clean
         guarded = {key: value if value in clean else self._value(key, value) for key, value in extra.items()}
@@ -81,10 +96,8 @@ class Guard:
         if policy == "allow":
             kept = text
         elif (found := find(text)) is None:
-            if len(self._clean) > MOST_KNOWN:
-                self._clean = {None}
             if text is value:
-                self._clean.add(text)
+                self._remember(text)
             return text
         elif policy == "redact":
             kept = redacted(found)
@@ -96,6 +109,11 @@ class Guard:
             self._known = {}
         self._known[key, value] = kept
         return kept
+
+    def _remember(self, clean: str | None) -> None:
+        if len(self._clean) > MOST_KNOWN:
+            self._clean = {None}
+        self._clean.add(clean)
 
     def _writing_keys(self) -> tuple[PseudonymKey, ...]:
         if not self._keys and time.monotonic() >= self._retry_at:
@@ -111,6 +129,17 @@ class Guard:
             advice = "set VOIGHT_PSEUDONYM_KEY, on every host to the same secret (openssl rand -hex 32)"
             complain(f"tags with personal data are kept as redacted:<kind>, all such users together: {problem}; {advice}")
         return self._keys
+
+
+def kept_call_id(call_id: str, policies: Mapping[str, str]) -> str:
+    """
+    Return what an application's own id of a call is kept as: one with personal data as a digest, always the same.
+
+    It is a digest without a key: another key would make another call of the same id, which would be counted twice.
+    """
+    if policy_for("call_id", policies) == "allow" or find(call_id) is None:
+        return call_id
+    return job_call_id(f"own/{call_id}")
 
 
 def policy_for(key: str, policies: Mapping[str, str]) -> str:
@@ -184,7 +213,7 @@ def _keys_in(file: Path) -> tuple[PseudonymKey, ...]:
 
 def _make_key(file: Path) -> tuple[PseudonymKey, ...]:
     """Make the key of a local ledger. It appears with its content and only once: of processes that do this at a time, one wins."""
-    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(file.parent)
     unnamed = file.with_name(f"{file.name}.{os.getpid()}-{secrets.token_hex(4)}")
     fd = os.open(unnamed, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:

@@ -114,7 +114,7 @@ def _scrub(ledger: Ledger, folder: Path, names: Collection[str]) -> None:
 
 def _overwrite(path: Path, names: Collection[str], end: int | None) -> None:
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         return
     try:

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import msgspec
 
+from voight_middleware.private_files import check_own, temporary_name
 from voight_middleware.tag_values import clean_value
 
 JOURNAL_LIMIT = 1_000_000_000
@@ -199,9 +200,14 @@ def usable_settings(environ: Mapping[str, str] = os.environ) -> tuple[Settings, 
     others = {name: value for name, value in environ.items() if name not in ours}
     errors: list[SettingsError] = []
     good: dict[str, str] = {}
+    alone = others
+    try:
+        state_folder(others)
+    except SettingsError:  # it is said below, if a variable of ours does not make it good
+        alone = {**others, "XDG_STATE_HOME": "/"}
     for name, value in ours.items():
         try:
-            Settings.from_environment(environ={**others, name: value})
+            Settings.from_environment(environ={**alone, name: value})
         except SettingsError as error:
             errors.append(error if name in str(error) else SettingsError(f"{name}: {error}"))
             if name in STRICTER:
@@ -214,21 +220,22 @@ def usable_settings(environ: Mapping[str, str] = os.environ) -> tuple[Settings, 
             good.setdefault(name, value)
     try:
         return Settings.from_environment(environ={**others, **good}), errors
-    except SettingsError as error:  # variables that are good alone, and not together
-        return Settings.from_environment(environ={**others, **STRICTER}), [*errors, error]
+    except SettingsError as error:  # variables that are good alone, and not together; or there is nowhere to write
+        return Settings.from_environment(environ={**alone, **STRICTER}), [*errors, error]
 
 
 _Value = TypeVar("_Value")
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
 LEAST_JOURNAL = 1_000_000
+LARGEST_JOURNAL = 10**18
 LONGEST_EXIT = 3600.0
 
 
 def _bytes(text: str) -> int:
     match = _SIZE.fullmatch(text)
     unit = None if match is None else _UNITS.get(match[2].upper())
-    if match is None or unit is None or (size := int(Decimal(match[1]) * unit)) < LEAST_JOURNAL:
+    if match is None or unit is None or not LEAST_JOURNAL <= (size := int(Decimal(match[1]) * unit)) <= LARGEST_JOURNAL:
         raise ValueError("write a size of 1MB or more, such as 512MB or 1GB (or 1GiB)")
     return size
 
@@ -361,16 +368,41 @@ def _deployed(environ: Mapping[str, str]) -> tuple[str, str] | None:
 
 
 def state_folder(environ: Mapping[str, str] = os.environ) -> Path:
-    """``$XDG_STATE_HOME/voight``, by default ``~/.local/state/voight``."""
+    """
+    Return ``$XDG_STATE_HOME/voight``, by default ``~/.local/state/voight``. Without a home, return ``temporary_folder()``.
+
+    A relative ``XDG_STATE_HOME`` is ignored. Source: XDG Base Directory Specification, "Environment variables".
+
+    Raises:
+        SettingsError: There is no home, and no folder for temporary files that is safe.
+    """
     base = environ.get("XDG_STATE_HOME")
-    if base:
-        return Path(base).absolute() / "voight"
+    if base and Path(base).is_absolute():
+        return Path(base) / "voight"
     try:
         return Path("~").expanduser() / ".local" / "state" / "voight"
     except RuntimeError:  # a container that runs as a user without a home
-        import tempfile
+        return temporary_folder()
 
-        return Path(tempfile.gettempdir()) / f"voight-{os.getuid()}"
+
+def temporary_folder() -> Path:
+    """
+    Return ``/tmp/voight-<uid>``, which ``private_files.make_folder`` makes.
+
+    Raises:
+        SettingsError: Another account may have made it, or may put something into it.
+    """
+    import tempfile
+
+    try:
+        folder = Path(tempfile.gettempdir()) / temporary_name()
+        with contextlib.suppress(FileNotFoundError):
+            check_own(folder)
+    except OSError as error:
+        raise SettingsError(
+            f"there is no home, and no safe folder for temporary files ({error}): set XDG_STATE_HOME to a folder"
+        ) from error
+    return folder
 
 
 def _absolute(path: str, what: str) -> Path:
@@ -408,11 +440,9 @@ def usable_journal(url: str, environ: Mapping[str, str] = os.environ) -> Path:
     place = default_journal(url, environ)
     if url.startswith("sqlite:///") or can_be_made(place):
         return place
-    import tempfile
-
-    with contextlib.suppress(OSError):  # there is no folder for temporary files either
-        base = Path(tempfile.gettempdir()) / f"voight-{os.getuid()}"
-        if (not base.exists() or base.lstat().st_uid == os.getuid()) and not base.is_symlink() and can_be_made(base / place.name):
+    with contextlib.suppress(SettingsError):
+        base = temporary_folder()
+        if can_be_made(base / place.name):
             return base / place.name
     return place
 
@@ -431,7 +461,11 @@ _LIBPQ = {"host": "PGHOST", "hostaddr": "PGHOSTADDR", "port": "PGPORT", "dbname"
 
 
 def _journal_name(url: str, environ: Mapping[str, str]) -> str:
-    """A name for the place of a ledger on a server, from what is no secret and the same for every role."""
+    """
+    Return a name for the place of a ledger on a server, the same for every role.
+
+    It is a digest only: of a URL that is not in order, any part may be a password.
+    """
     engine, _, rest = url.partition("://")
     address, _, query = rest.partition("?")
     place = address.rpartition("@")[2]
@@ -441,33 +475,55 @@ def _journal_name(url: str, environ: Mapping[str, str]) -> str:
         engine = "postgresql"
         said = {name: value for name, variable in _LIBPQ.items() if (value := environ.get(variable))} | said
     digest = hashlib.blake2b("\n".join([engine, place, *(f"{name}={said[name]}" for name in sorted(said))]).encode(), digest_size=4)
-    readable = re.sub(r"[^A-Za-z0-9.]+", "-", place)[:64].strip("-.") or engine
-    return f"{readable}-{digest.hexdigest()}.journal"
+    return f"{engine}-{digest.hexdigest()}.journal"
 
 
 SCHEMES = ("sqlite", "postgresql", "postgres", "clickhouse")
 _FORMS = "write sqlite:////var/lib/app/ledger.db, postgresql://user@host/database or clickhouse://user@host/database"
+_SERVER = "user:password@host/database, with the special characters of a password percent-encoded (@ as %40, / as %2F, : as %3A, ? as %3F)"
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://")
 _WITHOUT_SLASHES = re.compile(r"(postgres(ql)?|clickhouse|mysql|mariadb|https?)(\+[a-z0-9]+)?:", re.IGNORECASE)
+_CONNECTION_STRING = re.compile(
+    r"\s*[A-Za-z_ ]{1,40}=.*\b(host|hostaddr|server|service|dbname|database|user|password|port)\s*=|"
+    r"\s*(host|hostaddr|service|dbname|user|password|port)\s*=",
+    re.IGNORECASE | re.DOTALL,
+)
+"""``host=db password=…``, as libpq and other drivers read it: taken for a path, it would be a file with the password in its name."""
+_ADDRESS = re.compile(r".*://|/{0,2}[^/\s]*:[^\s]*@", re.DOTALL)
+"""What no path has: a URL inside of another, or ``user:password@host/database``."""
 
 
 def ledger_url(place: str) -> str:
     """
-    *place* as a URL, an SQLite path made absolute.
+    Return *place* as a URL, an SQLite path made absolute.
 
     Raises:
-        SettingsError: *place* is empty, an SQLite URL without a path, or of an engine that there is not; the message shows no password.
+        SettingsError: *place* is empty, an SQLite URL without a path, a connection string, or of an engine that there is not. The message
+            shows no password.
     """
     found = _SCHEME.match(place)
     scheme = found[1].lower() if found is not None else "sqlite"
     if scheme not in SCHEMES or (found is None and _WITHOUT_SLASHES.match(place)):
         raise SettingsError(f"a ledger cannot be {shown_url(place)!r}; {_FORMS}")
     if found is not None and scheme != "sqlite":
+        if not _has_port(place[found.end() :]):
+            raise SettingsError(f"the port of the ledger {shown_url(place)!r} is not a number: write {scheme}://{_SERVER}")
         return scheme + place[len(scheme) :]
     path = sqlite_path(place) if place.startswith("sqlite:") else place
+    if _CONNECTION_STRING.match(path):
+        raise SettingsError(f"a ledger cannot be a connection string, such as host=… password=…; {_FORMS}")
+    if _ADDRESS.match(path):
+        raise SettingsError(f"a ledger cannot be the address of a server without its engine in front; {_FORMS}")
     if not path or path == ":memory:":
         raise SettingsError(f"the ledger needs a file, such as sqlite:////var/lib/app/ledger.db, not {place!r}")
     return f"sqlite:///{_absolute(path, 'the ledger')}"
+
+
+def _has_port(rest: str) -> bool:
+    """Return whether the ports of a URL's hosts are numbers. ``owner:secret?host=db`` has a password there."""
+    hosts = rest.partition("?")[0].partition("/")[0].rpartition("@")[2]
+    ports = [host.rpartition("]")[2].partition(":")[2] for host in hosts.split(",")]
+    return all(not port or (port.isascii() and port.isdigit()) for port in ports)
 
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*:)(/*)(.*)", re.DOTALL)
@@ -513,5 +569,5 @@ def sqlite_path(url: str) -> str:
         SettingsError: The URL has another form.
     """
     if not url.startswith("sqlite:///"):
-        raise SettingsError(f"write an SQLite ledger as sqlite:///relative/path or sqlite:////absolute/path, not {url!r}")
+        raise SettingsError(f"write an SQLite ledger as sqlite:///relative/path or sqlite:////absolute/path, not {shown_url(url)!r}")
     return url.removeprefix("sqlite:///")

@@ -2,6 +2,7 @@
 
 import json
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -180,3 +181,18 @@ def test_doctor_of_old_and_missing_packages(capsys: Captured, patch: Patch) -> N
     code, found = findings(capsys)
     assert code == 0
     assert "voight.record() only" in found["installed", "openai"]["advice"]
+
+
+def test_a_ledger_without_a_home_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Captured) -> None:
+    """It is among the temporary files, which may not outlive the machine."""
+
+    def nobody(*_: object) -> str:
+        raise KeyError("getpwuid(): uid not found")
+
+    for name in ("HOME", "XDG_STATE_HOME", "VOIGHT_LEDGER"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    _, found = findings(capsys)
+    assert str(tmp_path) in found["settings", "ledger"]["value"]
+    assert "no home" in found["settings", "ledger"]["advice"]

@@ -167,6 +167,34 @@ def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
     assert (path.read_bytes(), stat.S_IMODE(path.stat().st_mode)) == (b"newer", 0o644)
 
 
+def test_a_new_file_is_for_its_owner_only(tmp_path: Path) -> None:
+    """Whatever the umask. One that is there keeps what its owner has chosen."""
+    before = os.umask(0)
+    try:
+        with output(tmp_path / "new") as file:
+            file.write(b"new")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o600
+    (tmp_path / "new").chmod(0o640)
+    with output(tmp_path / "new") as file:
+        file.write(b"newer")
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o640
+
+
+def test_a_link_of_another_account_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder that all may write to, it would have any file of this account overwritten."""
+    (tmp_path / "real").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("real")
+    if os.getuid() == 0:
+        os.chown(tmp_path / "link", 12_345, 12_345, follow_symlinks=False)
+    else:
+        monkeypatch.setattr(os, "getuid", lambda: 12_345)
+    with pytest.raises(UserError, match="another account"), output(tmp_path / "link"):
+        pass
+    assert (tmp_path / "real").read_bytes() == b"old"
+
+
 def test_links_and_pipes(tmp_path: Path) -> None:
     """A link is followed and stays one; a pipe is written to and not replaced by a file."""
     (tmp_path / "real").write_text("old")

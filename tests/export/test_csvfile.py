@@ -7,6 +7,7 @@ import json
 import pytest
 
 from voight_middleware.call import Call
+from voight_middleware.cli.render import csv_text
 from voight_middleware.export import csvfile, jsonl
 from voight_middleware.tags import Tags
 from voight_middleware.testing.made_up_ledger import made_up_calls
@@ -45,6 +46,29 @@ def test_no_cell_begins_a_formula(first: str) -> None:
     (row,) = read(list(csvfile.lines([make_call(tags=tags, cost_reasons=(hostile,), **columns)])))
     cells = [row[name] for name in (*names, *columns, "cost_reasons")]
     assert all(cell.startswith("'") and cell.endswith("HYPERLINK(1)") for cell in cells)
+
+
+@pytest.mark.parametrize(
+    ("text", "cell"),
+    [
+        ("a;=HYPERLINK(1)", "a;'=HYPERLINK(1)"),
+        ('x"; @SUM(1)', "x\"; '@SUM(1)"),
+        ("a;\uff1dB1;-1", "a;'\uff1dB1;'-1"),
+        (";=1", ";'=1"),
+        ("a; b;c", "a; b;c"),
+        ("2026-11", "2026-11"),
+    ],
+)
+def test_no_part_of_a_cell_begins_a_formula_where_lists_have_semicolons(text: str, cell: str) -> None:
+    """Excel reads a file by the separator of its locale, and keeps no quotes that do not begin a cell of its own."""
+    assert csvfile.text_cell(text) == cell
+    assert csv_text(["user"], [{"user": text}], ["user"]).count(cell.replace('"', '""')) == 1
+
+
+def test_reports_and_exports_make_texts_safe_alike() -> None:
+    """The wide characters too."""
+    for first in "=+-@\uff1d\uff0b\uff0d\uff20":
+        assert csv_text(["user"], [{"user": f"{first}1"}], ["user"]) == f"user\n'{first}1\n"
 
 
 def test_no_cell_breaks_a_line_or_drives_a_terminal() -> None:

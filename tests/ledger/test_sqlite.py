@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from voight_middleware.cli import main
 from voight_middleware.ledger import ForeignLedger, LedgerError, open_ledger
 from voight_middleware.ledger.sqlite import SQLiteLedger
 from voight_middleware.ledger.sqlite.schema import VERSION
@@ -214,3 +215,33 @@ def test_a_ledger_of_the_first_version_is_upgraded(tmp_path: Path) -> None:
         assert [price.cost_femto for price in ledger.versions("c1")] == [1_000]
     with closing(SQLiteLedger(path, create=False)) as again:
         assert again.schema_version == VERSION
+
+
+DAMAGED = {
+    "tags_extra": "'{'",
+    "components": "'[{}]'",
+    "cost_reasons": "'5'",
+    "tools": '\'{"x": "y"}\'',
+    "tool_calls": "'[]'",
+    "model": "CAST(x'ff00' AS TEXT)",
+}
+
+
+@pytest.mark.parametrize(("column", "value"), DAMAGED.items(), ids=DAMAGED)
+def test_a_damaged_cell_is_said_with_its_call(column: str, value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In one line, by whatever reads calls; an export of it leaves no file."""
+    path = tmp_path / "ledger.db"
+    with closing(SQLiteLedger(path)) as ledger:
+        ledger.insert([make_call(cost=5, usage=Usage(input=5), call_id="damaged-call")])
+    with closing(sqlite3.connect(path)) as db:
+        for (trigger,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+            db.execute(f"DROP TRIGGER {trigger}")
+        db.execute(f"UPDATE calls SET {column} = {value}")
+        db.commit()
+    with closing(SQLiteLedger(path)) as ledger, pytest.raises(LedgerError, match=r"damaged|decode"):
+        list(ledger.calls())
+    assert main(["export", "--ledger", str(path), "-o", str(tmp_path / "calls.jsonl")]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "damaged-call" in said or "column 'model'" in said
+    assert not (tmp_path / "calls.jsonl").exists()

@@ -55,8 +55,8 @@ MUTATIONS: list[Mutation] = [
         "export/csvfile.py",
         (
             "a user id is a formula in a spreadsheet",
-            """        return f"'{text}" if text[:1] in _FORMULA else text""",
-            "        return text",
+            """    return f"'{shown}" if text[:1] in _FORMULA else shown""",
+            "    return shown",
         ),
         tests="tests/export",
     ),
@@ -66,6 +66,11 @@ MUTATIONS: list[Mutation] = [
             "the receiver takes any token",
             'if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self._token):',
             'if scheme.lower() != "bearer":',
+        ),
+        (
+            "a page in a browser can write calls by DNS rebinding",
+            'if not is_loopback(host_name(host) or "") or (origin',
+            "if (origin",
         ),
         tests="tests/otlp",
     ),

@@ -176,6 +176,14 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path: Path, content: bytes | Non
         read_overrides(path)
 
 
+@pytest.mark.parametrize(("text", "words"), [("a = " + "[" * 20_000, "nested too deeply"), (f"a = {'9' * 5_000}", "digits")])
+def test_a_file_that_no_reader_of_toml_reads_is_told(tmp_path: Path, text: str, words: str) -> None:
+    """It is a mistake as any other, and not an error of ours."""
+    (tmp_path / "prices.toml").write_text(text)
+    with pytest.raises(OverridesError, match=words):
+        read_overrides(tmp_path / "prices.toml")
+
+
 def test_an_empty_file_says_nothing(tmp_path: Path) -> None:
     """And that is no mistake."""
     path = tmp_path / "prices.toml"

@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from voight_middleware import wrap
+from voight_middleware.providers.bodies import Body, Lines
 from voight_middleware.usage import Usage
 
 from ..support.calls import Calls
@@ -170,6 +171,57 @@ async def test_events_are_found_however_the_parts_are_cut(size: int, case: Case,
     assert [(call.usage, call.outcome) for call in calls.all()] == [(case.usage, "ok")] * 3
 
 
+def _zipped(filling: bytes, times: int) -> bytes:
+    """A body whose megabytes are packed to some bytes each."""
+    packing = zlib.compressobj(9, wbits=31)
+    return packing.compress(b"{") + b"".join(packing.compress(filling) for _ in range(times)) + packing.flush()
+
+
+BOMBS = {
+    "whole": (JSON, b" " * (1 << 20), 40),
+    "stream without lines": (SSE, b" " * (1 << 20), 40),
+    "stream of lines": (SSE, b" " * (1 << 20) + b"\n", 40),
+}
+
+
+@pytest.mark.parametrize(("headers", "filling", "times"), BOMBS.values(), ids=BOMBS)
+async def test_a_bomb_passes_packed(
+    headers: dict[str, str], filling: bytes, times: int, provider: Provider, calls: Calls, patch: Patch
+) -> None:
+    """The caller gets its bytes. We unpack no more of them than an answer may have."""
+    patch("MAX_BODY_BYTES", 8 << 20)
+    bomb = _zipped(filling, times)
+    provider.answer = lambda path, body: (200, {**headers, "content-encoding": "gzip"}, [bomb])
+    client = wrap(client_of(httpx, raw(provider, httpx)))
+    tracemalloc.start()
+    try:
+        assert (await sent(client, f"{ANTHROPIC}/messages", MESSAGES))[2] == [bomb]
+        assert tracemalloc.get_traced_memory()[1] < 36 << 20
+    finally:
+        tracemalloc.stop()
+    assert calls.one().raw_usage is None
+
+
+@pytest.mark.parametrize("filling", [b" " * (1 << 20), b" " * (1 << 20) + b"\n"], ids=["one line", "lines"])
+def test_a_bomb_of_a_batch_s_answers_is_let_pass(filling: bytes, patch: Patch) -> None:
+    """A file may have any size, and a line or a packed part may not."""
+    patch("MAX_BODY_BYTES", 8 << 20)
+    seen: list[bytes] = []
+    lines = Lines(httpx.Response(200, headers={"content-encoding": "gzip"}), lambda line: not seen.append(line))
+    tracemalloc.start()
+    try:
+        lines.take(_zipped(filling, 40))
+        assert tracemalloc.get_traced_memory()[1] < 36 << 20
+    finally:
+        tracemalloc.stop()
+    assert lines._line is None
+    plain = Lines(httpx.Response(200), lambda line: not seen.append(line))
+    for _ in range(9):
+        plain.take(b" " * (1 << 20))
+    assert plain._line is None
+    assert seen in ([], [b"{"])
+
+
 @LIBRARIES
 @KINDS
 async def test_an_answer_that_the_transport_has_read_is_metered_at_once(asynchronous: bool, library: Any, calls: Calls) -> None:
@@ -247,3 +299,27 @@ async def test_an_event_without_an_end_is_given_up(calls: Calls, patch: Patch) -
     await sent(wrap(client_of(httpx, raw(provider, httpx))), CHAT_URL, CHAT)
 
     assert (calls.one().outcome, calls.one().usage) == ("truncated", Usage(input=3, output=0))
+
+
+def test_encodings_that_only_the_http_library_knows_are_undone_as_far_as_an_answer_goes(patch: Patch) -> None:
+    """Zstandard makes a megabyte of some bytes."""
+    zstd = pytest.importorskip("backports.zstd")
+    library = pytest.importorskip("httpx2")
+    patch("MAX_BODY_BYTES", 8 << 20)
+    for content, expected in ((json.dumps(chat_body()).encode(), json.dumps(chat_body()).encode()), (bytes(64 << 20), b"")):
+        body = Body(library.Response(200, headers={"content-encoding": "zstd"}))
+        body.take(zstd.compress(content))
+        tracemalloc.start()
+        try:
+            assert body.content() == expected
+            assert tracemalloc.get_traced_memory()[1] < 24 << 20
+        finally:
+            tracemalloc.stop()
+
+
+def test_a_request_that_is_nested_too_deeply_is_a_call_all_the_same(calls: Calls) -> None:
+    """Its body is not read, and its answer is."""
+    body = b'{"model": "gpt-5-nano", "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    transport = httpx.MockTransport(lambda request: httpx.Response(200, json=chat_body()))
+    wrap(client_of(httpx, transport)).post(CHAT_URL, content=body)
+    assert calls.one().usage == USAGE["chat"]

@@ -8,9 +8,10 @@ import anthropic
 import openai
 import pytest
 
-from voight_middleware import Tags, Usage, configure, record, tag
+from voight_middleware import Tags, Usage, configure, metered_call, record, tag
 from voight_middleware.ledger import open_ledger
-from voight_middleware.meter import swap_meter
+from voight_middleware.meter import swap_meter, unwatch, watch
+from voight_middleware.pseudonyms import kept_call_id
 
 from ..support.calls import Calls
 from ..support.memory_provider import CHAT_USAGE, MESSAGES_USAGE, RESPONSES_USAGE, USAGE, chat_body, messages_body, responses_body
@@ -257,3 +258,53 @@ def test_every_dialect_can_be_named(endpoint: str, usage: dict[str, Any], counts
 
     call = calls.one()
     assert (call.endpoint, call.usage) == (endpoint, counts)
+
+
+def test_texts_of_a_call_are_looked_at_as_tags_are(calls: Calls) -> None:
+    """A model, a tier and an id of one's own may name a person or be a key; a clean one stays as it is."""
+    token = "vk_a1B2c3D4e5F6g7H8i9J0"
+    for _ in range(2):
+        kept = record(provider="openai", model=token, service_tier="alice@example.com", usage=CHAT_USAGE, call_id="alice@example.com/7")
+    call = calls.one()
+    assert "alice" not in f"{call} {kept}"
+    assert token not in str(call)
+    assert call.call_id == kept
+    assert (call.model or "").startswith("key:v0:")
+    assert call.requested_model == call.model
+
+    record(provider="openai", model="gpt-5-nano" + "-x" * 200, usage=CHAT_USAGE, call_id="order 7")
+    assert [call.model for call in calls.all()][1] == "gpt-5-nano" + "-x" * 200
+    assert calls.all()[1].call_id == "order 7"
+
+
+def test_an_id_of_ones_own_stays_where_it_is_allowed() -> None:
+    """By the policy of ``call_id``, as of any tag."""
+    assert kept_call_id("alice@example.com", {"call_id": "allow"}) == "alice@example.com"
+    assert kept_call_id("alice@example.com", {}) == kept_call_id("alice@example.com", {"*": "redact"}) != "alice@example.com"
+
+
+def test_a_watcher_is_shown_the_model_as_it_is_kept(calls: Calls) -> None:
+    """A span has it in its name: a client's text must not be there, however long."""
+    seen: list[str | None] = []
+
+    class Watching:
+        def begin(self, beginning: Any) -> None:
+            seen.append(beginning.requested_model)
+
+        def left(self, token: Any) -> None: ...
+
+        def end(self, token: Any, call: Any) -> None:
+            seen.append(call.requested_model)
+
+    watching = Watching()
+    watch(watching)
+    try:
+        for model in ("alice@example.com", "x" * 5_000):
+            with metered_call(provider="openai", model=model) as call:
+                call.report(CHAT_USAGE)
+    finally:
+        unwatch(watching)
+    assert len(seen) == 4
+    assert (seen[0], seen[2]) == (seen[1], seen[3])
+    assert "alice" not in str(seen)
+    assert max(len(model or "") for model in seen) <= 512

@@ -188,16 +188,19 @@ def test_it(voight_calls):
 
 @pytest.mark.server
 def test_a_run_without_the_fixtures(pytester: pytest.Pytester) -> None:
-    """A pytest run that does not use them is left alone: nothing is imported for it but the library, nothing is written."""
+    """A pytest run that does not use them is left alone: nothing is imported for it, not even the library, and nothing is written."""
     test = """
 import json, sys
 
 def test_it():
     loaded = {name.split(".")[0] for name in sys.modules}
-    print("LOADED", json.dumps(sorted(loaded & {"starlette", "uvicorn", "openai", "anthropic", "fastapi", "genai_prices", "sqlite3"})))
+    heavy = {"starlette", "uvicorn", "openai", "anthropic", "fastapi", "genai_prices", "sqlite3", "voight_middleware"}
+    print("LOADED", json.dumps(sorted(loaded & heavy)))
 """
     pytester.makepyfile(test)
-    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-s", "-p", "no:hypothesispytest")
+    # By its name: the metadata of the environment may be of another version.
+    plugin = ("-p", "no:voight", "-p", "voight_pytest")
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-s", "-p", "no:hypothesispytest", *plugin)
 
     result.assert_outcomes(passed=1)
     (line,) = (line for line in result.outlines if "LOADED" in line)
@@ -209,3 +212,12 @@ def test_fixtures_are_listed(pytester: pytest.Pytester) -> None:
     """`pytest --fixtures` explains both of them."""
     result = pytester.runpytest_inprocess("--fixtures", "-p", "no:cacheprovider", "-p", "no:asyncio")
     result.stdout.fnmatch_lines(["voight_calls*", "voight_provider*"])
+
+
+def test_the_fixtures_of_the_plugin_that_pytest_loads(pytester: pytest.Pytester) -> None:
+    """They are the same as those that can be loaded by name."""
+    pytester.makepyfile(
+        CALL + "def test_it(voight_calls, voight_provider):\n    call()\n    assert voight_calls.one() and voight_provider.url\n"
+    )
+    result = pytester.runpytest_inprocess(*("-p", "no:cacheprovider", "-p", "no:asyncio", "-p", "no:voight", "-p", "voight_pytest"))
+    result.assert_outcomes(passed=1)

@@ -330,9 +330,10 @@ def _move(args: Any) -> int:
 
 def _explain(args: Any) -> int:
     from voight_middleware.cli import explain
+    from voight_middleware.pseudonyms import kept_call_id
 
     with _ledger(args) as ledger:
-        call = ledger.call(args.call_id)
+        call = ledger.call(args.call_id) or ledger.call(kept_call_id(args.call_id, _settings(args).pii))
         if call is None:
             raise UserError(f"there is no call {args.call_id!r} in this ledger; voight export shows their ids")
         former = ledger.versions(call.call_id)

@@ -21,9 +21,10 @@ from voight_middleware.cli import doctor_links
 from voight_middleware.cli.render import percent, printable
 from voight_middleware.journal import LOST, REJECTED, Election, Segment, closed_bytes, folder_bytes, lost, reasons, segments
 from voight_middleware.ledger import Ledger, LedgerError, Window, open_ledger
+from voight_middleware.private_files import temporary_name
 from voight_middleware.pseudonyms import finding_keys
 from voight_middleware.reports.unowned import unowned
-from voight_middleware.settings import Settings, SettingsError, default_journal, pseudonym_key_file, shown_url, sqlite_path
+from voight_middleware.settings import Settings, SettingsError, default_journal, pseudonym_key_file, shown_url, sqlite_path, state_folder
 
 _SDKS = {"openai": (1, 109), "anthropic": (0, 49)}
 """The oldest versions whose two patched methods are those of today (research: providers, section 1)."""
@@ -172,7 +173,10 @@ def _installed() -> Iterator[Finding]:
 
 def _settings(settings: Settings) -> Iterator[Finding]:
     section = "settings"
-    yield Finding(section, "ledger", f"{shown_url(settings.ledger)} ({settings.sources.get('ledger', 'default')})")
+    source, advice = settings.sources.get("ledger", "default"), None
+    if source == "default" and state_folder().name == temporary_name():
+        advice = "there is no home, and this folder may not outlive the machine: set VOIGHT_LEDGER, or XDG_STATE_HOME"
+    yield Finding(section, "ledger", f"{shown_url(settings.ledger)} ({source})", advice)
     yield _place(settings)
     yield from _delivery(settings)
     yield Finding(section, "release", f"{settings.release or 'none'} ({settings.sources.get('release', 'default')})")
@@ -312,7 +316,7 @@ def _room(settings: Settings) -> Finding:
 def _rejected(folder: Path) -> Iterator[Finding]:
     name, rejected = "rejected lines", folder / REJECTED
     try:
-        count = rejected.read_bytes().count(b"\n") if rejected.exists() else 0
+        count = rejected.read_bytes().count(b"\n") if rejected.is_file() else 0  # a pipe would be waited for
         why = Counter(reason for _, _, reason in reasons(folder))
     except OSError as error:
         yield Finding("journal", name, str(error), f"make {rejected} readable")

@@ -127,7 +127,8 @@ def output(path: Path) -> Generator[IO[bytes]]:
     """
     A file to write under another name, which takes the name of *path* when the block ends well, and is gone when it does not.
 
-    A link is followed; what is no plain file, such as a pipe, is written to as it is.
+    A new file is for its owner only. A link of this account is followed, and one of another is not: it may lead anywhere. What is not a
+    plain file, such as a pipe, is written to as it is.
 
     Raises:
         UserError: It cannot be written.
@@ -135,6 +136,8 @@ def output(path: Path) -> Generator[IO[bytes]]:
     import tempfile
 
     try:
+        if path.is_symlink() and path.lstat().st_uid not in (os.getuid(), 0):
+            raise UserError(f"{path} is a link that another account has made: choose another name")
         target = path.resolve()
         mode = target.stat().st_mode if target.exists() else None
         if mode is not None and not stat.S_ISREG(mode):

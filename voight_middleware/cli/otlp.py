@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import os
 import sys
 from collections.abc import Callable
 from typing import Any
 
 from voight_middleware.cli.render import UserError
+from voight_middleware.hosts import is_loopback
 from voight_middleware.meter import Meter
 from voight_middleware.settings import Settings, shown_url
 
@@ -59,14 +59,6 @@ def run(settings: Settings, args: Any) -> int:
     spans = f"{totals.repeated:,} spans of calls that were known already, {totals.others:,} of no call, {totals.rejected:,} not used"
     print(f"voight: stopped; {totals.calls:,} calls kept, {spans}", file=sys.stderr)
     return 0
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach *host*."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _port(text: str) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from voight_middleware.cli.export import output
 from voight_middleware.cli.render import UserError, printable
 from voight_middleware.reports.plans import PlansReport
 from voight_middleware.reports.spend import SpendReport
@@ -108,12 +109,9 @@ def _figure() -> Figure:
 
 
 def _save(figure: Any, path: Path) -> None:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # letters that the font does not have
-            figure.savefig(path, dpi=150)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+    with output(path) as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # letters that the font does not have
+        figure.savefig(file, dpi=150, format=path.suffix[1:].lower())
 
 
 def _name(value: str | None) -> str:

@@ -11,6 +11,7 @@ from datetime import UTC, tzinfo
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
+from voight_middleware.export.csvfile import text_cell
 from voight_middleware.ledger import Spend, Where, Window
 from voight_middleware.money import CONTEXT, from_femto, usd_text
 from voight_middleware.reports.spend import SpendReport, as_row
@@ -265,7 +266,4 @@ def condition(item: tuple[str, str | tuple[str, ...] | None]) -> str:
 
 
 def _text_cell(value: object) -> str | None:
-    if value is None:
-        return None
-    text = printable(str(value))
-    return f"'{text}" if str(value)[:1] in ("=", "+", "-", "@", "\t", "\r", "\n") else text
+    return None if value is None else text_cell(str(value))

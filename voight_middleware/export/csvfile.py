@@ -1,8 +1,8 @@
 """
 One row of CSV per call, safe to open in a spreadsheet.
 
-Texts that a spreadsheet would take for a formula get an apostrophe in front, and characters that drive a terminal are spelled out.
-JSON Lines and Parquet keep every text as it is. Source: OWASP, "CSV Injection".
+Texts that a spreadsheet would take for a formula get an apostrophe in front, also behind a semicolon. Characters that drive a terminal are
+spelled out. JSON Lines and Parquet keep every text as it is. Source: OWASP, "CSV Injection".
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ from voight_middleware.call import Call
 from voight_middleware.export.jsonl import as_object
 
 _FORMULA = frozenset("=+-@\t\r\n＝＋－＠")  # noqa: RUF001 - spreadsheets take the wide ones for the same
+_NEXT_CELL = re.compile("(;\\s*)(?=[=+@\uff1d\uff0b\uff0d\uff20-])")
+"""A formula behind a semicolon: where lists are separated by it, a spreadsheet takes it for the end of a cell, quoted or not."""
 _EMPTY = Call(call_id="", occurred_at=0, provider="", endpoint="")
 
 
@@ -37,11 +40,11 @@ def rows(header: Sequence[str], objects: Iterable[Mapping[str, Any]]) -> Iterato
 
 
 def text_cell(text: str) -> str:
-    """*text* as data in a spreadsheet and on a terminal."""
-    if text.isprintable():
-        return f"'{text}" if text[:1] in _FORMULA else text
-    shown = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
-    return f"'{shown}" if text[0] in _FORMULA else shown
+    """Return *text* as data in a spreadsheet and on a terminal."""
+    shown = text if text.isprintable() else "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    if ";" in shown:
+        shown = _NEXT_CELL.sub(r"\1'", shown)
+    return f"'{shown}" if text[:1] in _FORMULA else shown
 
 
 def _as_row(call: Call) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def _usage(raw: str | None) -> msgspec.Raw | str | None:
         return None
     try:
         return msgspec.json.decode(raw, type=msgspec.Raw)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return raw
 
 

@@ -96,7 +96,20 @@ def to_row(call: Call) -> Row:
 
 
 def from_row(row: Row) -> Call:
-    """The values of ``SELECTED`` as the call that it was made from; an empty text and a usage without any count come back as None."""
+    """
+    Return the values of ``SELECTED`` as the call that it was made from; an empty text and a usage without any count come back as None.
+
+    Raises:
+        LedgerError: A value is not the JSON that it should be: the ledger is damaged.
+    """
+    try:
+        return _from_row(row)
+    except (msgspec.DecodeError, TypeError, ValueError) as error:
+        what = f"the call {ascii(row[SELECTED.index('call_id')])[:80]} in the ledger is damaged ({str(error)[:200]})"
+        raise LedgerError(f"{what}: restore a backup, or leave it out by a filter on its time") from error
+
+
+def _from_row(row: Row) -> Call:
     value = dict(zip(SELECTED, row, strict=True))
     usage: Usage | None = Usage(
         tools=None if value["tools"] is None else _counts(value["tools"]), **{name: value[name] for name in USAGE_COUNTS}

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 
 import msgspec
 
 from voight_middleware.meter import Meter
 from voight_middleware.otlp.counts import Reported
+from voight_middleware.otlp.framing import Unusable
 from voight_middleware.otlp.mapping import Reading, read
 from voight_middleware.otlp.recent import GATE, Counted, Recent, models
 from voight_middleware.otlp.spans import Span
-from voight_middleware.otlp.wire import Found, Unusable
+from voight_middleware.otlp.wire import Decoded, Found
 from voight_middleware.tags import NOBODY, Frame, Owner
 
 _AT_ONCE = 5000
 """How many spans are held at a time, to know those around and inside before one is decided."""
+MAX_SECONDS = 20.0
+"""How much CPU time the spans of one request may cost: more than ``MAX_SPANS`` ordinary ones need."""
 _OLDEST = 1_262_304_000_000_000_000
 """2010: a span from before that has a clock that was never set."""
 _AHEAD = 86_400_000_000_000
@@ -50,21 +53,29 @@ class Intake:
         self._recent = Recent()
         self.totals = Taken()
 
-    def take(self, spans: Iterable[Found]) -> Taken:
+    def slices(self, decoded: Decoded, taken: Taken) -> Iterator[None]:
         """
-        Write the calls that *spans* tell of.
+        Write the calls of a request's spans, some thousand spans at each step, and add to *taken* what became of them.
 
         Raises:
             NotWritten: Not all of them could be written. Those that were are known when they are sent again.
         """
-        taken, found = Taken(), iter(spans)
+        seen, spent = 0, 0.0
         if not self._meter.journal.retry():
             raise NotWritten
-        while some := list(islice(found, _AT_ONCE)):
+        begun = time.thread_time()
+        while some := list(islice(decoded.spans, _AT_ONCE)):
             self._take(some, taken)
+            seen += len(some)
+            spent += time.thread_time() - begun
+            if spent > MAX_SECONDS and seen < decoded.count:
+                taken.rejected += decoded.count - seen
+                taken.why[f"a span beyond {MAX_SECONDS:.0f} seconds of work for one request: send fewer at once"] += decoded.count - seen
+                break
+            yield
+            begun = time.thread_time()
         for name in ("calls", "repeated", "others", "rejected"):
             setattr(self.totals, name, getattr(self.totals, name) + getattr(taken, name))
-        return taken
 
     def _take(self, spans: list[Found], taken: Taken) -> None:
         readings = list(self._readings(spans, taken))

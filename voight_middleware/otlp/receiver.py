@@ -16,16 +16,18 @@ import signal
 import socket
 import threading
 import time
-import weakref
-import zlib
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
+from voight_middleware.hosts import host_name, is_loopback
 from voight_middleware.meter import Meter
 from voight_middleware.otlp import wire
+from voight_middleware.otlp.framing import Malformed, TooLarge
 from voight_middleware.otlp.intake import Intake, NotWritten, Taken
+from voight_middleware.otlp.unpacking import UNPACKERS
+from voight_middleware.tag_values import clean_value
 
 try:
     import uvicorn
@@ -33,6 +35,7 @@ try:
     from starlette.requests import ClientDisconnect, Request
     from starlette.responses import Response
     from starlette.routing import Route
+    from uvicorn.protocols.http.h11_impl import H11Protocol
 
     decode_protobuf = wire.protobuf_decoder()
 except ImportError as missing:
@@ -47,14 +50,20 @@ MAX_BODY = 16 * 1024 * 1024
 MAX_UNPACKED = 64 * 1024 * 1024
 """Bytes of a body when it is unpacked; of JSON, ``MAX_JSON``."""
 MAX_JSON = 32 * 1024 * 1024
+SMALL_BODY = 1024 * 1024
+"""A body that is not larger unpacked is worked on at once. Larger ones take turns, in slices between which small ones are heard."""
 MAX_WAITING = 64 * 1024 * 1024
 """Bytes of all bodies that are being received or wait for their turn."""
 MAX_REQUESTS = 256
 """Connections at once; further ones are told to come again."""
 BODY_SECONDS = 30.0
 """How long a sender may take for a body."""
+HEADER_SECONDS = 10.0
+"""How long a sender may take for its first request's headers, or for the rest of half a request's."""
 IDLE_SECONDS = 75.0
-"""How long a connection may stay open without a request, or with half of one's headers."""
+"""How long a connection may stay open after a request."""
+MAX_IDLE = 128
+"""Connections of one address whose request is not all there. Beyond it the oldest is closed, so that others are heard."""
 RETRY_SECONDS = 5
 STOP_SECONDS = 10
 
@@ -62,7 +71,9 @@ _TYPES = {"application/x-protobuf": False, "application/json": True}
 """Whether it is JSON."""
 _SIGNALS = {"/v1/metrics": "metrics", "/v1/logs": "logs"}
 # gRPC's codes, as google.rpc.Status names them
-_INVALID, _EXHAUSTED, _UNAVAILABLE, _UNAUTHENTICATED, _INTERNAL = 3, 8, 14, 16, 13
+_INVALID, _DENIED, _EXHAUSTED, _UNAVAILABLE, _UNAUTHENTICATED, _INTERNAL = 3, 7, 8, 14, 16, 13
+_ENDED = object()
+T = TypeVar("T")
 
 
 class Refused(Exception):
@@ -71,7 +82,7 @@ class Refused(Exception):
     def __init__(self, code: int, reason: str, grpc: int = _INVALID, **headers: str) -> None:
         super().__init__(reason)
         self.code = code
-        self.reason = reason
+        self.reason = clean_value(reason) or ""  # it may quote what was sent, and goes to a log
         self.grpc = grpc
         self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
 
@@ -82,6 +93,7 @@ class Receiver:
     def __init__(self, meter: Meter, token: str | None = None) -> None:
         self._intake = Intake(meter)
         self._token = token.encode() if token else None
+        self._large = asyncio.Lock()
         self._worker = ThreadPoolExecutor(1, "voight-otlp")
         self._waiting = 0
         self._said: set[int] = set()
@@ -105,7 +117,7 @@ class Receiver:
             as_json = _TYPES.get(content_type, False)
             media_type = "application/json" if as_json else "application/x-protobuf"
             try:
-                self._check_token(request)
+                self._check_sender(request)
                 if content_type not in _TYPES:
                     raise Refused(415, f"send application/x-protobuf or application/json, not {content_type[:100] or 'nothing'}")
                 return Response(await answer(request, as_json), 200, media_type=media_type)
@@ -126,8 +138,9 @@ class Receiver:
             sender = request.client.host if request.client is not None else "somebody"
             logger.warning("a request of %s is answered with %d: %s; further ones are not logged", sender, refused.code, refused.reason)
 
-    def _check_token(self, request: Request) -> None:
+    def _check_sender(self, request: Request) -> None:
         if self._token is None:
+            _check_page(request)
             return
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self._token):
@@ -137,21 +150,48 @@ class Receiver:
 
     async def _traces(self, request: Request, as_json: bool) -> bytes:
         encoding = request.headers.get("content-encoding", "identity").strip().lower() or "identity"
-        if encoding not in _UNPACKERS:
+        if encoding not in UNPACKERS:
             raise Refused(415, f"send the body as gzip, deflate or identity, not {encoding[:100]}")
         body = await self._body(request)
         size = len(body)
         try:
-            loop = asyncio.get_running_loop()
-            taken = await loop.run_in_executor(self._worker, self._take, body, encoding, as_json)
-        except RuntimeError as error:  # the worker has been shut down
-            raise Refused(503, "the receiver is stopping", _UNAVAILABLE, retry_after=str(RETRY_SECONDS)) from error
+            taken = await self._taken(body, encoding, as_json)
         finally:
             self._waiting -= size
         if not taken.rejected:
             return b"{}" if as_json else b""
         why = "; ".join(f"{reason} ({count:,} times)" for reason, count in taken.why.most_common(5))
         return wire.export_response(taken.rejected, f"not used: {why}", as_json=as_json)
+
+    async def _taken(self, packed: bytes, encoding: str, as_json: bool) -> Taken:
+        """Take a body. Of large ones only one is unpacked at a time: each may have 64 MB."""
+        taken = Taken()
+
+        def small() -> bool:
+            try:
+                body = UNPACKERS[encoding](packed, SMALL_BODY)
+            except TooLarge:
+                return False
+            for _ in self._intake.slices(decode(body), taken):
+                pass
+            return True
+
+        def large() -> Iterator[None]:
+            yield from self._intake.slices(decode(UNPACKERS[encoding](packed, MAX_JSON if as_json else MAX_UNPACKED)), taken)
+
+        decode = wire.decode_json if as_json else decode_protobuf
+        if not await self._in_worker(small):
+            async with self._large:
+                slices = large()
+                while await self._in_worker(lambda: next(slices, _ENDED)) is not _ENDED:
+                    pass
+        return taken
+
+    async def _in_worker(self, work: Callable[[], T]) -> T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._worker, _answered, work)
+        except RuntimeError as error:  # the worker has been shut down
+            raise Refused(503, "the receiver is stopping", _UNAVAILABLE, retry_after=str(RETRY_SECONDS)) from error
 
     async def _dropped(self, request: Request, as_json: bool) -> bytes:
         """Metrics and logs. Refused, they would be sent again and again; so they are taken, and it is said that they go nowhere."""
@@ -164,7 +204,7 @@ class Receiver:
         length = request.headers.get("content-length", "")
         if length.isascii() and length.isdigit() and (len(length) > 15 or int(length) > MAX_BODY):
             raise _too_large(f"a body has at most {MAX_BODY:,} bytes")
-        parts: list[bytes] = []
+        body = bytearray()
         size = 0
         try:
             async with asyncio.timeout(BODY_SECONDS):
@@ -175,72 +215,83 @@ class Receiver:
                         raise Refused(429, "too much is waiting: come again", _EXHAUSTED, retry_after="1")
                     size += len(part)
                     self._waiting += len(part)
-                    parts.append(part)
-            return b"".join(parts)
+                    body += part
+            return bytes(body)
         except BaseException as error:
             self._waiting -= size
             if isinstance(error, TimeoutError):
                 raise Refused(408, f"a body has to be there within {BODY_SECONDS:.0f} seconds", _UNAVAILABLE) from error
             raise
 
-    def _take(self, packed: bytes, encoding: str, as_json: bool) -> Taken:
-        try:
-            body = _UNPACKERS[encoding](packed, MAX_JSON if as_json else MAX_UNPACKED)
-            return self._intake.take(wire.decode_json(body) if as_json else decode_protobuf(body))
-        except wire.Malformed as error:
-            raise Refused(400, str(error)) from error
-        except wire.TooLarge as error:
-            raise _too_large(str(error)) from error
-        except NotWritten as error:
-            raise Refused(503, "the journal cannot be written: come again", _UNAVAILABLE, retry_after=str(RETRY_SECONDS)) from error
-        except Exception as error:
-            logger.exception("a request could not be worked on")
-            raise Refused(500, f"an error of the receiver's own: {type(error).__name__}", _INTERNAL) from error
+
+def _answered(work: Callable[[], T]) -> T:
+    try:
+        return work()
+    except Malformed as error:
+        raise Refused(400, str(error)) from error
+    except TooLarge as error:
+        raise _too_large(str(error)) from error
+    except NotWritten as error:
+        raise Refused(503, "the journal cannot be written: come again", _UNAVAILABLE, retry_after=str(RETRY_SECONDS)) from error
+    except Exception as error:
+        logger.exception("a request could not be worked on")
+        raise Refused(500, f"an error of the receiver's own: {type(error).__name__}", _INTERNAL) from error
+
+
+def _check_page(request: Request) -> None:
+    """
+    Refuse what a page in a browser of this machine may have sent: its host's name leads here by DNS (rebinding).
+
+    Raises:
+        Refused: The request names a host, or comes from a page of one, that is not this machine.
+    """
+    host, origin = request.headers.get("host", ""), request.headers.get("origin")
+    if not is_loopback(host_name(host) or "") or (origin is not None and not is_loopback(host_name(origin) or "")):
+        raise Refused(403, "without a token, only senders to localhost are heard: set VOIGHT_OTLP_TOKEN", _DENIED)
 
 
 def _too_large(reason: str) -> Refused:
     return Refused(413, f"{reason}; send less at once", _EXHAUSTED)
 
 
-def _identity(packed: bytes, most: int) -> bytes:
-    if len(packed) > most:
-        raise wire.TooLarge(f"a body has at most {most:,} bytes")
-    return packed
+class Connection(H11Protocol):
+    """A connection that does not wait for ever, and does not keep others of its address out."""
 
+    idle_since = 0.0
 
-def _inflate(packed: bytes, most: int, *windows: int) -> bytes:
-    """
-    What was packed, as far as *most* bytes: a thousandth of it on the wire may say all of it.
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.idle_since = time.monotonic()
+        address = self.client and self.client[0]
+        unready = [
+            one for one in self.connections if isinstance(one, Connection) and not one.has_all and (one.client and one.client[0]) == address
+        ]
+        if len(unready) > MAX_IDLE:
+            oldest = min(unready, key=lambda one: one.idle_since)
+            oldest.transport.close()
+            self.connections.discard(oldest)  # it counts until the loop comes round otherwise
 
-    Raises:
-        Malformed: It was not packed so, or is not all there.
-        TooLarge: It is more than *most* bytes.
-    """
-    for number, window in enumerate(windows):
-        out, rest = bytearray(), packed
-        try:
-            while rest:
-                unpacking = zlib.decompressobj(window)
-                out += unpacking.decompress(rest, most + 1 - len(out))
-                if len(out) > most:
-                    raise wire.TooLarge(f"a body has at most {most:,} bytes when it is unpacked")
-                if not unpacking.eof:
-                    raise wire.Malformed("a packed body that ends before its end")
-                rest = unpacking.unused_data  # gzip may have several parts
-            return bytes(out)
-        except zlib.error as error:
-            if number == len(windows) - 1:
-                raise wire.Malformed("a body that is not packed as it says") from error
-    raise AssertionError
+    def on_response_complete(self) -> None:
+        self.idle_since = time.monotonic()
+        super().on_response_complete()
 
+    @property
+    def has_all(self) -> bool:
+        """Whether all of a request is there, and its answer is not."""
+        return not self.is_idle and not self.cycle.more_body
 
-_UNPACKERS: dict[str, Callable[[bytes, int], bytes]] = {
-    "identity": _identity,
-    "none": _identity,
-    "gzip": lambda packed, most: _inflate(packed, most, zlib.MAX_WBITS | 16),
-    # RFC 9110, 8.4.1.2: with zlib's frame; some senders leave it out.
-    "deflate": lambda packed, most: _inflate(packed, most, zlib.MAX_WBITS, -zlib.MAX_WBITS),
-}
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is under way, or only half of one's headers is there."""
+        cycle: Any = self.cycle  # None before the first request
+        return cycle is None or bool(cycle.response_complete)
+
+    def close_if_late(self) -> None:
+        """Close the connection if it has been idle for too long."""
+        cycle: Any = self.cycle
+        limit = HEADER_SECONDS if cycle is None or self.conn.trailing_data[0] else IDLE_SECONDS
+        if self.is_idle and time.monotonic() - self.idle_since > limit:
+            self.transport.close()
 
 
 class Server:
@@ -262,7 +313,7 @@ class Server:
         self._server = uvicorn.Server(
             uvicorn.Config(
                 self.receiver.application(),
-                http="h11",  # bounds the headers of a request; httptools does not
+                http=Connection,  # h11 bounds the headers of a request; httptools does not
                 ws="none",
                 lifespan="on",
                 log_config=None,
@@ -272,6 +323,7 @@ class Server:
                 limit_concurrency=MAX_REQUESTS,
                 timeout_keep_alive=int(IDLE_SECONDS),
                 timeout_graceful_shutdown=STOP_SECONDS,
+                proxy_headers=False,  # the address that is logged and bounded is the connection's own
             )
         )
 
@@ -304,14 +356,9 @@ class Server:
             watching.cancel()
 
     async def _close_idle(self) -> None:
-        """uvicorn waits for ever for the rest of a request's headers."""
-        since: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()
+        """Close connections whose sender takes too long: uvicorn waits for ever for the rest of a request's headers."""
         while True:
-            await asyncio.sleep(min(5.0, IDLE_SECONDS / 4))
-            now = time.monotonic()
+            await asyncio.sleep(min(1.0, HEADER_SECONDS / 4))
             for connection in list(self._server.server_state.connections):
-                cycle = getattr(connection, "cycle", None)
-                if cycle is not None and not cycle.response_complete:
-                    since.pop(connection, None)
-                elif now - since.setdefault(connection, now) > IDLE_SECONDS and (transport := connection.transport) is not None:
-                    transport.close()
+                if isinstance(connection, Connection):
+                    connection.close_if_late()

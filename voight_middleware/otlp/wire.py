@@ -1,5 +1,5 @@
 """
-The two encodings of OTLP, a span at a time: a body may hold a million of them.
+The two encodings of OTLP, a span at a time: a body may hold tens of thousands of them.
 
 Sources: OpenTelemetry, "OTLP specification" 1.x (JSON: ids in hexadecimal, lowerCamelCase, enumerations as numbers; "Full success",
 "Partial success", "Failures"); ``opentelemetry/proto/trace/v1/trace.proto``.
@@ -9,137 +9,72 @@ from __future__ import annotations
 
 import importlib
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
+from voight_middleware.otlp.framing import MAX_SPANS, Malformed, ScopeSpans, TooLarge, Unusable, of_resource, scopes_of, slim_span
 from voight_middleware.otlp.spans import MAX_TEXT, Key, Span, text, wanted
 
-MAX_SPANS = 1_000_000
-"""How many spans one body may hold."""
-MAX_JSON_PARTS = 4_000_000
-"""How many commas one body of JSON may have: each part of a list costs memory of ours, and none of whoever sends it."""
+MAX_JSON_PARTS = 500_000
+"""How many values one body of JSON may have. Each costs memory of ours, and nearly none of a sender that compresses."""
 _MAX_ATTRIBUTES = 2000
 """How many attributes of one span are looked at."""
+_MAX_EXCEPTIONS = 16
+"""How many exceptions of one span are looked at."""
 FIRST_TOKEN = frozenset({"First Token Stream Event", "ai.stream.firstChunk"})
 """Events that say when the first part of an answer came: OpenInference's instrumentors, the Vercel AI SDK."""
 
-
-class Malformed(ValueError):
-    """A body that is not what its type says."""
-
-
-class TooLarge(ValueError):
-    """A body with more in it than is taken at once."""
-
-
-class Unusable(ValueError):
-    """One span that cannot be used; the others of its body can."""
-
-
 Found = Span | Unusable
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """The spans of a request. They are read one by one, as they are asked for."""
+
+    count: int
+    spans: Iterator[Found]
 
 
 # -- protobuf ------------------------------------------------------------------------------------------------------------------
 
 
-def protobuf_decoder() -> Callable[[bytes], Iterator[Found]]:
+def protobuf_decoder() -> Callable[[bytes], Decoded]:
     """
-    What reads an ``ExportTraceServiceRequest``. The whole of a body's framing is checked before its first span is answered.
+    Return what reads an ``ExportTraceServiceRequest``. It checks the whole of a body's framing before the first span is read.
 
     Raises:
         ImportError: opentelemetry-proto is not installed.
     """
     try:
         broken: Any = importlib.import_module("google.protobuf.message").DecodeError
-        from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope
-        from opentelemetry.proto.resource.v1.resource_pb2 import Resource
+        from opentelemetry.proto.common.v1.common_pb2 import KeyValue
         from opentelemetry.proto.trace.v1.trace_pb2 import Span as Message
     except ImportError as error:
         raise ImportError("reading OTLP needs opentelemetry-proto: pip install 'voight-middleware[otlp]'") from error
 
-    def decode(body: bytes) -> Iterator[Found]:
-        count = 0
-        for _, _, spans in _scopes(body, Resource, InstrumentationScope, broken):
-            for _ in spans:
-                count += 1
-                if count > MAX_SPANS:
-                    raise TooLarge(f"more than {MAX_SPANS:,} spans in one request")
-        return spans_of(body)
-
-    def spans_of(body: bytes) -> Iterator[Found]:
-        for resource, scope, spans in _scopes(body, Resource, InstrumentationScope, broken):
-            for start, end in spans:
-                try:
-                    message = Message.FromString(body[start:end])
-                except (broken, UnicodeDecodeError):
-                    yield Unusable("a span that is no message")
-                    continue
-                try:
-                    yield _from_message(message, resource, scope)
-                except Unusable as unusable:
-                    yield unusable
-
-    return decode
-
-
-def _scopes(
-    body: bytes, resource_type: Any, scope_type: Any, broken: Any
-) -> Iterator[tuple[dict[str, Any], str, Iterable[tuple[int, int]]]]:
-    """Each ``ScopeSpans`` of a body: the attributes of its resource, the name of its scope, and where its spans are."""
-    for start, end in _fields(body, 0, len(body), 1):  # resource_spans
+    def decode(body: bytes) -> Decoded:
         try:
-            resource: dict[str, Any] = {}
-            for at in _fields(body, start, end, 1):
-                resource.update(_attributes(resource_type.FromString(body[at[0] : at[1]]).attributes, _of_resource))
-            for inner in _fields(body, start, end, 2):  # scope_spans
-                scope = ""
-                for at in _fields(body, *inner, 1):
-                    scope = scope_type.FromString(body[at[0] : at[1]]).name
-                yield resource, scope[:MAX_TEXT], _fields(body, *inner, 2)
+            scopes = list(scopes_of(body, KeyValue.FromString))
         except (broken, UnicodeDecodeError) as error:
             raise Malformed("a resource or scope that is no message") from error
+        return Decoded(sum(len(spans) for _, _, spans in scopes), spans_of(body, scopes))
 
+    def spans_of(body: bytes, scopes: list[ScopeSpans]) -> Iterator[Found]:
+        for resource, scope, spans in scopes:
+            for start, end in spans:
+                try:
+                    message = Message.FromString(slim_span(body[start:end]))
+                    yield _from_message(message, resource, scope)
+                except (broken, UnicodeDecodeError, Malformed):
+                    yield Unusable("a span that is no message")
+                except Unusable as unusable:
+                    yield unusable.with_traceback(None)  # which would keep the message
 
-def _fields(body: bytes, at: int, end: int, wanted_field: int) -> Iterator[tuple[int, int]]:
-    """
-    Where the messages of one field are, within a message. The library would make an object of each of a million spans at once.
-
-    Source: Protocol Buffers, "Encoding".
-    """
-    while at < end:
-        tag, at = _varint(body, at, end)
-        field, kind = tag >> 3, tag & 7
-        if field == 0:
-            raise Malformed("a field without a number")
-        if kind == 2:
-            length, at = _varint(body, at, end)
-            if length > end - at:
-                raise Malformed("a message that ends before its end")
-            if field == wanted_field:
-                yield at, at + length
-            at += length
-        elif kind == 0:
-            _, at = _varint(body, at, end)
-        elif kind in (1, 5):
-            at += 8 if kind == 1 else 4
-        else:
-            raise Malformed(f"a field of kind {kind}")
-    if at > end:
-        raise Malformed("a message that ends before its end")
-
-
-def _varint(body: bytes, at: int, end: int) -> tuple[int, int]:
-    value = shift = 0
-    while at < end and shift < 70:
-        byte = body[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
-    raise Malformed("a number that does not end")
+    return decode
 
 
 def _from_message(message: Any, resource: Mapping[str, Any], scope: str) -> Span:
@@ -155,9 +90,11 @@ def _from_message(message: Any, resource: Mapping[str, Any], scope: str) -> Span
         resource=resource,
         failed=failed,
     )
+    exceptions = 0
     for event in message.events[:_MAX_ATTRIBUTES]:
-        said = _attributes(event.attributes, _of_exception) if event.name == "exception" else {}
-        _event(span, event.name, event.time_unix_nano, said)
+        exceptions += event.name == "exception"
+        is_read = event.name == "exception" and exceptions <= _MAX_EXCEPTIONS
+        _event(span, event.name, event.time_unix_nano, _attributes(event.attributes, _of_exception) if is_read else {})
     return _checked(span)
 
 
@@ -242,16 +179,27 @@ _decode_request = msgspec.json.Decoder(_Request).decode
 _decode_span = msgspec.json.Decoder(_Span).decode
 
 
-def decode_json(body: bytes) -> Iterator[Found]:
+_JSON_TEXT = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
+
+
+def _json_parts(body: bytes) -> int:
+    """Return how many commas separate values. Those inside of texts are told apart only in a body with many."""
+    commas = body.count(b",")
+    if commas <= MAX_JSON_PARTS or commas > 4 * MAX_JSON_PARTS or body.count(b'"') > 8 * MAX_JSON_PARTS:
+        return commas
+    return commas - sum(text.group().count(b",") for text in _JSON_TEXT.finditer(body))
+
+
+def decode_json(body: bytes) -> Decoded:
     """
-    What an ``ExportTraceServiceRequest`` in JSON holds.
+    Return what an ``ExportTraceServiceRequest`` in JSON holds.
 
     Raises:
         Malformed: It is none.
         TooLarge: It holds more than is taken at once.
     """
-    if body.count(b",") > MAX_JSON_PARTS:
-        raise TooLarge("too many values in one request")
+    if _json_parts(body) > MAX_JSON_PARTS:
+        raise TooLarge(f"more than {MAX_JSON_PARTS:,} values in one request")
     try:
         request = _decode_request(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
@@ -259,12 +207,12 @@ def decode_json(body: bytes) -> Iterator[Found]:
     count = sum(len(scope.spans) for resource in request.resource_spans for scope in resource.scope_spans)
     if count > MAX_SPANS:
         raise TooLarge(f"more than {MAX_SPANS:,} spans in one request")
-    return _json_spans(request)
+    return Decoded(count, _json_spans(request))
 
 
 def _json_spans(request: _Request) -> Iterator[Found]:
     for one in request.resource_spans:
-        resource = _pairs(one.resource.attributes, _of_resource) if one.resource is not None else {}
+        resource = _pairs(one.resource.attributes, of_resource) if one.resource is not None else {}
         for scope in one.scope_spans:
             name = scope.scope.name[:MAX_TEXT] if scope.scope is not None else ""
             for raw in scope.spans:
@@ -273,7 +221,7 @@ def _json_spans(request: _Request) -> Iterator[Found]:
                 except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
                     yield Unusable("a span with a value of another type")
                 except Unusable as unusable:
-                    yield unusable
+                    yield unusable.with_traceback(None)  # which would keep the message
 
 
 def _from_json(found: _Span, resource: Mapping[str, Any], scope: str) -> Span:
@@ -289,9 +237,11 @@ def _from_json(found: _Span, resource: Mapping[str, Any], scope: str) -> Span:
         resource=resource,
         failed=found.status is not None and found.status.code in (2, "2", "STATUS_CODE_ERROR"),
     )
+    exceptions = 0
     for event in found.events[:_MAX_ATTRIBUTES]:
-        said = _pairs(event.attributes, _of_exception) if event.name == "exception" else {}
-        _event(span, event.name, _nanoseconds(event.time_unix_nano), said)
+        exceptions += event.name == "exception"
+        is_read = event.name == "exception" and exceptions <= _MAX_EXCEPTIONS
+        _event(span, event.name, _nanoseconds(event.time_unix_nano), _pairs(event.attributes, _of_exception) if is_read else {})
     return _checked(span)
 
 
@@ -326,10 +276,6 @@ def _nanoseconds(value: int | str) -> int:
 
 
 # -- both ----------------------------------------------------------------------------------------------------------------------
-
-
-def _of_resource(key: str) -> bool:
-    return key in {"service.name", "service.version"}
 
 
 def _of_exception(key: str) -> bool:

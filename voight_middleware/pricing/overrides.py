@@ -73,7 +73,9 @@ def read_overrides(path: Path) -> Overrides:
         raise OverridesError([f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}"]) from error
     try:
         content = tomllib.loads(text, parse_float=Decimal)
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError as error:
+        raise OverridesError([f"{path}: lists or tables are nested too deeply"]) from error
+    except ValueError as error:  # beside what is not TOML, numbers of thousands of digits
         raise OverridesError([f"{path}: {error}"]) from error
     reader = _Reader(path, text)
     rules = reader.rules(content.pop("price", []))

@@ -12,16 +12,27 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from typing import Any
 
-from voight_middleware.meter import note
+from voight_middleware.meter import current_meter, note
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
-"""A longer body is let pass; its usage stays unknown."""
+"""A longer body, packed or not, is let pass; its usage stays unknown."""
+PLAIN = ("identity", "")
+ZIPPED = ("gzip", "deflate")
+_STEP = 1024 * 1024
+"""How many bytes of a stream are unpacked at a time."""
+_MOST_PACKED = 200
+"""How many times its size a stream may have unpacked, beyond its first ``_SLACK`` bytes. Chunks of a chat shrink to a thirtieth."""
+_SLACK = 4 * 1024 * 1024
+_PIECES = {"gzip": 1024, "deflate": 1024}
+"""How many packed bytes are unpacked at a time, so that none of it becomes too much. Deflate makes at most a thousand of one."""
+_PIECE = 16
+"""The same of other encodings, which make megabytes of some bytes."""
 
 
 class Body:
     """One body, as it passes by."""
 
-    __slots__ = ("_answer", "_kept", "_size", "ended", "error", "first_part")
+    __slots__ = ("_answer", "_encoding", "_kept", "_size", "ended", "error", "first_part")
 
     def __init__(self, response: Any) -> None:
         self.first_part: int | None = None
@@ -32,6 +43,7 @@ class Body:
         """What broke it off."""
         make: Callable[..., Any] = type(response)
         self._answer = partial(make, response.status_code, headers=response.headers)
+        self._encoding = response.headers.get("content-encoding", "identity").lower()
         self._kept: list[bytes] | None = []
         self._size = 0
 
@@ -50,13 +62,26 @@ class Body:
                 self._kept = None
 
     def content(self) -> bytes:
-        """What has passed, with its content encoding undone; empty for one that was too long, or cannot be decoded."""
+        """Return what has passed, with its content encoding undone; empty for one that was too long, or cannot be decoded."""
         try:
-            return bytes(self._answer(content=b"".join(self._kept)).content) if self._kept else b""
+            return self._unpacked(b"".join(self._kept)) if self._kept else b""
         except Exception as error:
             if type(error).__name__ != "DecodingError":  # httpx's and httpx2's own, of a broken body
                 note(error)
             return b""
+
+    def _unpacked(self, packed: bytes) -> bytes:
+        """Undo the encoding by the caller's own HTTP library, piece by piece: a megabyte may be a gigabyte."""
+        if self._encoding in PLAIN:
+            return packed
+        piece = _PIECES.get(self._encoding, _PIECE)
+        out = bytearray()
+        pieces = (packed[at : at + piece] for at in range(0, len(packed), piece))
+        for part in self._answer(content=pieces).iter_bytes():
+            out += part
+            if len(out) > MAX_BODY_BYTES:
+                return b""
+        return bytes(out)
 
     def events(self) -> Iterator[Any]:
         """The server-sent events in it."""
@@ -67,6 +92,35 @@ class Body:
                 yield json.loads(line[5:], object_hook=_Event)
 
 
+class Unpacking:
+    """Undoes gzip or deflate of a body that passes by."""
+
+    __slots__ = ("_packed", "_unpacked", "_zlib")
+
+    def __init__(self) -> None:
+        self._zlib = zlib.decompressobj(zlib.MAX_WBITS | 32)
+        self._packed = self._unpacked = 0
+
+    def feed(self, part: bytes) -> Iterator[bytes]:
+        """
+        Return what *part* unpacks to, a megabyte at a time.
+
+        Raises:
+            ValueError: So much comes out of so little only where it is meant to do harm.
+            zlib.error: It is not packed so.
+        """
+        while not self._zlib.eof:
+            data = self._zlib.decompress(part, _STEP)
+            self._packed += len(part) - len(self._zlib.unconsumed_tail)
+            self._unpacked += len(data)
+            if self._unpacked > _SLACK + _MOST_PACKED * self._packed:
+                raise ValueError("a body that unpacks to hundreds of times its size")
+            yield data
+            part = self._zlib.unconsumed_tail
+            if not part and len(data) < _STEP:
+                return
+
+
 class Lines(Body):
     """
     A body of JSON Lines, each handed on as it has passed. Nothing is kept: a batch's answers may be larger than the memory.
@@ -75,36 +129,48 @@ class Lines(Body):
         line: Takes a line; false where no more are wanted.
     """
 
-    __slots__ = ("_decompress", "_line", "_rest")
+    __slots__ = ("_line", "_rest", "_size_of_rest", "_unpack")
 
     def __init__(self, response: Any, line: Callable[[bytes], bool]) -> None:
         super().__init__(response)
         self._kept = None
         self._rest: list[bytes] = []
-        encoding = response.headers.get("content-encoding", "identity")
-        self._decompress: Callable[[bytes], bytes] | None = None
-        if encoding in ("gzip", "deflate"):
-            self._decompress = zlib.decompressobj(zlib.MAX_WBITS | 32).decompress
-        self._line: Callable[[bytes], bool] | None = line if encoding in ("gzip", "deflate", "identity", "") else None
+        self._size_of_rest = 0
+        self._unpack = Unpacking() if self._encoding in ZIPPED else None
+        self._line: Callable[[bytes], bool] | None = line if self._encoding in (*ZIPPED, *PLAIN) else None
 
     def take(self, part: bytes) -> None:
-        if self._line is not None:
-            first, *others = (part if self._decompress is None else self._decompress(part)).split(b"\n")
-            self._rest.append(first)
-            for begun in others:
-                self._hand_on(b"".join(self._rest))
-                self._rest = [begun]
+        if self._line is None:
+            return
+        try:
+            for data in (part,) if self._unpack is None else self._unpack.feed(part):
+                self._split(data)
+        except (ValueError, zlib.error):
+            current_meter().counters["unreadable_answers"] += 1
+            self.forget()
+
+    def _split(self, data: bytes) -> None:
+        *lines, begun = data.split(b"\n")
+        if lines:
+            lines[0] = b"".join((*self._rest, lines[0]))
+            self._rest, self._size_of_rest = [], 0
+            for line in filter(None, map(bytes.strip, lines)):
+                self._hand_on(line)
+        self._rest.append(begun)
+        self._size_of_rest += len(begun)
+        if self._size_of_rest > MAX_BODY_BYTES:
+            raise ValueError("a line without an end")
 
     def forget(self) -> None:
         self._line, self._rest = None, []
 
     def done(self) -> None:
         """The body is closed: its last line may have no end."""
-        if self.ended:
-            self._hand_on(b"".join(self._rest))
+        if self.ended and (line := b"".join(self._rest).strip()):
+            self._hand_on(line)
 
     def _hand_on(self, line: bytes) -> None:
-        if self._line is not None and line.strip() and not self._line(line):
+        if self._line is not None and not self._line(line):
             self.forget()
 
 

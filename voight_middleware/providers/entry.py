@@ -144,7 +144,7 @@ class Entry:
                 Beginning(
                     provider=self.provider,
                     endpoint=self.endpoint.name,
-                    requested_model=model if isinstance(model, str) else None,
+                    requested_model=meter.guarded_text("requested_model", model) if isinstance(model, str) else None,
                     host=self.host,
                     streamed=self.stream,
                     started_at=self.started_at,

@@ -17,10 +17,7 @@ import msgspec
 
 from voight_middleware.meter import current_meter
 from voight_middleware.providers.answers import StreamReader
-from voight_middleware.providers.bodies import MAX_BODY_BYTES, Body
-
-_PLAIN = ("identity", "")
-_ZIPPED = ("gzip", "deflate")
+from voight_middleware.providers.bodies import MAX_BODY_BYTES, PLAIN, ZIPPED, Body, Unpacking
 
 
 class Event(dict[str, Any]):
@@ -40,21 +37,7 @@ class Form(NamedTuple):
     """What completes the last event, where a body may end without it."""
 
 
-class Whole(Body):
-    """A body that is read when all of it has passed."""
-
-    __slots__ = ("_encoding",)
-
-    def __init__(self, response: Any) -> None:
-        super().__init__(response)
-        self._encoding = response.headers.get("content-encoding", "identity").lower()
-
-    def content(self) -> bytes:
-        """What has passed, with its encoding undone; empty where that cannot be done, or it was too long."""
-        return b"".join(self._kept or ()) if self._encoding in _PLAIN else super().content()
-
-
-class Events(Whole):
+class Events(Body):
     """
     A streamed body.
 
@@ -64,7 +47,7 @@ class Events(Whole):
         reader: Is shown each event as soon as it has passed.
     """
 
-    __slots__ = ("_decompress", "_form", "_reader", "_rest", "_size_of_rest")
+    __slots__ = ("_form", "_reader", "_rest", "_size_of_rest", "_unpack")
 
     def __init__(self, response: Any, form: Form, reader: StreamReader) -> None:
         super().__init__(response)
@@ -72,23 +55,22 @@ class Events(Whole):
         self._reader = reader
         self._rest: list[bytes] = []
         self._size_of_rest = 0
-        self._decompress: Callable[[bytes], bytes] | None = None
-        if self._encoding in _ZIPPED:
-            self._decompress = zlib.decompressobj(zlib.MAX_WBITS | 32).decompress
-        if self._encoding in _PLAIN or self._decompress is not None:
+        self._unpack = Unpacking() if self._encoding in ZIPPED else None
+        if self._encoding in (*PLAIN, *ZIPPED):
             self._kept = None  # any other is kept, as only the HTTP library can undo it, and only at the end
 
     def take(self, part: bytes) -> None:
         super().take(part)
         if self._kept is None:
             try:
-                self.feed(part if self._decompress is None else self._decompress(part))
+                for data in (part,) if self._unpack is None else self._unpack.feed(part):
+                    self.feed(data)
             except (ValueError, zlib.error):
                 self._give_up()
 
     def all_there(self, content: bytes) -> None:
         """The whole body is there already, and its encoding is undone."""
-        self._kept, self._decompress = None, None
+        self._kept, self._unpack = None, None
         self.take(content)
         self.ended = True
 
@@ -119,8 +101,8 @@ class Events(Whole):
         else:
             self._rest.append(data)
             self._size_of_rest += len(data)
-            if self._size_of_rest > MAX_BODY_BYTES:
-                self.forget()
+        if self._size_of_rest > MAX_BODY_BYTES:
+            self.forget()
 
     def events(self) -> Iterator[Any]:
         """None any more: shows the last of them, as all others have been shown."""
@@ -171,12 +153,12 @@ def _data(block: bytes) -> bytes:
 
 def _sent(data: bytes) -> tuple[list[Any], bytes]:
     blocks, rest = _blocks(data)
-    return [event for block in blocks if (text := _data(block)) and (event := _loaded(text)) is not None], rest
+    return [event for block in filter(None, blocks) if (text := _data(block)) and (event := _loaded(text)) is not None], rest
 
 
 def _named(data: bytes) -> tuple[list[Any], bytes]:
     blocks, rest = _blocks(data)
-    loaded = ((block, _loaded(text)) for block in blocks if (text := _data(block)))
+    loaded = ((block, _loaded(text)) for block in filter(None, blocks) if (text := _data(block)))
     return [Event(event=_name(block), data=event) for block, event in loaded if event is not None], rest
 
 
@@ -230,7 +212,7 @@ def _chunks(data: bytes) -> tuple[list[Any], bytes]:
     """Those of a chat, of which there are many: one for each token. Odd ones are read as any other event."""
     blocks, rest = _blocks(data)
     found: list[Any] = []
-    for block in blocks:
+    for block in filter(None, blocks):
         text = _data(block)
         if text:
             try:

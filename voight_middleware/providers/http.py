@@ -18,9 +18,9 @@ import msgspec
 from voight_middleware.meter import current_meter, note
 from voight_middleware.providers import anthropic, bedrock, events, gemini, openai
 from voight_middleware.providers.answers import Answer, Endpoint
-from voight_middleware.providers.bodies import MAX_BODY_BYTES
+from voight_middleware.providers.bodies import MAX_BODY_BYTES, Body
 from voight_middleware.providers.entry import ByHand, Entry, biller, current_entry
-from voight_middleware.providers.events import Events, Form, Whole
+from voight_middleware.providers.events import Events, Form
 from voight_middleware.providers.streams import quietly, watch_close
 
 T = TypeVar("T")
@@ -285,7 +285,7 @@ def _body(request: Any) -> dict[str, Any]:
         return {}
     try:
         return dict(msgspec.json.decode(content))
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return {}
 
 
@@ -362,7 +362,7 @@ class HttpEntry(Entry):
         if response.is_closed:
             self.body_read(response.content, status, 0)
             return
-        body = Whole(response)
+        body = Body(response)
         if response.headers.get("content-type", "").startswith("audio/"):
             body.forget()  # it says nothing of its usage
 

@@ -15,6 +15,7 @@ from voight_middleware.hosts import host_name
 from voight_middleware.meter import current_meter, note
 from voight_middleware.providers.answers import kept, usage_json
 from voight_middleware.providers.entry import ByHand, Entry, current_entry
+from voight_middleware.pseudonyms import kept_call_id
 from voight_middleware.tag_values import complain
 from voight_middleware.tags import NOBODY, Frame, Tags, current_frame, make_tags
 from voight_middleware.usage import Usage, UsageError, read_usage, recognise
@@ -53,7 +54,7 @@ def record(
         base_url: Where it was sent. Only its host name is kept.
         service_tier: The tier that served it, where *usage* does not say.
         batch: Whether it is billed at the batch rate.
-        call_id: Your own id of this call: recording it again changes nothing.
+        call_id: Your own id of this call: recording it again changes nothing. One with personal data is kept as a digest.
 
     Raises:
         ValueError: An argument cannot be used; the message names it.
@@ -73,7 +74,7 @@ def record(
     _check_endpoint(endpoint)
     raw, dialect = _raw_usage(usage, endpoint)
     call = Call(
-        call_id=call_id or new_call_id(),
+        call_id=_own_id(call_id),
         occurred_at=_microseconds(occurred_at or datetime.now(UTC)),
         provider=provider.strip().lower(),
         endpoint=dialect,
@@ -149,7 +150,7 @@ class metered_call:
         )
         _check_endpoint(endpoint)
         self._call = Call(
-            call_id=call_id or new_call_id(),
+            call_id=_own_id(call_id),
             occurred_at=0,
             provider=provider.strip().lower(),
             endpoint=endpoint or "usage",
@@ -281,7 +282,7 @@ class metered_call:
             Beginning(
                 provider=call.provider,
                 endpoint=call.endpoint,
-                requested_model=call.requested_model,
+                requested_model=meter.guarded_text("requested_model", call.requested_model),
                 host=call.host,
                 streamed=call.streamed,
                 started_at=call.occurred_at * 1000,
@@ -343,6 +344,10 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
+def _own_id(call_id: str | None) -> str:
+    return new_call_id() if call_id is None else kept_call_id(call_id, current_meter().settings.pii)
+
+
 def _check(tags: object = None, **arguments: object) -> None:
     for name, value in arguments.items():
         fits, expected = _CHECKS[name]
@@ -382,7 +387,7 @@ def _raw_usage(usage: object, endpoint: str | None) -> tuple[str, str]:
     try:
         raw = kept(usage_json(usage))
         plain = msgspec.json.decode(raw) if raw is not None else None
-    except (AttributeError, TypeError, msgspec.DecodeError):
+    except (AttributeError, TypeError, RecursionError, msgspec.DecodeError):
         pass
     if raw is None or not isinstance(plain, dict):
         raise ValueError(f"usage must be the provider's usage object, its JSON as a mapping, or a Usage, not {type(usage).__name__}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,6 +22,9 @@ PAGE = 100
 OVERDUE_DAYS = 92
 """Stripe lists invoices by when they were made: one that was paid later than this after that is missed, and the report says so."""
 ATTEMPTS = 7
+_HEADER_VALUE = re.compile(r"[!-~]{1,512}")
+_SECRET = re.compile(r"\b[a-z]{2}_(?:live|test)_\w+|\bBearer\s+[^\s'\"]+", re.ASCII)
+"""Keys of Stripe: an error of the HTTP library may show the header that it refuses."""
 
 # Source: Stripe documentation, "Supported currencies": zero-decimal and three-decimal currencies; ISK and UGX are given with two.
 _DECIMALS = {
@@ -39,12 +43,17 @@ def connect(api_key: str, api_base: str | None = None) -> StripeClient:
 
     Raises:
         StripeMissing: It is not installed.
+        RevenueError: The key cannot be one; the message does not show it.
     """
+    key = api_key.strip()  # of a file, it has a line end
+    if not _HEADER_VALUE.fullmatch(key):
+        raise RevenueError(SOURCE, ["the key has a space, a line end or a letter that no key has: look at STRIPE_API_KEY"])
     try:
         import stripe
     except ImportError as error:
         raise StripeMissing("reading Stripe needs its library: pip install 'voight-middleware[stripe]'") from error
-    return stripe.StripeClient(api_key, base_addresses={"api": api_base} if api_base else {}, max_network_retries=3)
+    base = (api_base or "").strip()
+    return stripe.StripeClient(key, base_addresses={"api": base} if base else {}, max_network_retries=3)
 
 
 def read_stripe(client: StripeClient, window: Window, field: str = "user_id", sleep: Callable[[float], None] = time.sleep) -> Revenue:
@@ -68,13 +77,16 @@ def read_stripe(client: StripeClient, window: Window, field: str = "user_id", sl
     currencies: Counter[str] = Counter()
     nameless, nameless_amount = 0, 0
     for invoice in _invoices(client, window, sleep):
-        paid_at = ((invoice.get("status_transitions") or {}).get("paid_at") or 0) * 1_000_000
-        if invoice.get("status") != "paid" or paid_at < window.since or (window.until is not None and paid_at >= window.until):
-            continue
-        amount = _net(invoice)
-        currency = str(invoice.get("currency") or "").upper()
-        customer = invoice.get("customer")
-        id_ = (customer.get("metadata") or {}).get(field) if isinstance(customer, dict) else None
+        try:
+            paid_at = _number((invoice.get("status_transitions") or {}).get("paid_at")) * 1_000_000
+            if invoice.get("status") != "paid" or paid_at < window.since or (window.until is not None and paid_at >= window.until):
+                continue
+            amount = _net(invoice)
+            currency = str(invoice.get("currency") or "").upper()
+            customer = invoice.get("customer")
+            id_ = (customer.get("metadata") or {}).get(field) if isinstance(customer, dict) else None
+        except (AttributeError, TypeError, ValueError) as error:
+            raise RevenueError(SOURCE, [f"invoice {str(invoice.get('id'))[:80]} is not as Stripe documents it ({error})"]) from error
         if amount or id_:
             currencies[currency] += 1
         if id_:
@@ -98,25 +110,48 @@ def read_stripe(client: StripeClient, window: Window, field: str = "user_id", sl
 
 def _net(invoice: dict[str, Any]) -> int:
     """What was paid and kept of an invoice, without tax, in the smallest unit of its currency."""
-    kept = (invoice.get("amount_paid") or 0) - (invoice.get("post_payment_credit_notes_amount") or 0)
-    total = invoice.get("total") or 0
+    kept = _number(invoice.get("amount_paid")) - _number(invoice.get("post_payment_credit_notes_amount"))
+    total = _number(invoice.get("total"))
     without_tax = invoice.get("total_excluding_tax")
     if without_tax is None:
         taxes = invoice.get("total_taxes") or invoice.get("total_tax_amounts") or ()
-        without_tax = total - sum(tax.get("amount") or 0 for tax in taxes)
-    return round(Fraction(kept * without_tax, total)) if total > 0 else kept
+        without_tax = total - sum(_number(tax.get("amount")) for tax in taxes)
+    return round(Fraction(kept * _number(without_tax), total)) if total > 0 else kept
+
+
+def _number(value: object) -> int:
+    """
+    Return an amount or a time; 0 where there is none.
+
+    Raises:
+        TypeError: It is not a whole number.
+    """
+    if value is None:
+        return 0
+    if type(value) is not int:
+        raise TypeError(f"{type(value).__name__} in the place of a whole number")
+    return value
 
 
 def _invoices(client: StripeClient, window: Window, sleep: Callable[[float], None]) -> Iterator[dict[str, Any]]:
     since = (window.since or 0) // 1_000_000 - OVERDUE_DAYS * 86_400
     created = {"gte": max(0, since), **({} if window.until is None else {"lt": -(-window.until // 1_000_000)})}
     last: str | None = None
+    seen: set[str] = set()
     while True:
         params: dict[str, Any] = {"status": "paid", "created": created, "limit": PAGE, "expand": ["data.customer"]}
         page = _page(client, params if last is None else {**params, "starting_after": last}, sleep)
-        invoices = [invoice.to_dict() for invoice in page.data]
+        try:
+            invoices = [invoice.to_dict() for invoice in page.data]
+            ids = {invoice["id"] for invoice in invoices}
+            has_more = bool(page.has_more)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise RevenueError(SOURCE, [f"the list of invoices is not as Stripe documents it ({type(error).__name__})"]) from error
+        if ids & seen:
+            raise RevenueError(SOURCE, ["the list of invoices gives the same ones again: try it later"])
+        seen |= ids
         yield from invoices
-        if not page.has_more or not invoices:
+        if not has_more or not invoices:
             return
         last = invoices[-1]["id"]
 
@@ -139,5 +174,5 @@ def _page(client: StripeClient, params: dict[str, Any], sleep: Callable[[float],
             )
             raise RevenueError(SOURCE, [problem]) from error
         except stripe.StripeError as error:
-            raise RevenueError(SOURCE, [str(error.user_message or error)]) from error
+            raise RevenueError(SOURCE, [_SECRET.sub("***", str(error.user_message or error))]) from error
     raise AssertionError

@@ -1,8 +1,12 @@
-"""The pytest plugin: what a test has caused, and a provider that answers without an API key."""
+"""
+What a test has caused. The fixtures are here too, for ``pytest -p voight_middleware.testing.plugin``; pytest itself loads those of
+``voight_pytest``, which import the library only when a test uses them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
@@ -65,11 +69,11 @@ class VoightCalls:
         return self.all()[index]
 
 
-@pytest.fixture
-def voight_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[VoightCalls]:
-    """The calls that this test makes, kept apart from every other test's and from the real ledger."""
+@contextmanager
+def calls_of_a_test(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[VoightCalls]:
+    """Keep the calls made in the block apart from every other test's, and from the real ledger."""
     # In the environment too: an application that calls `voight.configure()` inside the test, or a process that it starts, stays here.
-    monkeypatch.setenv("VOIGHT_LEDGER", str(tmp_path / "voight" / "ledger.db"))
+    monkeypatch.setenv("VOIGHT_LEDGER", str(folder / "voight" / "ledger.db"))
     monkeypatch.delenv("VOIGHT_JOURNAL", raising=False)
     monkeypatch.delenv("VOIGHT_ENABLED", raising=False)
     monkeypatch.delenv("VOIGHT_KEY", raising=False)  # no call of a test is an event at Voight
@@ -82,6 +86,13 @@ def voight_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Vo
         inner = swap_meter(outer)
         if inner is not None:
             inner.close()
+
+
+@pytest.fixture
+def voight_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[VoightCalls]:
+    """The calls that this test makes, kept apart from every other test's and from the real ledger."""
+    with calls_of_a_test(tmp_path, monkeypatch) as calls:
+        yield calls
 
 
 @pytest.fixture(scope="session")

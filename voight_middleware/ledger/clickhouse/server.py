@@ -71,17 +71,18 @@ def read_url(url: str, environ: Mapping[str, str] = os.environ) -> Server:
     try:
         parts = urlsplit(url)
         port, options = parts.port, dict(parse_qsl(parts.query, keep_blank_values=True))
-    except ValueError as error:
-        raise LedgerError("the URL of the ledger cannot be read: write clickhouse://user:password@host:8123/voight") from error
+    except ValueError:  # its text may have the password
+        raise LedgerError("the URL of the ledger cannot be read: write clickhouse://user:password@host:8123/voight") from None
     if unknown := [name for name in options if name not in _OPTIONS]:
         raise LedgerError(f"the URL of the ledger has an option {unknown[0]!r}; it may have {', '.join(_OPTIONS)}")
     database, cluster = unquote(parts.path.strip("/")) or DATABASE, options.get("cluster") or None
     for what, name in (("database", database), ("cluster", cluster)):
         if name is not None and not _NAME.fullmatch(name):
-            raise LedgerError(f"a {what} of the ledger cannot be called {name!r}: use letters, digits, '_' and '-'")
+            shown = "such a name" if "@" in name else repr(name)  # of a password with a slash, the rest is taken for the database
+            raise LedgerError(f"a {what} of the ledger cannot be called {shown}: use letters, digits, '_' and '-'")
     ttl = options.get("ttl_days")
-    if ttl is not None and not (ttl.isdecimal() and int(ttl) <= 36_500):
-        raise LedgerError(f"ttl_days in the URL of the ledger is a number of days, or 0 for never, not {ttl!r}")
+    if ttl is not None and not (ttl.isdecimal() and len(ttl) <= 5 and int(ttl) <= 36_500):
+        raise LedgerError(f"ttl_days in the URL of the ledger is a number of days, or 0 for never, not {ttl[:20]!r}")
     return Server(
         host=parts.hostname or "localhost",
         port=port,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from voight_middleware.ledger.base import ForeignLedger, LedgerError
 from voight_middleware.ledger.sqlite.schema import APPLICATION_ID, TABLES, UPGRADES, VERSION
+from voight_middleware.private_files import make_folder
 
 BUSY_SECONDS = 30
 """How long a statement waits for another process's transaction."""
@@ -162,7 +163,7 @@ def _upgrade(db: sqlite3.Connection, version: int) -> int:
 
 
 def _make_file(path: Path) -> None:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(path.parent)
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 

@@ -1,0 +1,38 @@
+"""
+The pytest plugin: the fixtures ``voight_calls`` and ``voight_provider``.
+
+pytest loads it in every environment that has the library. So it is a package of its own, which imports the library only for a test that
+uses a fixture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from voight_middleware.testing.plugin import VoightCalls
+    from voight_middleware.testing.provider import LoopbackProvider
+
+__all__ = ["voight_calls", "voight_provider"]
+
+
+@pytest.fixture
+def voight_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[VoightCalls]:
+    """The calls that this test makes, kept apart from every other test's and from the real ledger."""
+    from voight_middleware.testing.plugin import calls_of_a_test
+
+    with calls_of_a_test(tmp_path, monkeypatch) as calls:
+        yield calls
+
+
+@pytest.fixture(scope="session")
+def voight_provider() -> Iterator[LoopbackProvider]:
+    """A provider on loopback that answers the openai and anthropic SDKs."""
+    from voight_middleware.testing.provider import LoopbackProvider
+
+    with LoopbackProvider() as provider:
+        yield provider
