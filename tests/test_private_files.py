@@ -77,3 +77,35 @@ def test_a_folder_that_is_there_stays_as_it_is(tmp_path: Path) -> None:
     for place in ("file", "file/below"):
         with pytest.raises(OSError, match=place):
             make_folder(tmp_path / place)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes files in folders of others")
+def test_what_root_makes_in_a_folder_of_another_account_is_that_accounts(tmp_path: Path) -> None:
+    """A command that root runs before the application's first call locks nobody out."""
+    theirs = tmp_path / "application"
+    theirs.mkdir()
+    os.chown(theirs, 1234, 1235)
+    settings = Settings.from_environment(ledger=theirs / "state" / "ledger.db", environ={})
+    open_ledger(settings.ledger).close()
+    Journal(settings.journal).append(make_call())
+
+    made = [theirs, *theirs.rglob("*")]
+    assert len(made) >= 5
+    assert {path.name: path.stat().st_uid for path in made} == dict.fromkeys((path.name for path in made), 1234)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes files in folders of others")
+def test_what_is_roots_stays_roots(tmp_path: Path) -> None:
+    """A file that is there, or has a second name, is given to nobody."""
+    mine, second = tmp_path / "mine", tmp_path / "second"
+    mine.write_bytes(b"x")
+    second.touch()
+    theirs = tmp_path / "application"
+    theirs.mkdir()
+    os.chown(theirs, 1234, 1235)
+    os.link(mine, theirs / "full")
+    os.link(second, theirs / "empty")
+    append(theirs / "full", b"y")
+    append(theirs / "empty", b"y")
+
+    assert (mine.stat().st_uid, second.stat().st_uid) == (0, 0)

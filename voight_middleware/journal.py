@@ -261,7 +261,7 @@ class Journal:
         make_folder(self.folder)
         name = f"{os.getpid()}-{uuid.uuid4().hex}.jsonl"
         unnamed = self.folder / f"{name}.new"  # locked before it gets a name that an ingester looks for: it may delete what it can lock
-        fd = os.open(unnamed, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        fd = open_private(unnamed, os.O_WRONLY | os.O_EXCL | os.O_APPEND)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             unnamed.rename(self.folder / name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -25,6 +26,22 @@ def check_own(folder: Path) -> None:
         raise PermissionError(errno.EPERM, "not a folder that this account alone can write", str(folder))
 
 
+def give_to_owner(fd: int, folder: Path) -> None:
+    """
+    Give what root has just made in another account's *folder* to that account: a command that root runs first must not lock an
+    application out of its own ledger. Do nothing for any other account.
+
+    Raises:
+        OSError: The owner cannot be changed.
+    """
+    if os.geteuid() != 0:
+        return
+    made, owner = os.fstat(fd), folder.stat()
+    is_new = stat.S_ISDIR(made.st_mode) or (made.st_size == 0 and made.st_nlink == 1)
+    if made.st_uid == 0 != owner.st_uid and is_new:
+        os.fchown(fd, owner.st_uid, owner.st_gid)
+
+
 def make_folder(folder: Path) -> None:
     """
     Make *folder* and those above it that are missing, each for its owner only. One that is there stays as it is.
@@ -33,18 +50,28 @@ def make_folder(folder: Path) -> None:
         OSError: It cannot be made, is not a folder, or is in a temporary folder of ours that another account may have made.
     """
     try:
-        folder.mkdir(mode=0o700)
+        _make_one(folder)
     except FileNotFoundError:
         if folder.parent == folder:
             raise
         make_folder(folder.parent)
-        folder.mkdir(mode=0o700, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            _make_one(folder)
     except OSError:
         if not folder.is_dir():
             raise
     for part in (folder, *folder.parents):
         if part.name == temporary_name():
             check_own(part)
+
+
+def _make_one(folder: Path) -> None:
+    folder.mkdir(mode=0o700)
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        give_to_owner(fd, folder.parent)
+    finally:
+        os.close(fd)
 
 
 def open_private(path: Path, flags: int) -> int:
@@ -54,7 +81,13 @@ def open_private(path: Path, flags: int) -> int:
     Raises:
         OSError: It cannot be opened, or is a link.
     """
-    return os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    fd = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    try:
+        give_to_owner(fd, path.parent)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 def append(path: Path, data: bytes) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from voight_middleware.call import job_call_id
 from voight_middleware.pii import Found, find
-from voight_middleware.private_files import make_folder
+from voight_middleware.private_files import make_folder, open_private
 from voight_middleware.settings import PseudonymKey, Settings, SettingsError, pseudonym_key_file, read_keys
 from voight_middleware.tag_values import MAX_LENGTH, clean_value, complain
 from voight_middleware.tags import Tags
@@ -215,7 +215,7 @@ def _make_key(file: Path) -> tuple[PseudonymKey, ...]:
     """Make the key of a local ledger. It appears with its content and only once: of processes that do this at a time, one wins."""
     make_folder(file.parent)
     unnamed = file.with_name(f"{file.name}.{os.getpid()}-{secrets.token_hex(4)}")
-    fd = os.open(unnamed, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    fd = open_private(unnamed, os.O_WRONLY | os.O_EXCL)
     try:
         try:
             # v0: a secret that is set later begins with v1, and what this one has made is found all the same.

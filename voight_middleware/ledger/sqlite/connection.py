@@ -11,7 +11,7 @@ from pathlib import Path
 
 from voight_middleware.ledger.base import ForeignLedger, LedgerError
 from voight_middleware.ledger.sqlite.schema import APPLICATION_ID, TABLES, UPGRADES, VERSION
-from voight_middleware.private_files import make_folder
+from voight_middleware.private_files import give_to_owner, make_folder
 
 BUSY_SECONDS = 30
 """How long a statement waits for another process's transaction."""
@@ -164,7 +164,11 @@ def _upgrade(db: sqlite3.Connection, version: int) -> int:
 
 def _make_file(path: Path) -> None:
     make_folder(path.parent)
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        give_to_owner(fd, path.resolve().parent)
+    finally:
+        os.close(fd)
 
 
 def _missing(path: Path) -> LedgerError:
