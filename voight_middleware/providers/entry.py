@@ -288,7 +288,7 @@ class Entry:
         def report(reader: StreamReader, outcome: str, error: BaseException | None, first_event: int | None) -> None:
             self.stream_ended(reader, outcome, error, first_event, status, retries)
 
-        return Ending(self.endpoint.reader(self.asked_for_usage), report, self.asked_for_usage)
+        return Ending(self.endpoint.reader(), report, self.asked_for_usage)
 
     def stream_ended(
         self, reader: StreamReader, outcome: str, error: BaseException | None, first_event: int | None, status: int, retries: int
@@ -316,8 +316,11 @@ class Entry:
 
     def read_by_hand(self, body: Body, ending: Ending) -> None:
         """A stream's body that the caller has read himself."""
+        reader = ending.reader
         for event in body.events():
-            ending.reader.see(event)
+            reader.see(event)
+            if event.error:
+                reader.failure = reader.failure or "error"
         ending.first_event = body.first_part
         if body.error is not None:
             ending.failed(body.error)

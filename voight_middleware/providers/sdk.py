@@ -19,6 +19,7 @@ from voight_middleware.providers.answers import Endpoint
 from voight_middleware.providers.bodies import Body
 from voight_middleware.providers.entry import Entry, biller, platform
 from voight_middleware.providers.streams import AsyncTap, Tap, hide_usage, quietly, watch_close
+from voight_middleware.providers.usage_chunks import ALWAYS_SENT
 from voight_middleware.tag_values import complain
 
 _RAW_HEADER = "X-Stainless-Raw-Response"
@@ -50,7 +51,7 @@ class SdkEntry(Entry):
         Nothing is asked where the caller decided himself, or reads the raw body and would see that chunk.
         """
         body = self.body
-        if not isinstance(body, dict) or _refuses_usage(self.host):
+        if not isinstance(body, dict) or self.provider in ALWAYS_SENT or _refuses_usage(self.host):
             return
         wish = body.get("stream_options")
         extra = getattr(options, "extra_json", None) or {}

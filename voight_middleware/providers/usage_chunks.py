@@ -1,0 +1,85 @@
+"""
+What our ``include_usage`` adds to a chat stream, and how it is taken out again.
+
+Sources: OpenAI API reference, "Create chat completion", ``stream_options``: a last chunk without choices carries the usage, and every
+other chunk carries ``usage: null``. OpenRouter, "Usage accounting": usage is always sent, whatever ``stream_options`` says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
+from typing import Any
+
+from voight_middleware.meter import note
+from voight_middleware.providers.openai_streams import get
+
+ALWAYS_SENT = frozenset({"openrouter"})
+"""Providers whose streams have usage whether it is asked for or not."""
+
+_HEAD = frozenset({"id", "object", "created", "model", "choices", "usage", "service_tier", "system_fingerprint", "obfuscation"})
+_MEASURED = frozenset({"timings", "time_info", "stats", "x_groq"})
+"""What servers measure and put on their last chunk, whichever that is. A chunk that has only these besides is still ours."""
+
+
+class UsageChunks:
+    """Takes out of one stream what is there only because we asked for usage."""
+
+    __slots__ = ("_before", "_heeded")
+
+    def __init__(self) -> None:
+        self._before: Any = None
+        self._heeded = False
+        """Whether the server sends ``usage: null``, as OpenAI does for those who ask."""
+
+    def take_out(self, event: Any) -> bool:
+        """Take ``usage: null`` out of *event*. Return whether the whole of it was added by us. Never raises."""
+        try:
+            before, self._before = self._before, event
+            if type(event) is dict:
+                usage, choices = event.get("usage"), event.get("choices")
+            else:
+                usage, choices = getattr(event, "usage", None), getattr(event, "choices", None)
+            if usage is None:
+                self._heeded |= _drop_null(event)
+                return False
+            return not choices and self._is_added(event, before)
+        except Exception as error:
+            note(error)
+            return False
+
+    def _is_added(self, event: Any, before: Any) -> bool:
+        """Return whether a chunk with usage says nothing else. It may repeat what the chunk before it has."""
+        more = _keys(event) - _HEAD - _MEASURED
+        if more and before is not None:
+            more -= _keys(before)
+        return not (any(get(event, key) is not None for key in more) if self._heeded else more)
+
+
+def _keys(event: Any) -> AbstractSet[str]:
+    """The keys that were sent."""
+    if isinstance(event, Mapping):
+        return event.keys()
+    extra = getattr(event, "__pydantic_extra__", None)
+    return _fields_set(event) | (extra or {}).keys()
+
+
+def _fields_set(event: Any) -> set[str]:
+    sent = getattr(event, "__pydantic_fields_set__", None)
+    return event.__fields_set__ if sent is None else sent  # type: ignore[no-any-return]  # pydantic 1
+
+
+def _drop_null(event: Any) -> bool:
+    """Take ``usage: null`` out. Return whether it was there."""
+    if type(event) is dict:
+        return event.pop("usage", event) is None
+    sent = _fields_set(event)
+    extra = getattr(event, "__pydantic_extra__", None)
+    if extra and "usage" in extra:  # of a model that does not know the field
+        del extra["usage"]
+        sent.discard("usage")
+        return True
+    if "usage" in sent:
+        sent.discard("usage")
+        return True
+    return False
