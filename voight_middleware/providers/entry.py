@@ -85,7 +85,7 @@ def platform(client: Any) -> str | None:
 
 
 class ByHand:
-    """Stands for the entry while a block of ``metered_call()`` is open: what is sent in there is not metered a second time."""
+    """Stands in the context while a block of ``metered_call()`` is open: what is sent in there is not metered a second time."""
 
     __slots__ = ("open",)
 
@@ -93,8 +93,40 @@ class ByHand:
         self.open = True
 
 
-current_entry: ContextVar[Entry | ByHand | None] = ContextVar("voight_entry", default=None)
+class Place:
+    """
+    Where the context keeps the entry of a request that is on its way. It is emptied when the request returns: a pooled connection keeps
+    a copy of the context in which it was made, and would keep the prompt with it.
+    """
+
+    __slots__ = ("client", "entry", "levels")
+
+    def __init__(self, entry: Entry | None, client: Any = None) -> None:
+        self.entry = entry
+        self.client = client
+        self.levels: list[object] = []
+        """The methods ``request`` that the request is in, from the client's own to its base class's."""
+
+    def leave(self) -> None:
+        """Forget the request."""
+        self.entry = self.client = None
+        self.levels = []
+
+
+current_entry: ContextVar[Place | ByHand | None] = ContextVar("voight_entry", default=None)
 """Whose request this is a part of."""
+
+
+def entry_here() -> Entry | None:
+    """Return the entry whose request this is a part of; None outside of a request that is metered."""
+    here = current_entry.get()
+    return here.entry if isinstance(here, Place) else None
+
+
+def by_hand_here() -> bool:
+    """Return whether this is inside a block of ``metered_call()``."""
+    here = current_entry.get()
+    return isinstance(here, ByHand) and here.open
 
 
 class Entry:

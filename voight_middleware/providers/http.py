@@ -19,7 +19,7 @@ from voight_middleware.meter import current_meter, note
 from voight_middleware.providers import anthropic, bedrock, events, gemini, openai
 from voight_middleware.providers.answers import Answer, Endpoint
 from voight_middleware.providers.bodies import MAX_BODY_BYTES
-from voight_middleware.providers.entry import ByHand, Entry, biller, current_entry
+from voight_middleware.providers.entry import Entry, Place, biller, by_hand_here, current_entry, entry_here
 from voight_middleware.providers.events import Events, Form, Whole
 from voight_middleware.providers.streams import quietly, watch_close
 
@@ -99,8 +99,8 @@ class _Sync(_Transport):
         entry = _enter(request)
         if entry is None:
             return self._inner.handle_request(request)
-        outer = current_entry.get()
-        current_entry.set(entry)  # a metered transport further inside is a part of this one
+        outer, place = current_entry.get(), Place(entry)
+        current_entry.set(place)  # a metered transport further inside is a part of this one
         try:
             try:
                 entry.owner = entry.frame.resolve()
@@ -114,6 +114,7 @@ class _Sync(_Transport):
                 raise
         finally:
             current_entry.set(outer)
+            place.leave()
             entry.left()
         quietly(entry.watch, response)
         return response
@@ -134,8 +135,8 @@ class _Async(_Transport):
         entry = _enter(request)
         if entry is None:
             return await self._inner.handle_async_request(request)
-        outer = current_entry.get()
-        current_entry.set(entry)  # a metered transport further inside is a part of this one
+        outer, place = current_entry.get(), Place(entry)
+        current_entry.set(place)  # a metered transport further inside is a part of this one
         try:
             try:
                 entry.owner = entry.frame.owner() if entry.frame.scope is None else await entry.frame.aresolve()
@@ -149,6 +150,7 @@ class _Async(_Transport):
                 raise
         finally:
             current_entry.set(outer)
+            place.leave()
             entry.left()
         quietly(entry.watch, response)
         return response
@@ -261,8 +263,7 @@ def _named_in_path(provider: str, path: str) -> Target | None:
 def _enter(request: Any) -> HttpEntry | None:
     """The entry of a request that is billed and not metered elsewhere; None for any other, and wherever something of ours fails."""
     try:
-        outer = current_entry.get()
-        if not _metering or (isinstance(outer, ByHand) and outer.open) or isinstance(outer, Entry):
+        if not _metering or by_hand_here() or entry_here() is not None:
             return None
         url = request.url
         target = find(request.method, url.host, url.path)

@@ -14,7 +14,7 @@ from voight_middleware.call import OUTCOMES, Beginning, Call, new_call_id
 from voight_middleware.hosts import host_name
 from voight_middleware.meter import current_meter, note
 from voight_middleware.providers.answers import kept, usage_json
-from voight_middleware.providers.entry import ByHand, Entry, current_entry
+from voight_middleware.providers.entry import ByHand, Place, current_entry
 from voight_middleware.tag_values import complain
 from voight_middleware.tags import NOBODY, Frame, Tags, current_frame, make_tags
 from voight_middleware.usage import Usage, UsageError, read_usage, recognise
@@ -165,7 +165,7 @@ class metered_call:
         self._frame: Frame | None = None
         self._owner = NOBODY
         self._here = ByHand()
-        self._outer: Entry | ByHand | None = None
+        self._outer: Place | ByHand | None = None
         self._started: int | None = None
         self._reported = False
         self._watched: Watched | None = None

@@ -18,7 +18,7 @@ import msgspec
 from voight_middleware import open_calls
 from voight_middleware.meter import current_meter
 from voight_middleware.providers.answers import NULL, Answer, Endpoint, estimate_tokens, is_null, kept, read_answer
-from voight_middleware.providers.entry import ByHand, Entry, current_entry
+from voight_middleware.providers.entry import ByHand, Entry, by_hand_here, current_entry
 from voight_middleware.providers.openai import plain, read_responses
 from voight_middleware.providers.streams import quietly
 from voight_middleware.tags import Frame, Owner
@@ -156,7 +156,8 @@ class Socket:
         self._latest: dict[str | None, str | None] = {}
         """The response that was last begun, by ``stream_id``."""
         self._seen: dict[object, None] = {}
-        self._block = current_entry.get()
+        here = current_entry.get()
+        self._block = here if isinstance(here, ByHand) else None
         _open.add(self)
 
     def __del__(self) -> None:
@@ -296,7 +297,7 @@ class Socket:
     def _turn(self, endpoint: Endpoint, body: Mapping[str, Any]) -> _Turn:
         entry = Entry(endpoint, "", body, self._host, self._provider, stream=True)
         entry.frame, entry.owner = self.frame, self.owner
-        by_hand = any(isinstance(one, ByHand) and one.open for one in (self._block, current_entry.get()))
+        by_hand = by_hand_here() or (self._block is not None and self._block.open)
         if not by_hand:
             entry.begin()
             entry.left()  # what is sent over a connection is sent by it, and not inside the call

@@ -33,14 +33,12 @@ _refusing_usage: dict[str, float] = {}
 class SdkEntry(Entry):
     """One request through an SDK, from its entry to the end of its last answer."""
 
-    __slots__ = ("options", "trying")
+    __slots__ = ("options",)
 
     def __init__(self, client: Any, sdk: str, endpoint: Endpoint, options: Any, stream: bool) -> None:
         host, provider = _whose(client, sdk)
         super().__init__(endpoint, options.url, options.json_data, host, provider, stream)
         self.options = options
-        self.trying: Any = None
-        """The options that are on their way through the SDK: whoever meets them again, in the base class's method, meets this request."""
         if stream and endpoint.asks_for_usage:
             self._ask_for_usage(options)
 
