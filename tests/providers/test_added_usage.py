@@ -53,12 +53,26 @@ async def dictionaries(client: Any) -> Any:
     return await client.post("/chat/completions", cast_to=dict, body=body, stream=True, stream_cls=openai.AsyncStream[dict])
 
 
-@pytest.mark.parametrize("way", [created, raw, posted, dictionaries])
-async def test_each_chunk_is_what_the_sdk_alone_gives(way: Any, provider: Provider, calls: Calls) -> None:
-    """To the byte of its JSON: ``usage: null`` is there only because we asked."""
-    alone = [forms(chunk) async for chunk in await way(provider.client("openai", asynchronous=True))]
+class Ours(openai.BaseModel):
+    """A chunk as an application reads it. It does not know ``usage``."""
 
-    seen = [forms(chunk) async for chunk in await way(wrap(provider.client("openai", asynchronous=True)))]
+    id: str
+    choices: list[Any]
+
+
+async def own_model(client: Any) -> Any:
+    body = {**CHAT, "stream": True}
+    return await client.post("/chat/completions", cast_to=Ours, body=body, stream=True, stream_cls=openai.AsyncStream[Ours])
+
+
+@pytest.mark.parametrize("strict", [False, True], ids=["constructed", "validated"])
+@pytest.mark.parametrize("way", [created, raw, posted, dictionaries, own_model])
+async def test_each_chunk_is_what_the_sdk_alone_gives(way: Any, strict: bool, provider: Provider, calls: Calls) -> None:
+    """To the byte of its JSON: ``usage: null`` is there only because we asked."""
+    alone, seen = (provider.client("openai", asynchronous=True, _strict_response_validation=strict) for _ in range(2))
+    alone = [forms(chunk) async for chunk in await way(alone)]
+
+    seen = [forms(chunk) async for chunk in await way(wrap(seen))]
 
     assert seen == alone
     assert b'"usage": null' in provider.answer("/chat/completions", provider.bodies[1])[2][0]
@@ -169,6 +183,15 @@ def test_what_we_added_is_hidden_though_something_of_ours_fails(
     stream = wrap(provider.client("openai")).chat.completions.create(**CHAT, stream=True)
     assert [forms(chunk) for chunk in stream] == alone
     assert calls.faults
+
+
+def test_a_model_that_does_not_know_usage_is_left_as_it_is(provider: Provider, calls: Calls) -> None:
+    """Where the server sends it in the last chunk only."""
+    provider.answer = unasked(FIRST, LAST, bare(chat_chunk()) | {"usage": CHAT_USAGE})
+    body = {**CHAT, "stream": True}
+    stream = wrap(provider.client("openai")).post("/chat/completions", cast_to=Ours, body=body, stream=True, stream_cls=openai.Stream[Ours])
+    assert [chunk.to_dict() for chunk in stream] == [FIRST, LAST]
+    assert (calls.one().usage, calls.faults) == (USAGE["chat"], 0)
 
 
 def test_an_event_of_an_unknown_class_is_left_alone(calls: Calls) -> None:

@@ -117,6 +117,28 @@ async def test_requests_that_race_are_all_counted(provider: Provider, calls: Cal
     assert [call.usage for call in calls.all()] == [USAGE["chat"]] * 2
 
 
+async def test_a_request_that_has_lost_a_race_ends_quietly(provider: Provider, calls: Calls) -> None:
+    """It is cancelled after the one that won has been answered."""
+
+    class Hedging(openai.AsyncOpenAI):
+        late: Any = None
+
+        async def request(self, cast_to: Any, options: Any, **more: Any) -> Any:
+            send = super().request
+
+            async def slowly() -> Any:
+                await asyncio.sleep(0)
+                return await send(cast_to, options, **more)
+
+            self.late = asyncio.create_task(slowly())
+            return await send(cast_to, options, **more)
+
+    client = wrap(made(Hedging, provider, asynchronous=True))
+    await client.chat.completions.create(**CHAT)
+    assert (await client.late).model == "gpt-4o-mini-2024-07-18"
+    assert [call.usage for call in calls.all()] == [USAGE["chat"]] * 2
+
+
 # -- on the client itself ------------------------------------------------------------------------------------------------------
 
 

@@ -101,16 +101,15 @@ class Place:
 
     __slots__ = ("client", "entry", "levels")
 
-    def __init__(self, entry: Entry | None, client: Any = None) -> None:
+    def __init__(self, entry: Entry | None, client: Any = None, level: object = None) -> None:
         self.entry = entry
         self.client = client
-        self.levels: list[object] = []
+        self.levels = [level]
         """The methods ``request`` that the request is in, from the client's own to its base class's."""
 
     def leave(self) -> None:
         """Forget the request."""
         self.entry = self.client = None
-        self.levels = []
 
 
 current_entry: ContextVar[Place | ByHand | None] = ContextVar("voight_entry", default=None)

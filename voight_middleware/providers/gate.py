@@ -236,8 +236,7 @@ def _sync_request(original: Callable[..., Any], sdk: str, level: object) -> Call
         entry = _enter(self, sdk, routes, options, stream) if _everything or _MARK in self.__dict__ else None
         if entry is None and outer is None:
             return original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
-        place = Place(entry, self)
-        place.levels.append(level)
+        place = Place(entry, self, level)
         current_entry.set(place)  # without an entry as well: a request inside a metered one must not end as a part of it
         try:
             if entry is None:
@@ -284,8 +283,7 @@ def _async_request(original: Callable[..., Any], sdk: str, level: object) -> Cal
         entry = _enter(self, sdk, routes, options, stream) if _everything or _MARK in self.__dict__ else None
         if entry is None and outer is None:
             return await original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
-        place = Place(entry, self)
-        place.levels.append(level)
+        place = Place(entry, self, level)
         current_entry.set(place)  # without an entry as well: a request inside a metered one must not end as a part of it
         try:
             if entry is None:

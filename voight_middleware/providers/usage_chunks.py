@@ -34,16 +34,24 @@ class UsageChunks:
 
     def take_out(self, event: Any) -> bool:
         """Take ``usage: null`` out of *event*. Return whether the whole of it was added by us. Never raises."""
+        before, self._before = self._before, event
         try:
-            before, self._before = self._before, event
-            if type(event) is dict:
-                usage, choices = event.get("usage"), event.get("choices")
-            else:
-                usage, choices = getattr(event, "usage", None), getattr(event, "choices", None)
-            if usage is None:
+            if event.usage is None:
+                sent, extra = event.__pydantic_fields_set__, event.__pydantic_extra__
+                if "usage" in sent:
+                    sent.discard("usage")
+                    self._heeded = True
+                if extra and "usage" in extra:  # of a model that does not know the field
+                    del extra["usage"]
+                    self._heeded = True
+                return False
+        except AttributeError:  # a dictionary, a model without the field, or one of pydantic 1
+            pass
+        try:
+            if get(event, "usage") is None:
                 self._heeded |= _drop_null(event)
                 return False
-            return not choices and self._is_added(event, before)
+            return not get(event, "choices") and self._is_added(event, before)
         except Exception as error:
             note(error)
             return False
@@ -60,26 +68,19 @@ def _keys(event: Any) -> AbstractSet[str]:
     """The keys that were sent."""
     if isinstance(event, Mapping):
         return event.keys()
-    extra = getattr(event, "__pydantic_extra__", None)
-    return _fields_set(event) | (extra or {}).keys()
-
-
-def _fields_set(event: Any) -> set[str]:
-    sent = getattr(event, "__pydantic_fields_set__", None)
-    return event.__fields_set__ if sent is None else sent  # type: ignore[no-any-return]  # pydantic 1
+    sent: set[str] | None = getattr(event, "__pydantic_fields_set__", None)
+    if sent is None:
+        return set(event.__fields_set__)  # pydantic 1
+    return sent | (event.__pydantic_extra__ or {}).keys()
 
 
 def _drop_null(event: Any) -> bool:
     """Take ``usage: null`` out. Return whether it was there."""
     if type(event) is dict:
         return event.pop("usage", event) is None
-    sent = _fields_set(event)
-    extra = getattr(event, "__pydantic_extra__", None)
-    if extra and "usage" in extra:  # of a model that does not know the field
-        del extra["usage"]
-        sent.discard("usage")
-        return True
-    if "usage" in sent:
-        sent.discard("usage")
-        return True
-    return False
+    if hasattr(event, "__pydantic_fields_set__"):
+        return False  # a model without the field
+    sent: set[str] = event.__fields_set__  # pydantic 1
+    found = "usage" in sent
+    sent.discard("usage")
+    return found
