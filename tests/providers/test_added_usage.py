@@ -50,7 +50,7 @@ async def posted(client: Any) -> Any:
 
 async def dictionaries(client: Any) -> Any:
     body = {**CHAT, "stream": True}
-    return await client.post("/chat/completions", cast_to=dict, body=body, stream=True, stream_cls=openai.AsyncStream[dict])
+    return await client.post("/chat/completions", cast_to=dict, body=body, stream=True, stream_cls=openai.AsyncStream[dict[str, Any]])
 
 
 class Ours(openai.BaseModel):
@@ -179,7 +179,8 @@ def test_what_we_added_is_hidden_though_something_of_ours_fails(
     from voight_middleware.providers import sdk
     from voight_middleware.providers.openai_streams import ChatReader
 
-    monkeypatch.setattr(*((ChatReader, "see") if broken == "reader" else (sdk, "Tap")), fail)
+    place: Any = ChatReader if broken == "reader" else sdk
+    monkeypatch.setattr(place, "see" if broken == "reader" else "Tap", fail)
     stream = wrap(provider.client("openai")).chat.completions.create(**CHAT, stream=True)
     assert [forms(chunk) for chunk in stream] == alone
     assert calls.faults
@@ -208,7 +209,7 @@ def test_a_stream_of_dictionaries_without_usage_is_estimated(provider: Provider,
     provider.answer = unasked(bare(chat_chunk({"content": "x" * 40})), LAST)
     client = wrap(provider.client("openai"))
     body = {**CHAT, "stream": True}
-    list(client.post("/chat/completions", cast_to=dict, body=body, stream=True, stream_cls=openai.Stream[dict]))
+    list(client.post("/chat/completions", cast_to=dict, body=body, stream=True, stream_cls=openai.Stream[dict[str, Any]]))
     assert (calls.one().outcome, calls.one().estimated_output) == ("ok", 10)
 
 
