@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -122,7 +123,7 @@ class metered_call:
         ValueError: An argument cannot be used; the message names it.
     """
 
-    __slots__ = ("_call", "_dialect", "_frame", "_here", "_outer", "_owner", "_reported", "_started", "_tags", "_watched")
+    __slots__ = ("_call", "_dialect", "_frame", "_here", "_outer", "_owner", "_process", "_reported", "_started", "_tags", "_watched")
 
     def __init__(
         self,
@@ -167,6 +168,7 @@ class metered_call:
         self._here = ByHand()
         self._outer: Place | ByHand | None = None
         self._started: int | None = None
+        self._process = 0
         self._reported = False
         self._watched: Watched | None = None
 
@@ -268,6 +270,7 @@ class metered_call:
         current_entry.set(self._here)
         self._call.occurred_at = time.time_ns() // 1000
         self._started = time.perf_counter_ns()
+        self._process = os.getpid()
         try:
             self._watch()
         except Exception as error:
@@ -294,6 +297,8 @@ class metered_call:
         call, meter = self._call, current_meter()
         if self._started is None or self._frame is None or not meter.settings.enabled:
             return
+        if self._process != os.getpid():
+            return  # a forked child leaves its parent's block too: the call is the parent's
         call.duration = (time.perf_counter_ns() - self._started) // 1000
         if error is not None:
             call.outcome = "error" if isinstance(error, Exception) else "cancelled"

@@ -357,6 +357,12 @@ class Socket:
             self._finish(turn, answer, "error" if turn.failure else "aborted", turn.failure or lost)
         self._end_live()
 
+    def forget(self) -> None:
+        """In a forked child: what goes on is the parent's to count."""
+        self._turns.clear()
+        self._waiting.clear()
+        self._live = self._seconds = None
+
     def _end_live(self) -> None:
         """A live session is one call, with what has not been counted of its seconds."""
         (turn, self._live), (seconds, self._seconds) = (self._live, None), (self._seconds, None)
@@ -405,5 +411,11 @@ def _end_all() -> None:
         quietly(socket.end)
 
 
+def _forget_all() -> None:
+    for socket in list(_open):
+        socket.forget()
+    _open.clear()
+
+
 open_calls.on_end_all(_end_all)
-os.register_at_fork(after_in_child=_open.clear)  # a parent's connections are the parent's to count
+os.register_at_fork(after_in_child=_forget_all)
