@@ -233,6 +233,18 @@ def test_the_class_shows_a_function(provider: Provider, calls: Calls) -> None:
     assert openai._base_client.SyncAPIClient.request is before
 
 
+def test_a_client_that_is_instrumented_gains_nothing(provider: Provider, calls: Calls) -> None:
+    """Its own variables are what they were; ``wrap()`` adds its mark."""
+    client = provider.client("openai")
+    client.chat.completions  # the SDK keeps its resources here  # noqa: B018
+    before = set(vars(client))
+    instrument()
+    client.chat.completions.create(**CHAT)
+    assert set(vars(client)) == before
+    assert set(vars(wrap(client))) == {*before, "_voight_metered"}
+    calls.one()
+
+
 # -- what is kept --------------------------------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ watched as it passes by. Whatever its end, it becomes one call; the answers of a
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import time
 from collections.abc import Mapping
@@ -69,6 +70,7 @@ _AT_ONCE_BYTES = 256 * 1024
 """Up to this size a file of batch answers is read on the caller's thread."""
 
 
+@functools.lru_cache(1024)
 def biller(host: str) -> str | None:
     """The provider that bills for *host*; None for one that is not known, such as a proxy."""
     if host.startswith("aws-external-anthropic."):  # Anthropic's own platform, bought through a marketplace
@@ -79,9 +81,9 @@ def biller(host: str) -> str | None:
 _PLATFORMS = {"BaseAzureClient": "azure", "BaseFoundryClient": "azure", "BaseBedrockClient": "bedrock", "BaseVertexClient": "vertex"}
 
 
-def platform(client: Any) -> str | None:
+def platform(client_class: type) -> str | None:
     """The provider that bills for a client of a cloud, by its class in the SDK, whatever host it talks to; None for any other."""
-    return next((_PLATFORMS[cls.__name__] for cls in type(client).__mro__ if cls.__name__ in _PLATFORMS), None)
+    return next((_PLATFORMS[cls.__name__] for cls in client_class.__mro__ if cls.__name__ in _PLATFORMS), None)
 
 
 class ByHand:

@@ -6,7 +6,6 @@ The request is never changed. The answer passes byte for byte, and is read as it
 
 from __future__ import annotations
 
-import functools
 import re
 import sys
 from collections.abc import Mapping
@@ -214,13 +213,11 @@ _BEDROCK = re.compile(r"/model/(?P<model>.+)/(?P<action>[a-z-]+)")
 _MAKERS = {"anthropic": _ANYWHERE[1][2], "mistralai": _ANYWHERE[0][2]}
 """Whose models on Vertex are called by ``rawPredict``, in the form of their maker."""
 
-_biller = functools.lru_cache(1024)(biller)
-
 
 def find(method: str, host: str, path: str) -> Target | None:
     """What a request is for; None for any that is not billed."""
     deployed = _DEPLOYED.search(path)
-    provider = _biller(host) or ("azure" if deployed is not None else None)
+    provider = biller(host) or ("azure" if deployed is not None else None)
     path = path.rstrip("/")
     if provider == "azure" and (start_at := path.find("/openai/")) > 0:
         path = path[start_at:]  # behind API Management or a gateway, which put a path of their own before it

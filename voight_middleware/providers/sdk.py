@@ -154,16 +154,6 @@ def _refuses_usage(host: str) -> bool:
 
 
 def _whose(client: Any, sdk: str) -> tuple[str, str]:
-    """
-    The host that a client talks to, and who bills for it: a host that is not known, such as a proxy, as the SDK's own provider.
-
-    Remembered on the client until its base URL changes.
-    """
-    url = client._base_url
-    known = client.__dict__.get("_voight_host")
-    if known is not None and known[0] is url:
-        return known[1], known[2]
-    host = url.host
-    provider = biller(host) or platform(client) or sdk
-    client.__dict__["_voight_host"] = (url, host, provider)
-    return host, provider
+    """Return the host that a client talks to, and who bills for it. A host that is not known, such as a proxy, is the SDK's provider's."""
+    host: str = client._base_url.host
+    return host, biller(host) or platform(type(client)) or sdk
