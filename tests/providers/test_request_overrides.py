@@ -197,6 +197,46 @@ def test_an_anthropic_client_with_a_request_of_its_own_is_metered(provider: Prov
     assert calls.one().usage == USAGE["messages"]
 
 
+class Own(openai.OpenAI):
+    """A client whose ``request`` is one of two methods, both of which go on to the SDK's."""
+
+    def request(self, cast_to: Any, options: Any, **more: Any) -> Any:
+        return super().request(cast_to, options.model_copy(), **more)
+
+
+class Switched(openai.OpenAI):
+    """The same without an override of its own."""
+
+    def traced(self, cast_to: Any, options: Any, **more: Any) -> Any:
+        return super().request(cast_to, options, **more)
+
+
+@pytest.mark.parametrize("metered", [True, False], ids=["metered", "another is"])
+@pytest.mark.parametrize("cls", [Own, Switched])
+@pytest.mark.parametrize("order", ["theirs first", "ours first"])
+def test_what_goes_on_to_the_class_does_not_come_back(order: str, cls: Any, metered: bool, provider: Provider, calls: Calls) -> None:
+    """``super().request`` leads past the client, also in a request that is not billed."""
+    client = made(cls, provider)
+
+    def put() -> None:
+        if cls is Own:
+            like_logfire(client)
+        else:
+            client.request = client.traced
+
+    if order == "theirs first":
+        put()
+    wrap(client if metered else made(cls, provider))
+    if order == "ours first":
+        put()
+
+    client.chat.completions.create(**CHAT)
+    list(client.chat.completions.create(**CHAT, stream=True))
+    client.get("/models/x", cast_to=object)
+    assert len(provider.bodies) == 3
+    assert [call.usage for call in calls.all()] == [USAGE["chat"]] * (2 if metered else 0)
+
+
 def test_an_object_in_the_place_of_request_stays_what_it_is(provider: Provider, calls: Calls) -> None:
     """What is read of it is its own. It can be replaced and taken away."""
     client = provider.client("openai")
@@ -204,6 +244,7 @@ def test_an_object_in_the_place_of_request_stays_what_it_is(provider: Provider, 
     assert client.request is own
     wrap(client).chat.completions.create(**CHAT)
     assert (client.request.mine, vars(client)["request"]) == ("theirs", own)
+    assert isinstance(client.request, Caller)
     del client.request
     client.chat.completions.create(**CHAT)
     assert len(calls.all()) == 2

@@ -133,7 +133,7 @@ def _patch_request(cls: type, base: type, sdk: str, bound: Callable[[Any], Any])
     def make(original: Any, level: object) -> Any:
         return metered(original, sdk, level)
 
-    _patch(cls, "request", lambda original: make(bound(original), cls), lambda patched: MeteredRequest(patched, make, _is_metered))
+    _patch(cls, "request", lambda original: make(bound(original), cls), lambda patched: MeteredRequest(patched, make))
 
 
 def _patch_base(cls: Any, sdk: str) -> None:
@@ -220,6 +220,7 @@ def _is_on_its_way(place: Place, client: Any, level: object, options: Any, strea
 
 def _sync_request(original: Callable[..., Any], sdk: str, level: object) -> Callable[..., Any]:
     routes = _ROUTES[sdk]
+    passes_on = isinstance(level, int)  # a client's own: where it passes its request on must know that it comes from there
 
     def request(self: Any, cast_to: Any, options: Any, *, stream: bool = False, stream_cls: Any = None) -> Any:
         outer = current_entry.get()
@@ -234,7 +235,7 @@ def _sync_request(original: Callable[..., Any], sdk: str, level: object) -> Call
                 finally:
                     outer.levels.remove(level)
         entry = _enter(self, sdk, routes, options, stream) if _everything or _MARK in self.__dict__ else None
-        if entry is None and outer is None:
+        if entry is None and outer is None and not passes_on:
             return original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
         place = Place(entry, self, level)
         current_entry.set(place)  # without an entry as well: a request inside a metered one must not end as a part of it
@@ -267,6 +268,7 @@ def _sync_request(original: Callable[..., Any], sdk: str, level: object) -> Call
 
 def _async_request(original: Callable[..., Any], sdk: str, level: object) -> Callable[..., Any]:
     routes = _ROUTES[sdk]
+    passes_on = isinstance(level, int)  # a client's own: where it passes its request on must know that it comes from there
 
     async def request(self: Any, cast_to: Any, options: Any, *, stream: bool = False, stream_cls: Any = None) -> Any:
         outer = current_entry.get()
@@ -281,7 +283,7 @@ def _async_request(original: Callable[..., Any], sdk: str, level: object) -> Cal
                 finally:
                     outer.levels.remove(level)
         entry = _enter(self, sdk, routes, options, stream) if _everything or _MARK in self.__dict__ else None
-        if entry is None and outer is None:
+        if entry is None and outer is None and not passes_on:
             return await original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
         place = Place(entry, self, level)
         current_entry.set(place)  # without an entry as well: a request inside a metered one must not end as a part of it

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
+from voight_middleware.providers.entry import Place, current_entry
+
 
 class MeteredRequest:
     """
@@ -18,22 +20,26 @@ class MeteredRequest:
     Args:
         method: The metered method.
         make: Makes a metered method of another one, and of what tells the two apart.
-        is_metered: Whether a client is metered.
     """
 
-    def __init__(self, method: Any, make: Callable[[Any, object], Any], is_metered: Callable[[Any], bool]) -> None:
+    def __init__(self, method: Any, make: Callable[[Any, object], Any]) -> None:
         functools.update_wrapper(self, method)
         self.__wrapped__ = method
         self._make = make
-        self._is_metered = is_metered
 
     def __get__(self, client: Any, owner: type | None = None) -> Any:
         if client is None:
             return self.__wrapped__
         own = client.__dict__.get("request")
-        if own is None:
+        if own is None or self._is_passed_on(client, own):
             return MethodType(self.__wrapped__, client)
-        return _OwnRequest(own, client, self._make) if self._is_metered(client) else own
+        return _OwnRequest(own, client, self._make)
+
+    def _is_passed_on(self, client: Any, own: Any) -> bool:
+        """Return whether this is ``super().request`` inside a subclass's ``request`` or the client's own: it goes past the client."""
+        first = next(cls.__dict__["request"] for cls in type(client).__mro__ if "request" in cls.__dict__)
+        here = current_entry.get()
+        return first is not self or (isinstance(here, Place) and here.client is client and here.levels[-1] == id(own))
 
     def __set__(self, client: Any, value: Any) -> None:
         client.__dict__["request"] = value
@@ -49,7 +55,7 @@ class MeteredRequest:
 
 
 class _OwnRequest:
-    """A client's own ``request`` as *own* is, but metered when it is called."""
+    """A client's own ``request`` as *own* is, but metered if the client is."""
 
     __slots__ = ("__wrapped__", "_client", "_make")
 
@@ -68,3 +74,7 @@ class _OwnRequest:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__wrapped__, name)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        return type(self.__wrapped__)
