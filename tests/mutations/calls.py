@@ -105,8 +105,8 @@ MUTATIONS: list[Mutation] = [
         ),
         (
             "what a server says beside its usage is hidden",
-            "        more = _keys(event) - _HEAD - _MEASURED",
-            "        more: set[str] = set()",
+            "            if (value is not None or not self._heeded) and (key",
+            "            if self._heeded and value is not None and (key",
         ),
         tests="tests/providers",
     ),

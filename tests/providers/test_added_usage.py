@@ -108,6 +108,7 @@ def test_each_chunk_of_a_legacy_completion_is_what_the_sdk_alone_gives(provider:
     assert calls.one().raw_usage is not None
 
 
+MODERATION = {**bare(chat_chunk()), "moderation": {"input": {}}}
 FIRST, LAST = bare(chat_chunk({"content": "hi"})), bare(chat_chunk({}, finish="stop"))
 
 
@@ -124,6 +125,7 @@ async def received(client: Any, asynchronous: bool) -> list[Any]:
     [
         pytest.param([FIRST, LAST, bare(chat_chunk()) | {"usage": CHAT_USAGE, "citations": ["https://a"]}], id="citations"),
         pytest.param([FIRST, LAST, bare(chat_chunk()) | {"usage": CHAT_USAGE, "moderation": None}], id="a null of its own"),
+        pytest.param([FIRST, MODERATION, bare(chat_chunk()) | {"usage": CHAT_USAGE, "moderation": None}], id="another value than before"),
         pytest.param([FIRST, bare(chat_chunk({}, finish="stop")) | {"usage": CHAT_USAGE}], id="with the finish reason"),
         pytest.param([chat_chunk({"content": "hi"}), chat_chunk(usage=CHAT_USAGE, moderation={"input": {}})], id="moderation, after nulls"),
     ],

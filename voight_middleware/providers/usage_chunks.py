@@ -57,11 +57,13 @@ class UsageChunks:
             return False
 
     def _is_added(self, event: Any, before: Any) -> bool:
-        """Return whether a chunk with usage says nothing else. It may repeat what the chunk before it has."""
-        more = _keys(event) - _HEAD - _MEASURED
-        if more and before is not None:
-            more -= _keys(before)
-        return not (any(get(event, key) is not None for key in more) if self._heeded else more)
+        """Return whether a chunk with usage says nothing else. It may repeat what the chunk before it says."""
+        repeated = _keys(before) if before is not None else frozenset()
+        for key in _keys(event) - _HEAD - _MEASURED:
+            value = get(event, key)
+            if (value is not None or not self._heeded) and (key not in repeated or value != get(before, key)):
+                return False
+        return True
 
 
 def _keys(event: Any) -> AbstractSet[str]:
