@@ -27,7 +27,7 @@ from voight_middleware.pricing.bills import reported_cost
 from voight_middleware.pricing.cost import UNREADABLE
 from voight_middleware.pricing.terms import terms_of
 from voight_middleware.tag_values import complain
-from voight_middleware.usage import Component, Usage, UsageError, read_usage, unknown_counts
+from voight_middleware.usage import Component, Usage, UsageError, read
 
 logger = logging.getLogger(__name__)
 
@@ -59,9 +59,7 @@ def _complete(call: Call, book: PriceBook) -> None:
             raw = _decode_usage(call.raw_usage)
             call.raw_usage = _encode_usage(raw).decode()
             terms, reported = terms_of(call, raw), reported_cost(call, raw)
-            call.components = read_usage(call.endpoint, raw)
-            if unknown := unknown_counts(call.endpoint, raw):
-                call.cost_reasons = tuple(f"usage has {name}, which is not known here" for name in unknown)
+            call.components, call.cost_reasons = read(call.endpoint, raw)
         except (UsageError, msgspec.DecodeError) as error:
             call.cost_reasons = (f"{UNREADABLE}: {error}",)
     elif call.service_tier is not None or call.batch:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from decimal import Decimal
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 
 Count: TypeAlias = int | None
 Doubts: TypeAlias = list[str]
-"""What a usage says that cannot be taken as it stands: the call is priced in part."""
+"""What cannot be billed with certainty, each a sentence for people: the call is priced in part."""
 _MOST = 2**53
 _ONLY_ANTHROPIC = frozenset({"cache_creation_input_tokens", "cache_read_input_tokens", "cache_creation", "server_tool_use", "iterations"})
 
@@ -89,13 +89,21 @@ class UsageError(ValueError):
     """A usage with a number that is not a count, or of a dialect that is not known."""
 
 
-def read_usage(dialect: str, raw: Mapping[str, Any]) -> tuple[Component, ...]:
+class Reading(NamedTuple):
+    """A usage object as it was read."""
+
+    components: tuple[Component, ...]
+    doubts: tuple[str, ...]
+    """Why not all of it can be billed with certainty: numbers under unknown keys, and counts that contradict each other."""
+
+
+def read(dialect: str, raw: Mapping[str, Any]) -> Reading:
     """
-    The components of a provider's usage object.
+    Read a provider's usage object.
 
     Args:
         dialect: The endpoint that answered: ``chat``, ``responses``, ``embeddings``, ``images``, ``transcriptions``, ``messages``, …
-        raw: The provider's usage JSON. If its parts exceed their total, the total is kept; ``unknown_counts`` reports it.
+        raw: The provider's usage JSON. If its parts exceed their total, the total is kept, with a doubt.
 
     Raises:
         UsageError: A count is negative or no whole number, or the dialect is unknown.
@@ -103,7 +111,16 @@ def read_usage(dialect: str, raw: Mapping[str, Any]) -> tuple[Component, ...]:
     reader = _READERS.get(dialect)
     if reader is None:
         raise UsageError(f"no usage reader for endpoint {dialect!r}; known: {', '.join(sorted(_READERS))}")
-    return reader(raw, [])
+    doubts: Doubts = []
+    components = reader(raw, doubts)
+    if dialect != "usage":
+        _find_unknown(raw, "", doubts)
+    return Reading(components, tuple(doubts))
+
+
+def read_usage(dialect: str, raw: Mapping[str, Any]) -> tuple[Component, ...]:
+    """Return the components of a provider's usage object. Arguments and errors are those of ``read()``."""
+    return read(dialect, raw).components
 
 
 def recognise(raw: Mapping[str, Any]) -> str | None:
@@ -142,33 +159,19 @@ _KNOWN_KEYS = frozenset(
 _ASIDE = frozenset({"cost_details", "pydantic_ai_gateway"})
 
 
-def unknown_counts(dialect: str, raw: Mapping[str, Any]) -> list[str]:
-    """
-    Return the parts of a usage object that cannot be billed with certainty.
-
-    These are numbers under unknown keys, parts that exceed their total, and cached tokens of an unknown kind.
-    """
-    found: list[str] = []
-    if dialect != "usage":
-        if (reader := _READERS.get(dialect)) is not None:
-            reader(raw, found)
-        _find_unknown(raw, "", found)
-    return found
-
-
-def _find_unknown(raw: Mapping[str, Any], inside: str, found: list[str]) -> None:
+def _find_unknown(raw: Mapping[str, Any], inside: str, doubts: Doubts) -> None:
     for key in raw.keys() - _KNOWN_KEYS:
         value = raw[key]
         kind = type(value)
         if kind is dict:
             if value and key not in _ASIDE:
-                _find_unknown(value, f"{inside}{key}.", found)
+                _find_unknown(value, f"{inside}{key}.", doubts)
         elif kind is list:
             for one in value:
                 if type(one) is dict:
-                    _find_unknown(one, f"{inside}{key}.", found)
+                    _find_unknown(one, f"{inside}{key}.", doubts)
         elif value and (kind is int or kind is Decimal):
-            found.append(f"{inside}{key} = {value}")
+            doubts.append(f"usage has {inside}{key} = {value}, which is not known here")
 
 
 def _sum(*counts: Count) -> Count:
@@ -202,7 +205,7 @@ def _split(total: Count, name: str, doubts: Doubts, *parts: Count) -> tuple[Coun
         if part:
             rest -= part
     if rest < 0:
-        doubts.append(f"parts of {name} that add up to more than its {total}")
+        doubts.append(f"usage contradicts itself: the parts of {name} add up to more than its {total}, so they are left out")
         return (total, *(None for _ in parts))
     return (rest, *parts)
 
@@ -219,7 +222,7 @@ def _kinds(cached: Count, text: Count, audio: Count, image: Count, doubts: Doubt
     of_audio = min(left, audio or 0)
     of_image = min(left - of_audio, image or 0)
     if sum(1 for kind in (text, audio, image) if kind) > 1:
-        doubts.append(f"cached_tokens = {cached} of an unknown kind")
+        doubts.append(f"usage does not say whether its {cached} cached tokens are text, audio or images")
     return of_audio or None, of_image or None
 
 
@@ -232,7 +235,9 @@ def _said(raw: Mapping[str, Any], key: str) -> int:
 def _doubt_reasoning(reasoning: Count, output: Count, name: str, doubts: Doubts) -> None:
     """Reasoning is a part of *output*, and cannot exceed it."""
     if reasoning and output is not None and reasoning > output:
-        doubts.append(f"reasoning = {reasoning}, more than {name} = {output}")
+        doubts.append(
+            f"usage contradicts itself: its {reasoning} reasoning tokens are more than {name} = {output}, of which they are a part"
+        )
 
 
 def _openai(
@@ -262,7 +267,7 @@ def _openai(
         cached = (cache_read or 0) + (cache_write or 0)
         if beyond <= 0:
             if not total and reasoning and reasoning > total_out:  # a part cannot exceed its whole: it is beside it
-                doubts.append(f"{reasoning} reasoning_tokens beside {output_key} = {total_out}")
+                doubts.append(f"usage has {reasoning} reasoning tokens, more than {output_key} = {total_out}: both are counted as output")
                 total_out += reasoning
         elif beyond == aside:
             total_out, reasoning = total_out + beyond, beyond
@@ -271,7 +276,7 @@ def _openai(
         elif not aside and "reasoning_tokens" not in details_out:
             total_out += beyond
         else:
-            doubts.append(f"total_tokens = {total}, {beyond} more than its parts")
+            doubts.append(f"usage contradicts itself: total_tokens = {total} is {beyond} more than input and output")
     audio_in, image_in = _count(details_in, "audio_tokens"), _count(details_in, "image_tokens") if images else None
     by_kind = _part(details_in, "cached_tokens_details")
     if by_kind:
@@ -439,7 +444,7 @@ def _generate_content(raw: Mapping[str, Any], doubts: Doubts) -> tuple[Component
         if thoughts is None:
             usage = msgspec.structs.replace(usage, output=_sum(usage.output, beyond))
         else:
-            doubts.append(f"totalTokenCount = {raw['totalTokenCount']}, {beyond} more than its parts")
+            doubts.append(f"usage contradicts itself: totalTokenCount = {raw['totalTokenCount']} is {beyond} more than input and output")
     return (Component(usage=usage),)
 
 
@@ -513,7 +518,7 @@ def _unsplit(total: Count, name: str, doubts: Doubts, *parts: Count) -> Count:
     known = _sum(*parts)
     if total is None or known is None or known <= total:
         return None if total is None else total - (known or 0)
-    doubts.append(f"parts of {name} that add up to more than its {total}")
+    doubts.append(f"usage contradicts itself: the parts of {name} add up to more than its {total}, so they are counted instead of it")
     return None
 
 
@@ -542,10 +547,12 @@ def _anthropic_tools(raw: Mapping[str, Any]) -> Mapping[str, int] | None:
     return {name: count for name, count in counts.items() if count is not None} or None
 
 
-def _own(raw: Mapping[str, Any], _doubts: Doubts) -> tuple[Component, ...]:
+def _own(raw: Mapping[str, Any], doubts: Doubts) -> tuple[Component, ...]:
     """A ``Usage`` of ours, as ``record()`` took it."""
     tools = {tool: count for tool in _part(raw, "tools") if (count := _count(raw["tools"], tool)) is not None}
-    return (Component(usage=Usage(tools=tools or None, **{name: _count(raw, name) for name in _OWN_COUNTS})),)
+    usage = Usage(tools=tools or None, **{name: _count(raw, name) for name in _OWN_COUNTS})
+    _doubt_reasoning(usage.reasoning, usage.output, "output", doubts)
+    return (Component(usage=usage),)
 
 
 _READERS: dict[str, Callable[[Mapping[str, Any], Doubts], tuple[Component, ...]]] = {

@@ -86,13 +86,45 @@ MUTATIONS: list[Mutation] = [
         "providers/gate.py",
         (
             "a request through two layers of an SDK is two calls",
-            "(isinstance(outer, SdkEntry) and outer.trying is options):\n            return original(",
-            "(isinstance(outer, SdkEntry) and outer is options):\n            return original(",
+            "    entry.body = options.json_data  # the body that is sent\n    return True",
+            "    entry.body = options.json_data\n    return False",
         ),
         (
             "an error of ours reaches the caller",
             "    try:\n        endpoint = routes.find(options.method, options.url)",
             "    endpoint = routes.find(options.method, options.url)\n    try:",
+        ),
+        tests="tests/providers",
+    ),
+    *at(
+        "providers/usage_chunks.py",
+        (
+            "usage that we asked for shows as null",
+            '                    sent.discard("usage")\n                    self._heeded = True\n                if extra',
+            "                    self._heeded = True\n                if extra",
+        ),
+        (
+            "what a server says beside its usage is hidden",
+            "            if (value is not None or not self._heeded) and (key",
+            "            if self._heeded and value is not None and (key",
+        ),
+        tests="tests/providers",
+    ),
+    *at(
+        "providers/entry.py",
+        (
+            "a pooled connection keeps the prompt",
+            "        self.entry = self.client = None",
+            "        self.client = None",
+        ),
+        tests="tests/providers",
+    ),
+    *at(
+        "providers/manual.py",
+        (
+            "a forked child reports its parent's block",
+            "        if self._process != os.getpid():",
+            "        if self._process == 0:",
         ),
         tests="tests/providers",
     ),

@@ -41,8 +41,9 @@ PICTURE = ("picture.png", b"\x89PNG....", "image/png")
 
 
 def completion_events(*, usage: bool) -> list[bytes]:
-    texts = [completion(choices=[{"index": 0, "text": piece, "finish_reason": None, "logprobs": None}], usage=None) for piece in PIECES]
-    end = completion(choices=[{"index": 0, "text": "", "finish_reason": "stop", "logprobs": None}], usage=None)
+    null = {"usage": None} if usage else {}
+    texts = [completion(choices=[{"index": 0, "text": piece, "finish_reason": None, "logprobs": None}], **null) for piece in PIECES]
+    end = completion(choices=[{"index": 0, "text": "", "finish_reason": "stop", "logprobs": None}], **null)
     last = [completion(usage=TEXT_USAGE)] if usage else []
     return sse(*texts, end, *last, "[DONE]")
 

@@ -28,7 +28,7 @@ def answer(*parts: dict[str, Any], finish: str | None = None, **more: Any) -> di
 
 def read(*chunks: dict[str, Any]) -> ContentReader:
     """A reader that has seen a stream."""
-    reader = ContentReader(hide_usage=False)
+    reader = ContentReader()
     for chunk in chunks:
         assert not reader.see(json.loads(json.dumps(chunk), object_hook=Event))
     return reader

@@ -308,3 +308,30 @@ def test_a_watcher_is_shown_the_model_as_it_is_kept(calls: Calls) -> None:
     assert (seen[0], seen[2]) == (seen[1], seen[3])
     assert "alice" not in str(seen)
     assert max(len(model or "") for model in seen) <= 512
+
+
+@pytest.mark.parametrize(
+    ("usage", "counts", "reason"),
+    [
+        (
+            {"prompt_tokens": 5, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 6}},
+            (5, 2),
+            "usage contradicts itself: the parts of prompt_tokens add up to more than its 5, so they are left out",
+        ),
+        (
+            Usage(input=5, output=2, reasoning=3),
+            (5, 2),
+            "usage contradicts itself: its 3 reasoning tokens are more than output = 2, of which they are a part",
+        ),
+        ({"prompt_tokens": 5, "completion_tokens": 2, "dreams": 7}, (5, 2), "usage has dreams = 7, which is not known here"),
+    ],
+    ids=["parts", "our own", "unknown"],
+)
+def test_a_recorded_contradiction_has_a_true_reason(usage: Any, counts: tuple[int, int], reason: str, calls: Calls) -> None:
+    """What can be read is priced, and the call says what cannot."""
+    record(provider="openai", model="gpt-4o-mini", usage=usage)
+    call = calls.one()
+    assert call.usage is not None
+    assert (call.usage.input_tokens, call.usage.output_tokens) == counts
+    assert (call.cost_status, call.cost_reasons) == ("partial", (reason,))
+    assert call.cost_femto

@@ -59,7 +59,7 @@ def counts(answer: Answer) -> Any:
 @pytest.mark.parametrize(("made", "form"), [(ChatReader, CHUNKS), (CompletionsReader, SENT)])
 def test_usage_is_read_wherever_a_stream_has_it(made: Callable[[bool], StreamReader], form: Any, last: dict[str, Any]) -> None:
     """Moonshot has it in the last choice, Groq under x_groq, others beside the finish reason or without choices."""
-    reader = show(made(False), [chunk({"content": "a"}), last], form)
+    reader = show(made(), [chunk({"content": "a"}), last], form)
     assert (counts(reader.answer()), reader.done, reader.estimated_output()) == (GOOD, True, None)
 
 
@@ -68,24 +68,24 @@ def test_usage_is_read_wherever_a_stream_has_it(made: Callable[[bool], StreamRea
 def test_a_usage_that_says_nothing_is_none(made: Callable[[bool], StreamReader], form: Any, empty: dict[str, Any]) -> None:
     """It neither overwrites real counts nor stops the estimate."""
     text = {"text": "x" * 400}
-    reader = show(made(False), [chunk({"content": "x" * 400}, choice=text, usage=empty), chunk(finish="stop", usage=empty)], form)
+    reader = show(made(), [chunk({"content": "x" * 400}, choice=text, usage=empty), chunk(finish="stop", usage=empty)], form)
     assert (bytes(reader.answer().usage), reader.estimated_output()) == (b"null", 100)
-    reader = show(made(False), [chunk(usage=GOOD, finish="stop"), {"id": "c1", "choices": [], "usage": empty}], form)
+    reader = show(made(), [chunk(usage=GOOD, finish="stop"), {"id": "c1", "choices": [], "usage": empty}], form)
     assert counts(reader.answer()) == GOOD
 
 
 def test_zeros_are_a_usage_that_any_count_overwrites() -> None:
     """What the provider says is not replaced by an estimate; zeros after real counts say nothing."""
-    reader = show(ChatReader(False), [chunk({"content": "x" * 400}, usage=ZEROS)])
+    reader = show(ChatReader(), [chunk({"content": "x" * 400}, usage=ZEROS)])
     assert (counts(reader.answer()), reader.estimated_output()) == (ZEROS, None)
-    reader = show(ChatReader(False), [chunk(usage=ZEROS), chunk(finish="stop", usage=GOOD), chunk(usage=ZEROS)])
+    reader = show(ChatReader(), [chunk(usage=ZEROS), chunk(finish="stop", usage=GOOD), chunk(usage=ZEROS)])
     assert counts(reader.answer()) == GOOD
 
 
 @pytest.mark.parametrize(("made", "form"), [(ChatReader, CHUNKS), (CompletionsReader, SENT)])
 def test_usage_with_every_chunk_does_not_end_a_stream(made: Callable[[bool], StreamReader], form: Any) -> None:
     """Only a finish reason or a last chunk without choices does."""
-    reader = show(made(False), [chunk({"content": "a"}, usage=GOOD)], form)
+    reader = show(made(), [chunk({"content": "a"}, usage=GOOD)], form)
     assert (reader.done, counts(reader.answer())) == (False, GOOD)
 
 
@@ -106,23 +106,23 @@ TEXT = "x" * 400
 )
 def test_every_kind_of_output_is_estimated(delta: dict[str, Any]) -> None:
     """Reasoning, refusals and the arguments of every tool call are output, and counted once."""
-    assert show(ChatReader(False), [chunk(delta)] * 50).estimated_output() == 5000
+    assert show(ChatReader(), [chunk(delta)] * 50).estimated_output() == 5000
 
 
 def test_a_failure_with_usage_in_a_stream_is_counted() -> None:
     """OpenRouter says in its error event what was used."""
     failed = chunk(finish="error", usage={"prompt_tokens": 43, "completion_tokens": 10}, error={"message": "Token limit reached"})
-    reader = show(ChatReader(False), [chunk({"content": "a"}), failed])
+    reader = show(ChatReader(), [chunk({"content": "a"}), failed])
     assert (reader.failure, counts(reader.answer())) == ("error", {"prompt_tokens": 43, "completion_tokens": 10})
 
 
 def test_an_overloaded_groq_is_a_failure() -> None:
     """Groq reports a failure in the middle of a stream under x_groq."""
-    assert show(ChatReader(False), [chunk(finish="stop", x_groq={"error": "over_capacity"})]).failure == "error"
+    assert show(ChatReader(), [chunk(finish="stop", x_groq={"error": "over_capacity"})]).failure == "error"
 
 
 def _message(started: dict[str, Any], *deltas: dict[str, Any]) -> dict[str, Any]:
-    reader = MessagesReader(False)
+    reader = MessagesReader()
     events = [{"type": "message_start", "message": {"id": "m", "model": "glm-5", "usage": started}}]
     events += [{"type": "message_delta", "delta": {}, "usage": usage} for usage in deltas]
     for event in events:
@@ -200,7 +200,7 @@ def test_only_searches_are_billed_as_web_searches() -> None:
     """Whole, streamed and in a batch: looking at a page is free. A call that does not say its action is billed."""
     body = responses_body(output=SEARCHES)
     assert read_responses(json.dumps(body).encode()).tool_calls == {"web_search": 2}
-    reader = show(ResponsesReader(False), [{"type": "response.completed", "response": body}], SENT)
+    reader = show(ResponsesReader(), [{"type": "response.completed", "response": body}], SENT)
     assert reader.answer().tool_calls == {"web_search": 2}
     line = {"custom_id": "a", "response": {"status_code": 200, "body": body}}
     read = openai_jobs.read_line(json.dumps(line).encode(), {"response": read_responses})
@@ -226,5 +226,5 @@ def test_an_empty_usage_of_a_response_is_none() -> None:
         {"type": "response.output_text.delta", "delta": TEXT},
         {"type": "response.completed", "response": responses_body(usage=False) | {"usage": {}}},
     ]
-    reader = show(ResponsesReader(False), events, SENT)
+    reader = show(ResponsesReader(), events, SENT)
     assert (bytes(reader.answer().usage), reader.estimated_output()) == (b"null", 100)

@@ -76,10 +76,12 @@ def chat_chunk(delta: dict[str, Any] | None = None, *, finish: str | None = None
 
 
 def chat_events(*, usage: bool) -> list[bytes]:
-    """A chat stream: a role, four pieces of text, the reason for its end, and the usage where it was asked for."""
+    """A chat stream: a role, four pieces of text, the reason for its end. Where usage was asked for: null in each, then the counts."""
     pieces = [chat_chunk({"content": piece}) for piece in PIECES]
-    last = [chat_chunk(usage=CHAT_USAGE)] if usage else []
-    return sse(chat_chunk({"role": "assistant", "content": ""}), *pieces, chat_chunk({}, finish="stop"), *last, "[DONE]")
+    chunks = [chat_chunk({"role": "assistant", "content": ""}), *pieces, chat_chunk({}, finish="stop")]
+    if usage:
+        return sse(*chunks, chat_chunk(usage=CHAT_USAGE), "[DONE]")
+    return sse(*({key: value for key, value in chunk.items() if key != "usage"} for chunk in chunks), "[DONE]")
 
 
 def chat_body() -> dict[str, Any]:

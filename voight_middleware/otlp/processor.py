@@ -25,7 +25,7 @@ from voight_middleware.otlp.mapping import read
 from voight_middleware.otlp.recent import GATE, Counted, Recent, may_be_same, models
 from voight_middleware.otlp.spans import Key, Span, text, wanted
 from voight_middleware.otlp.wire import FIRST_TOKEN
-from voight_middleware.providers.entry import ByHand, current_entry
+from voight_middleware.providers.entry import by_hand_here, entry_here
 from voight_middleware.tags import NO_TAGS, Frame, Owner, current_frame, lay_over
 from voight_middleware.usage import UsageError, read_usage
 
@@ -102,8 +102,7 @@ class CostSpanProcessor(SpanProcessor):
         key = _key(span.get_span_context())
         if key is None:
             return
-        entry = current_entry.get()
-        metered = entry.open if isinstance(entry, ByHand) else entry is not None
+        metered = entry_here() is not None or by_hand_here()
         role = role_of(Span(key=key, name=span.name, attributes=span.attributes or {}))
         if metered and role == "call":
             span.set_attribute(METERED, True)

@@ -53,8 +53,8 @@ class StreamReader(Protocol):
     failure: str | None
     """What the provider called its failure, where the stream reported one."""
 
-    def see(self, event: Any) -> object:
-        """Take note of *event*; true where it must be hidden from the caller."""
+    def see(self, event: Any) -> None:
+        """Take note of *event*."""
         ...
 
     def answer(self) -> Answer:
@@ -73,8 +73,8 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     """The dialect of its usage: ``chat``, ``responses``, …"""
     read: Callable[[bytes], Answer] | None = None
     """Reads a whole answer; raises msgspec.DecodeError for one that is none."""
-    reader: Callable[[bool], StreamReader] | None = None
-    """Makes the reader of a stream; its argument says whether the usage chunk was our wish, and is to be hidden."""
+    reader: Callable[[], StreamReader] | None = None
+    """Makes the reader of a stream."""
     asks_for_usage: bool = False
     """Whether a stream reports usage only where ``stream_options.include_usage`` is set."""
     complete: Callable[[Answer, Mapping[str, Any]], Answer] | None = None

@@ -29,7 +29,7 @@ class MessagesReader:
     Source: Anthropic, "Streaming messages", event types: the counts of ``message_delta`` are cumulative.
     """
 
-    def __init__(self, hide_usage: bool) -> None:
+    def __init__(self) -> None:
         self.done = False
         self.failure: str | None = None
         self._message: Any = None
@@ -37,7 +37,7 @@ class MessagesReader:
         self._stop: Any = None
         self._characters = 0
 
-    def see(self, event: Any) -> object:
+    def see(self, event: Any) -> None:
         try:
             kind = event.type
             if kind == "content_block_delta":
@@ -56,7 +56,6 @@ class MessagesReader:
                 self.failure = kind
         except Exception as error:
             note(error)
-        return False
 
     def answer(self) -> Answer:
         message = self._message

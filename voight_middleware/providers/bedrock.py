@@ -72,19 +72,19 @@ def _under(answer: Answer, tier: str | None, latency: str | None) -> Answer:
 class InvokedReader(MessagesReader):
     """A stream of an Anthropic model's events, or of any other's: in the last one Bedrock tells its own counts."""
 
-    def __init__(self, hide_usage: bool) -> None:
-        super().__init__(hide_usage)
+    def __init__(self) -> None:
+        super().__init__()
         self._metrics: Any = None
 
-    def see(self, event: Any) -> object:
+    def see(self, event: Any) -> None:
         metrics = event.get(_METRICS)
         if metrics:
             self._metrics = metrics
             self.done = True
         if event.type:
-            return super().see(event)
-        self._stop = event.stop_reason or getattr(event.messageStop, "stopReason", None) or self._stop
-        return False
+            super().see(event)
+        else:
+            self._stop = event.stop_reason or getattr(event.messageStop, "stopReason", None) or self._stop
 
     def answer(self) -> Answer:
         answer = super().answer()
@@ -131,7 +131,7 @@ def read_conversation(body: bytes) -> Answer:
 class ConverseReader:
     """A stream of a conversation's events; the usage is in the last one, after the stop."""
 
-    def __init__(self, hide_usage: bool) -> None:
+    def __init__(self) -> None:
         self.done = False
         self.failure: str | None = None
         self._usage: Any = None
@@ -140,7 +140,7 @@ class ConverseReader:
         self._stop: Any = None
         self._characters = 0
 
-    def see(self, event: Any) -> object:
+    def see(self, event: Any) -> None:
         try:
             delta = event.delta
             if delta is not None:
@@ -156,7 +156,6 @@ class ConverseReader:
                 self._stop = event.stopReason
         except Exception as error:
             note(error)
-        return False
 
     def answer(self) -> Answer:
         answer = Answer(usage=NULL if self._usage is None else usage_json(self._usage), finish_reasons=only_reason(self._stop))

@@ -7,6 +7,7 @@ watched as it passes by. Whatever its end, it becomes one call; the answers of a
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import time
 from collections.abc import Mapping
@@ -69,6 +70,7 @@ _AT_ONCE_BYTES = 256 * 1024
 """Up to this size a file of batch answers is read on the caller's thread."""
 
 
+@functools.lru_cache(1024)
 def biller(host: str) -> str | None:
     """The provider that bills for *host*; None for one that is not known, such as a proxy."""
     if host.startswith("aws-external-anthropic."):  # Anthropic's own platform, bought through a marketplace
@@ -79,13 +81,13 @@ def biller(host: str) -> str | None:
 _PLATFORMS = {"BaseAzureClient": "azure", "BaseFoundryClient": "azure", "BaseBedrockClient": "bedrock", "BaseVertexClient": "vertex"}
 
 
-def platform(client: Any) -> str | None:
+def platform(client_class: type) -> str | None:
     """The provider that bills for a client of a cloud, by its class in the SDK, whatever host it talks to; None for any other."""
-    return next((_PLATFORMS[cls.__name__] for cls in type(client).__mro__ if cls.__name__ in _PLATFORMS), None)
+    return next((_PLATFORMS[cls.__name__] for cls in client_class.__mro__ if cls.__name__ in _PLATFORMS), None)
 
 
 class ByHand:
-    """Stands for the entry while a block of ``metered_call()`` is open: what is sent in there is not metered a second time."""
+    """Stands in the context while a block of ``metered_call()`` is open: what is sent in there is not metered a second time."""
 
     __slots__ = ("open",)
 
@@ -93,8 +95,39 @@ class ByHand:
         self.open = True
 
 
-current_entry: ContextVar[Entry | ByHand | None] = ContextVar("voight_entry", default=None)
+class Place:
+    """
+    Where the context keeps the entry of a request that is on its way. It is emptied when the request returns: a pooled connection keeps
+    a copy of the context in which it was made, and would keep the prompt with it.
+    """
+
+    __slots__ = ("client", "entry", "levels")
+
+    def __init__(self, entry: Entry | None, client: Any = None, level: object = None) -> None:
+        self.entry = entry
+        self.client = client
+        self.levels = [level]
+        """The methods ``request`` that the request is in, from the client's own to its base class's."""
+
+    def leave(self) -> None:
+        """Forget the request."""
+        self.entry = self.client = None
+
+
+current_entry: ContextVar[Place | ByHand | None] = ContextVar("voight_entry", default=None)
 """Whose request this is a part of."""
+
+
+def entry_here() -> Entry | None:
+    """Return the entry whose request this is a part of; None outside of a request that is metered."""
+    here = current_entry.get()
+    return here.entry if isinstance(here, Place) else None
+
+
+def by_hand_here() -> bool:
+    """Return whether this is inside a block of ``metered_call()``."""
+    here = current_entry.get()
+    return isinstance(here, ByHand) and here.open
 
 
 class Entry:
@@ -288,7 +321,7 @@ class Entry:
         def report(reader: StreamReader, outcome: str, error: BaseException | None, first_event: int | None) -> None:
             self.stream_ended(reader, outcome, error, first_event, status, retries)
 
-        return Ending(self.endpoint.reader(self.asked_for_usage), report, self.asked_for_usage)
+        return Ending(self.endpoint.reader(), report, self.asked_for_usage)
 
     def stream_ended(
         self, reader: StreamReader, outcome: str, error: BaseException | None, first_event: int | None, status: int, retries: int
@@ -316,8 +349,11 @@ class Entry:
 
     def read_by_hand(self, body: Body, ending: Ending) -> None:
         """A stream's body that the caller has read himself."""
+        reader = ending.reader
         for event in body.events():
-            ending.reader.see(event)
+            reader.see(event)
+            if event.error:
+                reader.failure = reader.failure or "error"
         ending.first_event = body.first_part
         if body.error is not None:
             ending.failed(body.error)

@@ -26,6 +26,13 @@ class Event(dict[str, Any]):
     __getattr__ = dict.get
 
 
+def viewed(value: Any) -> Any:
+    """Return plain JSON as an ``Event`` all the way down."""
+    if type(value) is dict:
+        return Event((key, viewed(one)) for key, one in value.items())
+    return [viewed(one) for one in value] if type(value) is list else value
+
+
 class Form(NamedTuple):
     """How events lie in a body."""
 

@@ -22,7 +22,8 @@ from voight_middleware.providers import anthropic as anthropic_readers
 from voight_middleware.providers import http, websockets
 from voight_middleware.providers import openai as openai_readers
 from voight_middleware.providers.answers import Routes
-from voight_middleware.providers.entry import ByHand, Entry, current_entry
+from voight_middleware.providers.entry import ByHand, Place, current_entry, entry_here
+from voight_middleware.providers.metered_request import MeteredRequest
 from voight_middleware.providers.sdk import SdkEntry
 from voight_middleware.providers.streams import hide_usage, quietly
 
@@ -114,20 +115,30 @@ _patches: list[tuple[type, str, Any, Any]] = []
 _patching = threading.Lock()
 
 
-def _patch(cls: type, name: str, make: Callable[[Any], Any]) -> None:
+def _patch(cls: type, name: str, make: Callable[[Any], Any], place: Callable[[Any], Any] = lambda patched: patched) -> None:
+    """Replace a method by what *make* makes of it. What stands in the class is what *place* makes of that."""
     with _patching:
         original = cls.__dict__[name]
         if any(one[0] is cls and one[1] == name for one in _patches):
             return
-        patched = functools.wraps(original)(make(original))
+        patched = place(functools.wraps(original)(make(original)))
         setattr(cls, name, patched)
         _patches.append((cls, name, patched, original))
 
 
+def _patch_request(cls: type, base: type, sdk: str, bound: Callable[[Any], Any]) -> None:
+    """Meter the ``request`` of *cls*. Where the SDK calls it, *bound* has made a function of it."""
+    metered = _sync_request if base.__name__ == "SyncAPIClient" else _async_request
+
+    def make(original: Any, level: object) -> Any:
+        return metered(original, sdk, level)
+
+    _patch(cls, "request", lambda original: make(bound(original), cls), lambda patched: MeteredRequest(patched, make))
+
+
 def _patch_base(cls: Any, sdk: str) -> None:
-    routes = _ROUTES[sdk]
     synchronous = cls.__name__ == "SyncAPIClient"
-    _patch(cls, "request", lambda original: (_sync_request if synchronous else _async_request)(original, sdk, routes))
+    _patch_request(cls, cls, sdk, lambda original: original)
     _patch(cls, "_process_response", _sync_exit if synchronous else _async_exit)
     for name in ("_sleep_for_retry", "_retry_request"):
         if name in cls.__dict__:  # the second one in anthropic before 0.50
@@ -148,15 +159,13 @@ def _patch_over(cls: type, base: type, sdk: str) -> None:
     was then. OpenInference does so with ``OpenAI``. Where it was put there behind ours, it leads to ours.
     """
     own = cls.__dict__.get("request")
-    ours = {id(patched) for _, name, patched, _ in _patches if name == "request"}
+    ours = [patched.__wrapped__ for _, name, patched, _ in _patches if name == "request"]
     while own is not None:
-        if id(own) in ours:
+        if isinstance(own, MeteredRequest) or any(own is one for one in ours):
             return
         own = getattr(own, "__wrapped__", None)
     if "request" in cls.__dict__:
-        make = _sync_request if base.__name__ == "SyncAPIClient" else _async_request
-        # Bound as Python does it, for what tells a method's client by that.
-        _patch(cls, "request", lambda original: make(_bound(original), sdk, _ROUTES[sdk]))
+        _patch_request(cls, base, sdk, _bound)  # bound as Python does it, for what tells a method's client by that
 
 
 def _bound(method: Any) -> Callable[..., Any]:
@@ -191,15 +200,45 @@ def _marking(original: Callable[..., Any]) -> Callable[..., Any]:
 # -- entry ---------------------------------------------------------------------------------------------------------------------
 
 
-def _sync_request(original: Callable[..., Any], sdk: str, routes: Routes) -> Callable[..., Any]:
+def _is_on_its_way(place: Place, client: Any, level: object, options: Any, stream: bool) -> bool:
+    """
+    Return whether a request is the one in *place*, passed on by a subclass or by another library's ``request``. Its options may be a copy.
+
+    One that comes to a method that it is in already is a request of its own, such as a middleware's.
+    """
+    entry = place.entry
+    if not isinstance(entry, SdkEntry) or place.client is not client or level in place.levels or entry.stream != stream:
+        return False
+    known = entry.options
+    if options is known:
+        return True
+    if options.method != known.method or options.url != known.url:
+        return False
+    entry.body = options.json_data  # the body that is sent
+    return True
+
+
+def _sync_request(original: Callable[..., Any], sdk: str, level: object) -> Callable[..., Any]:
+    routes = _ROUTES[sdk]
+    passes_on = isinstance(level, int)  # a client's own: where it passes its request on must know that it comes from there
+
     def request(self: Any, cast_to: Any, options: Any, *, stream: bool = False, stream_cls: Any = None) -> Any:
         outer = current_entry.get()
-        if (isinstance(outer, ByHand) and outer.open) or (isinstance(outer, SdkEntry) and outer.trying is options):
-            return original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
+        if outer is not None:
+            if isinstance(outer, ByHand):
+                if outer.open:
+                    return original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
+            elif _is_on_its_way(outer, self, level, options, stream):
+                outer.levels.append(level)
+                try:
+                    return original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
+                finally:
+                    outer.levels.remove(level)
         entry = _enter(self, sdk, routes, options, stream) if _everything or _MARK in self.__dict__ else None
-        if entry is None and outer is None:
+        if entry is None and outer is None and not passes_on:
             return original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
-        current_entry.set(entry)  # None as well: a request that is made inside a metered one must not end as a part of it
+        place = Place(entry, self, level)
+        current_entry.set(place)  # without an entry as well: a request inside a metered one must not end as a part of it
         try:
             if entry is None:
                 return original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
@@ -209,7 +248,6 @@ def _sync_request(original: Callable[..., Any], sdk: str, routes: Routes) -> Cal
                 note(error)
             entry.begin(self, options)
             for tried in (entry.options, options):
-                entry.trying = tried
                 try:
                     result = original(self, cast_to, tried, stream=stream, stream_cls=stream_cls)
                 except BaseException as error:
@@ -221,21 +259,34 @@ def _sync_request(original: Callable[..., Any], sdk: str, routes: Routes) -> Cal
                     return result
         finally:
             current_entry.set(outer)
+            place.leave()
             if entry is not None:
                 entry.left()
 
     return request
 
 
-def _async_request(original: Callable[..., Any], sdk: str, routes: Routes) -> Callable[..., Any]:
+def _async_request(original: Callable[..., Any], sdk: str, level: object) -> Callable[..., Any]:
+    routes = _ROUTES[sdk]
+    passes_on = isinstance(level, int)  # a client's own: where it passes its request on must know that it comes from there
+
     async def request(self: Any, cast_to: Any, options: Any, *, stream: bool = False, stream_cls: Any = None) -> Any:
         outer = current_entry.get()
-        if (isinstance(outer, ByHand) and outer.open) or (isinstance(outer, SdkEntry) and outer.trying is options):
-            return await original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
+        if outer is not None:
+            if isinstance(outer, ByHand):
+                if outer.open:
+                    return await original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
+            elif _is_on_its_way(outer, self, level, options, stream):
+                outer.levels.append(level)
+                try:
+                    return await original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
+                finally:
+                    outer.levels.remove(level)
         entry = _enter(self, sdk, routes, options, stream) if _everything or _MARK in self.__dict__ else None
-        if entry is None and outer is None:
+        if entry is None and outer is None and not passes_on:
             return await original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
-        current_entry.set(entry)  # None as well: a request that is made inside a metered one must not end as a part of it
+        place = Place(entry, self, level)
+        current_entry.set(place)  # without an entry as well: a request inside a metered one must not end as a part of it
         try:
             if entry is None:
                 return await original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
@@ -245,7 +296,6 @@ def _async_request(original: Callable[..., Any], sdk: str, routes: Routes) -> Ca
                 note(error)
             entry.begin(self, options)
             for tried in (entry.options, options):
-                entry.trying = tried
                 try:
                     result = await original(self, cast_to, tried, stream=stream, stream_cls=stream_cls)
                 except BaseException as error:
@@ -257,6 +307,7 @@ def _async_request(original: Callable[..., Any], sdk: str, routes: Routes) -> Ca
                     return result
         finally:
             current_entry.set(outer)
+            place.leave()
             if entry is not None:
                 entry.left()
 
@@ -288,7 +339,7 @@ def _goes_on(entry: SdkEntry, error: BaseException) -> bool:
 
 def _sync_exit(original: Callable[..., Any]) -> Callable[..., Any]:
     def _process_response(self: Any, **kwargs: Any) -> Any:
-        entry = current_entry.get()
+        entry = entry_here()
         if not isinstance(entry, SdkEntry):
             return original(self, **kwargs)
         try:
@@ -304,7 +355,7 @@ def _sync_exit(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _async_exit(original: Callable[..., Any]) -> Callable[..., Any]:
     async def _process_response(self: Any, **kwargs: Any) -> Any:
-        entry = current_entry.get()
+        entry = entry_here()
         if not isinstance(entry, SdkEntry):
             return await original(self, **kwargs)
         try:
@@ -349,8 +400,8 @@ def _async_retry(original: Callable[..., Any]) -> Callable[..., Any]:
 def _attempt_failed(kwargs: Mapping[str, Any]) -> None:
     """The SDK tries again inside its ``except`` clause: the error is the one that is being handled."""
     try:
-        entry = current_entry.get()
-        if isinstance(entry, Entry) and kwargs.get("response") is None and kwargs.get("response_headers") is None:
+        entry = entry_here()
+        if entry is not None and kwargs.get("response") is None and kwargs.get("response_headers") is None:
             entry.unanswered(sys.exc_info()[1])
     except Exception as error:
         note(error)

@@ -53,7 +53,7 @@ def read_content(body: bytes) -> Answer:
 class ContentReader:
     """A stream of partial answers. Each carries the usage so far."""
 
-    def __init__(self, hide_usage: bool) -> None:
+    def __init__(self) -> None:
         self.done = False
         self.failure: str | None = None
         self._last: Any = None
@@ -62,7 +62,7 @@ class ContentReader:
         self._searches = 0
         self._characters = 0
 
-    def see(self, event: Any) -> object:
+    def see(self, event: Any) -> None:
         try:
             self._last = event
             if event.usageMetadata is not None:
@@ -79,7 +79,6 @@ class ContentReader:
                     self._characters += sum(len(part.text) for part in candidate.content.parts or () if part.text)
         except Exception as error:
             note(error)
-        return False
 
     def answer(self) -> Answer:
         last = self._last

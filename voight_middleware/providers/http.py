@@ -6,7 +6,6 @@ The request is never changed. The answer passes byte for byte, and is read as it
 
 from __future__ import annotations
 
-import functools
 import re
 import sys
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ from voight_middleware.meter import current_meter, note
 from voight_middleware.providers import anthropic, bedrock, events, gemini, openai
 from voight_middleware.providers.answers import Answer, Endpoint
 from voight_middleware.providers.bodies import MAX_BODY_BYTES, Body
-from voight_middleware.providers.entry import ByHand, Entry, biller, current_entry
+from voight_middleware.providers.entry import Entry, Place, biller, by_hand_here, current_entry, entry_here
 from voight_middleware.providers.events import Events, Form
 from voight_middleware.providers.streams import quietly, watch_close
 
@@ -99,8 +98,8 @@ class _Sync(_Transport):
         entry = _enter(request)
         if entry is None:
             return self._inner.handle_request(request)
-        outer = current_entry.get()
-        current_entry.set(entry)  # a metered transport further inside is a part of this one
+        outer, place = current_entry.get(), Place(entry)
+        current_entry.set(place)  # a metered transport further inside is a part of this one
         try:
             try:
                 entry.owner = entry.frame.resolve()
@@ -114,6 +113,7 @@ class _Sync(_Transport):
                 raise
         finally:
             current_entry.set(outer)
+            place.leave()
             entry.left()
         quietly(entry.watch, response)
         return response
@@ -134,8 +134,8 @@ class _Async(_Transport):
         entry = _enter(request)
         if entry is None:
             return await self._inner.handle_async_request(request)
-        outer = current_entry.get()
-        current_entry.set(entry)  # a metered transport further inside is a part of this one
+        outer, place = current_entry.get(), Place(entry)
+        current_entry.set(place)  # a metered transport further inside is a part of this one
         try:
             try:
                 entry.owner = entry.frame.owner() if entry.frame.scope is None else await entry.frame.aresolve()
@@ -149,6 +149,7 @@ class _Async(_Transport):
                 raise
         finally:
             current_entry.set(outer)
+            place.leave()
             entry.left()
         quietly(entry.watch, response)
         return response
@@ -212,13 +213,11 @@ _BEDROCK = re.compile(r"/model/(?P<model>.+)/(?P<action>[a-z-]+)")
 _MAKERS = {"anthropic": _ANYWHERE[1][2], "mistralai": _ANYWHERE[0][2]}
 """Whose models on Vertex are called by ``rawPredict``, in the form of their maker."""
 
-_biller = functools.lru_cache(1024)(biller)
-
 
 def find(method: str, host: str, path: str) -> Target | None:
     """What a request is for; None for any that is not billed."""
     deployed = _DEPLOYED.search(path)
-    provider = _biller(host) or ("azure" if deployed is not None else None)
+    provider = biller(host) or ("azure" if deployed is not None else None)
     path = path.rstrip("/")
     if provider == "azure" and (start_at := path.find("/openai/")) > 0:
         path = path[start_at:]  # behind API Management or a gateway, which put a path of their own before it
@@ -261,8 +260,7 @@ def _named_in_path(provider: str, path: str) -> Target | None:
 def _enter(request: Any) -> HttpEntry | None:
     """The entry of a request that is billed and not metered elsewhere; None for any other, and wherever something of ours fails."""
     try:
-        outer = current_entry.get()
-        if not _metering or (isinstance(outer, ByHand) and outer.open) or isinstance(outer, Entry):
+        if not _metering or by_hand_here() or entry_here() is not None:
             return None
         url = request.url
         target = find(request.method, url.host, url.path)

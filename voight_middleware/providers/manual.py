@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -14,7 +15,7 @@ from voight_middleware.call import OUTCOMES, Beginning, Call, new_call_id
 from voight_middleware.hosts import host_name
 from voight_middleware.meter import current_meter, note
 from voight_middleware.providers.answers import kept, usage_json
-from voight_middleware.providers.entry import ByHand, Entry, current_entry
+from voight_middleware.providers.entry import ByHand, Place, current_entry
 from voight_middleware.pseudonyms import kept_call_id
 from voight_middleware.tag_values import complain
 from voight_middleware.tags import NOBODY, Frame, Tags, current_frame, make_tags
@@ -123,7 +124,7 @@ class metered_call:
         ValueError: An argument cannot be used; the message names it.
     """
 
-    __slots__ = ("_call", "_dialect", "_frame", "_here", "_outer", "_owner", "_reported", "_started", "_tags", "_watched")
+    __slots__ = ("_call", "_dialect", "_frame", "_here", "_outer", "_owner", "_process", "_reported", "_started", "_tags", "_watched")
 
     def __init__(
         self,
@@ -166,8 +167,9 @@ class metered_call:
         self._frame: Frame | None = None
         self._owner = NOBODY
         self._here = ByHand()
-        self._outer: Entry | ByHand | None = None
+        self._outer: Place | ByHand | None = None
         self._started: int | None = None
+        self._process = 0
         self._reported = False
         self._watched: Watched | None = None
 
@@ -269,6 +271,7 @@ class metered_call:
         current_entry.set(self._here)
         self._call.occurred_at = time.time_ns() // 1000
         self._started = time.perf_counter_ns()
+        self._process = os.getpid()
         try:
             self._watch()
         except Exception as error:
@@ -295,6 +298,8 @@ class metered_call:
         call, meter = self._call, current_meter()
         if self._started is None or self._frame is None or not meter.settings.enabled:
             return
+        if self._process != os.getpid():
+            return  # a forked child leaves its parent's block too: the call is the parent's
         call.duration = (time.perf_counter_ns() - self._started) // 1000
         if error is not None:
             call.outcome = "error" if isinstance(error, Exception) else "cancelled"

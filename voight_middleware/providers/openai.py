@@ -154,13 +154,13 @@ class ResponsesReader:
 
     _TERMINAL = frozenset({"response.completed", "response.incomplete", "response.failed"})
 
-    def __init__(self, hide_usage: bool) -> None:
+    def __init__(self) -> None:
         self.done = False
         self.failure: str | None = None
         self._response: Any = None
         self._characters = 0
 
-    def see(self, event: Any) -> object:
+    def see(self, event: Any) -> None:
         try:
             kind = event.type
             if kind == "response.output_text.delta":
@@ -178,7 +178,6 @@ class ResponsesReader:
                 self._characters += len(event.delta)
         except Exception as error:
             note(error)
-        return False
 
     def answer(self) -> Answer:
         response = self._response

@@ -103,12 +103,12 @@ def read_run(body: bytes) -> Answer:
 class RunReader:
     """A stream of an assistant's events. The run carries the usage of all of its steps."""
 
-    def __init__(self, hide_usage: bool) -> None:
+    def __init__(self) -> None:
         self.done = False
         self.failure: str | None = None
         self._run: Any = None
 
-    def see(self, event: Any) -> object:
+    def see(self, event: Any) -> None:
         try:
             kind = event.event
             if kind.startswith("thread.run.") and not kind.startswith("thread.run.step."):
@@ -121,7 +121,6 @@ class RunReader:
                 self.failure = kind
         except Exception as error:
             note(error)
-        return False
 
     def answer(self) -> Answer:
         run = self._run

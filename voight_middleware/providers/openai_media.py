@@ -61,12 +61,12 @@ def _said(**values: object) -> dict[str, str]:
 class ImagesReader:
     """A stream of pictures, partial ones and at last whole ones; each whole one carries its own usage."""
 
-    def __init__(self, hide_usage: bool) -> None:
+    def __init__(self) -> None:
         self.done = False
         self.failure: str | None = None
         self._usages: list[Any] = []
 
-    def see(self, event: Any) -> object:
+    def see(self, event: Any) -> None:
         try:
             kind = event.type
             if kind.endswith(".completed"):
@@ -77,7 +77,6 @@ class ImagesReader:
                 self.failure = kind
         except Exception as error:
             note(error)
-        return False
 
     def answer(self) -> Answer:
         total: dict[str, Any] = {}
@@ -125,13 +124,13 @@ def read_transcript(body: bytes) -> Answer:
 class TranscriptReader:
     """A stream of a transcription."""
 
-    def __init__(self, hide_usage: bool) -> None:
+    def __init__(self) -> None:
         self.done = False
         self.failure: str | None = None
         self._usage: Any = None
         self._characters = 0
 
-    def see(self, event: Any) -> object:
+    def see(self, event: Any) -> None:
         try:
             kind = event.type
             if kind == "transcript.text.delta":
@@ -143,7 +142,6 @@ class TranscriptReader:
                 self.failure = kind
         except Exception as error:
             note(error)
-        return False
 
     def answer(self) -> Answer:
         return Answer(usage=NULL if self._usage is None else usage_json(self._usage))

@@ -18,7 +18,7 @@ import msgspec
 from voight_middleware import open_calls
 from voight_middleware.meter import current_meter
 from voight_middleware.providers.answers import NULL, Answer, Endpoint, estimate_tokens, is_null, kept, read_answer
-from voight_middleware.providers.entry import ByHand, Entry, current_entry
+from voight_middleware.providers.entry import ByHand, Entry, by_hand_here, current_entry
 from voight_middleware.providers.openai import plain, read_responses
 from voight_middleware.providers.streams import quietly
 from voight_middleware.tags import Frame, Owner
@@ -156,7 +156,8 @@ class Socket:
         self._latest: dict[str | None, str | None] = {}
         """The response that was last begun, by ``stream_id``."""
         self._seen: dict[object, None] = {}
-        self._block = current_entry.get()
+        here = current_entry.get()
+        self._block = here if isinstance(here, ByHand) else None
         _open.add(self)
 
     def __del__(self) -> None:
@@ -296,7 +297,7 @@ class Socket:
     def _turn(self, endpoint: Endpoint, body: Mapping[str, Any]) -> _Turn:
         entry = Entry(endpoint, "", body, self._host, self._provider, stream=True)
         entry.frame, entry.owner = self.frame, self.owner
-        by_hand = any(isinstance(one, ByHand) and one.open for one in (self._block, current_entry.get()))
+        by_hand = by_hand_here() or (self._block is not None and self._block.open)
         if not by_hand:
             entry.begin()
             entry.left()  # what is sent over a connection is sent by it, and not inside the call
@@ -356,6 +357,12 @@ class Socket:
             self._finish(turn, answer, "error" if turn.failure else "aborted", turn.failure or lost)
         self._end_live()
 
+    def forget(self) -> None:
+        """In a forked child: what goes on is the parent's to count."""
+        self._turns.clear()
+        self._waiting.clear()
+        self._live = self._seconds = None
+
     def _end_live(self) -> None:
         """A live session is one call, with what has not been counted of its seconds."""
         (turn, self._live), (seconds, self._seconds) = (self._live, None), (self._seconds, None)
@@ -404,5 +411,11 @@ def _end_all() -> None:
         quietly(socket.end)
 
 
+def _forget_all() -> None:
+    for socket in list(_open):
+        socket.forget()
+    _open.clear()
+
+
 open_calls.on_end_all(_end_all)
-os.register_at_fork(after_in_child=_open.clear)  # a parent's connections are the parent's to count
+os.register_at_fork(after_in_child=_forget_all)

@@ -38,10 +38,9 @@ class ChatReader:
     or with every chunk: then it is the usage so far.
     """
 
-    def __init__(self, hide_usage: bool) -> None:
+    def __init__(self) -> None:
         self.done = False
         self.failure: str | None = None
-        self._hide = hide_usage
         self._last: Any = None
         self._usage: Any = None
         self._weight = 0
@@ -49,7 +48,7 @@ class ChatReader:
         self._chunks = 0
         self._characters = 0
 
-    def see(self, event: Any) -> object:
+    def see(self, event: Any) -> None:
         try:
             self._last = event
             choices = event.choices
@@ -61,24 +60,25 @@ class ChatReader:
                         self._characters += size
                     if choice.finish_reason is not None:
                         self.done = True
+                        if choice.finish_reason == "error":  # OpenRouter, where the SDK does not raise
+                            self.failure = "error"
                         note_reasons(self._reasons, choices)
                         self._take_elsewhere(event, choice)
             if event.usage is not None:
-                return self._take(event.usage, choices)
-            if not choices:
+                self._take(event.usage, choices)
+            elif not choices:
                 self._take_elsewhere(event, None)
         except AttributeError:
-            return self._see_odd(event)
+            self._see_odd(event)
         except Exception as error:
             note(error)
-        return False
 
     def _size(self, choice: Any) -> int:
         """Characters of output in one choice."""
         delta = choice.delta
         return len(delta.content) if delta.content else _other_size(delta)
 
-    def _see_odd(self, event: Any) -> bool:
+    def _see_odd(self, event: Any) -> None:
         """Azure's asynchronous filter results have no delta; a compatible server's usage may come without choices."""
         choices = get(event, "choices")
         if choices and get(choices[0], "finish_reason") is not None:
@@ -86,20 +86,18 @@ class ChatReader:
             note_reasons(self._reasons, choices)
             self._take_elsewhere(event, choices[0])
         usage = get(event, "usage")
-        if usage is None:
-            if not choices:
-                self._take_elsewhere(event, None)
-            return False
-        return self._take(usage, choices)
+        if usage is not None:
+            self._take(usage, choices)
+        elif not choices:
+            self._take_elsewhere(event, None)
 
-    def _take(self, usage: Any, choices: Any) -> bool:
-        """Keep the last usage that says something; whether its chunk is to be hidden."""
+    def _take(self, usage: Any, choices: Any) -> None:
+        """Keep the last usage that says something."""
         found = weight(usage)
         if found and not choices:
             self.done = True
         if found >= self._weight:
             self._usage, self._weight = usage, found
-        return bool(self._hide and not choices)
 
     def _take_elsewhere(self, event: Any, choice: Any) -> None:
         """

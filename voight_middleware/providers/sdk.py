@@ -19,6 +19,7 @@ from voight_middleware.providers.answers import Endpoint
 from voight_middleware.providers.bodies import Body
 from voight_middleware.providers.entry import Entry, biller, platform
 from voight_middleware.providers.streams import AsyncTap, Tap, hide_usage, quietly, watch_close
+from voight_middleware.providers.usage_chunks import ALWAYS_SENT
 from voight_middleware.tag_values import complain
 
 _RAW_HEADER = "X-Stainless-Raw-Response"
@@ -32,14 +33,12 @@ _refusing_usage: dict[str, float] = {}
 class SdkEntry(Entry):
     """One request through an SDK, from its entry to the end of its last answer."""
 
-    __slots__ = ("options", "trying")
+    __slots__ = ("options",)
 
     def __init__(self, client: Any, sdk: str, endpoint: Endpoint, options: Any, stream: bool) -> None:
         host, provider = _whose(client, sdk)
         super().__init__(endpoint, options.url, options.json_data, host, provider, stream)
         self.options = options
-        self.trying: Any = None
-        """The options that are on their way through the SDK: whoever meets them again, in the base class's method, meets this request."""
         if stream and endpoint.asks_for_usage:
             self._ask_for_usage(options)
 
@@ -50,7 +49,7 @@ class SdkEntry(Entry):
         Nothing is asked where the caller decided himself, or reads the raw body and would see that chunk.
         """
         body = self.body
-        if not isinstance(body, dict) or _refuses_usage(self.host):
+        if not isinstance(body, dict) or self.provider in ALWAYS_SENT or _refuses_usage(self.host):
             return
         wish = body.get("stream_options")
         extra = getattr(options, "extra_json", None) or {}
@@ -155,16 +154,6 @@ def _refuses_usage(host: str) -> bool:
 
 
 def _whose(client: Any, sdk: str) -> tuple[str, str]:
-    """
-    The host that a client talks to, and who bills for it: a host that is not known, such as a proxy, as the SDK's own provider.
-
-    Remembered on the client until its base URL changes.
-    """
-    url = client._base_url
-    known = client.__dict__.get("_voight_host")
-    if known is not None and known[0] is url:
-        return known[1], known[2]
-    host = url.host
-    provider = biller(host) or platform(client) or sdk
-    client.__dict__["_voight_host"] = (url, host, provider)
-    return host, provider
+    """Return the host that a client talks to, and who bills for it. A host that is not known, such as a proxy, is the SDK's provider's."""
+    host: str = client._base_url.host
+    return host, biller(host) or platform(type(client)) or sdk

@@ -20,6 +20,8 @@ from voight_middleware import open_calls
 from voight_middleware.meter import note
 from voight_middleware.providers.answers import StreamReader
 from voight_middleware.providers.bodies import AsyncPassing, Body, Passing
+from voight_middleware.providers.events import viewed
+from voight_middleware.providers.usage_chunks import UsageChunks
 
 T = TypeVar("T")
 
@@ -46,7 +48,7 @@ class Ending:
     def __init__(self, reader: StreamReader, report: Report, hides_usage: bool = False) -> None:
         self.reader = reader
         self.hides_usage = hides_usage
-        """Whether the chunk that has usage only was our wish, and is to be hidden even where the reader fails."""
+        """Whether usage is in this stream only because we asked for it."""
         self.inside = False
         """Whether an event is being waited for: the SDK closes the response before the end reaches the tap, which knows it better."""
         self.first_event: int | None = None
@@ -73,7 +75,9 @@ class Ending:
     def failed(self, error: BaseException) -> None:
         """Waiting for the next event raised."""
         kind = type(error).__name__
-        if self.reader.done and kind not in ("CancelledError", "Cancelled"):
+        done = self.reader.done
+        quietly(_see_failure, self.reader, error)
+        if done and kind not in ("CancelledError", "Cancelled"):
             self.end(self._said() or "ok")
         elif isinstance(error, Exception):
             self.end("error", error)
@@ -94,18 +98,44 @@ class Ending:
         return "error" if self.reader.failure else "ok" if self.reader.done else None
 
 
+def _see_failure(reader: StreamReader, error: BaseException) -> None:
+    """
+    Show *reader* the event that openai made *error* of: a failure may be billed, and OpenRouter says how many tokens.
+
+    The exception has only the event's ``error`` (openai 1 to 3). The whole event is a variable of the SDK's generator.
+    """
+    trace = error.__traceback__ if hasattr(error, "body") else None
+    while trace is not None:
+        if trace.tb_frame.f_code.co_name == "__stream__":
+            event = trace.tb_frame.f_locals.get("data")
+            if type(event) is dict and event.get("error") and event.get("usage"):
+                reader.see(viewed(event))
+                return
+        trace = trace.tb_next
+
+
 class Tap(Generic[T]):
     """Stands where the SDK keeps a stream's iterator."""
 
-    __slots__ = ("_ending", "_next", "_see")
+    __slots__ = ("_ending", "_hide", "_next", "_see")
 
     def __init__(self, iterator: Iterator[T], ending: Ending) -> None:
         self._next = iterator.__next__
         self._see = ending.reader.see
+        self._hide = UsageChunks().take_out if ending.hides_usage else None
         self._ending = ending
 
     def __iter__(self) -> Iterator[T]:
         return self
+
+    def __getattr__(self, name: str) -> Any:  # close and throw, where the SDK's iterator is a generator
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._next.__self__, name)  # type: ignore[attr-defined]
+
+    def send(self, _value: object) -> T:
+        """Return the next event, as the SDK's generator does whatever it is sent."""
+        return self.__next__()
 
     def __next__(self) -> T:
         ending = self._ending
@@ -122,12 +152,11 @@ class Tap(Generic[T]):
             if ending.first_event is None:
                 ending.first_event = time.perf_counter_ns()
             try:
-                if self._see(event):
-                    continue
+                self._see(viewed(event) if type(event) is dict else event)
             except Exception as fault:
                 note(fault)
-                if ending.hides_usage and _only_usage(event):
-                    continue
+            if self._hide is not None and self._hide(event):
+                continue
             ending.inside = False
             return event
 
@@ -138,15 +167,25 @@ class Tap(Generic[T]):
 class AsyncTap(Generic[T]):
     """Stands where the SDK keeps an asynchronous stream's iterator."""
 
-    __slots__ = ("_ending", "_next", "_see")
+    __slots__ = ("_ending", "_hide", "_next", "_see")
 
     def __init__(self, iterator: AsyncIterator[T], ending: Ending) -> None:
         self._next = iterator.__anext__
         self._see = ending.reader.see
+        self._hide = UsageChunks().take_out if ending.hides_usage else None
         self._ending = ending
 
     def __aiter__(self) -> AsyncIterator[T]:
         return self
+
+    def __getattr__(self, name: str) -> Any:  # aclose and athrow, where the SDK's iterator is a generator
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._next.__self__, name)  # type: ignore[attr-defined]
+
+    async def asend(self, _value: object) -> T:
+        """Return the next event, as the SDK's generator does whatever it is sent."""
+        return await self.__anext__()
 
     async def __anext__(self) -> T:
         ending = self._ending
@@ -163,12 +202,11 @@ class AsyncTap(Generic[T]):
             if ending.first_event is None:
                 ending.first_event = time.perf_counter_ns()
             try:
-                if self._see(event):
-                    continue
+                self._see(viewed(event) if type(event) is dict else event)
             except Exception as fault:
                 note(fault)
-                if ending.hides_usage and _only_usage(event):
-                    continue
+            if self._hide is not None and self._hide(event):
+                continue
             ending.inside = False
             return event
 
@@ -176,21 +214,14 @@ class AsyncTap(Generic[T]):
         quietly(self._ending.dropped)
 
 
-def _only_usage(event: Any) -> bool:
-    return getattr(event, "usage", None) is not None and not getattr(event, "choices", True)
-
-
 def hide_usage(result: Any) -> None:
-    """
-    Where no tap could be placed: take the chunk with usage only out of an SDK's stream, or out of the one that its raw response
-    will make.
-    """
+    """Hide what we asked for where no tap could be placed, in an SDK's stream or in the one that its raw response will make."""
     if hasattr(type(result), "__stream__"):
-        iterator = result._iterator
+        iterator, hide = result._iterator, UsageChunks().take_out
         if hasattr(iterator, "__anext__"):
-            result._iterator = (event async for event in iterator if not _only_usage(event))
+            result._iterator = (event async for event in iterator if not hide(event))
         else:
-            result._iterator = (event for event in iterator if not _only_usage(event))
+            result._iterator = (event for event in iterator if not hide(event))
     elif "parse" not in result.__dict__ and hasattr(result, "parse"):
         parse = result.parse
 

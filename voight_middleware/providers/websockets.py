@@ -88,7 +88,7 @@ class _Opening:
         host = (urlsplit(str(url)).hostname if url is not None else None) or self._client._base_url.host
         connection.__dict__[_SOCKET] = Socket(
             host=host,
-            provider=biller(host) or platform(self._client) or "openai",
+            provider=biller(host) or platform(type(self._client)) or "openai",
             endpoint=RESPONSES if self._kind == "Responses" else REALTIME,
             asks=self._kind in ("Responses", "Realtime"),
             model=self._model,
