@@ -228,7 +228,9 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = command("demo", "the whole line at work: an app, a loopback provider, 200 requests, the answer", _demo)
     demo.add_argument("--requests", metavar="N", type=positive, default=200, help="how many requests (default: 200)")
-    demo.add_argument("--keep", action="store_true", help="keep the demo's ledger for more questions")
+    demo.add_argument("--keep", action="store_true", help="keep the demo's ledger in ./voight-demo, for more questions")
+    demo.add_argument("--real", action="store_true", help="ask OpenAI (and Anthropic, with a key) instead, which bills you; asks first")
+    demo.add_argument("--yes", action="store_true", help="with --real: do not ask")
     return parser
 
 
