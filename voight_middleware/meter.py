@@ -26,10 +26,11 @@ from voight_middleware.background import Background
 from voight_middleware.call import Call, Settlement, Submission
 from voight_middleware.delivery import hold_imports, renew_imports
 from voight_middleware.journal import Journal
+from voight_middleware.kept_prices import Stamp
 from voight_middleware.pseudonyms import Guard
 from voight_middleware.settings import EXIT_SECONDS, Settings, SettingsError, usable_settings
 from voight_middleware.tag_values import clean_value, complain
-from voight_middleware.tags import NO_TAGS, Frame, Owner, Tags
+from voight_middleware.tags import NO_TAGS, Frame, Owner, Tags, make_tags
 from voight_middleware.watchers import Watched, Watcher, Watchers
 
 logger = logging.getLogger(__name__)
@@ -67,11 +68,14 @@ class Meter:
         self._audience = Audience(listeners, self._count, HELD_CALLS)
         also: Iterable[object] = listeners
         self.watchers = Watchers((*(one for one in also if isinstance(one, Watcher)), *_standing), self._count)
-        self.journal = Journal(settings.journal, settings.journal_limit)
+        stamp = Stamp(settings.journal, settings.prices, ingests=settings.ingest, broken_settings=settings.broken_file)
+        self.journal = Journal(settings.journal, settings.journal_limit, stamp)
+        self.pricing = stamp
+        """How this process's calls are priced, by whichever process."""
         self.counters: Counter[str] = Counter()
         """What went wrong inside: ``internal_errors``, ``listener_errors``, ``watcher_errors``, ``ledger_errors``, ``unheard_calls``."""
         self._guard = Guard(settings)
-        self._release = Tags(release=settings.release) if settings.release else NO_TAGS
+        self._below = make_tags(settings.tags).merge(Tags(release=settings.release) if settings.release else NO_TAGS)
         self._held: dict[str, Call] = {}
         self._background: Background | None = None
         self._start_lock = threading.Lock()
@@ -131,7 +135,7 @@ class Meter:
     def _stamped(self, tags: Tags, attribution: str, named: str | None) -> Owner:
         if tags.user_id is None and named is not None and (user := clean_value(named)) is not None:
             tags, attribution = tags.merge(Tags(user_id=user)), "request"
-        return Owner(self.guarded(self._release.merge(tags)), attribution)
+        return Owner(self.guarded(self._below.merge(tags)), attribution)
 
     def guarded(self, tags: Tags) -> Tags:
         """*tags* as they may leave the process, on disk or in a message to a worker: without personal data. Never raises."""
@@ -374,6 +378,7 @@ def configure(
     enabled: bool | None = None,
     request_identity: bool | None = None,
     prices: str | Path | None = None,
+    tags: Mapping[str, str] | None = None,
     pii: str | Mapping[str, str] | None = None,
     pseudonym_key: str | None = None,
     header_key: str | None = None,
@@ -387,8 +392,8 @@ def configure(
     delivery: str | None = None,
 ) -> None:
     """
-    Configure this process's meter. Whatever is not given comes from the environment, then from the defaults; what a call before this
-    one has given holds no longer.
+    Configure this process's meter. Arguments win over environment variables, which win over the settings file (``voight.toml``), which
+    wins over the defaults. Each call replaces the previous configuration.
 
     Args:
         ledger: URL of the ledger (``sqlite:////var/lib/app/ledger.db``) or the path of an SQLite file. ``VOIGHT_LEDGER``.
@@ -403,8 +408,9 @@ def configure(
         request_identity: Whether a call without any other owner belongs to the user that its request names to the provider
             (``safety_identifier``, ``user``, ``user_profile_id``, ``metadata.user_id``). By default it does outside of web requests and
             jobs. Inside, the body may be what an anonymous client has sent: True trusts it. ``VOIGHT_REQUEST_IDENTITY``.
-        prices: A TOML file of your own prices: negotiated rates, models of your own. It is read when the process begins to price;
-            ``voight prices check`` reads it now. ``VOIGHT_PRICES``.
+        prices: A TOML file of your own prices: negotiated rates, models of your own. It is read with the first call, and kept beside the
+            journal: whoever brings the calls into the ledger prices them so. ``voight prices check`` reads it now. ``VOIGHT_PRICES``.
+        tags: Tags of every call of this process, such as ``{"app": "shop"}``; all other tags win over them. ``VOIGHT_TAGS=app=shop``.
         pii: What becomes of a tag that holds an e-mail address, a phone or card number, a wallet, a token or a key: ``pseudonym`` (by
             default), ``redact`` or ``allow``; for all tags, or by key: ``{"user_id": "allow", "*": "redact"}``. ``VOIGHT_PII``.
         pseudonym_key: The secret that pseudonyms are made with, 32 characters or more; after a rotation ``v2:<secret>,v1:<the one
@@ -436,6 +442,7 @@ def configure(
         enabled=enabled,
         request_identity=request_identity,
         prices=prices,
+        tags=tags,
         pii=pii,
         pseudonym_key=pseudonym_key,
         header_key=header_key,

@@ -1,4 +1,4 @@
-"""Settings: where calls are kept and what they are stamped with, from ``voight.configure()``, the environment and the defaults."""
+"""Settings: where calls are kept and what they are stamped with, from ``voight.configure()``, the environment, a file and the defaults."""
 
 from __future__ import annotations
 
@@ -8,15 +8,58 @@ import os
 import re
 import socket
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from decimal import Decimal
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
+from voight_middleware.settings_file import NO_FILE, SettingsFile, find_settings_file
+from voight_middleware.settings_values import (
+    EVENTS_PER_MINUTE,
+    EVENTS_URL,
+    PII_POLICIES,
+    RELEASE_VARIABLES,
+    SWITCH,
+    EventsTarget,
+    PseudonymKey,
+    SettingsError,
+    deployed_release,
+    read_bytes,
+    read_delivery,
+    read_events,
+    read_keys,
+    read_policies,
+    read_seconds,
+    read_tags,
+    read_zone,
+)
 from voight_middleware.tag_values import clean_value
 
+__all__ = (
+    "EXIT_SECONDS",
+    "JOURNAL_LIMIT",
+    "PII_POLICIES",
+    "RELEASE_VARIABLES",
+    "VARIABLES",
+    "EventsTarget",
+    "PseudonymKey",
+    "Settings",
+    "SettingsError",
+    "can_be_made",
+    "default_journal",
+    "default_ledger",
+    "ledger_url",
+    "pseudonym_key_file",
+    "read_keys",
+    "shown_url",
+    "sqlite_path",
+    "state_folder",
+    "usable_journal",
+    "usable_settings",
+)
+
+_Value = TypeVar("_Value")
 JOURNAL_LIMIT = 1_000_000_000
 """
 How much all journals of a folder may have together, in bytes, before calls wait in memory. A call has 240 to 500 bytes there: at ten calls
@@ -24,34 +67,10 @@ a second this is two to five days without a ledger, at a thousand forty minutes 
 """
 EXIT_SECONDS = 5.0
 """How long the end of the process may wait for the ledger: less than the ten seconds that Docker leaves between SIGTERM and SIGKILL."""
-DELIVERIES = ("background", "synchronous")
-
-
-class SettingsError(ValueError):
-    """A value given to ``configure()`` or found in a ``VOIGHT_*`` variable cannot be used; the message names it."""
-
-
-@dataclass(frozen=True, slots=True)
-class PseudonymKey:
-    """A secret that pseudonyms are made with, and the version of it that each of them names."""
-
-    version: str
-    secret: str = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class EventsTarget:
-    """Where Voight's events of finished calls are sent, in whose name, and how many of them in a minute."""
-
-    url: str
-    """Of the server, without ``/v1/events``."""
-    key: str = field(repr=False)
-    agent: str
-    per_minute: int
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """The settings in force, and where each came from (``configure()``, a variable's name, or ``default``)."""
+    """The settings in force, and where each came from (``configure()``, a variable's name, a file and its line, or ``default``)."""
 
     ledger: str
     """URL of the ledger: ``sqlite:///path``, ``postgresql://…``, ``clickhouse://…``. It may have a password in it: print ``shown_url``."""
@@ -66,6 +85,10 @@ class Settings(msgspec.Struct, frozen=True):
     """
     prices: Path | None = None
     """The file of the user's own prices."""
+    tags: Mapping[str, str] = {}
+    """What every call of this process is tagged with, below all other tags."""
+    tz: str = "UTC"
+    """The zone in which reports cut days, weeks and months."""
     pii: Mapping[str, str] = {}
     """What becomes of personal data in a tag, by the tag's key, ``*`` standing for the others: one of ``PII_POLICIES``."""
     pseudonym_keys: tuple[PseudonymKey, ...] = ()
@@ -83,6 +106,10 @@ class Settings(msgspec.Struct, frozen=True):
     delivery: str = "background"
     """One of ``DELIVERIES``: whether a call waits until it is in the ledger, where it may."""
     sources: Mapping[str, str] = {}
+    file: Path | None = None
+    """The settings file that was read."""
+    broken_file: Path | None = None
+    """A settings file that cannot be read at all: nobody knows how calls are to be priced."""
 
     def __repr__(self) -> str:
         values = {name: getattr(self, name) for name in self.__struct_fields__} | {"ledger": shown_url(self.ledger)}
@@ -98,6 +125,8 @@ class Settings(msgspec.Struct, frozen=True):
         enabled: bool | None = None,
         request_identity: bool | None = None,
         prices: str | Path | None = None,
+        tags: Mapping[str, str] | None = None,
+        tz: str | None = None,
         pii: str | Mapping[str, str] | None = None,
         pseudonym_key: str | None = None,
         header_key: str | None = None,
@@ -110,254 +139,197 @@ class Settings(msgspec.Struct, frozen=True):
         exit_timeout: float | str | None = None,
         delivery: str | None = None,
         environ: Mapping[str, str] = os.environ,
+        file: SettingsFile | None = None,
     ) -> Settings:
         """
-        The given values, then the environment (each under its name, as ``VOIGHT_LEDGER`` and ``VOIGHT_EXIT_TIMEOUT``), then the defaults.
-        A release is also taken from the variables of the usual places to deploy to.
+        The given values, then the environment (``VARIABLES``), then the settings file, then the defaults. A release is also taken from the
+        variables of the usual places to deploy to.
+
+        Args:
+            environ: The environment.
+            file: The settings file, instead of the one that is found.
 
         Raises:
-            SettingsError: A value cannot be used.
+            SettingsError: A value cannot be used, or there is a mistake in the file.
         """
-        sources: dict[str, str] = {}
-
-        def first(name: str, given: object, variable: str) -> str | None:
-            if given is not None:
-                sources[name] = "configure()"
-                return str(given)
-            if environ.get(variable):
-                sources[name] = variable
-                return environ[variable]
-            sources[name] = "default"
-            return None
-
-        def switch(name: str, given: bool | None, variable: str) -> bool:
-            word = (first(name, given, variable) or "true").strip().lower()
-            if word not in _SWITCH:
-                raise SettingsError(f"{sources[name]}: {name} is {word!r}; use one of {', '.join(_SWITCH)}")
-            return _SWITCH[word]
-
-        def maybe(name: str, given: bool | None, variable: str) -> bool | None:
-            return None if first(name, given, variable) is None else switch(name, given, variable)
-
-        def read(name: str, given: object, variable: str, reader: Callable[[str], _Value], default: _Value) -> _Value:
-            text = first(name, given, variable)
-            try:
-                return default if text is None else reader(text)
-            except ValueError as error:
-                raise SettingsError(f"{sources[name]}: {name} is {text!r}; {error}") from error
-
-        place = first("ledger", ledger, "VOIGHT_LEDGER")
-        url = ledger_url(default_ledger(environ) if place is None else place)
-        folder = first("journal", journal, "VOIGHT_JOURNAL")
-        own_prices = first("prices", prices, "VOIGHT_PRICES")
-        own_release = first("release", release, "VOIGHT_RELEASE")
+        said = settings_file(environ, ledger) if file is None else file
+        if said.problems:
+            raise SettingsError("; ".join(said.problems))
+        given = _Given(environ, said)
+        first, sources = given.first, given.sources
+        url = given.ledger(ledger)
+        folder = given.path("journal", journal, "the journal")
+        own_release = first("release", release)
         if own_release is None:
-            own_release, sources["release"] = _deployed(environ) or (None, "default")
-        policy = first("pii", None if pii is None else "", "VOIGHT_PII") or ""
-        keys = first("pseudonym_key", pseudonym_key, "VOIGHT_PSEUDONYM_KEY")
-        signing = first("header_key", header_key, "VOIGHT_HEADER_KEY")
-        bearer = first("key", key, "VOIGHT_KEY")
-        name = first("agent", agent, "VOIGHT_AGENT") or environ.get("HOSTNAME") or socket.gethostname()
-        base = first("events_url", events_url, "VOIGHT_EVENTS_URL") or EVENTS_URL
-        rate = first("events_per_minute", events_per_minute, "VOIGHT_EVENTS_PER_MINUTE")
+            own_release, sources["release"] = deployed_release(environ) or (None, "default")
+        policies, all_tags = given.table("pii", pii), given.table("tags", tags)
+        keys = first("pseudonym_key", pseudonym_key)
+        signing = first("header_key", header_key)
+        bearer = first("key", key)
+        name = first("agent", agent) or environ.get("HOSTNAME") or socket.gethostname()
+        base = first("events_url", events_url) or EVENTS_URL
+        rate = first("events_per_minute", events_per_minute)
         return cls(
             ledger=url,
-            journal=usable_journal(url, environ) if folder is None else _absolute(folder, "the journal"),
+            journal=usable_journal(url, environ) if folder is None else folder,
             release=clean_value(own_release or ""),
-            enabled=switch("enabled", enabled, "VOIGHT_ENABLED"),
-            request_identity=maybe("request_identity", request_identity, "VOIGHT_REQUEST_IDENTITY"),
-            prices=None if own_prices is None else _absolute(own_prices, "the file of prices"),
-            pii=_policies(policy if pii is None else pii, sources["pii"]),
+            enabled=given.switch("enabled", enabled),
+            request_identity=given.maybe("request_identity", request_identity),
+            prices=given.path("prices", prices, "the file of prices"),
+            tags=read_tags(all_tags, sources["tags"]),
+            tz=given.read("tz", tz, read_zone, "UTC"),
+            pii=read_policies(policies, sources["pii"]),
             pseudonym_keys=() if keys is None else read_keys(keys, sources["pseudonym_key"]),
             header_keys=() if signing is None else read_keys(signing, sources["header_key"], "header key"),
-            events=None if bearer is None else _events_target(bearer, name, base, rate or str(EVENTS_PER_MINUTE), sources),
-            ingest=switch("ingest", ingest, "VOIGHT_INGEST"),
-            journal_limit=read("journal_limit", journal_limit, "VOIGHT_JOURNAL_LIMIT", _bytes, JOURNAL_LIMIT),
-            exit_timeout=read("exit_timeout", exit_timeout, "VOIGHT_EXIT_TIMEOUT", _seconds, EXIT_SECONDS),
-            delivery=read("delivery", delivery, "VOIGHT_DELIVERY", _delivery, "background"),
+            events=None if bearer is None else read_events(bearer, name, base, rate or str(EVENTS_PER_MINUTE), sources),
+            ingest=given.switch("ingest", ingest),
+            journal_limit=given.read("journal_limit", journal_limit, read_bytes, JOURNAL_LIMIT),
+            exit_timeout=given.read("exit_timeout", exit_timeout, read_seconds, EXIT_SECONDS),
+            delivery=given.read("delivery", delivery, read_delivery, "background"),
             sources=sources,
+            file=said.path,
         )
 
 
-STRICTER = {
-    "VOIGHT_ENABLED": "false",
-    "VOIGHT_REQUEST_IDENTITY": "false",
-    "VOIGHT_PII": "redact",
-    "VOIGHT_INGEST": "false",
+class _Given:
+    """Looks each value up: in the arguments, the environment and the settings file. ``sources`` says where it was."""
+
+    def __init__(self, environ: Mapping[str, str], file: SettingsFile) -> None:
+        self.sources: dict[str, str] = {}
+        self._environ = environ
+        self._file = file
+
+    def first(self, name: str, given: object) -> str | None:
+        if given is not None:
+            self.sources[name] = "configure()"
+            return str(given)
+        if value := self._environ.get(VARIABLES[name]):
+            self.sources[name] = VARIABLES[name]
+            return value
+        if name in self._file.values:
+            self.sources[name] = self._file.source(name)
+            return str(self._file.values[name])
+        self.sources[name] = "default"
+        return None
+
+    def table(self, name: str, given: str | Mapping[str, str] | None) -> str | Mapping[str, str]:
+        text = self.first(name, None if given is None else "") or ""
+        if given is not None:
+            return given
+        return self._file.values[name] if self._is_of_file(name) else text
+
+    def switch(self, name: str, given: bool | None) -> bool:
+        word = (self.first(name, given) or "true").strip().lower()
+        if word not in SWITCH:
+            raise SettingsError(f"{self.sources[name]}: {name} is {word!r}; use one of {', '.join(SWITCH)}")
+        return SWITCH[word]
+
+    def maybe(self, name: str, given: bool | None) -> bool | None:
+        return None if self.first(name, given) is None else self.switch(name, given)
+
+    def read(self, name: str, given: object, reader: Callable[[str], _Value], default: _Value) -> _Value:
+        text = self.first(name, given)
+        try:
+            return default if text is None else reader(text)
+        except ValueError as error:
+            raise SettingsError(f"{self.sources[name]}: {name} is {text!r}; {error}") from error
+
+    def path(self, name: str, given: object, what: str) -> Path | None:
+        text = self.first(name, given)
+        return None if text is None else _absolute(text, f"{self._where(name)}{what}")
+
+    def ledger(self, given: object) -> str:
+        place = self.first("ledger", given)
+        try:
+            return ledger_url(default_ledger(self._environ) if place is None else place)
+        except SettingsError as error:
+            raise SettingsError(f"{self._where('ledger')}{error}") from error
+
+    def _where(self, name: str) -> str:
+        return f"{self.sources[name]}: " if self._is_of_file(name) else ""
+
+    def _is_of_file(self, name: str) -> bool:
+        return name in self._file.values and self.sources[name] == self._file.source(name)
+
+
+VARIABLES = {
+    name: f"VOIGHT_{name.upper()}"
+    for name in (
+        *("ledger", "journal", "release", "enabled", "request_identity", "prices", "tags", "tz", "pii", "pseudonym_key", "header_key"),
+        *("key", "agent", "events_url", "events_per_minute", "ingest", "journal_limit", "exit_timeout", "delivery"),
+    )
 }
-"""What holds in the place of a variable that cannot be read. Every other one has its default then."""
-_TO_INGEST = ("VOIGHT_LEDGER", "VOIGHT_PRICES")
-"""Where one of these cannot be read, calls wait in the journal: no default can stand for it."""
+"""The variable of each setting."""
+
+
+def settings_file(environ: Mapping[str, str] = os.environ, ledger: str | Path | None = None) -> SettingsFile:
+    """Return the settings file that holds, for the ledger that is named so far."""
+    place = str(ledger or environ.get("VOIGHT_LEDGER") or default_ledger(environ))
+    try:
+        url = ledger_url(place)
+        beside = Path(sqlite_path(url)).parent if url.startswith("sqlite:///") else None
+    except SettingsError:  # it is said where the ledger is read
+        beside = None
+    return find_settings_file(environ, beside)
+
+
+STRICTER = {
+    "enabled": "false",
+    "request_identity": "false",
+    "pii": "redact",
+    "ingest": "false",
+}
+"""What holds in the place of a value that cannot be read. Every other one has its default then."""
 
 
 def usable_settings(environ: Mapping[str, str] = os.environ) -> tuple[Settings, list[SettingsError]]:
     """
-    Return the settings of the environment, and what is wrong with it. A variable that cannot be read leaves all others as they are, and
-    falls back itself to what does less.
+    Return the settings of the environment and the settings file, and what is wrong with them. A value that cannot be read leaves all
+    others as they are, and falls back itself to what does less.
     """
-    ours = {name: value for name, value in environ.items() if name.startswith("VOIGHT_")}
-    others = {name: value for name, value in environ.items() if name not in ours}
-    errors: list[SettingsError] = []
-    good: dict[str, str] = {}
-    for name, value in ours.items():
+    found = settings_file(environ)
+    errors = [SettingsError(problem) for problem in found.problems]
+    others = {name: value for name, value in environ.items() if not name.startswith("VOIGHT_")}
+    ours = {name: value for name, variable in VARIABLES.items() if (value := environ.get(variable))}
+    values = dict(found.values)
+    forced: dict[str, str] = {"pii": STRICTER["pii"], "request_identity": "false", "ingest": "false"} if found.unreadable else {}
+    for name, said in found.values.items():
         try:
-            Settings.from_environment(environ={**others, name: value})
+            Settings.from_environment(environ=others, file=replace(found, values={name: said}, problems=()))
         except SettingsError as error:
-            errors.append(error if name in str(error) else SettingsError(f"{name}: {error}"))
-            if name in STRICTER:
-                good[name] = STRICTER[name]
-            elif name in _TO_INGEST:
-                good["VOIGHT_INGEST"] = "false"
-            elif name == "VOIGHT_PSEUDONYM_KEY":
-                good["VOIGHT_PII"] = STRICTER["VOIGHT_PII"]
-        else:
-            good.setdefault(name, value)
+            errors.append(error)
+            del values[name]
+            if name not in ours:
+                forced |= _instead(name, said)
+    for name, value in list(ours.items()):
+        try:
+            Settings.from_environment(environ={**others, VARIABLES[name]: value}, file=NO_FILE)
+        except SettingsError as error:
+            errors.append(error if VARIABLES[name] in str(error) else SettingsError(f"{VARIABLES[name]}: {error}"))
+            del ours[name]
+            values.pop(name, None)
+            forced |= _instead(name, value)
+    used = {VARIABLES[name]: value for name, value in (ours | forced).items()}
     try:
-        return Settings.from_environment(environ={**others, **good}), errors
-    except SettingsError as error:  # variables that are good alone, and not together
-        return Settings.from_environment(environ={**others, **STRICTER}), [*errors, error]
+        settings = Settings.from_environment(environ={**others, **used}, file=replace(found, values=values, problems=()))
+    except SettingsError as error:  # what is sent with a key is only looked at where there is one: nothing is sent then
+        errors.append(error)
+        del used[VARIABLES["key"]]
+        settings = Settings.from_environment(environ={**others, **used}, file=replace(found, values=values, problems=()))
+    sources = {**settings.sources, **dict.fromkeys(forced, "in the place of a value that cannot be read")}
+    broken = found.path if found.unreadable else None
+    return msgspec.structs.replace(settings, sources=sources, broken_file=broken), errors
 
 
-_Value = TypeVar("_Value")
-_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
-_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
-LEAST_JOURNAL = 1_000_000
-LONGEST_EXIT = 3600.0
-
-
-def _bytes(text: str) -> int:
-    match = _SIZE.fullmatch(text)
-    unit = None if match is None else _UNITS.get(match[2].upper())
-    if match is None or unit is None or (size := int(Decimal(match[1]) * unit)) < LEAST_JOURNAL:
-        raise ValueError("write a size of 1MB or more, such as 512MB or 1GB (or 1GiB)")
-    return size
-
-
-def _seconds(text: str) -> float:
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*s?\s*", text)
-    if match is None or (seconds := float(match[1])) > LONGEST_EXIT:
-        raise ValueError(f"write seconds from 0 to {LONGEST_EXIT:.0f}, such as 5 or 2.5")
-    return seconds
-
-
-def _delivery(text: str) -> str:
-    if (word := text.strip().lower()) not in DELIVERIES:
-        raise ValueError(f"use one of {', '.join(DELIVERIES)}")
-    return word
-
-
-_SWITCH = {"true": True, "1": True, "on": True, "yes": True, "false": False, "0": False, "off": False, "no": False}
-
-
-PII_POLICIES = ("pseudonym", "redact", "allow")
-_POLICY_FORMS = "write pseudonym, redact or allow, or one for each key of a tag: user_id=allow,*=redact"
-_TAG_KEY = re.compile(r"\*|[A-Za-z_][A-Za-z0-9_.\-]{0,63}")
-_SHORT_FOR = {"user": "user_id", "tenant": "tenant_id", "session": "session_id"}
-
-
-def _policies(given: str | Mapping[str, str], source: str) -> dict[str, str]:
-    if isinstance(given, Mapping):
-        pairs = [(str(key), str(policy)) for key, policy in given.items()]
-    else:
-        parts = [part.partition("=") for part in given.split(",") if part.strip()]
-        pairs = [(key, policy) if equals else ("*", key) for key, equals, policy in parts]
-    policies: dict[str, str] = {}
-    for key, policy in ((key.strip(), policy.strip().lower()) for key, policy in pairs):
-        if key in _SHORT_FOR:
-            raise SettingsError(f"{source}: pii names the tag {key!r}; write {_SHORT_FOR[key]}")
-        if policy not in PII_POLICIES or not _TAG_KEY.fullmatch(key) or key in policies:
-            raise SettingsError(f"{source}: pii cannot be {key}={policy}; {_POLICY_FORMS}")
-        policies[key] = policy
-    return policies
-
-
-MIN_SECRET = 32
-"""The shortest secret of a pseudonym key, in characters. An e-mail address is easily guessed: the secret alone must not be."""
-_KEY = re.compile(r"\s*(v[0-9]{1,4}):(.*)", re.DOTALL)
-
-
-def read_keys(text: str, source: str, what: str = "pseudonym key") -> tuple[PseudonymKey, ...]:
-    """
-    The keys in ``v2:<secret>,v1:<the secret before>``, or in one plain secret, which is version v1.
-
-    Raises:
-        SettingsError: They cannot be used; the message shows none of them.
-    """
-    parts = [_KEY.fullmatch(part) for part in text.split(",")]
-    if not any(parts):
-        keys = [PseudonymKey("v1", text.strip())]
-    elif not all(parts):
-        raise SettingsError(f"{source}: write {what}s as v2:<secret>,v1:<secret before>, without a comma in a secret")
-    else:
-        keys = [PseudonymKey(match[1], match[2].strip()) for match in parts if match is not None]
-    for key in keys:
-        if len(key.secret) < MIN_SECRET:
-            advice = f"at least {MIN_SECRET} characters, such as those of: openssl rand -hex 32"
-            raise SettingsError(f"{source}: the secret of {what} {key.version} has {len(key.secret)} characters; it needs {advice}")
-    if len({key.version for key in keys}) < len(keys):
-        raise SettingsError(f"{source}: two {what}s have the same version; give the new one the next number")
-    return tuple(keys)
-
-
-EVENTS_URL = "https://api.voight.xyz"
-EVENTS_PER_MINUTE = 60
-"""What Voight's free plan takes; its Pro plan takes 600. Source: Voight's documentation, "Events API", limits."""
-_BEARER = re.compile(r"vk_[!-~]{1,512}")
-_BASE = re.compile(r"(?P<scheme>https?)://(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~/-]*)?")
-_LOOPBACK = re.compile(r"localhost|127(\.[0-9]{1,3}){3}|\[::1\]")
-
-
-def _events_target(key: str, agent: str, base: str, rate: str, sources: Mapping[str, str]) -> EventsTarget:
-    if not _BEARER.fullmatch(key.strip()):
-        raise SettingsError(
-            f"{sources['key']}: this is no key of Voight's, which begins with vk_; another service's must not be sent there"
-        )
-    name = clean_value(agent)
-    if name is None or len(name) > 120:
-        raise SettingsError(f"{sources['agent']}: an agent has a name of 1 to 120 characters")
-    match = _BASE.fullmatch(base.strip())
-    if match is None or (match["scheme"] == "http" and not _LOOPBACK.fullmatch(match["host"])):
-        advice = "write https://host, without a user, a query or /v1/events; http only for this machine, as the key is sent along"
-        raise SettingsError(f"{sources['events_url']}: events cannot be sent to this URL; {advice}")
-    if not re.fullmatch(r"[0-9]{1,6}", rate.strip()) or not 1 <= (per_minute := int(rate)) <= 100_000:
-        raise SettingsError(f"{sources['events_per_minute']}: events per minute are a whole number from 1 to 100000, not {rate!r}")
-    return EventsTarget(base.strip().rstrip("/"), key.strip(), name, per_minute)
-
-
-RELEASE_VARIABLES = (
-    "SENTRY_RELEASE",  # docs.sentry.io/platforms/python/configuration/releases: what a team calls its release already
-    "DD_VERSION",  # docs.datadoghq.com/getting_started/tagging/unified_service_tagging
-    "HEROKU_RELEASE_VERSION",  # devcenter.heroku.com/articles/dyno-metadata; HEROKU_SLUG_COMMIT may be of an older deployment
-    "HEROKU_BUILD_COMMIT",
-    "HEROKU_SLUG_COMMIT",
-    "RENDER_GIT_COMMIT",  # render.com/docs/environment-variables
-    "RAILWAY_GIT_COMMIT_SHA",  # docs.railway.com/reference/variables
-    "KOYEB_GIT_SHA",  # koyeb.com/docs/build-and-deploy/environment-variables
-    "VERCEL_GIT_COMMIT_SHA",  # vercel.com/docs/environment-variables/system-environment-variables
-    "KAMAL_VERSION",  # kamal-deploy.org
-    "FLY_IMAGE_REF",  # fly.io/docs/machines/runtime-environment; FLY_MACHINE_VERSION differs from machine to machine
-    "CONTAINER_VERSION",  # doc.scalingo.com/app/runtime-environment
-    "K_REVISION",  # cloud.google.com/run/docs/container-contract
-    "GAE_VERSION",  # cloud.google.com/appengine/docs/standard/python3/runtime
-    "CONTAINER_APP_REVISION",  # learn.microsoft.com/azure/container-apps/environment-variables
-    "AWS_LAMBDA_FUNCTION_VERSION",  # docs.aws.amazon.com/lambda/latest/dg/configuration-envvars.html
-    "SOURCE_VERSION",  # from here on: variables of builds, which many images are given under the same name
-    "CODEBUILD_RESOLVED_SOURCE_VERSION",
-    "CIRCLE_SHA1",
-    "GIT_COMMIT",
-    "CI_COMMIT_SHA",
-    "GITHUB_SHA",
-)
-"""Where a release is named by what the application is deployed with, and the page that says so; the first that is set counts."""
-_NO_RELEASE = frozenset({"$LATEST"})  # AWS Lambda, where no version is published
-
-
-def _deployed(environ: Mapping[str, str]) -> tuple[str, str] | None:
-    for variable in RELEASE_VARIABLES:
-        release = environ.get(variable, "").strip()
-        if release and release not in _NO_RELEASE:
-            return release, variable
-    return None
+def _instead(name: str, bad: object) -> dict[str, str]:
+    """What holds in the place of a *bad* value."""
+    if name in STRICTER:
+        return {name: STRICTER[name]}
+    if name == "ledger":  # no default can stand for it: calls wait in the journal
+        return {"ingest": "false"}
+    if name == "prices":  # nor for these, whoever ingests: a file that is not there makes calls wait
+        return {"ingest": "false", "prices": f"/{bad}"}
+    return {"pii": STRICTER["pii"]} if name == "pseudonym_key" else {}
 
 
 def state_folder(environ: Mapping[str, str] = os.environ) -> Path:

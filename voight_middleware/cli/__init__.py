@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from voight_middleware.reports import timespan
 from voight_middleware.reports.spend import SpendReport, spend
 from voight_middleware.reports.unowned import beside
 from voight_middleware.settings import Settings, SettingsError, default_journal
+from voight_middleware.waiting import LATE_SECONDS, age, waiting_since
 
 _TERMS = {"tier": "service tier", "geo": "place of inference", "size": "size of pictures", "quality": "quality of pictures"}
 _DRAINED_WORTH_A_NOTE = 1000
@@ -363,11 +365,11 @@ def _pseudonym(args: Any) -> int:
 
 
 def _doctor(args: Any) -> int:
-    from voight_middleware.cli import doctor
+    from voight_middleware.cli import doctor, findings
 
-    findings = doctor.examine(_settings(args))
-    print(doctor.as_json(findings) if args.format == "json" else doctor.as_text(findings))
-    return 1 if any(finding.fatal for finding in findings) else 0
+    found = doctor.examine(_settings(args))
+    print(findings.as_json(found) if args.format == "json" else findings.as_text(found))
+    return 1 if any(finding.fatal for finding in found) else 0
 
 
 def _demo(args: Any) -> int:
@@ -391,7 +393,7 @@ def _ledger(args: Any) -> Generator[Ledger]:
     """The ledger to report on, with what dead processes left in the journal brought in before."""
     from voight_middleware.ingest import drain
 
-    settings = _settings(args)
+    settings, said = _settings(args), False
     try:
         if settings.ingest and settings.events is not None:
             events.prepare(settings)
@@ -400,11 +402,25 @@ def _ledger(args: Any) -> Generator[Ledger]:
             print(f"voight: brought in {count:,} records from the journal {settings.journal}", file=sys.stderr)
     except (LedgerError, OSError) as error:
         print(f"voight: what is still in the journal {settings.journal} is missing here: {render.printable(str(error))}", file=sys.stderr)
+        said = True
     ledger = open_ledger(settings.ledger, create=False)
     try:
+        if not said:
+            _tell_late(ledger, settings.journal)
         yield ledger
     finally:
         ledger.close()
+
+
+def _tell_late(ledger: Ledger, journal: Path) -> None:
+    """Say it where calls wait that another process should have brought in: the figures are not those of now."""
+    try:
+        since = waiting_since(journal, ledger.progress) if journal.is_dir() else None
+    except (LedgerError, OSError):  # a role that may not ask for that, or another account's journal
+        return
+    late = 0.0 if since is None else time.time() - since
+    if late > LATE_SECONDS:
+        print(f"voight: calls wait in {journal} for {age(late)}, and are missing here: voight doctor says why", file=sys.stderr)
 
 
 def _where(args: Any) -> dict[str, str | tuple[str, ...] | None]:
