@@ -81,7 +81,7 @@ def test_spend_filters(ledger: Path, capsys: Captured) -> None:
     ]:
         assert main(["spend", *options, "--format", "json"]) == 0
         (row,) = json.loads(capsys.readouterr().out)
-        assert row["cost_usd"] == (None if cost is None else f"{Decimal(cost).scaleb(-15):f}")
+        assert row["cost_usd"] == ("0" if cost is None else f"{Decimal(cost).scaleb(-15):f}")
 
 
 def test_a_report_that_finds_nothing_says_so(ledger: Path, capsys: Captured) -> None:

@@ -305,6 +305,8 @@ def _reprice(args: Any) -> int:
         print(shown.as_json(report))
     elif args.format == "csv":
         sys.stdout.write(shown.as_csv(report))
+        if report.priced_by_own:
+            print(f"voight: {shown.priced_by_own(report)}", file=sys.stderr)
     else:
         shown.print_table(report, where)
     return 0

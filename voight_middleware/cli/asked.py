@@ -128,5 +128,5 @@ def total_row(total: Spend, owners: Unowned | None) -> dict[str, object]:
     return {
         **as_row(total),
         "unowned_calls": None if owners is None else owners.unowned.calls,
-        "unowned_cost_usd": None if owners is None else usd(owners.unowned.cost_femto),
+        "unowned_cost_usd": None if owners is None else usd(owners.unowned.sum_femto),
     }

@@ -234,7 +234,7 @@ def hidden(total: Spend, owners: Unowned | None) -> list[str]:
         )
     if total.partial_calls:
         notes.append(
-            f"{note_of_calls(total.partial_calls)} priced in part, so the cost is a little low: "
+            f"{note_of_calls(total.partial_calls)} priced in part, so the cost may be too low or too high: "
             "voight spend --by provider,model --where cost_status=partial"
         )
     if total.estimated_calls:

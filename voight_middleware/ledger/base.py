@@ -89,6 +89,11 @@ class Spend(msgspec.Struct, frozen=True):
     estimated_calls: int = 0
     errors: int = 0
 
+    @property
+    def sum_femto(self) -> int | None:
+        """What the calls cost: 0 for no calls, None where there are some and none of them is priced."""
+        return self.cost_femto if self.calls else 0
+
 
 @dataclass(frozen=True, slots=True)
 class FormerPrice:

@@ -107,7 +107,7 @@ def as_row(group: Spend) -> dict[str, str | int | None]:
         "cache_read_tokens": group.cache_read_tokens,
         "cache_write_tokens": group.cache_write_tokens,
         "output_tokens": group.output_tokens,
-        "cost_usd": usd(group.cost_femto),
+        "cost_usd": usd(group.sum_femto),
         "unpriced_calls": group.unpriced_calls,
         "partial_calls": group.partial_calls,
         "estimated_calls": group.estimated_calls,
