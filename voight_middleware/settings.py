@@ -7,10 +7,10 @@ import hashlib
 import os
 import re
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -50,6 +50,7 @@ __all__ = (
     "default_journal",
     "default_ledger",
     "ledger_url",
+    "project_settings",
     "pseudonym_key_file",
     "read_keys",
     "shown_url",
@@ -191,6 +192,27 @@ class Settings(msgspec.Struct, frozen=True):
         )
 
 
+_project: tuple[Mapping[str, Any], Callable[[str], str]] = ({}, str)
+"""What the project says for whom the command line runs, and where it says it."""
+
+
+@contextlib.contextmanager
+def project_settings(values: Mapping[str, Any], source: Callable[[str], str]) -> Generator[None]:
+    """
+    Let the settings of a project hold: below arguments, above the environment.
+
+    Args:
+        values: Values by the names of ``configure()``.
+        source: Returns where the value of a name is from, for people.
+    """
+    global _project
+    before, _project = _project, (values, source)
+    try:
+        yield
+    finally:
+        _project = before
+
+
 class _Given:
     """Looks each value up: in the arguments, the environment and the settings file. ``sources`` says where it was."""
 
@@ -198,11 +220,15 @@ class _Given:
         self.sources: dict[str, str] = {}
         self._environ = environ
         self._file = file
+        self._project, self._source = _project if environ is os.environ else ({}, str)
 
     def first(self, name: str, given: object) -> str | None:
         if given is not None:
             self.sources[name] = "configure()"
             return str(given)
+        if (said := self._project.get(name)) is not None:
+            self.sources[name] = self._source(name)
+            return str(said)
         if value := self._environ.get(VARIABLES[name]):
             self.sources[name] = VARIABLES[name]
             return value
@@ -216,6 +242,8 @@ class _Given:
         text = self.first(name, None if given is None else "") or ""
         if given is not None:
             return given
+        if (said := self._project.get(name)) is not None:
+            return said if isinstance(said, Mapping) else text
         return self._file.values[name] if self._is_of_file(name) else text
 
     def switch(self, name: str, given: bool | None) -> bool:
@@ -264,7 +292,8 @@ VARIABLES = {
 
 def settings_file(environ: Mapping[str, str] = os.environ, ledger: str | Path | None = None) -> SettingsFile:
     """Return the settings file that holds, for the ledger that is named so far."""
-    place = str(ledger or environ.get("VOIGHT_LEDGER") or default_ledger(environ))
+    project = _project[0].get("ledger") if environ is os.environ else None
+    place = str(ledger or project or environ.get("VOIGHT_LEDGER") or default_ledger(environ))
     try:
         url = ledger_url(place)
         beside = Path(sqlite_path(url)).parent if url.startswith("sqlite:///") else None

@@ -216,9 +216,23 @@ def test_the_command(manage: Callable[..., str], tmp_path: Path, monkeypatch: py
     assert [(row["user_id"], row["calls"]) for row in rows] == [("alice", 2)]
     assert "alice" in manage("voight", "top", "--pythonpath", ".", "--since=month")
     assert len(manage("voight", "export", "--format", "jsonl").splitlines()) == 2
-    assert str(tmp_path / "project.db") in manage("voight", "doctor")
+    doctor = manage("voight", "doctor")
+    assert f"{tmp_path / 'project.db'} (VOIGHT['LEDGER'])" in doctor
+    assert "VOIGHT_LEDGER" not in doctor, "it is not set"
+    assert "voight_django.CostTagMiddleware in MIDDLEWARE" in doctor
     assert "invalid choice" in manage("voight", "nonsense", code=2)
     assert "COMMAND" in manage("voight", code=2)
+
+
+def test_the_command_takes_what_the_setting_may_be(tmp_path: Path, voight_calls: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """A mapping stays a mapping."""
+    with override_settings(VOIGHT={"LEDGER": tmp_path / "project.db", "PII": {"user_id": "allow"}, "TAGS": {"app": "shop"}}):
+        with pytest.raises(SystemExit) as ended:
+            execute_from_command_line(["manage.py", "voight", "doctor"])
+    assert not ended.value.code
+    out = capsys.readouterr().out
+    assert "user_id=allow, *=pseudonym (VOIGHT['PII'])" in out
+    assert "app=shop (VOIGHT['TAGS'])" in out
 
 
 def test_the_help(manage: Callable[..., str]) -> None:

@@ -92,7 +92,7 @@ class Spend(msgspec.Struct, frozen=True):
     @property
     def sum_femto(self) -> int | None:
         """What the calls cost: 0 for no calls, None where there are some and none of them is priced."""
-        return self.cost_femto if self.calls else 0
+        return self.cost_femto if self.calls or self.cost_femto is not None else 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -284,7 +284,7 @@ def _app(folder: Path, environment: Mapping[str, str]) -> Generator[int]:
     options = ["--port", str(port), "--log-level", "warning"]
     log = folder / "app.log"
     with log.open("ab") as output:
-        own = {**environment, "VOIGHT_LEDGER": _ledger(folder)}
+        own = {**environment, "VOIGHT_LEDGER": _ledger(folder), "VOIGHT_CONFIG": "none"}
         process = subprocess.Popen([*command, *options], env=own, stdout=output, stderr=output)
     try:
         _wait(process, port, log)
