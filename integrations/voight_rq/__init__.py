@@ -111,7 +111,7 @@ def _as_ours(perform: Callable[[Job], Any]) -> Callable[[Job], Any]:
     return run
 
 
-Job.perform = _as_ours(Job.perform)  # type: ignore[method-assign]
+Job.perform = _as_ours(Job.perform)  # type: ignore[method-assign, assignment]
 _running = get_current_job()
 if type(_running) is Job:
     _running.__class__ = _Begun

@@ -36,7 +36,7 @@ def test_reprice(ledger: Path, prices: Path, capsys: Captured) -> None:
     assert "3 calls looked at: no price has changed" in capsys.readouterr().out
     assert main(["spend", "--format", "json"]) == main(["spend", "--format", "json", "--as-priced"]) == 0
     out = capsys.readouterr().out
-    assert re.findall(r'"cost_usd": "(.*)"', out) == ["4.025", "2.05"]
+    assert re.findall(r'"cost_usd": "(.*)"', out) == ["4.025", "4.025", "2.05", "2.05"], "the total, and one row"
     assert main(["reprice", "--since", "2026-12-01"]) == 0
     assert "No call matches" in capsys.readouterr().out
 

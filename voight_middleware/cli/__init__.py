@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import sys
 import time
@@ -14,13 +15,13 @@ from typing import Any
 from msgspec.structs import replace
 
 from voight_middleware import __version__
-from voight_middleware.cli import events, export, ingest, migrate, move, otlp, plot, questions, render, rights
-from voight_middleware.cli.asked import SHORT, Asked, names, zone_of
+from voight_middleware.cli import events, export, filters, ingest, migrate, move, otlp, plot, questions, render, rights
+from voight_middleware.cli.asked import Asked, names, span, total_row, zone_of
 from voight_middleware.cli.questions import positive
 from voight_middleware.cli.render import UserError
 from voight_middleware.ledger import DIMENSIONS, Ledger, LedgerError, UnknownDimension, Where, Window, open_ledger
 from voight_middleware.reports import timespan
-from voight_middleware.reports.spend import SpendReport, spend
+from voight_middleware.reports.spend import SpendReport, as_row, spend
 from voight_middleware.reports.unowned import beside
 from voight_middleware.settings import Settings, SettingsError, default_journal
 from voight_middleware.waiting import LATE_SECONDS, age, waiting_since
@@ -47,11 +48,14 @@ examples:
 dimensions:
   {", ".join(DIMENSIONS[:9])},
   {", ".join(DIMENSIONS[9:])}, and the extra keys of your tags;
-  user and tenant are short for user_id and tenant_id
+  user, tenant and session are short for user_id, tenant_id and session_id, status for cost_status, requested for requested_model
 
 filters:
   --where plan=free,model=gpt-*                   * stands for any text
-  --where user=-                                  calls without a user (none does the same)
+  --where plan=free,plan=pro                      one of several values
+  --where plan!=free                              any other, and calls without a plan
+  --where user=-                                  calls without a user (none does the same); user!=- those with one
+  --where 'user=a**b,feature=x\\,y'               ** is a star, \\, a comma, \\- the id "-"
   --where user=alice@example.com                  her pseudonyms too
 
 times, for --since and --until, in UTC or the zone of --tz:
@@ -254,7 +258,7 @@ def _answer(report: Callable[[Asked], int]) -> Callable[[Any], int]:
         if args.format == "table":
             render.need_rich()
         with _ledger(args) as ledger:
-            return report(Asked(args, ledger, where, window, zone_of(args), _settings(args)))
+            return report(Asked(args, ledger, filters.exact(ledger, where), window, zone_of(args), _settings(args)))
 
     return run
 
@@ -266,11 +270,14 @@ def _spend(args: Any) -> int:
         render.need_rich()
     picture = plot.check(args.plot, by)
     with _ledger(args) as ledger:
+        where = filters.exact(ledger, where)
         report = spend(ledger, by, where, window, args.limit, as_priced=args.as_priced, zone=zone)
         if picture is not None:
             plot.spend_over_time(report, render.title_of(f"Spend by {', '.join(by)}", window, where, zone), picture)
         if args.format == "json":
-            print(render.as_json(report))
+            owners = _without_owner(ledger, report, where, window)
+            about = {**span(window, zone), "by": report.by, "total": total_row(report.total, owners), "more": report.more}
+            print(json.dumps({**about, "rows": list(map(as_row, report.rows))}, indent=2))
         elif args.format == "csv":
             sys.stdout.write(render.as_csv(report))
         else:
@@ -287,7 +294,7 @@ def _without_owner(ledger: Ledger, report: SpendReport, where: Where, window: Wi
 def _export(args: Any) -> int:
     where, window = _where(args), _window(args)
     with _ledger(args) as ledger:
-        return export.run(ledger, where, window, _settings(args), args)
+        return export.run(ledger, filters.exact(ledger, where), window, _settings(args), args)
 
 
 def _reprice(args: Any) -> int:
@@ -300,7 +307,7 @@ def _reprice(args: Any) -> int:
         render.need_rich()
     book = open_prices(_settings(args))
     with _ledger(args) as ledger:
-        report = reprice(ledger, book, where, window, args.dry_run)
+        report = reprice(ledger, book, filters.exact(ledger, where), window, args.dry_run)
     if args.format == "json":
         print(shown.as_json(report))
     elif args.format == "csv":
@@ -425,25 +432,8 @@ def _tell_late(ledger: Ledger, journal: Path) -> None:
         print(f"voight: calls wait in {journal} for {age(late)}, and are missing here: voight doctor says why", file=sys.stderr)
 
 
-def _where(args: Any) -> dict[str, str | tuple[str, ...] | None]:
-    from voight_middleware.cli import privacy
-
-    settings = _settings(args)
-    where: dict[str, str | tuple[str, ...] | None] = {}
-    for text in args.where:
-        for condition in text.split(","):
-            name, equals, value = condition.partition("=")
-            name = SHORT.get(name.strip(), name.strip())
-            if not equals or not name:
-                raise UserError(f"cannot read the filter {condition!r}; write --where key=value,key=value")
-            if name in where:
-                raise UserError(f"the filter on {name} is given twice; * stands for any text, as in {name}=a*")
-            try:
-                value.encode()
-            except UnicodeEncodeError as error:
-                raise UserError(f"the filter on {name} is not text in the encoding of this terminal") from error
-            where[name] = None if value in ("-", "none") else privacy.sought(name, value, settings)
-    return where
+def _where(args: Any) -> Where:
+    return filters.read(args.where, _settings(args))
 
 
 def _window(args: Any) -> Window:

@@ -6,6 +6,7 @@ import csv
 import importlib.util
 import io
 import json
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, tzinfo
 from decimal import Decimal
@@ -31,6 +32,10 @@ _WIDTH_OF_A_PIPE = 160
 """Columns of a table that is not printed on a terminal."""
 
 
+_PSEUDONYM = re.compile(r"[a-z_]+:v[0-9]+:")
+"""What a filter looks for beside the address that was typed."""
+
+
 class UserError(Exception):
     """Something that the person at the keyboard can put right; the message says how."""
 
@@ -49,11 +54,6 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
-
-
-def as_json(report: SpendReport) -> str:
-    """The rows as a JSON array, in ASCII."""
-    return json.dumps([as_row(row) for row in report.rows], indent=2)
 
 
 def for_terminal(line: bytes) -> str:
@@ -120,8 +120,12 @@ def console_for_tables() -> Console:
     """The terminal, or a pipe that is wide enough for a table."""
     from rich.console import Console
 
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=_WIDTH_OF_A_PIPE)
+    class Terminal(Console):
+        def on_broken_pipe(self) -> None:
+            raise  # noqa: PLE0704  rich would end the process with 1: `voight top | head` is no failure
+
+    console = Terminal(highlight=False)
+    return console if console.is_terminal else Terminal(highlight=False, width=_WIDTH_OF_A_PIPE)
 
 
 def title_of(subject: str, window: Window, where: Where, zone: tzinfo = UTC) -> str:
@@ -256,12 +260,16 @@ def note_of_calls(count: int) -> str:
     return f"{count:,} call" if count == 1 else f"{count:,} calls"
 
 
-def condition(item: tuple[str, str | tuple[str, ...] | None]) -> str:
+def condition(item: tuple[str, str | tuple[str | None, ...] | None]) -> str:
     """A filter in words."""
     name, value = item
-    if isinstance(value, tuple):  # what was asked for, and what it is kept as
-        value = value[0]
-    return f"without {name}" if value is None else f"{name}={value}"
+    values = value if isinstance(value, tuple) else (value,)
+    asked = [one for one in values if one is None or not _PSEUDONYM.match(one)] or values[:1]
+    no, plain = name.endswith("!"), name.removesuffix("!")
+    if asked == [None]:
+        return f"with {plain}" if no else f"without {plain}"
+    text = "|".join("-" if one is None else one for one in asked)
+    return f"{plain}{'!=' if no else '='}{text}"
 
 
 def _text_cell(value: object) -> str | None:

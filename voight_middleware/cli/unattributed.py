@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser, positive: Callable[[str], int
 
 def answer(asked: Asked) -> int:
     """Print the report."""
-    if "user_id" in asked.where:
+    if {"user_id", "user_id!"} & asked.where.keys():
         raise UserError("this is about calls without a user: filter by other things")
     by = names(asked.args.by)
     groupings = [by] if by else [["route"], ["model"]]

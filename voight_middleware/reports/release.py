@@ -151,7 +151,7 @@ def release(
         LedgerError: The ledger cannot be read.
     """
     where = dict(where or {})
-    if taken := {"release", "hour", "day", "month"} & where.keys():
+    if taken := {"release", "hour", "day", "week", "month"} & {key.removesuffix("!") for key in where}:
         raise ValueError(f"a release has its own time: filter by other things than {min(taken)}, and give the time as a window")
     asking = _Asking(ledger, where, as_priced, zone)
     first = _first_calls(ledger, where, window)
@@ -224,7 +224,7 @@ class _Asking:
 
     def groups(self, release: str, window: Window, by: Sequence[str], only: _Only | None = None) -> list[Spend]:
         """Calls of a release added up. Names are compared as they are: a star in one stands for itself."""
-        where: dict[str, str | tuple[str, ...] | None] = {**self.where, "release": release}
+        where: dict[str, str | tuple[str | None, ...] | None] = {**self.where, "release": release}
         exact: dict[str, str | None] = {"release": release} if "*" in release else {}
         if only is not None:
             where["user_id"] = only.user_id

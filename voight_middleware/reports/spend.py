@@ -11,7 +11,7 @@ from fractions import Fraction
 from voight_middleware.ledger import Ledger, Spend, Where, Window
 from voight_middleware.money import CONTEXT, from_femto, usd_text
 
-TIMES = ("hour", "day", "month")
+TIMES = ("hour", "day", "week", "month")
 """Dimensions that have an order of their own."""
 
 
