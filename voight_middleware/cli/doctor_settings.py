@@ -136,8 +136,9 @@ def _privacy(settings: Settings) -> Iterator[Finding]:
         older = f"; found by too: {', '.join(key.version for key in keys[1:])}" if keys[1:] else ""
         yield Finding(section, name, f"{keys[0].version}{older} ({source})")
     elif file is None:
-        advice = "set VOIGHT_PSEUDONYM_KEY on every host to the same secret: openssl rand -hex 32"
-        yield Finding(section, name, f"none: personal data becomes redacted:<kind>, all such users together ({source})", advice)
+        advice = "set VOIGHT_PSEUDONYM_KEY on every host to the same secret: voight migrate --new-key"
+        value = f"none: personal data becomes redacted:<kind>, all users with e-mail addresses as ids one row ({source})"
+        yield Finding(section, name, value, advice)
     elif keys:
         others = file.stat().st_mode & 0o077
         yield Finding(section, name, f"{', '.join(key.version for key in keys)}, in {file}", f"chmod 600 {file}" if others else None)

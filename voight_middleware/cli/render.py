@@ -200,7 +200,7 @@ def _notes(report: SpendReport, ownership: Unowned | None) -> list[str]:
     notes: list[str] = []
     if report.more:
         notes.append(f"{report.more:,} more rows are in the total: --limit {len(report.rows) + report.more}")
-    return notes + hidden(total, ownership)
+    return [*notes, *together(report.rows), *hidden(total, ownership)]
 
 
 def _lines_of_time(report: SpendReport) -> Iterator[Text]:
@@ -226,6 +226,14 @@ def sparkline(values: Sequence[int | None]) -> str:
     """A line of bars, the largest at full height; a blank where there is nothing."""
     most = max((value for value in values if value), default=0)
     return "".join(" " if value is None else _HEIGHTS[max(0, min(7, value * 8 // most if most else 0))] for value in values)
+
+
+def together(rows: Iterable[Spend]) -> Iterator[str]:
+    """Say which users of a table are many: those whose ids are addresses, where there was no key for pseudonyms."""
+    users = {str(row.dimensions["user_id"]) for row in rows if row.dimensions.get("user_id")}
+    for user in sorted(users):
+        if user.startswith("redacted:"):
+            yield f"{user} is every user whose id is personal data of that kind, kept without a key: set VOIGHT_PSEUDONYM_KEY on every host"
 
 
 def hidden(total: Spend, owners: Unowned | None) -> list[str]:
