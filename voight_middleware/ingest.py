@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -308,13 +308,17 @@ class Ingester:
         known = {**known, **self.ledger.submissions(names)}
         wholes = {one.part_of for one in known.values() if one.part_of is not None} - known.keys()
         known = {**known, **self.ledger.submissions(wholes)}
+        named = {name for call in calls if (name := _in_requests(call.job, known)) is not None} - known.keys()
+        known = {**known, **self.ledger.submissions(named)}
         for call in calls:
-            for name in _with_whole(call.job):
-                submission = known.get(name)
-                if submission is not None and submission.tags.user_id is None and submission.part_of is not None:
-                    submission = known.get(submission.part_of)
+            batch = _batch_of(call.job, known)
+            for name in (*_with_whole(call.job), _in_requests(call.job, known)):
+                submission = known.get(name) if name is not None else None
+                if submission is not None and submission.tags.user_id is None and submission.part_of in known:
+                    submission = known[submission.part_of]
                 if submission is not None and submission.tags.user_id is not None:
-                    call.tags, call.attribution, call.occurred_at = submission.tags, submission.attribution, submission.submitted_at
+                    call.tags, call.attribution = submission.tags, submission.attribution
+                    call.occurred_at = (batch or submission).submitted_at
                     break
 
     def _reject(self, line: bytes, source: str, reason: str) -> None:
@@ -350,6 +354,18 @@ def _with_whole(job: str | None) -> list[str]:
         return []
     whole = job.rpartition("/")[0]
     return [job, whole] if "/" in whole else [job]
+
+
+def _batch_of(job: str | None, known: Mapping[str, Submission]) -> Submission | None:
+    """The submission of the batch that a job is a part of."""
+    whole = known.get((job or "").rpartition("/")[0])
+    return known.get(whole.part_of, whole) if whole is not None and whole.part_of is not None else whole
+
+
+def _in_requests(job: str | None, known: Mapping[str, Submission]) -> str | None:
+    """The name of a part of a batch in the file of its requests, whose lines may name their users; None where that is not known."""
+    batch = _batch_of(job, known)
+    return None if batch is None or batch.part_of is None else f"{batch.part_of}/{(job or '').rpartition('/')[2]}"
 
 
 def _batches(lines: list[bytes]) -> Iterable[list[bytes]]:

@@ -51,6 +51,8 @@ __all__ = (
 )
 
 Listener = Callable[[Call], None]
+BatchOwner = Callable[[str], object]
+"""Called with the ``custom_id`` of a request of a batch; returns the user's id, or a mapping of tags. None where it is not known."""
 
 AGAIN_SECONDS = 0.5
 MAX_TEXT = 512
@@ -63,8 +65,9 @@ HELD_CALLS = 100_000
 class Meter:
     """Owns this process's journal, listeners and ingester. Starts no thread and opens no file before the first call."""
 
-    def __init__(self, settings: Settings, listeners: Sequence[Listener] = ()) -> None:
+    def __init__(self, settings: Settings, listeners: Sequence[Listener] = (), batch_owner: BatchOwner | None = None) -> None:
         self.settings = settings
+        self._batch_owner = batch_owner
         self._audience = Audience(listeners, self._count, HELD_CALLS)
         also: Iterable[object] = listeners
         self.watchers = Watchers((*(one for one in also if isinstance(one, Watcher)), *_standing), self._count)
@@ -123,6 +126,19 @@ class Meter:
             self._wake()
         except Exception as error:
             self.note(error)
+
+    def owner_of_line(self, custom_id: str) -> Owner | None:
+        """Ask ``batch_owner`` whose a request of a batch is; None where it does not say. Never raises."""
+        if self._batch_owner is None:
+            return None
+        try:
+            answer = self._batch_owner(custom_id)
+            tags = make_tags(answer if isinstance(answer, Mapping) else {"user_id": answer})
+            return Owner(tags, "tag") if tags.user_id is not None else None
+        except Exception as error:
+            self.counters["getter_errors"] += 1
+            complain(f"batch_owner raised {type(error).__name__}: such requests belong to the owner of their batch")
+            return None
 
     def link(self, submission: Submission) -> None:
         """Write what a job is a part of. Never raises."""
@@ -379,6 +395,7 @@ def configure(
     request_identity: bool | None = None,
     prices: str | Path | None = None,
     tags: Mapping[str, str] | None = None,
+    batch_owner: BatchOwner | None = None,
     pii: str | Mapping[str, str] | None = None,
     pseudonym_key: str | None = None,
     header_key: str | None = None,
@@ -411,6 +428,8 @@ def configure(
         prices: A TOML file of your own prices: negotiated rates, models of your own. It is read with the first call, and kept beside the
             journal: whoever brings the calls into the ledger prices them so. ``voight prices check`` reads it now. ``VOIGHT_PRICES``.
         tags: Tags of every call of this process, such as ``{"app": "shop"}``; all other tags win over them. ``VOIGHT_TAGS=app=shop``.
+        batch_owner: Called with the ``custom_id`` of each request of a batch when its result is read. It returns the user's id, or a
+            mapping such as ``{"user_id": "u_7", "plan": "pro"}``; None leaves the request to who submitted the batch.
         pii: What becomes of a tag that holds an e-mail address, a phone or card number, a wallet, a token or a key: ``pseudonym`` (by
             default), ``redact`` or ``allow``; for all tags, or by key: ``{"user_id": "allow", "*": "redact"}``. ``VOIGHT_PII``.
         pseudonym_key: The secret that pseudonyms are made with, 32 characters or more; after a rotation ``v2:<secret>,v1:<the one
@@ -462,7 +481,9 @@ def configure(
     for one in listeners:
         if isinstance(one, type) or not callable(one):
             raise SettingsError(f"listeners: {one!r} cannot be called with a call; write an object, such as OTelSpans(), or a function")
-    old = swap_meter(Meter(settings, listeners))
+    if batch_owner is not None and not callable(batch_owner):
+        raise SettingsError(f"batch_owner: {batch_owner!r} cannot be called with a custom_id")
+    old = swap_meter(Meter(settings, listeners, batch_owner))
     if old is not None:
         old.close()
 

@@ -24,7 +24,7 @@ from voight_middleware.settings import project_settings
 @with_appcontext
 def command(context: click.Context, arguments: tuple[str, ...]) -> None:
     settings, config = current_meter().settings, flask.current_app.config
-    names = inspect.signature(configure).parameters.keys() - {"listeners"}
+    names = inspect.signature(configure).parameters.keys() - {"listeners", "batch_owner"}
     values = {name: config[variable] for name in names if (variable := f"VOIGHT_{name.upper()}") in config}
     sources = {name: f"app.config['VOIGHT_{name.upper()}']" for name in values}
     for name in ("ledger", "journal", "prices"):

@@ -224,6 +224,22 @@ def test_the_command(manage: Callable[..., str], tmp_path: Path, monkeypatch: py
     assert "COMMAND" in manage("voight", code=2)
 
 
+def owner_of_line(custom_id: str) -> str:
+    """For ``BATCH_OWNER``, by its dotted path."""
+    return f"u_{custom_id}"
+
+
+def test_the_owner_of_a_batchs_requests(tmp_path: Path, voight_calls: Any) -> None:
+    """A callable or its dotted path, as a getter's; it is no setting of the command line."""
+    for value in (owner_of_line, f"{__name__}.owner_of_line"):
+        with override_settings(VOIGHT={"LEDGER": tmp_path / "project.db", "BATCH_OWNER": value}):
+            owner = current_meter().owner_of_line("7")
+            assert owner is not None
+            assert owner.tags.user_id == "u_7"
+            assert "voight_django.E005" not in [message.id for message in run_checks()]
+            call_command("voight", "doctor", stdout=io.StringIO())
+
+
 def test_the_command_takes_what_the_setting_may_be(tmp_path: Path, voight_calls: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """A mapping stays a mapping."""
     setting = {"LEDGER": tmp_path / "project.db", "PII": {"user_id": "allow"}, "TAGS": {"app": "shop"}}

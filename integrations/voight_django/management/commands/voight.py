@@ -46,6 +46,7 @@ def _run(arguments: list[str]) -> int:
     # By its entry point, as the shell does: integrations stand below the command line, and cannot import it.
     (main,) = distribution("voight-middleware").entry_points.select(group="console_scripts", name="voight")
     values = conf.meter_values(conf.project())
-    values.pop("listeners", None)
+    for name in conf.CODE:
+        values.pop(name, None)
     with project_settings(values, lambda name: f"VOIGHT[{name.upper()!r}]"):
         return int(main.load()(arguments))
