@@ -23,6 +23,7 @@ from voight_middleware.providers import http, websockets
 from voight_middleware.providers import openai as openai_readers
 from voight_middleware.providers.answers import Routes
 from voight_middleware.providers.entry import ByHand, Entry, current_entry
+from voight_middleware.providers.openai_batch_requests import is_batch
 from voight_middleware.providers.sdk import SdkEntry
 from voight_middleware.providers.streams import hide_usage, quietly
 
@@ -269,6 +270,8 @@ def _enter(client: Any, sdk: str, routes: Routes, options: Any, stream: bool) ->
         endpoint = routes.find(options.method, options.url)
         if endpoint is None or not current_meter().settings.enabled:
             return None
+        if endpoint.later == "names" and not is_batch(options.json_data):
+            return None  # nobody's file but a batch's is looked at
         return SdkEntry(client, sdk, endpoint, options, stream)
     except Exception as error:
         note(error)

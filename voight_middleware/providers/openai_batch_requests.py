@@ -49,7 +49,7 @@ def uploaded(body: Any, files: Any) -> dict[str, Any]:
         body: The fields of the request beside the file.
         files: What the SDK sends as files. One that can only be read once is left alone.
     """
-    if not isinstance(body, Mapping) or body.get("purpose") != "batch":
+    if not is_batch(body):
         return {}
     named: dict[str, str] = {}
     for line in _lines(files):
@@ -60,6 +60,11 @@ def uploaded(body: Any, files: Any) -> dict[str, Any]:
         if (user := named_user(msgspec.structs.asdict(request.body))) is not None:
             named[request.custom_id] = user
     return {"parts": _Parts(named)}
+
+
+def is_batch(body: Any) -> bool:
+    """Return whether the fields of an upload say that it is of a batch."""
+    return isinstance(body, Mapping) and body.get("purpose") == "batch"
 
 
 def read_upload(body: bytes, request: Mapping[str, Any]) -> Iterable[Job]:
