@@ -82,7 +82,10 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     complete: Callable[[Answer, Mapping[str, Any]], Answer] | None = None
     """Lays in what only the request says, such as the characters that are to be spoken."""
     later: Literal["", "names", "begins", "tells"] = ""
-    """Whether its answers may be about a job: one that this request *begins*, or one of which it only *tells* how it went."""
+    """
+    Whether its answers may be about a job: one that this request *begins*, one of which it only *tells* how it went, or one that is begun
+    later, whose requests it *names*.
+    """
     jobs: Callable[[bytes, Mapping[str, Any]], Iterable[Job]] | None = None
     """Reads the batches in an answer to *body*; such a request is no call."""
     lines: Callable[[bytes], Answer | None] | None = None
