@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
-import re
 import socket
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import replace
@@ -14,6 +12,18 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from voight_middleware.places import (
+    absolute,
+    can_be_made,
+    default_journal,
+    default_ledger,
+    ledger_url,
+    pseudonym_key_file,
+    shown_url,
+    sqlite_path,
+    state_folder,
+    usable_journal,
+)
 from voight_middleware.settings_file import NO_FILE, SettingsFile, find_settings_file
 from voight_middleware.settings_values import (
     EVENTS_PER_MINUTE,
@@ -264,7 +274,7 @@ class _Given:
 
     def path(self, name: str, given: object, what: str) -> Path | None:
         text = self.first(name, given)
-        return None if text is None else _absolute(text, f"{self._where(name)}{what}")
+        return None if text is None else absolute(text, f"{self._where(name)}{what}")
 
     def ledger(self, given: object) -> str:
         place = self.first("ledger", given)
@@ -359,160 +369,3 @@ def _instead(name: str, bad: object) -> dict[str, str]:
     if name == "prices":  # nor for these, whoever ingests: a file that is not there makes calls wait
         return {"ingest": "false", "prices": f"/{bad}"}
     return {"pii": STRICTER["pii"]} if name == "pseudonym_key" else {}
-
-
-def state_folder(environ: Mapping[str, str] = os.environ) -> Path:
-    """``$XDG_STATE_HOME/voight``, by default ``~/.local/state/voight``."""
-    base = environ.get("XDG_STATE_HOME")
-    if base:
-        return Path(base).absolute() / "voight"
-    try:
-        return Path("~").expanduser() / ".local" / "state" / "voight"
-    except RuntimeError:  # a container that runs as a user without a home
-        import tempfile
-
-        return Path(tempfile.gettempdir()) / f"voight-{os.getuid()}"
-
-
-def _absolute(path: str, what: str) -> Path:
-    try:
-        if path and "\0" not in path:
-            return Path(path).expanduser().absolute()
-    except RuntimeError:  # ~user, who does not exist
-        pass
-    raise SettingsError(f"{what} needs a path that can be used, not {path!r}")
-
-
-def default_ledger(environ: Mapping[str, str] = os.environ) -> str:
-    """The ledger that is used when nothing else is said: ``ledger.db`` in the state folder."""
-    return str(state_folder(environ) / "ledger.db")
-
-
-def pseudonym_key_file(url: str) -> Path | None:
-    """Beside an SQLite ledger: ``ledger.db.key``; None for a ledger on a server, whose hosts would have a key each."""
-    return Path(sqlite_path(url) + ".key") if url.startswith("sqlite:///") else None
-
-
-def default_journal(url: str, environ: Mapping[str, str] = os.environ) -> Path:
-    """
-    Beside an SQLite ledger: ``ledger.db.journal/``. For a ledger on a server a folder of its own in the state folder, the same one
-    whoever logs in: what two applications of one account write must not be brought into the ledger of one of them.
-    """
-    return Path(sqlite_path(url) + ".journal") if url.startswith("sqlite:///") else state_folder(environ) / _journal_name(url, environ)
-
-
-def usable_journal(url: str, environ: Mapping[str, str] = os.environ) -> Path:
-    """
-    The default journal; of a ledger on a server, under the folder for temporary files where the state folder cannot be made, as on a
-    read-only file system.
-    """
-    place = default_journal(url, environ)
-    if url.startswith("sqlite:///") or can_be_made(place):
-        return place
-    import tempfile
-
-    with contextlib.suppress(OSError):  # there is no folder for temporary files either
-        base = Path(tempfile.gettempdir()) / f"voight-{os.getuid()}"
-        if (not base.exists() or base.lstat().st_uid == os.getuid()) and not base.is_symlink() and can_be_made(base / place.name):
-            return base / place.name
-    return place
-
-
-def can_be_made(folder: Path) -> bool:
-    """Whether *folder* can be written, or made where it is not there yet."""
-    try:
-        place = next(one for one in (folder, *folder.parents) if one.exists())
-        return place.is_dir() and os.access(place, os.W_OK | os.X_OK)
-    except OSError:  # a folder on the way may not even be looked into
-        return False
-
-
-_LIBPQ = {"host": "PGHOST", "hostaddr": "PGHOSTADDR", "port": "PGPORT", "dbname": "PGDATABASE", "service": "PGSERVICE"}
-"""Where a PostgreSQL ledger is, by parameter and variable. Source: PostgreSQL documentation, "libpq: Environment Variables"."""
-
-
-def _journal_name(url: str, environ: Mapping[str, str]) -> str:
-    """A name for the place of a ledger on a server, from what is no secret and the same for every role."""
-    engine, _, rest = url.partition("://")
-    address, _, query = rest.partition("?")
-    place = address.rpartition("@")[2]
-    given = {name: value for name, _, value in (pair.partition("=") for pair in query.split("&")) if value}
-    said = {name: given[name] for name in (*_LIBPQ, "database", "cluster") if name in given}
-    if engine.startswith("postgres"):
-        engine = "postgresql"
-        said = {name: value for name, variable in _LIBPQ.items() if (value := environ.get(variable))} | said
-    digest = hashlib.blake2b("\n".join([engine, place, *(f"{name}={said[name]}" for name in sorted(said))]).encode(), digest_size=4)
-    readable = re.sub(r"[^A-Za-z0-9.]+", "-", place)[:64].strip("-.") or engine
-    return f"{readable}-{digest.hexdigest()}.journal"
-
-
-SCHEMES = ("sqlite", "postgresql", "postgres", "clickhouse")
-_FORMS = "write sqlite:////var/lib/app/ledger.db, postgresql://user@host/database or clickhouse://user@host/database"
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://")
-_WITHOUT_SLASHES = re.compile(r"(postgres(ql)?|clickhouse|mysql|mariadb|https?)(\+[a-z0-9]+)?:", re.IGNORECASE)
-
-
-def ledger_url(place: str) -> str:
-    """
-    *place* as a URL, an SQLite path made absolute.
-
-    Raises:
-        SettingsError: *place* is empty, an SQLite URL without a path, or of an engine that there is not; the message shows no password.
-    """
-    found = _SCHEME.match(place)
-    scheme = found[1].lower() if found is not None else "sqlite"
-    if scheme not in SCHEMES or (found is None and _WITHOUT_SLASHES.match(place)):
-        raise SettingsError(f"a ledger cannot be {shown_url(place)!r}; {_FORMS}")
-    if found is not None and scheme != "sqlite":
-        return scheme + place[len(scheme) :]
-    path = sqlite_path(place) if place.startswith("sqlite:") else place
-    if not path or path == ":memory:":
-        raise SettingsError(f"the ledger needs a file, such as sqlite:////var/lib/app/ledger.db, not {place!r}")
-    return f"sqlite:///{_absolute(path, 'the ledger')}"
-
-
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*:)(/*)(.*)", re.DOTALL)
-_SECRET = re.compile(r"passw|pwd|secret|token|key$", re.IGNORECASE)
-
-
-def shown_url(url: str) -> str:
-    """
-    *url* as it may be printed: ``***`` in the place of a password, in front of the host and in the query.
-
-    A URL that is not in order, such as one whose password has a slash in it, loses more than the password rather than less.
-    """
-    found = _URL.fullmatch(url)
-    if found is None or url.startswith("sqlite:///"):
-        return url
-    scheme, slashes, rest = found[1], found[2], found[3]
-    if len(slashes) < 2:  # postgres:secret@host
-        return f"{scheme}***@{rest.rpartition('@')[2]}" if "@" in rest else url
-    address, mark, query = rest.partition("?")
-    names, at, host = address.rpartition("@")
-    user, colon, _ = names.partition(":")
-    if not at:
-        server, colon, port = host.partition("/")[0].rpartition(":")
-        no_port = bool(colon and port) and not port.isdigit() and not port.endswith("]")  # a password: the host is missing, or behind its ?
-        if no_port or ("@" in query and "=" not in query.partition("@")[0]):
-            return f"{scheme}{slashes}{server}:***"
-        return f"{scheme}{slashes}{host}{mark}{_shown_query(query)}"
-    return f"{scheme}{slashes}{user}{':***' if colon else ''}@{host}{mark}{_shown_query(query)}"
-
-
-def _shown_query(query: str) -> str:
-    from urllib.parse import unquote
-
-    parts = [part.partition("=") for part in query.split("&")]
-    return "&".join(f"{name}=***" if equals and _SECRET.search(unquote(name)) else name + equals + value for name, equals, value in parts)
-
-
-def sqlite_path(url: str) -> str:
-    """
-    The file of an ``sqlite:///path`` URL: three slashes and a relative path, or four and an absolute one.
-
-    Raises:
-        SettingsError: The URL has another form.
-    """
-    if not url.startswith("sqlite:///"):
-        raise SettingsError(f"write an SQLite ledger as sqlite:///relative/path or sqlite:////absolute/path, not {url!r}")
-    return url.removeprefix("sqlite:///")
