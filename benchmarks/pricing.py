@@ -96,12 +96,14 @@ def kept(number: int, folder: Path) -> int:
     """The whole way from the journal into the ledger."""
     with tempfile.TemporaryDirectory(dir=folder) as place:
         journal = Journal(Path(place) / "journal")
-        for call in calls(number):
-            journal.append(call)
-        journal.rotate()
         ledger = open_ledger(f"sqlite:///{place}/ledger.db")
         ingester = Ingester(ledger, Path(place) / "journal", gentle=False)
-        _ = ingester.book
+        warm, *rest = calls(number + 1)
+        journal.append(warm)
+        ingester.run()  # loads the price book
+        for call in rest:
+            journal.append(call)
+        journal.rotate()
         begin = time.process_time()
         ingester.run()
         spent = time.process_time() - begin

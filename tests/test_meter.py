@@ -5,6 +5,7 @@ import shutil
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -361,3 +362,21 @@ def test_a_bad_environment_is_logged_and_metering_goes_on(
     monkeypatch.setenv(name, value)
     assert current_meter().settings.ledger == f"sqlite:///{tmp_path}/voight/ledger.db"
     assert any(value in record.getMessage() for record in caplog.records)
+
+
+def test_tags_of_the_process_are_below_all_others(tmp_path: Path, new_call: Callable[..., Call]) -> None:
+    """Every call has them; what a call says itself wins, and personal data in them is guarded."""
+    tags = {"app": "shop", "plan": "internal", "region": "eu", "mail": "alice@example.com"}
+    meter = Meter(Settings.from_environment(ledger=tmp_path / "l.db", tags=tags, release="r1", environ={}))
+    own = Tags(user_id="u_1", plan="pro", extra={"region": "us", "feature": "x"})
+    meter.finish(new_call(call_id="a"), Frame(None, NO_TAGS), Owner(own, "tag"))
+    meter.finish(new_call(call_id="b"), Frame(None, NO_TAGS), Owner(NO_TAGS, "none"))
+    assert meter.flush()
+    meter.close()
+    with closing(open_ledger(str(tmp_path / "l.db"))) as ledger:
+        calls = {call.call_id: call.tags for call in ledger.calls()}
+        assert {row.dimensions["app"]: row.calls for row in ledger.spend(["app"])} == {"shop": 2}
+    assert (calls["a"].user_id, calls["a"].plan, calls["a"].release) == ("u_1", "pro", "r1")
+    assert {key: calls["a"].extra[key] for key in ("app", "region", "feature")} == {"app": "shop", "region": "us", "feature": "x"}
+    assert (calls["b"].user_id, calls["b"].plan, calls["b"].extra["region"]) == (None, "internal", "eu")
+    assert calls["a"].extra["mail"].startswith("email:v0:")

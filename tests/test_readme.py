@@ -25,6 +25,7 @@ from voight_middleware.cli import main
 from voight_middleware.ledger import open_ledger
 from voight_middleware.otlp.mapping import read
 from voight_middleware.otlp.spans import Key, Span, wanted
+from voight_middleware.settings import VARIABLES, Settings
 
 pytest_plugins = ["pytester"]
 
@@ -44,7 +45,7 @@ LINES = dict.fromkeys(
 )
 SERVERS = [line for line in LINES if "voight otlp" in line]
 COMMANDS = [line for line in LINES if line not in SERVERS]
-(PRICES,) = (body for text in DOCUMENTS.values() for body in blocks(text, "toml"))
+SETTINGS, PRICES = (body for text in DOCUMENTS.values() for body in blocks(text, "toml"))
 SPANS: Any = runpy.run_path(str(ROOT / "tests" / "apps" / "otlp_spans.py"))
 
 
@@ -282,4 +283,13 @@ def test_links_lead_somewhere() -> None:
 def test_every_variable_is_in_the_table() -> None:
     """The table of the configuration names every variable that the library reads, and no other."""
     source = "".join(path.read_text() for path in Path(voight.__file__).parent.rglob("*.py"))
-    assert set(re.findall(r"VOIGHT_[A-Z_]+", README)) == set(re.findall(r'"(VOIGHT_[A-Z_]+)"', source))
+    literal = set(re.findall(r'"(VOIGHT_[A-Z_]+[A-Z])"', source))
+    assert set(re.findall(r"VOIGHT_[A-Z_]+", README)) == literal | set(VARIABLES.values())
+
+
+def test_the_settings_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The example is one that is read."""
+    (tmp_path / "voight.toml").write_text(SETTINGS)
+    monkeypatch.chdir(tmp_path)
+    settings = Settings.from_environment(environ={"XDG_STATE_HOME": str(tmp_path)})
+    assert (settings.prices, settings.tags, settings.tz) == (tmp_path / "prices.toml", {"app": "shop"}, "Europe/Berlin")

@@ -16,7 +16,7 @@ from voight_middleware.call import Call, Settlement
 from voight_middleware.ingest import complete
 from voight_middleware.ledger import Ledger, UnknownDimension, Where, Window, open_ledger
 from voight_middleware.ledger.sqlite import SQLiteLedger
-from voight_middleware.pricing import PriceBook, open_book
+from voight_middleware.pricing import Overrides, PriceBook, open_book
 from voight_middleware.repricing import Repricing, reprice, repriced
 from voight_middleware.tags import Tags
 
@@ -144,7 +144,8 @@ def test_twice_and_back(ledger: Ledger, book: PriceBook, half: PriceBook, keep: 
     keep()
     keep(model="unknown")
     original = list(ledger.calls())
-    assert [reprice(ledger, one).written for one in (half, half, book, book)] == [1, 0, 1, 0]
+    plain = PriceBook(Overrides())  # a file without prices: without any file, prices of the user's own stay
+    assert [reprice(ledger, one).written for one in (half, half, book, plain, plain)] == [1, 0, 0, 1, 0]
     assert sorted(versions(ledger)) == [0, 2]
     assert list(ledger.calls()) == original
     assert list(ledger.calls(as_priced=True)) == original

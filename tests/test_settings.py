@@ -42,7 +42,7 @@ def test_the_defaults_are_in_the_state_folder() -> None:
     assert settings.journal == Path("/state/voight/ledger.db.journal")
     assert (settings.release, settings.enabled) == (None, True)
     assert settings.request_identity is None
-    names = ("ledger", "journal", "release", "enabled", "request_identity", "prices", "pii", "pseudonym_key")
+    names = ("ledger", "journal", "release", "enabled", "request_identity", "prices", "tags", "tz", "pii", "pseudonym_key")
     names += ("header_key", "key", "agent", "events_url", "events_per_minute")
     assert settings.sources == dict.fromkeys((*names, "ingest", "journal_limit", "exit_timeout", "delivery"), "default")
     assert (settings.pii, settings.pseudonym_keys) == ({}, ())
@@ -65,6 +65,8 @@ def test_every_variable_is_read() -> None:
             "VOIGHT_ENABLED": "off",
             "VOIGHT_REQUEST_IDENTITY": "no",
             "VOIGHT_PRICES": "/c/prices.toml",
+            "VOIGHT_TAGS": "app=shop, tenant = t_1",
+            "VOIGHT_TZ": "Europe/Berlin",
             "VOIGHT_PII": "redact",
             "VOIGHT_PSEUDONYM_KEY": SECRET,
             "VOIGHT_HEADER_KEY": f"v2:{SECRET},v1:{'o' * 32}",
@@ -80,6 +82,7 @@ def test_every_variable_is_read() -> None:
     )
     assert (settings.ingest, settings.journal_limit, settings.exit_timeout) == (False, 512_000_000, 2.5)
     assert settings.delivery == "synchronous"
+    assert (settings.tags, settings.tz) == ({"app": "shop", "tenant_id": "t_1"}, "Europe/Berlin")
     assert settings.request_identity is False
     assert settings.prices == Path("/c/prices.toml")
     assert (settings.ledger, settings.journal, settings.release, settings.enabled) == ("sqlite:////a/l.db", Path("/b/j"), "r1", False)
@@ -90,6 +93,8 @@ def test_every_variable_is_read() -> None:
         "enabled": "VOIGHT_ENABLED",
         "request_identity": "VOIGHT_REQUEST_IDENTITY",
         "prices": "VOIGHT_PRICES",
+        "tags": "VOIGHT_TAGS",
+        "tz": "VOIGHT_TZ",
         "pii": "VOIGHT_PII",
         "pseudonym_key": "VOIGHT_PSEUDONYM_KEY",
         "header_key": "VOIGHT_HEADER_KEY",

@@ -17,7 +17,7 @@ from voight_middleware.tag_values import complain
 
 if TYPE_CHECKING:
     from voight_middleware.meter import Meter
-    from voight_middleware.pricing import PriceBook
+    from voight_middleware.price_books import PriceBooks
 
 INTERVAL = 1.0
 """Seconds between two rounds of the background thread."""
@@ -62,7 +62,7 @@ class Background:
         if settings.ingest:
             listening = meter.deliver if meter.listeners else None
             self._delivery = Delivery(settings.ledger, settings.journal, settings.prices, listening, events=settings.events)
-        self._book: PriceBook | None = None
+        self._books: PriceBooks | None = None
         self._wishes: list[_Wish] = []
         self._pause = SOONEST
         self._round_lock = threading.Lock()
@@ -245,16 +245,19 @@ class Background:
         them, or where the ledger refuses.
         """
         from voight_middleware.ingest import complete
-        from voight_middleware.pricing import open_book
+        from voight_middleware.price_books import PriceBooks
 
         try:
             unheard = {call.call_id for call in self._meter.held()}
             held = [call for call in held if call.call_id in unheard]
-            if held and self._book is None:
-                self._book = open_book(self._meter.settings.prices)
+            settings = self._meter.settings
+            if self._books is None:
+                self._books = PriceBooks(settings.journal, settings.prices)
+            stamp = ""
+            with contextlib.suppress(OSError):  # the journal's folder cannot be written: the same prices, from their file
+                stamp = self._meter.pricing()
             for call in held:
-                assert self._book is not None
-                complete(call, self._book)
+                complete(call, self._books.book(stamp))
             self._meter.deliver(held)
         except Exception as error:
             self._meter.note(error)

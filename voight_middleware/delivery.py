@@ -136,7 +136,7 @@ class Delivery:
         return self._run(seconds, self._ledger is None)
 
     def _run(self, seconds: float | None, fresh: bool) -> bool:
-        from voight_middleware.ingest import UnreadableJournal
+        from voight_middleware.ingest import UnpricedJournal, UnreadableJournal
         from voight_middleware.ledger import LedgerError
 
         before = self.records
@@ -160,6 +160,8 @@ class Delivery:
             if self.records > before:
                 self.election.delivered()
         self._succeeded()
+        if isinstance(unreadable, UnpricedJournal):  # whoever would wait for its calls is told at once
+            self.error = unreadable
         self._send()
         if unreadable is not None:
             raise unreadable

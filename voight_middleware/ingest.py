@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -20,9 +20,11 @@ import msgspec
 from voight_middleware.call import Call, Record, Submission, is_new_call_id
 from voight_middleware.hosts import host_name
 from voight_middleware.journal import REJECTED, Election, Segment, decode, reasons, reject, segments
+from voight_middleware.kept_prices import stamp_of
 from voight_middleware.ledger import Ledger, LedgerError, Progress, Window, open_ledger
 from voight_middleware.outbox import Entry, Outbox, open_outbox
-from voight_middleware.pricing import STANDARD, OverridesError, PriceBook, open_book, price
+from voight_middleware.price_books import PriceBooks
+from voight_middleware.pricing import STANDARD, OverridesError, PriceBook, price
 from voight_middleware.pricing.bills import reported_cost
 from voight_middleware.pricing.cost import UNREADABLE
 from voight_middleware.pricing.terms import terms_of
@@ -107,6 +109,10 @@ class UnreadableJournal(LedgerError):
     """A segment cannot be read or deleted; all others are in the ledger."""
 
 
+class UnpricedJournal(UnreadableJournal):
+    """A segment cannot be priced as its application has configured it, and waits; all others are in the ledger."""
+
+
 @dataclass(slots=True)
 class Ingester:
     """
@@ -129,21 +135,16 @@ class Ingester:
     """How many records have been brought in, or set aside."""
     behind: bool = False
     """Whether the last run left something that was there when it began."""
-    _book: PriceBook | None = None
+    _books: PriceBooks | None = None
     _offsets: dict[str, int] = field(default_factory=dict)
     """How far each segment is in the ledger."""
     _set_aside: set[str] | None = None
     """Sources of lines that were rejected, by whichever ingester: a batch that did not get through is read again, and they with it."""
 
-    @property
-    def book(self) -> PriceBook:
-        """The price book, loaded at first use."""
-        if self._book is None:
-            try:
-                self._book = open_book(self.prices)
-            except OverridesError as error:  # priced without them, every call would cost something else than was meant
-                raise LedgerError(f"calls wait in the journal, as your prices cannot be used: {error}") from error
-        return self._book
+    def _book(self, segment: Segment) -> PriceBook:
+        if self._books is None:
+            self._books = PriceBooks(self.folder, self.prices)
+        return self._books.book(stamp_of(segment.name))
 
     def use(self, ledger: Ledger) -> None:
         """Go on with another connection: perhaps to another ledger, which knows nothing of what the one before has."""
@@ -158,11 +159,12 @@ class Ingester:
             until: When to stop between two batches, by ``time.monotonic()``; ``behind`` says whether something is left then.
 
         Raises:
-            UnreadableJournal: A segment cannot be read or deleted; all others are brought in.
+            UnreadableJournal: A segment cannot be read, priced or deleted; all others are brought in.
             LedgerError: The ledger refused; nothing is lost, the journals stay.
         """
         count = 0
         unreadable: OSError | None = None
+        unpriced: OverridesError | None = None
         self.behind = False
         for segment in segments(self.folder):
             if until is not None and time.monotonic() >= until:
@@ -172,6 +174,10 @@ class Ingester:
                 count += self._segment(segment, until)
             except OSError as error:
                 unreadable = error
+            except OverridesError as error:  # priced without them, its calls would cost something else than was meant
+                unpriced = error
+        if unpriced is not None:
+            raise UnpricedJournal(f"calls wait in the journal {self.folder}, as their prices cannot be used: {unpriced}") from unpriced
         if unreadable is not None:
             advice = "check its owner and permissions"
             raise UnreadableJournal(f"a journal in {self.folder} cannot be read or deleted ({unreadable}): {advice}")
@@ -197,12 +203,13 @@ class Ingester:
             if offset is None:
                 offset = self._offsets[segment.name] = self.ledger.progress(segment.name)
             while offset < end and (data := segment.read(offset, _READ_BYTES)):
+                book = self._book(segment)
                 for lines in _batches(data.splitlines(keepends=True)):
                     if until is not None and time.monotonic() >= until:
                         self.behind = True
                         return count
                     offset += sum(map(len, lines))
-                    self._insert(lines, Progress(segment.name, offset))
+                    self._insert(lines, Progress(segment.name, offset), book)
                     self._offsets[segment.name] = offset
                     count += len(lines)
             if dead:
@@ -214,7 +221,7 @@ class Ingester:
             self._offsets.pop(segment.name, None)
         return count
 
-    def _insert(self, lines: list[bytes], progress: Progress) -> None:
+    def _insert(self, lines: list[bytes], progress: Progress, book: PriceBook) -> None:
         records: list[Record] = []
         sources: list[tuple[bytes, str]] = []
         position = progress.offset - sum(map(len, lines))
@@ -233,7 +240,7 @@ class Ingester:
         self._find_owners(records)
         for index, record in enumerate(records):
             if isinstance(record, Call):
-                complete(record, self.book)
+                complete(record, book)
             if self.gentle and index % _SLICE == _SLICE - 1:
                 time.sleep(0)
         if self.outbox is not None:
@@ -299,13 +306,17 @@ class Ingester:
         known = {**known, **self.ledger.submissions(names)}
         wholes = {one.part_of for one in known.values() if one.part_of is not None} - known.keys()
         known = {**known, **self.ledger.submissions(wholes)}
+        named = {name for call in calls if (name := _in_requests(call.job, known)) is not None} - known.keys()
+        known = {**known, **self.ledger.submissions(named)}
         for call in calls:
-            for name in _with_whole(call.job):
-                submission = known.get(name)
-                if submission is not None and submission.tags.user_id is None and submission.part_of is not None:
-                    submission = known.get(submission.part_of)
+            batch = _batch_of(call.job, known)
+            for name in (*_with_whole(call.job), _in_requests(call.job, known)):
+                submission = known.get(name) if name is not None else None
+                if submission is not None and submission.tags.user_id is None and submission.part_of in known:
+                    submission = known[submission.part_of]
                 if submission is not None and submission.tags.user_id is not None:
-                    call.tags, call.attribution, call.occurred_at = submission.tags, submission.attribution, submission.submitted_at
+                    call.tags, call.attribution = submission.tags, submission.attribution
+                    call.occurred_at = (batch or submission).submitted_at
                     break
 
     def _reject(self, line: bytes, source: str, reason: str) -> None:
@@ -343,6 +354,18 @@ def _with_whole(job: str | None) -> list[str]:
     return [job, whole] if "/" in whole else [job]
 
 
+def _batch_of(job: str | None, known: Mapping[str, Submission]) -> Submission | None:
+    """The submission of the batch that a job is a part of."""
+    whole = known.get((job or "").rpartition("/")[0])
+    return known.get(whole.part_of, whole) if whole is not None and whole.part_of is not None else whole
+
+
+def _in_requests(job: str | None, known: Mapping[str, Submission]) -> str | None:
+    """The name of a part of a batch in the file of its requests, whose lines may name their users; None where that is not known."""
+    batch = _batch_of(job, known)
+    return None if batch is None or batch.part_of is None else f"{batch.part_of}/{(job or '').rpartition('/')[2]}"
+
+
 def _batches(lines: list[bytes]) -> Iterable[list[bytes]]:
     for start in range(0, len(lines), BATCH):
         yield lines[start : start + BATCH]
@@ -365,10 +388,12 @@ def drain(ledger_url: str, journal: Path, prices: Path | None = None) -> int:
     try:
         ledger = open_ledger(ledger_url)
         try:
-            count = Ingester(ledger, journal, gentle=False, prices=prices, outbox=open_outbox(journal)).run()
-            if count:
-                election.delivered()
-            return count
+            ingester = Ingester(ledger, journal, gentle=False, prices=prices, outbox=open_outbox(journal))
+            try:
+                return ingester.run()
+            finally:
+                if ingester.records:
+                    election.delivered()
         finally:
             ledger.close()
     finally:

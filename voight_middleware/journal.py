@@ -24,6 +24,7 @@ from pathlib import Path
 import msgspec
 
 from voight_middleware.call import Record
+from voight_middleware.kept_prices import Stamp
 from voight_middleware.private_files import append, make_folder, open_private
 from voight_middleware.settings import JOURNAL_LIMIT
 
@@ -58,13 +59,15 @@ class Journal:
 
     Args:
         folder: Where the segments of all processes of this host are.
+        stamp: Says how the calls of a segment are to be priced, when one is begun.
         limit: How many bytes the folder may have for another segment to be begun. Segments that are being written do not count then:
             each process has one, of ``SEGMENT_BYTES`` at most, and space comes back only by those that are closed.
     """
 
-    def __init__(self, folder: Path, limit: int = JOURNAL_LIMIT) -> None:
+    def __init__(self, folder: Path, limit: int = JOURNAL_LIMIT, stamp: Stamp | None = None) -> None:
         self.folder = folder
         self.limit = limit
+        self._stamp = stamp or Stamp(folder)
         self.written = 0
         self.dropped = 0
         self.failures = 0
@@ -259,7 +262,8 @@ class Journal:
         self._end = min(SEGMENT_BYTES, self.limit // SEGMENTS)
         self._check_limit()
         make_folder(self.folder)
-        name = f"{os.getpid()}-{uuid.uuid4().hex}.jsonl"
+        stamp = self._stamp()
+        name = f"{os.getpid()}-{uuid.uuid4().hex}{stamp and f'.{stamp}'}.jsonl"
         unnamed = self.folder / f"{name}.new"  # locked before it gets a name that an ingester looks for: it may delete what it can lock
         fd = open_private(unnamed, os.O_WRONLY | os.O_EXCL | os.O_APPEND)
         try:

@@ -26,10 +26,11 @@ from voight_middleware.background import Background
 from voight_middleware.call import Call, Settlement, Submission
 from voight_middleware.delivery import hold_imports, renew_imports
 from voight_middleware.journal import Journal
+from voight_middleware.kept_prices import Stamp
 from voight_middleware.pseudonyms import Guard
 from voight_middleware.settings import EXIT_SECONDS, Settings, SettingsError, usable_settings
 from voight_middleware.tag_values import complain, user_and_session
-from voight_middleware.tags import NO_TAGS, Frame, Owner, Tags
+from voight_middleware.tags import NO_TAGS, Frame, Owner, Tags, make_tags
 from voight_middleware.watchers import Watched, Watcher, Watchers
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,8 @@ __all__ = (
 )
 
 Listener = Callable[[Call], None]
+BatchOwner = Callable[[str], object]
+"""Called with the ``custom_id`` of a request of a batch; returns the user's id, or a mapping of tags. None where it is not known."""
 
 AGAIN_SECONDS = 0.5
 MAX_TEXT = 512
@@ -62,16 +65,20 @@ HELD_CALLS = 100_000
 class Meter:
     """Owns this process's journal, listeners and ingester. Starts no thread and opens no file before the first call."""
 
-    def __init__(self, settings: Settings, listeners: Sequence[Listener] = ()) -> None:
+    def __init__(self, settings: Settings, listeners: Sequence[Listener] = (), batch_owner: BatchOwner | None = None) -> None:
         self.settings = settings
+        self._batch_owner = batch_owner
         self._audience = Audience(listeners, self._count, HELD_CALLS)
         also: Iterable[object] = listeners
         self.watchers = Watchers((*(one for one in also if isinstance(one, Watcher)), *_standing), self._count)
-        self.journal = Journal(settings.journal, settings.journal_limit)
+        stamp = Stamp(settings.journal, settings.prices, ingests=settings.ingest, broken_settings=settings.broken_file)
+        self.journal = Journal(settings.journal, settings.journal_limit, stamp)
+        self.pricing = stamp
+        """How this process's calls are priced, by whichever process."""
         self.counters: Counter[str] = Counter()
         """What went wrong inside: ``internal_errors``, ``listener_errors``, ``watcher_errors``, ``ledger_errors``, ``unheard_calls``."""
         self._guard = Guard(settings)
-        self._release = Tags(release=settings.release) if settings.release else NO_TAGS
+        self._below = make_tags(settings.tags).merge(Tags(release=settings.release) if settings.release else NO_TAGS)
         self._held: dict[str, Call] = {}
         self._background: Background | None = None
         self._start_lock = threading.Lock()
@@ -136,6 +143,19 @@ class Meter:
         except Exception as error:
             self.note(error)
 
+    def owner_of_line(self, custom_id: str) -> Owner | None:
+        """Ask ``batch_owner`` whose a request of a batch is; None where it does not say. Never raises."""
+        if self._batch_owner is None:
+            return None
+        try:
+            answer = self._batch_owner(custom_id)
+            tags = make_tags(answer if isinstance(answer, Mapping) else {"user_id": answer})
+            return Owner(tags, "tag") if tags.user_id is not None else None
+        except Exception as error:
+            self.counters["getter_errors"] += 1
+            complain(f"batch_owner raised {type(error).__name__}: such requests belong to the owner of their batch")
+            return None
+
     def link(self, submission: Submission) -> None:
         """Write what a job is a part of. Never raises."""
         try:
@@ -149,7 +169,7 @@ class Meter:
             user, session = user_and_session(named)
             if user is not None:
                 tags, attribution = Tags(user_id=user, session_id=session).merge(tags), "request"
-        return Owner(self.guarded(self._release.merge(tags)), attribution)
+        return Owner(self.guarded(self._below.merge(tags)), attribution)
 
     def guarded(self, tags: Tags) -> Tags:
         """*tags* as they may leave the process, on disk or in a message to a worker: without personal data. Never raises."""
@@ -392,6 +412,8 @@ def configure(
     enabled: bool | None = None,
     request_identity: bool | None = None,
     prices: str | Path | None = None,
+    tags: Mapping[str, str] | None = None,
+    batch_owner: BatchOwner | None = None,
     pii: str | Mapping[str, str] | None = None,
     pseudonym_key: str | None = None,
     header_key: str | None = None,
@@ -405,8 +427,8 @@ def configure(
     delivery: str | None = None,
 ) -> None:
     """
-    Configure this process's meter. Whatever is not given comes from the environment, then from the defaults; what a call before this
-    one has given holds no longer.
+    Configure this process's meter. Arguments win over environment variables, which win over the settings file (``voight.toml``), which
+    wins over the defaults. Each call replaces the previous configuration.
 
     Args:
         ledger: URL of the ledger (``sqlite:////var/lib/app/ledger.db``) or the path of an SQLite file. ``VOIGHT_LEDGER``.
@@ -421,8 +443,11 @@ def configure(
         request_identity: Whether a call without any other owner belongs to the user that its request names to the provider
             (``safety_identifier``, ``user``, ``user_profile_id``, ``metadata.user_id``). By default it does outside of web requests and
             jobs. Inside, the body may be what an anonymous client has sent: True trusts it. ``VOIGHT_REQUEST_IDENTITY``.
-        prices: A TOML file of your own prices: negotiated rates, models of your own. It is read when the process begins to price;
-            ``voight prices check`` reads it now. ``VOIGHT_PRICES``.
+        prices: A TOML file of your own prices: negotiated rates, models of your own. It is read with the first call, and kept beside the
+            journal: whoever brings the calls into the ledger prices them so. ``voight prices check`` reads it now. ``VOIGHT_PRICES``.
+        tags: Tags of every call of this process, such as ``{"app": "shop"}``; all other tags win over them. ``VOIGHT_TAGS=app=shop``.
+        batch_owner: Called with the ``custom_id`` of each request of a batch when its result is read. It returns the user's id, or a
+            mapping such as ``{"user_id": "u_7", "plan": "pro"}``; None leaves the request to who submitted the batch.
         pii: What becomes of a tag that holds an e-mail address, a phone or card number, a wallet, a token or a key: ``pseudonym`` (by
             default), ``redact`` or ``allow``; for all tags, or by key: ``{"user_id": "allow", "*": "redact"}``. ``VOIGHT_PII``.
         pseudonym_key: The secret that pseudonyms are made with, 32 characters or more; after a rotation ``v2:<secret>,v1:<the one
@@ -454,6 +479,7 @@ def configure(
         enabled=enabled,
         request_identity=request_identity,
         prices=prices,
+        tags=tags,
         pii=pii,
         pseudonym_key=pseudonym_key,
         header_key=header_key,
@@ -473,7 +499,9 @@ def configure(
     for one in listeners:
         if isinstance(one, type) or not callable(one):
             raise SettingsError(f"listeners: {one!r} cannot be called with a call; write an object, such as OTelSpans(), or a function")
-    old = swap_meter(Meter(settings, listeners))
+    if batch_owner is not None and not callable(batch_owner):
+        raise SettingsError(f"batch_owner: {batch_owner!r} cannot be called with a custom_id")
+    old = swap_meter(Meter(settings, listeners, batch_owner))
     if old is not None:
         old.close()
 

@@ -16,6 +16,9 @@ from voight_middleware.ledger import Ledger, Where, Window
 from voight_middleware.ledger.rows import within_range
 from voight_middleware.pricing import PriceBook
 
+OWN_RULE = '"id":"override-'
+"""What is in the provenance of a price that the user's own file has made."""
+
 
 @dataclass(slots=True)
 class Difference:
@@ -60,6 +63,8 @@ class Repricing:
     """All calls that were looked at, by user and model."""
     written: int = 0
     """How many calls got a new price version; fewer than have changed where another process was faster."""
+    priced_by_own: int = 0
+    """Calls with prices of the user's own, which the book of this repricing has not: they keep their price."""
     passed_over: int = 0
     """Calls that nothing is known of to price them by: jobs that nobody has read yet, and usage without the provider's own report."""
 
@@ -91,6 +96,9 @@ def reprice(
         changes = []
         for before in batch:
             after = repriced(before, book)
+            if after is not None and after is not before and not book.has_own and OWN_RULE in (before.price or ""):
+                report.priced_by_own += 1
+                after = before
             if after is None:
                 report.passed_over += 1
                 after = before

@@ -74,7 +74,8 @@ def _places(given: Mapping[str, Any]) -> Iterator[CheckMessage]:
     except ImproperlyConfigured as error:
         yield Error(f"{error}.", hint="A listener is called with each finished call.", id="voight_django.E004")
         return
-    values.pop("listeners", None)
+    for name in conf.CODE:
+        values.pop(name, None)
     try:
         used = Settings.from_environment(**values)
     except (voight.SettingsError, TypeError) as error:

@@ -21,6 +21,8 @@ GETTERS = {"USER_GETTER": "user", "PLAN_GETTER": "plan", "TENANT_GETTER": "tenan
 """Called with the ``HttpRequest`` at its first LLM call; a dotted path or a callable, synchronous or not."""
 OF_METER = {name.upper(): name for name in inspect.signature(voight.configure).parameters}
 """Handed to ``voight.configure()``."""
+CODE = ("listeners", "batch_owner")
+"""What of it is code, and no setting that a command line could read."""
 NAMES = (*GETTERS, *OF_METER, "INSTRUMENT")
 """Every key that ``VOIGHT`` may have. ``INSTRUMENT``: whether every client of this process is metered, as by ``voight.instrument()``."""
 
@@ -48,6 +50,8 @@ def meter_values(given: Mapping[str, Any]) -> dict[str, Any]:
     values = {name: given[key] for key, name in OF_METER.items() if given.get(key) is not None}
     if "listeners" in values:
         values["listeners"] = [_callable("LISTENERS", listener) for listener in values["listeners"]]
+    if "batch_owner" in values:
+        values["batch_owner"] = _callable("BATCH_OWNER", values["batch_owner"])
     return values
 
 

@@ -65,7 +65,7 @@ def cost_tags(
                     value = reader(found)
                     values[name] = await value if isinstance(value, Awaitable) else value
                 except Exception as error:
-                    scope.fail(f"the {name.removesuffix('_id')} reader of cost_tags()", error)
+                    scope.fail(name, error, f"the {name.removesuffix('_id')} reader of cost_tags()")
             scope.identify(scope.read_values(values), "dependency")
         except Exception as error:
             note(error)

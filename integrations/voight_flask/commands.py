@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import os
+import inspect
 from importlib.metadata import distribution
 
 import click
+import flask
 from flask.cli import with_appcontext
 
-from voight_middleware.meter import current_meter
+from voight_middleware.meter import configure, current_meter
+from voight_middleware.settings import project_settings
 
 
 @click.command(
@@ -21,20 +23,15 @@ from voight_middleware.meter import current_meter
 @click.pass_context
 @with_appcontext
 def command(context: click.Context, arguments: tuple[str, ...]) -> None:
-    settings = current_meter().settings
-    own = {"VOIGHT_LEDGER": settings.ledger, "VOIGHT_JOURNAL": str(settings.journal)}
-    if settings.prices is not None:
-        own["VOIGHT_PRICES"] = str(settings.prices)
-    before = {name: os.environ.get(name) for name in own}
-    os.environ.update(own)
+    settings, config = current_meter().settings, flask.current_app.config
+    names = inspect.signature(configure).parameters.keys() - {"listeners", "batch_owner"}
+    values = {name: config[variable] for name in names if (variable := f"VOIGHT_{name.upper()}") in config}
+    sources = {name: f"app.config['VOIGHT_{name.upper()}']" for name in values}
+    for name in ("ledger", "journal", "prices"):
+        if name not in values and (value := getattr(settings, name)) is not None:
+            values[name], sources[name] = value, settings.sources.get(name, "configure()")
     # The command as it is installed: an integration stands below the command line and does not import it.
     (script,) = distribution("voight-middleware").entry_points.select(group="console_scripts", name="voight")
-    try:
+    with project_settings(values, sources.__getitem__):
         code = script.load()(arguments)
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
     context.exit(code)

@@ -3,19 +3,25 @@ RQ: the calls of a job belong to whoever has enqueued it.
 
 ::
 
-    queue = Queue(connection=redis, job_class=CostTagJob)      # rq worker --job-class voight_rq.CostTagJob
+    queue = Queue(connection=redis, job_class=CostTagJob)
+
+A worker needs ``--job-class voight_rq.CostTagJob`` only if the modules of its jobs do not import ``voight_rq``. Importing it is enough for
+jobs, and their callbacks, to have the tags that they carry (RQ 3.0 and newer).
 """
 
 try:
-    from rq.job import Job
+    from rq.job import Job, get_current_job
 except ImportError as error:
     raise ImportError("voight_rq needs RQ: pip install 'voight-middleware[rq]'") from error
 
+import dis
 import functools
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 from voight_middleware.boundary.jobs import KEY, bound_to_message, stamp
+from voight_middleware.tag_values import complain
 
 __all__ = ["CostTagJob"]
 
@@ -73,3 +79,42 @@ class CostTagJob(Job):
         except Exception:  # a job whose data cannot be read has a callback all the same
             name = None
         return bound_to_message(self.meta.get(KEY), name)
+
+
+class _Begun(CostTagJob):
+    """A plain job whose own module imports this one: RQ asks for its function once more, and calls that."""
+
+    @property
+    def func(self) -> Any:
+        function = super().func
+        if inspect.iscoroutinefunction(function):
+
+            @functools.wraps(function)
+            async def arun(*args: Any, **kwargs: Any) -> Any:
+                with self._bound():
+                    return await function(*args, **kwargs)
+
+            return arun
+        return self._inside(function)
+
+
+def _as_ours(perform: Callable[[Job], Any]) -> Callable[[Job], Any]:
+    """Have plain jobs run as ours: a worker without our job class would drop their tags without a word."""
+
+    @functools.wraps(perform)
+    def run(self: Job) -> Any:
+        if type(self) is Job:
+            self.__class__ = CostTagJob
+            return self.perform()
+        return perform(self)
+
+    return run
+
+
+Job.perform = _as_ours(Job.perform)  # type: ignore[method-assign, assignment]
+_running = get_current_job()
+if type(_running) is Job:
+    _running.__class__ = _Begun
+    # RQ before 3.0 has asked for the function already: the first job of each process cannot be ours any more.
+    if sum(step.argval == "func" for step in dis.get_instructions(Job._execute)) < 2:
+        complain("calls of RQ jobs have no owner here: start the worker with --job-class voight_rq.CostTagJob")

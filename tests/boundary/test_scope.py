@@ -1,6 +1,7 @@
 """Scope: one request's identity, asked for at the first call and settled at the end."""
 
 import asyncio
+import json
 import logging
 import sys
 import threading
@@ -173,6 +174,33 @@ def test_a_getter_that_raises_is_an_error_that_is_counted_and_logged_once(meter:
     told = [record for record in caplog.records if "broken_user_lookup" in record.getMessage()]
     assert [record.levelno for record in told] == [logging.WARNING]
     assert "alice" not in caplog.text
+
+
+@pytest.mark.parametrize(("about", "lost"), [("plan", "have no plan"), ("tenant", "have no tenant"), ("tags", "lack its tags")])
+def test_the_log_says_what_is_lost_and_where(about: str, lost: str, meter: Meter, caplog: pytest.LogCaptureFixture) -> None:
+    """The message is true: the calls have an owner. It names the getter, and the file and line of the application's code."""
+
+    def broken_lookup(request: Any) -> str:
+        return json.loads("{")
+
+    with bind(scope_of(sync_getter, **{about: broken_lookup})):
+        call_id = spend()
+    assert owner(kept(meter)[call_id]) == ("u", "getter")
+    line = broken_lookup.__code__.co_firstlineno + 1
+    (said,) = [record.getMessage() for record in caplog.records if "broken_lookup" in record.getMessage()]
+    assert said == (f"{about}_getter broken_lookup raised JSONDecodeError at boundary/test_scope.py:{line}: calls of such requests {lost}")
+
+
+@pytest.mark.parametrize("about", ["plan", "tenant"])
+def test_a_visitor_whose_plan_cannot_be_read_is_no_error(about: str, meter: Meter) -> None:
+    """Nobody is signed in, and the getter of the user has said so."""
+
+    def broken(request: Any) -> str:
+        raise AttributeError("AnonymousUser has no plan")
+
+    with bind(scope_of(lambda request: None, **{about: broken})):
+        call_id = spend()
+    assert owner(kept(meter)[call_id]) == (None, "none")
 
 
 def test_a_getter_that_recovers_is_no_error(meter: Meter) -> None:

@@ -22,4 +22,6 @@ def test_demo_is_handed_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "voight_middleware.testing.demo", stub)
     monkeypatch.setattr(voight_middleware.testing, "demo", stub, raising=False)
     assert main(["demo", "--requests", "12", "--keep"]) == 7
-    assert (seen[0].requests, seen[0].keep) == (12, True)
+    assert main(["demo", "--real", "--yes"]) == 7
+    assert (seen[0].requests, seen[0].keep, seen[0].real, seen[0].yes) == (12, True, False, False)
+    assert (seen[1].requests, seen[1].keep, seen[1].real, seen[1].yes) == (200, False, True, True)

@@ -1,15 +1,18 @@
 """`voight doctor`, as a user sees it."""
 
 import json
+import os
 import re
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from voight_middleware.call import new_call_id
 from voight_middleware.cli import main
-from voight_middleware.journal import Journal
+from voight_middleware.journal import Election, Journal
 
 from ..support.patching import Patch
 from .kept_calls import SECRET, USD, Captured, keep, make_call
@@ -169,7 +172,7 @@ def test_doctor_of_a_wrong_setting(capsys: Captured, monkeypatch: pytest.MonkeyP
 def test_doctor_of_old_and_missing_packages(capsys: Captured, patch: Patch) -> None:
     """An SDK that is too old is a problem, a missing one is not while the other is there, and missing helpers say what to install."""
     versions = {"openai": "1.55.3", "starlette": "1.0"}
-    patch("_version", versions.get, within="doctor")
+    patch("_version", versions.get, within="doctor_settings")
     code, found = findings(capsys)
     assert code == 1
     assert found["installed", "openai"]["fatal"]
@@ -196,3 +199,99 @@ def test_a_ledger_without_a_home_is_said(monkeypatch: pytest.MonkeyPatch, tmp_pa
     _, found = findings(capsys)
     assert str(tmp_path) in found["settings", "ledger"]["value"]
     assert "no home" in found["settings", "ledger"]["advice"]
+
+
+def test_doctor_names_variables_that_nothing_reads(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the nearest name; VOIGHT_CONFIG and the receiver's token are known."""
+    monkeypatch.setenv("VOIGHT_LEDGR", "x")
+    monkeypatch.setenv("VOIGHT_CONFIG", "none")
+    monkeypatch.setenv("VOIGHT_OTLP_TOKEN", "x" * 32)
+    code, found = findings(capsys)
+    assert code == 0
+    assert found["settings", "VOIGHT_LEDGR"]["advice"] == "unset it: did you mean VOIGHT_LEDGER?"
+    assert not {("settings", "VOIGHT_CONFIG"), ("settings", "VOIGHT_OTLP_TOKEN")} & found.keys()
+
+
+def test_doctor_shows_the_settings_file(tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And which line a value is from."""
+    file = tmp_path / "voight.toml"
+    file.write_text('tags = { app = "shop" }\ntz = "Europe/Berlin"\n')
+    monkeypatch.setenv("VOIGHT_CONFIG", str(file))
+    _, found = findings(capsys)
+    assert found["settings", "settings file"]["value"] == str(file)
+    assert found["settings", "tags"]["value"] == f"app=shop ({file}:1)"
+    assert found["settings", "time zone"]["value"] == f"Europe/Berlin ({file}:2)"
+    file.write_text("ledgre = 1\n")
+    assert main(["doctor"]) == 1
+    assert f"voight: {file}:1: there is no setting 'ledgre': did you mean ledger?" in capsys.readouterr().err
+
+
+def test_doctor_knows_the_frameworks(capsys: Captured, patch: Patch) -> None:
+    """Whatever is installed is named with what covers it."""
+    patch("_version", {"django": "5.2", "djangorestframework": "3.16", "celery": "5.5", "rq": "2.6"}.get, within="doctor_settings")
+    _, found = findings(capsys)
+    for name, line in (
+        ("django", "voight_django"),
+        ("djangorestframework", "voight_django"),
+        ("celery", "instrument_celery()"),
+        ("rq", "rq"),
+    ):
+        assert line in found["installed", name]["value"]
+
+
+def late_call(folder: Path, seconds: float) -> Journal:
+    """Leave a call in a journal that was made *seconds* ago."""
+    journal = Journal(folder)
+    journal.append(make_call(call_id=f"{int((time.time() - seconds) * 1000):012x}{new_call_id()[12:]}"))
+    return journal
+
+
+def test_an_ingester_that_is_stopped_is_said(ledger: Path, capsys: Captured) -> None:
+    """By the doctor and in every report, and not for a call that has just ended."""
+    keep(ledger, make_call())
+    folder = Path(f"{ledger}.journal")
+    election = Election(folder)
+    assert election.win()
+    fresh = late_call(folder, 0)
+    _, found = findings(capsys)
+    assert ("journal", "late") not in found
+    assert main(["top", "--format", "json"]) == 0
+    assert capsys.readouterr().err == ""
+    old = late_call(folder, 600)
+    code, found = findings(capsys)
+    assert code == 0
+    assert found["journal", "late"]["value"] == "calls wait for 10 minutes"
+    assert f"fuser {folder}/ingest.lock" in found["journal", "late"]["advice"]
+    assert main(["top", "--format", "json"]) == 0
+    assert f"calls wait in {folder} for 10 minutes, and are missing here" in capsys.readouterr().err
+    for journal in (fresh, old):
+        journal.rotate()
+    election.resign()
+
+
+@pytest.mark.server
+def test_doctor_of_another_account(ledger: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """It says what this account may not see and whose it is. There is no traceback."""
+    keep(ledger, make_call())
+    folder = Path(f"{ledger}.journal")
+    Journal(folder).append(make_call())
+    assert main(["doctor"]) == 0  # imports everything: another account may not read the library
+    capfd.readouterr()
+    folder.chmod(0)
+    ledger.chmod(0)
+    try:
+        child = os.fork()
+        if not child:
+            if os.geteuid() == 0:
+                os.setuid(65534)
+            os._exit(100 + main(["doctor"]))
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    finally:
+        folder.chmod(0o700)
+        ledger.chmod(0o600)
+    out, err = capfd.readouterr()
+    assert "Traceback" not in err
+    assert code in (100, 101)
+    if os.geteuid() == 0:
+        assert f"{folder} belongs to root; nobody may not see what waits there" in out
+        assert "sudo -u root voight doctor" in out

@@ -55,7 +55,8 @@ cost $0.02065784, {call.cost_status}
 def test_explain_what_came_before(ledger: Path, prices: Path, capsys: Captured) -> None:
     """Earlier prices are listed with the time when they were replaced, in text and as data."""
     call = keep_priced(ledger, model="house-model")
-    for options in ([], ["--prices", str(prices)], []):
+    (none := prices.with_name("none.toml")).write_text("")
+    for options in ([], ["--prices", str(prices)], ["--prices", str(none)]):
         assert main(["reprice", "--since", "2026-11-01", *options]) == 0
     capsys.readouterr()
     assert main(["explain", call.call_id]) == 0

@@ -42,8 +42,8 @@ def test_her_address_finds_what_is_kept_under_her_pseudonyms(capsys: Captured) -
         ("model=alice@example.com", None),
     ]:
         assert main(["spend", "--format", "json", "--where", where]) == 0
-        (row,) = json.loads(capsys.readouterr().out)
-        assert row["cost_usd"] == (None if cost is None else f"{Decimal(cost) / USD:f}"), where
+        (row,) = json.loads(capsys.readouterr().out)["rows"]
+        assert row["cost_usd"] == ("0" if cost is None else f"{Decimal(cost) / USD:f}"), where
 
 
 @pytest.mark.usefixtures("alice")
@@ -78,7 +78,7 @@ def test_without_a_key_she_is_not_found_in_silence(ledger: Path, capsys: Capture
     keep(ledger, make_call())
     assert main(["spend", "--format", "json", "--where", "user=alice@example.com"]) == 0
     output = capsys.readouterr()
-    assert json.loads(output.out)[0]["calls"] == 0
+    assert json.loads(output.out)["rows"][0]["calls"] == 0
     assert "VOIGHT_PSEUDONYM_KEY is not set here" in output.err
     assert main(["pseudonym", "alice@example.com"]) == 1
     assert "VOIGHT_PSEUDONYM_KEY is not set here" in capsys.readouterr().err

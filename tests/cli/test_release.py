@@ -9,6 +9,7 @@ import pytest
 
 from voight_middleware.cli import main
 
+from ..support.patching import Patch
 from .commands import for_mistakes
 
 Add = Callable[..., None]
@@ -84,3 +85,12 @@ def test_release_of_an_empty_ledger(add: Add, capsys: pytest.CaptureFixture[str]
     """Without calls there are no releases."""
     assert main(["release", "r1"]) == 1
     assert "there are none" in capsys.readouterr().err
+
+
+def test_release_at_80_columns(add: Add, voight: Voight, patch: Patch) -> None:
+    """Columns that do not fit are named."""
+    patch("_WIDTH_OF_A_PIPE", 80)
+    for release, at in (("r1", "01"), ("r2", "05")):
+        add("u_1", 1234, f"2026-11-{at}T12:00", release=release)
+    text = voight("release", "r2")
+    assert "not shown in 80 columns: by" in text

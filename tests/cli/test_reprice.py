@@ -36,7 +36,7 @@ def test_reprice(ledger: Path, prices: Path, capsys: Captured) -> None:
     assert "3 calls looked at: no price has changed" in capsys.readouterr().out
     assert main(["spend", "--format", "json"]) == main(["spend", "--format", "json", "--as-priced"]) == 0
     out = capsys.readouterr().out
-    assert re.findall(r'"cost_usd": "(.*)"', out) == ["4.025", "2.05"]
+    assert re.findall(r'"cost_usd": "(.*)"', out) == ["4.025", "4.025", "2.05", "2.05"], "the total, and one row"
     assert main(["reprice", "--since", "2026-12-01"]) == 0
     assert "No call matches" in capsys.readouterr().out
 
@@ -58,7 +58,22 @@ def test_reprice_as_data(ledger: Path, prices: Path, capsys: Captured, monkeypat
     assert list(row) == header
     assert (row["user_id"], row["before_usd"], row["after_usd"]) == ("=1+1", "0.05", "0.025")
     assert report.pop("total")["difference_usd"] == "-0.025"
-    assert report == {"dry_run": False, "written": 1, "passed_over": 1}
+    assert report == {"dry_run": False, "written": 1, "passed_over": 1, "priced_by_own": 0}
+
+
+def test_prices_of_your_own_stay_where_none_are_named(ledger: Path, prices: Path, tmp_path: Path, capsys: Captured) -> None:
+    """A shell that does not know them must not bring the list price to calls that have a rate of their own."""
+    keep_priced(ledger)
+    options = ["reprice", "--since", "2026-11-01"]
+    assert main([*options, "--prices", str(prices)]) == 0
+    capsys.readouterr()
+    assert main(options) == 0
+    assert "1 call left as they are: they have prices of your own, and none are named here: --prices FILE" in capsys.readouterr().out
+    assert main([*options, "--format", "csv"]) == 0
+    assert "1 call left as they are" in capsys.readouterr().err
+    (tmp_path / "empty.toml").write_text("")
+    assert main([*options, "--prices", str(tmp_path / "empty.toml"), "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["written"] == 1
 
 
 @pytest.mark.slow

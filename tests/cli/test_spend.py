@@ -28,20 +28,23 @@ def days(add: Add) -> Add:
 
 def test_rows_of_times_are_in_the_order_of_time(days: Add, voight: Voight) -> None:
     """Where the first dimension is a time, the oldest comes first, and the most expensive of each; a limit keeps the newest."""
-    rows = voight("spend", "--by", "day,plan", "--format", "json")
+    rows = voight("spend", "--by", "day,plan", "--format", "json")["rows"]
     assert [(row["day"], row["plan"], row["cost_usd"]) for row in rows] == [
         ("2026-11-01", "pro", "3"),
         ("2026-11-02", "free", "8"),
         ("2026-11-02", "pro", "2"),
         ("2026-11-03", "free", "1"),
     ]
-    assert [row["day"] for row in voight("spend", "--by", "day", "--limit", "2", "--format", "json")] == ["2026-11-02", "2026-11-03"]
-    assert [row["plan"] for row in voight("spend", "--by", "plan,day", "--format", "json")] == ["free", "pro", "pro", "free"]
+    assert [row["day"] for row in voight("spend", "--by", "day", "--limit", "2", "--format", "json")["rows"]] == [
+        "2026-11-02",
+        "2026-11-03",
+    ]
+    assert [row["plan"] for row in voight("spend", "--by", "plan,day", "--format", "json")["rows"]] == ["free", "pro", "pro", "free"]
 
 
 def test_days_are_cut_in_the_zone_asked_for(days: Add, voight: Voight) -> None:
     """Days are cut in the zone that was asked for."""
-    rows = voight("spend", "--by", "day", "--tz", "Europe/Berlin", "--format", "json")
+    rows = voight("spend", "--by", "day", "--tz", "Europe/Berlin", "--format", "json")["rows"]
     assert [(row["day"], row["cost_usd"]) for row in rows] == [("2026-11-02", "13"), ("2026-11-03", "1")]
 
 
@@ -49,7 +52,7 @@ def test_an_hour_that_is_there_twice(add: Add, voight: Voight) -> None:
     """When clocks are set back, the first of the two hours comes first."""
     add("u_1", 1, "2026-10-25T01:30")
     add("u_1", 2, "2026-10-25T00:30")
-    rows = voight("spend", "--by", "hour", "--tz", "Europe/Berlin", "--format", "json")
+    rows = voight("spend", "--by", "hour", "--tz", "Europe/Berlin", "--format", "json")["rows"]
     assert [row["hour"] for row in rows] == ["2026-10-25T02:00+02:00", "2026-10-25T02:00+01:00"]
 
 

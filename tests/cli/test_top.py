@@ -44,7 +44,7 @@ def test_top_as_json(add: Add, voight: Voight) -> None:
     assert [(row["user_id"], row["cost_usd"], row["share"], row["status"]) for row in report["rows"]] == [
         ("u_1", "3", 0.75, "new"),
         (None, "1", 0.25, "new"),
-        ("u_9", None, None, "gone"),
+        ("u_9", "0", None, "gone"),
     ]
     total = report["total"]
     assert (total["cost_usd"], total["unowned_calls"], total["unowned_cost_usd"], total["before_cost_usd"]) == ("4", 1, "1", "6")

@@ -4,12 +4,14 @@ import csv
 import io
 import json
 import re
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
 from voight_middleware.cli import main
+from voight_middleware.tag_values import clean_value
 
 from .kept_calls import USD, Captured, keep, make_call
 
@@ -61,7 +63,7 @@ def test_spend_without_dimensions_is_the_total(ledger: Path, capsys: Captured) -
     assert main(["spend"]) == 0
     assert re.search(r"total +2 .*\$2\.00", capsys.readouterr().out)
     assert main(["spend", "--format", "json"]) == 0
-    (row,) = json.loads(capsys.readouterr().out)
+    (row,) = json.loads(capsys.readouterr().out)["rows"]
     assert list(row) == ROW
     assert (row["calls"], row["cost_usd"]) == (2, "2")
 
@@ -78,10 +80,60 @@ def test_spend_filters(ledger: Path, capsys: Captured) -> None:
         (["--where", "user=nobody"], None),
         (["--since", "today"], 7),
         (["--until", "2020-01"], None),
+        (["--where", "plan=free,plan=-"], 7),
+        (["--where", "plan!=free"], 4),
+        (["--where", "plan!=-"], 3),
+        (["--where", "plan!=free,plan!=-"], None),
+        (["--where", "plan!=f*,model!=x"], 4),
+        (["--where", "status=priced,session=-"], 7),
     ]:
         assert main(["spend", *options, "--format", "json"]) == 0
-        (row,) = json.loads(capsys.readouterr().out)
-        assert row["cost_usd"] == (None if cost is None else f"{Decimal(cost).scaleb(-15):f}")
+        (row,) = json.loads(capsys.readouterr().out)["rows"]
+        assert row["cost_usd"] == ("0" if cost is None else f"{Decimal(cost).scaleb(-15):f}")
+
+
+def test_values_with_signs_of_filters(ledger: Path, capsys: Captured) -> None:
+    r"""A comma is ``\\,``, a star ``**``, the id ``-`` is ``\\-``; an id with a star in it is meant itself, where there is one."""
+    ids = ["a,b", "a*b", "aXb", "-", "none", "CORP\\alice", "line\nbreak"]
+    keep(ledger, *(make_call(10**number, user=clean_value(user)) for number, user in enumerate(ids)))
+    for where, cost in [
+        (r"user=a\,b", 1),
+        ("user=a**b", 10),
+        ("user=a*b", 10),
+        ("user=a*", 111),
+        (r"user=\-", 1_000),
+        (r"user=\none", 10_000),
+        (r"user=CORP\*", 100_000),
+        ("user=CORP\\alice", 100_000),
+        ("user=line\nbreak", 1_000_000),
+        (r"user=a\,b,user=\-", 1_001),
+    ]:
+        assert main(["spend", "--format", "json", "--where", where]) == 0
+        output = capsys.readouterr()
+        assert Decimal(json.loads(output.out)["total"]["cost_usd"]) == Decimal(cost).scaleb(-15), where
+        assert ("is itself a user_id here" in output.err) is (where == "user=a*b")
+    for user in ("a*b", "line\nbreak"):
+        assert main(["user", user, "--format", "json"]) == 0
+        assert json.loads(capsys.readouterr().out)["total"]["calls"] == 1
+        assert main(["erase", user, "--yes"]) == 0
+        assert capsys.readouterr().out.startswith("erased: 1 call")
+
+
+def test_weeks_and_the_zone_of_the_environment(ledger: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A week is named by its Monday; VOIGHT_TZ is as `--tz`, which wins."""
+    monday = int(datetime(2026, 11, 16, 5, tzinfo=UTC).timestamp() * 1_000_000)  # still Sunday in New York
+    keep(ledger, make_call(1, occurred_at=monday), make_call(2, occurred_at=monday + 6 * 86_400_000_000))
+    weeks = []
+    for zone, options in (("", []), ("America/Los_Angeles", []), ("America/Los_Angeles", ["--tz", "UTC"])):
+        monkeypatch.setenv("VOIGHT_TZ", zone)
+        assert main(["spend", "--by", "week", "--format", "json", *options]) == 0
+        report = json.loads(capsys.readouterr().out)
+        assert report["tz"] == (options[-1] if options else zone or "UTC")
+        weeks.append([row["week"] for row in report["rows"]])
+    assert weeks == [["2026-11-16"], ["2026-11-09", "2026-11-16"], ["2026-11-16"]]
+    monkeypatch.setenv("VOIGHT_TZ", "Mars/Base")
+    assert main(["spend"]) == 1
+    assert "VOIGHT_TZ: tz is 'Mars/Base'" in capsys.readouterr().err
 
 
 def test_a_report_that_finds_nothing_says_so(ledger: Path, capsys: Captured) -> None:
@@ -114,4 +166,4 @@ def test_no_value_drives_the_terminal(ledger: Path, capsys: Captured, form: str)
     assert all(char.isprintable() for char in out.replace("\n", ""))
     assert "[bold red]x[/]" in out
     if form == "json":
-        assert json.loads(out)[0]["model"] == evil
+        assert json.loads(out)["rows"][0]["model"] == evil

@@ -55,3 +55,12 @@ def test_mistakes_in_unattributed(add: Add, capsys: pytest.CaptureFixture[str], 
     add(None)
     assert main(["unattributed", *arguments]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_where_every_call_has_an_owner_the_rest_costs_nothing(add: Add, voight: Voight) -> None:
+    """The cost of no calls is known: it is 0."""
+    add("u_1", 1)
+    out = voight("unattributed")
+    assert re.search(r"total +1 +0 +0\.0% +\$0\.00", out)
+    assert "unpriced" not in out
+    assert voight("unattributed", "--format", "json")["unowned"]["cost_usd"] == "0"

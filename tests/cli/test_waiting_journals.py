@@ -20,7 +20,7 @@ def test_a_report_brings_in_what_dead_processes_left(ledger: Path, capsys: Captu
     journal.rotate()
     assert main(["spend", "--format", "json"]) == 0
     out, err = capsys.readouterr()
-    assert json.loads(out)[0]["calls"] == 1
+    assert json.loads(out)["rows"][0]["calls"] == 1
     assert err == ""
 
 
@@ -42,7 +42,7 @@ def test_a_drain_that_fails_does_not_stop_a_report(ledger: Path, capsys: Capture
     patch("drain", drain)
     assert main(["spend", "--format", "json"]) == 0
     out, err = capsys.readouterr()
-    assert json.loads(out)[0]["calls"] == 1
+    assert json.loads(out)["rows"][0]["calls"] == 1
     assert "is missing here: the disk is full" in err
 
 
@@ -57,4 +57,4 @@ def test_another_ledger_is_not_given_this_ones_journal(
     journal.rotate()
     for place, calls in [(tmp_path / "copy.db", 1), (ledger, 1)]:
         assert main(["spend", "--ledger", str(place), "--format", "json"]) == 0
-        assert json.loads(capsys.readouterr().out)[0]["calls"] == calls
+        assert json.loads(capsys.readouterr().out)["rows"][0]["calls"] == calls

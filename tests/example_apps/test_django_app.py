@@ -92,7 +92,7 @@ class Example:
 
     def spend(self, *by: str) -> list[dict[str, Any]]:
         """Return what the project's own command says of the calls so far."""
-        rows: list[dict[str, Any]] = json.loads(self.manage("voight", "spend", "--by", ",".join(by), "--format", "json"))
+        rows: list[dict[str, Any]] = json.loads(self.manage("voight", "spend", "--by", ",".join(by), "--format", "json"))["rows"]
         return rows
 
     def ask_everything(self, name: str) -> None:

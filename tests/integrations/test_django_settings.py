@@ -212,13 +212,43 @@ def test_the_command(manage: Callable[..., str], tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(sys, "path", sys.path[:])  # which --pythonpath adds to
     assert "there is no ledger" in manage("voight", "top", code=1).lower()
     fill(tmp_path / "project.db")
-    rows = json.loads(manage("voight", "spend", "--by", "user", "--format", "json"))
+    rows = json.loads(manage("voight", "spend", "--by", "user", "--format", "json"))["rows"]
     assert [(row["user_id"], row["calls"]) for row in rows] == [("alice", 2)]
     assert "alice" in manage("voight", "top", "--pythonpath", ".", "--since=month")
     assert len(manage("voight", "export", "--format", "jsonl").splitlines()) == 2
-    assert str(tmp_path / "project.db") in manage("voight", "doctor")
+    doctor = manage("voight", "doctor")
+    assert f"{tmp_path / 'project.db'} (VOIGHT['LEDGER'])" in doctor
+    assert "VOIGHT_LEDGER" not in doctor, "it is not set"
+    assert "voight_django.CostTagMiddleware in MIDDLEWARE" in doctor
     assert "invalid choice" in manage("voight", "nonsense", code=2)
     assert "COMMAND" in manage("voight", code=2)
+
+
+def owner_of_line(custom_id: str) -> str:
+    """For ``BATCH_OWNER``, by its dotted path."""
+    return f"u_{custom_id}"
+
+
+def test_the_owner_of_a_batchs_requests(tmp_path: Path, voight_calls: Any) -> None:
+    """A callable or its dotted path, as a getter's; it is no setting of the command line."""
+    for value in (owner_of_line, f"{__name__}.owner_of_line"):
+        with override_settings(VOIGHT={"LEDGER": tmp_path / "project.db", "BATCH_OWNER": value}):
+            owner = current_meter().owner_of_line("7")
+            assert owner is not None
+            assert owner.tags.user_id == "u_7"
+            assert "voight_django.E005" not in [message.id for message in run_checks()]
+            call_command("voight", "doctor", stdout=io.StringIO())
+
+
+def test_the_command_takes_what_the_setting_may_be(tmp_path: Path, voight_calls: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """A mapping stays a mapping."""
+    setting = {"LEDGER": tmp_path / "project.db", "PII": {"user_id": "allow"}, "TAGS": {"app": "shop"}}
+    with override_settings(VOIGHT=setting), pytest.raises(SystemExit) as ended:
+        execute_from_command_line(["manage.py", "voight", "doctor"])
+    assert not ended.value.code
+    out = capsys.readouterr().out
+    assert "user_id=allow, *=pseudonym (VOIGHT['PII'])" in out
+    assert "app=shop (VOIGHT['TAGS'])" in out
 
 
 def test_the_help(manage: Callable[..., str]) -> None:
@@ -236,7 +266,7 @@ def test_call_command(tmp_path: Path, voight_calls: Any) -> None:
     with override_settings(VOIGHT={"LEDGER": ledger}):
         output = io.StringIO()
         call_command("voight", "spend", "--by", "user", "--format", "json", stdout=output)
-        assert json.loads(output.getvalue())[0]["user_id"] == "alice"
+        assert json.loads(output.getvalue())["rows"][0]["user_id"] == "alice"
         with pytest.raises(CommandError) as raised:
             call_command("voight", "spend", "--where", "nonsense", stderr=io.StringIO())
     assert raised.value.returncode == 1
@@ -295,7 +325,7 @@ with openai.OpenAI(api_key="k", base_url={voight_provider.openai_base_url!r}) as
     client.chat.completions.create(**{QUESTION!r})
 """,
     )
-    rows = json.loads(run_manage(tmp_path, setting, "voight", "spend", "--by", "user,release", "--format", "json"))
+    rows = json.loads(run_manage(tmp_path, setting, "voight", "spend", "--by", "user,release", "--format", "json"))["rows"]
     assert [(row["user_id"], row["release"]) for row in rows] == [("alice", "2026.11.3")]
 
 

@@ -21,10 +21,12 @@ from rq import Queue
 from voight_rq import CostTagJob
 
 OURS = ["--job-class", "voight_rq.CostTagJob", "--with-scheduler"]
+PLAIN = ["--with-scheduler", "--worker-class"]
 WORKERS: dict[str, list[str]] = {
     "Worker": [*OURS, "--worker-class", "rq.worker.Worker"],  # forks for each job
     "SimpleWorker": [*OURS, "--worker-class", "rq.worker.SimpleWorker"],
     "without us": [],
+    "SimpleWorker without us": [*PLAIN, "rq.worker.SimpleWorker"],
 }
 
 
@@ -111,18 +113,24 @@ def test_jobs_of_a_queue_without_us_are_nobodys(worker: Callable[[str], QueueWor
     worker("SimpleWorker").expect({"ours": ("alice", "tag"), "plain": (None, "none")})
 
 
-def test_a_plain_worker_runs_our_jobs(worker: Callable[[str], QueueWorker]) -> None:
-    """What is deployed in two steps works between them: the calls have no owner then."""
-    worker("without us").send(
+@pytest.mark.parametrize("kind", ["without us", "SimpleWorker without us"])
+def test_a_plain_worker_runs_our_jobs(kind: str, worker: Callable[[str], QueueWorker]) -> None:
+    """A worker that was started without our job class: the module of the jobs imports voight_rq, and they have their owners."""
+    worker(kind).send(
         """
         import voight_middleware as voight
+        from rq import Callback
         from rq_app import *
 
-        with voight.tag(user_id="alice"):
-            queue.enqueue(work, "ours")
+        for user in ("alice", "bob"):
+            with voight.tag(user_id=user):
+                queue.enqueue(work, f"{user} 1", on_success=Callback(on_success))
+                queue.enqueue(work_async, f"{user} 2")
+            queue.enqueue(work, f"behind {user}")
         """
     )
-    worker("without us").expect({"ours": (None, "none")})
+    owned = {name: (user, "tag") for user in ("alice", "bob") for name in (f"{user} 1", f"{user} 2", f"behind {user} 1")}
+    worker(kind).expect(owned | {f"behind {user}": (None, "none") for user in ("alice", "bob")})
 
 
 def test_a_job_that_is_stopped(worker: Callable[[str], QueueWorker]) -> None:

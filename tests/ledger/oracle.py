@@ -6,7 +6,7 @@ import math
 import random
 import re
 from collections.abc import Iterable, Sequence
-from datetime import UTC, tzinfo
+from datetime import UTC, timedelta, tzinfo
 from typing import Any, TypeVar
 
 from voight_middleware.call import Call
@@ -79,13 +79,18 @@ def chosen(calls: Iterable[Call], where: Where | None = None, window: Window = W
         for call in calls
         if (window.since is None or call.occurred_at >= window.since)
         and (window.until is None or call.occurred_at < window.until)
-        and all(_fits(value(call, name, zone), wanted) for name, wanted in (where or {}).items())
+        and all(
+            _fits(value(call, name.removesuffix("!"), zone), wanted) is not name.endswith("!") for name, wanted in (where or {}).items()
+        )
     ]
     return sorted(found, key=lambda call: (call.occurred_at, call.call_id))
 
 
 def value(call: Call, name: str, zone: tzinfo | None = None) -> str | None:
     """The value of a dimension of *call*."""
+    if name == "week":
+        day = call.time.astimezone(zone or UTC).date()
+        return (day - timedelta(days=day.weekday())).isoformat()
     if name in _TIMES:
         text = call.time.astimezone(zone or UTC).strftime(_TIMES[name])
         if name != "hour":
@@ -100,7 +105,8 @@ def _fits(found: str | None, wanted: str | tuple[str | None, ...] | None) -> boo
         return any(_fits(found, one) for one in wanted)
     if wanted is None or found is None:
         return wanted is found
-    return re.fullmatch(".*".join(map(re.escape, wanted.split("*"))), found, re.DOTALL) is not None
+    pattern = re.escape(wanted).replace(r"\*\*", "<star>").replace(r"\*", ".*").replace("<star>", r"\*")
+    return re.fullmatch(pattern, found, re.DOTALL) is not None
 
 
 def _added_up(dimensions: dict[str, str | None], calls: list[Call]) -> Spend:

@@ -49,6 +49,7 @@ def test_every_dimension(ledger: Ledger) -> None:
         "cost_status": "priced",
         "hour": "2026-11-01T12:00Z",
         "day": "2026-11-01",
+        "week": "2026-10-26",
         "month": "2026-11",
     }
     for name, value in row.dimensions.items():
@@ -116,6 +117,20 @@ def test_filters_and_windows_on_everything(ledger: Ledger) -> None:
         assert ledger.spend(names, where, window) == oracle.spend(kept, names, where, window), (names, where, window)
         ids = [call.call_id for call in ledger.calls(where, window)]
         assert ids == [call.call_id for call in oracle.chosen(kept, where, window)], (where, window)
+
+
+def test_all_but_some_values(ledger: Ledger) -> None:
+    """With ``!`` calls are found that have none of the values: one, several, a pattern, no value."""
+    kept = varied(80)
+    ledger.insert(kept)
+    unwanted: tuple[Any, ...] = ("a", None, "o'*", ("a", "b"), ("a", None), ("o'*", "b"), "none such")
+    for value in some(ledger, unwanted, 1 / 2):
+        for where in ({"plan!": value}, {"user_id!": value, "plan": "a"}, {"user_id!": value, "user_id": ("a", "b")}):
+            assert ledger.spend(["plan"], where) == oracle.spend(kept, ["plan"], where), where
+            ids = [call.call_id for call in ledger.calls(where)]
+            assert ids == [call.call_id for call in oracle.chosen(kept, where)], where
+    with pytest.raises(UnknownDimension):
+        ledger.spend((), {"nothing!": "x"})
 
 
 def test_no_value_beside_others(ledger: Ledger) -> None:

@@ -46,8 +46,8 @@ MUTATIONS: list[Mutation] = [
         "cli/render.py",
         (
             "an escape sequence reaches the terminal",
-            '    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)\n\n\ndef as_json',
-            "    return text\n\n\ndef as_json",
+            '    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)\n\n\ndef for_terminal',
+            "    return text\n\n\ndef for_terminal",
         ),
         tests="tests/cli",
     ),

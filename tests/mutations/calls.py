@@ -19,8 +19,8 @@ MUTATIONS: list[Mutation] = [
         ),
         (
             "the user that a request names wins over the one who is signed in",
-            "named = _named_user(body) if self.owner.tags.user_id is None and self._may_name_its_user() else None",
-            "named = _named_user(body)",
+            "named = named_user(body) if self.owner.tags.user_id is None and self._may_name_its_user() else None",
+            "named = named_user(body)",
         ),
         (
             "an aborted stream counts no output",
@@ -175,9 +175,15 @@ MUTATIONS: list[Mutation] = [
         "ingest.py",
         (
             "a segment is deleted before its calls are in the ledger",
-            "                    self._insert(lines, Progress(segment.name, offset))\n                    self._offsets[segment.name] = offset",
+            "                    self._insert(lines, Progress(segment.name, offset), book)\n"
+            "                    self._offsets[segment.name] = offset",
             "                    self._offsets[segment.name] = offset\n                    segment.path.unlink(missing_ok=True)\n"
-            "                    self._insert(lines, Progress(segment.name, offset))",
+            "                    self._insert(lines, Progress(segment.name, offset), book)",
+        ),
+        (
+            "whoever ingests uses prices of its own",
+            "        return self._books.book(stamp_of(segment.name))",
+            '        return self._books.book("")',
         ),
         (
             "a torn line vanishes",
@@ -189,7 +195,7 @@ MUTATIONS: list[Mutation] = [
             "            self._insert_halves([records[index] for index in order], [sources[index] for index in order], error)\n",
             "",
         ),
-        tests="tests/test_ingest.py tests/pipeline tests/pricing tests/delivery",
+        tests="tests/test_ingest.py tests/test_kept_prices.py tests/pipeline tests/pricing tests/delivery",
     ),
     *at(
         "meter.py",

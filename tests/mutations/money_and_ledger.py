@@ -156,8 +156,8 @@ MUTATIONS: list[Mutation] = [
         "ledger/postgres/dialect.py",
         (
             "an underscore in a filter is any character",
-            '        for special in "\\\\%_":',
-            '        for special in "\\\\%":',
+            '_SPECIAL = re.compile(r"[\\\\%_]")',
+            '_SPECIAL = re.compile(r"[\\\\%]")',
         ),
         tests="tests/ledger",
     ),

@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import json
 import threading
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,9 @@ from typing import Any
 import pytest
 
 from voight_middleware import tag, wrap
+from voight_middleware.boundary.identity import Getters
+from voight_middleware.boundary.scope import Scope
+from voight_middleware.tags import bind
 
 from ..support.calls import Calls
 from ..support.memory_provider import (
@@ -16,7 +20,7 @@ from ..support.memory_provider import (
     Answer,
     Provider,
 )
-from .batches import LINES, SUBMIT, Elsewhere, anthropic_batches, chat, kept, line, openai_batches, requests
+from .batches import LINES, SUBMIT, Elsewhere, anthropic_batches, as_json, chat, kept, line, openai_batches, requests
 from .entry_points import both_kinds
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -227,6 +231,96 @@ def test_the_users_of_a_batch_that_names_them_are_kept_apart(provider: Provider,
         (None, "none"),
         ("u_7", "request"),
     ]
+
+
+def asked(**users: Any) -> bytes:
+    """The file of a batch of OpenAI, whose requests name users in each way that there is."""
+    return b"".join(
+        json.dumps({"custom_id": name, "body": {"messages": ["secret"], **users.get(name, {})}}).encode() + b"\n" for name in "abcd"
+    )
+
+
+NAMED = {"a": {"user": "u_a"}, "b": {"safety_identifier": "u_b"}, "c": {"metadata": {"user_id": "u_c"}}}
+
+
+def upload(client: Any, file: Any) -> None:
+    client.files.create(file=file, purpose="batch")
+
+
+def with_files(path: str, body: Any) -> Answer:
+    return as_json({"id": "file-in", "object": "file"}) if path.endswith("/files") else openai_batches()(path, body)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "named", "path", "open", "text"])
+def test_the_users_of_the_requests_of_openai(kind: str, provider: Provider, calls: Calls, tmp_path: Path) -> None:
+    """A batch that nobody owns, whose requests name a user each, as calls do; the SDK sends the whole file all the same."""
+    client = wrap(provider.client("openai"))
+    provider.answer = with_files
+    (file := tmp_path / "requests.jsonl").write_bytes(asked(**NAMED))
+    with file.open("rb") as opened:
+        given = {
+            "bytes": asked(**NAMED),
+            "named": ("x.jsonl", asked(**NAMED)),
+            "path": file,
+            "open": opened,
+            "text": ("x", asked(**NAMED).decode()),
+        }
+        upload(client, given[kind])
+    client.batches.create(**SUBMIT)
+    client.batches.retrieve("batch_1")
+    client.files.content("file-out")
+    owners = sorted((call.tags.user_id or "", call.attribution) for call in kept(calls))
+    assert owners == [("", "none"), ("u_a", "request"), ("u_b", "request"), ("u_c", "request")]
+
+
+@pytest.mark.parametrize("where", ["upload", "batch"])
+def test_an_owner_is_above_what_the_requests_name(where: str, provider: Provider, calls: Calls) -> None:
+    """Whoever uploads the file or submits the batch under a tag: of the first the requests are not read, of the second all is his."""
+    client = wrap(provider.client("openai"))
+    provider.answer = with_files
+    with tag(user_id="u_1" if where == "upload" else None):
+        upload(client, asked(**NAMED))
+    with tag(user_id="u_1" if where == "batch" else None):
+        client.batches.create(**SUBMIT)
+    client.batches.retrieve("batch_1")
+    client.files.content("file-out")
+    assert {call.tags.user_id for call in kept(calls)} == ({None} if where == "upload" else {"u_1"})
+
+
+def test_a_client_of_a_web_request_names_nobody(provider: Provider, calls: Calls) -> None:
+    """As for calls: inside of a request the file may be what an anonymous client has sent."""
+    client = wrap(provider.client("openai"))
+    provider.answer = with_files
+    with bind(Scope(lambda: None, Getters(lambda request: None), None)):
+        upload(client, asked(**NAMED))
+    client.batches.create(**SUBMIT)
+    client.batches.retrieve("batch_1")
+    client.files.content("file-out")
+    assert {call.tags.user_id for call in kept(calls)} == {None}
+
+
+@pytest.mark.parametrize("sdk", ["openai", "anthropic"])
+def test_a_callback_says_whose_a_request_is(sdk: str, provider: Provider, calls: Calls) -> None:
+    """It is above the owner of the batch, and what it does not know is the batch's. A mapping may have more tags. It may raise."""
+
+    def owner(custom_id: str) -> object:
+        answers: dict[str, object] = {"a": "u_a", "b": {"user_id": "u_b", "plan": "pro"}, "c": None}
+        return answers[custom_id]
+
+    calls.meter._batch_owner = owner
+    client = wrap(provider.client(sdk))
+    provider.answer = with_files if sdk == "openai" else anthropic_batches
+    with tag(user_id="u_1"):
+        made = client.batches.create(**SUBMIT) if sdk == "openai" else client.messages.batches.create(requests=requests())
+    if sdk == "openai":
+        client.batches.retrieve("batch_1")
+        client.files.content("file-out")
+    else:
+        list(client.messages.batches.results(made.id))
+    found = sorted((call.tags.user_id or "", call.tags.plan, call.attribution) for call in kept(calls))
+    rest = [("u_1", None, "tag")] * 2 if sdk == "openai" else []
+    assert found == sorted([*rest, ("u_a", None, "tag"), ("u_b", "pro", "tag")], key=lambda one: (one[0], one[1] or "", one[2]))
+    assert calls.meter.counters["getter_errors"] == (sdk == "openai"), "of the line that it did not expect"
 
 
 def test_a_batch_of_somebody_belongs_to_him_whomever_it_names(provider: Provider, calls: Calls) -> None:

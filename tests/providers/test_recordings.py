@@ -152,7 +152,7 @@ def test_a_recorded_answer_without_indexed_usage_is_one_call(
 def test_a_recorded_usage_chunk_is_hidden_where_nobody_asked(
     recording: Recording, replay: Replay, connections: dict[str, Any], calls: Calls
 ) -> None:
-    """The caller who did not ask sees no chunk that has usage only, and no ``usage: null``, which servers send to who asks; the call has it."""
+    """The caller who did not ask sees no chunk that has usage only, and no ``usage: null``, which is for who asks; the call has it."""
     exchange = load(recording)
     url = replay.url(exchange)
     bare = seen(client_for(recording, url, connections), recording, exchange)

@@ -1,7 +1,7 @@
 """The figures of reports, computed by DuckDB from the same calls."""
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, tzinfo
+from datetime import UTC, datetime, timedelta, tzinfo
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -23,7 +23,7 @@ TEXTS = (
     *("user_id", "plan", "tenant_id", "route", "release", "session_id", "provider", "model", "requested_model", "endpoint", "outcome"),
     *("attribution", "cost_status", "feature", "experiment"),
 )
-FORMS = {"hour": "%Y-%m-%dT%H:00", "day": "%Y-%m-%d", "month": "%Y-%m"}
+FORMS = {"hour": "%Y-%m-%dT%H:00", "day": "%Y-%m-%d", "week": "%Y-%m-%d", "month": "%Y-%m"}
 Where = Mapping[str, str | None]
 Row = tuple[Any, ...]
 
@@ -89,7 +89,7 @@ def text_of(call: Call, name: str) -> str | None:
 
 
 def cut_time(moment: datetime, name: str, form: str, zone: str) -> str:
-    text = moment.strftime(form)
+    text = (moment - timedelta(days=moment.weekday()) if name == "week" else moment).strftime(form)
     return text if name != "hour" else f"{text}Z" if zone == "UTC" else f"{text}{moment.strftime('%z')[:3]}:{moment.strftime('%z')[3:]}"
 
 

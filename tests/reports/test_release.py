@@ -11,14 +11,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from voight_middleware.call import Call, new_call_id
 from voight_middleware.ledger import Ledger
 from voight_middleware.reports.causes import FACTORS, Causes, ModelUse, Period, causes
 from voight_middleware.reports.noise import discoveries, student, welch
 from voight_middleware.reports.release import NoSuchRelease, release
 from voight_middleware.reports.timespan import parse_window
+from voight_middleware.tags import Tags
+from voight_middleware.usage import Usage
 
 USD = 10**15
 Add = Callable[..., None]
+DOUBLED = '{"unit_usd":{"input":"0.02","output":"0.2"},"rules":[]}'
 PRICE = '{"unit_usd":{"input":"0.01","output":"0.1"},"rules":[]}'
 
 
@@ -69,7 +73,8 @@ def test_a_process_that_goes_on_with_the_old_release(ledger: Ledger, two_release
         ({"times": 8}, "calls"),
         ({"cost": 4, "input": 200, "output": 20}, "tokens"),
         ({"cost": 4, "model": "big"}, "mix"),
-        ({"cost": 4}, "price"),
+        ({"cost": 4, "price": DOUBLED}, "price"),
+        ({"cost": 4}, "tokens"),
     ],
 )
 def test_each_cause_by_itself(ledger: Ledger, two_releases: Add, change: dict[str, Any], cause: str) -> None:
@@ -92,6 +97,49 @@ def test_more_input_is_not_a_lower_price(ledger: Ledger, two_releases: Add) -> N
     split = parts(release(ledger, "r2").rows[0].causes)
     assert split["price"] == 0
     assert split["tokens"] > 0.49 * USD
+
+
+def test_a_cache_that_is_kept_longer_is_no_higher_price(ledger: Ledger, two_releases: Add) -> None:
+    """Writes of 5 minutes and of an hour have prices of their own, and one sum in the report; neither has changed."""
+    price = '{"unit_usd":{"input":"0.01","cache_write_5m":"0.0125","cache_write_1h":"0.02","output":"0.1"},"rules":[]}'
+    for at, name, written in (("02", "r1", "cache_write_5m"), ("06", "r2", "cache_write_1h")):
+        cost = 1 + 1 + 100 * (0.0125 if name == "r1" else 0.02)
+        ledger.insert(
+            [
+                Call(
+                    call_id=new_call_id(),
+                    occurred_at=int(datetime.fromisoformat(f"2026-11-{at}T00:00+00:00").timestamp()) * 1_000_000,
+                    provider="anthropic",
+                    endpoint="messages",
+                    model="m",
+                    tags=Tags(user_id="u_1", release=name),
+                    usage=Usage(input=200, output=10, **{written: 100}),
+                    cost_femto=round(cost * USD),
+                    cost_status="priced",
+                    price=price,
+                )
+            ]
+        )
+    split = parts(next(row for row in release(ledger, "r2").rows if row.user_id == "u_1").causes)
+    assert split["price"] == 0
+    assert split["tokens"] > 0.1 * USD
+
+
+def test_a_batch_is_no_lower_price(ledger: Ledger, two_releases: Add) -> None:
+    """Other terms are not another price: they have been on the list before."""
+    half = '{"unit_usd":{"input":"0.005","output":"0.05"},"rules":[]}'
+    two_releases("u_1", 2, "2026-11-02T00:00", release="r1", price=PRICE)
+    two_releases("u_1", 1, "2026-11-06T00:00", release="r2", price=half, batch=True)
+    assert parts(next(row for row in release(ledger, "r2").rows if row.user_id == "u_1").causes)["price"] == 0
+
+
+def test_a_bill_that_rises_is_a_price(ledger: Ledger, two_releases: Add) -> None:
+    """Where the provider says itself what a call costs, the list's prices are no proof that none has changed."""
+    two_releases("u_1", 2, "2026-11-02T00:00", release="r1", price=PRICE, list_femto=2 * USD)
+    two_releases("u_1", 4, "2026-11-06T00:00", release="r2", price=PRICE, list_femto=2 * USD)
+    split = parts(next(row for row in release(ledger, "r2").rows if row.user_id == "u_1").causes)
+    assert split["price"] > 0.4 * USD
+    assert split["tokens"] == 0
 
 
 def test_new_and_gone_users(ledger: Ledger, two_releases: Add) -> None:

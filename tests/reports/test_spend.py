@@ -98,7 +98,8 @@ def test_a_row_as_data(ledger: Ledger) -> None:
         ("estimated_calls", 0),
         ("errors", 0),
     ]
-    assert as_row(Spend())["cost_usd"] is None
+    assert as_row(Spend(calls=1, unpriced_calls=1))["cost_usd"] is None
+    assert as_row(Spend())["cost_usd"] == "0"
     assert as_row(Spend(cost_femto=20_000 * USD))["cost_usd"] == "20000"
 
 

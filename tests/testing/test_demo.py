@@ -12,6 +12,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -172,22 +173,54 @@ def real() -> Iterator[LoopbackProvider]:
         yield provider
 
 
-def test_with_an_api_key(tmp_path: Path, real: LoopbackProvider) -> None:
-    """With OPENAI_API_KEY the real API is asked, a few times and with plain words; what is written is in a new temporary folder."""
-    text = run_demo(tmp_path, OPENAI_API_KEY="key", ANTHROPIC_API_KEY="", OPENAI_BASE_URL=real.openai_base_url)
+def real_keys(provider: LoopbackProvider) -> dict[str, str]:
+    """The variables of a user who has keys."""
+    return {
+        "OPENAI_API_KEY": "key",
+        "OPENAI_BASE_URL": provider.openai_base_url,
+        "ANTHROPIC_API_KEY": "key",
+        "ANTHROPIC_BASE_URL": provider.anthropic_base_url,
+        "HTTPS_PROXY": "socks5://127.0.0.1:9",
+    }
 
-    assert "OPENAI_API_KEY is set: 10 requests go to the real API, and are billed to your account." in text
+
+def test_keys_in_the_environment_are_not_used(tmp_path: Path, real: LoopbackProvider) -> None:
+    """Whatever keys there are, no request reaches their provider without --real. One embedding has no output, which is no defect."""
+    text = run_demo(tmp_path, "--requests", "1", **real_keys(real))
+
+    assert "nothing is billed" in text
+    assert "defect" not in text
+    assert COUNTS.search(text)
+    assert real.requests == []
+    assert list(tmp_path.iterdir()) == [], "no folder is left behind"
+
+
+@pytest.mark.parametrize("path", ["/search", "/remember"])
+def test_embeddings_alone_agree(path: str, tmp_path: Path, patch: Patch) -> None:
+    """No output at all is 0 tokens on both sides."""
+    patch("_plan", lambda *_: [demo_module.Ask(path, 1, "What is it?")], within="demo")
+    assert "defect" not in run_demo(tmp_path)
+
+
+def test_the_real_api_answers_all_four_questions(tmp_path: Path, real: LoopbackProvider, capsys: pytest.CaptureFixture[str]) -> None:
+    """With --real a few plain requests are sent, of two releases, and every command that is suggested has data."""
+    keys = {**real_keys(real), "HTTPS_PROXY": ""}
+    text = run_demo(tmp_path, "--real", "--yes", "--keep", **keys)
+
+    assert "10 requests go to OpenAI at 127.0.0.1 and Anthropic at 127.0.0.1, and are billed to your account: about $0." in text
     assert "own count" not in text
     assert len(real.requests) == real.counts().total.completed == 10
-    assert not any("max_tokens" in body for body in real.requests), "Anthropic is not asked without a key"
     assert not any("[user:" in str(body) or "x-loopback" in str(body) for body in real.requests)
-    assert [path.name.rpartition("-")[0] for path in tmp_path.iterdir()] == ["voight-demo"]
-    assert total(next(tmp_path.iterdir()))[0] == 10
+    assert total(tmp_path / "voight-demo")[0] == 10
+    commands = [shlex.split(line) for line in text.splitlines() if line.startswith("  voight ")]
+    assert {arguments[1] for arguments in commands} >= {"top", "plans", "release", "margin"}
+    for _, *arguments in commands:
+        assert len(ask(capsys, arguments).splitlines()) > 3
 
 
 @pytest.mark.parametrize("anthropic_key", ["", "key"], ids=["no key", "key"])
 def test_anthropic_is_asked_where_there_is_a_key_for_it(anthropic_key: str, monkeypatch: pytest.MonkeyPatch, patch: Patch) -> None:
-    """The plan of a run with OPENAI_API_KEY has requests to Anthropic with ANTHROPIC_API_KEY only, and the application sees that key."""
+    """The plan of a real run has requests to Anthropic with ANTHROPIC_API_KEY only, and the application sees that key."""
     driven: list[tuple[list[demo_module.Ask], dict[str, str]]] = []
 
     def drive(plan: list[demo_module.Ask], _folder: Path, environment: dict[str, str], _console: object) -> Counter[str]:
@@ -199,11 +232,42 @@ def test_anthropic_is_asked_where_there_is_a_key_for_it(anthropic_key: str, monk
     patch("_drive", drive, within="demo")
     patch("_answer", lambda *_: 0, within="demo")
 
-    assert main(["demo", "--requests", "30"]) == 0
-    ((plan, environment),) = driven
+    assert main(["demo", "--requests", "30", "--real", "--yes"]) == 0
+    plan = [ask for asks, _ in driven for ask in asks]
     assert len(plan) == 10
     assert any(ask.path.startswith("/summarise") for ask in plan) is bool(anthropic_key)
-    assert environment["ANTHROPIC_API_KEY"] == (anthropic_key or "none")
+    assert {environment["VOIGHT_RELEASE"] for _, environment in driven} == {"2026.11.1", "2026.11.2"}
+    assert all(environment["ANTHROPIC_API_KEY"] == (anthropic_key or "none") for _, environment in driven)
+
+
+@pytest.mark.parametrize(
+    ("keys", "answer", "said"),
+    [
+        ({}, "y", "--real needs OPENAI_API_KEY"),
+        ({"OPENAI_API_KEY": "key"}, None, "10 requests go to OpenAI, and are billed to your account: about $0.0"),
+        ({"OPENAI_API_KEY": "key"}, "", "nothing was sent"),
+        ({"OPENAI_API_KEY": "key"}, "n", "nothing was sent"),
+    ],
+    ids=["no key", "nobody to ask", "enter", "no"],
+)
+def test_nothing_is_sent_without_a_yes(
+    keys: dict[str, str],
+    answer: str | None,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    patch: Patch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The question names the cost. Enter, no, a pipe and a missing key send nothing."""
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "ANTHROPIC_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in keys.items():
+        monkeypatch.setenv(name, value)
+    patch("_drive", lambda *_: pytest.fail("a request was sent"), within="demo")
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: answer is not None, readline=lambda: f"{answer}\n"))
+
+    assert main(["demo", "--real"]) == 1
+    assert said in capsys.readouterr().err
 
 
 def test_an_app_that_does_not_start(tmp_path: Path) -> None:
@@ -214,3 +278,4 @@ def test_an_app_that_does_not_start(tmp_path: Path) -> None:
     assert result.returncode == 1
     assert re.search("^voight: the example app did not start: .*no app today", result.stderr)
     assert "Traceback" not in result.stderr
+    assert not list(tmp_path.glob("voight-demo*"))

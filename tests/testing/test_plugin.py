@@ -221,3 +221,11 @@ def test_the_fixtures_of_the_plugin_that_pytest_loads(pytester: pytest.Pytester)
     )
     result = pytester.runpytest_inprocess(*("-p", "no:cacheprovider", "-p", "no:asyncio", "-p", "no:voight", "-p", "voight_pytest"))
     result.assert_outcomes(passed=1)
+
+
+def test_a_settings_file_does_not_lead_to_the_real_journal(pytester: pytest.Pytester) -> None:
+    """What a project's file names is the application's: no call of a test is written there."""
+    pytester.makefile(".toml", voight='journal = "real-journal"\nenabled = false\n')
+    result = run(pytester, "def test(voight_calls):\n    call()\n    assert voight_calls.one().tags.user_id == 'u_1'\n")
+    result.assert_outcomes(passed=1)
+    assert not (pytester.path / "real-journal").exists()

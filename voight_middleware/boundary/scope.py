@@ -7,6 +7,7 @@ import sys
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextvars import ContextVar
 from opcode import opmap
+from pathlib import Path
 from types import CodeType, CoroutineType
 from typing import Any
 
@@ -97,10 +98,10 @@ class Scope:
             token = _asking.set(self)
             try:
                 request = self.make_request()
-                self._take({name: self._ask(getter, request) for name, getter in self._named_getters()})
+                self._take({name: self._ask(name, getter, request) for name, getter in self._named_getters()})
             except Exception as error:
                 if not self._closed:  # else the request has ended meanwhile, in another thread
-                    self.fail("request", error)
+                    self.fail("user_id", error, "the request")
             finally:
                 _asking.reset(token)
                 if self._ended:
@@ -115,10 +116,10 @@ class Scope:
             _asking.set(self)
             try:
                 request = self.make_request()
-                self._take({name: await self._aask(getter, request) for name, getter in self._named_getters()})
+                self._take({name: await self._aask(name, getter, request) for name, getter in self._named_getters()})
             except Exception as error:
                 if not self._closed:  # else the request has ended meanwhile, in another thread
-                    self.fail("request", error)
+                    self.fail("user_id", error, "the request")
             finally:
                 _asking.set(outer)
                 if self._ended:
@@ -186,27 +187,27 @@ class Scope:
         named = (("user_id", getters.user), ("plan", getters.plan), ("tenant_id", getters.tenant), ("tags", getters.tags))
         return [(name, getter) for name, getter in named if getter is not None]
 
-    def _ask(self, getter: Getter, request: Any) -> object:
+    def _ask(self, name: str, getter: Getter, request: Any) -> object:
         try:
             value = getter(request)
-            return self._wait_for(value, getter, request) if isinstance(value, Awaitable) else value
+            return self._wait_for(value, name, getter, request) if isinstance(value, Awaitable) else value
         except BaseException as error:
             if _is_not_the_getters(error):
                 raise
-            self.fail(getattr(getter, "__name__", "getter"), error)
+            self.fail(name, error, getter=getter)
             return None
 
-    async def _aask(self, getter: Getter, request: Any) -> object:
+    async def _aask(self, name: str, getter: Getter, request: Any) -> object:
         try:
             value = getter(request)
             return await value if isinstance(value, Awaitable) else value
         except BaseException as error:
             if _is_not_the_getters(error):
                 raise
-            self.fail(getattr(getter, "__name__", "getter"), error)
+            self.fail(name, error, getter=getter)
             return None
 
-    def _wait_for(self, awaitable: Any, getter: Getter, request: Any) -> object:
+    def _wait_for(self, awaitable: Any, name: str, getter: Getter, request: Any) -> object:
         """
         In a worker thread of anyio (a ``def`` endpoint) the event loop can be asked; on the loop's own thread nothing may wait.
 
@@ -225,7 +226,7 @@ class Scope:
         from anyio import from_thread
 
         try:
-            return from_thread.run(self._aask, getter, request)
+            return from_thread.run(self._aask, name, getter, request)
         except RuntimeError:  # no worker thread of anyio: the request's end will settle it
             return None
 
@@ -237,21 +238,53 @@ class Scope:
         """What getters have answered, as tags; what cannot be kept is a failure of its getter."""
         tags = values.pop("tags", None)
         if tags is not None and not isinstance(tags, Mapping):
-            self.fail("tags_getter", TypeError(), f" (it answered {type(tags).__name__}, not a mapping)")
+            self.fail("tags", TypeError(), hint=f" (it answered {type(tags).__name__}, not a mapping)")
             tags = None
         user = values.get("user_id")
         if user is not None:
             try:
                 clean_value(user)
             except TypeError as error:
-                self.fail("user_getter", error, f" ({error})")
+                self.fail("user_id", error, hint=f" ({error})")
         return make_tags({**(tags or {}), **{name: value for name, value in values.items() if value is not None}})
 
-    def fail(self, getter: str, error: BaseException, hint: str = "") -> None:
-        """Count and log what a getter raised: calls without any other owner are an ``error``."""
-        self._failed = True
+    def fail(self, about: str, error: BaseException, who: str = "", *, getter: Getter | None = None, hint: str = "") -> None:
+        """
+        Count and log what a getter raised. A call without a user is an ``error`` only if the getter might have named one.
+
+        Args:
+            about: What it was asked for: ``user_id``, ``plan``, ``tenant_id`` or ``tags``.
+            error: What it raised. Its text may name the user, and is not logged.
+            who: What raised it; by default the *getter*.
+            getter: The getter.
+            hint: What else to say.
+        """
+        if about in ("user_id", "tags"):
+            self._failed = True
         current_meter().counters["getter_errors"] += 1
-        complain(f"{getter} raised {type(error).__name__}: calls of such requests have no owner{hint}")  # its text may name the user
+        name = "" if getter is None else f" {getattr(getter, '__name__', type(getter).__name__)}"
+        who = who or f"{about.removesuffix('_id')}_getter{name}"
+        lost = {"user_id": "have no owner", "plan": "have no plan", "tenant_id": "have no tenant"}.get(about, "lack its tags")
+        complain(f"{who} raised {type(error).__name__}{_place(error)}: calls of such requests {lost}{hint}")
+
+
+def _place(error: BaseException) -> str:
+    """Where an exception was raised, in the code of the application: `` at accounts/billing.py:12``."""
+    place, trace = "", error.__traceback__
+    while trace is not None:
+        file = Path(trace.tb_frame.f_code.co_filename)
+        if (
+            _PACKAGE not in file.parents
+            and file.parent.name not in _INTEGRATIONS
+            and not any(part.startswith("python3") for part in file.parts)
+        ):
+            place = f" at {'/'.join(file.parts[-2:])}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return place
+
+
+_PACKAGE = Path(__file__).parents[1]
+_INTEGRATIONS = ("voight_django", "voight_fastapi", "voight_flask")
 
 
 def _is_not_the_getters(error: BaseException) -> bool:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import sys
+import time
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,15 +15,16 @@ from typing import Any
 from msgspec.structs import replace
 
 from voight_middleware import __version__
-from voight_middleware.cli import events, export, ingest, migrate, move, otlp, plot, questions, render, rights
-from voight_middleware.cli.asked import SHORT, Asked, names, zone_of
+from voight_middleware.cli import events, export, filters, ingest, migrate, move, otlp, plot, questions, render, rights
+from voight_middleware.cli.asked import Asked, names, span, total_row, zone_of
 from voight_middleware.cli.questions import positive
 from voight_middleware.cli.render import UserError
 from voight_middleware.ledger import DIMENSIONS, Ledger, LedgerError, UnknownDimension, Where, Window, open_ledger
 from voight_middleware.reports import timespan
-from voight_middleware.reports.spend import SpendReport, spend
+from voight_middleware.reports.spend import SpendReport, as_row, spend
 from voight_middleware.reports.unowned import beside
 from voight_middleware.settings import Settings, SettingsError, default_journal
+from voight_middleware.waiting import LATE_SECONDS, age, waiting_since
 
 _TERMS = {"tier": "service tier", "geo": "place of inference", "size": "size of pictures", "quality": "quality of pictures"}
 _DRAINED_WORTH_A_NOTE = 1000
@@ -45,11 +48,14 @@ examples:
 dimensions:
   {", ".join(DIMENSIONS[:9])},
   {", ".join(DIMENSIONS[9:])}, and the extra keys of your tags;
-  user and tenant are short for user_id and tenant_id
+  user, tenant and session are short for user_id, tenant_id and session_id, status for cost_status, requested for requested_model
 
 filters:
   --where plan=free,model=gpt-*                   * stands for any text
-  --where user=-                                  calls without a user (none does the same)
+  --where plan=free,plan=pro                      one of several values
+  --where plan!=free                              any other, and calls without a plan
+  --where user=-                                  calls without a user (none does the same); user!=- those with one
+  --where 'user=a**b,feature=x\\,y'               ** is a star, \\, a comma, \\- the id "-"
   --where user=alice@example.com                  her pseudonyms too
 
 times, for --since and --until, in UTC or the zone of --tz:
@@ -228,7 +234,9 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = command("demo", "the whole line at work: an app, a loopback provider, 200 requests, the answer", _demo)
     demo.add_argument("--requests", metavar="N", type=positive, default=200, help="how many requests (default: 200)")
-    demo.add_argument("--keep", action="store_true", help="keep the demo's ledger for more questions")
+    demo.add_argument("--keep", action="store_true", help="keep the demo's ledger in ./voight-demo, for more questions")
+    demo.add_argument("--real", action="store_true", help="ask OpenAI (and Anthropic, with a key) instead, which bills you; asks first")
+    demo.add_argument("--yes", action="store_true", help="with --real: do not ask")
     return parser
 
 
@@ -250,7 +258,7 @@ def _answer(report: Callable[[Asked], int]) -> Callable[[Any], int]:
         if args.format == "table":
             render.need_rich()
         with _ledger(args) as ledger:
-            return report(Asked(args, ledger, where, window, zone_of(args), _settings(args)))
+            return report(Asked(args, ledger, filters.exact(ledger, where), window, zone_of(args), _settings(args)))
 
     return run
 
@@ -262,11 +270,14 @@ def _spend(args: Any) -> int:
         render.need_rich()
     picture = plot.check(args.plot, by)
     with _ledger(args) as ledger:
+        where = filters.exact(ledger, where)
         report = spend(ledger, by, where, window, args.limit, as_priced=args.as_priced, zone=zone)
         if picture is not None:
             plot.spend_over_time(report, render.title_of(f"Spend by {', '.join(by)}", window, where, zone), picture)
         if args.format == "json":
-            print(render.as_json(report))
+            owners = _without_owner(ledger, report, where, window)
+            about = {**span(window, zone), "by": report.by, "total": total_row(report.total, owners), "more": report.more}
+            print(json.dumps({**about, "rows": list(map(as_row, report.rows))}, indent=2))
         elif args.format == "csv":
             sys.stdout.write(render.as_csv(report))
         else:
@@ -283,7 +294,7 @@ def _without_owner(ledger: Ledger, report: SpendReport, where: Where, window: Wi
 def _export(args: Any) -> int:
     where, window = _where(args), _window(args)
     with _ledger(args) as ledger:
-        return export.run(ledger, where, window, _settings(args), args)
+        return export.run(ledger, filters.exact(ledger, where), window, _settings(args), args)
 
 
 def _reprice(args: Any) -> int:
@@ -296,11 +307,13 @@ def _reprice(args: Any) -> int:
         render.need_rich()
     book = open_prices(_settings(args))
     with _ledger(args) as ledger:
-        report = reprice(ledger, book, where, window, args.dry_run)
+        report = reprice(ledger, book, filters.exact(ledger, where), window, args.dry_run)
     if args.format == "json":
         print(shown.as_json(report))
     elif args.format == "csv":
         sys.stdout.write(shown.as_csv(report))
+        if report.priced_by_own:
+            print(f"voight: {shown.priced_by_own(report)}", file=sys.stderr)
     else:
         shown.print_table(report, where)
     return 0
@@ -362,11 +375,11 @@ def _pseudonym(args: Any) -> int:
 
 
 def _doctor(args: Any) -> int:
-    from voight_middleware.cli import doctor
+    from voight_middleware.cli import doctor, findings
 
-    findings = doctor.examine(_settings(args))
-    print(doctor.as_json(findings) if args.format == "json" else doctor.as_text(findings))
-    return 1 if any(finding.fatal for finding in findings) else 0
+    found = doctor.examine(_settings(args))
+    print(findings.as_json(found) if args.format == "json" else findings.as_text(found))
+    return 1 if any(finding.fatal for finding in found) else 0
 
 
 def _demo(args: Any) -> int:
@@ -390,7 +403,7 @@ def _ledger(args: Any) -> Generator[Ledger]:
     """The ledger to report on, with what dead processes left in the journal brought in before."""
     from voight_middleware.ingest import drain
 
-    settings = _settings(args)
+    settings, said = _settings(args), False
     try:
         if settings.ingest and settings.events is not None:
             events.prepare(settings)
@@ -399,32 +412,29 @@ def _ledger(args: Any) -> Generator[Ledger]:
             print(f"voight: brought in {count:,} records from the journal {settings.journal}", file=sys.stderr)
     except (LedgerError, OSError) as error:
         print(f"voight: what is still in the journal {settings.journal} is missing here: {render.printable(str(error))}", file=sys.stderr)
+        said = True
     ledger = open_ledger(settings.ledger, create=False)
     try:
+        if not said:
+            _tell_late(ledger, settings.journal)
         yield ledger
     finally:
         ledger.close()
 
 
-def _where(args: Any) -> dict[str, str | tuple[str, ...] | None]:
-    from voight_middleware.cli import privacy
+def _tell_late(ledger: Ledger, journal: Path) -> None:
+    """Say it where calls wait that another process should have brought in: the figures are not those of now."""
+    try:
+        since = waiting_since(journal, ledger.progress) if journal.is_dir() else None
+    except (LedgerError, OSError):  # a role that may not ask for that, or another account's journal
+        return
+    late = 0.0 if since is None else time.time() - since
+    if late > LATE_SECONDS:
+        print(f"voight: calls wait in {journal} for {age(late)}, and are missing here: voight doctor says why", file=sys.stderr)
 
-    settings = _settings(args)
-    where: dict[str, str | tuple[str, ...] | None] = {}
-    for text in args.where:
-        for condition in text.split(","):
-            name, equals, value = condition.partition("=")
-            name = SHORT.get(name.strip(), name.strip())
-            if not equals or not name:
-                raise UserError(f"cannot read the filter {condition!r}; write --where key=value,key=value")
-            if name in where:
-                raise UserError(f"the filter on {name} is given twice; * stands for any text, as in {name}=a*")
-            try:
-                value.encode()
-            except UnicodeEncodeError as error:
-                raise UserError(f"the filter on {name} is not text in the encoding of this terminal") from error
-            where[name] = None if value in ("-", "none") else privacy.sought(name, value, settings)
-    return where
+
+def _where(args: Any) -> Where:
+    return filters.read(args.where, _settings(args))
 
 
 def _window(args: Any) -> Window:

@@ -20,7 +20,7 @@ from voight_middleware.settings import Settings
 
 Value: TypeAlias = object
 
-SHORT = {"user": "user_id", "tenant": "tenant_id"}
+SHORT = {"user": "user_id", "tenant": "tenant_id", "session": "session_id", "requested": "requested_model", "status": "cost_status"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +88,13 @@ def plain_value(value: object) -> object:
 
 def zone_of(args: Any) -> tzinfo:
     """
-    The time zone of ``--tz``.
+    The time zone of ``--tz``, then of the settings.
 
     Raises:
         UserError: There is no such zone.
     """
     try:
-        return timespan.parse_zone(getattr(args, "tz", None) or "UTC")
+        return timespan.parse_zone(getattr(args, "tz", None) or Settings.from_environment(ledger=getattr(args, "ledger", None)).tz)
     except ValueError as error:
         raise UserError(str(error)) from error
 
@@ -128,5 +128,5 @@ def total_row(total: Spend, owners: Unowned | None) -> dict[str, object]:
     return {
         **as_row(total),
         "unowned_calls": None if owners is None else owners.unowned.calls,
-        "unowned_cost_usd": None if owners is None else usd(owners.unowned.cost_femto),
+        "unowned_cost_usd": None if owners is None else usd(owners.unowned.sum_femto),
     }

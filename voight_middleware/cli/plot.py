@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from voight_middleware.cli.export import output
 from voight_middleware.cli.render import UserError, printable
 from voight_middleware.reports.plans import PlansReport
-from voight_middleware.reports.spend import SpendReport
+from voight_middleware.reports.spend import TIMES, SpendReport
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,7 +32,7 @@ def check(text: str | None, by: Sequence[str] | None = None) -> Path | None:
     path = Path(text)
     if path.suffix.lower() not in (".png", ".svg"):
         raise UserError(f"--plot writes FILE.png or FILE.svg, not {text!r}")
-    if by is not None and (len(by) > 2 or next(iter(by), None) not in ("hour", "day", "month")):
+    if by is not None and (len(by) > 2 or next(iter(by), None) not in TIMES):
         raise UserError("--plot draws spend over time: give --by day, or --by day,plan")
     if importlib.util.find_spec("matplotlib") is None:
         raise UserError("--plot needs matplotlib: pip install 'voight-middleware[plot]'")

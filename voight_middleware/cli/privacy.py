@@ -6,6 +6,7 @@ import sys
 
 from voight_middleware.cli.render import UserError
 from voight_middleware.ledger import DIMENSIONS, Ledger
+from voight_middleware.ledger.base import has_wildcard, literal
 from voight_middleware.pii import find
 from voight_middleware.pseudonyms import finding_keys, known_as, policy_for, pseudonym, redacted
 from voight_middleware.settings import Settings
@@ -22,12 +23,18 @@ def sought(dimension: str, value: str, settings: Settings) -> str | tuple[str, .
     Raises:
         SettingsError: The pseudonym key cannot be read.
     """
-    if dimension in _NOT_OF_TAGS or "*" in value:
+    if dimension in _NOT_OF_TAGS or has_wildcard(value):
         return value
-    found = tuple(known_as(value, settings))
+    plain = value.replace("**", "*")
+    kept = clean_value(plain) or plain  # a line break is kept as \\u000a
+    if kept != plain:
+        return (literal(plain), literal(kept))
+    if "*" in kept:
+        return literal(kept)
+    found = tuple(known_as(kept, settings))
     if len(found) == 1 and policy_for(dimension, settings.pii) == "pseudonym" and find(value) is not None:
-        print(f"voight: {_no_key(settings)}: only calls that were kept under this {dimension} itself are found", file=sys.stderr)
-    return found if len(found) > 1 else value
+        print(f"voight: {no_key(settings)}: only calls that were kept under this {dimension} itself are found", file=sys.stderr)
+    return found if len(found) > 1 else kept
 
 
 def names(value: str, settings: Settings) -> list[str]:
@@ -48,7 +55,7 @@ def names(value: str, settings: Settings) -> list[str]:
         return [redacted(found)]
     keys = finding_keys(settings)
     if not keys:
-        raise UserError(f"{_no_key(settings)}, so this {found.kind} has no pseudonym yet")
+        raise UserError(f"{no_key(settings)}, so this {found.kind} has no pseudonym yet")
     return [pseudonym(found, text, key) for key in keys]
 
 
@@ -60,7 +67,7 @@ def called(ledger: Ledger, value: str, settings: Settings) -> list[str]:
         SettingsError: The pseudonym key cannot be read.
         LedgerError: The ledger cannot be read.
     """
-    found = {value, value.strip()}
+    found = {value, value.strip(), clean_value(value) or ""}
     if "*" not in value:
         for name in known_as(value, settings):
             if "*" in name:
@@ -70,6 +77,7 @@ def called(ledger: Ledger, value: str, settings: Settings) -> list[str]:
     return sorted(found - {""})
 
 
-def _no_key(settings: Settings) -> str:
+def no_key(settings: Settings) -> str:
+    """Say that there is no key that pseudonyms could be made with."""
     beside = f", nor a key beside {settings.ledger}" if settings.ledger.startswith("sqlite:///") else ""
     return f"VOIGHT_PSEUDONYM_KEY is not set here{beside}"

@@ -76,7 +76,7 @@ def _side(side: Side, asked: Asked) -> dict[str, Any]:
         "days": round(float(side.days), 6),
         **as_row(side.spend),
         "unowned_calls": side.unowned.calls,
-        "unowned_cost_usd": usd(side.unowned.cost_femto),
+        "unowned_cost_usd": usd(side.unowned.sum_femto),
         "later_calls": side.later,
     }
 
@@ -88,7 +88,7 @@ def _figures(row: ReleaseRow) -> dict[str, Any]:
         values |= {
             f"{name}_calls": spend.calls,
             f"{name}_unpriced_calls": spend.unpriced_calls,
-            f"{name}_cost_usd": usd(spend.cost_femto),
+            f"{name}_cost_usd": usd(spend.sum_femto),
             f"{name}_cost_per_day_usd": usd(per_day),
             f"{name}_cost_per_call_usd": usd(per_call),
         }

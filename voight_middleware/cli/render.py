@@ -6,6 +6,7 @@ import csv
 import importlib.util
 import io
 import json
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, tzinfo
 from decimal import Decimal
@@ -32,6 +33,10 @@ _WIDTH_OF_A_PIPE = 160
 """Columns of a table that is not printed on a terminal."""
 
 
+_PSEUDONYM = re.compile(r"[a-z_]+:v[0-9]+:")
+"""What a filter looks for beside the address that was typed."""
+
+
 class UserError(Exception):
     """Something that the person at the keyboard can put right; the message says how."""
 
@@ -50,11 +55,6 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
-
-
-def as_json(report: SpendReport) -> str:
-    """The rows as a JSON array, in ASCII."""
-    return json.dumps([as_row(row) for row in report.rows], indent=2)
 
 
 def for_terminal(line: bytes) -> str:
@@ -121,8 +121,12 @@ def console_for_tables() -> Console:
     """The terminal, or a pipe that is wide enough for a table."""
     from rich.console import Console
 
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=_WIDTH_OF_A_PIPE)
+    class Terminal(Console):
+        def on_broken_pipe(self) -> None:
+            raise  # noqa: PLE0704  rich would end the process with 1: `voight top | head` is no failure
+
+    console = Terminal(highlight=False)
+    return console if console.is_terminal else Terminal(highlight=False, width=_WIDTH_OF_A_PIPE)
 
 
 def title_of(subject: str, window: Window, where: Where, zone: tzinfo = UTC) -> str:
@@ -197,7 +201,7 @@ def _notes(report: SpendReport, ownership: Unowned | None) -> list[str]:
     notes: list[str] = []
     if report.more:
         notes.append(f"{report.more:,} more rows are in the total: --limit {len(report.rows) + report.more}")
-    return notes + hidden(total, ownership)
+    return [*notes, *together(report.rows), *hidden(total, ownership)]
 
 
 def _lines_of_time(report: SpendReport) -> Iterator[Text]:
@@ -225,6 +229,14 @@ def sparkline(values: Sequence[int | None]) -> str:
     return "".join(" " if value is None else _HEIGHTS[max(0, min(7, value * 8 // most if most else 0))] for value in values)
 
 
+def together(rows: Iterable[Spend]) -> Iterator[str]:
+    """Say which users of a table are many: those whose ids are addresses, where there was no key for pseudonyms."""
+    users = {str(row.dimensions["user_id"]) for row in rows if row.dimensions.get("user_id")}
+    for user in sorted(users):
+        if user.startswith("redacted:"):
+            yield f"{user} is every user whose id is personal data of that kind, kept without a key: set VOIGHT_PSEUDONYM_KEY on every host"
+
+
 def hidden(total: Spend, owners: Unowned | None) -> list[str]:
     """What a total does not say by itself, each with the next question to ask."""
     notes: list[str] = []
@@ -235,7 +247,7 @@ def hidden(total: Spend, owners: Unowned | None) -> list[str]:
         )
     if total.partial_calls:
         notes.append(
-            f"{note_of_calls(total.partial_calls)} priced in part, so the cost is a little low: "
+            f"{note_of_calls(total.partial_calls)} priced in part, so the cost may be too low or too high: "
             "voight spend --by provider,model --where cost_status=partial"
         )
     if total.estimated_calls:
@@ -257,12 +269,16 @@ def note_of_calls(count: int) -> str:
     return f"{count:,} call" if count == 1 else f"{count:,} calls"
 
 
-def condition(item: tuple[str, str | tuple[str, ...] | None]) -> str:
+def condition(item: tuple[str, str | tuple[str | None, ...] | None]) -> str:
     """A filter in words."""
     name, value = item
-    if isinstance(value, tuple):  # what was asked for, and what it is kept as
-        value = value[0]
-    return f"without {name}" if value is None else f"{name}={value}"
+    values = value if isinstance(value, tuple) else (value,)
+    asked = [one for one in values if one is None or not _PSEUDONYM.match(one)] or values[:1]
+    no, plain = name.endswith("!"), name.removesuffix("!")
+    if asked == [None]:
+        return f"with {plain}" if no else f"without {plain}"
+    text = "|".join("-" if one is None else one for one in asked)
+    return f"{plain}{'!=' if no else '='}{text}"
 
 
 def _text_cell(value: object) -> str | None:

@@ -19,6 +19,7 @@ def as_json(report: Repricing) -> str:
         "dry_run": report.dry_run,
         "written": report.written,
         "passed_over": report.passed_over,
+        "priced_by_own": report.priced_by_own,
         "total": _counts(report.total),
         "rows": list(map(_row, report.rows)),
     }
@@ -85,8 +86,16 @@ def _notes(report: Repricing) -> Iterator[str]:
     ):
         if before or after:
             yield f"{name}: {note_of_calls(before)} before, {after:,} after"
+    if report.priced_by_own:
+        yield priced_by_own(report)
     if report.passed_over:
         yield f"{note_of_calls(report.passed_over)} left as they are: there is no report of the provider to price them by"
+
+
+def priced_by_own(report: Repricing) -> str:
+    """Say which calls keep the price that the user's own file has given them."""
+    count = note_of_calls(report.priced_by_own)
+    return f"{count} left as they are: they have prices of your own, and none are named here: --prices FILE (an empty one drops them)"
 
 
 def _row(difference: Difference) -> dict[str, Any]:

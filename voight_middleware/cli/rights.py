@@ -57,7 +57,7 @@ def add(command: Callable[..., argparse.ArgumentParser], runs: dict[str, Callabl
 
 def run_erase(ledger: Ledger, settings: Settings, args: Any) -> int:
     """``voight erase``."""
-    if not args.user.strip() or "*" in args.user:
+    if not args.user.strip():
         raise UserError("say whom to erase, by a whole id: voight erase USER")
     names = called(ledger, args.user, settings)
     doing = args.yes and not args.dry_run
@@ -98,8 +98,12 @@ def run_retention(ledger: Ledger, args: Any) -> int:
 
 def run_rebuild(ledger: Ledger) -> int:
     """``voight rebuild``."""
+    months = 0
     for month in ledger.rebuild():
+        months += 1
         print(f"rebuilt {month}", file=sys.stderr)
+    (total,) = ledger.spend()
+    print(f"the sums of {total.calls:,} calls are made anew" if months else "there was nothing to make anew: sums are read from the calls")
     return 0
 
 

@@ -36,6 +36,11 @@ def texts(name: str, values: Iterable[str | None], footer: Sequence[str] = ("tot
     return Column(printable(name), [*map(dimension, values), *map(Text, footer)], right=False, wide=True)
 
 
+def whole(name: str, values: Iterable[str | None], spare: int = 0) -> Column:
+    """Texts that are never broken into lines, such as ids and times."""
+    return Column(printable(name), [*map(dimension, values)], right=False, spare=spare)
+
+
 def counts(name: str, values: Iterable[int | None]) -> Column:
     """Whole numbers; ``-`` where one is unknown."""
     return Column(name, ["-" if value is None else f"{value:,}" for value in values])
@@ -86,7 +91,8 @@ def print_table(columns: Sequence[Column], *, footers: int = 1) -> None:
     from rich.text import Text
 
     console = console_for_tables()
-    columns = _fitting(columns, console.width)
+    every, columns = columns, _fitting(columns, console.width)
+    left_out = ", ".join(column.name.strip() for column in every if column not in columns)
     table = Table(box=box.SIMPLE, pad_edge=False, header_style="dim")
     for column in columns:
         name = Text(column.name)
@@ -102,6 +108,8 @@ def print_table(columns: Sequence[Column], *, footers: int = 1) -> None:
         cells = [_cell(cell, "" if total else column.style) for cell, column in zip(row, columns, strict=True)]
         table.add_row(*cells, style="bold" if total else "")
     console.print(table)
+    if left_out:
+        print_notes([f"not shown in {console.width} columns: {left_out}; widen the terminal, or --format csv"])
 
 
 def print_title(text: str) -> None:

@@ -7,7 +7,7 @@ from datetime import tzinfo
 from typing import Any
 
 from voight_middleware.cli.asked import Asked, moment, names, rate, span, total_row
-from voight_middleware.cli.render import UserError, hidden, money, note_of_calls, percent, title_of
+from voight_middleware.cli.render import UserError, hidden, money, note_of_calls, percent, title_of, together
 from voight_middleware.cli.table import Column, amounts, change, counts, print_notes, print_table, print_title, rates, shares, texts
 from voight_middleware.money import from_femto
 from voight_middleware.reports.spend import as_row, usd
@@ -119,6 +119,7 @@ def _notes(report: TopReport, zone: tzinfo) -> Iterator[str]:
             name = ", ".join("(none)" if value is None else value for value in row.spend.dimensions.values())
             part = "" if report.total.before is None else _part(row, report.total)
             yield f"gone: {name}, {money(from_femto(row.before.cost_femto))}{part} then"
+    yield from together(row.spend for row in report.rows)
     yield from hidden(report.total.spend, report.owners)
 
 

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser, positive: Callable[[str], int
 
 def answer(asked: Asked) -> int:
     """Print the report."""
-    if "user_id" in asked.where:
+    if {"user_id", "user_id!"} & asked.where.keys():
         raise UserError("this is about calls without a user: filter by other things")
     by = names(asked.args.by)
     groupings = [by] if by else [["route"], ["model"]]
@@ -56,7 +56,7 @@ def _source(source: Source) -> dict[str, Any]:
         "calls": source.spend.calls,
         "cost_usd": usd(source.spend.cost_femto),
         "unowned_calls": source.unowned.calls,
-        "unowned_cost_usd": usd(source.unowned.cost_femto),
+        "unowned_cost_usd": usd(source.unowned.sum_femto),
         "unowned_unpriced_calls": source.unowned.unpriced_calls,
         "advice": source.advice,
     }
@@ -86,7 +86,7 @@ def _print(report: UnattributedReport, asked: Asked) -> None:
         counts("calls", [*(source.spend.calls for source in sources), totals[0]]),
         counts("without owner", [*(source.unowned.calls for source in sources), totals[1]]),
         rates("of its calls", [*(ratio(source.unowned.calls, source.spend.calls) for source in sources), owners.share_of_calls]),
-        amounts("cost", [*((source.unowned.cost_femto if source.unowned.calls else 0) for source in sources), owners.unowned.cost_femto]),
+        amounts("cost", [group.sum_femto for group in (*(source.unowned for source in sources), owners.unowned)]),
     ]
     print_table(columns)
     print_notes(_advice(report))

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import date, timedelta
 from typing import Any
 
 from voight_middleware.call import Call
 from voight_middleware.cli.asked import Asked, moment
-from voight_middleware.cli.privacy import called
+from voight_middleware.cli.privacy import called, no_key
 from voight_middleware.cli.render import UserError, hidden, sparkline, title_of
-from voight_middleware.cli.table import amounts, counts, print_notes, print_table, print_title, shares, texts
+from voight_middleware.cli.table import amounts, counts, print_notes, print_table, print_title, shares, texts, whole
 from voight_middleware.ledger import Spend
+from voight_middleware.pii import find
+from voight_middleware.pseudonyms import finding_keys
 from voight_middleware.reports.spend import as_row, ratio, usd
+from voight_middleware.reports.timespan import to_datetime
 from voight_middleware.reports.user import PARTS, UserReport, user
 
 _DAYS_SHOWN = 60
@@ -35,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser, positive: Callable[[str], int
 
 def answer(asked: Asked) -> int:
     """Print the report."""
-    if "user_id" in asked.where:
+    if {"user_id", "user_id!"} & asked.where.keys():
         raise UserError("the user is an argument here: voight user ID")
     try:
         asked.args.user.encode()
@@ -52,7 +56,7 @@ def answer(asked: Asked) -> int:
         zone=asked.zone,
     )
     if not report.total.calls:
-        raise UserError(f"there is no call of {report.user_id!r} here; voight top --by user shows who there is")
+        raise UserError(f"there is no call of {report.user_id!r} here; voight top --by user shows who there is{_lost_key(asked)}")
     about = {
         "user_id": report.user_id,
         "total": as_row(report.total),
@@ -61,6 +65,14 @@ def answer(asked: Asked) -> int:
     }
     rows = [_call(call, asked) for call in report.last]
     return asked.answer(rows, _TEXTS, about, lambda: _print(report, asked))
+
+
+def _lost_key(asked: Asked) -> str:
+    """Why somebody may not be found who is there: without the key nobody knows the pseudonym."""
+    if find(asked.args.user) is None or finding_keys(asked.settings):
+        return ""
+    users = asked.ledger.spend(["user_id"], {"user_id": "*:v*:*"}, limit=1)
+    return f". {no_key(asked.settings)}, and users are kept under pseudonyms here: give the key of the application" if users else ""
 
 
 _TEXTS = ("call_id", "provider", "model", "route", "release", "plan", "tenant_id", "outcome", "attribution", "cost_status")
@@ -99,16 +111,21 @@ def _print(report: UserReport, asked: Asked) -> None:
     calls = report.last
     print_table(
         [
-            texts("last calls", [moment(call.occurred_at // 1_000_000 * 1_000_000, asked.zone) for call in calls], ()),
-            texts("id", [call.call_id for call in calls], ()),
-            texts("model", [call.model or call.requested_model for call in calls], ()),
-            texts("route", [call.tags.route for call in calls], ()),
-            texts("outcome", [call.outcome for call in calls], ()),
+            whole("last calls", [_second(call, asked) for call in calls]),
+            whole("id", [call.call_id for call in calls]),
+            replace(texts("model", [call.model or call.requested_model for call in calls], ()), spare=2),
+            replace(texts("route", [call.tags.route for call in calls], ()), spare=3),
+            whole("outcome", [call.outcome for call in calls], 1),
             amounts("cost", [call.cost_femto for call in calls]),
         ],
         footers=0,
     )
     print_notes(hidden(report.total, None))
+
+
+def _second(call: Call, asked: Asked) -> str:
+    """The time of a call in the zone that the title names."""
+    return to_datetime(call.occurred_at).astimezone(asked.zone).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _print_part(name: str, rows: tuple[Spend, ...], total: Spend) -> None:

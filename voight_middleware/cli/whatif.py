@@ -131,5 +131,5 @@ def _notes(report: WhatIfReport) -> Iterator[str]:
         cost = money(from_femto(total.left_out_femto))
         yield f"{note_of_calls(total.unpriced_after)} ({cost}) without a price as the other model, not compared"
     if total.partial:
-        yield f"{note_of_calls(total.partial)} priced in part as the other model: the estimate is a little low"
+        yield f"{note_of_calls(total.partial)} priced in part as the other model: the estimate may be too low or too high"
     yield from hidden(report.spend, report.owners)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import tzinfo
@@ -45,13 +46,45 @@ DIMENSIONS = (
     "cost_status",
     "hour",
     "day",
+    "week",
     "month",
 )
-"""What a report can be grouped by and filtered on, besides the extra keys of the application's tags. Hours, days and months are in UTC."""
+"""
+What a report can be grouped by and filtered on, besides the extra keys of the application's tags. Times are in UTC. A week is named by its
+Monday.
+"""
 
 
-Where = Mapping[str, str | tuple[str, ...] | None]
-"""Values that calls must have, by dimension: ``*`` stands for any text, None for no value, and of several one is enough."""
+Where = Mapping[str, str | tuple[str | None, ...] | None]
+"""
+Values that calls must have, by dimension: ``*`` stands for any text (and ``**`` for a star), None for no value, and of several one is
+enough. Behind the name of a dimension ``!`` is for calls that have none of them: ``{"plan!": "free"}``, those without a plan included.
+"""
+_STARS = re.compile(r"\*\*?")
+
+
+def has_wildcard(value: str) -> bool:
+    """Return whether a value of a filter stands for more than itself."""
+    return "*" in _STARS.findall(value)
+
+
+def wildcard_parts(value: str) -> list[str]:
+    """Return the texts between the wildcards of a filter's value, as they are."""
+    parts, end = [""], 0
+    for found in _STARS.finditer(value):
+        parts[-1] += value[end : found.start()]
+        end = found.end()
+        if found[0] == "*":
+            parts.append("")
+        else:
+            parts[-1] += "*"
+    parts[-1] += value[end:]
+    return parts
+
+
+def literal(value: str) -> str:
+    """Return a value as a filter means exactly that one."""
+    return value.replace("*", "**")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +121,11 @@ class Spend(msgspec.Struct, frozen=True):
     partial_calls: int = 0
     estimated_calls: int = 0
     errors: int = 0
+
+    @property
+    def sum_femto(self) -> int | None:
+        """What the calls cost: 0 for no calls, None where there are some and none of them is priced."""
+        return self.cost_femto if self.calls or self.cost_femto is not None else 0
 
 
 @dataclass(frozen=True, slots=True)

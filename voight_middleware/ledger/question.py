@@ -7,13 +7,13 @@ from datetime import UTC, datetime, timedelta, tzinfo
 from itertools import pairwise
 from typing import Any, Protocol
 
-from voight_middleware.ledger.base import DIMENSIONS, Spend, UnknownDimension, Where, Window
+from voight_middleware.ledger.base import DIMENSIONS, Spend, UnknownDimension, Where, Window, has_wildcard
 from voight_middleware.ledger.rollups import PLANS, Bucket, Rollup, cover, is_one_user
 
 Sql = tuple[str, list[Any]]
 """A piece of SQL with a ``?`` for each value, and the values bound in it."""
 
-TIMES = ("hour", "day", "month")
+TIMES = ("hour", "day", "week", "month")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -50,8 +50,8 @@ class Dialect(Protocol):
 
     def moment(self, form: str, at: str, ahead: str = "0") -> str:
         """
-        An ``hour`` (``2026-11-01T12:00``), a ``day`` or a ``month``, of SQL for microseconds since 1970, where the clocks are so many
-        seconds *ahead* of UTC.
+        An ``hour`` (``2026-11-01T12:00``), a ``day``, the Monday of a ``week`` or a ``month``, of SQL for microseconds since 1970,
+        where the clocks are so many seconds *ahead* of UTC.
         """
         ...
 
@@ -64,7 +64,7 @@ class Dialect(Protocol):
         ...
 
     def like(self, sql: str, pattern: str) -> Sql:
-        """Whether *sql* has the form of *pattern*, in which ``*`` stands for any text."""
+        """Whether *sql* has the form of *pattern*: the texts of ``wildcard_parts``, and anything between them."""
         ...
 
     def among(self, sql: str, values: Sequence[Bucket]) -> Sql:
@@ -120,7 +120,12 @@ class Question:
                 terms.append(sql)
                 values.append(bound)
         for name, value in where.items():
-            self._add_term(terms, values, self._expression(name, few=name == "user_id" and is_one_user(value)), value)
+            plain = name.removesuffix("!")
+            expression = self._expression(plain, few=name == "user_id" and is_one_user(value))
+            if plain == name:
+                self._add_term(terms, values, expression, value)
+            else:
+                self._add_no_term(terms, values, expression, value)
         return " AND ".join(terms), values
 
     def _from_calls(self, by: Sequence[str], where: Where, window: Window, source: str) -> Sql:
@@ -194,20 +199,32 @@ class Question:
             return local
         return f"{local} || {_case(at, [(begin, _text(offset)) for begin, offset in offsets])}"
 
-    def _add_term(self, terms: list[str], values: list[Any], expression: Sql, wanted: str | tuple[str, ...] | None) -> None:
+    def _add_no_term(self, terms: list[str], values: list[Any], expression: Sql, unwanted: str | tuple[str | None, ...] | None) -> None:
+        sql, bound = expression
+        rest = tuple(value for value in (unwanted if isinstance(unwanted, tuple) else (unwanted,)) if value is not None)
+        without_any = len(rest) != (len(unwanted) if isinstance(unwanted, tuple) else 1)
+        values += bound
+        if not rest:
+            terms.append(f"{sql} IS NOT NULL")
+            return
+        one_of: list[str] = []
+        self._add_term(one_of, values, expression, rest)
+        terms.append(f"({sql} IS NOT NULL AND NOT {one_of[0]})" if without_any else f"({sql} IS NULL OR NOT {one_of[0]})")
+
+    def _add_term(self, terms: list[str], values: list[Any], expression: Sql, wanted: str | tuple[str | None, ...] | None) -> None:
         sql, bound = expression
         either: list[str] = []
         for value in wanted if isinstance(wanted, tuple) else (wanted,):
             values += bound
             if value is None:
                 either.append(f"{sql} IS NULL")
-            elif "*" in value:
+            elif has_wildcard(value):
                 like, bindings = self._dialect.like(sql, value)
                 either.append(like)
                 values += bindings
             else:
                 either.append(f"{sql} = ?")
-                values.append(value)
+                values.append(value.replace("**", "*"))
         terms.append(f"({' OR '.join(either) or '1 = 0'})")
 
 

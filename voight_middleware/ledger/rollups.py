@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TypeAlias
 
-from voight_middleware.ledger.base import Where, Window
+from voight_middleware.ledger.base import Where, Window, has_wildcard, wildcard_parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +101,10 @@ _TELLING = 8
 """From how many characters on the beginning of an id is taken to mean few users."""
 
 
-def is_one_user(value: str | tuple[str, ...] | None) -> bool:
+def is_one_user(value: str | tuple[str | None, ...] | None) -> bool:
     """Whether a filter on users is about single ones, whose few calls an index finds."""
     values = value if isinstance(value, tuple) else (value,)
-    return all(one is not None and ("*" not in one or one.index("*") >= _TELLING) for one in values)
+    return all(one is not None and (not has_wildcard(one) or len(wildcard_parts(one)[0]) >= _TELLING) for one in values)
 
 
 Part: TypeAlias = tuple[Rollup, Bucket | None, Bucket | None]

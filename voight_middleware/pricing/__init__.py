@@ -4,10 +4,21 @@ from pathlib import Path
 
 from voight_middleware.pricing.book import PriceBook, Rates
 from voight_middleware.pricing.cost import price
-from voight_middleware.pricing.overrides import Overrides, OverridesError, read_overrides
+from voight_middleware.pricing.overrides import Overrides, OverridesError, parse_overrides, read_overrides
 from voight_middleware.pricing.rules import STANDARD, Terms
 
-__all__ = ["STANDARD", "Overrides", "OverridesError", "PriceBook", "Rates", "Terms", "open_book", "price", "read_overrides"]
+__all__ = [
+    "STANDARD",
+    "Overrides",
+    "OverridesError",
+    "PriceBook",
+    "Rates",
+    "Terms",
+    "open_book",
+    "parse_overrides",
+    "price",
+    "read_overrides",
+]
 
 
 def open_book(prices: Path | None = None) -> PriceBook:

@@ -131,6 +131,11 @@ class PriceBook:
         self._rules: tuple[Rule, ...] = (*RULES, *(replace(rule, own=True) for rule in self._overrides.rules))
         self._cache: dict[tuple[object, ...], RateTable | None] = {}
 
+    @property
+    def has_own(self) -> bool:
+        """Whether a file of the user's own prices is in it."""
+        return self._overrides is not NO_OVERRIDES
+
     def rates(self, call: Call, model: str | None, terms: Terms = STANDARD) -> RateTable | None:
         """The rates for a call's *model* (its own, where None) at the time of the call; None where no price is known."""
         names: tuple[str | None, ...] = (model,) if model is not None else (call.model, call.requested_model)

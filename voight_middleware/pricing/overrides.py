@@ -71,6 +71,16 @@ def read_overrides(path: Path) -> Overrides:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise OverridesError([f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}"]) from error
+    return parse_overrides(text, path)
+
+
+def parse_overrides(text: str, path: Path) -> Overrides:
+    """
+    Read the content of a file of prices.
+
+    Raises:
+        OverridesError: It is no TOML, or something in it cannot be used.
+    """
     try:
         content = tomllib.loads(text, parse_float=Decimal)
     except RecursionError as error:

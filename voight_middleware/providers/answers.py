@@ -43,6 +43,8 @@ class Job(msgspec.Struct, frozen=True):
     part_of: str | None = None
     parts: Mapping[str, str] = {}
     """The user ids that the request named, by part."""
+    requests: str | None = None
+    """The file that the requests of a batch are in."""
 
 
 class StreamReader(Protocol):
@@ -79,8 +81,11 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     """Whether a stream reports usage only where ``stream_options.include_usage`` is set."""
     complete: Callable[[Answer, Mapping[str, Any]], Answer] | None = None
     """Lays in what only the request says, such as the characters that are to be spoken."""
-    later: Literal["", "begins", "tells"] = ""
-    """Whether its answers may be about a job: one that this request *begins*, or one of which it only *tells* how it went."""
+    later: Literal["", "names", "begins", "tells"] = ""
+    """
+    Whether its answers may be about a job: one that this request *begins*, one of which it only *tells* how it went, or one that is begun
+    later, whose requests it *names*.
+    """
     jobs: Callable[[bytes, Mapping[str, Any]], Iterable[Job]] | None = None
     """Reads the batches in an answer to *body*; such a request is no call."""
     lines: Callable[[bytes], Answer | None] | None = None
@@ -259,3 +264,17 @@ def estimate_tokens(body: Any, limit: int = 200_000) -> int:
         elif isinstance(item, list | tuple):
             stack.extend(item)
     return (characters + 3) // 4
+
+
+_NAMED_BY = ("safety_identifier", "user", "user_profile_id")
+
+
+def named_user(body: Any) -> str | None:
+    """The user that a request names to the provider: the owner of last resort."""
+    if not isinstance(body, Mapping):
+        return None
+    for name in _NAMED_BY:
+        if (user := text_or_none(body.get(name))) is not None:
+            return user
+    metadata = body.get("metadata")
+    return text_or_none(metadata.get("user_id")) if isinstance(metadata, Mapping) else None

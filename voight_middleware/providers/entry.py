@@ -19,7 +19,7 @@ import msgspec
 from voight_middleware import open_calls
 from voight_middleware.call import Beginning, Call, Submission, job_call_id, new_call_id
 from voight_middleware.meter import current_meter, note
-from voight_middleware.providers.answers import Answer, Endpoint, NotLines, StreamReader, estimate_tokens, is_null, kept, text_or_none
+from voight_middleware.providers.answers import Answer, Endpoint, NotLines, StreamReader, estimate_tokens, is_null, kept, named_user
 from voight_middleware.providers.bodies import Body, Lines
 from voight_middleware.providers.streams import Ending, watch_close
 from voight_middleware.tags import NOBODY, Frame, current_frame
@@ -65,7 +65,6 @@ _UNANSWERED = frozenset({"ReadTimeout", "ReadError", "RemoteProtocolError", "Tim
 Errors of httpx, httpx2 and asyncio after which a request may have been worked on, and billed, without an answer. A connection that
 was never made, or a request that was not sent to its end, is not among them.
 """
-_NAMED_BY = ("safety_identifier", "user", "user_profile_id")
 _AT_ONCE_BYTES = 256 * 1024
 """Up to this size a file of batch answers is read on the caller's thread."""
 
@@ -243,7 +242,7 @@ class Entry:
                     call.duration = None
                     if answer.created_at is not None:
                         call.occurred_at = answer.created_at * 1_000_000
-            named = _named_user(body) if self.owner.tags.user_id is None and self._may_name_its_user() else None
+            named = named_user(body) if self.owner.tags.user_id is None and self._may_name_its_user() else None
             meter.finish(call, self.frame, self.owner, named, self.watched)
         except Exception as error:
             note(error)
@@ -377,8 +376,9 @@ class Entry:
             name = f"{self.provider}/{job.id}"
             if job.part_of is not None:
                 current_meter().link(Submission(job=name, submitted_at=self.started_at // 1000, part_of=f"{self.provider}/{job.part_of}"))
-            elif endpoint.later == "begins":
-                self._submit(name)
+            elif endpoint.later in ("begins", "names"):
+                if endpoint.later == "begins":
+                    self._submit(name, f"{self.provider}/{job.requests}" if job.requests is not None else None)
                 for part, user in job.parts.items() if identify and self.owner.tags.user_id is None else ():
                     self._submit(f"{name}/{_digest(part)}", name, user)
 
@@ -419,7 +419,10 @@ class Entry:
                     tool_calls=answer.tool_calls,
                     finish_reasons=answer.finish_reasons,
                 )
-                current_meter().finish(call, self.frame, self.owner)
+                owner = current_meter().owner_of_line(answer.job)
+                if owner is not None:
+                    current_meter().submit(Submission(job=job, submitted_at=self.started_at // 1000), self.frame, owner)
+                current_meter().finish(call, self.frame, self.owner if owner is None else owner)
         except NotLines:
             return False
         except msgspec.DecodeError:
@@ -432,17 +435,6 @@ class Entry:
 def _digest(part: str) -> str:
     """A part of a job by a short name: its own may be long, or say too much."""
     return hashlib.blake2b(part.encode(errors="surrogatepass"), digest_size=8).hexdigest()
-
-
-def _named_user(body: Any) -> str | None:
-    """The user that a request names to the provider: the owner of last resort."""
-    if not isinstance(body, Mapping):
-        return None
-    for name in _NAMED_BY:
-        if (user := text_or_none(body.get(name))) is not None:
-            return user
-    metadata = body.get("metadata")
-    return text_or_none(metadata.get("user_id")) if isinstance(metadata, Mapping) else None
 
 
 def _attempts(error: BaseException) -> int:

@@ -24,6 +24,7 @@ from voight_middleware.providers import openai as openai_readers
 from voight_middleware.providers.answers import Routes
 from voight_middleware.providers.entry import ByHand, Place, current_entry, entry_here
 from voight_middleware.providers.metered_request import MeteredRequest
+from voight_middleware.providers.openai_batch_requests import is_batch
 from voight_middleware.providers.sdk import SdkEntry
 from voight_middleware.providers.streams import hide_usage, quietly
 
@@ -320,6 +321,8 @@ def _enter(client: Any, sdk: str, routes: Routes, options: Any, stream: bool) ->
         endpoint = routes.find(options.method, options.url)
         if endpoint is None or not current_meter().settings.enabled:
             return None
+        if endpoint.later == "names" and not is_batch(options.json_data):
+            return None  # nobody's file but a batch's is looked at
         return SdkEntry(client, sdk, endpoint, options, stream)
     except Exception as error:
         note(error)

@@ -229,7 +229,7 @@ def find(method: str, host: str, path: str) -> Target | None:
         assert start is not None
         rest = path[start.end() :]
         endpoint = openai.ROUTES.find(method, rest) or anthropic.ROUTES.find(method, f"/v1{rest}")
-        if endpoint is not None:
+        if endpoint is not None and endpoint.later != "names":  # a form's file may be a stream, which is the caller's
             return Target(endpoint, provider, rest, start["deployment"])
     if method == "POST":
         for end, usual, endpoint in _ANYWHERE:

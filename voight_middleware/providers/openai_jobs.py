@@ -13,6 +13,7 @@ import msgspec
 
 from voight_middleware.meter import note
 from voight_middleware.providers.answers import NULL, Answer, Endpoint, Job, NotLines, read_answer, text_or_none, usage_json
+from voight_middleware.providers.openai_batch_requests import read_upload
 
 # -- batches -------------------------------------------------------------------------------------------------------------------
 
@@ -21,6 +22,7 @@ class _Batch(msgspec.Struct):
     id: str = ""
     object: str | None = None
     output_file_id: str | None = None
+    input_file_id: str | None = None
     data: list[_Batch] | None = None
 
 
@@ -31,7 +33,7 @@ def read_batches(body: bytes, _request: Mapping[str, Any]) -> Iterable[Job]:
     """The batches in an answer, and the files that hold their answers."""
     answer = _decode_batch(body)
     for batch in [answer] if answer.object == "batch" else answer.data or ():
-        yield Job(batch.id)
+        yield Job(batch.id, requests=batch.input_file_id)
         if batch.output_file_id:
             yield Job(batch.output_file_id, part_of=batch.id)
 
@@ -138,7 +140,9 @@ _NEW_BATCH = Endpoint(name="batch", jobs=read_batches, later="begins")
 _NEW_RUN = Endpoint(name="runs", read=read_run, reader=RunReader, later="begins")
 _RUN = Endpoint(name="runs", read=read_run, reader=RunReader, later="tells")
 
-POSTS = {"/batches": _NEW_BATCH, "/threads/runs": _NEW_RUN}
+_UPLOAD = Endpoint(name="batch", jobs=read_upload, later="names")
+
+POSTS = {"/files": _UPLOAD, "/batches": _NEW_BATCH, "/threads/runs": _NEW_RUN}
 PATTERNS = [
     ("GET", r"/batches(?:/[^/]+)?", _BATCHES),
     ("POST", r"/batches/[^/]+/cancel", _BATCHES),

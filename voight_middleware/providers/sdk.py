@@ -18,6 +18,7 @@ from voight_middleware.providers import bedrock
 from voight_middleware.providers.answers import Endpoint
 from voight_middleware.providers.bodies import Body
 from voight_middleware.providers.entry import Entry, biller, platform
+from voight_middleware.providers.openai_batch_requests import uploaded
 from voight_middleware.providers.streams import AsyncTap, Tap, hide_usage, quietly, watch_close
 from voight_middleware.providers.usage_chunks import ALWAYS_SENT
 from voight_middleware.tag_values import complain
@@ -37,7 +38,8 @@ class SdkEntry(Entry):
 
     def __init__(self, client: Any, sdk: str, endpoint: Endpoint, options: Any, stream: bool) -> None:
         host, provider = _whose(client, sdk)
-        super().__init__(endpoint, options.url, options.json_data, host, provider, stream)
+        body = options.json_data if endpoint.later != "names" else uploaded(options.json_data, options.files)
+        super().__init__(endpoint, options.url, body, host, provider, stream)
         self.options = options
         if stream and endpoint.asks_for_usage:
             self._ask_for_usage(options)

@@ -24,7 +24,12 @@ class ModelUse:
     """Of each kind: input at the full rate, read from the cache, written to it, output."""
     cost_femto: int
     rates: tuple[Fraction, ...] | None = None
-    """How the costs of a token of each kind stand to each other: the unit prices of one of the calls. None where they are not known."""
+    """
+    What a token of each kind costs: unit prices under terms that both periods have used, and the same on both sides unless they have
+    changed. None where they are not known.
+    """
+    reported: bool = False
+    """Whether the provider has said what the calls cost: unit prices only tell how the kinds of tokens stand to each other then."""
 
     def at(self, rates: Sequence[Fraction]) -> Fraction:
         """What the tokens come to at some rates."""
@@ -67,9 +72,10 @@ def causes(before: Period, after: Period) -> Causes:
     factors could have changed, so that none is favoured, and the parts add up to the difference without a rest.
 
     A model that only one of the periods used is taken to have had the same tokens and price in the other: its coming is ``mix``. Users
-    without priced calls in one of the periods are taken to have called alike: their coming is ``users``. What the calls of a model cost
-    is spread over their tokens as the unit prices of one of them stand to each other, so that more input, which is cheap, is not taken for
-    a lower price. Where those are not known, or there are no tokens, it is the calls that have a price.
+    without priced calls in one of the periods are taken to have called alike: their coming is ``users``.
+
+    ``price`` is what the unit prices themselves have changed, and 0 where they are the same. Another mix of tokens (more input, which is
+    cheap; a cache that is kept for an hour; a batch) is ``tokens``. Where no unit prices are known, it is the calls that have a price.
     """
     if not before.calls and not after.calls:
         return Causes(0, 0, 0, 0, 0)
@@ -117,12 +123,17 @@ def _cost_of_a_call(before: ModelUse | None, after: ModelUse | None) -> list[lis
     assert second is not None
     uses = first, second
     rates = [use.rates or first.rates or second.rates for use in uses]
+    per_call = [Fraction(use.cost_femto, use.calls) for use in uses]
     scale = [Fraction(0) if rate is None else use.at(rate) for use, rate in zip(uses, rates, strict=True)]
-    if all(scale):
+    if all(scale) and (first.reported or second.reported):
         return [
-            [tokens.at(rate or ()) / tokens.calls * use.cost_femto / total for use, rate, total in zip(uses, rates, scale, strict=True)]
-            for tokens in uses
+            [use.at(rate or ()) / use.calls * other.cost_femto / total for other, rate, total in zip(uses, rates, scale, strict=True)]
+            for use in uses
         ]
+    if rates[0] is not None and rates[0] == rates[1]:
+        return [[cost, cost] for cost in per_call]
+    if all(scale):
+        return [[cost * use.at(rate or ()) / own for rate in rates] for use, cost, own in zip(uses, per_call, scale, strict=True)]
     return [[Fraction(use.cost_femto, use.calls) for use in uses] for _ in uses]
 
 

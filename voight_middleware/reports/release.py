@@ -19,6 +19,8 @@ from voight_middleware.reports.unowned import Unowned
 
 TESTED = 100
 """How many users are tested: those who cost most in both releases together. A selection by the difference itself would find too many."""
+SAMPLE = 200
+"""How many of the first calls of a model are looked at for its unit prices."""
 LEAST = {"day": 3, "hour": 12}
 """How many whole days, or else hours, both releases need for a test."""
 
@@ -149,7 +151,7 @@ def release(
         LedgerError: The ledger cannot be read.
     """
     where = dict(where or {})
-    if taken := {"release", "hour", "day", "month"} & where.keys():
+    if taken := {"release", "hour", "day", "week", "month"} & {key.removesuffix("!") for key in where}:
         raise ValueError(f"a release has its own time: filter by other things than {min(taken)}, and give the time as a window")
     asking = _Asking(ledger, where, as_priced, zone)
     first = _first_calls(ledger, where, window)
@@ -166,6 +168,7 @@ def release(
 
     before, users_before = asking.side(against, first, window)
     after, users_after = asking.side(name, first, window)
+    asking.sides[:] = before, after
     costs = {
         user: (_per_day(users_before.get(user), before), _per_day(users_after.get(user), after)) for user in {**users_before, **users_after}
     }
@@ -212,12 +215,16 @@ class _Asking:
     where: Where
     as_priced: bool
     zone: tzinfo | None
-    rates: dict[tuple[str, str | None], tuple[Fraction, ...] | None] = field(default_factory=dict)
+    sides: list[Side] = field(default_factory=list)
+    """Both releases, once they are known."""
+    rates: dict[tuple[str, str | None], _Terms] = field(default_factory=dict)
     """Unit prices by release and model, once they have been looked for."""
+    reported: set[tuple[str, str | None]] = field(default_factory=set)
+    """Those whose provider reports the cost itself."""
 
     def groups(self, release: str, window: Window, by: Sequence[str], only: _Only | None = None) -> list[Spend]:
         """Calls of a release added up. Names are compared as they are: a star in one stands for itself."""
-        where: dict[str, str | tuple[str, ...] | None] = {**self.where, "release": release}
+        where: dict[str, str | tuple[str | None, ...] | None] = {**self.where, "release": release}
         exact: dict[str, str | None] = {"release": release} if "*" in release else {}
         if only is not None:
             where["user_id"] = only.user_id
@@ -262,15 +269,34 @@ class _Asking:
     def _use(self, side: Side, model: str | None, total: Spend) -> ModelUse:
         read, written = total.cache_read_tokens or 0, total.cache_write_tokens or 0
         tokens = ((total.input_tokens or 0) - read - written, read, written, total.output_tokens or 0)
-        return ModelUse(total.calls, tokens, total.cost_femto or 0, self._rates(side, model))
+        rates = self._rates(side, model)
+        return ModelUse(total.calls, tokens, total.cost_femto or 0, rates, (side.release, model) in self.reported)
 
     def _rates(self, side: Side, model: str | None) -> tuple[Fraction, ...] | None:
-        """The unit prices of one of the first calls of a model in a release."""
+        """
+        The unit prices of a model in a release, under terms that the other one has used too. They differ from those of the other one
+        only where they have changed: none of the first calls of one had what the first calls of the other had.
+        """
+        first, second = (self._terms(one, model) for one in self.sides)
+        common = [terms for terms in first if terms in second]
+        for terms in common:
+            if same := first[terms] & second[terms]:
+                return min(same)
+        if common:
+            return min((first if side is self.sides[0] else second)[common[0]])
+        return next((min(prices) for prices in (*first.values(), *second.values())), None)
+
+    def _terms(self, side: Side, model: str | None) -> _Terms:
+        """The unit prices of the first calls of a model in a release, by the terms that they were served under."""
         key = side.release, model
         if key not in self.rates:
-            where = {**self.where, "release": side.release, "model": model, "cost_status": "priced"}
-            calls = self.ledger.calls(where, side.window, 100, as_priced=self.as_priced, zone=self.zone)
-            self.rates[key] = next((_unit_prices(call.price) for call in calls if call.price is not None), None)
+            self.rates[key] = {}
+            where = {**self.where, "release": side.release, "model": model, "cost_status": ("priced", "partial")}
+            for call in self.ledger.calls(where, side.window, SAMPLE, as_priced=self.as_priced, zone=self.zone):
+                if call.list_femto is not None:
+                    self.reported.add(key)
+                if call.price is not None and (prices := _unit_prices(call.price)) is not None:
+                    self.rates[key].setdefault(f"{call.batch} {call.service_tier}", set()).add(prices)
         return self.rates[key]
 
     def tests(self, before: Side, after: Side, only: _Only | None, grain: str) -> tuple[_Test, _Test]:
@@ -288,6 +314,7 @@ class _Asking:
         return [costs.get(name, (0.0, 0)) for name in _whole(side.window, grain, self.zone or UTC)]
 
 
+_Terms: TypeAlias = dict[str, set[tuple[Fraction, ...]]]
 _Test: TypeAlias = tuple[float | None, float]
 
 
@@ -334,7 +361,8 @@ def _unit_prices(price: str) -> tuple[Fraction, ...] | None:
     try:
         units = msgspec.json.decode(price.partition("\n")[0])["unit_usd"]
         full = Fraction(units.get("input", 0))
-        return full, Fraction(units.get("cache_read", full)), Fraction(units.get("cache_write", full)), Fraction(units.get("output", 0))
+        written = units.get("cache_write_5m", units.get("cache_write", full))
+        return full, Fraction(units.get("cache_read", full)), Fraction(written), Fraction(units.get("output", 0))
     except (msgspec.DecodeError, KeyError, TypeError, ValueError, AttributeError):
         return None
 

@@ -11,7 +11,7 @@ from fractions import Fraction
 from voight_middleware.ledger import Ledger, Spend, Where, Window
 from voight_middleware.money import CONTEXT, from_femto, usd_text
 
-TIMES = ("hour", "day", "month")
+TIMES = ("hour", "day", "week", "month")
 """Dimensions that have an order of their own."""
 
 
@@ -107,7 +107,7 @@ def as_row(group: Spend) -> dict[str, str | int | None]:
         "cache_read_tokens": group.cache_read_tokens,
         "cache_write_tokens": group.cache_write_tokens,
         "output_tokens": group.output_tokens,
-        "cost_usd": usd(group.cost_femto),
+        "cost_usd": usd(group.sum_femto),
         "unpriced_calls": group.unpriced_calls,
         "partial_calls": group.partial_calls,
         "estimated_calls": group.estimated_calls,

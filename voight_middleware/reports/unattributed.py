@@ -98,7 +98,7 @@ def unattributed(
     where = {name: value for name, value in (where or {}).items() if name != "user_id"}
 
     def groups(names: Sequence[str], *, unowned: bool) -> list[Spend]:
-        only: dict[str, str | tuple[str, ...] | None] = {**where, "user_id": None} if unowned else where
+        only: dict[str, str | tuple[str | None, ...] | None] = {**where, "user_id": None} if unowned else where
         return ledger.spend(names, only, window, as_priced=as_priced, zone=zone)
 
     everything = groups(("attribution",), unowned=False)

@@ -67,6 +67,8 @@ def beside(
         LedgerError: The ledger cannot be read.
     """
     where = where or {}
+    if "user_id!" in where:
+        return None
     if "user_id" in where:
         return None if where["user_id"] is not None else Unowned(total, total)
     if groups and "user_id" in groups[0].dimensions:

@@ -9,6 +9,7 @@ from datetime import tzinfo
 
 from voight_middleware.call import Call
 from voight_middleware.ledger import Ledger, Spend, Where, Window
+from voight_middleware.ledger.base import literal
 from voight_middleware.reports.spend import add_up
 
 PARTS = ("plan", "tenant_id", "model", "route", "release")
@@ -59,12 +60,9 @@ def user(
         LedgerError: The ledger cannot be read.
     """
     ids = tuple(dict.fromkeys((user_id, *known_as)))
-    where = {**(where or {}), "user_id": ids}
+    where = {**(where or {}), "user_id": tuple(map(literal, ids))}
     # One question for all: the calls of one user are few, and each question reads all of them.
-    names = ("day", *PARTS, *(("user_id",) if "*" in "".join(ids) else ()))
-    groups = ledger.spend(names, where, window, as_priced=as_priced, zone=zone)
-    if "user_id" in names:
-        groups = [group for group in groups if group.dimensions["user_id"] in ids]
+    groups = ledger.spend(("day", *PARTS), where, window, as_priced=as_priced, zone=zone)
     days = sorted(_by("day", groups), key=lambda day: str(day.dimensions["day"]))
     calls: deque[Call] = deque(maxlen=last)
     if days and last:
@@ -76,7 +74,7 @@ def user(
         for day in days:
             if str(day.dimensions["day"]) >= str(first):
                 some = ledger.calls({**where, "day": day.dimensions["day"]}, window, as_priced=as_priced, zone=zone)
-                calls.extend(call for call in some if call.tags.user_id in ids)
+                calls.extend(some)
     return UserReport(
         user_id=user_id,
         window=window,

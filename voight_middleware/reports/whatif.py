@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
-from datetime import UTC, tzinfo
+from datetime import UTC, date, timedelta, tzinfo
 
 from voight_middleware.call import Call
 from voight_middleware.ingest import BATCH
@@ -24,7 +24,12 @@ _OTHERS = ("openai", "anthropic", "google", "mistral", "deepseek", "xai", "coher
 _TAGS = ("user_id", "plan", "tenant_id", "route", "release", "session_id")
 _OWN = ("provider", "model", "requested_model", "endpoint", "outcome", "attribution", "cost_status")
 _TIMES: dict[str, Callable[[str], str]] = {"hour": lambda text: f"{text[:13]}:00{text[19:]}", "day": lambda text: text[:10]}
+_TIMES["week"] = lambda text: _monday(date.fromisoformat(text[:10])).isoformat()
 _TIMES["month"] = lambda text: text[:7]
+
+
+def _monday(day: date) -> date:
+    return day - timedelta(days=day.weekday())
 
 
 class NoSuchModel(ValueError):

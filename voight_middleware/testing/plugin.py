@@ -74,6 +74,7 @@ def calls_of_a_test(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[
     """Keep the calls made in the block apart from every other test's, and from the real ledger."""
     # In the environment too: an application that calls `voight.configure()` inside the test, or a process that it starts, stays here.
     monkeypatch.setenv("VOIGHT_LEDGER", str(folder / "voight" / "ledger.db"))
+    monkeypatch.setenv("VOIGHT_CONFIG", "none")  # a settings file may name the real journal
     monkeypatch.delenv("VOIGHT_JOURNAL", raising=False)
     monkeypatch.delenv("VOIGHT_ENABLED", raising=False)
     monkeypatch.delenv("VOIGHT_KEY", raising=False)  # no call of a test is an event at Voight

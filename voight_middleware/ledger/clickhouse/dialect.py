@@ -6,12 +6,13 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from voight_middleware.ledger.base import wildcard_parts
 from voight_middleware.ledger.clickhouse.schema import SELECT, femto, kept_as
 from voight_middleware.ledger.question import Sql
 from voight_middleware.ledger.rollups import Bucket, Rollup
 from voight_middleware.ledger.rows import FIGURES, INPUT, OUTPUT, READ, SELECTED, WRITTEN
 
-_FORMS = {"hour": "%Y-%m-%dT%H:00", "day": "%Y-%m-%d", "month": "%Y-%m"}
+_FORMS = {"hour": "%Y-%m-%dT%H:00", "day": "%Y-%m-%d", "week": "%Y-%m-%d", "month": "%Y-%m"}
 _ESCAPED = re.compile(r"[\\%_]")
 
 
@@ -100,7 +101,8 @@ class ClickHouseDialect:
 
     def moment(self, form: str, at: str, ahead: str = "0") -> str:
         """A division of whole numbers, cut towards 0."""
-        return f"formatDateTime(fromUnixTimestamp64Second(toInt64(intDiv({at}, 1000000) + {ahead}), 'UTC'), '{_FORMS[form]}')"
+        local = f"fromUnixTimestamp64Second(toInt64(intDiv({at}, 1000000) + {ahead}), 'UTC')"
+        return f"formatDateTime({f'toMonday({local})' if form == 'week' else local}, '{_FORMS[form]}')"
 
     def extra(self, key: str) -> Sql:
         """The value of a key of the map."""
@@ -112,7 +114,7 @@ class ClickHouseDialect:
 
     def like(self, sql: str, pattern: str) -> Sql:
         """LIKE, which minds case here."""
-        return f"{sql} LIKE ?", ["%".join(_ESCAPED.sub(r"\\\g<0>", part) for part in pattern.split("*"))]
+        return f"{sql} LIKE ?", ["%".join(_ESCAPED.sub(r"\\\g<0>", part) for part in wildcard_parts(pattern))]
 
     def among(self, sql: str, values: Sequence[Bucket]) -> Sql:
         """In one value."""

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
+from voight_middleware.ledger.base import wildcard_parts
 from voight_middleware.ledger.postgres import triggers
 from voight_middleware.ledger.postgres.schema import CALLS, CALLS_AS_PRICED
 from voight_middleware.ledger.question import Sql
 from voight_middleware.ledger.rollups import ROLLUPS, Bucket, Rollup
 from voight_middleware.money import CONTEXT
+
+_SPECIAL = re.compile(r"[\\%_]")
 
 
 class PostgresDialect:
@@ -49,9 +53,7 @@ class PostgresDialect:
 
     def like(self, sql: str, pattern: str) -> Sql:
         """LIKE minds case here."""
-        for special in "\\%_":
-            pattern = pattern.replace(special, f"\\{special}")
-        return f"{sql} LIKE ?", [pattern.replace("*", "%")]
+        return f"{sql} LIKE ?", ["%".join(_SPECIAL.sub(r"\\\g<0>", part) for part in wildcard_parts(pattern))]
 
     def among(self, sql: str, values: Sequence[Bucket]) -> Sql:
         """In one value, however many they are."""

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from voight_middleware.ledger.rollups import ROLLUPS, Bucket, Rollup
 from voight_middleware.ledger.rows import INPUT, OUTPUT, READ, WRITTEN
 
-_FORMS = {"hour": 'YYYY-MM-DD"T"HH24":00"', "day": "YYYY-MM-DD", "month": "YYYY-MM"}
+_FORMS = {"hour": 'YYYY-MM-DD"T"HH24":00"', "day": "YYYY-MM-DD", "week": "YYYY-MM-DD", "month": "YYYY-MM"}
 _YEARS = "BETWEEN -62135596800 AND 253402300799"
 """The years from 1 to 9999: other moments have no name."""
 
@@ -20,7 +20,10 @@ _YEARS = "BETWEEN -62135596800 AND 253402300799"
 def moment(form: str, at: str, ahead: str = "0") -> str:
     """The SQL of an hour, a day or a month, as ``Dialect.moment``; the session's time zone and language make no difference."""
     seconds = f"({at} / 1000000 + {ahead})"
-    text = f"to_char(to_timestamp({seconds}) AT TIME ZONE 'UTC', '{_FORMS[form]}')"
+    local = f"to_timestamp({seconds}) AT TIME ZONE 'UTC'"
+    if form == "week":
+        local = f"date_trunc('week', {local})"
+    text = f"to_char({local}, '{_FORMS[form]}')"
     return f'(CASE WHEN {seconds} {_YEARS} THEN {text} END COLLATE "C")'
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from voight_middleware.ledger.base import wildcard_parts
 from voight_middleware.ledger.question import Sql
 from voight_middleware.ledger.rollups import ROLLUPS, Bucket, Rollup
 from voight_middleware.ledger.sqlite.schema import CALLS, CALLS_AS_PRICED
 from voight_middleware.ledger.sqlite.triggers import LIMB, SUMS
 
-_FORMS = {"hour": "%Y-%m-%dT%H:00", "day": "%Y-%m-%d", "month": "%Y-%m"}
+_FORMS = {"hour": "%Y-%m-%dT%H:00", "day": "%Y-%m-%d", "week": "%Y-%m-%d", "month": "%Y-%m"}
+_SPECIAL = re.compile(r"[*?\[]")
 
 
 class SQLiteDialect:
@@ -40,7 +43,8 @@ class SQLiteDialect:
 
     def moment(self, form: str, at: str, ahead: str = "0") -> str:
         """SQLite cuts a division of whole numbers towards 0."""
-        return f"strftime('{_FORMS[form]}', {at} / 1000000 + {ahead}, 'unixepoch')"
+        monday = ", 'weekday 0', '-6 days'" if form == "week" else ""
+        return f"strftime('{_FORMS[form]}', {at} / 1000000 + {ahead}, 'unixepoch'{monday})"
 
     def extra(self, key: str) -> Sql:
         """The value of a key of the JSON text."""
@@ -52,7 +56,7 @@ class SQLiteDialect:
 
     def like(self, sql: str, pattern: str) -> Sql:
         """GLOB: unlike LIKE, it knows capital letters."""
-        return f"{sql} GLOB ?", [pattern.replace("[", "[[]").replace("?", "[?]")]
+        return f"{sql} GLOB ?", ["*".join(_SPECIAL.sub(r"[\g<0>]", part) for part in wildcard_parts(pattern))]
 
     def among(self, sql: str, values: Sequence[Bucket]) -> Sql:
         """In one value, however many they are."""

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import sys
-from collections.abc import Generator
 from importlib.metadata import distribution
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from voight_django import conf
+from voight_middleware.settings import project_settings
 
 
 class Command(BaseCommand):
@@ -46,22 +45,8 @@ class Command(BaseCommand):
 def _run(arguments: list[str]) -> int:
     # By its entry point, as the shell does: integrations stand below the command line, and cannot import it.
     (main,) = distribution("voight-middleware").entry_points.select(group="console_scripts", name="voight")
-    with _in_environment():
-        return int(main.load()(arguments))
-
-
-@contextlib.contextmanager
-def _in_environment() -> Generator[None]:
-    """The values of ``VOIGHT`` as the variables that the command line reads."""
     values = conf.meter_values(conf.project())
-    values.pop("listeners", None)
-    before = dict(os.environ)
-    os.environ.update({f"VOIGHT_{name.upper()}": str(value) for name, value in values.items()})
-    try:
-        yield
-    finally:
-        for name in values:
-            variable = f"VOIGHT_{name.upper()}"
-            os.environ.pop(variable, None)
-            if variable in before:
-                os.environ[variable] = before[variable]
+    for name in conf.CODE:
+        values.pop(name, None)
+    with project_settings(values, lambda name: f"VOIGHT[{name.upper()!r}]"):
+        return int(main.load()(arguments))

@@ -1,0 +1,157 @@
+"""What ``voight doctor`` says of the journal: who ingests, what waits and why, what was set aside and what was lost."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from voight_middleware.cli.findings import Finding, writable
+from voight_middleware.journal import LOST, REJECTED, Election, Segment, closed_bytes, folder_bytes, lost, reasons, segments
+from voight_middleware.kept_prices import stamp_of
+from voight_middleware.price_books import configured_prices
+from voight_middleware.pricing import OverridesError
+from voight_middleware.settings import Settings
+from voight_middleware.waiting import LATE_SECONDS, age, waiting_since
+
+_MOST_SEGMENTS = 5
+_MOST_REASONS = 3
+
+
+def of_journal(settings: Settings, offsets: Mapping[str, int]) -> Iterator[Finding]:
+    """The journal, as far as this account may see it."""
+    foreign = owner_of(settings.journal)
+    if foreign is not None:
+        value = f"{settings.journal} belongs to {foreign}; {account()} may not see what waits there, nor how it is delivered"
+        yield Finding("journal", "account", value, f"ask as that account: sudo -u {foreign} voight doctor")
+        return
+    try:
+        yield from _seen(settings, offsets)
+    except OSError as error:
+        yield Finding("journal", "account", str(error), f"ask as the account that writes {settings.journal}: sudo -u ACCOUNT voight doctor")
+
+
+def account() -> str:
+    """Return the name of the account that runs this."""
+    return _name(os.geteuid())
+
+
+def owner_of(path: Path) -> str | None:
+    """Return the name of another account whose file or folder this one may not read; None where it may, or where there is nothing."""
+    for place in (path, *path.parents):
+        try:
+            status = place.stat()
+        except FileNotFoundError:
+            return None
+        except OSError:  # what is above it may not be looked into
+            continue
+        readable = os.access(place, os.R_OK | (os.X_OK if place.is_dir() else 0))
+        return None if readable or status.st_uid == os.geteuid() else _name(status.st_uid)
+    return None
+
+
+def _name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid {uid}"
+
+
+def _seen(settings: Settings, offsets: Mapping[str, int]) -> Iterator[Finding]:
+    section = "journal"
+    folder = settings.journal
+    consequence = "new calls are kept in memory only, and lost when the process ends"
+    yield writable(section, folder, consequence, "; on a read-only file system, mount a tmpfs and set VOIGHT_JOURNAL to it")
+    if not folder.is_dir():
+        yield Finding(section, "rejected lines", "0")
+        return
+    election = Election(folder)
+    waiting = list(_waiting(folder, offsets))
+    yield _ingester(settings, election, bool(waiting))
+    yield Finding(section, "last delivery", election.last_delivery() or "none yet")
+    yield _room(settings)
+    stuck = {segment.name: problem for segment, _, _ in waiting if (problem := _problem(folder, segment)) is not None}
+    for problem in sorted(set(stuck.values())):
+        count = sum(one == problem for one in stuck.values())
+        advice = "put the file right, or start the application anew with one that can be used; until then its calls wait"
+        yield Finding(section, "prices", f"{count:,} segments wait, as their prices cannot be used: {problem}", advice, fatal=True)
+    yield from _late(settings, election, offsets, stuck)
+    for segment, size, dead in waiting[:_MOST_SEGMENTS]:
+        owner = "of a process that is gone: the next report or app brings it in" if dead else "of a living process"
+        yield Finding(section, segment.name, f"{size:,} bytes waiting, {owner}")
+    if more := waiting[_MOST_SEGMENTS:]:
+        yield Finding(section, f"{len(more):,} others", f"{sum(size for _, size, _ in more):,} bytes waiting")
+    yield from _rejected(folder)
+    yield from _lost(folder)
+
+
+def _problem(folder: Path, segment: Segment) -> str | None:
+    """Why the calls of a segment cannot be priced as their application is configured; None where they can."""
+    stamp = stamp_of(segment.name)
+    try:
+        if len(stamp) > len("list"):
+            configured_prices(folder, stamp)
+    except OverridesError as error:
+        return str(error)
+    return None
+
+
+def _late(settings: Settings, election: Election, offsets: Mapping[str, int], stuck: Mapping[str, str]) -> Iterator[Finding]:
+    """Calls that wait though somebody is to bring them in."""
+    since = waiting_since(settings.journal, lambda name: offsets.get(name, 0), stuck)
+    late = 0.0 if since is None else time.time() - since
+    if late > LATE_SECONDS and election.taken():
+        lock = settings.journal / "ingest.lock"
+        advice = f"the process that ingests is stopped or hangs, and reports lack these calls: fuser {lock} names it; end it"
+        yield Finding("journal", "late", f"calls wait for {age(late)}", advice)
+
+
+def _ingester(settings: Settings, election: Election, waiting: bool) -> Finding:
+    if election.taken():
+        return Finding("journal", "ingester", "a living process")
+    advice = None
+    if not settings.ingest and waiting:
+        advice = "applications leave it to voight ingest, and none runs on this folder: start one"
+    return Finding("journal", "ingester", "none at the moment", advice)
+
+
+def _room(settings: Settings) -> Finding:
+    folder, limit = settings.journal, settings.journal_limit
+    value = f"{folder_bytes(folder):,} bytes of {limit:,} ({settings.sources.get('journal_limit', 'default')})"
+    if closed_bytes(folder) > limit:
+        advice = "calls wait in memory, and then the oldest are lost: let the ledger be reached, or raise VOIGHT_JOURNAL_LIMIT"
+        return Finding("journal", "room", f"none: {value}", advice, fatal=True)
+    return Finding("journal", "room", value)
+
+
+def _rejected(folder: Path) -> Iterator[Finding]:
+    name, rejected = "rejected lines", folder / REJECTED
+    try:
+        count = rejected.read_bytes().count(b"\n") if rejected.is_file() else 0  # a pipe would be waited for
+        why = Counter(reason for _, _, reason in reasons(folder))
+    except OSError as error:
+        yield Finding("journal", name, str(error), f"make {rejected} readable")
+        return
+    advice = f"look at {rejected}: torn lines of killed processes are harmless, please report any other"
+    yield Finding("journal", name, f"{count:,}", advice if count else None)
+    for reason, times in why.most_common(_MOST_REASONS):
+        yield Finding("journal", f"  {times:,} of them", reason)
+
+
+def _lost(folder: Path) -> Iterator[Finding]:
+    times = [line.split(" ") for line in lost(folder)]
+    count = sum(int(parts[1]) for parts in times if len(parts) > 1 and parts[1].isdigit())
+    if count:
+        advice = f"no total has these calls; {folder / LOST} says when. Delete it once you know"
+        yield Finding("journal", "lost records", f"{count:,}, the last {times[-1][0]}", advice)
+
+
+def _waiting(folder: Path, offsets: Mapping[str, int]) -> Iterator[tuple[Segment, int, bool]]:
+    for segment in segments(folder):
+        waiting = segment.size() - offsets.get(segment.name, 0)
+        with segment.adopt() as dead:
+            if waiting > 0:
+                yield segment, waiting, dead

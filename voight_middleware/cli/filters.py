@@ -1,0 +1,67 @@
+"""Filters as people type them: ``--where plan!=free,user=a*``."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+
+from voight_middleware.cli import privacy
+from voight_middleware.cli.asked import SHORT
+from voight_middleware.cli.render import UserError, printable
+from voight_middleware.ledger import Ledger, Where
+from voight_middleware.ledger.base import has_wildcard, literal
+from voight_middleware.settings import Settings
+
+_CONDITION = re.compile(r"\s*(?P<name>[^=!]*[^=!\s])\s*(?P<no>!?)=(?P<value>.*)", re.DOTALL)
+_NONE = ("-", "none")
+
+
+def read(texts: Sequence[str], settings: Settings) -> dict[str, str | tuple[str | None, ...] | None]:
+    """
+    Read the texts of ``--where``. A name that is given several times may have any of its values, and with ``!=`` none of them.
+
+    Raises:
+        UserError: A condition cannot be read.
+        SettingsError: The pseudonym key cannot be read.
+    """
+    found: dict[str, list[str | None]] = {}
+    for text in texts:
+        for condition in re.split(r"(?<!\\),", text):
+            match = _CONDITION.fullmatch(condition)
+            if match is None:
+                raise UserError(f"cannot read the filter {condition!r}; write --where key=value,key=value, or key!=value; \\, is a comma")
+            name, value = SHORT.get(match["name"], match["name"]), match["value"].replace("\\,", ",")
+            try:
+                value.encode()
+            except UnicodeEncodeError as error:
+                raise UserError(f"the filter on {name} is not text in the encoding of this terminal") from error
+            values = found.setdefault(f"{name}{match['no']}", [])
+            if value in _NONE:
+                values.append(None)
+            else:
+                sought = privacy.sought(name, value[1:] if value.startswith("\\") and value[1:] in _NONE else value, settings)
+                values += sought if isinstance(sought, tuple) else [sought]
+    return {name: values[0] if len(values) == 1 else tuple(values) for name, values in found.items()}
+
+
+def exact(ledger: Ledger, where: Where) -> Where:
+    """
+    Return *where*, each value with a ``*`` that is a value of the ledger standing for that one alone: an id may have a star in it.
+
+    Raises:
+        UnknownDimension: A name is no dimension, and no extra key of any call.
+        LedgerError: The ledger cannot be read.
+    """
+    found: dict[str, str | tuple[str | None, ...] | None] = {}
+    for name, value in where.items():
+        values = tuple(_exact(ledger, name.removesuffix("!"), one) for one in (value if isinstance(value, tuple) else (value,)))
+        found[name] = values if isinstance(value, tuple) else values[0]
+    return found
+
+
+def _exact(ledger: Ledger, name: str, value: str | None) -> str | None:
+    if value is None or not has_wildcard(value) or not any(group.calls for group in ledger.spend((), {name: literal(value)})):
+        return value
+    print(f"voight: {printable(value)} is itself a {name} here, and only that one is meant", file=sys.stderr)
+    return literal(value)

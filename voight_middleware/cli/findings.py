@@ -1,0 +1,65 @@
+"""What ``voight doctor`` finds, and how it is shown."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from voight_middleware.cli.render import printable
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report."""
+
+    section: str
+    name: str
+    value: str
+    advice: str | None = None
+    """What to do; None where all is well."""
+    fatal: bool = False
+    """Whether calls are lost or not stored."""
+
+
+def as_json(findings: list[Finding]) -> str:
+    """The findings as one JSON object, in ASCII."""
+    ok = not any(finding.fatal for finding in findings)
+    return json.dumps({"ok": ok, "findings": [asdict(finding) for finding in findings]}, indent=2)
+
+
+def as_text(findings: list[Finding]) -> str:
+    """The findings for a terminal, by section."""
+    width = max(len(finding.name) for finding in findings)
+    lines: list[str] = []
+    section = None
+    for finding in findings:
+        if finding.section != section:
+            section = finding.section
+            lines += ["", section] if lines else [section]
+        mark = "✗" if finding.fatal else "!" if finding.advice else "✓"
+        lines.append(f"  {mark} {finding.name.ljust(width)}  {printable(finding.value)}")
+        if finding.advice:
+            lines.append(f"    {' ' * width}  → {printable(finding.advice)}")
+    fatal = sum(finding.fatal for finding in findings)
+    advice = sum(finding.advice is not None for finding in findings) - fatal
+    verdict = "calls are lost or not stored" if fatal else "calls are kept"
+    lines += ["", f"{verdict}; {fatal} to put right, {advice} to look at" if fatal or advice else "all is well"]
+    return "\n".join(lines)
+
+
+def writable(section: str, path: Path, consequence: str, otherwise: str = "") -> Finding:
+    """Whether *path*, or the folder that it would be made in, can be written."""
+    place = path
+    try:
+        while not place.exists() and place != place.parent:
+            place = place.parent
+    except OSError:  # a folder on the way that may not even be looked into
+        place = place.parent
+    right = os.W_OK | (os.X_OK if place.is_dir() else 0)
+    if os.access(place, right) and (place == path or place.is_dir()):
+        return Finding(section, "writable", f"{path}{'' if place == path else ' (made when it is needed)'}")
+    return Finding(
+        section, "writable", f"no: {path}", f"{consequence}: make {place} writable, or choose another place{otherwise}", fatal=True
+    )

@@ -1,0 +1,174 @@
+"""
+The settings file: ``voight.toml``, or ``[tool.voight]`` in ``pyproject.toml``.
+
+An application and the command line find the same one, so that both keep calls in one place and price them alike. Secrets do not belong
+there. A relative path in it is relative to its folder.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+NAME = "voight.toml"
+PROJECT = "pyproject.toml"
+CONFIG = "VOIGHT_CONFIG"
+"""The variable that names the file; ``none`` reads none."""
+NAMES = (
+    *("ledger", "journal", "release", "enabled", "request_identity", "prices", "pii", "tags", "tz"),
+    *("agent", "events_url", "events_per_minute", "ingest", "journal_limit", "exit_timeout", "delivery"),
+)
+_SECRETS = {"key": "VOIGHT_KEY", "pseudonym_key": "VOIGHT_PSEUDONYM_KEY", "header_key": "VOIGHT_HEADER_KEY"}
+_PATHS = ("ledger", "journal", "prices")
+_TABLES = ("pii", "tags")
+_ROOTS = ((".git", ".hg"), (PROJECT, "setup.py", "manage.py"))
+"""What marks the root of a project, the better marks first. Above it no file is looked for: it would be somebody else's."""
+
+
+@dataclass(frozen=True, slots=True)
+class SettingsFile:
+    """What a settings file says, and what is wrong with it."""
+
+    path: Path | None = None
+    """None where there is no file."""
+    values: Mapping[str, str | Mapping[str, str]] = field(default_factory=dict)
+    lines: Mapping[str, int] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+    """One line for each mistake, with the file and its line."""
+    unreadable: bool = False
+    """Whether nothing of it can be known."""
+
+    def source(self, name: str) -> str:
+        """Return where a value is: ``/srv/app/voight.toml:3``."""
+        line = self.lines.get(name)
+        return f"{self.path}:{line}" if line else str(self.path)
+
+
+NO_FILE = SettingsFile()
+
+
+def find_settings_file(environ: Mapping[str, str] = os.environ, beside: Path | None = None) -> SettingsFile:
+    """
+    Return the first settings file that there is: the one that ``VOIGHT_CONFIG`` names; the one of the working directory or of a folder
+    above it, up to the project's root; the one in the folder *beside*, which is that of the ledger.
+    """
+    named = environ.get(CONFIG, "").strip()
+    if named.lower() == "none":
+        return NO_FILE
+    if named:
+        try:
+            path = Path(named).expanduser().absolute()
+        except RuntimeError:  # ~user, who does not exist
+            path = Path(named).absolute()
+        return read_settings_file(path)
+    for folder in _folders():
+        if _is_file(folder / NAME):
+            return read_settings_file(folder / NAME)
+        if _is_file(folder / PROJECT) and (found := read_settings_file(folder / PROJECT)).path is not None:
+            return found
+    if beside is not None and _is_file(beside / NAME):
+        return read_settings_file(beside / NAME)
+    return NO_FILE
+
+
+def read_settings_file(path: Path) -> SettingsFile:
+    """Read a file; never raises. A ``pyproject.toml`` without ``[tool.voight]`` says nothing."""
+    import tomllib
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or error
+        return NO_FILE if path.name == PROJECT else SettingsFile(path, problems=(f"{path}: cannot be read: {why}",), unreadable=True)
+    try:
+        content: Any = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        if path.name == PROJECT and "tool.voight" not in text:
+            return NO_FILE  # another tool's mistake
+        return SettingsFile(path, problems=(f"{path}: {error}",), unreadable=True)
+    begin = 0
+    if path.name == PROJECT:
+        tools = content.get("tool")
+        content = tools.get("voight") if isinstance(tools, dict) else None
+        if not isinstance(content, dict):
+            return NO_FILE
+        begin = next((number for number, line in enumerate(text.splitlines(), 1) if re.match(r"\s*\[\s*tool\.voight\b", line)), 0)
+    return _read(path, content, text.splitlines(), begin)
+
+
+def _read(path: Path, content: Mapping[str, Any], lines: list[str], begin: int) -> SettingsFile:
+    values: dict[str, str | Mapping[str, str]] = {}
+    places: dict[str, int] = {}
+    problems: list[str] = []
+    for name, given in content.items():
+        line = _line_of(name, lines, begin)
+        if line:
+            places[name] = line
+        where = f"{path}:{line}" if line else f"{path}"
+        if name in _SECRETS:
+            problems.append(f"{where}: a secret does not belong into a file that is shared: set {_SECRETS[name]}")
+        elif name not in NAMES:
+            problems.append(f"{where}: there is no setting {name!r}{nearest(name, NAMES)}")
+        elif (value := _value(name, given)) is None:
+            form = "a text or a table" if name in _TABLES else "a text, a number, true or false"
+            problems.append(f"{where}: {name} must be {form}, not {given!r}")
+        else:
+            values[name] = _placed(value, path.parent) if name in _PATHS and isinstance(value, str) else value
+    return SettingsFile(path, values, places, tuple(problems))
+
+
+def _value(name: str, given: object) -> str | Mapping[str, str] | None:
+    if isinstance(given, dict) and name in _TABLES:
+        return {str(key): value if isinstance(value, str) else str(value) for key, value in given.items()}
+    if isinstance(given, bool):
+        return "true" if given else "false"
+    return (str(given).strip() or None) if isinstance(given, str | int | float) else None
+
+
+def _placed(place: str, folder: Path) -> str:
+    """A path as it is meant: from the folder of the file. A URL of a server stays as it is."""
+    path = place.removeprefix("sqlite:///")
+    if "://" in path or path.startswith(("/", "~")) or (path == place and re.match(r"[A-Za-z]+:", place)):
+        return place
+    return str(folder / path)
+
+
+def _line_of(name: str, lines: list[str], begin: int) -> int | None:
+    key = rf'["\']?{re.escape(name)}["\']?'
+    pattern = re.compile(rf"\s*(?:{key}\s*[=.]|\[\s*(?:tool\s*\.\s*voight\s*\.\s*)?{key}\s*[\].])")
+    return next((number for number, line in enumerate(lines, 1) if number > begin and pattern.match(line)), None)
+
+
+def _folders() -> Iterator[Path]:
+    """The working directory, and what is above it up to the project's root."""
+    try:
+        here = Path.cwd()
+    except OSError:  # it was deleted
+        return
+    chain = [here, *here.parents]
+    for marks in _ROOTS:
+        for index, folder in enumerate(chain):
+            if any(os.path.lexists(folder / mark) for mark in marks):
+                yield from chain[: index + 1]
+                return
+    yield here
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a folder that may not be looked into
+        return False
+
+
+def nearest(name: str, names: tuple[str, ...]) -> str:
+    """Return ``: did you mean …?``, or all names where none is near."""
+    near = difflib.get_close_matches(name.lower(), [known.lower() for known in names], n=1)
+    if not near:
+        return f": use one of {', '.join(names)}"
+    return f": did you mean {next(known for known in names if known.lower() == near[0])}?"
