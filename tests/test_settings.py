@@ -392,7 +392,7 @@ def test_a_temporary_folder_that_another_account_may_have_made_is_not_used(make:
 
     assert Settings.from_environment(ledger="/l.db", environ={}).journal == Path("/l.db.journal")
     settings, errors = usable_settings({"VOIGHT_RELEASE": "r1"})
-    assert (settings.enabled, settings.release, len(errors)) == (False, None, 1)
+    assert (settings.enabled, settings.release, len(errors)) == (False, "r1", 1)
     settings, errors = usable_settings({"VOIGHT_LEDGER": "/l.db"})
     assert (settings.enabled, errors) == (True, [])
 

@@ -18,7 +18,7 @@ ALWAYS_SENT = frozenset({"openrouter"})
 """Providers whose streams have usage whether it is asked for or not."""
 
 _HEAD = frozenset({"id", "object", "created", "model", "choices", "usage", "service_tier", "system_fingerprint", "obfuscation"})
-_MEASURED = frozenset({"timings", "time_info", "stats", "x_groq"})
+_MEASURED = frozenset({"timings", "time_info", "stats", "x_groq", "latency_checkpoint"})
 """What servers measure and put on their last chunk, whichever that is. A chunk that has only these besides is still ours."""
 
 
