@@ -84,6 +84,7 @@ def test_two_applications_with_different_prices(place: Path, new_call: NewCall) 
     assert sorted(costs(place), key=lambda cost: cost or 0) == [AT_LIST, AT_MINE, 2 * AT_MINE]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [BROKEN, None, b"\xff"], ids=["broken", "missing", "no text"])
 def test_a_broken_file_makes_calls_wait_whoever_ingests(
     content: str | bytes | None, place: Path, new_call: NewCall, capsys: pytest.CaptureFixture[str]

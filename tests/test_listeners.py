@@ -145,6 +145,7 @@ def test_a_process_with_too_many_threads(
     assert len(heard) == 3
 
 
+@pytest.mark.slow
 def test_listeners_that_get_no_thread_at_first(listening: Callable[..., Meter], monkeypatch: pytest.MonkeyPatch) -> None:
     """The ledger has its thread, the listeners get theirs with a later call: what waited until then is heard."""
     heard: list[Call] = []

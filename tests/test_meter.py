@@ -64,6 +64,7 @@ def kept(meter: Meter) -> list[str]:
         ledger.close()
 
 
+@pytest.mark.slow
 def test_flush_is_true_once_everything_is_in_the_ledger(make_meter: MakeMeter, new_call: NewCall) -> None:
     """After `flush()` a report sees every call that was finished before it."""
     meter = make_meter()

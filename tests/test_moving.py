@@ -119,6 +119,7 @@ def test_everything_arrives(source: Ledger, target: Ledger) -> None:
     assert contents(target) == before
 
 
+@pytest.mark.slow
 def test_there_and_back(source: Ledger, target: Ledger, file: Ledger) -> None:
     """What has gone through another engine is what it was."""
     fill(source, 150)
@@ -127,6 +128,7 @@ def test_there_and_back(source: Ledger, target: Ledger, file: Ledger) -> None:
     assert contents(file) == contents(source)
 
 
+@pytest.mark.slow
 def test_a_dry_run(source: Ledger, target: Ledger) -> None:
     """It says how many, and writes nothing: into an empty target, a half filled one, and none at all."""
     calls = fill(source, 250)
@@ -149,6 +151,7 @@ def test_an_empty_source(source: Ledger, target: Ledger) -> None:
     assert move(source, target) == Move()
 
 
+@pytest.mark.slow
 def test_a_target_with_calls_of_its_own(source: Ledger, target: Ledger) -> None:
     """They stay and count, on the same days too; what is compared is what the source has."""
     fill(source, 200)

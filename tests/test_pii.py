@@ -271,6 +271,7 @@ def test_no_snowflake_passes_for_a_card() -> None:
             assert find(str((moment - epoch) << 22 | chance.getrandbits(22))) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [

@@ -87,6 +87,7 @@ def test_python(number: int, to_loopback: None, voight_calls: Any) -> None:
         assert [call.tags.user_id for call in voight_calls] == ["u_7"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", numbered(has_tests))
 def test_python_of_tests(number: int, pytester: pytest.Pytester, voight_provider: Any) -> None:
     """Every example of a test passes."""

@@ -90,6 +90,7 @@ def test_a_person_is_nowhere_any_more(ledger: SQLiteLedger, place: Settings, tmp
     assert {call.tags.session_id for call in ledger.calls({"user_id": "bob"})} == {"s-bob"}
 
 
+@pytest.mark.slow
 def test_a_second_run_changes_nothing(ledger: Ledger, place: Settings) -> None:
     """Whoever is erased already is not found, and no other token is made."""
     erase(ledger, place, [ALICE])
@@ -241,6 +242,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
     return code, captured.out, captured.err
 
 
+@pytest.mark.slow
 @in_a_file
 def test_erase_asks_for_yes(ledger: SQLiteLedger, place: Settings, capsys: pytest.CaptureFixture[str]) -> None:
     """Without --yes nothing is changed, and what would be is shown; with it, it is done once."""
@@ -260,6 +262,7 @@ def test_erase_asks_for_yes(ledger: SQLiteLedger, place: Settings, capsys: pytes
     assert "nothing" in out
 
 
+@pytest.mark.slow
 @in_a_file
 def test_retention_as_a_command(ledger: SQLiteLedger, capsys: pytest.CaptureFixture[str]) -> None:
     """--keep takes days; --dry-run only counts; without --yes nothing is deleted."""
@@ -268,6 +271,7 @@ def test_retention_as_a_command(ledger: SQLiteLedger, capsys: pytest.CaptureFixt
         assert (found, ledger.spend()[0].calls) == (code, left), out
 
 
+@pytest.mark.slow
 @in_a_file
 def test_other_spans(ledger: SQLiteLedger, capsys: pytest.CaptureFixture[str]) -> None:
     """A span that cannot be read, or that would delete everything, is an error, and nothing is deleted."""
@@ -277,6 +281,7 @@ def test_other_spans(ledger: SQLiteLedger, capsys: pytest.CaptureFixture[str]) -
         assert "--keep" in errors
 
 
+@pytest.mark.slow
 @in_a_file
 def test_nobody_is_erased_by_a_pattern(ledger: SQLiteLedger, capsys: pytest.CaptureFixture[str]) -> None:
     """One person at a time, by a whole id."""

@@ -150,6 +150,7 @@ def test_switches_are_read_the_way_people_write_them(text: str, enabled: bool) -
     assert Settings.from_environment(environ={**HOME, "VOIGHT_ENABLED": text}).enabled is enabled
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "environ", "named"),
     [

@@ -25,6 +25,7 @@ def one(dialect: str, raw: dict[str, Any]) -> Usage:
     return component.usage
 
 
+@pytest.mark.slow
 @given(st.sampled_from(sorted(DIALECTS)), COUNT, MAYBE, MAYBE, MAYBE, COUNT, MAYBE, MAYBE)
 def test_openai_buckets_are_disjoint_and_add_up(  # noqa: PLR0917 - one parameter per bucket
     dialect: str,

@@ -67,6 +67,7 @@ def aask(voight_provider: Any) -> Callable[[], Any]:
     return call
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["ours outside", "ours inside"])
 def test_default_user(order: str, serve: Any, aask: Any, voight_calls: Any) -> None:
     """Without a getter the owner is request.user, whichever side of the authentication middleware ours is on."""
@@ -310,6 +311,7 @@ async def plain_user(connection: HTTPConnection) -> Any:
     return connection.headers.get("x-user")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("http", ["h11", "httptools"])
 def test_pipelined_under_both_protocols(http: str, serve: Any, aask: Any, voight_calls: Any) -> None:
     """Whichever of its parsers uvicorn uses, a pipelined request has an owner of its own."""
@@ -351,6 +353,7 @@ def test_an_asynchronous_getter_that_never_waits(serve: Any, ask: Any, voight_ca
     assert [(call.tags.user_id, call.attribution) for call in voight_calls] == [("alice", "getter")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sync", "async"])
 def test_a_task_that_outlives_its_request(kind: str, serve: Any, ask: Any, aask: Any, voight_calls: Any) -> None:
     """The first call of a request may come after its end: its user, and its route, are found all the same."""

@@ -349,6 +349,7 @@ def test_the_users_of_one_service_own_the_calls_of_the_next(serve: Any, voight_p
     assert refused() == 0
 
 
+@pytest.mark.slow
 def test_a_client_cannot_name_an_owner(serve: Any, voight_provider: Any, voight_calls: Any) -> None:
     """A header from outside is ignored by the service behind, and not handed on by the one in front."""
     behind = serve(reports(voight_provider))
@@ -375,6 +376,7 @@ def redirecting(to: str) -> FastAPI:
     return app
 
 
+@pytest.mark.slow
 def test_a_redirect_to_another_host_loses_it(serve: Any) -> None:
     """The hook of httpx runs for every hop; within the named host it stays. So does an adapter of requests."""
     other = serve(redirecting(""))

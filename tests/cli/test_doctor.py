@@ -88,6 +88,7 @@ def test_doctor_when_nothing_can_be_kept(tmp_path: Path, capsys: Captured) -> No
     assert "calls are lost or not stored; 2 to put right" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", ["Dear diary, " * 100, None], ids=["a foreign file", "a folder"])
 def test_doctor_of_a_ledger_that_is_none(ledger: Path, capsys: Captured, content: str | None) -> None:
     """A foreign file or a folder in the ledger's place is a problem with exit code 1, and the rest is still examined."""

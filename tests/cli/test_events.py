@@ -98,6 +98,7 @@ def test_a_key_and_nothing_queued(run: Run, server: EventServer, journal: Path) 
     assert not (journal / FOLDER).exists()
 
 
+@pytest.mark.slow
 def test_what_waits_is_shown(run: Run, server: EventServer, write: Write, journal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """How many, and how long that takes at the plan's rate; without a key how long is not known."""
     write(300)
@@ -150,6 +151,7 @@ def test_events_are_sent_for_a_time(run: Run, server: EventServer, write: Write,
     assert server.call_ids() == ids
 
 
+@pytest.mark.slow
 def test_a_key_that_was_refused_is_mended(
     run: Run, server: EventServer, write: Write, journal: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,6 +233,7 @@ def test_what_a_report_brings_in_is_queued(run: Run, server: EventServer, write:
 # -- voight ingest --once ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_once_sends_too(run: Run, server: EventServer, write: Write) -> None:
     """From cron it is the only process that could; all of it is sent within the run."""
     ids = write(50)
@@ -244,6 +247,7 @@ def test_once_sends_too(run: Run, server: EventServer, write: Write) -> None:
     assert server.call_ids() == ids + more
 
 
+@pytest.mark.slow
 def test_once_sends_for_a_time(run: Run, server: EventServer, write: Write, patch: Patch) -> None:
     """The ledger has the calls, so that it is no failure; what waits is said, with the reason."""
     patch("SEND_SECONDS", 0.5)

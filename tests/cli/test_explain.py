@@ -52,6 +52,7 @@ cost $0.02065784, {call.cost_status}
     assert capsys.readouterr().out == golden + "".join(f"  {reason}\n" for reason in call.cost_reasons)
 
 
+@pytest.mark.slow
 def test_explain_what_came_before(ledger: Path, prices: Path, capsys: Captured) -> None:
     """Earlier prices are listed with the time when they were replaced, in text and as data."""
     call = keep_priced(ledger, model="house-model")

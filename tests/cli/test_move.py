@@ -47,6 +47,7 @@ def urls(place: Path) -> tuple[str, ...]:
     return "--from", str(place), "--to", f"sqlite:///{place.parent}/target.db"
 
 
+@pytest.mark.slow
 def test_move(place: Path, add: Callable[..., None], run: Run) -> None:
     """It says how many calls there are to move, moves them, compares, and a second time finds nothing to do."""
     add("u_1", 1.5, times=3)

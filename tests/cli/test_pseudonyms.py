@@ -27,6 +27,7 @@ def alice(ledger: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("alice")
 def test_her_address_finds_what_is_kept_under_her_pseudonyms(capsys: Captured) -> None:
     """`--where` looks for all pseudonyms and the address itself; another user, another spelling and a pattern find what they say."""

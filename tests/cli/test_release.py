@@ -38,6 +38,7 @@ def test_release_as_a_table(releases: Add, voight: Voight) -> None:
     assert "split by Shapley values" in text
 
 
+@pytest.mark.slow
 def test_release_as_json(releases: Add, voight: Voight) -> None:
     """In JSON the causes add up to the difference to the last digit."""
     report = voight("release", "r2", "--against", "r1", "--format", "json")

@@ -13,6 +13,7 @@ from voight_middleware.cli import main
 from .kept_calls import Captured, keep, keep_priced, make_call
 
 
+@pytest.mark.slow
 def test_reprice(ledger: Path, prices: Path, capsys: Captured) -> None:
     """The dry run shows what would change, by user and model; the real one shows the same and does it, once; and back."""
     keep_priced(ledger)

@@ -69,6 +69,7 @@ def test_top_in_a_narrow_terminal(add: Add, voight: Voight, patch: Patch) -> Non
     assert "…" not in text
 
 
+@pytest.mark.slow
 @for_mistakes(
     [
         (["--by", ""], "--by needs a dimension"),

@@ -68,6 +68,7 @@ def test_spend_without_dimensions_is_the_total(ledger: Path, capsys: Captured) -
     assert (row["calls"], row["cost_usd"]) == (2, "2")
 
 
+@pytest.mark.slow
 def test_spend_filters(ledger: Path, capsys: Captured) -> None:
     """`--where` takes several conditions in one or several options, patterns, and `-` or `none` for no value."""
     keep(ledger, make_call(1, tags={"plan": "free"}), make_call(2, tags={"plan": "free"}, model="x"), make_call(4, None))
@@ -92,6 +93,7 @@ def test_spend_filters(ledger: Path, capsys: Captured) -> None:
         assert row["cost_usd"] == ("0" if cost is None else f"{Decimal(cost).scaleb(-15):f}")
 
 
+@pytest.mark.slow
 def test_values_with_signs_of_filters(ledger: Path, capsys: Captured) -> None:
     r"""A comma is ``\\,``, a star ``**``, the id ``-`` is ``\\-``; an id with a star in it is meant itself, where there is one."""
     ids = ["a,b", "a*b", "aXb", "-", "none", "CORP\\alice", "line\nbreak"]

@@ -70,6 +70,7 @@ def test_no_command_shows_the_help(capsys: Captured) -> None:
     assert "voight demo" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -120,6 +121,7 @@ def test_a_foreign_file_is_refused(ledger: Path, capsys: Captured, command: str)
     assert "no SQLite file" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_works_without_rich(ledger: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without rich a table is refused with what to install; JSON, CSV, the export and the doctor work."""
     keep(ledger, make_call())

@@ -113,6 +113,7 @@ def test_flush_and_exit_try_at_once_and_keep_their_time(
     assert server.kept() == sorted(ids)
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_answer_holds_nobody_up(
     server: Server, make_meter: Callable[..., Meter], new_call: NewCall, caplog: pytest.LogCaptureFixture
 ) -> None:

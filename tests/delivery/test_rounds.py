@@ -109,6 +109,7 @@ def test_the_last_delivery_is_noted(server: Server, folder: Path, new_call: NewC
     assert not election.taken()
 
 
+@pytest.mark.slow
 def test_who_is_not_elected_holds_no_connection(server: Server, make_meter: Callable[..., Meter], folder: Path, new_call: NewCall) -> None:
     """Of many workers one is connected: the others ask only while somebody flushes, and hang up."""
     other = Election(folder)

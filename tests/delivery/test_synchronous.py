@@ -31,6 +31,7 @@ def test_synchronous_calls_are_in_the_ledger_when_they_end(server: Server, make_
         assert [call.call_id for call in ledger.calls({"user_id": "late"})] == [ids[0]]
 
 
+@pytest.mark.slow
 def test_synchronous_delivery_waits_once_for_a_server_that_is_down(
     server: Server, make_meter: Callable[..., Meter], new_call: NewCall
 ) -> None:

@@ -83,6 +83,7 @@ def test_own_tags(url: str, voight_calls: Any) -> None:
     assert voight_calls.one().tags.extra == {"feature": "answers"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["/chat", "/search"])
 def test_visitors_have_no_owner(path: str, url: str, voight_calls: Any) -> None:
     """What is open to visitors is metered without a user, and without an error of the getter."""
@@ -91,6 +92,7 @@ def test_visitors_have_no_owner(path: str, url: str, voight_calls: Any) -> None:
     assert (call.tags.user_id, call.tags.plan, call.attribution) == (None, None, "none")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "token"), [("/answer", None), ("/chat", "token-99"), ("/summarise/stream", "nonsense")])
 def test_strangers_are_turned_away(path: str, token: str | None, url: str, voight_calls: Any) -> None:
     """Without a known token no call is made."""

@@ -86,6 +86,7 @@ def test_text_formats(
     assert (tmp_path / "out").read_bytes() == expected
 
 
+@pytest.mark.slow
 def test_parquet(ledger: Path, tmp_path: Path, calls: list[Call], capsys: Captured) -> None:
     """Parquet needs a file, and holds every call in the order of time."""
     assert main(["export", "--format", "parquet"]) == 1
@@ -207,6 +208,7 @@ def test_links_and_pipes(tmp_path: Path) -> None:
     assert stat.S_ISCHR(Path(os.devnull).stat().st_mode)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["jsonl", "csv", "parquet", "focus"])
 def test_a_file_that_cannot_be_written(ledger: Path, tmp_path: Path, capsys: Captured, name: str) -> None:
     """A folder as a file, or a file in no folder, is a message and no traceback."""
@@ -280,6 +282,7 @@ def test_everything_about_one_person(ledger: Path, calls: list[Call], tmp_path: 
         assert former == ([format(call.cost_usd, "f")] if call.cost_femto and call.cost_usd else [])
 
 
+@pytest.mark.slow
 def test_a_star_in_an_id_is_no_pattern(ledger: Path, capsys: Captured) -> None:
     """Who is called `u_*` gets nobody else's calls, and an id is never SQL, nor the word for no user."""
     keep(ledger, call_of("u_*", "z1"), call_of("-", "z2"), call_of("none", "z3"), call_of("' OR 1=1 --", "z4"), call_of("*", "z5"))

@@ -61,6 +61,7 @@ def test_columns(rows: list[Row]) -> None:
     assert not any(name.startswith("x_") for name in theirs)
 
 
+@pytest.mark.slow
 def test_what_must_not_be_null(rows: list[Row]) -> None:
     """No mandatory cell is empty, but for the costs of what has no price: they are null together with the unit prices, and never 0."""
     without = 0

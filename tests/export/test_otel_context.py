@@ -132,6 +132,7 @@ def test_the_context_may_be_left_in_another_one(
     assert "detach" not in caplog.text
 
 
+@pytest.mark.slow
 def test_two_generators_that_end_in_the_order_in_which_they_began(traced: Traced, listening: Any) -> None:
     """As in ``zip()`` over two of them: afterwards no span that has ended is the current one."""
     listening(traced.spans)

@@ -24,6 +24,7 @@ def make_call(**fields: object) -> Call:
     return Call(**{"call_id": "c", "occurred_at": 1_793_534_400_000_001, "provider": "p", "endpoint": "e", **fields})
 
 
+@pytest.mark.slow
 def test_what_was_written_is_read(tmp_path: Path) -> None:
     """A call comes back with the names of the JSON export, and every value in its own type."""
     call = make_call(

@@ -77,6 +77,7 @@ def test_an_answer_after_the_end_is_not_heard(server: EventServer, sending: Send
     assert server.call_ids() == ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [401, 410, 400])
 def test_a_refusal_after_the_end_is_not_heard(server: EventServer, sending: Sending, code: int) -> None:
     """Nor does it stop, or set aside, what another has sent."""
@@ -167,6 +168,7 @@ def test_a_proxy_is_not_shown_the_key(server: EventServer, sending: Sending, mon
     assert server.call_ids() == ids
 
 
+@pytest.mark.slow
 def test_a_quota_that_is_spent_is_waited_for(server: EventServer, sending: Sending, patch: Patch) -> None:
     """Not tried again at once, as a fault would be; the reason is there to be read, and everything arrives afterwards."""
     patch("LONGEST_WAIT", 0.5, within="voight")
@@ -180,6 +182,7 @@ def test_a_quota_that_is_spent_is_waited_for(server: EventServer, sending: Sendi
     assert server.call_ids() == ids
 
 
+@pytest.mark.slow
 def test_who_is_erased_during_an_outage_is_not_named_after_it(server: EventServer, sending: Sending, patch: Patch) -> None:
     """What was read from the ledger is read again, by a process that knows nothing of the erasure."""
     patch("FRESH_SECONDS", 0.3, within="voight")
@@ -197,6 +200,7 @@ def test_who_is_erased_during_an_outage_is_not_named_after_it(server: EventServe
     assert (sending.kept().state.sent, sending.kept().waiting) == (40, 0)
 
 
+@pytest.mark.slow
 def test_old_bodies_are_not_sent_while_the_ledger_is_away(server: EventServer, sending: Sending, patch: Patch) -> None:
     """Nobody knows then whether they are still true; they go when it is back, each once."""
     patch("FRESH_SECONDS", 0.1, within="voight")

@@ -178,6 +178,7 @@ def test_a_state_that_may_not_be_read_sends_nothing(tmp_path: Path) -> None:
         status(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_sends_nothing_twice(server: EventServer, sending: Sending) -> None:
     """What was accepted cannot be kept: nothing else goes until it can, and then what is behind it."""
     outbox = open_outbox(sending.folder, create=True)
@@ -193,6 +194,7 @@ def test_a_disk_that_is_full_sends_nothing_twice(server: EventServer, sending: S
     assert sending.kept().state.sent == 3
 
 
+@pytest.mark.slow
 def test_a_call_of_the_future_without_an_owner_waits_no_longer(server: EventServer, sending: Sending, patch: Patch) -> None:
     """The clock was put back an hour: its owner is waited for as long as any other's."""
     patch("SETTLE_SECONDS", 0.3, within="voight")

@@ -33,6 +33,7 @@ def test_send_waiting_goes_on_after_a_stop(server: EventServer, sending: Sending
     assert server.call_ids() == ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("code", "problem"), [(503, "HTTP 503"), (400, None)])
 def test_what_was_put_right_is_not_said_any_more(server: EventServer, sending: Sending, code: int, problem: str | None) -> None:
     """The key is good again; what the server says now is something else, and tried again by itself or set aside."""
@@ -56,6 +57,7 @@ def test_send_waiting_sends_beside_a_journal_that_cannot_be_read(server: EventSe
     assert server.call_ids() == ids
 
 
+@pytest.mark.slow
 def test_send_waiting_brings_in_what_others_write_meanwhile(server: EventServer, sending: Sending, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is the elected one for as long as it sends: nobody else brings their calls into the ledger."""
     sending.delivery.run()
@@ -74,6 +76,7 @@ def test_send_waiting_brings_in_what_others_write_meanwhile(server: EventServer,
     assert server.call_ids() == ids
 
 
+@pytest.mark.slow
 def test_send_waiting_keeps_its_time(server: EventServer, sending: Sending) -> None:
     """With a server that is down, too."""
     sending.delivery.run()

@@ -373,6 +373,7 @@ def test_a_user_who_signs_in_asynchronously(aask: Any, voight_calls: Any) -> Non
 # -- routes --------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pattern", "url", "route"),
     [
@@ -422,6 +423,7 @@ def test_a_call_before_the_url_is_resolved(ask: Any, voight_calls: Any) -> None:
 # -- getters that fail ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["WSGI", "ASGI"])
 def test_a_getter_that_raises(protocol: str, ask: Any, voight_calls: Any) -> None:
     """The application does not notice; the call is kept, its attribution says error, and the meter counts it."""

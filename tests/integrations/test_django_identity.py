@@ -201,6 +201,7 @@ def by_token_of(find: Callable[[HttpRequest], Any]) -> Any:
     return by_token
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("found", "kept"),
     [
@@ -220,6 +221,7 @@ def test_users_of_other_kinds(found: Any, kept: str | None, ask: Any, voight_cal
     assert voight_calls.one().tags.user_id == kept
 
 
+@pytest.mark.slow
 def test_without_authentication(ask: Any, voight_calls: Any) -> None:
     """A project without users has calls without an owner, and no error."""
     with project(path("", lambda request: HttpResponse(ask())), middleware=(OURS,)):

@@ -151,6 +151,7 @@ def test_a_token_above_a_session(ask: Any, voight_calls: Any) -> None:
     assert [call.tags.user_id for call in voight_calls] == [str(user("alice").pk), str(user("bob").pk)]
 
 
+@pytest.mark.slow
 def test_nobody(ask: Any, voight_calls: Any) -> None:
     """A view that is open to all has calls without an owner; a session that it does not take is none."""
 

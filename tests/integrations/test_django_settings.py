@@ -251,6 +251,7 @@ def test_the_command_takes_what_the_setting_may_be(tmp_path: Path, voight_calls:
     assert "app=shop (VOIGHT['TAGS'])" in out
 
 
+@pytest.mark.slow
 def test_the_help(manage: Callable[..., str]) -> None:
     """The help is that of the command line, by either of Django's ways to ask for it."""
     assert "voight top --since month" in manage("voight", "--help")

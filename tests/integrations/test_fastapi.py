@@ -332,6 +332,7 @@ def test_the_schema_is_the_same(voight_provider: Any) -> None:
     assert schema(cost_tags) == schema(lambda own: own)
 
 
+@pytest.mark.slow
 def test_optional_users(asks: Any, voight_calls: Any) -> None:
     """A dependency that answers None leaves an anonymous call to nobody."""
     served = asks(dependencies=[Depends(cost_tags(plain_user))])
@@ -341,6 +342,7 @@ def test_optional_users(asks: Any, voight_calls: Any) -> None:
     assert [(call.tags.user_id, call.attribution) for call in voight_calls] == [("alice", "dependency"), (None, "none")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("http", ["h11", "httptools"])
 def test_pipelined_requests_without_the_middleware(http: str, asks: Any, voight_calls: Any) -> None:
     """uvicorn begins a pipelined request in the context of the one before it: its dependency names its own user, or nobody."""
@@ -371,6 +373,7 @@ async def test_an_application_inside_another_request(asks: Any, voight_calls: An
     assert [call.tags.user_id for call in voight_calls] == ["alice", "outer"]
 
 
+@pytest.mark.slow
 def test_routes_of_included_routers_and_mounted_applications(asks: Any, voight_calls: Any) -> None:
     """The route has every prefix that it is included or mounted under, and no parameter's value."""
     served = asks()

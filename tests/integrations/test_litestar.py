@@ -30,6 +30,7 @@ class Authentication(AbstractAuthenticationMiddleware):
         return AuthenticationResult(user=User(name) if name else None, auth=None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["ours outside", "ours inside"])
 def test_user_and_route(order: str, serve: Any, voight_provider: Any, voight_calls: Any) -> None:
     """Without a getter the owner is Litestar's ``request.user``; the route has the router's and the controller's path, and no converter."""

@@ -227,6 +227,7 @@ DAMAGED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("column", "value"), DAMAGED.items(), ids=DAMAGED)
 def test_a_damaged_cell_is_said_with_its_call(column: str, value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In one line, by whatever reads calls; an export of it leaves no file."""

@@ -63,6 +63,7 @@ def _texts(attributes: Any) -> dict[str, str]:
     return {one.key: one.value.string_value for one in attributes if one.key in named and one.value.WhichOneof("value") == "string_value"}
 
 
+@pytest.mark.slow
 @given(REQUESTS)
 def test_the_same_spans_are_found_as_by_the_library(resources: list[Any]) -> None:
     """In their order, with the resource and the scope that they are in."""
@@ -96,6 +97,7 @@ def test_a_long_span_keeps_what_is_looked_at(patch: Patch) -> None:
     assert slim == span
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", [b"\x0a\x00", b"\x0a\x02\x12\x00", b"\x0a\x02\x0a\x00"])
 def test_messages_are_counted_before_they_are_made(part: bytes, patch: Patch) -> None:
     """However many there are, a body costs little more than itself."""

@@ -28,6 +28,7 @@ Start = Callable[..., Receiving]
 TOKEN = "a-token-of-some-length"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compression", list(Compression))
 def test_pythons_own_exporter_is_understood(receiving: Start, compression: Compression) -> None:
     """OpenTelemetry's exporter in protobuf, with each of its compressions: user, tokens, and an exact cost."""
@@ -82,6 +83,7 @@ def test_the_same_body_five_times_is_one_call(receiving: Start) -> None:
     assert one.server.receiver.totals.repeated == 5
 
 
+@pytest.mark.slow
 def test_a_receiver_that_was_started_anew_knows_what_it_has_written(receiving: Start) -> None:
     """By the id of the call, as its memory is gone."""
     sent = span()

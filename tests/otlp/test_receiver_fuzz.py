@@ -50,6 +50,7 @@ def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Receiving]:
     one.stop()
 
 
+@pytest.mark.slow
 @given(body=BODIES, packing=st.sampled_from(["identity", "gzip", "torn gzip"]))
 def test_no_body_is_too_strange(fuzzed: Receiving, body: tuple[bytes, bool], packing: str) -> None:
     """Any body is taken or refused; the receiver has no error of its own, and what it took can be priced and kept."""

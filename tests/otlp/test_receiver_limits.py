@@ -61,6 +61,7 @@ PARTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("part", "fields"), PARTS.values(), ids=PARTS)
 def test_a_small_body_of_many_parts_is_refused(receiving: Start, patch: Patch, part: bytes, fields: tuple[int, ...]) -> None:
     """Sixteen kilobytes say millions of empty messages: they are counted and not made."""
@@ -101,6 +102,7 @@ def test_a_long_span_is_read_without_what_nobody_looks_at(receiving: Start) -> N
     assert (call.tags.user_id, call.usage and call.usage.input) == ("u_1", 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", [b"\x4a\x00", _nested(b"user.id", 9, 1), b"\x5a\x00"], ids=["empty", "wanted", "events"])
 def test_a_span_with_too_much_in_it_is_refused_alone(receiving: Start, part: bytes) -> None:
     """Its parts are counted before they are made."""
@@ -207,6 +209,7 @@ def test_slow_senders_do_not_stay(receiving: Start, patch: Patch) -> None:
                 pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("said", [b"host: local", b"host: localhost\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{"])
 def test_half_open_connections_keep_nobody_out(receiving: Start, patch: Patch, said: bytes) -> None:
     """Of those of one address the oldest is closed, whether half of the headers is there or half of the body."""
@@ -226,6 +229,7 @@ def test_half_open_connections_keep_nobody_out(receiving: Start, patch: Patch, s
         connection.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("headers", "status"),
     [

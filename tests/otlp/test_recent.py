@@ -86,6 +86,7 @@ def test_a_sum_that_does_not_call_itself_one_is_found_out(receiving: Start) -> N
     assert _sent(receiving(), request(*parts), request(whole)) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["the.sdk", "another"])
 def test_a_span_without_tokens_repeats_the_calls_inside_of_it(receiving: Start, scope: str) -> None:
     """As `embedMany` of the Vercel AI SDK 7. Where it comes first, it is kept without usage; the cost is the inner one's in any order."""
@@ -117,6 +118,7 @@ def test_twins_are_two_calls(receiving: Start) -> None:
     assert _sent(receiving(), request(span(2, 1), span(3, 1), span(4, 1))) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "apart",
     [

@@ -65,6 +65,7 @@ async def own_model(client: Any) -> Any:
     return await client.post("/chat/completions", cast_to=Ours, body=body, stream=True, stream_cls=openai.AsyncStream[Ours])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strict", [False, True], ids=["constructed", "validated"])
 @pytest.mark.parametrize("way", [created, raw, posted, dictionaries, own_model])
 async def test_each_chunk_is_what_the_sdk_alone_gives(way: Any, strict: bool, provider: Provider, calls: Calls) -> None:

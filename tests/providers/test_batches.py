@@ -92,6 +92,7 @@ def test_a_batch_that_is_only_listed_is_linked_to_its_file(provider: Provider, c
     assert {call.tags.user_id for call in kept(calls)} == {"u_1"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["submit link read", "read link submit", "link read submit", "read submit link"])
 def test_the_submitter_owns_the_answers_in_whatever_order_they_come_in(
     order: str, provider: Provider, calls: Calls, elsewhere: Elsewhere
@@ -251,6 +252,7 @@ def with_files(path: str, body: Any) -> Answer:
     return as_json({"id": "file-in", "object": "file"}) if path.endswith("/files") else openai_batches()(path, body)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bytes", "named", "path", "open", "text"])
 def test_the_users_of_the_requests_of_openai(kind: str, provider: Provider, calls: Calls, tmp_path: Path) -> None:
     """A batch that nobody owns, whose requests name a user each, as calls do; the SDK sends the whole file all the same."""

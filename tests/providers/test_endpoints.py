@@ -393,6 +393,7 @@ TOOLS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
 @pytest.mark.parametrize(("tool_usage", "kinds", "tools"), TOOLS, ids=["counted", "reported", "opened pages only"])
 def test_hosted_tools_are_billed_as_they_are_reported(

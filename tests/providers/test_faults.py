@@ -70,6 +70,7 @@ async def test_retries_are_attempts_of_one_call(sdk: str, asynchronous: bool, st
     assert call.usage == USAGE["chat" if sdk == "openai" else "messages"]
 
 
+@pytest.mark.slow
 @SDKS
 @both_kinds
 @pytest.mark.parametrize(

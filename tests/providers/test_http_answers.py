@@ -122,6 +122,7 @@ async def test_a_stream_that_is_dropped_unread_is_aborted(provider: Provider, ca
     assert calls.one().outcome == "aborted"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("headers", "parts"),
     [
@@ -184,6 +185,7 @@ BOMBS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("headers", "filling", "times"), BOMBS.values(), ids=BOMBS)
 async def test_a_bomb_passes_packed(
     headers: dict[str, str], filling: bytes, times: int, provider: Provider, calls: Calls, patch: Patch
@@ -202,6 +204,7 @@ async def test_a_bomb_passes_packed(
     assert calls.one().raw_usage is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("filling", [b" " * (1 << 20), b" " * (1 << 20) + b"\n"], ids=["one line", "lines"])
 def test_a_bomb_of_a_batch_s_answers_is_let_pass(filling: bytes, patch: Patch) -> None:
     """A file may have any size, and a line or a packed part may not."""

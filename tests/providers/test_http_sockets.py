@@ -147,6 +147,7 @@ async def test_cancellation_is_told_apart(loopback: LoopbackProvider, calls: Cal
     assert stream.estimated
 
 
+@pytest.mark.slow
 async def test_a_stream_that_ends_too_early_is_truncated(loopback: LoopbackProvider, calls: Calls) -> None:
     """Its last event never came."""
     client = wrap(client_of(httpx, leading_to(loopback, httpx, asynchronous=False)))

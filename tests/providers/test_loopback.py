@@ -98,6 +98,7 @@ def test_a_stream_that_is_left_is_aborted_and_its_client_goes_on(kind: str, clie
     assert (whole.outcome, whole.estimated) == ("ok", False)
 
 
+@pytest.mark.slow
 @KINDS
 async def test_a_cancelled_stream_is_cancelled(kind: str, aclient: Any, calls: Calls) -> None:
     """A task that waits for the socket is cancelled."""

@@ -174,6 +174,7 @@ def test_nothing_is_recorded_while_it_is_switched_off(calls: Calls, tmp_path: An
     assert calls.all() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("field", "value"),
     [

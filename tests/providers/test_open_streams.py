@@ -140,6 +140,7 @@ def test_a_stream_that_is_open_across_a_fork_is_its_parents(begin: Any, calls: C
     assert calls.one().outcome == "ok"
 
 
+@pytest.mark.slow
 def test_a_flush_waits_for_a_large_file_of_batch_answers(provider: Provider, calls: Calls) -> None:
     """Each of its calls is in the ledger when `flush()` has returned."""
     body = {

@@ -58,6 +58,7 @@ def passing_on(copy: Callable[[Any], Any], *, asynchronous: bool) -> Any:
     return AsyncClient if asynchronous else Client
 
 
+@pytest.mark.slow
 @both_kinds
 @pytest.mark.parametrize("copy", COPIES.values(), ids=COPIES)
 @pytest.mark.parametrize("how", ["wrap", "instrument"])
@@ -166,6 +167,7 @@ class Caller:
         return self.original(*args, **kwargs)
 
 
+@pytest.mark.slow
 @both_kinds
 @pytest.mark.parametrize("how", ["wrap", "instrument"])
 @pytest.mark.parametrize("order", ["theirs first", "ours first", "theirs, ours, theirs"])

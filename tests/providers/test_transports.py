@@ -26,6 +26,7 @@ def chosen(sdk: str | None = None) -> Any:
     return pytest.mark.parametrize("way", [way for way in WAYS if way.name in CHOSEN and sdk in (None, way.sdk)], ids=str)
 
 
+@pytest.mark.slow
 @chosen("openai")
 @both_kinds
 async def test_a_client_of_httpx_is_metered(way: Way, asynchronous: bool, provider: Provider, calls: Calls) -> None:

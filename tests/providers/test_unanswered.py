@@ -122,6 +122,7 @@ async def test_who_cancels_may_have_been_billed(sdk: str, loopback: LoopbackProv
     assert (call.outcome, call.possibly_billed, call.cost_usd) == ("cancelled", 1, None)
 
 
+@pytest.mark.slow
 @SDKS
 def test_a_real_timeout_is_flagged(sdk: str, loopback: LoopbackProvider, calls: Calls) -> None:
     """Over a real socket: both attempts are given up."""

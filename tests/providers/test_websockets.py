@@ -58,6 +58,7 @@ async def test_every_response_of_a_connection_is_a_call(path: str, asynchronous:
     assert one.tags.user_id == "u_1"
 
 
+@pytest.mark.slow
 @needs_responses
 @both_kinds
 @pytest.mark.parametrize(

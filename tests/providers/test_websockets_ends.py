@@ -160,6 +160,7 @@ async def test_what_could_not_be_sent_is_no_call(server: Server, calls: Calls) -
 # -- what is metered, and what is not
 
 
+@pytest.mark.slow
 @realtimes
 @both_kinds
 async def test_only_wrapped_clients_are_metered(path: str, asynchronous: bool, server: Server, calls: Calls) -> None:

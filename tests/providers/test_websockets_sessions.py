@@ -79,6 +79,7 @@ async def test_a_session_may_change_its_model(path: str, server: Server, calls: 
     assert [call.model for call in calls.all()] == ["gpt-realtime", "gpt-realtime-mini"]
 
 
+@pytest.mark.slow
 @realtimes
 @both_kinds
 @pytest.mark.parametrize("beta", [False, True], ids=["", "beta session"])

@@ -67,6 +67,7 @@ def test_a_process_that_goes_on_with_the_old_release(ledger: Ledger, two_release
     assert report.before.spend.cost_femto == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "cause"),
     [

@@ -65,6 +65,7 @@ def test_postgres_is_stopped_and_started(postgres_server: PostgresServer, postgr
     assert postgres_server.psql("SELECT * FROM kept", database) == "1"
 
 
+@pytest.mark.slow
 def test_chdb_is_the_real_engine(chdb_client: Any) -> None:
     """It replaces by version, keeps femto-dollars, and its database is empty at first."""
     assert chdb_client.query("SHOW TABLES").result_rows == []

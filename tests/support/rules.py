@@ -2,7 +2,7 @@
 The rules of the markers ``server`` and ``slow``, which pytest holds the tests to.
 
 A test that starts a process of its own (a server, a worker, a script, a browser) is ``server``: by a fixture that starts one, or by the
-marker. A test is ``slow`` if it takes more than two seconds, or if all its cases together use more than a third of a second of CPU. A test
+marker. A test is ``slow`` if it takes more than two seconds, or if all its cases together take more than a fifth of a second. A test
 without a marker fails if it starts a process, or if it is slow by far.
 """
 
@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 SERVER_FIXTURES = {
+    "chdb_path",  # an engine in this process, which takes seconds to stop
     "clickhouse_bridge",
     "clickhouse_server_url",
     "killable_postgres",

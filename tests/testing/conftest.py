@@ -1,23 +1,31 @@
-"""What the tests of the loopback provider share."""
+"""
+What the tests of the loopback provider share.
+
+The SDKs are imported by the fixtures: pytest loads this file in the process that only hands out tests, too.
+"""
+
+from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import anthropic
-import openai
 import pytest
 
-from voight_middleware.testing.provider import Count, LoopbackProvider
+if TYPE_CHECKING:
+    import anthropic
+    import openai
 
-from .driving import MESSAGES
+    from voight_middleware.testing.provider import Count, LoopbackProvider
 
 T = TypeVar("T")
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[LoopbackProvider]:
+    from voight_middleware.testing.provider import LoopbackProvider
+
     with LoopbackProvider() as provider:
         yield provider
 
@@ -31,6 +39,11 @@ def provider(server: LoopbackProvider) -> LoopbackProvider:
 @pytest.fixture(params=["sync", "async"])
 def sdk(request: pytest.FixtureRequest, provider: LoopbackProvider) -> Iterator[Any]:
     """Both SDKs, synchronous or not, behind one synchronous face: ``ask`` answers the answer, or the list of a stream's events."""
+    import anthropic
+    import openai
+
+    from .driving import MESSAGES
+
     to_openai: Any = {"base_url": provider.openai_base_url, "api_key": "k", "max_retries": 2}
     to_anthropic: Any = {"base_url": provider.anthropic_base_url, "api_key": "k", "max_retries": 2}
     bodies: dict[str, Any] = {
@@ -67,12 +80,16 @@ def sdk(request: pytest.FixtureRequest, provider: LoopbackProvider) -> Iterator[
 
 @pytest.fixture
 def one(provider: LoopbackProvider) -> Iterator[openai.OpenAI]:
+    import openai
+
     with openai.OpenAI(base_url=provider.openai_base_url, api_key="k", max_retries=0) as client:
         yield client
 
 
 @pytest.fixture
 def other(provider: LoopbackProvider) -> Iterator[anthropic.Anthropic]:
+    import anthropic
+
     with anthropic.Anthropic(base_url=provider.anthropic_base_url, api_key="k", max_retries=0) as client:
         yield client
 

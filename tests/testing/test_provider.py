@@ -192,6 +192,7 @@ def test_stream_helpers(one: openai.OpenAI, other: anthropic.Anthropic) -> None:
         )
 
 
+@pytest.mark.slow
 def test_structured_outputs(one: openai.OpenAI, other: anthropic.Anthropic) -> None:
     """A wanted schema is answered with JSON that the SDKs' parsers accept, plain and streamed."""
     chat = one.chat.completions.parse(model="gpt-4o-mini", messages=MESSAGES, response_format=City)

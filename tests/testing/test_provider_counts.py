@@ -101,6 +101,7 @@ def test_requests_are_kept(one: openai.OpenAI, provider: LoopbackProvider) -> No
 # -- the server ----------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_stop_and_a_second_provider() -> None:
     """Two providers run side by side with counts of their own; a stopped one refuses connections."""
     with LoopbackProvider() as first, LoopbackProvider() as second:

@@ -59,6 +59,7 @@ def test_streams(provider: LoopbackProvider) -> None:
     assert total(provider).output_tokens == 2 * counted(whole["usageMetadata"]).output_tokens
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["streamGenerateContent", "streamGenerateContent?alt=sse"])
 def test_a_cut_stream(method: str, provider: LoopbackProvider) -> None:
     """A stream that is cut, or ends too early, is broken."""

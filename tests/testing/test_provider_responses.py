@@ -117,6 +117,7 @@ def test_the_oldest_is_forgotten(one: openai.OpenAI, patch: Patch) -> None:
         one.responses.retrieve(first)
 
 
+@pytest.mark.slow
 def test_beta_responses(one: openai.OpenAI) -> None:
     """The beta resource answers, too."""
     made: Any = one.beta.responses.create(**ASK, background=True)

@@ -92,6 +92,7 @@ def test_gzip(streamed: bool, name: str, one: openai.OpenAI, other: anthropic.An
     assert (count.completed, count.broken) == (2, 0)
 
 
+@pytest.mark.slow
 def test_gzip_that_is_cut(one: openai.OpenAI, provider: LoopbackProvider) -> None:
     """A compressed stream that is cut shows what came before."""
     ask: Any = {"model": "gpt-5-mini", "input": "Hello", "stream": True}
