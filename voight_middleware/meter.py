@@ -24,7 +24,7 @@ from voight_middleware import open_calls
 from voight_middleware.audience import Audience
 from voight_middleware.background import Background
 from voight_middleware.call import Call, Settlement, Submission
-from voight_middleware.delivery import hold_imports, renew_imports
+from voight_middleware.delivery import FORK_SECONDS, hold_imports, renew_imports
 from voight_middleware.journal import Journal
 from voight_middleware.kept_prices import Stamp
 from voight_middleware.pseudonyms import Guard
@@ -535,6 +535,8 @@ def _on_a_loop() -> bool:
 
 
 def _before_fork() -> None:
+    if _meter_lock.acquire(timeout=FORK_SECONDS):  # the child could not go on with what another thread is importing for its meter
+        _after_the_fork.append(_meter_lock.release)
     release = _meter.before_fork() if _meter is not None else None
     if release is not None:
         _after_the_fork.append(release)

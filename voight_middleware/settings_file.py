@@ -78,13 +78,15 @@ def find_settings_file(environ: Mapping[str, str] = os.environ, beside: Path | N
 
 def read_settings_file(path: Path) -> SettingsFile:
     """Read a file; never raises. A ``pyproject.toml`` without ``[tool.voight]`` says nothing."""
-    import tomllib
-
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or error
         return NO_FILE if path.name == PROJECT else SettingsFile(path, problems=(f"{path}: cannot be read: {why}",), unreadable=True)
+    if path.name == PROJECT and "voight" not in text:
+        return NO_FILE  # whatever else is wrong with it
+    import tomllib
+
     try:
         content: Any = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:

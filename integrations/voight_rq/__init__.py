@@ -116,5 +116,5 @@ _running = get_current_job()
 if type(_running) is Job:
     _running.__class__ = _Begun
     # RQ before 3.0 has asked for the function already: the first job of each process cannot be ours any more.
-    if sum(step.argval == "func" for step in dis.get_instructions(Job._execute)) < 2:
+    if sum(step.argval == "func" for step in dis.get_instructions(Job._execute)) < 2:  # pyright: ignore[reportPrivateUsage]
         complain("calls of RQ jobs have no owner here: start the worker with --job-class voight_rq.CostTagJob")

@@ -76,5 +76,5 @@ class _OwnRequest:
         return getattr(self.__wrapped__, name)
 
     @property  # type: ignore[misc]
-    def __class__(self) -> Any:
+    def __class__(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         return type(self.__wrapped__)
