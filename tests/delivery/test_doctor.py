@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from voight_middleware.cli import main
+from voight_middleware.cli.findings import Finding, as_text
 from voight_middleware.delivery import Delivery
 from voight_middleware.ingest import Ingester
 
@@ -114,6 +115,8 @@ def test_doctor_of_what_was_set_aside_and_lost(
     assert found["journal", "  2 of them"]["value"] == "refused by the ledger: ValueError: numeric field overflow"
     assert found["journal", "  1 of them"]["value"].startswith("torn")
     assert found["journal", "lost records"]["value"] == "1,012, the last 2026-11-21T10:00:00Z"
+    last_line = as_text([Finding(**finding) for finding in found.values()]).splitlines()[-1]
+    assert last_line.startswith("calls are kept, and were lost before; 0 to put right, ")
     monkeypatch.setenv("VOIGHT_JOURNAL_LIMIT", "1MB")
     (place / "1-full.jsonl").write_bytes(b"\n" * 1_100_000)
     code, found = examined(capsys)

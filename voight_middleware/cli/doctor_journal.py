@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from voight_middleware.cli.findings import Finding, writable
+from voight_middleware.cli.findings import LOST_RECORDS, Finding, writable
 from voight_middleware.journal import LOST, REJECTED, Election, Segment, closed_bytes, folder_bytes, lost, reasons, segments
 from voight_middleware.kept_prices import stamp_of
 from voight_middleware.price_books import configured_prices
@@ -146,7 +146,7 @@ def _lost(folder: Path) -> Iterator[Finding]:
     count = sum(int(parts[1]) for parts in times if len(parts) > 1 and parts[1].isdigit())
     if count:
         advice = f"no total has these calls; {folder / LOST} says when. Delete it once you know"
-        yield Finding("journal", "lost records", f"{count:,}, the last {times[-1][0]}", advice)
+        yield Finding("journal", LOST_RECORDS, f"{count:,}, the last {times[-1][0]}", advice)
 
 
 def _waiting(folder: Path, offsets: Mapping[str, int]) -> Iterator[tuple[Segment, int, bool]]:

@@ -9,6 +9,9 @@ from pathlib import Path
 
 from voight_middleware.cli.render import printable
 
+LOST_RECORDS = "lost records"
+"""The finding of records that no ledger has."""
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -44,7 +47,8 @@ def as_text(findings: list[Finding]) -> str:
             lines.append(f"    {' ' * width}  → {printable(finding.advice)}")
     fatal = sum(finding.fatal for finding in findings)
     advice = sum(finding.advice is not None for finding in findings) - fatal
-    verdict = "calls are lost or not stored" if fatal else "calls are kept"
+    kept = "calls are kept, and were lost before" if any(finding.name == LOST_RECORDS for finding in findings) else "calls are kept"
+    verdict = "calls are lost or not stored" if fatal else kept
     lines += ["", f"{verdict}; {fatal} to put right, {advice} to look at" if fatal or advice else "all is well"]
     return "\n".join(lines)
 
