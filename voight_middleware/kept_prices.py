@@ -16,6 +16,8 @@ from pathlib import Path
 
 import msgspec
 
+from voight_middleware.private_files import make_folder, open_private
+
 LIST = "list"
 _STAMP = re.compile(r"[^.]+\.(list|[0-9a-f]{16})\.jsonl")
 
@@ -92,9 +94,9 @@ def _digest(data: bytes) -> str:
 
 
 def _write(place: Path, data: bytes) -> None:
-    place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(place.parent)
     unnamed = place.with_name(f"{place.name}.{uuid.uuid4().hex}.new")
-    fd = os.open(unnamed, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    fd = open_private(unnamed, os.O_WRONLY | os.O_EXCL)
     try:
         with os.fdopen(fd, "wb") as file:
             file.write(data)
