@@ -13,7 +13,6 @@ import websockets.sync.client
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, WebSocket
 from fastapi.responses import StreamingResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from fastapi.testclient import TestClient
 
 import voight_middleware as voight
 from voight_fastapi import CostTagMiddleware, cost_tags
@@ -306,9 +305,9 @@ def test_tags_of_a_dependency(asks: Any, voight_calls: Any, caplog: pytest.LogCa
     served.app.add_middleware(CostTagMiddleware)
     for path, dependency in (("/", for_the_request), ("/asynchronous", asynchronous_block), ("/lost", block), ("/again", block)):
         served.app.get(path, dependencies=[Depends(dependency)])(served.ask)
-    with TestClient(served.app) as visitor:
-        for path in ("/", "/asynchronous", "/lost", "/again"):
-            assert visitor.get(path).status_code == 200
+    url = served.serve(served.app)
+    for path in ("/", "/asynchronous", "/lost", "/again"):
+        assert httpx.get(url + path).status_code == 200
 
     assert [call.tags.plan for call in voight_calls] == ["set", "asynchronous block", None, None]
     assert [record.getMessage().partition(":")[2].strip() for record in caplog.records if "another context" in record.getMessage()] == [
