@@ -169,6 +169,7 @@ def test_a_torn_tail_is_set_aside_and_counted(journal: Journal, ledger: Any, new
     assert segments(journal.folder) == []
 
 
+@pytest.mark.slow
 @in_a_file
 @pytest.mark.parametrize(
     "bad",
@@ -362,6 +363,7 @@ def test_completing_a_call_twice_is_completing_it_once(new_call: NewCall) -> Non
         assert msgspec.structs.asdict(call) == once
 
 
+@pytest.mark.slow
 @in_a_file
 def test_each_batch_is_delivered_once_it_is_in_the_ledger(journal: Journal, ledger: Any, new_call: NewCall) -> None:
     """Whoever listens is handed completed calls that a report would already show, and no settlements."""

@@ -224,6 +224,7 @@ def test_an_erasure_is_carried_over_by_nothing_but_an_id(source: Ledger, target:
     assert target.holdings(["anonymous"]).calls == 3
 
 
+@pytest.mark.slow
 def test_what_was_deleted_or_changed_by_hand(source: Ledger, file: Ledger) -> None:
     """A day whose calls are not those of the source, or whose sums do not agree with its calls, is listed."""
     calls = fill(source, 120)
@@ -239,6 +240,7 @@ def test_what_was_deleted_or_changed_by_hand(source: Ledger, file: Ledger) -> No
     assert not report.complete
 
 
+@pytest.mark.slow
 def test_a_call_that_the_target_refuses(source: Ledger, file: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is named, and does not stop the others; the day is listed too."""
     calls = fill(source, 250)

@@ -211,6 +211,7 @@ def test_an_email_address_inside_a_value(text: str) -> None:
     assert found.normal.endswith("alice@example.com")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "text", "normal"),
     [(kind, *pair) for kind, pairs in (("card", CARDS), ("phone", PHONES), ("wallet", WALLETS)) for pair in pairs.items()],
@@ -225,6 +226,7 @@ def test_numbers_and_wallets_in_all_their_spellings(kind: str, text: str, normal
     assert (inside.kind, inside.normal, inside.alone) == (kind, normal, False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", KEYS)
 def test_tokens_and_keys(text: str) -> None:
     """What opens a door is known by its prefix or form."""
@@ -233,6 +235,7 @@ def test_tokens_and_keys(text: str) -> None:
     assert found.kind == "key"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", IDS)
 def test_an_id_is_none_of_it(text: str) -> None:
     """Numbers, UUIDs, snowflakes, versions, times, routes and hashes stay as they are."""
@@ -254,6 +257,7 @@ def test_ids_of_any_kind_are_left_alone() -> None:
             assert find(text) is None, text
 
 
+@pytest.mark.slow
 def test_how_many_long_numbers_pass_for_a_card() -> None:
     """The documented price of finding bare card numbers: 2 of 100 random ids of 16 digits, and no snowflake."""
     chance = random.Random(5)
@@ -296,6 +300,7 @@ def test_no_text_takes_long(text: str) -> None:
         find(text)
 
 
+@pytest.mark.slow
 @given(st.text(max_size=300))
 @example("a@b.cd" * 50)
 def test_nothing_raises(text: str) -> None:

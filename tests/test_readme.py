@@ -78,6 +78,7 @@ def to_loopback(voight_provider: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_BASE_URL", voight_provider.openai_base_url)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", numbered(lambda body: not sets_up_a_process(body) and not has_tests(body)))
 def test_python(number: int, to_loopback: None, voight_calls: Any) -> None:
     """Every Python example runs as it stands, with the SDKs answered by the loopback provider."""

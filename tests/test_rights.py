@@ -68,6 +68,7 @@ def bytes_of(folder: Path) -> bytes:
     return b"".join(path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())
 
 
+@pytest.mark.slow
 @in_a_file
 def test_a_person_is_nowhere_any_more(ledger: SQLiteLedger, place: Settings, tmp_path: Path) -> None:
     """The bytes of ledger, write-ahead log and free pages are searched; what everything cost stays."""
@@ -100,6 +101,7 @@ def test_a_second_run_changes_nothing(ledger: Ledger, place: Settings) -> None:
     assert list(ledger.calls()) == before
 
 
+@pytest.mark.slow
 def test_a_dry_run_only_looks(ledger: Ledger, place: Settings) -> None:
     """What would be erased is counted, and stays."""
     before = list(ledger.calls())
@@ -184,6 +186,7 @@ def test_killed_in_the_middle(ledger: SQLiteLedger, place: Settings, scripts: An
     assert ledger.spend() == total
 
 
+@pytest.mark.slow
 @in_a_file
 def test_a_reader_keeps_the_file(ledger: SQLiteLedger, place: Settings, patch: Patch) -> None:
     """While another process reads, the file cannot be rewritten: that is said, and a later run does it."""
@@ -197,6 +200,7 @@ def test_a_reader_keeps_the_file(ledger: SQLiteLedger, place: Settings, patch: P
     assert erase(ledger, place, [ALICE]).remains == ()
 
 
+@pytest.mark.slow
 def test_retention(ledger: Ledger) -> None:
     """What is older is deleted with its former prices and jobs, what is younger stays, and a second run finds nothing."""
     calls = list(ledger.calls())

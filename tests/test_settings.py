@@ -287,6 +287,7 @@ def test_a_journal_where_the_state_folder_cannot_be_made(tmp_path: Path, monkeyp
 PASSWORD = "hunter2"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "url",
     [
@@ -547,6 +548,7 @@ def test_the_key_of_a_local_ledger_is_beside_it() -> None:
 # -- the release ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variable", RELEASE_VARIABLES)
 def test_the_release_of_a_deployment(variable: str) -> None:
     """What the place of deployment says is the release, and the settings say which variable it was."""

@@ -27,6 +27,7 @@ TEXT = st.none() | st.text(min_size=1, max_size=3)
 TAGS = st.builds(Tags, user_id=TEXT, plan=TEXT, route=TEXT, extra=st.dictionaries(st.sampled_from("abc"), st.text(max_size=3)))
 
 
+@pytest.mark.slow
 @given(TAGS, TAGS, TAGS)
 def test_merging_is_associative_and_the_inner_wins(a: Tags, b: Tags, c: Tags) -> None:
     """However tags are grouped, the innermost value of each key wins, and no tags change nothing."""

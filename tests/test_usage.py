@@ -57,6 +57,7 @@ def test_openai_buckets_are_disjoint_and_add_up(  # noqa: PLR0917 - one paramete
     assert usage.cache_write_tokens == written
 
 
+@pytest.mark.slow
 @given(COUNT, MAYBE, COUNT, COUNT, st.integers(0, 1000), COUNT)
 def test_anthropic_buckets_are_disjoint_and_add_up(new: int, read: int | None, five: int, hour: int, unsplit: int, output: int) -> None:
     """Anthropic's input excludes cache reads and writes: our input tokens are the sum of all of them, each counted once."""
@@ -236,12 +237,14 @@ USAGES = st.builds(
 )
 
 
+@pytest.mark.slow
 @given(USAGES)
 def test_a_usage_of_ours_survives_its_json(usage: Usage) -> None:
     """The dialect `usage` reads back exactly what was written, and None stays None."""
     assert one("usage", msgspec.json.decode(msgspec.json.encode(usage))) == usage
 
 
+@pytest.mark.slow
 @given(USAGES)
 def test_totals_are_the_sums_of_the_known_buckets(usage: Usage) -> None:
     """A total is the sum of what is known, and None only where nothing is."""

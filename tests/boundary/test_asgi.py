@@ -83,6 +83,7 @@ def test_default_user(order: str, serve: Any, aask: Any, voight_calls: Any) -> N
     assert (call.tags.user_id, call.tags.route, call.attribution) == ("alice", "GET /ask", "getter")
 
 
+@pytest.mark.slow
 def test_anonymous_is_nobody(serve: Any, aask: Any, voight_calls: Any) -> None:
     """A request without a user is kept without an owner, and counted as such."""
 
@@ -129,6 +130,7 @@ def test_owner_in_every_place(getter: Any, place: str, serve: Any, ask: Any, aas
     assert row.attribution == ("settled" if waits_on_the_loop else "getter")
 
 
+@pytest.mark.slow
 def test_user_known_only_after_the_call(serve: Any, aask: Any, voight_calls: Any) -> None:
     """A call made before the request's user is known gets its owner when the request ends."""
 
@@ -292,6 +294,7 @@ def test_mounted_apps_and_explicit_tags(serve: Any, aask: Any, voight_calls: Any
     assert first.route == second.route == "GET /api/v1/items/{item_id}"
 
 
+@pytest.mark.slow
 def test_shutdown_brings_the_ledger_up_to_date(serve: Any, aask: Any, voight_calls: Any) -> None:
     """When the server has shut down, what it metered is in the ledger, without anybody calling flush()."""
 
@@ -332,6 +335,7 @@ def test_pipelined_under_both_protocols(http: str, serve: Any, aask: Any, voight
     assert [call.tags.user_id for call in voight_calls] == ["alice", None, "bob"]
 
 
+@pytest.mark.slow
 def test_an_asynchronous_getter_that_never_waits(serve: Any, ask: Any, voight_calls: Any) -> None:
     """It answers a synchronous call on the event loop's own thread at once; one that might wait is not even begun there."""
     begun: list[str] = []
@@ -427,6 +431,7 @@ async def test_what_outliving_tasks_keep(voight_calls: Any) -> None:
     assert {call.tags.user_id for call in voight_calls} == {"alice"}
 
 
+@pytest.mark.slow
 def test_routes(serve: Any, aask: Any, voight_calls: Any) -> None:
     """Neither a mount point's parameters nor a proxy's path are part of a route; where nothing matches, there is none."""
 

@@ -406,6 +406,7 @@ def spends(*_: Any) -> str:
     return ""
 
 
+@pytest.mark.slow
 def test_wsgi_flask_and_a_dependency_read_it(serve: Any, voight_calls: Any) -> None:
     """The same getters serve every boundary."""
     headers = {HEADER: header_of(user_id="u_7", plan="pro", feature="f")}

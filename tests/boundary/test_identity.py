@@ -108,6 +108,7 @@ def test_the_order_of_all_sources(place: str, user_getter: Any, serve: Any, voig
         assert call.tags.route == f"GET /{place}"
 
 
+@pytest.mark.slow
 def test_a_getter_that_raises_is_the_source_of_nothing(serve: Any, voight_provider: Any, voight_calls: Any) -> None:
     """The call says `error`, unless anybody else names its owner."""
 
@@ -175,6 +176,7 @@ def test_a_header_is_not_trusted_by_itself() -> None:
             voight.header(name, trusted=True)
 
 
+@pytest.mark.slow
 def test_a_header_owns_a_call(serve: Any, voight_calls: Any) -> None:
     """As the getter of a middleware, over HTTP."""
 

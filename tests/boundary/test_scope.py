@@ -252,6 +252,7 @@ def test_ids_may_be_text_numbers_and_uuids(answer: object, user: str | None) -> 
         assert voight.current_tags().user_id == user
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answer", [True, b"u", object(), 1.5, ["u"], 10**5000], ids=lambda answer: type(answer).__name__)
 def test_an_answer_that_is_no_id_is_an_error(meter: Meter, answer: object) -> None:
     """A whole user object, or bytes, is not taken for an id: the call has no owner, as an error, and nothing raises."""
@@ -475,6 +476,7 @@ def test_a_local_scope_is_asked_before_it_is_carried_elsewhere() -> None:
     assert asked == [True, False]
 
 
+@pytest.mark.slow
 def test_threads_that_ask_at_once_have_the_route() -> None:
     """One thread finds the route while another is told the user: each of them, and whoever asks later, has both."""
     before = sys.getswitchinterval()

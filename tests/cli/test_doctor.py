@@ -123,6 +123,7 @@ def test_doctor_of_prices(prices: Path, capsys: Captured, monkeypatch: pytest.Mo
     assert "voight prices check" in found["settings", "prices"]["advice"]
 
 
+@pytest.mark.slow
 def test_doctor_of_personal_data(ledger: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     """The policy, where the key is and its versions; never the key."""
     _, found = findings(capsys)
@@ -247,6 +248,7 @@ def late_call(folder: Path, seconds: float) -> Journal:
     return journal
 
 
+@pytest.mark.slow
 def test_an_ingester_that_is_stopped_is_said(ledger: Path, capsys: Captured) -> None:
     """By the doctor and in every report, and not for a call that has just ended."""
     keep(ledger, make_call())

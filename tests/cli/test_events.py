@@ -221,6 +221,7 @@ def test_what_killed_processes_left_is_sent(run: Run, server: EventServer, write
     assert server.call_ids() == ids
 
 
+@pytest.mark.slow
 def test_what_a_report_brings_in_is_queued(run: Run, server: EventServer, write: Write, journal: Path) -> None:
     """The first ever to touch the journal, with a key."""
     ids = write(3)
@@ -310,6 +311,7 @@ def test_doctor_of_nothing_to_elsewhere(doctor: Doctor) -> None:
     assert [finding["advice"] for finding in found.values()] == [None] * 3
 
 
+@pytest.mark.slow
 def test_doctor_of_events(doctor: Doctor, server: EventServer, write: Write, journal: Path, run: Run) -> None:
     """As whom, where, how fast, what waits, and what is wrong."""
     write(3)
@@ -326,6 +328,7 @@ def test_doctor_of_events(doctor: Doctor, server: EventServer, write: Write, jou
     assert found["events"]["advice"] is None
 
 
+@pytest.mark.slow
 def test_doctor_of_a_key_that_nobody_uses(doctor: Doctor, server: EventServer, journal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that does not ingest sends nothing: somebody else must, and with the key."""
     monkeypatch.setenv("VOIGHT_INGEST", "no")

@@ -74,6 +74,7 @@ def test_mistakes_in_margin(add: Add, capsys: pytest.CaptureFixture[str], revenu
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_mistakes_in_the_file(add: Add, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """Every mistake in the file is named, and what is in it drives no terminal."""
     add("u_1")

@@ -36,6 +36,7 @@ def test_a_local_ledger_makes_its_own(ledger: Path, variable: str, value: str, c
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_a_row_of_many_users_is_said(ledger: Path, capsys: Captured) -> None:
     """Reports name the row that stands for all addresses."""
     keep(ledger, make_call(user="redacted:email"), make_call(user="u_1"))

@@ -68,6 +68,7 @@ def test_move(place: Path, add: Callable[..., None], run: Run) -> None:
     assert run("move", *urls(place), "--dry-run")[1].startswith("would be moved: 0 calls")
 
 
+@pytest.mark.slow
 def test_what_is_still_in_the_journal_goes_too(place: Path, add: Callable[..., None], run: Run) -> None:
     """What processes that are gone left behind is brought into the source before."""
     add("u_1", 1)
@@ -77,6 +78,7 @@ def test_what_is_still_in_the_journal_goes_too(place: Path, add: Callable[..., N
     assert run("move", *urls(place))[1].startswith("moved: 2 calls")
 
 
+@pytest.mark.slow
 def test_differences(place: Path, add: Callable[..., None], run: Run) -> None:
     """A day that differs is shown with both sums, also as JSON, and the command fails."""
     add("u_1", 1, at="2026-11-10T12:00", times=2)
@@ -94,6 +96,7 @@ def test_differences(place: Path, add: Callable[..., None], run: Run) -> None:
     assert (code, difference["day"], difference["target"]["cost_usd"]) == (1, "2026-11-10", "10")
 
 
+@pytest.mark.slow
 def test_sums_that_do_not_agree(place: Path, add: Callable[..., None], run: Run) -> None:
     """Where only what is kept beside the calls is wrong, it says what makes that right."""
     add("u_1", 1)

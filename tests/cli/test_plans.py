@@ -29,6 +29,7 @@ def test_plans_as_a_table(add: Add, voight: Voight) -> None:
     assert "x has a price, and no call" in text
 
 
+@pytest.mark.slow
 def test_plans_as_json_and_csv(add: Add, voight: Voight) -> None:
     """JSON lists the heavy users; CSV counts them."""
     add("c", 2, plan="free")

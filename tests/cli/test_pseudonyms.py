@@ -47,6 +47,7 @@ def test_her_address_finds_what_is_kept_under_her_pseudonyms(capsys: Captured) -
         assert row["cost_usd"] == ("0" if cost is None else f"{Decimal(cost) / USD:f}"), where
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("alice")
 def test_every_report_finds_her(capsys: Captured) -> None:
     """`top`, `export` and `reprice` take the same filter, and a table's title shows what was asked for."""

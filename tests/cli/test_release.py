@@ -28,6 +28,7 @@ def releases(add: Add) -> Add:
     return add
 
 
+@pytest.mark.slow
 def test_release_as_a_table(releases: Add, voight: Voight) -> None:
     """The table has before, after, the causes and the verdicts, and says which test with which threshold was used, over which times."""
     text = voight("release", "r2")
@@ -71,6 +72,7 @@ def test_mistakes_in_release(releases: Add, capsys: pytest.CaptureFixture[str], 
     assert "\x1b" not in err
 
 
+@pytest.mark.slow
 def test_no_value_drives_the_terminal_in_release(add: Add, voight: Voight) -> None:
     """Escape sequences in the names of releases and users are shown, never obeyed."""
     evil = "\x1b]0;owned\x07[bold red]x"

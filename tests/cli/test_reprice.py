@@ -62,6 +62,7 @@ def test_reprice_as_data(ledger: Path, prices: Path, capsys: Captured, monkeypat
     assert report == {"dry_run": False, "written": 1, "passed_over": 1, "priced_by_own": 0}
 
 
+@pytest.mark.slow
 def test_prices_of_your_own_stay_where_none_are_named(ledger: Path, prices: Path, tmp_path: Path, capsys: Captured) -> None:
     """A shell that does not know them must not bring the list price to calls that have a rate of their own."""
     keep_priced(ledger)

@@ -26,6 +26,7 @@ def days(add: Add) -> Add:
     return add
 
 
+@pytest.mark.slow
 def test_rows_of_times_are_in_the_order_of_time(days: Add, voight: Voight) -> None:
     """Where the first dimension is a time, the oldest comes first, and the most expensive of each; a limit keeps the newest."""
     rows = voight("spend", "--by", "day,plan", "--format", "json")["rows"]

@@ -44,6 +44,7 @@ def test_points_stand_below_each_other(ledger: Path, capsys: Captured) -> None:
     assert "$0.00000000000000700" in lines[2]
 
 
+@pytest.mark.slow
 def test_top_by_anything(ledger: Path, capsys: Captured) -> None:
     """`--by` takes the short names, a dimension, or an extra key; `--limit` hides the rest and says so."""
     keep(ledger, *(make_call(n * USD, tags={"tenant_id": f"t_{n}", "extra": {"feature": "f"}}) for n in range(1, 5)))
@@ -121,6 +122,7 @@ def test_values_with_signs_of_filters(ledger: Path, capsys: Captured) -> None:
         assert capsys.readouterr().out.startswith("erased: 1 call")
 
 
+@pytest.mark.slow
 def test_weeks_and_the_zone_of_the_environment(ledger: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     """A week is named by its Monday; VOIGHT_TZ is as `--tz`, which wins."""
     monday = int(datetime(2026, 11, 16, 5, tzinfo=UTC).timestamp() * 1_000_000)  # still Sunday in New York
@@ -158,6 +160,7 @@ def test_spend_as_csv(ledger: Path, capsys: Captured) -> None:
     assert rows[0][1:] == ["1", "1234572", "5", "", "7", "0.00000000000001", "0", "0", "0", "0"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["table", "csv", "json"])
 def test_no_value_drives_the_terminal(ledger: Path, capsys: Captured, form: str) -> None:
     """Escape sequences, line breaks, direction overrides and markup in a value are shown, never obeyed."""

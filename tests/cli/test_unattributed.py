@@ -26,6 +26,7 @@ def test_unattributed_as_a_table(add: Add, voight: Voight) -> None:
     assert "\x1b" not in text
 
 
+@pytest.mark.slow
 def test_unattributed_as_data(add: Add, voight: Voight) -> None:
     """JSON has sources and sections; CSV one row for each group, of source, route and model if nothing else is said."""
     add(None, 2, route="=1+1")
@@ -39,6 +40,7 @@ def test_unattributed_as_data(add: Add, voight: Voight) -> None:
     assert voight("unattributed", "--by", "model", "--format", "json")["rows"][0]["model"] == "m"
 
 
+@pytest.mark.slow
 def test_everything_has_an_owner(add: Add, voight: Voight) -> None:
     """Where there is nothing to do, it says so; without calls too."""
     assert "No call matches" in voight("unattributed")
@@ -47,6 +49,7 @@ def test_everything_has_an_owner(add: Add, voight: Voight) -> None:
     assert voight("unattributed", "--format", "csv").count("\n") == 1
 
 
+@pytest.mark.slow
 @for_mistakes(
     [(["--where", "user=x"], "filter by other things"), (["--by", "x"], "there is no dimension 'x'"), (["--tz", "x"], "no time zone 'x'")],
 )

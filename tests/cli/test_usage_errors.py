@@ -50,6 +50,7 @@ def test_errors_are_for_people(ledger: Path, capsys: Captured, arguments: list[s
     assert main(["spend", "--format", "json"]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [["nonsense"], ["top", "--limit", "0"], ["top", "--limit", "many"], ["spend", "--format", "xml"], ["reprice"], ["prices"], ["explain"]],

@@ -55,6 +55,7 @@ def test_user_at_80_columns(add: Add, voight: Voight, patch: Patch) -> None:
     assert max(len(line) for line in text.splitlines() if "not shown" not in line) <= 80
 
 
+@pytest.mark.slow
 def test_why_somebody_is_not_found(add: Add, capsys: pytest.CaptureFixture[str]) -> None:
     """Without the key nobody knows the pseudonym: the error says so, where there are pseudonyms."""
 

@@ -69,6 +69,7 @@ def test_doctor_of_a_server_that_is_down(
     assert not found["ledger", "state"]["fatal"]
 
 
+@pytest.mark.slow
 def test_doctor_waits_for_no_server_for_ever(
     server: Server, place: Path, capsys: pytest.CaptureFixture[str], patch: Patch, new_call: NewCall
 ) -> None:

@@ -74,6 +74,7 @@ async def test_synchronous_delivery_never_waits_on_an_event_loop(
         pytest.fail("the round was not begun at once")
 
 
+@pytest.mark.slow
 async def test_synchronous_delivery_waits_at_the_end_of_an_asynchronous_request(
     server: Server, make_meter: Callable[..., Meter], new_call: NewCall
 ) -> None:

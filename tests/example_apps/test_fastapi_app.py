@@ -77,6 +77,7 @@ def test_every_route_has_its_owner(path: str, url: str, voight_calls: Any, voigh
     assert (call.usage.input_tokens, call.usage.output_tokens or 0) == (counted.input_tokens, counted.output_tokens)
 
 
+@pytest.mark.slow
 def test_own_tags(url: str, voight_calls: Any) -> None:
     """The tag around a call is kept beside the user."""
     post(url, "/answer", "token-7")
@@ -152,6 +153,7 @@ def test_many_users_at_once(url: str, voight_calls: Any, voight_provider: Any) -
     assert len(ours) == 20
 
 
+@pytest.mark.slow
 def test_health(url: str, voight_calls: Any) -> None:
     """The health check is there, and costs nothing."""
     assert httpx.get(f"{url}/healthz").json() == {"status": "ok"}

@@ -95,6 +95,7 @@ def test_parquet(ledger: Path, tmp_path: Path, calls: list[Call], capsys: Captur
     assert pq.read_table(tmp_path / "out")["call_id"].to_pylist() == [call.call_id for call in calls]
 
 
+@pytest.mark.slow
 def test_parquet_without_pyarrow(ledger: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without pyarrow it is said what to install, and no file is left."""
     monkeypatch.setitem(sys.modules, "pyarrow", None)
@@ -330,6 +331,7 @@ def test_nobody(ledger: Path, capsys: Captured) -> None:
     assert json.loads(capsys.readouterr().out) == {"user_ids": ["nobody"], "calls": [], "jobs": [], "other_jobs": 0, "elsewhere": []}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [["--format", "csv"], ["--where", "plan=pro"], ["--since", "today"], ["--as-priced"]])
 def test_one_person_is_not_filtered(ledger: Path, capsys: Captured, more: list[str]) -> None:
     """What would leave something out of the document is refused."""

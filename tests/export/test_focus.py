@@ -92,6 +92,7 @@ def test_formats(rows: list[Row]) -> None:
     assert {row["BillingPeriodEnd"] for row in rows} == {"2026-11-01T00:00:00Z", "2026-12-01T00:00:00Z"}
 
 
+@pytest.mark.slow
 def test_quantity_times_price_is_cost(rows: list[Row]) -> None:
     """In every row with a price the product of quantity and unit price is the cost, exactly."""
     with_price = [row for row in rows if row["ListUnitPrice"]]

@@ -61,6 +61,7 @@ def test_where_the_sdk_makes_no_span_ours_is_there(traced: Traced, listening: An
     assert attributes(traced.one("chat claude-haiku-4-5"))["gen_ai.provider.name"] == "anthropic"
 
 
+@pytest.mark.slow
 def test_a_span_says_why_the_model_stopped(
     traced: Traced, listening: Any, openai_client: openai.OpenAI, anthropic_client: Any, native: Any
 ) -> None:

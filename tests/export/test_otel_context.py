@@ -110,6 +110,7 @@ async def test_a_cancelled_call_leaves_nothing_behind(traced: Traced, listening:
     assert span.status.status_code is StatusCode.UNSET
 
 
+@pytest.mark.slow
 def test_the_context_may_be_left_in_another_one(
     traced: Traced, listening: Any, openai_client: openai.OpenAI, caplog: pytest.LogCaptureFixture
 ) -> None:

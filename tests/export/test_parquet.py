@@ -65,6 +65,7 @@ def test_sums_in_duckdb_are_exact(tmp_path: Path) -> None:
     assert unpriced == sum(call.cost_femto is None for call in calls) > 0
 
 
+@pytest.mark.slow
 def test_it_streams(patch: Patch) -> None:
     """No more calls than a row group are taken before one is written."""
     patch("ROW_GROUP", 100)

@@ -34,6 +34,7 @@ def test_an_answer_that_breaks_off_was_an_answer(server: EventServer, sending: S
     assert server.call_ids() == ids[1:], "the server has kept the first by its fault"
 
 
+@pytest.mark.slow
 def test_an_error_that_is_told_slowly_holds_up_nothing_for_long(server: EventServer, sending: Sending, patch: Patch) -> None:
     """A byte now and then is no answer for ever."""
     patch("TIMEOUT", 0.2, within="event_api")
@@ -262,6 +263,7 @@ def test_a_call_that_is_no_event_is_set_aside(server: EventServer, sending: Send
     assert strange[0] in (sending.folder / FOLDER / REFUSED).read_text()
 
 
+@pytest.mark.slow
 def test_hosts_of_one_key_wait_for_their_turn(server: EventServer, tmp_path: Path, new_call: NewCall) -> None:
     """Two hosts share a limit that neither knows of: what is too much is told by 429, and everything arrives once."""
     said = {"Retry-After": "0"}

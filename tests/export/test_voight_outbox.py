@@ -68,6 +68,7 @@ def test_it_goes_on_where_it_was(tmp_path: Path, patch: Patch) -> None:
     assert len(list((tmp_path / FOLDER).glob("*.ids"))) == 1
 
 
+@pytest.mark.slow
 def test_the_oldest_give_way(tmp_path: Path, patch: Patch) -> None:
     """The disk is bounded: they are counted, and the ledger has them all."""
     patch("FILE_BYTES", 1000)

@@ -89,6 +89,7 @@ def owners(calls: Any) -> list[tuple[str | None, str]]:
     return [(call.tags.user_id, call.attribution) for call in calls]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streams", [False, True])
 def test_synchronous_delivery(streams: bool, aask: Any, tmp_path: Path) -> None:
     """Where delivery is synchronous, the end of an asynchronous request waits until its call is in the ledger."""

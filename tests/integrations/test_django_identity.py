@@ -154,6 +154,7 @@ def test_queries(visitor: str, reads: str, more: int, ask: Any, voight_calls: An
     assert len(queries((*SIGN_IN, OURS))) - len(queries(SIGN_IN)) == more
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["cache", "cached_db", "signed_cookies", "file"])
 def test_every_kind_of_session(engine: str, ask: Any, voight_calls: Any, tmp_path: Any) -> None:
     """The user is found wherever the project keeps its sessions."""

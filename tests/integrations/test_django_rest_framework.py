@@ -48,6 +48,7 @@ def token(name: str) -> dict[str, str]:
     return {"authorization": f"Token {Token.objects.get_or_create(user=user(name))[0].key}"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["APIView", "api_view", "viewset"])
 def test_owner(kind: str, ask: Any, voight_calls: Any) -> None:
     """A call inside a view has the user of the token, with the route; who has no token is turned away as ever."""
@@ -134,6 +135,7 @@ def test_a_call_of_the_authentication_itself(ask: Any, voight_calls: Any) -> Non
     assert (call.tags.user_id, call.attribution) == (str(user("alice").pk), "settled")
 
 
+@pytest.mark.slow
 def test_a_token_above_a_session(ask: Any, voight_calls: Any) -> None:
     """Whoever brings a session and the token of another is whom the view takes him for."""
 

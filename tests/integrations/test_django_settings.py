@@ -135,6 +135,7 @@ def test_nothing_to_say() -> None:
     assert said(VOIGHT={"USER_GETTER": f"{__name__}.owner", "PLAN_GETTER": plan, "RELEASE": "7", "ENABLED": True}) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overridden", "number", "words"),
     [
@@ -207,6 +208,7 @@ def manage(tmp_path: Path, voight_calls: Any, capsys: pytest.CaptureFixture[str]
     return run
 
 
+@pytest.mark.slow
 def test_the_command(manage: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """``manage.py voight …`` reads the ledger of the project, hands all arguments on, and keeps the exit codes."""
     monkeypatch.setattr(sys, "path", sys.path[:])  # which --pythonpath adds to
@@ -240,6 +242,7 @@ def test_the_owner_of_a_batchs_requests(tmp_path: Path, voight_calls: Any) -> No
             call_command("voight", "doctor", stdout=io.StringIO())
 
 
+@pytest.mark.slow
 def test_the_command_takes_what_the_setting_may_be(tmp_path: Path, voight_calls: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """A mapping stays a mapping."""
     setting = {"LEDGER": tmp_path / "project.db", "PII": {"user_id": "allow"}, "TAGS": {"app": "shop"}}

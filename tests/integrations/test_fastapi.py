@@ -116,6 +116,7 @@ def test_owner(path: str, asynchronous: bool, middleware: bool, serve: Any, voig
     assert dependency.asked == 3
 
 
+@pytest.mark.slow
 def test_dependency_overrides_and_schema(serve: Any, voight_provider: Any, voight_calls: Any) -> None:
     """``dependency_overrides`` replaces the user here too, and the OpenAPI schema keeps its security."""
     dependency = Dependency(asynchronous=False)
@@ -127,6 +128,7 @@ def test_dependency_overrides_and_schema(serve: Any, voight_provider: Any, voigh
     assert app.openapi()["paths"]["/v1/sync/{chat_id}"]["post"]["security"] == [{"HTTPBearer": []}]
 
 
+@pytest.mark.slow
 def test_websocket(serve: Any, voight_provider: Any, voight_calls: Any) -> None:
     """The dependency tags WebSocket routes too."""
     client = voight.wrap(openai.AsyncOpenAI(api_key="k", base_url=voight_provider.openai_base_url))

@@ -186,6 +186,7 @@ def own_meter() -> Iterator[None]:
         mine.close()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("own_meter")
 def test_configuration_and_commands(tmp_path: Path, ask: Any) -> None:
     """`app.config` says where the ledger is, and `flask voight …` reads it."""

@@ -44,6 +44,7 @@ def app(voight_provider: Any) -> Quart:
     return app
 
 
+@pytest.mark.slow
 def test_routes(app: Quart, serve: Any, voight_calls: Any) -> None:
     """The route is the rule with its blueprint's prefix, of a WebSocket too; where nothing matches there is none."""
     app.asgi_app = voight.CostTagMiddleware(app.asgi_app, lambda connection: connection.headers.get("x-user"))  # type: ignore[method-assign]
@@ -60,6 +61,7 @@ def test_routes(app: Quart, serve: Any, voight_calls: Any) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_user_of_the_application(app: Quart, serve: Any, voight_calls: Any) -> None:
     """What the application has found out itself is told with ``set_tags()``, as Quart's context is its own."""
 

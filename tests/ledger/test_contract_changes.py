@@ -104,6 +104,7 @@ def test_a_settlement_knows_better_than_a_request(ledger: Ledger) -> None:
     check_sums(ledger)
 
 
+@pytest.mark.slow
 def test_many_settlements_at_once(ledger: Ledger) -> None:
     """A round of an ingester: hundreds of calls, each with an owner of its own that comes behind it."""
     kept = [make_call(number, at=NOON + number * DAY // 20) for number in range(300)]

@@ -191,6 +191,7 @@ PATTERNS = (
 )
 
 
+@pytest.mark.slow
 def test_patterns(ledger: Ledger) -> None:
     """A filter is exact and minds case; a star stands for any text, and nothing else is special."""
     kept = [make_call(1, model=model, tags=Tags(user_id=model, extra={} if model is None else {"k": model})) for model in MODELS]

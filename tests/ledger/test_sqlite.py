@@ -109,6 +109,7 @@ def test_a_newer_ledger(tmp_path: Path) -> None:
         SQLiteLedger(path)
 
 
+@pytest.mark.slow
 def test_a_damaged_ledger(tmp_path: Path) -> None:
     """A ledger whose pages are overwritten is a LedgerError that says so."""
     path = tmp_path / "ledger.db"

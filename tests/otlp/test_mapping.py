@@ -341,6 +341,7 @@ NAMES = st.sampled_from(sorted({name for attributes, _ in USAGES.values() for na
 VALUES = st.one_of(st.integers(), st.floats(), st.booleans(), st.text(max_size=50), st.sampled_from(["LLM", "chat", "{", '{"a":[[[]]]}']))
 
 
+@pytest.mark.slow
 @given(st.dictionaries(NAMES, VALUES), st.text(max_size=30), st.integers(0, 2**63), st.integers(0, 2**63))
 def test_no_attributes_are_too_strange(attributes: dict[str, Any], name: str, started: int, ended: int) -> None:
     """Nothing raises, and the same span is always the same call."""

@@ -331,6 +331,7 @@ def test_our_own_spans_are_not_metered(traced: Traced, loopback: LoopbackProvide
     assert names == ["GET /", "anthropic.messages.create", "chat", "chat gpt-5-nano", "messages.create"]
 
 
+@pytest.mark.slow
 def test_what_was_metered_is_marked_for_the_receiver(traced: Traced, loopback: LoopbackProvider, receiving: Callable[..., Any]) -> None:
     """The same spans, sent on to `voight otlp`: no call of theirs is counted once more; one that is not gated is the same call there."""
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter

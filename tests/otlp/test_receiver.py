@@ -72,6 +72,7 @@ def test_both_encodings_come_in_every_packing(receiving: Start, as_json: bool, e
     assert len(one.calls()) == 1
 
 
+@pytest.mark.slow
 def test_the_same_body_five_times_is_one_call(receiving: Start) -> None:
     """An exporter that heard no answer sends again; so does one that speaks the other encoding."""
     one, sent = receiving(), span()
@@ -95,6 +96,7 @@ def test_a_receiver_that_was_started_anew_knows_what_it_has_written(receiving: S
         one.stop()
 
 
+@pytest.mark.slow
 def test_what_cannot_be_used_is_said_and_the_rest_is_kept(receiving: Start) -> None:
     """A partial success: how many spans, and why."""
     one = receiving()
@@ -155,6 +157,7 @@ def test_a_malformed_body_is_refused(receiving: Start, body: bytes, headers: dic
     assert one.send(request(span())).status == 200
 
 
+@pytest.mark.slow
 def test_spans_nested_without_end_are_unusable_and_no_more(receiving: Start) -> None:
     """What is deep inside of a value that nobody looks at."""
     one = receiving()
@@ -226,6 +229,7 @@ def test_a_call_that_nobody_can_write_is_refused_alone(receiving: Start, monkeyp
     assert len(one.calls()) == 2
 
 
+@pytest.mark.slow
 def test_the_journal_writes_what_every_call_of_ours_is_written_as(receiving: Start) -> None:
     """Personal data of a span becomes a pseudonym before it is on any disk."""
     one = receiving()

@@ -184,6 +184,7 @@ def test_only_this_machine_is_let_in_without_a_token(
     assert "16 characters" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_port_that_is_taken_is_said(
     receiving: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,6 +39,7 @@ def test_a_bomb_is_unpacked_no_further_than_the_limit(receiving: Start, encoding
     assert answer.status == 413
 
 
+@pytest.mark.slow
 def test_a_body_of_many_empty_members_is_refused(receiving: Start) -> None:
     """Four megabytes of nothing, 200,000 times packed: each member would be copied out of what is left."""
     one = receiving()
@@ -74,6 +75,7 @@ def test_a_small_body_of_many_parts_is_refused(receiving: Start, patch: Patch, p
     assert one.send(protobuf(span()), **PROTOBUF).status == 200
 
 
+@pytest.mark.slow
 def test_parts_of_json_are_counted_outside_of_texts(receiving: Start, patch: Patch) -> None:
     """A prompt may have as many commas as it likes."""
     patch("MAX_JSON_PARTS", 1000)
@@ -91,6 +93,7 @@ def _long_span(*parts: bytes) -> bytes:
     return _nested(b"".join((*parts, sent.SerializeToString())), 1, 2, 2)
 
 
+@pytest.mark.slow
 def test_a_long_span_is_read_without_what_nobody_looks_at(receiving: Start) -> None:
     """A prompt of a megabyte, and the call that is beside it."""
     one = receiving()
@@ -120,6 +123,7 @@ def test_what_cannot_be_used_keeps_no_message_in_memory() -> None:
     assert unusable.__traceback__ is None
 
 
+@pytest.mark.slow
 def test_a_request_has_so_much_time_and_no_more(receiving: Start, patch: Patch) -> None:
     """The sender hears how many of its spans were not looked at."""
     patch("MAX_SECONDS", -1.0)
@@ -131,6 +135,7 @@ def test_a_request_has_so_much_time_and_no_more(receiving: Start, patch: Patch) 
     assert len(one.calls()) == 2
 
 
+@pytest.mark.slow
 def test_a_small_request_is_heard_between_the_slices_of_a_large_one(receiving: Start, patch: Patch) -> None:
     """A large one is under way, and waits in its worker until the small one has been answered."""
     patch("SMALL_BODY", 5000)
@@ -165,6 +170,7 @@ def test_a_small_request_is_heard_between_the_slices_of_a_large_one(receiving: S
     assert len(one.calls()) == 21
 
 
+@pytest.mark.slow
 def test_more_on_the_wire_than_is_taken_is_refused(receiving: Start, patch: Patch) -> None:
     """Also where nobody has said before how much it is."""
     patch("MAX_BODY", 10_000)
@@ -181,6 +187,7 @@ def test_more_on_the_wire_than_is_taken_is_refused(receiving: Start, patch: Patc
     assert one.server.receiver._waiting == 0
 
 
+@pytest.mark.slow
 def test_when_too_much_waits_senders_are_told_to_come_again(receiving: Start, monkeypatch: pytest.MonkeyPatch, patch: Patch) -> None:
     """429 with Retry-After; what they kept is taken later."""
     one = receiving()
@@ -259,6 +266,7 @@ def test_a_page_in_a_browser_writes_no_calls(receiving: Start, headers: dict[str
         assert one.send(b"{}", path, **headers).status == status
 
 
+@pytest.mark.slow
 def test_with_a_token_the_host_may_have_any_name(receiving: Start) -> None:
     """A page does not know the token."""
     one = receiving(token="a-token-of-some-length")
@@ -273,6 +281,7 @@ def test_what_was_sent_drives_no_terminal(receiving: Start, caplog: pytest.LogCa
     assert "\\u009b31mred" in caplog.text
 
 
+@pytest.mark.slow
 def test_connections_are_bounded(receiving: Start, patch: Patch) -> None:
     """Beyond so many at once, a sender is told to come again; when they are gone, it is heard."""
     patch("MAX_REQUESTS", 5)

@@ -52,6 +52,7 @@ def test_a_span_around_anothers_is_the_same_call(receiving: Start, around: dict[
     assert _sent(receiving(), {"resourceSpans": [*both[0]["resourceSpans"], *both[1]["resourceSpans"]]}) == 1
 
 
+@pytest.mark.slow
 def test_whatever_is_between_two_spans_of_one_call_changes_nothing(receiving: Start) -> None:
     """A retry, a request of HTTP: whether it is heard of before or after."""
     between = request(span(3, 1, offset=0.05, seconds=0.8, attributes={"http.route": "/"}))
@@ -70,6 +71,7 @@ def test_a_call_in_a_tool_of_another_call_is_its_own(receiving: Start) -> None:
     assert _sent(one, {"resourceSpans": [*request(inner, tool)["resourceSpans"], *request(outer, scope="another")["resourceSpans"]]}) == 2
 
 
+@pytest.mark.slow
 def test_an_agent_repeats_its_calls(receiving: Start) -> None:
     """Its two calls are counted, its sum is not, whoever comes first."""
     calls = request(span(2, 1, attributes=CHAT), span(3, 1, attributes=CHAT, offset=2))
@@ -78,6 +80,7 @@ def test_an_agent_repeats_its_calls(receiving: Start) -> None:
     assert _sent(receiving(), calls, agent) == 2
 
 
+@pytest.mark.slow
 def test_a_sum_that_does_not_call_itself_one_is_found_out(receiving: Start) -> None:
     """As of a library that calls the whole of an embedding of many by the name of its parts."""
     part = {"gen_ai.operation.name": "embeddings", "gen_ai.request.model": "m", "gen_ai.usage.input_tokens": 10}
@@ -97,6 +100,7 @@ def test_a_span_without_tokens_repeats_the_calls_inside_of_it(receiving: Start, 
     assert sorted(call.cost_status for call in one.calls()) == ["priced", "unpriced"]
 
 
+@pytest.mark.slow
 def test_two_instrumentors_beside_each_other_are_one_call_by_the_responses_id(receiving: Start) -> None:
     """OpenLLMetry makes its span in a trace of its own where there is none around it."""
     inner = request(span(1, trace=1, offset=0.1, seconds=0.5, attributes=WITH_ID), scope="the.sdk")
@@ -105,6 +109,7 @@ def test_two_instrumentors_beside_each_other_are_one_call_by_the_responses_id(re
     assert _sent(receiving(), beside, inner) == 1
 
 
+@pytest.mark.slow
 def test_a_server_that_gives_every_response_the_same_id_has_many_calls(receiving: Start) -> None:
     """One after the other or at once, from one library; and, one after the other, from two."""
     at_once = request(*(span(number, trace=1, attributes=WITH_ID) for number in range(1, 6)))
@@ -113,6 +118,7 @@ def test_a_server_that_gives_every_response_the_same_id_has_many_calls(receiving
     assert _sent(receiving(), at_once, later, another) == 15
 
 
+@pytest.mark.slow
 def test_twins_are_two_calls(receiving: Start) -> None:
     """The same question twice, at the same time, in the same place."""
     assert _sent(receiving(), request(span(2, 1), span(3, 1), span(4, 1))) == 3
@@ -133,6 +139,7 @@ def test_calls_of_two_libraries_that_are_alike_are_two(receiving: Start, apart: 
     assert _sent(receiving(), request(span(2, 1)), request(span(3, 1, attributes=INFERENCE, offset=0.1, seconds=0.5), scope="another")) == 1
 
 
+@pytest.mark.slow
 def test_a_library_tells_of_a_call_once(receiving: Start) -> None:
     """Of two calls that are alike and go on at once, one library has seen one, and the other one both; sent again, they are two still."""
     one = receiving()
@@ -142,6 +149,7 @@ def test_a_library_tells_of_a_call_once(receiving: Start) -> None:
     assert _sent(one, both, seen, both) == 2
 
 
+@pytest.mark.slow
 def test_the_owner_is_whoevers_span_says_it(receiving: Start) -> None:
     """The SDK's own span is inside, and counted; the user is in the attributes of what is around it, or beside it."""
     anonymous = {name: value for name, value in WITH_ID.items() if name != "user.id"}
@@ -153,6 +161,7 @@ def test_the_owner_is_whoevers_span_says_it(receiving: Start) -> None:
         assert (call.tags.user_id, call.attribution) == ("u_1", "tag")
 
 
+@pytest.mark.slow
 def test_a_call_of_ours_is_not_counted_and_neither_is_what_is_around_it(receiving: Start) -> None:
     """The gate has metered it elsewhere; its span says so, those of others around it need not."""
     ours = request(span(2, 1, offset=0.1, seconds=0.5, attributes={**WITH_ID, "voight.call_id": "019a"}), scope="voight_middleware")
@@ -176,6 +185,7 @@ def test_nesting_without_end_ends() -> None:
     assert recent.same_as(keys[5], call) is not None
 
 
+@pytest.mark.slow
 def test_memory_is_bounded_and_the_oldest_is_forgotten() -> None:
     """Ten times as many spans as are kept, each with an id and a place of its own."""
     recent = Recent(spans=1000, responses=500)

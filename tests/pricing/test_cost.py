@@ -132,6 +132,7 @@ def cost(book: PriceBook, new_call: NewCall, usage: object, **values: Any) -> Ca
     return call
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("provider", "model", "endpoint", "usage", "values", "usd"), CASES, ids=[f"{case[1]} {case[2]} ${case[-1]}" for case in CASES]
 )
@@ -257,6 +258,7 @@ PARTS = st.tuples(
 )
 
 
+@pytest.mark.slow
 @given(st.lists(PARTS, min_size=1, max_size=6))
 def test_a_cost_is_additive_over_its_components(parts: list[tuple[Any, ...]]) -> None:
     """What the parts of a call cost together is what they cost as calls of their own, to the last femto-dollar."""

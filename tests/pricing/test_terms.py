@@ -269,6 +269,7 @@ output = 1
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("usage", "values", "usd", "status"),
     [

@@ -120,6 +120,7 @@ async def received(client: Any, asynchronous: bool) -> list[Any]:
     return list(client.chat.completions.create(**CHAT, stream=True))
 
 
+@pytest.mark.slow
 @both_kinds
 @pytest.mark.parametrize(
     "chunks",

@@ -115,6 +115,7 @@ def test_the_answer_may_be_read_by_another_process(submitted_first: bool, provid
     assert (call.tags.user_id, call.tags.plan, call.usage) == ("u_1", "pro", USAGE["responses"])
 
 
+@pytest.mark.slow
 def test_a_background_response_that_is_streamed_is_one_call(provider: Provider, calls: Calls) -> None:
     """Streamed when it is made, and retrieved afterwards: the same call."""
     client = wrap(provider.client("openai"))

@@ -160,6 +160,7 @@ def test_a_large_file_of_answers_is_read_beside_the_caller(encoding: str, provid
     assert len(kept(calls)) == 2_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "content",
     [

@@ -409,6 +409,7 @@ def test_hosted_tools_are_billed_as_they_are_reported(
     assert (only.usage.tools, only.usage.input, only.usage.output) == (tools, 200, 40)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
 def test_what_a_response_draws_is_billed_by_the_model_that_draws(stream: bool, provider: Provider, calls: Calls) -> None:
     """The tokens of pictures are not in ``usage``, and their model is another one."""

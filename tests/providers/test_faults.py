@@ -50,6 +50,7 @@ def send(client: Any, sdk: str, **options: Any) -> Any:
 # -- retries and refusals --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @SDKS
 @both_kinds
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
@@ -175,6 +176,7 @@ def test_what_is_no_exception_of_the_sdks_is_passed_on(sdk: str, provider: Provi
 # -- odd answers -----------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b'"hi"', b"", b"\xff"], ids=["html", "array", "text", "nothing", "binary"])
 def test_an_answer_that_is_none_is_counted(body: bytes, provider: Provider, calls: Calls) -> None:
     """Whatever the SDK makes of it, it is a call without usage, and visible as unreadable."""

@@ -274,6 +274,7 @@ async def test_sound_is_not_kept(calls: Calls) -> None:
     assert calls.one().cost_status == "priced"
 
 
+@pytest.mark.slow
 async def test_a_long_stream_costs_no_memory(calls: Calls) -> None:
     """Sixty megabytes of text, of which next to nothing is kept."""
     event = sse(chat_chunk({"content": "x" * 60_000}))[0]

@@ -77,6 +77,7 @@ NOT_BILLED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "url", "provider", "endpoint"), HOSTS)
 def test_a_billable_request_is_recognised_by_its_url(method: str, url: str, provider: str, endpoint: str) -> None:
     """Whatever a provider puts before its paths; on a host that is not known only what nothing else has."""

@@ -113,6 +113,7 @@ async def test_a_stream_that_is_left_is_aborted(asynchronous: bool, loopback: Lo
     assert unread.ttft is None
 
 
+@pytest.mark.slow
 async def test_cancellation_is_told_apart(loopback: LoopbackProvider, calls: Calls) -> None:
     """While the answer is waited for, and while it is read, whole or as a stream."""
     client = wrap(client_of(httpx, leading_to(loopback, httpx, asynchronous=True), asynchronous=True))

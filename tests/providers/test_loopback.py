@@ -86,6 +86,7 @@ def test_a_stream_that_ends_early_is_truncated(kind: str, client: Any, calls: Ca
     assert (calls.one().outcome, calls.one().estimated) == ("truncated", True)
 
 
+@pytest.mark.slow
 @KINDS
 def test_a_stream_that_is_left_is_aborted_and_its_client_goes_on(kind: str, client: Any, calls: Calls) -> None:
     """The connection of a stream that was broken off is not reused, and the next call is whole."""

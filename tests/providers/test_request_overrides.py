@@ -213,6 +213,7 @@ class Switched(openai.OpenAI):
         return super().request(cast_to, options, **more)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metered", [True, False], ids=["metered", "another is"])
 @pytest.mark.parametrize("cls", [Own, Switched])
 @pytest.mark.parametrize("order", ["theirs first", "ours first"])
@@ -297,6 +298,7 @@ class Prompt(str):
     __slots__ = ("__weakref__",)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sdk", ["openai", "anthropic"])
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
 @both_kinds

@@ -170,6 +170,7 @@ def close_its_response(stream: Any, events: int) -> None:
     stream.response.close()
 
 
+@pytest.mark.slow
 @KINDS
 @pytest.mark.parametrize("how", [close_it, leave_its_block, raise_in_its_block, break_and_drop_it, close_its_response])
 def test_a_stream_that_is_broken_off_is_aborted(how: Callable[[Any, int], None], kind: str, client: Any, calls: Calls) -> None:

@@ -84,6 +84,7 @@ async def test_an_attempt_that_got_no_answer_is_flagged(
     assert any("may have been billed" in reason for reason in call.cost_reasons) == (possibly is not None)
 
 
+@pytest.mark.slow
 @SDKS
 @both_kinds
 @pytest.mark.parametrize(("error", "possibly"), [("ReadTimeout", 2), ("ConnectError", None)])
@@ -100,6 +101,7 @@ async def test_a_request_that_never_got_an_answer_has_an_unknown_cost(
     assert (call.cost_usd, call.cost_status) == (None, "unpriced")
 
 
+@pytest.mark.slow
 @SDKS
 async def test_who_cancels_may_have_been_billed(sdk: str, loopback: LoopbackProvider, calls: Calls) -> None:
     """A task that is cancelled while it waits for the answer."""

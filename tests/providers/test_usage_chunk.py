@@ -98,6 +98,7 @@ def test_usage_on_the_last_piece_of_content_is_not_hidden(provider: Provider, ca
     assert calls.one().usage == USAGE["chat"]
 
 
+@pytest.mark.slow
 @both_kinds
 @pytest.mark.parametrize("status", [400, 422])
 async def test_a_server_that_refuses_stream_options_costs_the_caller_nothing(

@@ -117,6 +117,7 @@ async def test_a_run_is_one_call_when_it_has_ended(asynchronous: bool, provider:
     assert (call.endpoint, call.usage, call.model, call.tags.user_id) == ("runs", RUN_COUNTS, "gpt-4o-2024-08-06", "u_1")
 
 
+@pytest.mark.slow
 @both_kinds
 async def test_the_steps_of_a_streamed_run_are_not_counted_beside_it(asynchronous: bool, provider: Provider, calls: Calls) -> None:
     """A step reports usage too, and the run reports all of it."""

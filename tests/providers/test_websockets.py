@@ -76,6 +76,7 @@ async def test_every_end_of_a_response_is_counted(
     assert (call.outcome, call.error, call.usage) == (outcome, error, USAGE["responses"])
 
 
+@pytest.mark.slow
 @needs_responses
 async def test_what_tools_are_billed_is_read_as_over_http(server: Server, calls: Calls) -> None:
     """Web searches stand beside the usage."""
@@ -203,6 +204,7 @@ async def test_however_it_is_read_it_counts_once(read: Any, path: str, asynchron
     assert calls.one().outcome == "ok"
 
 
+@pytest.mark.slow
 @realtimes
 @both_kinds
 async def test_a_helper_of_the_connection_sends_too(path: str, asynchronous: bool, server: Server, calls: Calls) -> None:
@@ -232,6 +234,7 @@ async def test_raw_messages_that_are_sent_are_seen(raw: Any, asynchronous: bool,
 # -- whose it is
 
 
+@pytest.mark.slow
 @realtimes
 @both_kinds
 async def test_the_owner_is_who_has_connected(path: str, asynchronous: bool, server: Server, calls: Calls) -> None:

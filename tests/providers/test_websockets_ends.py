@@ -100,6 +100,7 @@ def test_a_connection_that_is_open_at_the_end_of_the_process_is_counted(server: 
         ledger.close()
 
 
+@pytest.mark.slow
 @realtimes
 async def test_speech_that_is_broken_off_is_estimated_by_its_transcript(path: str, server: Server, calls: Calls) -> None:
     """Audio is not counted as text; what the session remembers, and bills as input, is not known."""
@@ -114,6 +115,7 @@ async def test_speech_that_is_broken_off_is_estimated_by_its_transcript(path: st
     assert (call.estimated_output, call.estimated_input) == ((len("".join(PIECES)) + 3) // 4, None)
 
 
+@pytest.mark.slow
 @needs_responses
 @both_kinds
 async def test_a_reconnection_keeps_the_owner(asynchronous: bool, server: Server, calls: Calls) -> None:
@@ -175,6 +177,7 @@ async def test_only_wrapped_clients_are_metered(path: str, asynchronous: bool, s
     assert [call.tags.user_id for call in calls.all()] == ["u_0", "u_2", "u_3"]
 
 
+@pytest.mark.slow
 @realtimes
 @both_kinds
 @pytest.mark.parametrize("when", ["before", "after"])

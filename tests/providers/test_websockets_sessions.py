@@ -133,6 +133,7 @@ async def test_a_refused_request_of_a_session_is_no_call(path: str, server: Serv
 START = {"type": "session.start", "session": {"model": "gpt-live-1"}}
 
 
+@pytest.mark.slow
 @needs_live
 @both_kinds
 @pytest.mark.parametrize("closed", [True, False], ids=["session closed", "connection closed"])

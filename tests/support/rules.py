@@ -2,7 +2,7 @@
 The rules of the markers ``server`` and ``slow``, which pytest holds the tests to.
 
 A test that starts a process of its own (a server, a worker, a script, a browser) is ``server``: by a fixture that starts one, or by the
-marker. A test is ``slow`` if it takes more than two seconds, or if all its cases together take more than a fifth of a second. A test
+marker. A test is ``slow`` if it takes more than two seconds, or if all its cases together take more than an eighth of a second. A test
 without a marker fails if it starts a process, or if it is slow by far.
 """
 

@@ -76,6 +76,7 @@ def test_messages(sdk: Any) -> None:
     assert usage.service_tier == "standard"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY)
 def test_the_same_request_has_the_same_usage(name: str, sdk: Any) -> None:
     """Usage follows from the request alone; the id of every answer is new."""
@@ -120,6 +121,7 @@ def test_limits_cut_answers_short(one: openai.OpenAI, other: anthropic.Anthropic
 # -- streams -------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STREAMED)
 def test_a_stream_says_what_the_plain_answer_says(name: str, sdk: Any) -> None:
     """The pieces of a stream are twelve, and together the text of the plain answer; its usage is the same."""

@@ -135,6 +135,7 @@ async def test_async(provider: LoopbackProvider) -> None:
 # -- Anthropic -----------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beta", [False, True])
 def test_message_batch(beta: bool, other: anthropic.Anthropic, provider: LoopbackProvider) -> None:
     """A batch has ended at its first poll; its results are one line per request, and are counted when they are read, once."""
@@ -177,6 +178,7 @@ def test_message_batch_in_progress(other: anthropic.Anthropic) -> None:
     assert [batch.id for batch in other.messages.batches.list(limit=1)] == [short.id, slow.id]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beta", [False, True])
 def test_count_tokens(beta: bool, other: anthropic.Anthropic, provider: LoopbackProvider) -> None:
     """Counting says what the message will take in, cached or not, and costs nothing."""

@@ -96,6 +96,7 @@ def test_end(name: str, sdk: Any) -> None:
     assert total(sdk.provider) == Count(calls=1, broken=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY)
 def test_no_usage(name: str, sdk: Any) -> None:
     """An answer can lack its usage; it is completed, with no tokens."""
@@ -103,6 +104,7 @@ def test_no_usage(name: str, sdk: Any) -> None:
     assert total(sdk.provider) == Count(calls=1, completed=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STREAMED)
 def test_no_usage_in_a_stream(name: str, sdk: Any) -> None:
     """A stream can lack its usage, also where it was asked for."""

@@ -28,6 +28,7 @@ def text_of(chunks: list[Any]) -> str:
     return "".join(chunk["candidates"][0]["content"]["parts"][0]["text"] for chunk in chunks)
 
 
+@pytest.mark.slow
 def test_generate(provider: LoopbackProvider) -> None:
     """An answer has a candidate, its model and a usage whose total is that of its parts; under /v1 it is the same."""
     made = post(provider, "generateContent").json()
@@ -41,6 +42,7 @@ def test_generate(provider: LoopbackProvider) -> None:
     assert newer.json()["usageMetadata"] == usage
 
 
+@pytest.mark.slow
 def test_streams(provider: LoopbackProvider) -> None:
     """As events and as an array the chunks are the same: the prompt's count at once, all counts in the last one."""
     whole = post(provider, "generateContent").json()
@@ -69,6 +71,7 @@ def test_a_cut_stream(method: str, provider: LoopbackProvider) -> None:
     assert total(provider) == Count(calls=2, broken=2)
 
 
+@pytest.mark.slow
 def test_limits_and_schemas(provider: LoopbackProvider) -> None:
     """A limit cuts the answer short; a schema, in Google's capitals, is answered with JSON that fits it."""
     limited = post(provider, "generateContent", {"generationConfig": {"maxOutputTokens": 5}}).json()

@@ -231,6 +231,7 @@ def test_video(one: openai.OpenAI, provider: LoopbackProvider) -> None:
     assert [video.id for video in one.videos.list()] == [made.id]
 
 
+@pytest.mark.slow
 def test_videos_from_videos(one: openai.OpenAI, provider: LoopbackProvider) -> None:
     """A remix and an edit are as long as what they are made from; an extension as long as it says; an upload can be edited, too."""
     made = one.videos.create(prompt="A sky", seconds="12", input_reference=PNG)

@@ -70,6 +70,7 @@ def test_models(one: openai.OpenAI, other: anthropic.Anthropic, provider: Loopba
     assert total(provider) == Count(calls=3, completed=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["chat", "responses", "messages"])
 @pytest.mark.parametrize("streamed", [False, True])
 def test_gzip(streamed: bool, name: str, one: openai.OpenAI, other: anthropic.Anthropic, provider: LoopbackProvider) -> None:

@@ -38,6 +38,7 @@ def tokens(usage: Any, **others: int) -> Count:
 # -- realtime ------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("modality", ["audio", "text"])
 def test_realtime(modality: Any, one: openai.OpenAI, provider: LoopbackProvider) -> None:
     """A response has its deltas, and at its end a usage by modality whose parts add up."""
