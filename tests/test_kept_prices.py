@@ -1,4 +1,4 @@
-"""Calls are priced as their application is configured, whoever brings them into the ledger."""
+"""Calls are priced as their application is configured, whichever process ingests them."""
 
 import stat
 from contextlib import closing
@@ -26,7 +26,7 @@ BROKEN = "[[price]]\nmodel = 'gpt-5-nano'\nimput = 1\n"
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a ledger that the environment names, and which is no project."""
+    """A folder that is not a project, with the ledger that the environment names."""
     monkeypatch.chdir(tmp_path)
     for name in ("VOIGHT_PRICES", "VOIGHT_CONFIG", "VOIGHT_INGEST"):
         monkeypatch.delenv(name, raising=False)

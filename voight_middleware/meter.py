@@ -12,7 +12,6 @@ import atexit
 import contextlib
 import logging
 import os
-import sys
 import threading
 import time
 from collections import Counter
@@ -30,7 +29,7 @@ from voight_middleware.kept_prices import Stamp
 from voight_middleware.pseudonyms import Guard
 from voight_middleware.settings import EXIT_SECONDS, Settings, SettingsError, usable_settings
 from voight_middleware.tag_values import complain, user_and_session
-from voight_middleware.tags import NO_TAGS, Frame, Owner, Tags, make_tags
+from voight_middleware.tags import NO_TAGS, Frame, Owner, Tags, make_tags, on_a_loop
 from voight_middleware.watchers import Watched, Watcher, Watchers
 
 logger = logging.getLogger(__name__)
@@ -185,7 +184,7 @@ class Meter:
         if self._background is None:
             self._start(wait=False)  # whoever holds the lock starts it; that may be this thread, collecting a dropped stream in there
         if self.synchronous:
-            if not (_on_a_loop() or self.journal.is_in_use_here()):
+            if not (on_a_loop() or self.journal.is_in_use_here()):
                 self.hand_over()
             elif (background := self._background) is not None:
                 background.hurry()
@@ -523,15 +522,6 @@ def flush_before_exit() -> bool:
     """
     open_calls.end_all()
     return current_meter().flush_before_exit()
-
-
-def _on_a_loop() -> bool:
-    """Whether this thread runs an event loop, which must not wait for anything."""
-    asyncio, trio = sys.modules.get("asyncio"), sys.modules.get("trio.lowlevel")
-    if asyncio is not None:
-        with contextlib.suppress(RuntimeError):
-            return asyncio.get_running_loop() is not None
-    return trio is not None and bool(getattr(trio, "in_trio_run", bool)())
 
 
 def _before_fork() -> None:

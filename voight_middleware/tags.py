@@ -8,7 +8,9 @@ tag(...)`` block in another copy of the context than the one that it entered in,
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import sys
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from types import AsyncGeneratorType, CoroutineType, GeneratorType, TracebackType
@@ -181,11 +183,13 @@ class bind:
             _frame.set(self._outer)
 
 
-def _on_a_loop() -> bool:
-    """Return whether this thread runs an event loop: there, a generator may well be closed in another task than it ran in."""
-    import asyncio
-
-    return asyncio._get_running_loop() is not None
+def on_a_loop() -> bool:
+    """Return whether this thread runs an event loop, which must not wait for anything. No library is imported to find out."""
+    asyncio, trio = sys.modules.get("asyncio"), sys.modules.get("trio.lowlevel")
+    if asyncio is not None:
+        with contextlib.suppress(RuntimeError):
+            return asyncio.get_running_loop() is not None
+    return trio is not None and bool(getattr(trio, "in_trio_run", bool)())
 
 
 _LEFT_ELSEWHERE = (
@@ -240,7 +244,7 @@ class tag:
         frame = _frame.get()
         if frame.by is self and frame.outer is not None:
             _frame.set(frame.outer)
-        elif exc_type is None and not _on_a_loop():
+        elif exc_type is None and not on_a_loop():  # on a loop, a generator may well be closed in another task than it ran in
             complain(_LEFT_ELSEWHERE)
 
     async def __aenter__(self) -> None:

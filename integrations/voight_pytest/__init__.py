@@ -22,7 +22,7 @@ __all__ = ["voight_calls", "voight_provider"]
 
 @pytest.fixture
 def voight_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[VoightCalls]:
-    """The calls that this test makes, kept apart from every other test's and from the real ledger."""
+    """Collect the calls that this test makes, apart from other tests and from the real ledger."""
     from voight_middleware.testing.plugin import calls_of_a_test
 
     with calls_of_a_test(tmp_path, monkeypatch) as calls:
@@ -31,7 +31,7 @@ def voight_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Vo
 
 @pytest.fixture(scope="session")
 def voight_provider() -> Iterator[LoopbackProvider]:
-    """A provider on loopback that answers the openai and anthropic SDKs."""
+    """Start a loopback provider that serves the openai and anthropic SDKs."""
     from voight_middleware.testing.provider import LoopbackProvider
 
     with LoopbackProvider() as provider:

@@ -478,7 +478,7 @@ def test_a_local_scope_is_asked_before_it_is_carried_elsewhere() -> None:
 
 @pytest.mark.slow
 def test_threads_that_ask_at_once_have_the_route() -> None:
-    """One thread finds the route while another is told the user: each of them, and whoever asks later, has both."""
+    """Threads of one request that ask for its user at the same time all see the route."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:

@@ -232,7 +232,7 @@ def owner_of_line(custom_id: str) -> str:
 
 
 def test_the_owner_of_a_batchs_requests(tmp_path: Path, voight_calls: Any) -> None:
-    """A callable or its dotted path, as a getter's; it is no setting of the command line."""
+    """``BATCH_OWNER`` is a callable or its dotted path, as a getter is. The command line ignores it."""
     for value in (owner_of_line, f"{__name__}.owner_of_line"):
         with override_settings(VOIGHT={"LEDGER": tmp_path / "project.db", "BATCH_OWNER": value}):
             owner = current_meter().owner_of_line("7")

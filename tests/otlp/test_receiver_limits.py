@@ -275,7 +275,7 @@ def test_with_a_token_the_host_may_have_any_name(receiving: Start) -> None:
 
 
 def test_what_was_sent_drives_no_terminal(receiving: Start, caplog: pytest.LogCaptureFixture) -> None:
-    """A refusal quotes it, and whoever runs the receiver reads the log."""
+    """A refusal quotes it in the log, where its control characters are escaped."""
     one = receiving()
     assert one.send(b"{}", content_type="text/\x9b31mred").status == 415
     assert "\\u009b31mred" in caplog.text

@@ -278,7 +278,7 @@ def test_the_users_of_the_requests_of_openai(kind: str, provider: Provider, call
 
 @pytest.mark.parametrize("where", ["upload", "batch"])
 def test_an_owner_is_above_what_the_requests_name(where: str, provider: Provider, calls: Calls) -> None:
-    """Whoever uploads the file or submits the batch under a tag: of the first the requests are not read, of the second all is his."""
+    """A tag at the upload keeps the requests from being read. A tag at the submission owns the whole batch."""
     client = wrap(provider.client("openai"))
     provider.answer = with_files
     with tag(user_id="u_1" if where == "upload" else None):

@@ -214,15 +214,6 @@ def test_fixtures_are_listed(pytester: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines(["voight_calls*", "voight_provider*"])
 
 
-def test_the_fixtures_of_the_plugin_that_pytest_loads(pytester: pytest.Pytester) -> None:
-    """They are the same as those that can be loaded by name."""
-    pytester.makepyfile(
-        CALL + "def test_it(voight_calls, voight_provider):\n    call()\n    assert voight_calls.one() and voight_provider.url\n"
-    )
-    result = pytester.runpytest_inprocess(*("-p", "no:cacheprovider", "-p", "no:asyncio", "-p", "no:voight", "-p", "voight_pytest"))
-    result.assert_outcomes(passed=1)
-
-
 def test_a_settings_file_does_not_lead_to_the_real_journal(pytester: pytest.Pytester) -> None:
     """What a project's file names is the application's: no call of a test is written there."""
     pytester.makefile(".toml", voight='journal = "real-journal"\nenabled = false\n')

@@ -1,7 +1,4 @@
-"""
-What a test has caused. The fixtures are here too, for ``pytest -p voight_middleware.testing.plugin``; pytest itself loads those of
-``voight_pytest``, which import the library only when a test uses them.
-"""
+"""The calls of a test. The fixtures of ``voight_pytest`` import this only when a test uses them."""
 
 from __future__ import annotations
 
@@ -9,16 +6,13 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import overload
 
 import pytest
 
 from voight_middleware.call import Call
 from voight_middleware.meter import Meter, flush, swap_meter
 from voight_middleware.settings import Settings
-
-if TYPE_CHECKING:
-    from voight_middleware.testing.provider import LoopbackProvider
 
 
 class VoightCalls:
@@ -87,19 +81,3 @@ def calls_of_a_test(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[
         inner = swap_meter(outer)
         if inner is not None:
             inner.close()
-
-
-@pytest.fixture
-def voight_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[VoightCalls]:
-    """The calls that this test makes, kept apart from every other test's and from the real ledger."""
-    with calls_of_a_test(tmp_path, monkeypatch) as calls:
-        yield calls
-
-
-@pytest.fixture(scope="session")
-def voight_provider() -> Iterator[LoopbackProvider]:
-    """A provider on loopback that answers the openai and anthropic SDKs."""
-    from voight_middleware.testing.provider import LoopbackProvider
-
-    with LoopbackProvider() as provider:
-        yield provider
