@@ -40,12 +40,15 @@ _listening = False
 _broken = pytest.StashKey[str]()
 
 
-_PART_OF_PYTHON = ("uname",)
-"""What ``platform`` asks, on behalf of an SDK that names the machine in its headers."""
+_NOT_OURS = ("uname", "fc-list")
+"""
+Programs that libraries run for themselves: ``platform`` asks ``uname`` for the machine that an SDK names in its headers, and matplotlib asks
+``fc-list`` for the fonts of a machine where it was never imported before.
+"""
 
 
 def _audit(event: str, arguments: tuple[Any, ...]) -> None:
-    if _listening and event in _STARTS and not (arguments and arguments[0] in _PART_OF_PYTHON):
+    if _listening and event in _STARTS and not (arguments and arguments[0] in _NOT_OURS):
         _started.append(f"{event} {arguments[0] if arguments else ''}".strip())
 
 
