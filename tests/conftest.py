@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from voight_middleware.call import Call, new_call_id
+from voight_middleware.diagnostics import counters
 from voight_middleware.settings import RELEASE_VARIABLES
 
 from .support import rules
@@ -80,6 +81,12 @@ def pytest_runtest_makereport(item: pytest.Item) -> Any:
 def _state_home(tmp_path_factory: pytest.TempPathFactory) -> None:
     """The default place of ledgers and journals: this process's own, never the user's."""
     os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
+
+
+@pytest.fixture(autouse=True)
+def _no_errors_yet() -> None:
+    """Each test counts errors from zero."""
+    counters.clear()
 
 
 @pytest.fixture

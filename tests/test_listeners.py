@@ -18,6 +18,7 @@ import pytest
 
 import voight_middleware as voight
 from voight_middleware.call import Call
+from voight_middleware.diagnostics import counters
 from voight_middleware.ledger import open_ledger
 from voight_middleware.meter import Meter, current_meter, swap_meter, unwatch, watch
 from voight_middleware.providers import gate
@@ -98,7 +99,7 @@ def test_a_listener_that_raises(listening: Callable[..., Meter], loopback: Loopb
 
     assert meter.flush(20)
     assert len({call.call_id for call in heard}) == len(heard) == CALLS
-    assert meter.counters["listener_errors"] == CALLS
+    assert counters["listener_errors"] == CALLS
 
 
 @pytest.mark.parametrize("what", [asyncio.CancelledError, SystemExit])
@@ -117,7 +118,7 @@ def test_a_listener_that_raises_no_exception(
         for count in (1, 2):
             client.chat.completions.create(**HELLO)
             assert meter.flush(10)
-            assert len(heard) == meter.counters["listener_errors"] == count
+            assert len(heard) == counters["listener_errors"] == count
 
 
 def test_a_process_with_too_many_threads(
@@ -193,7 +194,7 @@ def test_half_a_character_in_a_models_name(listening: Callable[..., Meter]) -> N
     voight.record(provider="openai", model="gpt\ud800", usage={"prompt_tokens": 1, "completion_tokens": 1})
     assert meter.flush(10)
     assert [call.model for call in heard] == ["gpt\\ud800"]
-    assert meter.counters["internal_errors"] == 0
+    assert counters["internal_errors"] == 0
     with contextlib.closing(open_ledger(meter.settings.ledger)) as ledger:
         assert sum(1 for _ in ledger.calls()) == 1
 
@@ -271,7 +272,7 @@ def test_a_listener_that_calls_an_llm_and_flushes(listening: Callable[..., Meter
     client.close()
 
     assert sorted(str(call.tags.route) for call in heard) == ["None"] * 10 + ["judge"] * 10
-    assert meter.counters["listener_errors"] == 0
+    assert counters["listener_errors"] == 0
 
 
 @pytest.mark.server
@@ -354,8 +355,8 @@ def test_a_watcher_that_raises(broken: str, listening: Callable[..., Meter], loo
     assert meter.flush(20)
 
     assert other.seen == ["begin gpt-4o-mini", "end token ok", "left token", "heard"]
-    assert meter.counters["watcher_errors"] == 1
-    assert meter.counters["internal_errors"] == 0
+    assert counters["observer_errors"] == 1
+    assert counters["internal_errors"] == 0
 
 
 class Class:

@@ -20,6 +20,7 @@ import voight_middleware as voight
 from voight_middleware.boundary.identity import Getters
 from voight_middleware.boundary.scope import Scope
 from voight_middleware.call import Call
+from voight_middleware.diagnostics import counters
 from voight_middleware.journal import Election
 from voight_middleware.ledger import open_ledger
 from voight_middleware.meter import Meter, swap_meter
@@ -51,7 +52,7 @@ def settings(tmp_path: Path) -> Make:
 @pytest.fixture(autouse=True)
 def said(patch: Patch, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     """What is logged, as in a process that has logged nothing yet."""
-    patch("_complained", set(), within="tag_values")
+    patch("_warned", set(), within="diagnostics")
     caplog.set_level(logging.WARNING)
     return caplog
 
@@ -429,7 +430,7 @@ def test_a_release_with_an_address_in_it(settings: Make, tmp_path: Path) -> None
 def test_a_guard_that_fails_keeps_nothing(meter: Meter, tmp_path: Path) -> None:
     """What could not be looked at does not leave the process; the call does, and the application hears nothing."""
     voight.record(provider="openai", model="gpt-5-nano", usage={"prompt_tokens": 1}, tags=Tags(user_id=ALICE, extra={"x": [ALICE]}))  # type: ignore[dict-item]
-    assert meter.counters["internal_errors"] == 1
+    assert counters["internal_errors"] == 1
     assert meter.flush(30)
     ledger = open_ledger(meter.settings.ledger)
     (call,) = ledger.calls()

@@ -5,6 +5,7 @@ from voight_middleware.boundary.asgi import CostTagMiddleware
 from voight_middleware.boundary.headers import ainject_headers, inject_headers, signed_headers
 from voight_middleware.boundary.identity import header
 from voight_middleware.call import Call
+from voight_middleware.config.version import VERSION as _VERSION
 from voight_middleware.meter import configure, flush
 from voight_middleware.providers.gate import instrument, uninstrument, wrap, wrap_anthropic, wrap_openai
 from voight_middleware.providers.http import metered_transport
@@ -13,7 +14,7 @@ from voight_middleware.settings import SettingsError
 from voight_middleware.tags import Tags, carry, current_tags, set_tags, tag
 from voight_middleware.usage import Usage
 
-__version__ = "0.1.0"
+__version__ = _VERSION
 
 __all__ = [
     "Call",

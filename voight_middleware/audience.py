@@ -1,4 +1,4 @@
-"""The audience: the listeners of a meter, which hear of its finished calls on a thread of their own."""
+"""The listeners of a meter: they get its finished calls on a thread of their own."""
 
 from __future__ import annotations
 
@@ -6,48 +6,73 @@ import contextlib
 import contextvars
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from voight_middleware.call import Call
-from voight_middleware.tag_values import complain
+from voight_middleware.diagnostics import counters, warn_once
+
+Listener = Callable[[Call], None]
+
+MAX_PENDING_CALLS = 100_000
+"""How many calls wait for listeners at most; the others are in the ledger only, and are counted (``unheard_calls``)."""
 
 
 class Audience:
     """
-    The listeners of a meter, on a thread of their own: one that blocks holds up those behind it, and neither the ledger nor a flush for
-    longer than that waits.
+    Hands the finished calls of this process to its listeners, each call once.
+
+    A call is *held* until it is priced, and then delivered. A listener that blocks delays the listeners after it. It never delays the
+    ledger, nor a flush beyond its timeout.
 
     Args:
         listeners: Called one after the other with each call.
-        count: Told what went wrong: ``listener_errors``, ``unheard_calls``.
-        most: How many calls wait at most; beyond it the newest go unheard.
     """
 
-    def __init__(self, listeners: Sequence[Callable[[Call], None]], count: Callable[[str], None], most: int) -> None:
+    def __init__(self, listeners: Sequence[Listener]) -> None:
         self.listeners = tuple(listeners)
-        self._count = count
-        self._most = most
-        self.renew()
+        self._start_anew()
 
-    def renew(self) -> None:
-        """In a forked child: the thread is not there, and what waits is the parent's to hear."""
+    def _start_anew(self) -> None:
+        self._held: dict[str, Call] = {}
         self._queue: queue.SimpleQueue[Call | threading.Event] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
-    def hear(self, call: Call) -> None:
-        """Hand *call* to the listeners, in their time."""
-        if self._queue.qsize() >= self._most:
-            self._count("unheard_calls")
+    def renew(self) -> None:
+        """Forget, in a forked child, the parent's thread and the parent's calls."""
+        self._start_anew()
+
+    def hold(self, call: Call) -> None:
+        """Keep *call* until it is priced. If too many wait, the oldest is dropped."""
+        if not self.listeners:
             return
-        if not self.start():
-            self._tell(call)
-            return
-        self._queue.put(call)
+        self._held[call.call_id] = call
+        if len(self._held) > MAX_PENDING_CALLS:
+            with contextlib.suppress(KeyError, RuntimeError):
+                del self._held[next(iter(self._held))]
+                counters["unheard_calls"] += 1
+
+    def held(self) -> list[Call]:
+        """Return the calls that no listener has got yet."""
+        return list(self._held.values())
+
+    def deliver(self, calls: Iterable[Call]) -> None:
+        """Hand priced calls to the listeners. Calls of other processes, and calls that were delivered before, are skipped."""
+        for call in calls:
+            if self._held.pop(call.call_id, None) is not None:
+                self._put(call)
+
+    def _put(self, call: Call) -> None:
+        if self._queue.qsize() >= MAX_PENDING_CALLS:
+            counters["unheard_calls"] += 1
+        elif self.start():
+            self._queue.put(call)
+        else:
+            self._call_listeners(call)
 
     def start(self) -> bool:
         """
-        Start the thread where there are listeners, in a context of its own: what a listener does belongs to no request. False while the
-        process ends.
+        Start the thread if there are listeners, in a context of its own: a listener belongs to no request. Return False if the process
+        is ending.
         """
         if self._thread is not None or not self.listeners:
             return True
@@ -61,28 +86,27 @@ class Audience:
         return True
 
     def wait(self, timeout: float) -> bool:
-        """Wait until they have heard what there is by now; whether that is so within *timeout* seconds."""
+        """Wait until the listeners got all delivered calls. Return whether they did within *timeout* seconds."""
         if self._thread is threading.current_thread() or (self._thread is None and self._queue.empty()):
             return True
         self.start()
-        heard = threading.Event()
-        self._queue.put(heard)
-        return heard.wait(max(0.0, timeout))
+        reached = threading.Event()
+        self._queue.put(reached)
+        return reached.wait(max(0.0, timeout))
 
-    def _loop(self, calls: queue.SimpleQueue[Call | threading.Event]) -> None:
-        while calls is self._queue:  # else this is the child of a listener that forks
-            one = calls.get()
-            if isinstance(one, Call):
-                self._tell(one)
+    def _loop(self, items: queue.SimpleQueue[Call | threading.Event]) -> None:
+        while items is self._queue:  # else this is the child of a listener that forks
+            item = items.get()
+            if isinstance(item, Call):
+                self._call_listeners(item)
             else:
-                one.set()
+                item.set()
 
-    def _tell(self, call: Call) -> None:
+    def _call_listeners(self, call: Call) -> None:
         for listener in self.listeners:
             try:
                 listener(call)
             except BaseException as error:  # a CancelledError or SystemExit, too, would end the thread
-                self._count("listener_errors")
-                with contextlib.suppress(Exception):  # an application's logging filter may raise
-                    name = getattr(listener, "__qualname__", type(listener).__qualname__)
-                    complain(f"the listener {name} raised {type(error).__name__}; the call is kept all the same")
+                counters["listener_errors"] += 1
+                name = getattr(listener, "__qualname__", type(listener).__qualname__)
+                warn_once(f"the listener {name} raised {type(error).__name__}; the call is kept all the same")

@@ -11,12 +11,15 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from voight_middleware import open_calls
+from voight_middleware.audience import Audience
 from voight_middleware.call import Call
 from voight_middleware.delivery import FORK_SECONDS, Delivery, import_the_rest
-from voight_middleware.tag_values import complain
+from voight_middleware.diagnostics import counters, report_internal_error, warn_once
+from voight_middleware.journal import Journal
+from voight_middleware.kept_prices import Stamp
+from voight_middleware.settings import Settings
 
 if TYPE_CHECKING:
-    from voight_middleware.meter import Meter
     from voight_middleware.price_books import PriceBooks
 
 INTERVAL = 1.0
@@ -32,10 +35,10 @@ SOONEST, LATEST = 0.02, 0.25
 class _Wish:
     """What one ``flush`` waits for: that what was written until then is in the ledger, and was heard of."""
 
-    def __init__(self, meter: Meter, patient: bool) -> None:
-        self.closed = meter.journal.closed()
-        self.written = meter.journal.position()
-        self.unheard = {call.call_id for call in meter.held()}
+    def __init__(self, journal: Journal, listeners: Audience, patient: bool) -> None:
+        self.closed = journal.closed()
+        self.written = journal.position()
+        self.unheard = {call.call_id for call in listeners.held()}
         self.patient = patient
         self.answered = False
         self._answers: queue.SimpleQueue[bool] = queue.SimpleQueue()
@@ -53,15 +56,25 @@ class _Wish:
 
 
 class Background:
-    """The background thread of a meter, and the rounds that it makes."""
+    """
+    The background thread of a meter, and the rounds that it makes.
 
-    def __init__(self, meter: Meter) -> None:
-        settings = meter.settings
-        self._meter = meter
+    Args:
+        settings: How this process was configured.
+        journal: Where its calls are written.
+        listeners: They get its calls, priced.
+        stamp: Writes and names the prices that its calls are priced with.
+    """
+
+    def __init__(self, settings: Settings, journal: Journal, listeners: Audience, stamp: Stamp) -> None:
+        self._settings = settings
+        self._journal = journal
+        self._listeners = listeners
+        self._stamp = stamp
         self._delivery: Delivery | None = None
         if settings.ingest:
-            listening = meter.deliver if meter.listeners else None
-            self._delivery = Delivery(settings.ledger, settings.journal, settings.prices, listening, events=settings.events)
+            delivered = listeners.deliver if listeners.listeners else None
+            self._delivery = Delivery(settings.ledger, settings.journal, settings.prices, delivered, events=settings.events)
         self._books: PriceBooks | None = None
         self._wishes: list[_Wish] = []
         self._pause = SOONEST
@@ -124,8 +137,8 @@ class Background:
         if not patient and self._delivery is not None and self._delivery.error is not None:
             return False
         deadline = time.monotonic() + timeout
-        self._meter.journal.retry()
-        wish = _Wish(self._meter, patient)
+        self._journal.retry()
+        wish = _Wish(self._journal, self._listeners, patient)
         self._wishes.append(wish)
         try:
             while True:
@@ -176,7 +189,7 @@ class Background:
             pause, self._pause = self._pause, min(self._pause * 2, LATEST)
             return pause
         self._pause = SOONEST
-        if delivery is not None and not delivery.election.held and self._meter.settings.delivery != "synchronous":
+        if delivery is not None and not delivery.election.held and self._settings.delivery != "synchronous":
             delivery.close_ledger()  # it was opened for a wish: no connection is held by those who are not elected
         return BREATH if delivery is not None and delivery.behind else INTERVAL
 
@@ -198,19 +211,19 @@ class Background:
             self._round_thread = None
 
     def _do_round(self, now: bool) -> bool:
-        meter, delivery = self._meter, self._delivery
-        held = meter.held()
+        delivery = self._delivery
+        held = self._listeners.held()
         done = delivery is None
         try:
             open_calls.look_after()
-            meter.journal.check()
-            meter.journal.retry()
+            self._journal.check()
+            self._journal.retry()
             if delivery is not None or held:
-                import_the_rest(meter.settings.ledger if delivery is not None else "")
+                import_the_rest(self._settings.ledger if delivery is not None else "")
             if delivery is not None:
                 done = self._deliver_to(delivery, now)
         except Exception as error:
-            meter.note(error)
+            report_internal_error(error)
         if held:
             self._tell_listeners(held)
         return done
@@ -222,16 +235,16 @@ class Background:
         try:
             return delivery.run(ROUND_SECONDS, now=now)
         except UnreadableJournal as error:
-            self._meter.counters["ledger_errors"] += 1
-            complain(f"calls stay in the journal for now: {error}")
+            counters["ledger_errors"] += 1
+            warn_once(f"calls stay in the journal for now: {error}")
             return False
         finally:
-            self._meter.counters["ledger_errors"] += delivery.errors - before
+            counters["ledger_errors"] += delivery.errors - before
 
     def _is_granted(self, wish: _Wish, done: bool) -> bool:
-        if self._meter.journal.waiting:
+        if self._journal.waiting:
             return False
-        if wish.unheard and not wish.unheard.isdisjoint(call.call_id for call in self._meter.held()):
+        if wish.unheard and not wish.unheard.isdisjoint(call.call_id for call in self._listeners.held()):
             return False
         if done or self._delivery is None:
             return True
@@ -248,16 +261,15 @@ class Background:
         from voight_middleware.price_books import PriceBooks
 
         try:
-            unheard = {call.call_id for call in self._meter.held()}
+            unheard = {call.call_id for call in self._listeners.held()}
             held = [call for call in held if call.call_id in unheard]
-            settings = self._meter.settings
             if self._books is None:
-                self._books = PriceBooks(settings.journal, settings.prices)
+                self._books = PriceBooks(self._settings.journal, self._settings.prices)
             stamp = ""
             with contextlib.suppress(OSError):  # the journal's folder cannot be written: the same prices, from their file
-                stamp = self._meter.pricing()
+                stamp = self._stamp()
             for call in held:
                 complete(call, self._books.book(stamp))
-            self._meter.deliver(held)
+            self._listeners.deliver(held)
         except Exception as error:
-            self._meter.note(error)
+            report_internal_error(error)

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from voight_middleware.call import Call
+from voight_middleware.diagnostics import warn_once
 from voight_middleware.journal import Election
 from voight_middleware.outbox import Outbox, open_outbox
-from voight_middleware.tag_values import complain
 
 if TYPE_CHECKING:
     from voight_middleware.ingest import Ingester
@@ -196,7 +196,7 @@ class Delivery:
         except Exception as error:
             self.sending_error = error
             why = error if isinstance(error, LedgerError | OSError) else type(error).__name__
-            complain(f"calls wait in {self._outbox.folder}, and are not sent to Voight for now: {why}")
+            warn_once(f"calls wait in {self._outbox.folder}, and are not sent to Voight for now: {why}")
             self.close_ledger()  # the connection may have been cut
             self._send_not_before = time.monotonic() + LONGEST_PAUSE
 

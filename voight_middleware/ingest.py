@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from voight_middleware.call import Call, Record, Submission, is_new_call_id
+from voight_middleware.diagnostics import warn_once
 from voight_middleware.hosts import host_name
 from voight_middleware.journal import REJECTED, Election, Segment, decode, reasons, reject, segments
 from voight_middleware.kept_prices import stamp_of
@@ -28,7 +29,6 @@ from voight_middleware.pricing import STANDARD, OverridesError, PriceBook, price
 from voight_middleware.pricing.bills import reported_cost
 from voight_middleware.pricing.cost import UNREADABLE
 from voight_middleware.pricing.terms import terms_of
-from voight_middleware.tag_values import complain
 from voight_middleware.usage import Component, Usage, UsageError, read
 
 logger = logging.getLogger(__name__)
@@ -279,7 +279,7 @@ class Ingester:
         try:
             outbox.append(progress.segment, progress.offset, list(entries.values()))
         except OSError as error:  # the ledger does not wait for it
-            complain(f"calls are not sent to Voight: {outbox.folder} cannot be written ({error.strerror or error})")
+            warn_once(f"calls are not sent to Voight: {outbox.folder} cannot be written ({error.strerror or error})")
 
     def _is_news(self, call: Call, segment: str) -> bool:
         """Whether this is the first that is heard of a call, or of what it used: an id that is not ours may come again."""

@@ -25,7 +25,7 @@ import msgspec
 
 from voight_middleware.call import Record
 from voight_middleware.kept_prices import Stamp
-from voight_middleware.private_files import append, make_folder, open_private
+from voight_middleware.private_files import append, make_folder, open_private, utc_now
 from voight_middleware.settings import JOURNAL_LIMIT
 
 logger = logging.getLogger(__name__)
@@ -239,7 +239,7 @@ class Journal:
             self._told_dropped = self.dropped
             logger.error("%d records were lost while the journal in %s could not be written", lost, self.folder)
             with contextlib.suppress(OSError):
-                append(self.folder / LOST, f"{_now()} {lost} process {os.getpid()}\n".encode())
+                append(self.folder / LOST, f"{utc_now()} {lost} process {os.getpid()}\n".encode())
 
     def _check_limit(self) -> None:
         """
@@ -389,7 +389,7 @@ def reject(folder: Path, line: bytes, source: str = "", reason: str = "") -> Non
     """
     append(folder / REJECTED, line.rstrip(b"\n") + b"\n")
     if source:
-        append(folder / REASONS, f"{_now()} {source} {' '.join(reason.split())[:MOST_REASON]}\n".encode(errors="backslashreplace"))
+        append(folder / REASONS, f"{utc_now()} {source} {' '.join(reason.split())[:MOST_REASON]}\n".encode(errors="backslashreplace"))
 
 
 def reasons(folder: Path) -> list[tuple[str, str, str]]:
@@ -408,10 +408,6 @@ def lost(folder: Path) -> list[str]:
         return (folder / LOST).read_text(errors="replace").splitlines()
     except OSError:
         return []
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 class Election:
@@ -465,7 +461,7 @@ class Election:
         """Note in the lock's file that records have reached the ledger just now."""
         if self._fd is not None:
             with contextlib.suppress(OSError):  # of a full disk: it is for people only
-                os.pwrite(self._fd, f"{_now()}\n".encode(), 0)
+                os.pwrite(self._fd, f"{utc_now()}\n".encode(), 0)
 
     def last_delivery(self) -> str | None:
         """When records of this folder have last reached the ledger, as ``2026-11-21T17:28:00Z``; None where that is not known."""

@@ -14,21 +14,21 @@ import logging
 import os
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from voight_middleware import open_calls
-from voight_middleware.audience import Audience
+from voight_middleware.audience import Audience, Listener
 from voight_middleware.background import Background
 from voight_middleware.call import Call, Settlement, Submission
 from voight_middleware.delivery import FORK_SECONDS, hold_imports, renew_imports
+from voight_middleware.diagnostics import counters, report_internal_error, warn_once
 from voight_middleware.journal import Journal
 from voight_middleware.kept_prices import Stamp
 from voight_middleware.pseudonyms import Guard
 from voight_middleware.settings import EXIT_SECONDS, Settings, SettingsError, usable_settings
-from voight_middleware.tag_values import complain, user_and_session
+from voight_middleware.tag_values import user_and_session
 from voight_middleware.tags import NO_TAGS, Frame, Owner, Tags, make_tags, on_a_loop
 from voight_middleware.watchers import Watched, Watcher, Watchers
 
@@ -43,13 +43,11 @@ __all__ = (
     "current_meter",
     "flush",
     "flush_before_exit",
-    "note",
     "swap_meter",
     "unwatch",
     "watch",
 )
 
-Listener = Callable[[Call], None]
 BatchOwner = Callable[[str], object]
 """Called with the ``custom_id`` of a request of a batch; returns the user's id, or a mapping of tags. None where it is not known."""
 
@@ -57,8 +55,6 @@ AGAIN_SECONDS = 0.5
 MAX_TEXT = 512
 """The longest text of a call but its tags, such as a model's name, in characters."""
 _TEXTS = ("requested_model", "model", "host", "service_tier", "response_id", "error", "provider", "endpoint")
-HELD_CALLS = 100_000
-"""How many calls wait for listeners at most; beyond it the oldest go unheard and are counted. The journal has them all the same."""
 
 
 class Meter:
@@ -67,18 +63,15 @@ class Meter:
     def __init__(self, settings: Settings, listeners: Sequence[Listener] = (), batch_owner: BatchOwner | None = None) -> None:
         self.settings = settings
         self._batch_owner = batch_owner
-        self._audience = Audience(listeners, self._count, HELD_CALLS)
+        self._audience = Audience(listeners)
         also: Iterable[object] = listeners
-        self.watchers = Watchers((*(one for one in also if isinstance(one, Watcher)), *_standing), self._count)
+        self.watchers = Watchers((*(one for one in also if isinstance(one, Watcher)), *_standing))
         stamp = Stamp(settings.journal, settings.prices, ingests=settings.ingest, broken_settings=settings.broken_file)
         self.journal = Journal(settings.journal, settings.journal_limit, stamp)
         self.pricing = stamp
         """How this process's calls are priced, by whichever process."""
-        self.counters: Counter[str] = Counter()
-        """What went wrong inside: ``internal_errors``, ``listener_errors``, ``watcher_errors``, ``ledger_errors``, ``unheard_calls``."""
         self._guard = Guard(settings)
         self._below = make_tags(settings.tags).merge(Tags(release=settings.release) if settings.release else NO_TAGS)
-        self._held: dict[str, Call] = {}
         self._background: Background | None = None
         self._start_lock = threading.Lock()
         self.synchronous = settings.delivery == "synchronous"
@@ -102,8 +95,7 @@ class Meter:
                 self._guard_texts(call)
             if self.watchers.present or watched:
                 self.watchers.ended(watched, call)
-            if self.listeners:
-                self._hold(call)
+            self._audience.hold(call)
             try:
                 self.journal.append(call)
             except UnicodeEncodeError:  # half a character in a model's name, which nothing but a client can have made up
@@ -113,7 +105,7 @@ class Meter:
                 frame.scope.await_settlement(call.call_id)
             self._wake()
         except Exception as error:
-            self.note(error)
+            report_internal_error(error)
 
     def _guard_texts(self, call: Call) -> None:
         """Look at texts that a client can choose. A provider's own ids are not: each is new, and nobody's."""
@@ -126,7 +118,7 @@ class Meter:
         try:
             return None if value is None else self._guard.text(key, value[:MAX_TEXT])
         except Exception as error:  # what could not be looked at is not kept
-            self.note(error)
+            report_internal_error(error)
             return None
 
     def submit(self, submission: Submission, frame: Frame, captured: Owner, named: str | None = None) -> None:
@@ -140,7 +132,7 @@ class Meter:
                 frame.scope.await_settlement(submission.job)
             self._wake()
         except Exception as error:
-            self.note(error)
+            report_internal_error(error)
 
     def owner_of_line(self, custom_id: str) -> Owner | None:
         """Ask ``batch_owner`` whose a request of a batch is; None where it does not say. Never raises."""
@@ -151,8 +143,8 @@ class Meter:
             tags = make_tags(answer if isinstance(answer, Mapping) else {"user_id": answer})
             return Owner(tags, "tag") if tags.user_id is not None else None
         except Exception as error:
-            self.counters["getter_errors"] += 1
-            complain(f"batch_owner raised {type(error).__name__}: such requests belong to the owner of their batch")
+            counters["getter_errors"] += 1
+            warn_once(f"batch_owner raised {type(error).__name__}: such requests belong to the owner of their batch")
             return None
 
     def link(self, submission: Submission) -> None:
@@ -161,7 +153,7 @@ class Meter:
             self.journal.append(submission)
             self._wake()
         except Exception as error:
-            self.note(error)
+            report_internal_error(error)
 
     def _stamped(self, tags: Tags, attribution: str, named: str | None) -> Owner:
         if tags.user_id is None and named is not None:
@@ -175,7 +167,7 @@ class Meter:
         try:
             return self._guard(tags)
         except Exception as error:  # what could not be looked at is not kept
-            self.note(error)
+            report_internal_error(error)
             return NO_TAGS
 
     def _wake(self) -> None:
@@ -198,7 +190,7 @@ class Meter:
             if self.synchronous and (background := self._background) is not None:
                 background.flush(self.settings.exit_timeout, patient=False)
         except Exception as error:
-            self.note(error)
+            report_internal_error(error)
 
     def settle(self, call_ids: Iterable[str], owner: Owner) -> None:
         """Write the owner of calls that were finished without one. Never raises."""
@@ -207,12 +199,7 @@ class Meter:
             if self.synchronous:
                 self._wake()
         except Exception as error:
-            self.note(error)
-
-    def note(self, error: BaseException) -> None:
-        """Count an error of our own, and log it once per kind."""
-        self.counters["internal_errors"] += 1
-        _complain_of(error)
+            report_internal_error(error)
 
     def flush(self, timeout: float = 10.0) -> bool:
         """Bring what this process has written into the ledger and to its listeners; whether it is there within *timeout* seconds."""
@@ -228,7 +215,7 @@ class Meter:
             try:
                 self._start()
             except RuntimeError as error:  # too many threads
-                self.note(error)
+                report_internal_error(error)
         background = self._background
         return background is not None and background.flush(timeout)
 
@@ -279,43 +266,21 @@ class Meter:
             self._background.abandon()
         self._background = None
         self._start_lock = threading.Lock()
-        self._held = {}
         self._audience.renew()
         self._closed = False
-        self.counters = Counter()
         self.journal.after_fork()
-
-    def deliver(self, calls: Iterable[Call]) -> None:
-        """Hand completed calls to the listeners: those that this process made, each once."""
-        for call in calls:
-            if self._held.pop(call.call_id, None) is not None:
-                self._audience.hear(call)
 
     @property
     def listeners(self) -> tuple[Listener, ...]:
-        """Who hears of calls."""
+        """The listeners of this process."""
         return self._audience.listeners
-
-    def _count(self, what: str) -> None:
-        self.counters[what] += 1
-
-    def held(self) -> list[Call]:
-        """The calls of this process that its listeners have not heard of yet."""
-        return list(self._held.values())
-
-    def _hold(self, call: Call) -> None:
-        self._held[call.call_id] = call
-        if len(self._held) > HELD_CALLS:
-            with contextlib.suppress(KeyError, RuntimeError):
-                del self._held[next(iter(self._held))]
-                self.counters["unheard_calls"] += 1
 
     def _start(self, wait: bool = True) -> None:
         if self._start_lock.acquire(blocking=wait):
             try:
                 if self._background is None:
                     self._audience.start()  # now: Python 3.12+ starts no thread when the process ends, and its last calls are to be heard
-                    background = Background(self)
+                    background = Background(self.settings, self.journal, self._audience, self.pricing)
                     background.start()  # raises where there are too many threads: the next call tries again
                     self._background = background
             finally:
@@ -354,7 +319,7 @@ def _make_meter() -> Meter:
         if _meter is None:
             settings, errors = usable_settings()
             for error in errors:
-                complain(f"a variable of the environment cannot be used, and what does less holds in its place: {error}")
+                warn_once(f"a variable of the environment cannot be used, and what does less holds in its place: {error}")
             _meter = Meter(settings)
         return _meter
 
@@ -384,22 +349,6 @@ def unwatch(watcher: Watcher) -> None:
         _standing = tuple(one for one in _standing if one is not watcher)
         if _meter is not None:
             _meter.watchers.present = tuple(one for one in _meter.watchers.present if one is not watcher)
-
-
-def note(error: BaseException) -> None:
-    """Count and log an error of our own, even where there is no meter to count it. Never raises."""
-    with contextlib.suppress(Exception):
-        _complain_of(error)
-        current_meter().counters["internal_errors"] += 1
-
-
-def _complain_of(error: BaseException) -> None:
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    place = f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace is not None else "an unknown place"
-    with contextlib.suppress(Exception):  # an application's logging filter may raise
-        complain(f"internal error, the application is not affected: {type(error).__name__} at {place}")
 
 
 def configure(

@@ -20,8 +20,8 @@ from typing import NamedTuple
 
 import msgspec
 
+from voight_middleware.diagnostics import warn_once
 from voight_middleware.private_files import append, make_folder, open_private
-from voight_middleware.tag_values import complain
 
 FOLDER = "events"
 """Inside the journal's. Where it is there, whoever ingests queues calls: the key may be known to another process."""
@@ -254,7 +254,7 @@ def open_outbox(journal: Path, *, create: bool = False) -> Outbox | None:
     try:
         return Outbox(journal)
     except OSError as error:
-        complain(f"no events are queued for Voight: {journal / FOLDER} cannot be made ({error.strerror})")
+        warn_once(f"no events are queued for Voight: {journal / FOLDER} cannot be made ({error.strerror})")
         return None
 
 

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import stat
+import time
 from pathlib import Path
 
 
@@ -103,3 +104,8 @@ def append(path: Path, data: bytes) -> None:
             data = data[os.write(fd, data) :]
     finally:
         os.close(fd)
+
+
+def utc_now() -> str:
+    """Return the current time in UTC, as our files show it to people: ``2026-11-29T15:04:05Z``."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -18,10 +18,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from voight_middleware.call import job_call_id
+from voight_middleware.diagnostics import warn_once
 from voight_middleware.pii import Found, find
 from voight_middleware.private_files import make_folder, open_private
 from voight_middleware.settings import PseudonymKey, Settings, SettingsError, pseudonym_key_file, read_keys
-from voight_middleware.tag_values import MAX_LENGTH, clean_value, complain
+from voight_middleware.tag_values import MAX_LENGTH, clean_value
 from voight_middleware.tags import Tags
 
 MOST_KNOWN = 20_000
@@ -127,7 +128,7 @@ class Guard:
                 problem = f"no key can be had: {error.strerror if isinstance(error, OSError) else error} ({file})"
             self._retry_at = time.monotonic() + RETRY_SECONDS
             advice = "set VOIGHT_PSEUDONYM_KEY, on every host to the same secret (openssl rand -hex 32)"
-            complain(f"tags with personal data are kept as redacted:<kind>, all such users together: {problem}; {advice}")
+            warn_once(f"tags with personal data are kept as redacted:<kind>, all such users together: {problem}; {advice}")
         return self._keys
 
 

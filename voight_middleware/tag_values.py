@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from voight_middleware.diagnostics import warn_once
 from voight_middleware.pii import find
 
 logger = logging.getLogger(__name__)
@@ -24,7 +25,6 @@ MAX_EXTRA = 64
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]{0,63}")
 _COMPOSITE = re.compile(r"user_(?P<device>\w+?)_account_(?P<account>[\w-]*?)_session_(?P<session>[\w-]+)")
-_complained: set[str] = set()
 
 
 def clean_value(value: object) -> str | None:
@@ -63,7 +63,7 @@ def keep_value(key: str, value: object) -> str | None:
     try:
         return clean_value(value)
     except TypeError as error:
-        complain(f"tag {key[:80]!r} is left out: {error}")
+        warn_once(f"tag {key[:80]!r} is left out: {error}")
         return None
 
 
@@ -94,7 +94,7 @@ def keep_extra(values: Mapping[Any, object]) -> dict[str, str]:
     extra: dict[str, str] = {}
     for key, value in values.items():
         if not isinstance(key, str) or not _KEY.fullmatch(key):
-            complain(f"tag key {str(key)[:80]!r} is left out: a key has letters, digits, '_', '.' or '-', at most 64")
+            warn_once(f"tag key {str(key)[:80]!r} is left out: a key has letters, digits, '_', '.' or '-', at most 64")
         elif (text := keep_value(key, value)) is not None:
             extra[key] = text
     return first_extra(extra)
@@ -104,12 +104,5 @@ def first_extra(extra: dict[str, str]) -> dict[str, str]:
     """Return *extra*, or its first ``MAX_EXTRA`` keys, which is logged once."""
     if len(extra) <= MAX_EXTRA:
         return extra
-    complain(f"extra tags are left out: a call has {MAX_EXTRA} at most")
+    warn_once(f"extra tags are left out: a call has {MAX_EXTRA} at most")
     return dict(list(extra.items())[:MAX_EXTRA])
-
-
-def complain(message: str) -> None:
-    """Log a warning once per message in this process."""
-    if message not in _complained and len(_complained) < 1000:
-        _complained.add(message)
-        logger.warning(message)

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, cast
 
 import msgspec
 
-from voight_middleware.tag_values import complain, first_extra, keep_extra, keep_value
+from voight_middleware.diagnostics import warn_once
+from voight_middleware.tag_values import first_extra, keep_extra, keep_value
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -175,12 +176,12 @@ class bind:
         self._outer: Frame | None = None
 
     def __enter__(self) -> None:
-        self._outer = _frame.get()
-        _frame.set(self._frame)
+        self._outer = current_frame()
+        set_frame(self._frame)
 
     def __exit__(self, *exc_info: object) -> None:
         if self._outer is not None:
-            _frame.set(self._outer)
+            set_frame(self._outer)
 
 
 def on_a_loop() -> bool:
@@ -235,17 +236,17 @@ class tag:
         )
 
     def __enter__(self) -> None:
-        outer = _frame.get()
-        _frame.set(Frame(outer.scope, outer.tags.merge(self.tags), outer, self))
+        outer = current_frame()
+        set_frame(Frame(outer.scope, outer.tags.merge(self.tags), outer, self))
 
     def __exit__(
         self, exc_type: type[BaseException] | None = None, exc: BaseException | None = None, trace: TracebackType | None = None
     ) -> None:
-        frame = _frame.get()
+        frame = current_frame()
         if frame.by is self and frame.outer is not None:
-            _frame.set(frame.outer)
+            set_frame(frame.outer)
         elif exc_type is None and not on_a_loop():  # on a loop, a generator may well be closed in another task than it ran in
-            complain(_LEFT_ELSEWHERE)
+            warn_once(_LEFT_ELSEWHERE)
 
     async def __aenter__(self) -> None:
         self.__enter__()
@@ -255,10 +256,10 @@ class tag:
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
         def inner() -> Frame:
-            outer = _frame.get()
+            outer = current_frame()
             return Frame(outer.scope, outer.tags.merge(self.tags), outer, self)
 
-        return _inside(function, inner)
+        return run_inside(function, inner)
 
 
 def set_tags(
@@ -285,11 +286,11 @@ def set_tags(
         session_id=keep_value("session_id", session_id),
         extra=keep_extra(extra) if extra else {},
     )
-    frame = _frame.get()
+    frame = current_frame()
     if frame.scope is not None:
         frame.scope.set_tags(tags)
     else:
-        _frame.set(_laid_under(frame, tags))
+        set_frame(_laid_under(frame, tags))
 
 
 def _laid_under(frame: Frame, tags: Tags) -> Frame:
@@ -302,7 +303,7 @@ def _laid_under(frame: Frame, tags: Tags) -> Frame:
 
 def current_tags() -> Tags:
     """The tags that a call made here and now would carry; resolves the request's user if that has not happened yet."""
-    return _frame.get().resolve().tags
+    return current_frame().resolve().tags
 
 
 def carry(function: Callable[P, R]) -> Callable[P, R]:
@@ -315,18 +316,18 @@ def carry(function: Callable[P, R]) -> Callable[P, R]:
     is carried too. It keeps the request alive no longer than the request lasts.
     """
     frame = frame_to_carry()
-    return _inside(function, lambda: frame)
+    return run_inside(function, lambda: frame)
 
 
 def frame_to_carry() -> Frame:
     """The frame of here and now, to be put in force elsewhere: with the user, where the request's getters can be asked here only."""
-    frame = _frame.get()
+    frame = current_frame()
     if getattr(frame.scope, "local", False):
         frame.resolve()
     return frame
 
 
-def _inside(function: Callable[P, R], frame_for: Callable[[], Frame]) -> Callable[P, R]:
+def run_inside(function: Callable[P, R], frame_for: Callable[[], Frame]) -> Callable[P, R]:
     """*function*, wrapped to run inside a frame; a generator is inside it during each of its steps only."""
     import inspect
 
@@ -347,13 +348,13 @@ def _inside(function: Callable[P, R], frame_for: Callable[[], Frame]) -> Callabl
 
 def _function_inside(function: Callable[..., Any], frame_for: Callable[[], Frame]) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
-        outer = _frame.get()
+        outer = current_frame()
         inner = frame_for()
-        _frame.set(inner)
+        set_frame(inner)
         try:
             result = function(*args, **kwargs)
         finally:
-            _frame.set(outer)
+            set_frame(outer)
         # `lambda: coroutine()`, and an object with `async def __call__`, look like functions until they have answered.
         make = _INSIDE.get(type(result))
         return result if make is None else make(lambda: result, lambda: inner)()
@@ -363,12 +364,12 @@ def _function_inside(function: Callable[..., Any], frame_for: Callable[[], Frame
 
 def _coroutine_inside(function: Callable[..., Any], frame_for: Callable[[], Frame]) -> Callable[..., Any]:
     async def run(*args: Any, **kwargs: Any) -> Any:
-        outer = _frame.get()
-        _frame.set(frame_for())
+        outer = current_frame()
+        set_frame(frame_for())
         try:
             return await function(*args, **kwargs)
         finally:
-            _frame.set(outer)
+            set_frame(outer)
 
     return run
 
@@ -379,15 +380,15 @@ def _generator_inside(function: Callable[..., Any], frame_for: Callable[[], Fram
         steps = function(*args, **kwargs)
         step: Callable[[], Any] = functools.partial(next, steps)
         while True:
-            outer = _frame.get()
-            _frame.set(inner)
+            outer = current_frame()
+            set_frame(inner)
             try:
                 item = step()
             except StopIteration as stop:
                 return stop.value
             finally:
-                inner = _frame.get()
-                _frame.set(outer)
+                inner = current_frame()
+                set_frame(outer)
             try:
                 sent = yield item
             except BaseException as error:
@@ -404,15 +405,15 @@ def _async_generator_inside(function: Callable[..., Any], frame_for: Callable[[]
         steps = function(*args, **kwargs)
         step: Callable[[], Any] = functools.partial(anext, steps)
         while True:
-            outer = _frame.get()
-            _frame.set(inner)
+            outer = current_frame()
+            set_frame(inner)
             try:
                 item = await step()
             except StopAsyncIteration:
                 return
             finally:
-                inner = _frame.get()  # a `with tag()` of the generator's own may stay open over a yield
-                _frame.set(outer)
+                inner = current_frame()  # a `with tag()` of the generator's own may stay open over a yield
+                set_frame(outer)
             try:
                 sent = yield item
             except BaseException as error:

@@ -56,25 +56,25 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     @property
     def input_tokens(self) -> Count:
         """All input tokens, cached included; None where nothing of it was reported."""
-        return _sum(self.input, self.cache_read_tokens, self.cache_write_tokens, self.audio_in, self.image_in)
+        return sum_counts(self.input, self.cache_read_tokens, self.cache_write_tokens, self.audio_in, self.image_in)
 
     @property
     def cache_read_tokens(self) -> Count:
         """Tokens read from the cache, of any kind."""
-        return _sum(self.cache_read, self.cache_read_audio, self.cache_read_image)
+        return sum_counts(self.cache_read, self.cache_read_audio, self.cache_read_image)
 
     @property
     def cache_write_tokens(self) -> Count:
         """Tokens written to the cache, of any lifetime."""
-        return _sum(self.cache_write, self.cache_write_5m, self.cache_write_1h)
+        return sum_counts(self.cache_write, self.cache_write_5m, self.cache_write_1h)
 
     @property
     def output_tokens(self) -> Count:
         """All output tokens, audio and images included."""
-        return _sum(self.output, self.audio_out, self.image_out)
+        return sum_counts(self.output, self.audio_out, self.image_out)
 
 
-_OWN_COUNTS = tuple(name for name in Usage.__struct_fields__ if name != "tools")
+COUNT_NAMES = tuple(name for name in Usage.__struct_fields__ if name != "tools")
 
 
 class Component(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -174,7 +174,7 @@ def _find_unknown(raw: Mapping[str, Any], inside: str, doubts: Doubts) -> None:
             doubts.append(f"usage has {inside}{key} = {value}, which is not known here")
 
 
-def _sum(*counts: Count) -> Count:
+def sum_counts(*counts: Count) -> Count:
     known = [count for count in counts if count is not None]
     return sum(known) if known else None
 
@@ -430,11 +430,11 @@ def _generate_content(raw: Mapping[str, Any], doubts: Doubts) -> tuple[Component
     prompt, cached, cached_audio, audio_in = _split(prompt, "promptTokenCount", doubts, cached, cached_audio, audio_in)
     answer, audio_out, image_out = _split(answer, "candidatesTokenCount", doubts, audio_out, image_out)
     usage = Usage(
-        input=_sum(prompt, tools),
+        input=sum_counts(prompt, tools),
         cache_read=cached,
         cache_read_audio=cached_audio,
         audio_in=audio_in,
-        output=_sum(answer, thoughts),
+        output=sum_counts(answer, thoughts),
         reasoning=thoughts,
         audio_out=audio_out,
         image_out=image_out,
@@ -442,7 +442,7 @@ def _generate_content(raw: Mapping[str, Any], doubts: Doubts) -> tuple[Component
     beyond = _said(raw, "totalTokenCount") - sum(filter(None, (usage.input_tokens, usage.output_tokens)))
     if beyond > 0 and usage.input_tokens is not None:  # thoughts that only the total has
         if thoughts is None:
-            usage = msgspec.structs.replace(usage, output=_sum(usage.output, beyond))
+            usage = msgspec.structs.replace(usage, output=sum_counts(usage.output, beyond))
         else:
             doubts.append(f"usage contradicts itself: totalTokenCount = {raw['totalTokenCount']} is {beyond} more than input and output")
     return (Component(usage=usage),)
@@ -515,7 +515,7 @@ def _messages(raw: Mapping[str, Any], doubts: Doubts) -> tuple[Component, ...]:
 
 def _unsplit(total: Count, name: str, doubts: Doubts, *parts: Count) -> Count:
     """Return what of the written tokens has no lifetime. Parts that exceed their total are believed, as they are more precise."""
-    known = _sum(*parts)
+    known = sum_counts(*parts)
     if total is None or known is None or known <= total:
         return None if total is None else total - (known or 0)
     doubts.append(f"usage contradicts itself: the parts of {name} add up to more than its {total}, so they are counted instead of it")
@@ -550,7 +550,7 @@ def _anthropic_tools(raw: Mapping[str, Any]) -> Mapping[str, int] | None:
 def _own(raw: Mapping[str, Any], doubts: Doubts) -> tuple[Component, ...]:
     """A ``Usage`` of ours, as ``record()`` took it."""
     tools = {tool: count for tool in _part(raw, "tools") if (count := _count(raw["tools"], tool)) is not None}
-    usage = Usage(tools=tools or None, **{name: _count(raw, name) for name in _OWN_COUNTS})
+    usage = Usage(tools=tools or None, **{name: _count(raw, name) for name in COUNT_NAMES})
     _doubt_reasoning(usage.reasoning, usage.output, "output", doubts)
     return (Component(usage=usage),)
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, Protocol, runtime_checkable
 
 from voight_middleware.call import Beginning, Call
-from voight_middleware.tag_values import complain
+from voight_middleware.diagnostics import counters, warn_once
 
 
 @runtime_checkable
@@ -44,14 +43,12 @@ class Watchers:
 
     Args:
         present: In the order in which they see a call begin.
-        count: Told what went wrong: ``watcher_errors``.
     """
 
-    __slots__ = ("_count", "present")
+    __slots__ = ("present",)
 
-    def __init__(self, present: Iterable[Watcher], count: Callable[[str], None]) -> None:
+    def __init__(self, present: Iterable[Watcher]) -> None:
         self.present: tuple[Watcher, ...] = tuple(present)
-        self._count = count
 
     def begin(self, beginning: Beginning) -> Watched:
         """Show them a call that begins."""
@@ -61,7 +58,7 @@ class Watchers:
             try:
                 token = watcher.begin(beginning)
             except Exception as error:
-                self._failed(error)
+                _report(error)
             watched.append((watcher, token))
         return tuple(watched)
 
@@ -72,7 +69,7 @@ class Watchers:
                 if token is not None:
                     watcher.left(token)
             except Exception as error:
-                self._failed(error)
+                _report(error)
 
     def ended(self, watched: Watched | None, call: Call) -> None:
         """Show a call that has ended to those who saw it begin, or all of them one that nobody saw begin (None)."""
@@ -80,9 +77,9 @@ class Watchers:
             try:
                 watcher.end(token, call)
             except Exception as error:
-                self._failed(error)
+                _report(error)
 
-    def _failed(self, error: Exception) -> None:
-        self._count("watcher_errors")
-        with contextlib.suppress(Exception):  # an application's logging filter may raise
-            complain(f"a watcher raised {type(error).__name__}; the call goes on, and is metered all the same")
+
+def _report(error: Exception) -> None:
+    counters["observer_errors"] += 1
+    warn_once(f"a call observer raised {type(error).__name__}; the call goes on, and is metered all the same")

@@ -14,8 +14,8 @@ from django.utils.module_loading import import_string
 import voight_middleware as voight
 from voight_django.identity import request_user, two_faced
 from voight_middleware.boundary.identity import Getters
+from voight_middleware.diagnostics import warn_once
 from voight_middleware.meter import Meter, current_meter
-from voight_middleware.tag_values import complain
 
 GETTERS = {"USER_GETTER": "user", "PLAN_GETTER": "plan", "TENANT_GETTER": "tenant", "TAGS_GETTER": "tags"}
 """Called with the ``HttpRequest`` at its first LLM call; a dotted path or a callable, synchronous or not."""
@@ -105,7 +105,7 @@ def read_getters() -> Getters:
     try:
         getters = make_getters(project())
     except Exception as error:
-        complain(f"the setting VOIGHT cannot be used: {type(error).__name__}: {error}")
+        warn_once(f"the setting VOIGHT cannot be used: {type(error).__name__}: {error}")
         getters = Getters(request_user)
     return getters
 
@@ -118,7 +118,7 @@ def _changed(*, setting: str, **_: Any) -> None:
         try:
             apply()
         except Exception as error:
-            complain(f"the setting VOIGHT cannot be used: {type(error).__name__}: {error}")
+            warn_once(f"the setting VOIGHT cannot be used: {type(error).__name__}: {error}")
 
 
 setting_changed.connect(_changed, dispatch_uid="voight_django")

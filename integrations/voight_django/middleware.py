@@ -11,7 +11,8 @@ from django.http import FileResponse, HttpRequest
 from voight_django import conf
 from voight_django.scope import RequestFrame
 from voight_middleware.boundary.scope import hand_over
-from voight_middleware.meter import current_meter, note
+from voight_middleware.diagnostics import report_internal_error
+from voight_middleware.meter import current_meter
 from voight_middleware.tags import carry, current_frame, set_frame
 
 if sys.version_info >= (3, 12):
@@ -89,7 +90,7 @@ def _follow(response: Any, frame: RequestFrame) -> bool:
         steps: Callable[..., Any] = _asteps if response.is_async else _steps
         response.streaming_content = carry(steps)(response.streaming_content, frame)
     except Exception as error:  # a response class of the project's own
-        note(error)
+        report_internal_error(error)
         return False
     close = response.close
 

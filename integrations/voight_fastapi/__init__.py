@@ -19,7 +19,7 @@ from typing import Any
 from voight_middleware import CostTagMiddleware
 from voight_middleware.boundary.asgi import AsgiScope
 from voight_middleware.boundary.identity import user_id_of
-from voight_middleware.meter import note
+from voight_middleware.diagnostics import report_internal_error
 from voight_middleware.tags import NO_TAGS, Frame, bind, current_frame, set_frame
 
 __all__ = ["CostTagMiddleware", "cost_tags"]
@@ -68,7 +68,7 @@ def cost_tags(
                     scope.fail(name, error, f"the {name.removesuffix('_id')} reader of cost_tags()")
             scope.identify(scope.read_values(values), "dependency")
         except Exception as error:
-            note(error)
+            report_internal_error(error)
 
     return tag_request
 

@@ -20,7 +20,8 @@ from voight_flask.users import in_context, signed_in_user
 from voight_middleware.boundary.identity import Getter, Getters
 from voight_middleware.boundary.scope import Scope
 from voight_middleware.boundary.wsgi import RequestFrame, answer_inside, route_of
-from voight_middleware.meter import configure, note
+from voight_middleware.diagnostics import report_internal_error
+from voight_middleware.meter import configure
 from voight_middleware.tags import current_frame
 
 if TYPE_CHECKING:
@@ -123,4 +124,4 @@ def _before_the_context_ends(response: flask.Response) -> None:
             if frame.runs_on or frame.pending:
                 frame.resolve()
     except Exception as error:
-        note(error)
+        report_internal_error(error)

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 from voight_middleware.boundary.jobs import KEY, bound_to_message, stamp
-from voight_middleware.tag_values import complain
+from voight_middleware.diagnostics import warn_once
 
 __all__ = ["CostTagJob"]
 
@@ -117,4 +117,4 @@ if type(_running) is Job:
     _running.__class__ = _Begun
     # RQ before 3.0 has asked for the function already: the first job of each process cannot be ours any more.
     if sum(step.argval == "func" for step in dis.get_instructions(Job._execute)) < 2:  # pyright: ignore[reportPrivateUsage]
-        complain("calls of RQ jobs have no owner here: start the worker with --job-class voight_rq.CostTagJob")
+        warn_once("calls of RQ jobs have no owner here: start the worker with --job-class voight_rq.CostTagJob")

@@ -7,7 +7,7 @@ import pytest
 
 from voight_middleware.boundary.identity import Getters
 from voight_middleware.boundary.scope import Scope
-from voight_middleware.meter import current_meter
+from voight_middleware.diagnostics import counters
 
 
 def scope_of(getter: Any) -> Scope:
@@ -26,11 +26,11 @@ async def test_what_a_getter_raises_is_counted_and_not_raised_into_the_call(erro
     async def afail(request: Any) -> str:
         raise error
 
-    before = current_meter().counters["getter_errors"]
+    before = counters["getter_errors"]
     owner = await scope_of(afail if asynchronous else fail).aresolve()
     assert (owner.tags.user_id, owner.attribution) == (None, "error")
     assert scope_of(fail).resolve().attribution == "error"
-    assert current_meter().counters["getter_errors"] == before + 2
+    assert counters["getter_errors"] == before + 2
 
 
 async def test_a_task_that_is_cancelled_while_it_asks_is_cancelled() -> None:

@@ -27,6 +27,7 @@ from voight_fastapi import cost_tags
 from voight_flask import CostTags
 from voight_middleware.boundary.headers import HEADER, sign
 from voight_middleware.boundary.wsgi import CostTagMiddleware as WsgiMiddleware
+from voight_middleware.diagnostics import counters
 from voight_middleware.meter import current_meter
 from voight_middleware.settings import PseudonymKey
 
@@ -72,7 +73,7 @@ def header_of(**tags: str) -> str:
 
 
 def refused() -> int:
-    return current_meter().counters["refused_headers"]
+    return counters["refused_headers"]
 
 
 # -- out and in ---------------------------------------------------------------------------------------------------------------

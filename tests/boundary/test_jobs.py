@@ -12,6 +12,7 @@ from voight_middleware import Tags, current_tags, set_tags, tag
 from voight_middleware.boundary.identity import Getters
 from voight_middleware.boundary.jobs import KEY, MAX_CHARACTERS, atags_for_message, bound_to_message, stamp, tags_for_message
 from voight_middleware.boundary.scope import Scope
+from voight_middleware.diagnostics import counters
 from voight_middleware.meter import Meter, current_meter
 from voight_middleware.tags import bind, current_frame
 
@@ -198,7 +199,7 @@ def test_a_message_that_cannot_be_read_is_nobodys(text: Any, meter: Meter, caplo
     """Nothing raises, the job runs, it is counted, and the log does not quote it."""
     with request("outer"), bound_to_message(text, "app.work"):
         assert current_tags() == Tags(route="task app.work", extra={"task": "app.work"})
-    assert meter.counters["unreadable_messages"] == 1
+    assert counters["unreadable_messages"] == 1
     assert "alice" not in caplog.text
 
 
@@ -271,4 +272,4 @@ def test_a_guard_that_fails_costs_the_tags_and_not_the_job(meter: Meter, monkeyp
     with tag(user_id="u"):
         stamp(headers)
     assert headers == {}
-    assert meter.counters["internal_errors"] == 1
+    assert counters["internal_errors"] == 1

@@ -24,7 +24,7 @@ import pytest
 
 import voight_middleware as voight
 from voight_middleware.boundary.wsgi import CostTagMiddleware
-from voight_middleware.meter import current_meter
+from voight_middleware.diagnostics import counters
 from voight_middleware.tags import Owner, Tags, current_frame
 
 from ..support.garbage import collected
@@ -255,7 +255,7 @@ def test_getters_get_a_request_that_cannot_take_the_body(voight_calls: Any) -> N
     environ["CONTENT_TYPE"] = "application/x-www-form-urlencoded"
     assert list(CostTagMiddleware(app, lambda request: request.form["a"])(environ, start_response)) == [b"a=bc"]
     assert owners(voight_calls) == [(None, "error")]
-    assert current_meter().counters["getter_errors"] > 0
+    assert counters["getter_errors"] > 0
     assert "werkzeug.request" not in environ
 
 

@@ -102,7 +102,7 @@ def test_what_the_application_set_itself_stays(tagged: Tagged) -> None:
 def test_a_fault_of_ours_stays_inside(tagged: Tagged, patch: Patch) -> None:
     """The span goes on, and the fault is counted."""
     faults: list[BaseException] = []
-    patch("note", faults.append, within="span_tags")
+    patch("report_internal_error", faults.append, within="span_tags")
     patch("current_frame", lambda: 1 / 0, within="span_tags")
     tagged.tracer.start_span("inside").end()
 

@@ -117,7 +117,7 @@ def test_answers_that_make_no_sense(
 ) -> None:
     """None of them is an error of ours, and whatever is behind the event is sent."""
     errors: list[BaseException] = []
-    patch("note", errors.append, within="voight")
+    patch("report_internal_error", errors.append, within="voight")
     patch("LONGEST_WAIT", 0.3, within="voight")
 
     def strange(request: BaseHTTPRequestHandler) -> None:

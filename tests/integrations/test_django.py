@@ -24,8 +24,9 @@ from django.test import AsyncClient, Client
 from django.urls import include, path, re_path
 
 import voight_middleware as voight
+from voight_middleware.diagnostics import counters
 from voight_middleware.ledger import open_ledger
-from voight_middleware.meter import Meter, current_meter, swap_meter
+from voight_middleware.meter import Meter, swap_meter
 from voight_middleware.settings import Settings
 from voight_middleware.tags import current_frame
 
@@ -435,7 +436,7 @@ def test_a_getter_that_raises(protocol: str, ask: Any, voight_calls: Any) -> Non
     with project(path("", lambda request: HttpResponse(ask())), voight={"USER_GETTER": broken}):
         assert Visitor(protocol, "alice").get("/").status_code == 200
     assert owners(voight_calls) == [(None, "error")]
-    assert current_meter().counters["getter_errors"] > 0
+    assert counters["getter_errors"] > 0
 
 
 @pytest.mark.slow

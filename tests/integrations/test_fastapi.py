@@ -18,7 +18,7 @@ import voight_middleware as voight
 from voight_fastapi import CostTagMiddleware, cost_tags
 from voight_middleware.boundary.asgi import AsgiScope
 from voight_middleware.boundary.identity import Getters
-from voight_middleware.meter import current_meter
+from voight_middleware.diagnostics import counters
 from voight_middleware.tags import bind
 
 from ..support.patching import Patch
@@ -214,7 +214,7 @@ def test_readers_that_raise(middleware: bool, asks: Any, voight_calls: Any, capl
     made = voight_calls.all()[::2]
     assert [(call.tags.user_id, call.attribution) for call in made] == [(None, "error"), ("alice", "dependency"), (None, "error")]
     assert (made[1].tags.plan, made[1].tags.tenant_id) == (None, "acme")
-    assert current_meter().counters["getter_errors"] == 3
+    assert counters["getter_errors"] == 3
     assert "alice" not in caplog.text
 
 
@@ -302,7 +302,7 @@ def test_tags_of_a_dependency(asks: Any, voight_calls: Any, caplog: pytest.LogCa
     def for_the_request() -> None:
         voight.set_tags(plan="set")
 
-    patch("_complained", set(), within="tag_values")
+    patch("_warned", set(), within="diagnostics")
     served = asks()
     served.app.add_middleware(CostTagMiddleware)
     for path, dependency in (("/", for_the_request), ("/asynchronous", asynchronous_block), ("/lost", block), ("/again", block)):

@@ -11,7 +11,7 @@ from flask import Flask, g, request
 from flask_login import login_user, logout_user
 
 from voight_flask import CostTags
-from voight_middleware.meter import current_meter
+from voight_middleware.diagnostics import counters
 
 from .flask_apps import PLACES, User, owners, places, sign_in_app, signed_in
 
@@ -71,7 +71,7 @@ def test_getters_in_every_place(place: str, getter: Any, run: Any, ask: Any, aas
     how = "settled" if place == "async_sync" and getter is slow_g_user else "getter"
     assert set(owners(calls)) == {("alice", how), ("bob", how), (None, "none")}
     assert {call.tags.tenant_id for call in calls if call.tags.user_id} == {url.removeprefix("http://")}
-    assert current_meter().counters["getter_errors"] == 0
+    assert counters["getter_errors"] == 0
 
 
 def test_who_signs_in_after_the_call(run: Any, ask: Any, voight_calls: Any) -> None:

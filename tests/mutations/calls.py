@@ -198,7 +198,7 @@ MUTATIONS: list[Mutation] = [
         tests="tests/test_ingest.py tests/test_kept_prices.py tests/pipeline tests/pricing tests/delivery",
     ),
     *at(
-        "meter.py",
+        "audience.py",
         (
             "listeners hear a call twice",
             "            if self._held.pop(call.call_id, None) is not None:",
@@ -206,8 +206,8 @@ MUTATIONS: list[Mutation] = [
         ),
         (
             "a child of a fork tells the listeners of its parent's calls",
-            "        self._held = {}\n        self._audience.renew()",
-            "        self._audience.renew()",
+            "        self._start_anew()\n\n    def hold(",
+            "        self._thread = None\n\n    def hold(",
         ),
         tests="tests/test_listeners.py tests/test_meter.py tests/test_fork.py tests/pipeline",
     ),
@@ -216,8 +216,8 @@ MUTATIONS: list[Mutation] = [
         (
             "a listener that raises silences those behind it",
             "            except BaseException as error:  # a CancelledError or SystemExit, too, would end the thread\n"
-            '                self._count("listener_errors")',
-            '            except BaseException as error:\n                self._count("listener_errors")\n                return',
+            '                counters["listener_errors"] += 1',
+            '            except BaseException as error:\n                counters["listener_errors"] += 1\n                return',
         ),
         tests="tests/test_listeners.py tests/pipeline",
     ),

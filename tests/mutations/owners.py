@@ -19,13 +19,13 @@ MUTATIONS: list[Mutation] = [
         ),
         (
             "a tag stays in force after its block",
-            "        if frame.by is self and frame.outer is not None:\n            _frame.set(frame.outer)",
-            "        if frame.by is self and frame.outer is None:\n            _frame.set(frame.outer)",
+            "        if frame.by is self and frame.outer is not None:\n            set_frame(frame.outer)",
+            "        if frame.by is self and frame.outer is None:\n            set_frame(frame.outer)",
         ),
         (
             "a request's scope stays bound after the request",
-            "        if self._outer is not None:\n            _frame.set(self._outer)",
-            "        if self._outer is None:\n            _frame.set(self._frame)",
+            "        if self._outer is not None:\n            set_frame(self._outer)",
+            "        if self._outer is None:\n            set_frame(self._frame)",
         ),
         (
             "extra keys of the inner tags replace all outer ones",
@@ -43,7 +43,7 @@ MUTATIONS: list[Mutation] = [
         ),
         (
             "a failing getter is not counted",
-            '        current_meter().counters["getter_errors"] += 1\n',
+            '        counters["getter_errors"] += 1\n',
             "",
         ),
         (

@@ -26,6 +26,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 import voight_middleware as voight
 from voight_middleware.call import Call
+from voight_middleware.diagnostics import counters
 from voight_middleware.export.otel import OTelSpans
 from voight_middleware.ledger import open_ledger
 from voight_middleware.meter import Meter, swap_meter
@@ -89,8 +90,8 @@ def traced(tmp_path: Path) -> Iterator[Traced]:
     gate.uninstrument()
     one.provider.shutdown()
     one.meter.close()
-    assert one.meter.counters["internal_errors"] == 0
-    assert one.meter.counters["watcher_errors"] == 0
+    assert counters["internal_errors"] == 0
+    assert counters["observer_errors"] == 0
 
 
 @contextlib.contextmanager
@@ -370,7 +371,7 @@ def test_a_span_that_cannot_be_read_does_not_reach_the_application(traced: Trace
     patch("read", lambda span: 1 / 0, within="otlp.processor")
     patch("role_of", lambda span: 1 / 0, within="otlp.processor")
     traced.made("chat", {"gen_ai.operation.name": "chat"})
-    assert traced.meter.counters.pop("internal_errors") == 2
+    assert counters.pop("internal_errors") == 2
 
 
 @pytest.mark.server

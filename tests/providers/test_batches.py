@@ -12,6 +12,7 @@ import pytest
 from voight_middleware import tag, wrap
 from voight_middleware.boundary.identity import Getters
 from voight_middleware.boundary.scope import Scope
+from voight_middleware.diagnostics import counters
 from voight_middleware.tags import bind
 
 from ..support.calls import Calls
@@ -182,7 +183,7 @@ def test_any_other_file_is_no_batch(content: bytes, provider: Provider, calls: C
         assert response.read() == content
 
     assert kept(calls) == []
-    assert not +calls.meter.counters
+    assert not +counters
 
 
 def test_a_file_that_is_only_begun_is_read_as_far_as_it_came(provider: Provider, calls: Calls) -> None:
@@ -323,7 +324,7 @@ def test_a_callback_says_whose_a_request_is(sdk: str, provider: Provider, calls:
     found = sorted((call.tags.user_id or "", call.tags.plan, call.attribution) for call in kept(calls))
     rest = [("u_1", None, "tag")] * 2 if sdk == "openai" else []
     assert found == sorted([*rest, ("u_a", None, "tag"), ("u_b", "pro", "tag")], key=lambda one: (one[0], one[1] or "", one[2]))
-    assert calls.meter.counters["getter_errors"] == (sdk == "openai"), "of the line that it did not expect"
+    assert counters["getter_errors"] == (sdk == "openai"), "of the line that it did not expect"
 
 
 def test_a_batch_of_somebody_belongs_to_him_whomever_it_names(provider: Provider, calls: Calls) -> None:

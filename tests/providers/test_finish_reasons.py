@@ -12,6 +12,7 @@ import pytest
 
 from voight_middleware import metered_transport, wrap
 from voight_middleware.call import Call
+from voight_middleware.diagnostics import counters
 from voight_middleware.ledger import open_ledger
 from voight_middleware.providers.finish_reasons import MOST_REASONS
 from voight_middleware.testing.provider import LoopbackProvider
@@ -360,7 +361,7 @@ def test_an_odd_reason_changes_nothing(kind: str, streamed: bool, odd: Any, prov
     assert call.finish_reasons == expected
     outcome = "truncated" if (kind, streamed, odd) == ("chat", True, None) else "ok"  # usage beside a choice ends no stream
     assert (call.outcome, call.usage, call.model) == (outcome, USAGE[kind], MODELS[kind][1])
-    assert calls.meter.counters["unreadable_answers"] == 0
+    assert counters["unreadable_responses"] == 0
 
 
 @pytest.mark.parametrize("odd", ODD)

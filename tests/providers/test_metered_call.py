@@ -158,7 +158,7 @@ def test_an_exception_is_passed_on_and_kept(error: BaseException, outcome: str, 
 
 def test_a_block_without_a_report_is_kept_unpriced(calls: Calls, caplog: pytest.LogCaptureFixture, patch: Patch) -> None:
     """Its usage is not known, and never 0; that is said once."""
-    patch("_complained", set(), within="tag_values")
+    patch("_warned", set(), within="diagnostics")
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             with metered_call(**HOW):

@@ -27,7 +27,7 @@ HOOKS = [
     "entry:Call",
     "entry:estimate_tokens",
     "entry:watch_close",
-    "sdk:complain",
+    "sdk:warn_once",
     "entry:Answer",
     "entry:Body",
     "sdk:Tap",
@@ -66,7 +66,7 @@ HOOKS = [
     "Frame.owner",
     "tags:Tags.merge",
     "Meter.finish",
-    "Meter._hold",
+    "Audience.hold",
     "Meter._start",
     "Journal.append",
     "journal:_encode",
@@ -161,6 +161,7 @@ async def test_a_fault_of_ours_never_reaches_the_caller(hook: str, asynchronous:
 @both_kinds
 async def test_without_any_meter_the_caller_gets_his_answers(asynchronous: bool, provider: Provider, calls: Calls, patch: Patch) -> None:
     """A configuration that cannot even be read, such as a missing home directory, takes nothing down."""
+    calls.faults_expected = True
     bare = await bare_results(asynchronous)
 
     def fail(**kwargs: object) -> Settings:

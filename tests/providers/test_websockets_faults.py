@@ -9,6 +9,7 @@ import openai
 import pytest
 
 from voight_middleware import tag, wrap
+from voight_middleware.diagnostics import counters
 from voight_middleware.providers import openai_sockets
 
 from ..support.calls import Calls
@@ -90,7 +91,7 @@ async def test_what_is_no_json_disturbs_nobody(path: str, server: Server, calls:
         for data in (b"", b"\xff\x00", b"[1]", b"{", "text"):
             socket.received(data)
 
-    assert calls.meter.counters["unreadable_answers"] == 5
+    assert counters["unreadable_responses"] == 5
 
 
 def test_an_event_costs_little(calls: Calls) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from voight_middleware.call import is_new_call_id
+from voight_middleware.diagnostics import counters
 from voight_middleware.meter import Meter
 from voight_middleware.settings import Settings
 
@@ -39,7 +40,7 @@ class Calls:
     @property
     def faults(self) -> int:
         """How often something of ours failed inside."""
-        return self.meter.counters["internal_errors"]
+        return counters["internal_errors"]
 
     def forget(self) -> bool:
         """
@@ -50,10 +51,10 @@ class Calls:
         """
         if self.faults_expected or self.meter.settings is not self._settings or not self.meter.flush(30):
             return False
-        plain = not any(self.meter.counters.values()) and all(call.job is None and is_new_call_id(call.call_id) for call in self.heard)
+        plain = not any(counters.values()) and all(call.job is None and is_new_call_id(call.call_id) for call in self.heard)
         if not plain or self.meter.journal.written - self._written != len(self.heard):
             return False
         self._written = self.meter.journal.written
-        self.meter.counters.clear()
+        counters.clear()
         self.heard.clear()
         return True

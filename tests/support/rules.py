@@ -42,8 +42,8 @@ _broken = pytest.StashKey[str]()
 
 _NOT_OURS = ("uname", "fc-list")
 """
-Programs that libraries run for themselves: ``platform`` asks ``uname`` for the machine that an SDK names in its headers, and matplotlib asks
-``fc-list`` for the fonts of a machine where it was never imported before.
+Programs that libraries run for themselves. ``platform`` asks ``uname`` for the machine that an SDK names in its headers. matplotlib asks
+``fc-list`` for the fonts of a machine on which it was never imported before.
 """
 
 

@@ -18,9 +18,9 @@ from typing import Any, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
 from voight_middleware.boundary.identity import Getter
-from voight_middleware.meter import current_meter, note
+from voight_middleware.diagnostics import counters, report_internal_error, warn_once
+from voight_middleware.meter import current_meter
 from voight_middleware.settings import PseudonymKey
-from voight_middleware.tag_values import complain
 from voight_middleware.tags import NO_TAGS, Tags, current_frame, make_tags
 
 HEADER = "voight-tags"
@@ -66,7 +66,7 @@ def inject_headers(headers: Headers, *, url: object, hosts: Collection[str]) -> 
             _without(headers)[HEADER] = value  # a plain dict would keep another spelling beside it
             return headers
     except Exception as error:
-        note(error)
+        report_internal_error(error)
     return _without(headers)
 
 
@@ -77,7 +77,7 @@ async def ainject_headers(headers: Headers, *, url: object, hosts: Collection[st
             _without(headers)[HEADER] = value
             return headers
     except Exception as error:
-        note(error)
+        report_internal_error(error)
     return _without(headers)
 
 
@@ -121,7 +121,7 @@ def _without(headers: Headers) -> Headers:
         for name in [name for name in headers if name.lower() == HEADER]:
             del headers[name]
     except Exception as error:
-        note(error)
+        report_internal_error(error)
     return headers
 
 
@@ -147,7 +147,7 @@ def _named(hosts: str | tuple[str, ...]) -> frozenset[str]:
     names = frozenset(name.lower().strip("[]") for name in ((hosts,) if isinstance(hosts, str) else hosts))
     for name in names:
         if not _HOST.fullmatch(name):
-            complain(f"no tags are sent to {name[:80]!r}: name a host without scheme and port, such as reports.internal or .internal")
+            warn_once(f"no tags are sent to {name[:80]!r}: name a host without scheme and port, such as reports.internal or .internal")
     return frozenset(filter(_HOST.fullmatch, names))
 
 
@@ -159,7 +159,7 @@ def _value(tags: Tags) -> str | None:
     if tags is NO_TAGS or not meter.settings.enabled:
         return None
     if not meter.settings.header_keys:
-        complain("no tags are sent to other services: set VOIGHT_HEADER_KEY, in all of them to the same secret (openssl rand -hex 32)")
+        warn_once("no tags are sent to other services: set VOIGHT_HEADER_KEY, in all of them to the same secret (openssl rand -hex 32)")
         return None
     tags = meter.guarded(tags)
     named = {name: value for name in _NAMES if (value := getattr(tags, name)) is not None}
@@ -169,7 +169,7 @@ def _value(tags: Tags) -> str | None:
         value = sign(carried, meter.settings.header_keys[0], time.time() + MAX_AGE)
         if len(value) <= MAX_CHARACTERS:
             return value
-        complain(f"tags are left out of a header to another service: together they have more than {MAX_CHARACTERS} characters")
+        warn_once(f"tags are left out of a header to another service: together they have more than {MAX_CHARACTERS} characters")
     return None
 
 
@@ -209,8 +209,8 @@ def _verified(headers: Any) -> Tags | None:
             found = "it is good for longer than it may be, or the clocks of the two services differ"
         else:
             return tags
-    current_meter().counters["refused_headers"] += 1
-    complain(f"a {HEADER} header is not believed: {found}")
+    counters["refused_headers"] += 1
+    warn_once(f"a {HEADER} header is not believed: {found}")
     return None
 
 

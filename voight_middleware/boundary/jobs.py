@@ -8,8 +8,9 @@ from typing import Any
 import msgspec
 
 from voight_middleware.call import ATTRIBUTIONS
-from voight_middleware.meter import current_meter, note
-from voight_middleware.tag_values import clean_value, complain
+from voight_middleware.diagnostics import counters, report_internal_error, warn_once
+from voight_middleware.meter import current_meter
+from voight_middleware.tag_values import clean_value
 from voight_middleware.tags import NO_TAGS, Owner, Tags, bind, current_frame, lay_over, make_tags
 
 KEY = "voight"
@@ -117,7 +118,7 @@ def tags_for_message() -> str | None:
     try:
         return _text(current_frame().resolve())
     except Exception as error:
-        note(error)
+        report_internal_error(error)
         return None
 
 
@@ -126,7 +127,7 @@ async def atags_for_message() -> str | None:
     try:
         return _text(await current_frame().aresolve())
     except Exception as error:
-        note(error)
+        report_internal_error(error)
         return None
 
 
@@ -171,7 +172,7 @@ class bound_to_message:
         try:
             self.scope.settle()
         except Exception as error:
-            note(error)
+            report_internal_error(error)
 
 
 def _text(owner: Owner) -> str | None:
@@ -185,7 +186,7 @@ def _text(owner: Owner) -> str | None:
         return None
     text = _encode(_Message(tags, owner.attribution)).decode()
     if len(text) > MAX_CHARACTERS:
-        complain(f"the extra tags of a job are left out of its message: together they have more than {MAX_CHARACTERS} characters")
+        warn_once(f"the extra tags of a job are left out of its message: together they have more than {MAX_CHARACTERS} characters")
         text = _encode(_Message(msgspec.structs.replace(tags, extra={}), owner.attribution)).decode()
     return text
 
@@ -210,7 +211,7 @@ def _scope(text: object, task: str | None) -> JobScope:
 
 def _count_unreadable() -> None:
     try:
-        current_meter().counters["unreadable_messages"] += 1
-        complain("the tags of a message cannot be read: its job has no owner")
+        counters["unreadable_messages"] += 1
+        warn_once("the tags of a message cannot be read: its job has no owner")
     except Exception as error:
-        note(error)
+        report_internal_error(error)

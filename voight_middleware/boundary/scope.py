@@ -12,8 +12,9 @@ from types import CodeType, CoroutineType
 from typing import Any
 
 from voight_middleware.boundary.identity import Getter, Getters
+from voight_middleware.diagnostics import counters, report_internal_error, warn_once
 from voight_middleware.meter import current_meter
-from voight_middleware.tag_values import clean_value, complain
+from voight_middleware.tag_values import clean_value
 from voight_middleware.tags import NO_TAGS, Owner, Tags, lay_over, make_tags
 
 _asking: ContextVar[Scope | None] = ContextVar("voight_asking", default=None)
@@ -176,7 +177,7 @@ class Scope:
             route = self.read_route()
         except Exception as error:
             self._routed = True
-            current_meter().note(error)
+            report_internal_error(error)
             return
         if route is not None:
             self._found = Tags(route=clean_value(route))
@@ -261,11 +262,11 @@ class Scope:
         """
         if about in ("user_id", "tags"):
             self._failed = True
-        current_meter().counters["getter_errors"] += 1
+        counters["getter_errors"] += 1
         name = "" if getter is None else f" {getattr(getter, '__name__', type(getter).__name__)}"
         who = who or f"{about.removesuffix('_id')}_getter{name}"
         lost = {"user_id": "have no owner", "plan": "have no plan", "tenant_id": "have no tenant"}.get(about, "lack its tags")
-        complain(f"{who} raised {type(error).__name__}{_place(error)}: calls of such requests {lost}{hint}")
+        warn_once(f"{who} raised {type(error).__name__}{_place(error)}: calls of such requests {lost}{hint}")
 
 
 def _place(error: BaseException) -> str:

@@ -14,11 +14,11 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from voight_middleware import __version__
 from voight_middleware.cli import events, export, filters, ingest, migrate, move, otlp, plot, questions, render, rights
 from voight_middleware.cli.asked import Asked, names, span, total_row, zone_of
 from voight_middleware.cli.questions import positive
 from voight_middleware.cli.render import UserError
+from voight_middleware.config.version import VERSION
 from voight_middleware.ledger import DIMENSIONS, Ledger, LedgerError, UnknownDimension, Where, Window, open_ledger
 from voight_middleware.reports import timespan
 from voight_middleware.reports.spend import SpendReport, as_row, spend
@@ -158,7 +158,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES["voight"],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"voight-middleware {__version__}")
+    parser.add_argument("--version", action="version", version=f"voight-middleware {VERSION}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
 
     place = argparse.ArgumentParser(add_help=False)

@@ -9,8 +9,8 @@ import sqlite3
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 
-from voight_middleware import __version__
 from voight_middleware.cli.findings import Finding
+from voight_middleware.config.version import VERSION
 from voight_middleware.private_files import temporary_name
 from voight_middleware.pseudonyms import finding_keys
 from voight_middleware.settings import VARIABLES, Settings, SettingsError, default_journal, pseudonym_key_file, shown_url, state_folder
@@ -40,7 +40,7 @@ _ELSEWHERE = ("VOIGHT_CONFIG", "VOIGHT_OTLP_TOKEN")
 def of_installed() -> Iterator[Finding]:
     """Which libraries are here, and what covers them."""
     section = "installed"
-    yield Finding(section, "voight-middleware", f"{__version__} (Python {platform.python_version()}, SQLite {sqlite3.sqlite_version})")
+    yield Finding(section, "voight-middleware", f"{VERSION} (Python {platform.python_version()}, SQLite {sqlite3.sqlite_version})")
     found = {name: _version(name) for name in (*_SDKS, *_OTHERS)}
     for sdk, oldest in _SDKS.items():
         if found[sdk] is None:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from voight_middleware import __version__
+from voight_middleware.config.version import VERSION
 from voight_middleware.settings import EventsTarget
 
 PATH = "/v1/events"
@@ -54,7 +54,7 @@ class EventApi:
         headers = {
             "Authorization": f"Bearer {target.key}",
             "Content-Type": "application/json",
-            "User-Agent": f"voight-middleware/{__version__}",
+            "User-Agent": f"voight-middleware/{VERSION}",
         }
         request = urllib.request.Request(target.url + PATH, data=body, headers=headers, method="POST")
         handlers: list[Any] = [_NoRedirects]

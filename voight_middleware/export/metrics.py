@@ -28,8 +28,8 @@ import atexit
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from voight_middleware import __version__
 from voight_middleware.call import Call
+from voight_middleware.config.version import VERSION
 from voight_middleware.export.conventions import tokens
 from voight_middleware.export.measures import SECONDS, TOKENS, Measures
 from voight_middleware.meter import flush_before_exit
@@ -60,7 +60,7 @@ class OTelMetrics:
         most_plans: int = 20,
     ) -> None:
         self._measures = Measures(plans, most_models, most_plans)
-        meter = metrics.get_meter("voight_middleware", __version__, meter_provider)
+        meter = metrics.get_meter("voight_middleware", VERSION, meter_provider)
         self._usage = _histogram(meter, "gen_ai.client.token.usage", "{token}", "Number of input and output tokens used.", TOKENS)
         self._duration = _histogram(meter, "gen_ai.client.operation.duration", "s", "GenAI operation duration.", SECONDS)
         self._first = _histogram(

@@ -26,10 +26,10 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Any, Final
 
-from voight_middleware import __version__
 from voight_middleware.call import Beginning, Call
+from voight_middleware.config.version import VERSION
 from voight_middleware.export.conventions import Attributes, beginning_attributes, call_attributes, error_type, span_name
-from voight_middleware.meter import current_meter, note
+from voight_middleware.meter import current_meter
 
 try:
     from opentelemetry import context as contexts
@@ -39,6 +39,7 @@ try:
 except ImportError as error:
     raise ImportError("spans need OpenTelemetry: pip install 'voight-middleware[otel]'") from error
 
+from voight_middleware.diagnostics import counters, report_internal_error
 from voight_middleware.export.span_tags import CostTagSpanProcessor
 
 __all__ = ["CostTagSpanProcessor", "OTelSpans"]
@@ -234,7 +235,7 @@ class OTelSpans:
             return  # not sampled
         at = time.time_ns() if call.duration is None else token.started_at + call.duration * 1000
         if self._queue.qsize() >= MOST_HELD:  # whatever the spans are exported with does not come back
-            current_meter().counters["lost_spans"] += 1
+            counters["lost_spans"] += 1
             token.lose()
             return
         self._queue.put(_Ended(token, call, at))
@@ -259,7 +260,7 @@ class OTelSpans:
                 return None
             with self._lock:
                 if provider is not self._provider:
-                    self._tracer = provider.get_tracer("voight_middleware", __version__, SCHEMA)
+                    self._tracer = provider.get_tracer("voight_middleware", VERSION, SCHEMA)
                     if (add := getattr(provider, "add_span_processor", None)) is not None:
                         add(_Adopter())
                     atexit.register(_at_exit, weakref.ref(self))  # before the provider's own, which was registered earlier
@@ -325,7 +326,7 @@ class OTelSpans:
             try:
                 self._work(queue, 1.0 if self._held or self._unheard else None)
             except BaseException as error:  # an exporter's SystemExit would end the thread
-                note(error)
+                report_internal_error(error)
 
     def _work(self, queue: SimpleQueue[Any], wait: float | None) -> None:
         """Take what is in the queue, waiting *wait* seconds for something, and let go what has waited too long."""
@@ -366,13 +367,13 @@ class OTelSpans:
             attributes = call_attributes(priced or ended.call, self._langfuse)
             if priced is None:
                 attributes["voight.cost_status"] = "pending"
-                current_meter().counters["spans_without_cost"] += 1
+                counters["spans_without_cost"] += 1
             if ended.token.real_end:
                 _finish_native(ended.token, attributes)
             else:
                 self._finish_own(ended, attributes)
         except Exception as error:
-            note(error)
+            report_internal_error(error)
 
     def _finish_own(self, ended: _Ended, attributes: Attributes) -> None:
         call, span = ended.call, ended.token.span

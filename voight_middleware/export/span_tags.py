@@ -17,8 +17,9 @@ import weakref
 from collections.abc import Collection
 
 from voight_middleware.call import Beginning, Call
+from voight_middleware.diagnostics import report_internal_error
 from voight_middleware.export.conventions import tag_attribute
-from voight_middleware.meter import current_meter, note, unwatch, watch
+from voight_middleware.meter import current_meter, unwatch, watch
 from voight_middleware.tags import NO_TAGS, OwnerSource, Tags, current_frame, lay_over
 
 try:
@@ -64,7 +65,7 @@ class CostTagSpanProcessor(SpanProcessor):
                 if len(waiting) < MOST_WAITING:
                     waiting.append((span, frame.tags))  # not the frame: it knows the scope, and would keep it
         except Exception as error:
-            note(error)
+            report_internal_error(error)
 
     def on_end(self, span: ReadableSpan) -> None:
         """Nothing: an ended span cannot be changed."""

@@ -19,14 +19,13 @@ import msgspec
 
 from voight_middleware.call import Call
 from voight_middleware.delivery import Delivery
+from voight_middleware.diagnostics import report_internal_error, warn_once
 from voight_middleware.export.event import event
 from voight_middleware.export.event_api import TIMEOUT, Answer, EventApi, reason
 from voight_middleware.ingest import call_at
 from voight_middleware.ledger import Ledger
-from voight_middleware.meter import note
 from voight_middleware.outbox import Entry, Outbox, Place, State, Status, open_outbox, status
 from voight_middleware.settings import EventsTarget, Settings
-from voight_middleware.tag_values import complain
 
 __all__ = ["EventSender", "State", "Status", "event", "send_waiting", "status"]
 
@@ -127,7 +126,7 @@ class EventSender:
         try:
             return ready if call is None else ready._replace(body=_encode(event(call, self._target.agent)))
         except Exception as error:  # one call that nobody has thought of must not stop the others
-            note(error)
+            report_internal_error(error)
             return ready._replace(defect=f"cannot be told as an event: {type(error).__name__}")
 
     def _is_there(self, segment: str) -> bool:
@@ -181,7 +180,7 @@ class EventSender:
                 self._complain_of_disk(error)
                 pause = LONGEST_PAUSE
             except Exception as error:
-                note(error)
+                report_internal_error(error)
                 self._outbox.note(problem=f"an error of our own: {type(error).__name__}")
                 pause = LONGEST_PAUSE
             self._stopping.wait(pause)
@@ -218,7 +217,7 @@ class EventSender:
             return 0.0
         elif answer.status in _REFUSED:
             outbox.refuse(ready.call_id, answer.status, reason(answer))
-            complain(f"Voight refuses events (HTTP {answer.status}): they are set aside with the reason, in {outbox.folder}")
+            warn_once(f"Voight refuses events (HTTP {answer.status}): they are set aside with the reason, in {outbox.folder}")
             self._keep(ready, refused=outbox.state.refused + 1, problem=None, stopped=False)
         else:
             self._failures += 1
@@ -244,10 +243,10 @@ class EventSender:
         what = _STOPS[answer.status]
         self.stopped = True
         self._outbox.note(problem=f"{what} (HTTP {answer.status})", stopped=True)
-        complain(f"no events are sent any more: Voight says that {what} (HTTP {answer.status}); they wait, up to a million of them")
+        warn_once(f"no events are sent any more: Voight says that {what} (HTTP {answer.status}); they wait, up to a million of them")
 
     def _complain_of_disk(self, error: OSError) -> None:
-        complain(f"no events are sent: {self._outbox.folder} cannot be written ({error.strerror or error})")
+        warn_once(f"no events are sent: {self._outbox.folder} cannot be written ({error.strerror or error})")
 
     def _complain(self, answer: Answer) -> None:
         what = _PROBLEMS.get(answer.status) or (f"HTTP {answer.status}" if answer.status else answer.error)
@@ -255,7 +254,7 @@ class EventSender:
             what = f"what is at this URL is not the event API (HTTP {answer.status})"
         if self._outbox.state.problem != what or self._outbox.state.stopped:
             self._outbox.note(problem=what, stopped=False)
-        complain(f"events wait, as Voight does not take them: {what}")
+        warn_once(f"events wait, as Voight does not take them: {what}")
 
     def _pause(self, answer: Answer, failures: int) -> float:
         """Seconds until the next attempt."""

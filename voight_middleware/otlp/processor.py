@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 from voight_middleware.call import Beginning, Call
-from voight_middleware.meter import current_meter, note, unwatch, watch
+from voight_middleware.diagnostics import report_internal_error
+from voight_middleware.meter import current_meter, unwatch, watch
 from voight_middleware.otlp.intake import as_counted, owner_for
 from voight_middleware.otlp.kinds import METERED, role_of
 from voight_middleware.otlp.mapping import read
@@ -84,13 +85,13 @@ class CostSpanProcessor(SpanProcessor):
         try:
             self._started(span)
         except Exception as error:
-            note(error)
+            report_internal_error(error)
 
     def on_end(self, span: ReadableSpan) -> None:
         try:
             self._ended(span)
         except Exception as error:
-            note(error)
+            report_internal_error(error)
 
     def shutdown(self) -> None:
         unwatch(self._watcher)

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from voight_middleware.meter import note
+from voight_middleware.diagnostics import report_internal_error
 from voight_middleware.providers.answers import NULL, Answer, Endpoint, Job, NotLines, Routes, read_answer, text_or_none, usage_json
 from voight_middleware.providers.finish_reasons import only_reason
 
@@ -55,7 +55,7 @@ class MessagesReader:
             elif kind == "error":
                 self.failure = kind
         except Exception as error:
-            note(error)
+            report_internal_error(error)
 
     def answer(self) -> Answer:
         message = self._message

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from voight_middleware.meter import note
+from voight_middleware.diagnostics import report_internal_error
 from voight_middleware.providers.answers import NULL, Answer, Endpoint, is_null, merged, read_answer, text_or_none, usage_json
 from voight_middleware.providers.anthropic import MessagesReader
 from voight_middleware.providers.finish_reasons import only_reason
@@ -155,7 +155,7 @@ class ConverseReader:
                 self.done = True
                 self._stop = event.stopReason
         except Exception as error:
-            note(error)
+            report_internal_error(error)
 
     def answer(self) -> Answer:
         answer = Answer(usage=NULL if self._usage is None else usage_json(self._usage), finish_reasons=only_reason(self._stop))

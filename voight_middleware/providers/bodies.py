@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from typing import Any
 
-from voight_middleware.meter import current_meter, note
+from voight_middleware.diagnostics import counters, report_internal_error
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
 """A longer body, packed or not, is let pass; its usage stays unknown."""
@@ -67,7 +67,7 @@ class Body:
             return self._unpacked(b"".join(self._kept)) if self._kept else b""
         except Exception as error:
             if type(error).__name__ != "DecodingError":  # httpx's and httpx2's own, of a broken body
-                note(error)
+                report_internal_error(error)
             return b""
 
     def _unpacked(self, packed: bytes) -> bytes:
@@ -146,7 +146,7 @@ class Lines(Body):
             for data in (part,) if self._unpack is None else self._unpack.feed(part):
                 self._split(data)
         except (ValueError, zlib.error):
-            current_meter().counters["unreadable_answers"] += 1
+            counters["unreadable_responses"] += 1
             self.forget()
 
     def _split(self, data: bytes) -> None:
@@ -204,7 +204,7 @@ class Passing:
         try:
             self._body.take(part)
         except Exception as error:
-            note(error)
+            report_internal_error(error)
             self._body.forget()
         return part
 
@@ -233,6 +233,6 @@ class AsyncPassing:
         try:
             self._body.take(part)
         except Exception as error:
-            note(error)
+            report_internal_error(error)
             self._body.forget()
         return part

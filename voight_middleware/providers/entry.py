@@ -18,7 +18,8 @@ import msgspec
 
 from voight_middleware import open_calls
 from voight_middleware.call import Beginning, Call, Submission, job_call_id, new_call_id
-from voight_middleware.meter import current_meter, note
+from voight_middleware.diagnostics import counters, report_internal_error
+from voight_middleware.meter import current_meter
 from voight_middleware.providers.answers import Answer, Endpoint, NotLines, StreamReader, estimate_tokens, is_null, kept, named_user
 from voight_middleware.providers.bodies import Body, Lines
 from voight_middleware.providers.streams import Ending, watch_close
@@ -187,7 +188,7 @@ class Entry:
                 )
             )
         except Exception as error:
-            note(error)
+            report_internal_error(error)
 
     def left(self) -> None:
         """The request was answered or has failed: nothing of the watchers may stay in its caller's context. Never raises."""
@@ -195,7 +196,7 @@ class Entry:
             if self.watched is not None:
                 current_meter().watchers.left(self.watched)
         except Exception as error:
-            note(error)
+            report_internal_error(error)
 
     def answered(self, answer: Answer, outcome: str = "ok", **more: Any) -> None:
         """One answer has ended. Never raises."""
@@ -245,7 +246,7 @@ class Entry:
             named = named_user(body) if self.owner.tags.user_id is None and self._may_name_its_user() else None
             meter.finish(call, self.frame, self.owner, named, self.watched)
         except Exception as error:
-            note(error)
+            report_internal_error(error)
 
     def _may_name_its_user(self) -> bool:
         """Return whether the request's body may say whose call it is: within a web request or a job it may be a client's own text."""
@@ -284,9 +285,9 @@ class Entry:
                 self._submit_all(body)
                 return
         except msgspec.DecodeError:
-            current_meter().counters["unreadable_answers"] += 1
+            counters["unreadable_responses"] += 1
         except Exception as error:
-            note(error)
+            report_internal_error(error)
         if endpoint.read is not None:
             self.answered(answer, http_status=status, attempts=retries + 1)
 
@@ -334,7 +335,7 @@ class Entry:
             output = reader.estimated_output() if outcome != "ok" or unreported else None
             input_tokens = estimate_tokens(self.body) if output is not None and unreported else None
         except Exception as ours:
-            note(ours)
+            report_internal_error(ours)
         self.answered(
             answer,
             outcome,
@@ -426,9 +427,9 @@ class Entry:
         except NotLines:
             return False
         except msgspec.DecodeError:
-            current_meter().counters["unreadable_answers"] += 1
+            counters["unreadable_responses"] += 1
         except Exception as error:
-            note(error)
+            report_internal_error(error)
         return True
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from voight_middleware.meter import current_meter
+from voight_middleware.diagnostics import counters
 from voight_middleware.providers.answers import StreamReader
 from voight_middleware.providers.bodies import MAX_BODY_BYTES, PLAIN, ZIPPED, Body, Unpacking
 
@@ -124,7 +124,7 @@ class Events(Body):
         return iter(())
 
     def _give_up(self) -> None:
-        current_meter().counters["unreadable_answers"] += 1
+        counters["unreadable_responses"] += 1
         self.forget()
 
 
@@ -136,7 +136,7 @@ def _loaded(text: bytes) -> Any:
     try:
         event = _decoder.decode(text.decode())
     except ValueError:
-        current_meter().counters["unreadable_answers"] += 1
+        counters["unreadable_responses"] += 1
         return None
     return event if isinstance(event, Event) else None
 

@@ -17,7 +17,8 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from voight_middleware.meter import current_meter, note
+from voight_middleware.diagnostics import report_internal_error
+from voight_middleware.meter import current_meter
 from voight_middleware.providers import anthropic as anthropic_readers
 from voight_middleware.providers import http, websockets
 from voight_middleware.providers import openai as openai_readers
@@ -246,7 +247,7 @@ def _sync_request(original: Callable[..., Any], sdk: str, level: object) -> Call
             try:
                 entry.owner = entry.frame.resolve()
             except Exception as error:
-                note(error)
+                report_internal_error(error)
             entry.begin(self, options)
             for tried in (entry.options, options):
                 try:
@@ -294,7 +295,7 @@ def _async_request(original: Callable[..., Any], sdk: str, level: object) -> Cal
             try:
                 entry.owner = entry.frame.owner() if entry.frame.scope is None else await entry.frame.aresolve()
             except Exception as error:
-                note(error)
+                report_internal_error(error)
             entry.begin(self, options)
             for tried in (entry.options, options):
                 try:
@@ -325,7 +326,7 @@ def _enter(client: Any, sdk: str, routes: Routes, options: Any, stream: bool) ->
             return None  # nobody's file but a batch's is looked at
         return SdkEntry(client, sdk, endpoint, options, stream)
     except Exception as error:
-        note(error)
+        report_internal_error(error)
         return None
 
 
@@ -336,7 +337,7 @@ def _goes_on(entry: SdkEntry, error: BaseException) -> bool:
             return True
         entry.failed(error)
     except Exception as ours:
-        note(ours)
+        report_internal_error(ours)
     return False
 
 
@@ -376,7 +377,7 @@ def _watched(entry: SdkEntry, kwargs: Mapping[str, Any], result: Any) -> None:
     try:
         entry.watch(kwargs["response"], result, kwargs.get("retries_taken", 0))
     except Exception as error:
-        note(error)
+        report_internal_error(error)
         if entry.asked_for_usage:
             quietly(hide_usage, result)
 
@@ -407,4 +408,4 @@ def _attempt_failed(kwargs: Mapping[str, Any]) -> None:
         if entry is not None and kwargs.get("response") is None and kwargs.get("response_headers") is None:
             entry.unanswered(sys.exc_info()[1])
     except Exception as error:
-        note(error)
+        report_internal_error(error)

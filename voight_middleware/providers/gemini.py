@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from voight_middleware.meter import note
+from voight_middleware.diagnostics import report_internal_error
 from voight_middleware.providers.answers import NULL, Answer, Endpoint, failure_of, text_or_none, usage_json
 from voight_middleware.providers.finish_reasons import in_order, note_reasons
 
@@ -78,7 +78,7 @@ class ContentReader:
                 if candidate.content is not None:
                     self._characters += sum(len(part.text) for part in candidate.content.parts or () if part.text)
         except Exception as error:
-            note(error)
+            report_internal_error(error)
 
     def answer(self) -> Answer:
         last = self._last

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple, Self, TypeVar
 
 import msgspec
 
-from voight_middleware.meter import current_meter, note
+from voight_middleware.diagnostics import report_internal_error
+from voight_middleware.meter import current_meter
 from voight_middleware.providers import anthropic, bedrock, events, gemini, openai
 from voight_middleware.providers.answers import Answer, Endpoint
 from voight_middleware.providers.bodies import MAX_BODY_BYTES, Body
@@ -104,7 +105,7 @@ class _Sync(_Transport):
             try:
                 entry.owner = entry.frame.resolve()
             except Exception as error:
-                note(error)
+                report_internal_error(error)
             entry.begin()
             try:
                 response = self._inner.handle_request(request)
@@ -140,7 +141,7 @@ class _Async(_Transport):
             try:
                 entry.owner = entry.frame.owner() if entry.frame.scope is None else await entry.frame.aresolve()
             except Exception as error:
-                note(error)
+                report_internal_error(error)
             entry.begin()
             try:
                 response = await self._inner.handle_async_request(request)
@@ -268,7 +269,7 @@ def _enter(request: Any) -> HttpEntry | None:
             return None
         return HttpEntry(target, url.host, _body(request))
     except Exception as error:
-        note(error)
+        report_internal_error(error)
         return None
 
 

@@ -12,12 +12,12 @@ from typing import Any, Self
 import msgspec
 
 from voight_middleware.call import OUTCOMES, Beginning, Call, new_call_id
+from voight_middleware.diagnostics import report_internal_error, warn_once
 from voight_middleware.hosts import host_name
-from voight_middleware.meter import current_meter, note
+from voight_middleware.meter import current_meter
 from voight_middleware.providers.answers import kept, usage_json
 from voight_middleware.providers.entry import ByHand, Place, current_entry
 from voight_middleware.pseudonyms import kept_call_id
-from voight_middleware.tag_values import complain
 from voight_middleware.tags import NOBODY, Frame, Tags, current_frame, make_tags
 from voight_middleware.usage import Usage, UsageError, read_usage, recognise
 from voight_middleware.watchers import Watched
@@ -210,7 +210,7 @@ class metered_call:
         usage = _from_counts(usage, counts)
         raw = None if usage is None else _raw_usage(usage, endpoint or self._dialect)
         if not self._here.open:
-            complain("a report() came after its metered_call() block had ended: it is not counted")
+            warn_once("a report() came after its metered_call() block had ended: it is not counted")
             return
         call = self._call
         if raw is not None:
@@ -231,7 +231,7 @@ class metered_call:
         try:
             self._owner = frame.resolve()
         except Exception as error:
-            note(error)
+            report_internal_error(error)
         self._open()
         return self
 
@@ -240,7 +240,7 @@ class metered_call:
         try:
             self._owner = await frame.aresolve()
         except Exception as error:
-            note(error)
+            report_internal_error(error)
         self._open()
         return self
 
@@ -255,7 +255,7 @@ class metered_call:
                 current_meter().watchers.left(self._watched)
             self._end(exc)
         except Exception as error:
-            note(error)
+            report_internal_error(error)
 
     async def __aexit__(self, exc_type: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
         self.__exit__(exc_type, exc, trace)
@@ -275,7 +275,7 @@ class metered_call:
         try:
             self._watch()
         except Exception as error:
-            note(error)
+            report_internal_error(error)
 
     def _watch(self) -> None:
         call, meter = self._call, current_meter()
@@ -305,7 +305,7 @@ class metered_call:
             call.outcome = "error" if isinstance(error, Exception) else "cancelled"
             call.error = type(error).__name__
         elif not self._reported:
-            complain("a metered_call() block ended without report(): what it cost is not known")
+            warn_once("a metered_call() block ended without report(): what it cost is not known")
         meter.finish(call, self._frame, self._owner, watched=self._watched)
 
 

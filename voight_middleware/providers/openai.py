@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from voight_middleware.meter import note
+from voight_middleware.diagnostics import report_internal_error
 from voight_middleware.providers import openai_jobs as jobs
 from voight_middleware.providers import openai_media as media
 from voight_middleware.providers.answers import (
@@ -177,7 +177,7 @@ class ResponsesReader:
             elif kind.endswith(".delta") and kind != "response.audio.delta":  # tool arguments, reasoning, refusals
                 self._characters += len(event.delta)
         except Exception as error:
-            note(error)
+            report_internal_error(error)
 
     def answer(self) -> Answer:
         response = self._response

@@ -11,8 +11,8 @@ from typing import Any
 
 import msgspec
 
+from voight_middleware.diagnostics import warn_once
 from voight_middleware.providers.answers import Job, named_user
-from voight_middleware.tag_values import complain
 
 LARGEST_FILE = 64 * 1024 * 1024
 """The largest file that is looked at: it takes about a tenth of a second, on the caller's thread."""
@@ -83,7 +83,7 @@ def _lines(files: Any) -> Iterable[bytes]:
             if len(content) <= LARGEST_FILE:
                 yield from bytes(content).splitlines()
             else:
-                complain("the users that a batch names are not read: its file has more than 64 MiB; give batch_owner= to configure()")
+                warn_once("the users that a batch names are not read: its file has more than 64 MiB; give batch_owner= to configure()")
         elif getattr(content, "seekable", bool)() and getattr(content, "mode", "rb").count("b"):
             begin = content.tell()
             try:

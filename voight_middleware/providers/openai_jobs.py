@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from voight_middleware.meter import note
+from voight_middleware.diagnostics import report_internal_error
 from voight_middleware.providers.answers import NULL, Answer, Endpoint, Job, NotLines, read_answer, text_or_none, usage_json
 from voight_middleware.providers.openai_batch_requests import read_upload
 
@@ -122,7 +122,7 @@ class RunReader:
             elif kind == "error":
                 self.failure = kind
         except Exception as error:
-            note(error)
+            report_internal_error(error)
 
     def answer(self) -> Answer:
         run = self._run

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from voight_middleware.meter import note
+from voight_middleware.diagnostics import report_internal_error
 from voight_middleware.providers.answers import NULL, Answer, Endpoint, failure_of, is_null, merged, read_answer, text_or_none, usage_json
 
 # -- images --------------------------------------------------------------------------------------------------------------------
@@ -76,7 +76,7 @@ class ImagesReader:
             elif kind == "error":
                 self.failure = kind
         except Exception as error:
-            note(error)
+            report_internal_error(error)
 
     def answer(self) -> Answer:
         total: dict[str, Any] = {}
@@ -141,7 +141,7 @@ class TranscriptReader:
             elif kind == "error":
                 self.failure = kind
         except Exception as error:
-            note(error)
+            report_internal_error(error)
 
     def answer(self) -> Answer:
         return Answer(usage=NULL if self._usage is None else usage_json(self._usage))

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import msgspec
 
 from voight_middleware import open_calls
-from voight_middleware.meter import current_meter
+from voight_middleware.diagnostics import counters
 from voight_middleware.providers.answers import NULL, Answer, Endpoint, estimate_tokens, is_null, kept, read_answer
 from voight_middleware.providers.entry import ByHand, Entry, by_hand_here, current_entry
 from voight_middleware.providers.openai import plain, read_responses
@@ -206,7 +206,7 @@ class Socket:
         try:
             self._see(_read_message(data), self._endpoint)
         except msgspec.DecodeError:
-            current_meter().counters["unreadable_answers"] += 1
+            counters["unreadable_responses"] += 1
 
     def _see(self, message: _Message, endpoint: Endpoint) -> None:
         kind = message.type

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from voight_middleware.meter import note
+from voight_middleware.diagnostics import report_internal_error
 from voight_middleware.providers.answers import NULL, Answer, text_or_none, usage_json
 from voight_middleware.providers.finish_reasons import in_order, note_reasons
 
@@ -71,7 +71,7 @@ class ChatReader:
         except AttributeError:
             self._see_odd(event)
         except Exception as error:
-            note(error)
+            report_internal_error(error)
 
     def _size(self, choice: Any) -> int:
         """Characters of output in one choice."""

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from voight_middleware.meter import note
+from voight_middleware.diagnostics import report_internal_error, warn_once
 from voight_middleware.providers import bedrock
 from voight_middleware.providers.answers import Endpoint
 from voight_middleware.providers.bodies import Body
@@ -21,7 +21,6 @@ from voight_middleware.providers.entry import Entry, biller, platform
 from voight_middleware.providers.openai_batch_requests import uploaded
 from voight_middleware.providers.streams import AsyncTap, Tap, hide_usage, quietly, watch_close
 from voight_middleware.providers.usage_chunks import ALWAYS_SENT
-from voight_middleware.tag_values import complain
 
 _RAW_HEADER = "X-Stainless-Raw-Response"
 
@@ -81,7 +80,7 @@ class SdkEntry(Entry):
     def answered_without_usage(self) -> None:
         """Remember that the host answers a stream only where usage is not asked for. Never raises."""
         _refusing_usage[self.host] = time.monotonic() + REFUSAL_SECONDS
-        quietly(complain, "a server refused stream_options.include_usage; its streams are metered by estimate")
+        quietly(warn_once, "a server refused stream_options.include_usage; its streams are metered by estimate")
 
     def watch(self, response: Any, result: Any, retries: int) -> None:
         """Meter an answer: at once where it is whole, at its end where it is streamed."""
@@ -130,7 +129,7 @@ class SdkEntry(Entry):
                 try:
                     self._tap(response, stream, retries)
                 except Exception as error:
-                    note(error)
+                    report_internal_error(error)
                     if self.asked_for_usage:
                         quietly(hide_usage, stream)
             return stream

@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Generic, TypeVar
 
 from voight_middleware import open_calls
-from voight_middleware.meter import note
+from voight_middleware.diagnostics import report_internal_error
 from voight_middleware.providers.answers import StreamReader
 from voight_middleware.providers.bodies import AsyncPassing, Body, Passing
 from voight_middleware.providers.events import viewed
@@ -37,7 +37,7 @@ def quietly(function: Callable[..., object], *args: Any) -> None:
     try:
         function(*args)
     except Exception as error:
-        note(error)
+        report_internal_error(error)
 
 
 class Ending:
@@ -154,7 +154,7 @@ class Tap(Generic[T]):
             try:
                 self._see(viewed(event) if type(event) is dict else event)
             except Exception as fault:
-                note(fault)
+                report_internal_error(fault)
             if self._hide is not None and self._hide(event):
                 continue
             ending.inside = False
@@ -204,7 +204,7 @@ class AsyncTap(Generic[T]):
             try:
                 self._see(viewed(event) if type(event) is dict else event)
             except Exception as fault:
-                note(fault)
+                report_internal_error(fault)
             if self._hide is not None and self._hide(event):
                 continue
             ending.inside = False

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any
 
-from voight_middleware.meter import note
+from voight_middleware.diagnostics import report_internal_error
 from voight_middleware.providers.openai_streams import get
 
 ALWAYS_SENT = frozenset({"openrouter"})
@@ -53,7 +53,7 @@ class UsageChunks:
                 return False
             return not get(event, "choices") and self._is_added(event, before)
         except Exception as error:
-            note(error)
+            report_internal_error(error)
             return False
 
     def _is_added(self, event: Any, before: Any) -> bool:

@@ -15,7 +15,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from voight_middleware.meter import current_meter, note
+from voight_middleware.diagnostics import report_internal_error
+from voight_middleware.meter import current_meter
 from voight_middleware.providers.answers import text_or_none
 from voight_middleware.providers.entry import biller, platform
 from voight_middleware.providers.openai_sockets import REALTIME, RESPONSES, Socket
@@ -122,7 +123,7 @@ def _entering(original: Callable[..., Any]) -> Callable[..., Any]:
         try:
             owner = frame.resolve()
         except Exception as error:
-            note(error)
+            report_internal_error(error)
         connection = original(self)
         quietly(opening.attach, connection, frame, owner)
         return connection
@@ -139,7 +140,7 @@ def _aentering(original: Callable[..., Any]) -> Callable[..., Any]:
         try:
             owner = await frame.aresolve()
         except Exception as error:
-            note(error)
+            report_internal_error(error)
         connection = await original(self)
         quietly(opening.attach, connection, frame, owner)
         return connection
@@ -212,7 +213,7 @@ def _sending(original: Callable[..., Any]) -> Callable[..., Any]:
             try:
                 socket.bind(frame, frame.resolve())
             except Exception as error:
-                note(error)
+                report_internal_error(error)
         quietly(socket.sent, event)
         try:
             return original(self, event, *args, **kwargs)
@@ -233,7 +234,7 @@ def _asending(original: Callable[..., Any]) -> Callable[..., Any]:
             try:
                 socket.bind(frame, await frame.aresolve())
             except Exception as error:
-                note(error)
+                report_internal_error(error)
         quietly(socket.sent, event)
         try:
             return await original(self, event, *args, **kwargs)

@@ -1,0 +1,1 @@
+"""The configuration of a process: settings, files, keys and paths."""
