@@ -17,12 +17,14 @@ from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
 
-from voight_middleware.call import Call, new_call_id
-from voight_middleware.ingest import drain
-from voight_middleware.journal import Journal
+from voight_middleware.config.ledger_url import shown_url
 from voight_middleware.ledger import open_ledger
-from voight_middleware.settings import shown_url
-from voight_middleware.testing.made_up_ledger import made_up_calls
+from voight_middleware.pipeline.ingest import drain
+from voight_middleware.pipeline.journal import Journal
+from voight_middleware.records.call import Call, new_call_id
+
+sys.path.append(str(Path(__file__).parents[1]))
+from tests.support.made_up_ledger import made_up_calls
 
 
 def as_written(call: Call) -> Call:

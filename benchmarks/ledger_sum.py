@@ -12,10 +12,10 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from voight_middleware.call import Call
 from voight_middleware.ledger import open_ledger
-from voight_middleware.tags import Tags
-from voight_middleware.usage import Usage
+from voight_middleware.records.call import Call
+from voight_middleware.records.tags import Tags
+from voight_middleware.records.usage import Usage
 
 BATCH = 500
 USERS = 5_000

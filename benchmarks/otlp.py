@@ -35,14 +35,15 @@ from overhead import caller
 from starlette.requests import Request
 
 import voight_middleware as voight
-from voight_middleware.boundary import headers
-from voight_middleware.export.metrics import OTelMetrics
-from voight_middleware.export.otel import CostTagSpanProcessor, OTelSpans
+from voight_middleware.config.settings import Settings
+from voight_middleware.exporters.otel.metrics import OTelMetrics
+from voight_middleware.exporters.otel.span_tags import CostTagSpanProcessor
+from voight_middleware.exporters.otel.spans import OTelSpans
 from voight_middleware.ledger import open_ledger
-from voight_middleware.meter import Meter, swap_meter, unwatch, watch
 from voight_middleware.otlp.processor import CostSpanProcessor
-from voight_middleware.settings import Settings
-from voight_middleware.watchers import Watcher
+from voight_middleware.pipeline.meter import Meter, swap_meter, unwatch, watch
+from voight_middleware.pipeline.observers import Watcher
+from voight_middleware.propagation import headers
 
 SENDERS = 4
 SPANS_IN_A_REQUEST = 512

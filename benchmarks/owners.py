@@ -28,9 +28,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from voight_middleware.call import Call
-from voight_middleware.ingest import drain
 from voight_middleware.ledger import open_ledger
+from voight_middleware.pipeline.ingest import drain
+from voight_middleware.records.call import Call
 
 APPS = Path(__file__).parents[1] / "tests" / "apps"
 PLANS = ("free", "pro", "team")

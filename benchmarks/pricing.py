@@ -17,12 +17,13 @@ import genai_prices
 import msgspec
 from genai_prices.data_snapshot import get_snapshot
 
-from voight_middleware.call import Call, new_call_id
-from voight_middleware.ingest import Ingester, complete
-from voight_middleware.journal import Journal
 from voight_middleware.ledger import open_ledger
+from voight_middleware.pipeline.ingest import Ingester
+from voight_middleware.pipeline.journal import Journal
 from voight_middleware.pricing import PriceBook
-from voight_middleware.usage import read_usage
+from voight_middleware.pricing.price_call import complete
+from voight_middleware.providers.usage_formats import read_usage
+from voight_middleware.records.call import Call, new_call_id
 
 OPENAI_USAGE = {
     "prompt_tokens": 1873,

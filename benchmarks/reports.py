@@ -30,7 +30,7 @@ from zoneinfo import ZoneInfo
 import duckdb
 from msgspec.structs import replace
 
-from voight_middleware.export import parquet
+from voight_middleware.exporters.files import parquet
 from voight_middleware.ledger import Ledger, Spend, Where, Window, open_ledger
 from voight_middleware.reports.margin import margin
 from voight_middleware.reports.plans import plans
@@ -38,8 +38,10 @@ from voight_middleware.reports.release import release
 from voight_middleware.reports.spend import spend
 from voight_middleware.reports.timespan import parse_window
 from voight_middleware.reports.top import top
-from voight_middleware.reports.unowned import unowned
-from voight_middleware.testing.made_up_ledger import LONG_RELEASE, fill, fill_file, made_up_calls
+from voight_middleware.reports.unattributed_share import unowned
+
+sys.path.append(str(Path(__file__).parents[1]))
+from tests.support.made_up_ledger import LONG_RELEASE, fill, fill_file, made_up_calls
 
 WARM = 5
 NOVEMBER = parse_window("2026-11", "2026-11")

@@ -16,9 +16,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from voight_middleware.call import Call, new_call_id
+from voight_middleware.config.release import RELEASE_VARIABLES
 from voight_middleware.diagnostics import counters
-from voight_middleware.settings import RELEASE_VARIABLES
+from voight_middleware.records.call import Call, new_call_id
 
 from .support import rules
 from .support.authorities import trust_nobody

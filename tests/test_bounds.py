@@ -4,11 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from voight_middleware import record, tag
-from voight_middleware.call import Call
-from voight_middleware.meter import MAX_TEXT, Meter, swap_meter
-from voight_middleware.settings import Settings
-from voight_middleware.tag_values import MAX_EXTRA
-from voight_middleware.tags import NOBODY, Tags, current_frame
+from voight_middleware.config.settings import Settings
+from voight_middleware.context.context import NOBODY, current_frame
+from voight_middleware.pipeline.meter import MAX_TEXT, Meter, swap_meter
+from voight_middleware.records.call import Call
+from voight_middleware.records.tag_values import MAX_EXTRA
+from voight_middleware.records.tags import Tags
 
 
 def test_a_call_has_so_many_extra_keys_at_most() -> None:

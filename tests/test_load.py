@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from voight_middleware.call import Call
-from voight_middleware.tags import Tags
+from voight_middleware.records.call import Call
+from voight_middleware.records.tags import Tags
 
 from .support.depth import times
 from .support.listening import listens

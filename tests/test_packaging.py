@@ -119,7 +119,7 @@ def test_the_wheel_ships_nothing_else() -> None:
 @needs_wheel
 def test_the_demo_runs_the_example_that_the_repository_shows() -> None:
     """The FastAPI example is shipped inside the testing package, word for word."""
-    example = shipped()["voight_middleware/testing/example_fastapi.py"]
+    example = shipped()["voight_middleware/cli/example_fastapi.py"]
 
     assert example.read_text() == (ROOT / "example_apps" / "fastapi_app" / "app.py").read_text()
 

@@ -22,10 +22,10 @@ from starlette.testclient import TestClient
 
 import voight_middleware as voight
 from voight_middleware.cli import main
+from voight_middleware.config.settings import VARIABLES, Settings
 from voight_middleware.ledger import open_ledger
 from voight_middleware.otlp.mapping import read
 from voight_middleware.otlp.spans import Key, Span, wanted
-from voight_middleware.settings import VARIABLES, Settings
 
 pytest_plugins = ["pytester"]
 

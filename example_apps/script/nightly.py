@@ -11,8 +11,8 @@ from typing import NamedTuple
 import openai
 
 import voight_middleware as voight
-from voight_middleware.boundary.threads import CarryingThreadPoolExecutor
 from voight_middleware.cli import main as voight_command
+from voight_middleware.context.executors import CarryingThreadPoolExecutor
 
 
 class User(NamedTuple):

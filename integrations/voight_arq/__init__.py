@@ -23,7 +23,7 @@ import pickle
 from collections.abc import Callable
 from contextvars import ContextVar
 
-from voight_middleware.boundary.jobs import KEY, atags_for_message, bound_to_message
+from voight_middleware.propagation.messages import KEY, atags_for_message, bound_to_message
 
 __all__ = ["instrument_arq"]
 

@@ -18,9 +18,9 @@ from typing import Any
 
 from celery import current_task
 
-from voight_middleware.boundary.jobs import KEY, NOBODY, bound_to_message, stamp
-from voight_middleware.meter import current_meter
-from voight_middleware.open_calls import end_all
+from voight_middleware.pipeline.meter import current_meter
+from voight_middleware.pipeline.open_calls import end_all
+from voight_middleware.propagation.messages import KEY, NOBODY, bound_to_message, stamp
 
 __all__ = ["instrument_celery"]
 

@@ -18,7 +18,8 @@ from django.utils.module_loading import import_string
 import voight_middleware as voight
 from voight_django import conf
 from voight_django.middleware import CostTagMiddleware
-from voight_middleware.settings import Settings, sqlite_path
+from voight_middleware.config.ledger_url import sqlite_path
+from voight_middleware.config.settings import Settings
 
 
 def check_setting(**_: Any) -> list[CheckMessage]:

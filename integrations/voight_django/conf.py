@@ -13,9 +13,9 @@ from django.utils.module_loading import import_string
 
 import voight_middleware as voight
 from voight_django.identity import request_user, two_faced
-from voight_middleware.boundary.identity import Getters
 from voight_middleware.diagnostics import warn_once
-from voight_middleware.meter import Meter, current_meter
+from voight_middleware.middleware.getters import Getters
+from voight_middleware.pipeline.meter import Meter, current_meter
 
 GETTERS = {"USER_GETTER": "user", "PLAN_GETTER": "plan", "TENANT_GETTER": "tenant", "TAGS_GETTER": "tags"}
 """Called with the ``HttpRequest`` at its first LLM call; a dotted path or a callable, synchronous or not."""

@@ -14,7 +14,7 @@ from django.core.exceptions import SynchronousOnlyOperation
 from django.http import HttpRequest
 from django.utils.functional import LazyObject, empty
 
-from voight_middleware.boundary.identity import Getter, user_id_of
+from voight_middleware.middleware.getters import Getter, user_id_of
 
 _DJANGO = "django.contrib.auth.middleware"
 _UNKNOWN = object()

@@ -10,10 +10,11 @@ from django.http import FileResponse, HttpRequest
 
 from voight_django import conf
 from voight_django.scope import RequestFrame
-from voight_middleware.boundary.scope import hand_over
+from voight_middleware.context.carry import carry
+from voight_middleware.context.context import current_frame, set_frame
 from voight_middleware.diagnostics import report_internal_error
-from voight_middleware.meter import current_meter
-from voight_middleware.tags import carry, current_frame, set_frame
+from voight_middleware.middleware.request_scope import hand_over
+from voight_middleware.pipeline.meter import current_meter
 
 if sys.version_info >= (3, 12):
     from inspect import iscoroutinefunction, markcoroutinefunction

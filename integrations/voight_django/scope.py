@@ -9,8 +9,9 @@ from django.http import HttpRequest
 
 from voight_django import conf
 from voight_django.route import route_of
-from voight_middleware.boundary.scope import Scope
-from voight_middleware.tags import NO_TAGS, Frame
+from voight_middleware.context.context import Frame
+from voight_middleware.middleware.request_scope import Scope
+from voight_middleware.records.tags import NO_TAGS
 
 _making = threading.Lock()
 

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from voight_middleware.boundary.jobs import KEY, NOBODY, bound_to_message, stamp
+from voight_middleware.propagation.messages import KEY, NOBODY, bound_to_message, stamp
 
 __all__ = ["CostTagMiddleware", "instrument_dramatiq"]
 

@@ -17,10 +17,11 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 from voight_middleware import CostTagMiddleware
-from voight_middleware.boundary.asgi import AsgiScope
-from voight_middleware.boundary.identity import user_id_of
+from voight_middleware.context.context import Frame, bind, current_frame, set_frame
 from voight_middleware.diagnostics import report_internal_error
-from voight_middleware.tags import NO_TAGS, Frame, bind, current_frame, set_frame
+from voight_middleware.middleware.asgi import AsgiScope
+from voight_middleware.middleware.getters import user_id_of
+from voight_middleware.records.tags import NO_TAGS
 
 __all__ = ["CostTagMiddleware", "cost_tags"]
 

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from voight_flask.commands import command
 from voight_flask.users import in_context, signed_in_user
-from voight_middleware.boundary.identity import Getter, Getters
-from voight_middleware.boundary.scope import Scope
-from voight_middleware.boundary.wsgi import RequestFrame, answer_inside, route_of
+from voight_middleware.context.context import current_frame
 from voight_middleware.diagnostics import report_internal_error
-from voight_middleware.meter import configure
-from voight_middleware.tags import current_frame
+from voight_middleware.middleware.getters import Getter, Getters
+from voight_middleware.middleware.request_scope import Scope
+from voight_middleware.middleware.wsgi import RequestFrame, answer_inside, route_of
+from voight_middleware.pipeline.configure import configure
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIEnvironment

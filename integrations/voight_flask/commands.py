@@ -9,8 +9,9 @@ import click
 import flask
 from flask.cli import with_appcontext
 
-from voight_middleware.meter import configure, current_meter
-from voight_middleware.settings import project_settings
+from voight_middleware.config.settings import project_settings
+from voight_middleware.pipeline.configure import configure
+from voight_middleware.pipeline.meter import current_meter
 
 
 @click.command(

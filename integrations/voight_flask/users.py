@@ -7,8 +7,8 @@ from typing import Any
 
 import flask
 
-from voight_middleware.boundary.identity import Getter, user_id_of
-from voight_middleware.boundary.wsgi import waiting
+from voight_middleware.middleware.getters import Getter, user_id_of
+from voight_middleware.middleware.wsgi import waiting
 
 _KEPT = "voight.login_user"
 _MISSING = object()

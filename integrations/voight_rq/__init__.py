@@ -20,8 +20,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from voight_middleware.boundary.jobs import KEY, bound_to_message, stamp
 from voight_middleware.diagnostics import warn_once
+from voight_middleware.propagation.messages import KEY, bound_to_message, stamp
 
 __all__ = ["CostTagJob"]
 

@@ -14,7 +14,7 @@ except ImportError as error:
 from contextvars import ContextVar
 from typing import Any
 
-from voight_middleware.boundary.jobs import KEY, astamp, bound_to_message
+from voight_middleware.propagation.messages import KEY, astamp, bound_to_message
 
 __all__ = ["CostTagMiddleware"]
 

@@ -13,11 +13,11 @@ from urllib.parse import urlsplit
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 
-from voight_middleware.call import Call
+from voight_middleware.config.settings import Settings
 from voight_middleware.ledger import open_ledger
-from voight_middleware.meter import Meter
 from voight_middleware.otlp.receiver import Server
-from voight_middleware.settings import Settings
+from voight_middleware.pipeline.meter import Meter
+from voight_middleware.records.call import Call
 
 CHAT = {
     "gen_ai.operation.name": "chat",

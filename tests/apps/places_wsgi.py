@@ -13,7 +13,7 @@ from typing import Any
 import openai
 
 import voight_middleware as voight
-from voight_middleware.boundary.wsgi import CostTagMiddleware
+from voight_middleware.middleware.wsgi import CostTagMiddleware
 
 client = voight.wrap(openai.OpenAI(api_key="k", base_url=os.environ["PROVIDER_OPENAI"]))
 executor = ThreadPoolExecutor(1)

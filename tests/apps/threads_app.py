@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 import voight_middleware as voight
-from voight_middleware.boundary.threads import CarryingThreadPoolExecutor, acarry_steps, carry_steps, instrument_executors
+from voight_middleware.context.executors import CarryingThreadPoolExecutor, acarry_steps, carry_steps, instrument_executors
 
 
 def ask(place: str) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from voight_middleware.boundary.wsgi import CostTagMiddleware
+from voight_middleware.middleware.wsgi import CostTagMiddleware
 
 CLOSED: list[str] = []
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from voight_middleware.call import Call, new_call_id
 from voight_middleware.cli import main
 from voight_middleware.ledger import open_ledger
-from voight_middleware.tags import Tags
-from voight_middleware.usage import Usage
+from voight_middleware.records.call import Call, new_call_id
+from voight_middleware.records.tags import Tags
+from voight_middleware.records.usage import Usage
 
 from .kept_calls import HALF, USD
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from voight_middleware.call import Call, new_call_id
-from voight_middleware.ingest import complete
 from voight_middleware.ledger import open_ledger
 from voight_middleware.pricing import PriceBook
-from voight_middleware.tags import Tags
-from voight_middleware.usage import Usage
+from voight_middleware.pricing.price_call import complete
+from voight_middleware.records.call import Call, new_call_id
+from voight_middleware.records.tags import Tags
+from voight_middleware.records.usage import Usage
 
 from ..support import factories
 

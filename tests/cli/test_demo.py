@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-import voight_middleware.testing
+import voight_middleware.cli
 from voight_middleware.cli import main
 
 
@@ -19,8 +19,8 @@ def test_demo_is_handed_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
         return 7
 
     stub = SimpleNamespace(main=run)
-    monkeypatch.setitem(sys.modules, "voight_middleware.testing.demo", stub)
-    monkeypatch.setattr(voight_middleware.testing, "demo", stub, raising=False)
+    monkeypatch.setitem(sys.modules, "voight_middleware.cli.demo", stub)
+    monkeypatch.setattr(voight_middleware.cli, "demo", stub, raising=False)
     assert main(["demo", "--requests", "12", "--keep"]) == 7
     assert main(["demo", "--real", "--yes"]) == 7
     assert (seen[0].requests, seen[0].keep, seen[0].real, seen[0].yes) == (12, True, False, False)

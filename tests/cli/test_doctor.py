@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from voight_middleware.call import new_call_id
 from voight_middleware.cli import main
-from voight_middleware.journal import Election, Journal
+from voight_middleware.pipeline.journal import Journal
+from voight_middleware.pipeline.lock import Election
+from voight_middleware.records.call import new_call_id
 
 from ..support.patching import Patch
 from .kept_calls import SECRET, USD, Captured, keep, make_call

@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 
-import voight_middleware.export.voight  # noqa: F401 - `server` replaces names of it
-from voight_middleware.call import Call
+import voight_middleware.events.sender  # noqa: F401 - `server` replaces names of it
 from voight_middleware.cli import main
-from voight_middleware.journal import Election, Journal
-from voight_middleware.outbox import FOLDER, Outbox, open_outbox
-from voight_middleware.tags import Tags
-from voight_middleware.testing.events import EventServer, says
+from voight_middleware.events.outbox import FOLDER, Outbox, open_outbox
+from voight_middleware.pipeline.journal import Journal
+from voight_middleware.pipeline.lock import Election
+from voight_middleware.records.call import Call
+from voight_middleware.records.tags import Tags
 
+from ..support.event_server import EventServer, says
 from ..support.patching import Patch
 
 SECRET = "vk_very-secret"
@@ -25,8 +26,8 @@ HEADER_KEYS = "v2:" + "n" * 40 + ",v1:" + "o" * 40
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, patch: Patch) -> Iterator[EventServer]:
     """Voight, on loopback, and the environment of somebody who sends there."""
-    patch("FIRST_PAUSE", 0.02, within="voight")
-    patch("LONGEST_PAUSE", 0.1, within="voight")
+    patch("FIRST_PAUSE", 0.02, within="sender")
+    patch("LONGEST_PAUSE", 0.1, within="sender")
     with EventServer(SECRET) as running:
         monkeypatch.setenv("VOIGHT_KEY", SECRET)
         monkeypatch.setenv("VOIGHT_AGENT", "shop")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from voight_middleware.cli import main
-from voight_middleware.tags import Tags
+from voight_middleware.records.tags import Tags
 
 from .kept_calls import Captured, keep, keep_priced, make_call
 

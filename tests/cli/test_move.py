@@ -19,11 +19,11 @@ from typing import Any
 
 import pytest
 
-from voight_middleware.call import Call, new_call_id
 from voight_middleware.cli import main
-from voight_middleware.journal import Journal
 from voight_middleware.ledger import open_ledger
 from voight_middleware.ledger.sqlite.schema import VERSION
+from voight_middleware.pipeline.journal import Journal
+from voight_middleware.records.call import Call, new_call_id
 
 from ..support.patching import Patch
 
@@ -181,7 +181,7 @@ def test_both_are_named(run: Run, arguments: tuple[str, ...]) -> None:
 def test_progress_in_a_log(place: Path, add: Callable[..., None], run: Run, patch: Patch) -> None:
     """Where it is no terminal, a line now and then; none for what is done at once."""
     add("u_1", 1, times=30)
-    patch("BATCH", 10, within="moving")
+    patch("BATCH", 10, within="transfer")
     assert run("move", *urls(place))[2] == ""
     patch("_LINE_SECONDS", 0)
     assert run("move", *urls(place))[2].splitlines() == [f"voight: {count} of 30 calls" for count in (10, 20, 30)]
@@ -193,7 +193,10 @@ def test_progress_on_a_terminal(place: Path, add: Callable[..., None]) -> None:
     add("u_1", 1, times=30)
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
-    code = "import sys; from voight_middleware import moving, cli; moving.BATCH = 10; sys.exit(cli.main(sys.argv[1:]))"
+    code = (
+        "import sys; from voight_middleware import cli; from voight_middleware.maintenance import transfer; "
+        "transfer.BATCH = 10; sys.exit(cli.main(sys.argv[1:]))"
+    )
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code, "move", *urls(place)],
         stdout=subprocess.PIPE,

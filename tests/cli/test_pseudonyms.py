@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from voight_middleware.cli import main
-from voight_middleware.pseudonyms import Guard
-from voight_middleware.settings import Settings
-from voight_middleware.tags import Tags
+from voight_middleware.config.settings import Settings
+from voight_middleware.pipeline.pseudonyms import Guard
+from voight_middleware.records.tags import Tags
 
 from .kept_calls import SECRET, USD, Captured, keep, make_call
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from voight_middleware.cli import main
-from voight_middleware.tag_values import clean_value
+from voight_middleware.records.tag_values import clean_value
 
 from .kept_calls import USD, Captured, keep, make_call
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from voight_middleware.cli import main
-from voight_middleware.journal import Journal
 from voight_middleware.ledger import LedgerError
+from voight_middleware.pipeline.journal import Journal
 
 from ..support.patching import Patch
 from .kept_calls import Captured, keep, make_call

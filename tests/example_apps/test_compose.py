@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from voight_middleware.cli import _parser, main
-from voight_middleware.journal import segments
+from voight_middleware.pipeline.journal import segments
 
 from ..support.listening import listens
 from ..support.servers.ports import free_port

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
-from voight_middleware.call import Call
+from voight_middleware.records.call import Call
 
 from ..support.queue_places import wait_for_places
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 import voight_middleware as voight
-from voight_middleware.boundary.identity import Getters
-from voight_middleware.boundary.jobs import KEY
-from voight_middleware.boundary.scope import Scope
-from voight_middleware.tags import bind
+from voight_middleware.context.context import bind
+from voight_middleware.middleware.getters import Getters
+from voight_middleware.middleware.request_scope import Scope
+from voight_middleware.propagation.messages import KEY
 
 from ..support.queue_places import wait_for_places
 from .queue_worker import Owners, owners

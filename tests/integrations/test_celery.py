@@ -11,9 +11,9 @@ from celery import Celery, signals
 
 import voight_middleware as voight
 from voight_celery import instrument_celery
-from voight_middleware.boundary.jobs import KEY, JobScope
-from voight_middleware.call import Call
-from voight_middleware.tags import bind, current_frame
+from voight_middleware.context.context import bind, current_frame
+from voight_middleware.propagation.messages import KEY, JobScope
+from voight_middleware.records.call import Call
 
 from ..support.depth import times
 from .queue_worker import QueueWorker, celery_worker
@@ -131,9 +131,9 @@ def test_a_getter_that_raises_does_not_stop_a_task(worker: Callable[[str], Queue
         import voight_middleware as voight
         from celery_app import *
 
-        from voight_middleware.boundary.identity import Getters
-        from voight_middleware.boundary.scope import Scope
-        from voight_middleware.tags import bind
+        from voight_middleware.middleware.getters import Getters
+        from voight_middleware.middleware.request_scope import Scope
+        from voight_middleware.context.context import bind
 
         def broken(_):
             raise RuntimeError

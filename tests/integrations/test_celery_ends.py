@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from voight_middleware.journal import segments
 from voight_middleware.ledger import open_ledger
+from voight_middleware.pipeline.journal import segments
 
 from .queue_worker import celery_worker
 

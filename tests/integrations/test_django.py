@@ -24,11 +24,11 @@ from django.test import AsyncClient, Client
 from django.urls import include, path, re_path
 
 import voight_middleware as voight
+from voight_middleware.config.settings import Settings
+from voight_middleware.context.context import current_frame
 from voight_middleware.diagnostics import counters
 from voight_middleware.ledger import open_ledger
-from voight_middleware.meter import Meter, swap_meter
-from voight_middleware.settings import Settings
-from voight_middleware.tags import current_frame
+from voight_middleware.pipeline.meter import Meter, swap_meter
 
 from .django_project import OURS, SIGN_IN, project, user
 

@@ -22,7 +22,8 @@ from django.urls import path
 
 import voight_middleware as voight
 from voight_middleware.ledger import open_ledger
-from voight_middleware.meter import current_meter, flush
+from voight_middleware.pipeline.configure import flush
+from voight_middleware.pipeline.meter import current_meter
 
 from .django_project import OURS, SIGN_IN, project
 
@@ -345,7 +346,7 @@ def test_the_middleware_without_the_app(tmp_path: Path, scripts: Any) -> None:
         from django.core.wsgi import get_wsgi_application
 
         get_wsgi_application()
-        from voight_middleware.meter import current_meter
+        from voight_middleware.pipeline.meter import current_meter
 
         print(current_meter().settings.ledger)
         """,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import voight_middleware as voight
-from voight_middleware.boundary.jobs import KEY
+from voight_middleware.propagation.messages import KEY
 
 from ..support.queue_places import wait_for_places
 from .queue_worker import Owners, owners

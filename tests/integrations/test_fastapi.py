@@ -16,10 +16,10 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 import voight_middleware as voight
 from voight_fastapi import CostTagMiddleware, cost_tags
-from voight_middleware.boundary.asgi import AsgiScope
-from voight_middleware.boundary.identity import Getters
+from voight_middleware.context.context import bind
 from voight_middleware.diagnostics import counters
-from voight_middleware.tags import bind
+from voight_middleware.middleware.asgi import AsgiScope
+from voight_middleware.middleware.getters import Getters
 
 from ..support.patching import Patch
 

@@ -16,11 +16,12 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 import voight_middleware as voight
 from voight_flask import CostTags
-from voight_middleware.boundary.wsgi import CostTagMiddleware
+from voight_middleware.config.settings import Settings
+from voight_middleware.context.context import current_frame
 from voight_middleware.ledger import open_ledger
-from voight_middleware.meter import Meter, current_meter, flush, swap_meter
-from voight_middleware.settings import Settings
-from voight_middleware.tags import current_frame
+from voight_middleware.middleware.wsgi import CostTagMiddleware
+from voight_middleware.pipeline.configure import flush
+from voight_middleware.pipeline.meter import Meter, current_meter, swap_meter
 
 from .flask_apps import User, owners, sign_in_app, signed_in
 

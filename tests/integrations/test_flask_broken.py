@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from voight_middleware.call import Call
+from voight_middleware.records.call import Call
 
 from ..support.servers.ports import free_port
 

@@ -9,7 +9,7 @@ import openai
 import pytest
 
 import voight_middleware as voight
-from voight_middleware.boundary.jobs import KEY
+from voight_middleware.propagation.messages import KEY
 
 from .queue_worker import Owners, QueueWorker
 

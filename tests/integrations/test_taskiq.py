@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 import voight_middleware as voight
-from voight_middleware.boundary.identity import Getters
-from voight_middleware.boundary.scope import Scope
-from voight_middleware.tags import bind, current_frame
+from voight_middleware.context.context import bind, current_frame
+from voight_middleware.middleware.getters import Getters
+from voight_middleware.middleware.request_scope import Scope
 
 from ..support.queue_places import wait_for_places
 from .queue_worker import Owners, owners

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, timedelta, tzinfo
 from typing import Any, TypeVar
 
-from voight_middleware.call import Call
 from voight_middleware.ledger import Ledger, Spend, Where, Window
+from voight_middleware.records.call import Call
 
 from ..support.depth import DEEP
 

@@ -14,14 +14,14 @@ import pytest
 pytest.importorskip("clickhouse_connect")
 pytest.importorskip("chdb")
 
-from voight_middleware.call import Call, Record, Settlement, Submission
 from voight_middleware.ledger import ForeignLedger, LedgerError, Progress, Window, open_ledger
 from voight_middleware.ledger.clickhouse import ClickHouseLedger, prices, schema, server
 from voight_middleware.ledger.clickhouse.changes import Change
 from voight_middleware.ledger.clickhouse.dialect import bound, literal
 from voight_middleware.ledger.rows import SELECTED
-from voight_middleware.tags import Tags
-from voight_middleware.usage import Usage
+from voight_middleware.records.call import Call, Record, Settlement, Submission
+from voight_middleware.records.tags import Tags
+from voight_middleware.records.usage import Usage
 
 from ..support.depth import times
 from ..support.factories import DAY, NOON, job_call, make_call, priced, submission, unread

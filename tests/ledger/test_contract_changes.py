@@ -10,10 +10,10 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
-from voight_middleware.call import ATTRIBUTIONS, Settlement, Submission
 from voight_middleware.ledger import Ledger, LedgerError
-from voight_middleware.tags import Tags
-from voight_middleware.usage import Component, Usage
+from voight_middleware.records.call import ATTRIBUTIONS, Settlement, Submission
+from voight_middleware.records.tags import Tags
+from voight_middleware.records.usage import Component, Usage
 
 from ..support.depth import times
 from ..support.factories import DAY, DEAREST, NOON, job_call, make_call, priced, submission, unread

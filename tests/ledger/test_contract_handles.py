@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from voight_middleware.call import Call
 from voight_middleware.ledger import Ledger, LedgerError, Progress, open_ledger
-from voight_middleware.tags import Tags
+from voight_middleware.records.call import Call
+from voight_middleware.records.tags import Tags
 
 from ..support.depth import times
 from ..support.factories import DAY, NOON, make_call, submission

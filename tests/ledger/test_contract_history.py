@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from voight_middleware.call import Call, Settlement, Submission
 from voight_middleware.ledger import Ledger
-from voight_middleware.tags import Tags
-from voight_middleware.usage import Usage
+from voight_middleware.records.call import Call, Settlement, Submission
+from voight_middleware.records.tags import Tags
+from voight_middleware.records.usage import Usage
 
 from ..support.depth import times
 from ..support.factories import DAY, DEAREST, NOON, make_call, priced

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from voight_middleware.call import Call, Record, Settlement, Submission
 from voight_middleware.ledger import Ledger, Progress
 from voight_middleware.ledger.base import MAX_COUNT
-from voight_middleware.tags import Tags
-from voight_middleware.usage import Component, Usage
+from voight_middleware.records.call import Call, Record, Settlement, Submission
+from voight_middleware.records.tags import Tags
+from voight_middleware.records.usage import Component, Usage
 
 from ..support.depth import times
 from ..support.factories import DAY, DEAREST, NOON, SECOND, calls, job_call, make_call, submission, unread

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from voight_middleware.call import Call, Settlement, Submission
 from voight_middleware.ledger import FormerPrice, Ledger
-from voight_middleware.tags import Tags
+from voight_middleware.records.call import Call, Settlement, Submission
+from voight_middleware.records.tags import Tags
 
 from ..support.depth import times
 from ..support.factories import DAY, DEAREST, NOON, calls, job_call, make_call, priced, submission, unread

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from voight_middleware.call import Call, new_call_id
 from voight_middleware.ledger import DIMENSIONS, Ledger, UnknownDimension, Where, Window
-from voight_middleware.tags import Tags
-from voight_middleware.usage import Usage
+from voight_middleware.records.call import Call, new_call_id
+from voight_middleware.records.tags import Tags
+from voight_middleware.records.usage import Usage
 
 from ..support.depth import times
 from ..support.factories import DAY, DEAREST, HOUR, NOON, SECOND, make_call, texts

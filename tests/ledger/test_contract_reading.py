@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from voight_middleware.ledger import Ledger, LedgerError, Where, Window
-from voight_middleware.tags import Tags
+from voight_middleware.records.tags import Tags
 
 from ..support.depth import times
 from ..support.factories import DAY, HOUR, NOON, SECOND, make_call, priced

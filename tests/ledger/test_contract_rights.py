@@ -8,9 +8,9 @@ from typing import Any
 
 import msgspec
 
-from voight_middleware.call import Call, Record, Settlement, Submission
 from voight_middleware.ledger import Expired, Holdings, Ledger
-from voight_middleware.tags import Tags
+from voight_middleware.records.call import Call, Record, Settlement, Submission
+from voight_middleware.records.tags import Tags
 
 from ..support.factories import DAY, DEAREST, NOON, make_call, priced, submission
 from .oracle import check_sums

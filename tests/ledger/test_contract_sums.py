@@ -10,11 +10,11 @@ import msgspec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from voight_middleware.call import new_call_id
 from voight_middleware.ledger import Ledger, Spend, Where, Window
 from voight_middleware.ledger.base import MAX_COUNT
-from voight_middleware.tags import Tags
-from voight_middleware.usage import Usage
+from voight_middleware.records.call import new_call_id
+from voight_middleware.records.tags import Tags
+from voight_middleware.records.usage import Usage
 
 from ..support.depth import times
 from ..support.factories import DEAREST, NOON, make_call

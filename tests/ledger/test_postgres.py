@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from voight_middleware.call import Call, Settlement
 from voight_middleware.ledger import ForeignLedger, Ledger, LedgerError, open_ledger
-from voight_middleware.tags import Tags
+from voight_middleware.records.call import Call, Settlement
+from voight_middleware.records.tags import Tags
 
 from ..support.depth import times
 from ..support.factories import NOON, job_call, make_call, priced, submission
@@ -38,7 +38,7 @@ def ledger(postgres_url: str) -> Iterator[PostgresLedger]:
 
 OPEN_AND_INSERT = """
 import sys
-from voight_middleware.call import Call
+from voight_middleware.records.call import Call
 from voight_middleware.ledger import open_ledger, postgres
 
 url, first, calls = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])

@@ -13,7 +13,7 @@ from urllib.parse import quote, unquote, urlsplit
 import pytest
 
 from voight_middleware.ledger import LedgerError, Progress
-from voight_middleware.tags import Tags
+from voight_middleware.records.tags import Tags
 
 from ..support.factories import make_call
 from ..support.patching import Patch
@@ -159,7 +159,7 @@ def test_a_full_disk(ledger: PostgresLedger, sql: Any) -> None:
 
 def test_a_locked_ledger(ledger: PostgresLedger, postgres_url: str, patch: Patch) -> None:
     """A writer that waits too long for another one says so; reading goes on meanwhile."""
-    patch("LOCK", schema.LOCK.replace("30s", "100ms"), within="postgres.intake")
+    patch("LOCK", schema.LOCK.replace("30s", "100ms"), within="postgres.writer")
     with psycopg.connect(postgres_url) as other:
         other.execute(schema.LOCK)
         with pytest.raises(LedgerError, match="locked by another session"):

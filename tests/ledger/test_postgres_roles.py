@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from voight_middleware.call import Settlement
 from voight_middleware.ledger import LedgerError, Progress, open_ledger
-from voight_middleware.tags import Tags
-from voight_middleware.usage import Usage
+from voight_middleware.records.call import Settlement
+from voight_middleware.records.tags import Tags
+from voight_middleware.records.usage import Usage
 
 from ..support.factories import NOON, job_call, make_call, priced, submission, unread
 

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from voight_middleware.call import Call, Settlement, Submission
 from voight_middleware.ledger import Where, Window, rollups
 from voight_middleware.ledger.sqlite import SQLiteLedger
-from voight_middleware.tags import Tags
-from voight_middleware.usage import Usage
+from voight_middleware.records.call import Call, Settlement, Submission
+from voight_middleware.records.tags import Tags
+from voight_middleware.records.usage import Usage
 
 from ..support.depth import times
 from ..support.patching import Patch

@@ -13,7 +13,7 @@ from voight_middleware.cli import main
 from voight_middleware.ledger import ForeignLedger, LedgerError, open_ledger
 from voight_middleware.ledger.sqlite import SQLiteLedger
 from voight_middleware.ledger.sqlite.schema import VERSION
-from voight_middleware.usage import Usage
+from voight_middleware.records.usage import Usage
 
 from ..support.depth import times
 from ..support.factories import job_call, make_call, priced, submission
@@ -161,7 +161,7 @@ def test_urls_without_a_file(url: str) -> None:
 
 OPEN_AND_INSERT = """
 import sys
-from voight_middleware.call import Call, new_call_id
+from voight_middleware.records.call import Call, new_call_id
 from voight_middleware.ledger import open_ledger, sqlite
 
 for line in sys.stdin:

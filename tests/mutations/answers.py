@@ -52,13 +52,13 @@ MUTATIONS: list[Mutation] = [
         tests="tests/cli",
     ),
     *at(
-        "export/csvfile.py",
+        "exporters/files/csv_file.py",
         (
             "a user id is a formula in a spreadsheet",
             """    return f"'{shown}" if text[:1] in _FORMULA else shown""",
             "    return shown",
         ),
-        tests="tests/export",
+        tests="tests/exporters",
     ),
     *at(
         "otlp/receiver.py",
@@ -84,21 +84,21 @@ MUTATIONS: list[Mutation] = [
         tests="tests/otlp",
     ),
     *at(
-        "outbox.py",
+        "events/outbox.py",
         (
             "a call that is read again is sent again",
             "entry.position >= queued.get(segment, 0)",
             "entry.position >= 0",
         ),
-        tests="tests/export",
+        tests="tests/exporters",
     ),
     *at(
-        "settings.py",
+        "config/settings.py",
         (
             "a password is shown",
             '| {"ledger": shown_url(self.ledger)}',
             '| {"ledger": self.ledger}',
         ),
-        tests="tests/test_settings.py tests/config",
+        tests="tests/config/test_settings.py tests/config",
     ),
 ]

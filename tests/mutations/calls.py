@@ -6,7 +6,7 @@ from .mutation import Mutation, at
 
 MUTATIONS: list[Mutation] = [
     *at(
-        "providers/entry.py",
+        "instrumentation/request.py",
         (
             "an attempt that got no answer is not flagged",
             "            self.possibly_billed += 1",
@@ -40,7 +40,7 @@ MUTATIONS: list[Mutation] = [
         tests="tests/providers",
     ),
     *at(
-        "providers/sdk.py",
+        "instrumentation/sdk.py",
         (
             "usage is asked for though the caller decided himself",
             ' or (wish and "include_usage" in wish):',
@@ -64,7 +64,7 @@ MUTATIONS: list[Mutation] = [
         tests="tests/providers",
     ),
     *at(
-        "providers/streams.py",
+        "instrumentation/streams.py",
         (
             "a stream that breaks off is whole",
             '        self.end(self._said() or "truncated")',
@@ -83,7 +83,7 @@ MUTATIONS: list[Mutation] = [
         tests="tests/providers",
     ),
     *at(
-        "providers/gate.py",
+        "instrumentation/wrap.py",
         (
             "a request through two layers of an SDK is two calls",
             "    entry.body = options.json_data  # the body that is sent\n    return True",
@@ -97,7 +97,7 @@ MUTATIONS: list[Mutation] = [
         tests="tests/providers",
     ),
     *at(
-        "providers/usage_chunks.py",
+        "instrumentation/usage_chunks.py",
         (
             "usage that we asked for shows as null",
             '                    sent.discard("usage")\n                    self._heeded = True\n                if extra',
@@ -111,7 +111,7 @@ MUTATIONS: list[Mutation] = [
         tests="tests/providers",
     ),
     *at(
-        "providers/entry.py",
+        "instrumentation/request.py",
         (
             "a pooled connection keeps the prompt",
             "        self.entry = self.client = None",
@@ -120,7 +120,7 @@ MUTATIONS: list[Mutation] = [
         tests="tests/providers",
     ),
     *at(
-        "providers/manual.py",
+        "instrumentation/manual.py",
         (
             "a forked child reports its parent's block",
             "        if self._process != os.getpid():",
@@ -129,16 +129,11 @@ MUTATIONS: list[Mutation] = [
         tests="tests/providers",
     ),
     *at(
-        "usage.py",
+        "providers/usage_formats.py",
         (
             "cached tokens are billed twice",
             "    parts_in = cache_read, cache_write, audio_in, cached_audio, image_in, cached_image",
             "    parts_in = None, cache_write, audio_in, cached_audio, image_in, cached_image",
-        ),
-        (
-            "a missing count is 0",
-            "    return sum(known) if known else None",
-            "    return sum(known)",
         ),
         (
             "a negative count is taken",
@@ -150,10 +145,19 @@ MUTATIONS: list[Mutation] = [
             "        elif value and (kind is int or kind is Decimal):",
             "        elif value and kind is Decimal:",
         ),
-        tests="tests/test_usage.py tests/providers",
+        tests="tests/providers/test_usage.py tests/providers",
     ),
     *at(
-        "journal.py",
+        "records/usage.py",
+        (
+            "a missing count is 0",
+            "    return sum(known) if known else None",
+            "    return sum(known)",
+        ),
+        tests="tests/providers/test_usage.py tests/providers",
+    ),
+    *at(
+        "pipeline/journal.py",
         (
             "a short write loses the record",
             '                if (count := os.write(self._fd, line)) != len(line):\n                    self._torn += count\n                    raise OSError("short write")',
@@ -169,10 +173,10 @@ MUTATIONS: list[Mutation] = [
             "        self._fd, self._name, self._size, self._catching_up, self._failing = None, None, 0, False, False",
             "        self._size, self._catching_up, self._failing = 0, False, False",
         ),
-        tests="tests/test_journal.py tests/test_fork.py tests/pipeline",
+        tests="tests/pipeline/test_journal.py tests/pipeline/test_fork.py tests/pipeline",
     ),
     *at(
-        "ingest.py",
+        "pipeline/ingest.py",
         (
             "a segment is deleted before its calls are in the ledger",
             "                    self._insert(lines, Progress(segment.name, offset), book)\n"
@@ -195,10 +199,10 @@ MUTATIONS: list[Mutation] = [
             "            self._insert_halves([records[index] for index in order], [sources[index] for index in order], error)\n",
             "",
         ),
-        tests="tests/test_ingest.py tests/test_kept_prices.py tests/pipeline tests/pricing tests/delivery",
+        tests="tests/pipeline/test_ingest.py tests/config/test_kept_prices.py tests/pipeline tests/pricing tests/pipeline",
     ),
     *at(
-        "audience.py",
+        "pipeline/listeners.py",
         (
             "listeners hear a call twice",
             "            if self._held.pop(call.call_id, None) is not None:",
@@ -209,20 +213,20 @@ MUTATIONS: list[Mutation] = [
             "        self._start_anew()\n\n    def hold(",
             "        self._thread = None\n\n    def hold(",
         ),
-        tests="tests/test_listeners.py tests/test_meter.py tests/test_fork.py tests/pipeline",
+        tests="tests/pipeline/test_listeners.py tests/pipeline/test_meter.py tests/pipeline/test_fork.py tests/pipeline",
     ),
     *at(
-        "audience.py",
+        "pipeline/listeners.py",
         (
             "a listener that raises silences those behind it",
             "            except BaseException as error:  # a CancelledError or SystemExit, too, would end the thread\n"
             '                counters["listener_errors"] += 1',
             '            except BaseException as error:\n                counters["listener_errors"] += 1\n                return',
         ),
-        tests="tests/test_listeners.py tests/pipeline",
+        tests="tests/pipeline/test_listeners.py tests/pipeline",
     ),
     *at(
-        "pseudonyms.py",
+        "pipeline/pseudonyms.py",
         (
             "personal data in extra keys is kept as it is",
             "            extra=self._extra(extra) if extra else extra,",
@@ -233,15 +237,15 @@ MUTATIONS: list[Mutation] = [
             '    return policies.get(key) or policies.get("*", "pseudonym")',
             '    return next(iter(policies.values()), "pseudonym")',
         ),
-        tests="tests/test_pseudonyms.py tests/pipeline",
+        tests="tests/pipeline/test_pseudonyms.py tests/pipeline",
     ),
     *at(
-        "pii.py",
+        "records/pii.py",
         (
             "an address behind %40 is not seen",
             'if ("@" in text or "%40" in text or',
             'if ("@" in text or',
         ),
-        tests="tests/test_pii.py tests/test_pseudonyms.py tests/records",
+        tests="tests/records/test_pii.py tests/pipeline/test_pseudonyms.py tests/records",
     ),
 ]

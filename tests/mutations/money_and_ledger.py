@@ -51,7 +51,7 @@ MUTATIONS: list[Mutation] = [
             "CONTEXT.scaleb(ticks, -10)",
             "CONTEXT.scaleb(ticks, -9)",
         ),
-        tests="tests/pricing tests/test_ingest.py",
+        tests="tests/pricing tests/pipeline/test_ingest.py",
     ),
     *at(
         "pricing/rules.py",
@@ -68,25 +68,25 @@ MUTATIONS: list[Mutation] = [
         tests="tests/pricing",
     ),
     *at(
-        "money.py",
+        "records/money.py",
         (
             "a femto-dollar is lost by the caller's own decimal context",
             "    return plain(CONTEXT.scaleb(Decimal(femto), -15))",
             "    return plain(Decimal(femto).scaleb(-15))",
         ),
-        tests="tests/test_money.py tests/records",
+        tests="tests/records/test_money.py tests/records",
     ),
     *at(
-        "repricing.py",
+        "maintenance/repricing.py",
         (
             "a dry run writes",
             "        if not dry_run:\n            report.written",
             "        if True:\n            report.written",
         ),
-        tests="tests/test_repricing.py tests/maintenance",
+        tests="tests/maintenance/test_repricing.py tests/maintenance",
     ),
     *at(
-        "ledger/sqlite/intake.py",
+        "ledger/sqlite/writer.py",
         (
             "a settlement replaces an owner",
             "WHERE call_id = ? AND attribution IN ('none', 'error', 'request')\"\"\"",
@@ -107,10 +107,10 @@ MUTATIONS: list[Mutation] = [
             "        if progress is not None:\n            self._db.execute(",
             "        if progress is not None and not calls:\n            self._db.execute(",
         ),
-        tests="tests/ledger tests/test_ingest.py",
+        tests="tests/ledger tests/pipeline/test_ingest.py",
     ),
     *at(
-        "ledger/question.py",
+        "ledger/query.py",
         (
             "a window's end is part of it",
             '        for sql, bound in (("occurred_at >= ?", window.since), ("occurred_at < ?", window.until)):',
@@ -177,24 +177,24 @@ MUTATIONS: list[Mutation] = [
             "        session_id=None if own or tags.session_id in names else tags.session_id,",
             "        session_id=tags.session_id,",
         ),
-        tests="tests/ledger tests/test_rights.py tests/maintenance",
+        tests="tests/ledger tests/maintenance/test_erasure.py tests/maintenance",
     ),
     *at(
-        "moving.py",
+        "maintenance/transfer.py",
         (
             "a ledger is moved onto itself",
             "        same = source.progress(mark) == 1",
             "        same = False",
         ),
-        tests="tests/test_moving.py tests/maintenance tests/cli",
+        tests="tests/maintenance/test_transfer.py tests/maintenance tests/cli",
     ),
     *at(
-        "rights.py",
+        "maintenance/erasure.py",
         (
             "an erasure leaves the journals as they are",
             "    _scrub(ledger, settings.journal, names)\n",
             "",
         ),
-        tests="tests/test_rights.py tests/maintenance",
+        tests="tests/maintenance/test_erasure.py tests/maintenance",
     ),
 ]

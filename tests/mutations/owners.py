@@ -6,36 +6,44 @@ from .mutation import Mutation, at
 
 MUTATIONS: list[Mutation] = [
     *at(
-        "tags.py",
+        "records/tags.py",
         (
             "an inner tag does not win over the outer one",
             "user_id=self.user_id if inner.user_id is None else inner.user_id",
             "user_id=inner.user_id if self.user_id is None else self.user_id",
         ),
         (
+            "extra keys of the inner tags replace all outer ones",
+            "extra=first_extra({**inner.extra, **self.extra, **inner.extra}) if inner.extra else self.extra",
+            "extra=inner.extra or self.extra",
+        ),
+        tests="tests/context/test_tags.py tests/middleware tests/context",
+    ),
+    *at(
+        "context/context.py",
+        (
             "the signed-in user's plan goes with another user's call",
             "    if tags.user_id is not None and tags.user_id != user_id:\n        tags = Tags(route=tags.route, release=tags.release)\n",
             "",
-        ),
-        (
-            "a tag stays in force after its block",
-            "        if frame.by is self and frame.outer is not None:\n            set_frame(frame.outer)",
-            "        if frame.by is self and frame.outer is None:\n            set_frame(frame.outer)",
         ),
         (
             "a request's scope stays bound after the request",
             "        if self._outer is not None:\n            set_frame(self._outer)",
             "        if self._outer is None:\n            set_frame(self._frame)",
         ),
-        (
-            "extra keys of the inner tags replace all outer ones",
-            "extra=first_extra({**inner.extra, **self.extra, **inner.extra}) if inner.extra else self.extra",
-            "extra=inner.extra or self.extra",
-        ),
-        tests="tests/test_tags.py tests/boundary tests/context",
+        tests="tests/context/test_tags.py tests/middleware tests/context",
     ),
     *at(
-        "boundary/scope.py",
+        "context/tag.py",
+        (
+            "a tag stays in force after its block",
+            "        if frame.by is self and frame.outer is not None:\n            set_frame(frame.outer)",
+            "        if frame.by is self and frame.outer is None:\n            set_frame(frame.outer)",
+        ),
+        tests="tests/context/test_tags.py tests/middleware tests/context",
+    ),
+    *at(
+        "middleware/request_scope.py",
         (
             "calls made before anybody is known stay nobody's",
             "        if pending and owner.tags.user_id is not None:\n            self._how",
@@ -56,10 +64,10 @@ MUTATIONS: list[Mutation] = [
             "            self.pending.append(call_id)",
             "            self.pending[:] = [call_id]",
         ),
-        tests="tests/boundary",
+        tests="tests/middleware",
     ),
     *at(
-        "boundary/asgi.py",
+        "middleware/asgi.py",
         (
             "a request goes on in the context of the one before it",
             "        set_frame(Frame(cost_scope, NO_TAGS))",
@@ -75,10 +83,10 @@ MUTATIONS: list[Mutation] = [
             'if scope["type"] == "lifespan" else send',
             'if scope["type"] == "life" else send',
         ),
-        tests="tests/boundary tests/integrations/test_fastapi.py tests/providers",
+        tests="tests/middleware tests/integrations/test_fastapi.py tests/providers",
     ),
     *at(
-        "boundary/wsgi.py",
+        "middleware/wsgi.py",
         (
             "an answer that is streamed loses its user",
             "            self._now = current_frame()  # a `with tag()` of the application's may stay open over a yield\n            set_frame(outer)",
@@ -89,10 +97,10 @@ MUTATIONS: list[Mutation] = [
             "    except BaseException:\n        frame.end()\n        raise\n    finally:\n        set_frame(outer)",
             "    except BaseException:\n        frame.end()\n        raise\n    finally:\n        set_frame(frame)",
         ),
-        tests="tests/boundary tests/integrations",
+        tests="tests/middleware tests/integrations",
     ),
     *at(
-        "boundary/headers.py",
+        "propagation/headers.py",
         (
             "a forged header is believed",
             '    if not hmac.compare_digest(form["signature"], _signature(key, form["signed"])):',
@@ -113,10 +121,10 @@ MUTATIONS: list[Mutation] = [
             '    return host in names or any(name.startswith(".") and host.endswith(name) for name in names)',
             "    return any(host.endswith(name) for name in names)",
         ),
-        tests="tests/boundary",
+        tests="tests/middleware",
     ),
     *at(
-        "boundary/jobs.py",
+        "propagation/messages.py",
         (
             "a retried message gets the owner of whoever retries it",
             "    if KEY not in headers and (text := tags_for_message()) is not None:",
@@ -127,7 +135,7 @@ MUTATIONS: list[Mutation] = [
             "        if pending and len(self._users) == 1 and",
             "        if pending and",
         ),
-        tests="tests/boundary tests/propagation",
+        tests="tests/middleware tests/propagation",
     ),
     *at(
         "voight_celery/__init__.py",

@@ -34,7 +34,7 @@ def copy_library(folder: Path) -> None:
     shutil.copytree(ROOT / "voight_middleware", folder / "voight_middleware", ignore=leave_out)
     for package in (ROOT / "integrations").glob("voight_*"):
         shutil.copytree(package, folder / package.name, ignore=leave_out)
-    shutil.copy(ROOT / "example_apps" / "fastapi_app" / "app.py", folder / "voight_middleware" / "testing" / "example_fastapi.py")
+    shutil.copy(ROOT / "example_apps" / "fastapi_app" / "app.py", folder / "voight_middleware" / "cli" / "example_fastapi.py")
 
 
 def notice(mutation: Mutation) -> tuple[str, float]:

@@ -13,7 +13,7 @@ from ..support.forks import Forks
 
 IMPORTS = """
 import anthropic, openai, opentelemetry.sdk.trace
-import voight_middleware.ingest, voight_middleware.ledger.sqlite, voight_middleware.otlp.processor, voight_middleware.pricing.book
+import voight_middleware.pipeline.ingest, voight_middleware.ledger.sqlite, voight_middleware.otlp.processor, voight_middleware.pricing.book
 import openinference.instrumentation.anthropic, openinference.instrumentation.openai
 import opentelemetry.instrumentation.anthropic, opentelemetry.instrumentation.openai.v1
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from voight_middleware.call import Call
 from voight_middleware.ledger import open_ledger
+from voight_middleware.records.call import Call
 from voight_middleware.testing.provider import LoopbackProvider
 
 from ..support.forks import Forks

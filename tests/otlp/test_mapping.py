@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from voight_middleware.otlp.mapping import Reading, read
 from voight_middleware.otlp.spans import Key, Span, wanted
-from voight_middleware.usage import Usage, UsageError, read_usage
+from voight_middleware.providers.usage_formats import read_usage
+from voight_middleware.records.usage import Usage, UsageError
 
 KEY = Key("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331")
 

@@ -25,14 +25,14 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 import voight_middleware as voight
-from voight_middleware.call import Call
+from voight_middleware.config.settings import Settings
 from voight_middleware.diagnostics import counters
-from voight_middleware.export.otel import OTelSpans
+from voight_middleware.exporters.otel.spans import OTelSpans
+from voight_middleware.instrumentation import wrap as gate
 from voight_middleware.ledger import open_ledger
-from voight_middleware.meter import Meter, swap_meter
 from voight_middleware.otlp.processor import CostSpanProcessor
-from voight_middleware.providers import gate
-from voight_middleware.settings import Settings
+from voight_middleware.pipeline.meter import Meter, swap_meter
+from voight_middleware.records.call import Call
 from voight_middleware.testing.provider import LoopbackProvider
 
 from ..support.forks import Forks

@@ -15,8 +15,8 @@ import pytest
 
 import voight_middleware as voight
 from voight_middleware.cli import main
-from voight_middleware.meter import swap_meter
-from voight_middleware.providers import gate
+from voight_middleware.instrumentation import wrap as gate
+from voight_middleware.pipeline.meter import swap_meter
 from voight_middleware.testing.provider import LoopbackProvider
 
 from ..apps.otlp_spans import Receiving

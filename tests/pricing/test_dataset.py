@@ -10,10 +10,10 @@ from typing import Any
 import genai_prices
 import pytest
 
-from voight_middleware.call import Call
-from voight_middleware.ingest import complete
 from voight_middleware.pricing import PriceBook
-from voight_middleware.usage import recognise
+from voight_middleware.pricing.price_call import complete
+from voight_middleware.providers.usage_formats import recognise
+from voight_middleware.records.call import Call
 
 NOON = 1_795_003_200_000_000
 """2026-11-18 12:00 UTC, in microseconds: no peak hour."""

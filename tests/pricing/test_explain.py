@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from voight_middleware.call import Call, new_call_id
-from voight_middleware.ingest import complete
-from voight_middleware.money import CONTEXT, usd_text
 from voight_middleware.pricing import PriceBook, price
 from voight_middleware.pricing.book import Rates, RateTable
 from voight_middleware.pricing.cost import COUNTS
 from voight_middleware.pricing.explain import Explanation, Rule, explain
-from voight_middleware.usage import Component, Usage
+from voight_middleware.pricing.price_call import complete
+from voight_middleware.records.call import Call, new_call_id
+from voight_middleware.records.money import CONTEXT, usd_text
+from voight_middleware.records.usage import Component, Usage
 
 NewCall = Callable[..., Call]
 

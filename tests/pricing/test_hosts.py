@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 import voight_middleware as voight
-from voight_middleware.call import Call
-from voight_middleware.hosts import host_name
-from voight_middleware.ingest import complete
 from voight_middleware.ledger import open_ledger
 from voight_middleware.pricing import OverridesError, PriceBook, read_overrides
+from voight_middleware.pricing.price_call import complete
+from voight_middleware.providers.hosts import host_name
+from voight_middleware.records.call import Call
 
 NewCall = Callable[..., Call]
 

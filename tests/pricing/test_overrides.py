@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from voight_middleware.call import Call
-from voight_middleware.ingest import complete
 from voight_middleware.pricing import OverridesError, PriceBook, open_book, read_overrides
+from voight_middleware.pricing.price_call import complete
+from voight_middleware.records.call import Call
 
 NewCall = Callable[..., Call]
 

@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import pytest
 
-from voight_middleware.call import Call
-from voight_middleware.ingest import complete
 from voight_middleware.pricing import open_book
+from voight_middleware.pricing.price_call import complete
+from voight_middleware.records.call import Call
 
 
 @pytest.mark.parametrize(("reasoning", "femto"), [(0, 8_200_000_000_000), (400, 6_200_000_000_000), (1000, 3_200_000_000_000)])

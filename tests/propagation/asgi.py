@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import websockets.asyncio.client
 
-from voight_middleware.call import Call
+from voight_middleware.records.call import Call
 
 from .matrix import check_column
 from .web import serve

@@ -16,9 +16,9 @@ with Celery("other", broker=os.environ["BROKER"]) as other:  # before we are imp
 from anyio import to_thread
 import voight_middleware as voight
 from celery_app import *
-from voight_middleware.boundary.identity import Getters
-from voight_middleware.boundary.scope import Scope
-from voight_middleware.tags import bind
+from voight_middleware.middleware.getters import Getters
+from voight_middleware.middleware.request_scope import Scope
+from voight_middleware.context.context import bind
 
 async def user(request):
     await asyncio.sleep(0)

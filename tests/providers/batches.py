@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from voight_middleware import Call
+from voight_middleware.config.settings import Settings
 from voight_middleware.ledger import open_ledger
-from voight_middleware.meter import Meter, swap_meter
-from voight_middleware.settings import Settings
+from voight_middleware.pipeline.meter import Meter, swap_meter
 
 from ..support.calls import Calls
 from ..support.memory_provider import (

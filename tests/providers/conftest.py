@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from voight_middleware import open_calls
-from voight_middleware.meter import swap_meter
-from voight_middleware.providers import gate, sdk
+from voight_middleware.instrumentation import sdk
+from voight_middleware.instrumentation import wrap as gate
+from voight_middleware.pipeline import open_calls
+from voight_middleware.pipeline.meter import swap_meter
 from voight_middleware.testing.provider import LoopbackProvider
 
 from ..support.calls import Calls

@@ -12,8 +12,8 @@ import httpx
 import httpx2
 import pytest
 
+from voight_middleware.records.usage import Usage
 from voight_middleware.testing.provider import LoopbackProvider
-from voight_middleware.usage import Usage
 
 from ..support.memory_provider import (
     IDS,

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from voight_middleware.call import Call
+from voight_middleware.records.call import Call
 
 CASSETTES = Path(__file__).parents[3] / "shared" / "cassettes"
 ENDPOINTS = {"/chat/completions": "chat", "/responses": "responses", "/embeddings": "embeddings", "/messages": "messages"}

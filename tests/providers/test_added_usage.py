@@ -7,8 +7,9 @@ import anthropic
 import openai
 import pytest
 
-from voight_middleware import open_calls, wrap
-from voight_middleware.providers import usage_chunks
+from voight_middleware import wrap
+from voight_middleware.instrumentation import usage_chunks
+from voight_middleware.pipeline import open_calls
 
 from ..support.calls import Calls
 from ..support.memory_provider import CHAT_USAGE, SSE, USAGE, Answer, Provider, chat_chunk, completion, sse
@@ -180,8 +181,8 @@ def test_what_we_added_is_hidden_though_something_of_ours_fails(
         raise RuntimeError("ours")
 
     calls.faults_expected = True
-    from voight_middleware.providers import sdk
-    from voight_middleware.providers.openai_streams import ChatReader
+    from voight_middleware.instrumentation import sdk
+    from voight_middleware.providers.openai.streams import ChatReader
 
     place: Any = ChatReader if broken == "reader" else sdk
     monkeypatch.setattr(place, "see" if broken == "reader" else "Tap", fail)

@@ -5,11 +5,11 @@ from typing import Any
 import msgspec
 import pytest
 
+from voight_middleware.instrumentation.event_formats import _loaded
+from voight_middleware.instrumentation.http import find
 from voight_middleware.providers import bedrock
-from voight_middleware.providers.answers import Answer
-from voight_middleware.providers.entry import biller, platform
-from voight_middleware.providers.events import _loaded
-from voight_middleware.providers.http import find
+from voight_middleware.providers.base import Answer
+from voight_middleware.providers.hosts import biller, platform
 
 USAGE = {"inputTokens": 1000, "outputTokens": 100}
 TERMS: list[tuple[dict[str, Any], str | None, str | None]] = [

@@ -9,7 +9,7 @@ import openai
 import pytest
 
 from voight_middleware import instrument, wrap
-from voight_middleware.usage import Usage
+from voight_middleware.records.usage import Usage
 
 from ..support.calls import Calls
 from ..support.memory_provider import IDS, JSON, MODELS, REASONS, USAGE, Provider, http_library, messages_body, messages_events, usual

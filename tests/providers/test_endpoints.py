@@ -9,7 +9,7 @@ import openai
 import pytest
 
 from voight_middleware import Usage, wrap
-from voight_middleware.usage import Component
+from voight_middleware.records.usage import Component
 
 from ..support.calls import Calls
 from ..support.memory_provider import JSON, PIECES, SSE, TEXT_USAGE, Answer, Provider, completion, sse

@@ -14,13 +14,14 @@ import openai
 import pytest
 
 from voight_middleware import wrap
-from voight_middleware.background import Background
-from voight_middleware.call import Call
+from voight_middleware.config.settings import Settings
+from voight_middleware.context.context import NOBODY, Frame
 from voight_middleware.diagnostics import counters
-from voight_middleware.meter import Meter
-from voight_middleware.settings import Settings
-from voight_middleware.tags import NOBODY, Frame, Tags
-from voight_middleware.usage import Usage
+from voight_middleware.pipeline.meter import Meter
+from voight_middleware.pipeline.worker import Background
+from voight_middleware.records.call import Call
+from voight_middleware.records.tags import Tags
+from voight_middleware.records.usage import Usage
 
 from ..support.calls import Calls
 from ..support.memory_provider import (

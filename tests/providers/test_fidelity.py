@@ -7,7 +7,7 @@ import openai
 import pytest
 
 from voight_middleware import wrap
-from voight_middleware.providers import streams
+from voight_middleware.instrumentation import streams
 
 from ..support.calls import Calls
 from ..support.memory_provider import Provider, http_library, refusal

@@ -11,10 +11,10 @@ import openai
 import pytest
 
 from voight_middleware import metered_transport, wrap
-from voight_middleware.call import Call
 from voight_middleware.diagnostics import counters
 from voight_middleware.ledger import open_ledger
 from voight_middleware.providers.finish_reasons import MOST_REASONS
+from voight_middleware.records.call import Call
 from voight_middleware.testing.provider import LoopbackProvider
 
 from ..support.calls import Calls

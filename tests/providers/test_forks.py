@@ -8,8 +8,9 @@ from collections.abc import Callable
 import httpx
 import pytest
 
-from voight_middleware import metered_call, open_calls, wrap
-from voight_middleware.providers import openai_sockets
+from voight_middleware import metered_call, wrap
+from voight_middleware.instrumentation import openai_socket as openai_sockets
+from voight_middleware.pipeline import open_calls
 
 from ..support.calls import Calls
 from ..support.memory_provider import Provider

@@ -9,7 +9,7 @@ import openai
 import pytest
 
 from voight_middleware import configure, instrument, uninstrument, wrap, wrap_anthropic, wrap_openai
-from voight_middleware.meter import swap_meter
+from voight_middleware.pipeline.meter import swap_meter
 
 from ..support.calls import Calls
 from ..support.memory_provider import IDS, MODELS, REASONS, TIERS, USAGE, Provider, refusal

@@ -9,9 +9,10 @@ import msgspec
 import pytest
 
 from voight_middleware import wrap
-from voight_middleware.providers.events import Event
+from voight_middleware.instrumentation.event_formats import Event
 from voight_middleware.providers.gemini import ContentReader, prompt_of, read_content
-from voight_middleware.usage import Usage, read_usage
+from voight_middleware.providers.usage_formats import read_usage
+from voight_middleware.records.usage import Usage
 
 from ..support.calls import Calls
 

@@ -9,9 +9,11 @@ import httpx
 import httpx2
 import pytest
 
-from voight_middleware import metered_transport, tag, tags, wrap
-from voight_middleware.tags import NOBODY, Owner, Tags
-from voight_middleware.usage import Usage
+from voight_middleware import metered_transport, tag, wrap
+from voight_middleware.context import context as tags
+from voight_middleware.context.context import NOBODY
+from voight_middleware.records.tags import Owner, Tags
+from voight_middleware.records.usage import Usage
 
 from ..support.calls import Calls
 from ..support.memory_provider import (

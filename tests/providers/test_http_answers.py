@@ -12,8 +12,8 @@ import httpx
 import pytest
 
 from voight_middleware import wrap
-from voight_middleware.providers.bodies import Body, Lines
-from voight_middleware.usage import Usage
+from voight_middleware.instrumentation.bodies import Body, Lines
+from voight_middleware.records.usage import Usage
 
 from ..support.calls import Calls
 from ..support.memory_provider import (

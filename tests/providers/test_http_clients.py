@@ -10,9 +10,10 @@ import openai
 import pytest
 
 import voight_middleware
-from voight_middleware import instrument, meter, metered_transport, tag, uninstrument, wrap
-from voight_middleware.providers import http
-from voight_middleware.providers.entry import ByHand, current_entry
+from voight_middleware import instrument, metered_transport, tag, uninstrument, wrap
+from voight_middleware.instrumentation import http
+from voight_middleware.instrumentation.request import ByHand, current_entry
+from voight_middleware.pipeline import meter
 
 from ..support.calls import Calls
 from ..support.memory_provider import (

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from voight_middleware import wrap
-from voight_middleware.providers import http
+from voight_middleware.instrumentation import http
 
 from ..support.calls import Calls
 from ..support.memory_provider import (

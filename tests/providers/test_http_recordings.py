@@ -8,8 +8,8 @@ import httpx2
 import pytest
 
 from voight_middleware import wrap
-from voight_middleware.providers import http
-from voight_middleware.usage import Usage
+from voight_middleware.instrumentation import http
+from voight_middleware.records.usage import Usage
 
 from ..support.calls import Calls
 from ..support.memory_provider import (

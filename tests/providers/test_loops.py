@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from voight_middleware import tag, wrap
-from voight_middleware.call import Call
+from voight_middleware.records.call import Call
 
 from ..support.calls import Calls
 from ..support.memory_provider import JSON, MESSAGES_USAGE, SSE, USAGE, Provider, messages_body, responses_body, sse, usual

@@ -10,8 +10,8 @@ import pytest
 
 from voight_middleware import Tags, Usage, configure, metered_call, record, tag
 from voight_middleware.ledger import open_ledger
-from voight_middleware.meter import swap_meter, unwatch, watch
-from voight_middleware.pseudonyms import kept_call_id
+from voight_middleware.pipeline.meter import swap_meter, unwatch, watch
+from voight_middleware.pipeline.pseudonyms import kept_call_id
 
 from ..support.calls import Calls
 from ..support.memory_provider import CHAT_USAGE, MESSAGES_USAGE, RESPONSES_USAGE, USAGE, chat_body, messages_body, responses_body

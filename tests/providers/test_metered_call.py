@@ -11,11 +11,11 @@ import openai
 import pytest
 
 from voight_middleware import Tags, Usage, configure, metered_call, tag
-from voight_middleware.boundary.identity import Getters
-from voight_middleware.boundary.scope import Scope
-from voight_middleware.meter import swap_meter
-from voight_middleware.providers.entry import current_entry
-from voight_middleware.tags import bind
+from voight_middleware.context.context import bind
+from voight_middleware.instrumentation.request import current_entry
+from voight_middleware.middleware.getters import Getters
+from voight_middleware.middleware.request_scope import Scope
+from voight_middleware.pipeline.meter import swap_meter
 
 from ..support.calls import Calls
 from ..support.memory_provider import CHAT_USAGE, MESSAGES_USAGE, RESPONSES_USAGE, USAGE, chat_body

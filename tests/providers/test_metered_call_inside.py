@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from voight_middleware import Usage, carry, metered_call, tag, wrap
-from voight_middleware.providers.entry import current_entry
+from voight_middleware.instrumentation.request import current_entry
 
 from ..support.calls import Calls
 from ..support.memory_provider import Provider

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from voight_middleware import flush, open_calls, tag, wrap
+from voight_middleware import flush, tag, wrap
+from voight_middleware.pipeline import open_calls
 
 from ..support.calls import Calls
 from ..support.memory_provider import Provider

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
-from voight_middleware import meter, record, tag, wrap
-from voight_middleware.providers import answers, openai
-from voight_middleware.settings import Settings
+from voight_middleware import record, tag, wrap
+from voight_middleware.config.settings import Settings
+from voight_middleware.pipeline import meter
+from voight_middleware.providers import base as answers
+from voight_middleware.providers.openai import text as openai
 
 from ..support.calls import Calls
 from ..support.depth import DEEP
@@ -20,56 +22,56 @@ from .faults import Fault, failing
 pytestmark = pytest.mark.slow  # a sweep over many cases
 
 HOOKS = [
-    "sdk:_whose",
-    "entry:current_frame",
-    "entry:kept",
-    "entry:new_call_id",
-    "entry:Call",
-    "entry:estimate_tokens",
-    "entry:watch_close",
-    "sdk:warn_once",
-    "entry:Answer",
-    "entry:Body",
-    "sdk:Tap",
-    "sdk:AsyncTap",
-    "entry:Ending",
-    "entry:Entry.__init__",
+    "instrumentation.sdk:_whose",
+    "instrumentation.request:current_frame",
+    "instrumentation.request:kept",
+    "instrumentation.request:new_call_id",
+    "instrumentation.request:Call",
+    "instrumentation.request:estimate_tokens",
+    "instrumentation.request:watch_close",
+    "instrumentation.sdk:warn_once",
+    "instrumentation.request:Answer",
+    "instrumentation.request:Body",
+    "instrumentation.sdk:Tap",
+    "instrumentation.sdk:AsyncTap",
+    "instrumentation.request:Ending",
+    "instrumentation.request:Entry.__init__",
     "SdkEntry._ask_for_usage",
-    "entry:Entry.answered",
-    "entry:Entry.failed",
-    "entry:Entry.body_read",
+    "instrumentation.request:Entry.answered",
+    "instrumentation.request:Entry.failed",
+    "instrumentation.request:Entry.body_read",
     "SdkEntry.watch",
     "SdkEntry._tap",
     "SdkEntry._tap_when_parsed",
-    "entry:Entry.read_when_closed",
-    "entry:Entry.read_by_hand",
-    "entry:Entry.stream_ended",
+    "instrumentation.request:Entry.read_when_closed",
+    "instrumentation.request:Entry.read_by_hand",
+    "instrumentation.request:Entry.stream_ended",
     "Ending.end",
     "Ending.exhausted",
     "Ending.failed",
     "Ending.closed",
     "Ending.dropped",
-    "streams:_closing_class",
+    "instrumentation.streams:_closing_class",
     "Body.content",
     "Body.events",
-    "openai:usage_json",
+    "openai.text:usage_json",
     "ChatReader.__init__",
     "ChatReader.see",
     "ChatReader.answer",
     "ChatReader.estimated_output",
     "ResponsesReader.see",
     "ResponsesReader.answer",
-    "anthropic:usage_json",
+    "providers.anthropic:usage_json",
     "MessagesReader.see",
     "MessagesReader.answer",
-    "openai:text_or_none",
+    "openai.text:text_or_none",
     "Frame.owner",
-    "tags:Tags.merge",
+    "records.tags:Tags.merge",
     "Meter.finish",
     "Audience.hold",
     "Meter._start",
     "Journal.append",
-    "journal:_encode",
+    "pipeline.journal:_encode",
 ]
 
 CHOSEN = {
@@ -153,7 +155,7 @@ async def test_a_fault_of_ours_never_reaches_the_caller(hook: str, asynchronous:
         gc.collect()
 
     assert seen == bare
-    if (hook, asynchronous) not in {("sdk:Tap", True), ("sdk:AsyncTap", False), ("Frame.owner", False)}:
+    if (hook, asynchronous) not in {("instrumentation.sdk:Tap", True), ("instrumentation.sdk:AsyncTap", False), ("Frame.owner", False)}:
         assert happened
         assert own_calls.faults > 0
 

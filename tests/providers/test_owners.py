@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from voight_middleware import carry, set_tags, tag, wrap
-from voight_middleware.tags import Tags
+from voight_middleware.records.tags import Tags
 
 from ..support.calls import Calls
 from ..support.memory_provider import Provider

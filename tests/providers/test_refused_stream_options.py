@@ -7,7 +7,7 @@ import openai
 import pytest
 
 from voight_middleware import wrap
-from voight_middleware.providers import sdk
+from voight_middleware.instrumentation import sdk
 
 from ..support.calls import Calls
 from ..support.memory_provider import USAGE, Provider, refusal, usual

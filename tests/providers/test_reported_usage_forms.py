@@ -8,12 +8,14 @@ import msgspec
 import pytest
 
 from voight_middleware import wrap
-from voight_middleware.providers import gemini, openai_jobs, openai_media
-from voight_middleware.providers.answers import Answer, StreamReader, read_answer
+from voight_middleware.instrumentation.event_formats import CHUNKS, SENT, Event, Events
+from voight_middleware.providers import gemini
 from voight_middleware.providers.anthropic import MessagesReader
-from voight_middleware.providers.events import CHUNKS, SENT, Event, Events
-from voight_middleware.providers.openai import ResponsesReader, read_responses
-from voight_middleware.providers.openai_streams import ChatReader, CompletionsReader
+from voight_middleware.providers.base import Answer, StreamReader, read_answer
+from voight_middleware.providers.openai import jobs as openai_jobs
+from voight_middleware.providers.openai import media as openai_media
+from voight_middleware.providers.openai.streams import ChatReader, CompletionsReader
+from voight_middleware.providers.openai.text import ResponsesReader, read_responses
 
 from ..support.calls import Calls
 from ..support.memory_provider import JSON, Provider, responses_body

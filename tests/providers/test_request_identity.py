@@ -8,9 +8,9 @@ import msgspec
 import pytest
 
 from voight_middleware import CostTagMiddleware, tag, wrap
-from voight_middleware.boundary.jobs import bound_to_message
-from voight_middleware.meter import Meter, swap_meter
-from voight_middleware.settings import Settings
+from voight_middleware.config.settings import Settings
+from voight_middleware.pipeline.meter import Meter, swap_meter
+from voight_middleware.propagation.messages import bound_to_message
 
 from ..support.calls import Calls
 from ..support.memory_provider import Provider

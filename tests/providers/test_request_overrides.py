@@ -13,7 +13,7 @@ import openai
 import pytest
 
 from voight_middleware import instrument, metered_call, uninstrument, wrap
-from voight_middleware.providers.entry import entry_here
+from voight_middleware.instrumentation.request import entry_here
 
 from ..support.calls import Calls
 from ..support.memory_provider import USAGE, Provider, http_library, refusal

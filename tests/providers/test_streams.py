@@ -10,9 +10,9 @@ import openai
 import pytest
 
 from voight_middleware import wrap
-from voight_middleware.call import Call
-from voight_middleware.providers.streams import AsyncTap, Tap
-from voight_middleware.usage import Usage
+from voight_middleware.instrumentation.streams import AsyncTap, Tap
+from voight_middleware.records.call import Call
+from voight_middleware.records.usage import Usage
 
 from ..support.calls import Calls
 from ..support.memory_provider import (

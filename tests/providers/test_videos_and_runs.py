@@ -9,7 +9,7 @@ import openai
 import pytest
 
 from voight_middleware import Usage, configure, tag, wrap
-from voight_middleware.meter import current_meter, swap_meter
+from voight_middleware.pipeline.meter import current_meter, swap_meter
 
 from ..support.calls import Calls
 from ..support.memory_provider import (
@@ -173,19 +173,19 @@ def test_nothing_is_submitted_while_it_is_switched_off(provider: Provider, calls
 
 
 FAULTS = [
-    "entry:Entry._submit",
-    "entry:Entry._submit_all",
-    "entry:Entry._line",
-    "entry:Entry.lines_read",
-    "entry:Submission",
-    "entry:job_call_id",
-    "entry:_digest",
-    "entry:Lines",
+    "instrumentation.request:Entry._submit",
+    "instrumentation.request:Entry._submit_all",
+    "instrumentation.request:Entry._line",
+    "instrumentation.request:Entry.lines_read",
+    "instrumentation.request:Submission",
+    "instrumentation.request:job_call_id",
+    "instrumentation.request:_digest",
+    "instrumentation.request:Lines",
     "Lines.take",
     "Lines._hand_on",
     "Lines.done",
-    "openai_jobs:_decode_batch",
-    "openai_jobs:_decode_line",
+    "openai.jobs:_decode_batch",
+    "openai.jobs:_decode_line",
     "Routes.find",
     "Meter.submit",
     "Meter.link",

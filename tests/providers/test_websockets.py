@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from voight_middleware import tag, wrap
-from voight_middleware.boundary.identity import Getters
-from voight_middleware.boundary.scope import Scope
-from voight_middleware.tags import bind
+from voight_middleware.context.context import bind
+from voight_middleware.middleware.getters import Getters
+from voight_middleware.middleware.request_scope import Scope
 
 from ..support.calls import Calls
 from ..support.memory_provider import MODELS, USAGE

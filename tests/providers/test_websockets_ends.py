@@ -11,7 +11,7 @@ from websockets.exceptions import ConnectionClosed
 
 from voight_middleware import Usage, configure, instrument, metered_call, tag, uninstrument, wrap
 from voight_middleware.ledger import open_ledger
-from voight_middleware.meter import swap_meter
+from voight_middleware.pipeline.meter import swap_meter
 
 from ..support.calls import Calls
 from .sockets import (

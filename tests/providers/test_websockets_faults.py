@@ -10,7 +10,7 @@ import pytest
 
 from voight_middleware import tag, wrap
 from voight_middleware.diagnostics import counters
-from voight_middleware.providers import openai_sockets
+from voight_middleware.instrumentation import openai_socket as openai_sockets
 
 from ..support.calls import Calls
 from .faults import failing
@@ -25,9 +25,9 @@ HOOKS = [
     "Socket.sent",
     "Socket.bind",
     "Socket.end",
-    "openai_sockets:Entry",
-    "openai_sockets:_read_message",
-    "openai_sockets:_read_response",
+    "openai_socket:Entry",
+    "openai_socket:_read_message",
+    "openai_socket:_read_response",
 ]
 
 
@@ -96,7 +96,7 @@ async def test_what_is_no_json_disturbs_nobody(path: str, server: Server, calls:
 
 def test_an_event_costs_little(calls: Calls) -> None:
     """A tenth of a millisecond for the largest of those that come fifty times a second is far more than it takes."""
-    from voight_middleware.tags import NOBODY, current_frame
+    from voight_middleware.context.context import NOBODY, current_frame
 
     assert openai.__version__
     socket = openai_sockets.Socket(

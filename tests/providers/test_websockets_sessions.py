@@ -5,7 +5,7 @@ import json
 import pytest
 
 from voight_middleware import Usage, wrap
-from voight_middleware.providers import openai_sockets
+from voight_middleware.instrumentation import openai_socket as openai_sockets
 
 from ..support.calls import Calls
 from ..support.memory_provider import MODELS, RESPONSES_USAGE, USAGE

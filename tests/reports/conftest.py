@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from voight_middleware.call import Call, new_call_id
 from voight_middleware.ledger import Ledger, open_ledger
-from voight_middleware.tags import Tags
-from voight_middleware.usage import Usage
+from voight_middleware.records.call import Call, new_call_id
+from voight_middleware.records.tags import Tags
+from voight_middleware.records.usage import Usage
 
 USD = 10**15
 OWNER = ("plan", "tenant_id", "route", "release", "session_id", "extra")

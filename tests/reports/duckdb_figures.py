@@ -11,8 +11,8 @@ from zoneinfo import ZoneInfo
 import duckdb
 import pyarrow as pa
 
-from voight_middleware.call import Call
 from voight_middleware.ledger import Spend, Window, open_ledger
+from voight_middleware.records.call import Call
 
 ZONES = {name: ZoneInfo(name) for name in ("Europe/Berlin", "America/Los_Angeles", "Asia/Kathmandu")}
 COUNTS = (

@@ -21,10 +21,10 @@ from voight_middleware.reports.spend import spend
 from voight_middleware.reports.timespan import parse_window
 from voight_middleware.reports.top import top
 from voight_middleware.reports.unattributed import unattributed
-from voight_middleware.reports.unowned import unowned
-from voight_middleware.testing.made_up_ledger import LONG_RELEASE, RELEASES, fill, made_up_calls
+from voight_middleware.reports.unattributed_share import unowned
 
 from ..support.depth import DEEP, times
+from ..support.made_up_ledger import LONG_RELEASE, RELEASES, fill, made_up_calls
 from .duckdb_figures import ZONES, Both, Row, Where, assert_ratio, found, whole
 
 pytestmark = pytest.mark.slow  # the calls take seconds to make

@@ -16,22 +16,22 @@ from zoneinfo import ZoneInfo
 import msgspec
 import pytest
 
-from voight_middleware.call import Settlement
 from voight_middleware.ledger import DIMENSIONS, Ledger, LedgerError, Where, Window, open_ledger
 from voight_middleware.pricing import PriceBook
+from voight_middleware.records.call import Settlement
+from voight_middleware.records.tags import Tags
 from voight_middleware.reports.margin import margin
 from voight_middleware.reports.plans import plans
 from voight_middleware.reports.release import release
 from voight_middleware.reports.spend import spend
 from voight_middleware.reports.top import top
 from voight_middleware.reports.unattributed import unattributed
-from voight_middleware.reports.unowned import beside, unowned
+from voight_middleware.reports.unattributed_share import beside, unowned
 from voight_middleware.reports.user import user
 from voight_middleware.reports.whatif import what_if
-from voight_middleware.tags import Tags
-from voight_middleware.testing.made_up_ledger import LONG_MODEL, LONG_RELEASE, RELEASES, fill, made_up_calls
 
 from ..support.depth import DEEP, times
+from ..support.made_up_ledger import LONG_MODEL, LONG_RELEASE, RELEASES, fill, made_up_calls
 
 COUNT = times(2_500, 20_000)
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
@@ -129,7 +129,7 @@ def test_every_report_is_compared() -> None:
     """What has a module of its own in reports and reads a ledger is in the list above."""
     folder = Path(spend.__code__.co_filename).parent
     names = {path.stem for path in folder.glob("*.py") if "ledger: Ledger" in path.read_text() and "\ndef " in path.read_text()}
-    assert names <= {"spend", "top", "plans", "margin", "unattributed", "unowned", "release", "user", "whatif"}
+    assert names <= {"spend", "top", "plans", "margin", "unattributed", "unattributed_share", "release", "user", "whatif"}
 
 
 @pytest.mark.parametrize("name", REPORTS)

@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from voight_middleware.call import Call, new_call_id
 from voight_middleware.ledger import Ledger
-from voight_middleware.reports.causes import FACTORS, Causes, ModelUse, Period, causes
-from voight_middleware.reports.noise import discoveries, student, welch
+from voight_middleware.records.call import Call, new_call_id
+from voight_middleware.records.tags import Tags
+from voight_middleware.records.usage import Usage
+from voight_middleware.reports.cost_drivers import FACTORS, Causes, ModelUse, Period, causes
 from voight_middleware.reports.release import NoSuchRelease, release
+from voight_middleware.reports.significance import discoveries, student, welch
 from voight_middleware.reports.timespan import parse_window
-from voight_middleware.tags import Tags
-from voight_middleware.usage import Usage
 
 USD = 10**15
 Add = Callable[..., None]

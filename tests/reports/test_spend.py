@@ -8,12 +8,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from voight_middleware.call import Call, new_call_id
 from voight_middleware.ledger import Ledger, Spend, UnknownDimension, Window, open_ledger
+from voight_middleware.records.call import Call, new_call_id
+from voight_middleware.records.tags import Tags
+from voight_middleware.records.usage import Usage
 from voight_middleware.reports.spend import as_row, spend
-from voight_middleware.reports.unowned import unowned
-from voight_middleware.tags import Tags
-from voight_middleware.usage import Usage
+from voight_middleware.reports.unattributed_share import unowned
 
 USD = 10**15
 

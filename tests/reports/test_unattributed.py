@@ -5,8 +5,8 @@ from decimal import Decimal
 
 import pytest
 
-from voight_middleware.call import ATTRIBUTIONS
 from voight_middleware.ledger import Ledger, UnknownDimension
+from voight_middleware.records.call import ATTRIBUTIONS
 from voight_middleware.reports.unattributed import ADVICE, unattributed
 
 USD = 10**15

@@ -6,12 +6,12 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from voight_middleware.call import Call
-from voight_middleware.ingest import complete
 from voight_middleware.ledger import Ledger, UnknownDimension, Window
 from voight_middleware.pricing import PriceBook, open_book
+from voight_middleware.pricing.price_call import complete
+from voight_middleware.records.call import Call
+from voight_middleware.records.tags import Tags
 from voight_middleware.reports.whatif import NoSuchModel, dimension_of, what_if
-from voight_middleware.tags import Tags
 
 Make = Callable[..., Call]
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from voight_middleware.call import is_new_call_id
+from voight_middleware.config.settings import Settings
 from voight_middleware.diagnostics import counters
-from voight_middleware.meter import Meter
-from voight_middleware.settings import Settings
+from voight_middleware.pipeline.meter import Meter
+from voight_middleware.records.call import is_new_call_id
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from voight_middleware.call import Call
+    from voight_middleware.records.call import Call
 
 
 class Calls:

@@ -7,10 +7,10 @@ from typing import Any
 import msgspec
 from hypothesis import strategies as st
 
-from voight_middleware.call import ATTRIBUTIONS, OUTCOMES, Call, Submission, job_call_id, new_call_id
 from voight_middleware.ledger.base import MAX_COUNT
-from voight_middleware.tags import Tags
-from voight_middleware.usage import Component, Usage
+from voight_middleware.records.call import ATTRIBUTIONS, OUTCOMES, Call, Submission, job_call_id, new_call_id
+from voight_middleware.records.tags import Tags
+from voight_middleware.records.usage import Component, Usage
 
 NOON = 1_793_534_400_000_000  # 2026-11-01 12:00 UTC
 SECOND = 1_000_000

@@ -9,7 +9,7 @@ from typing import Any
 import anthropic
 import openai
 
-from voight_middleware.usage import Usage
+from voight_middleware.records.usage import Usage
 
 CHAT_USAGE = {
     "prompt_tokens": 120,

@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from voight_middleware.call import Call
-from voight_middleware.ingest import drain
 from voight_middleware.ledger import open_ledger
+from voight_middleware.pipeline.ingest import drain
+from voight_middleware.records.call import Call
 
 
 class Workers:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     import anthropic
     import openai
 
-    from voight_middleware.testing.provider import Count, LoopbackProvider
+    from voight_middleware.testing.accounting import Count
+    from voight_middleware.testing.provider import LoopbackProvider
 
 T = TypeVar("T")
 

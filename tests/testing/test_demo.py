@@ -16,10 +16,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from voight_middleware.cli import demo as demo_module
 from voight_middleware.cli import main
 from voight_middleware.ledger import open_ledger
 from voight_middleware.reports.spend import spend
-from voight_middleware.testing import demo as demo_module
 from voight_middleware.testing.provider import LoopbackProvider
 
 from ..support.patching import Patch

@@ -8,8 +8,8 @@ import openai
 import pytest
 
 import voight_middleware as voight
-from voight_middleware.meter import Meter, swap_meter
-from voight_middleware.settings import Settings
+from voight_middleware.config.settings import Settings
+from voight_middleware.pipeline.meter import Meter, swap_meter
 from voight_middleware.testing.plugin import VoightCalls
 
 pytestmark = pytest.mark.slow  # a sweep over many cases
@@ -103,7 +103,7 @@ def test_the_meter_outside_is_put_back(pytester: pytest.Pytester) -> None:
     """The meter that was configured before the test gives its release, hears nothing, and is in place again afterwards."""
     test = """
 import pytest
-from voight_middleware.meter import current_meter
+from voight_middleware.pipeline.meter import current_meter
 
 heard = []
 voight.configure(ledger="outside.db", release="2026.11.3", listeners=[heard.append])

@@ -6,7 +6,8 @@ import openai
 import pytest
 from openai.types.beta.threads import Run
 
-from voight_middleware.testing.provider import Count, LoopbackProvider
+from voight_middleware.testing.accounting import Count
+from voight_middleware.testing.provider import LoopbackProvider
 
 from .conftest import fits, total, wish
 

@@ -9,7 +9,8 @@ import openai
 import pytest
 from openai.types import Batch
 
-from voight_middleware.testing.provider import Count, LoopbackProvider
+from voight_middleware.testing.accounting import Count
+from voight_middleware.testing.provider import LoopbackProvider
 
 from .conftest import fits, total, wish
 

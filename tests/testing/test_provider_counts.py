@@ -11,7 +11,8 @@ import anthropic
 import openai
 import pytest
 
-from voight_middleware.testing.provider import Count, LoopbackProvider
+from voight_middleware.testing.accounting import Count
+from voight_middleware.testing.provider import LoopbackProvider
 
 from ..support.depth import times
 from ..support.waiting import wait_until

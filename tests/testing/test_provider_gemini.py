@@ -6,7 +6,8 @@ from typing import Any
 import httpx
 import pytest
 
-from voight_middleware.testing.provider import Count, LoopbackProvider
+from voight_middleware.testing.accounting import Count
+from voight_middleware.testing.provider import LoopbackProvider
 
 from .conftest import total, wish
 

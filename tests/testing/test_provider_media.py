@@ -8,7 +8,8 @@ import pytest
 from openai.types import Video
 from openai.types.audio import Transcription, TranscriptionDiarized, TranscriptionVerbose
 
-from voight_middleware.testing.provider import Count, LoopbackProvider
+from voight_middleware.testing.accounting import Count
+from voight_middleware.testing.provider import LoopbackProvider
 
 from .conftest import fits, total, wish
 

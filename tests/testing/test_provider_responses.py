@@ -8,7 +8,8 @@ from openai.types import Decision
 from openai.types.responses import CompactedResponse, Response, ResponseFunctionWebSearch
 from openai.types.responses.response_output_item import ImageGenerationCall
 
-from voight_middleware.testing.provider import Count, LoopbackProvider
+from voight_middleware.testing.accounting import Count
+from voight_middleware.testing.provider import LoopbackProvider
 
 from ..support.patching import Patch
 from .conftest import fits, total, wish

@@ -6,7 +6,8 @@ import anthropic
 import openai
 import pytest
 
-from voight_middleware.testing.provider import Count, LoopbackProvider
+from voight_middleware.testing.accounting import Count
+from voight_middleware.testing.provider import LoopbackProvider
 
 from .conftest import fits, total, wish
 

@@ -14,17 +14,20 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from voight_middleware.cli import events, export, filters, ingest, migrate, move, otlp, plot, questions, render, rights
-from voight_middleware.cli.asked import Asked, names, span, total_row, zone_of
-from voight_middleware.cli.questions import positive
+from voight_middleware.cli import events, export, filters, ingest, migrate, move, otlp, plot, render, rights
+from voight_middleware.cli import reports as questions
+from voight_middleware.cli.context import Asked, names, span, total_row, zone_of
 from voight_middleware.cli.render import UserError
+from voight_middleware.cli.reports import positive
+from voight_middleware.config.paths import default_journal
+from voight_middleware.config.settings import Settings
+from voight_middleware.config.values import SettingsError
 from voight_middleware.config.version import VERSION
 from voight_middleware.ledger import DIMENSIONS, Ledger, LedgerError, UnknownDimension, Where, Window, open_ledger
+from voight_middleware.pipeline.backlog import LATE_SECONDS, age, waiting_since
 from voight_middleware.reports import timespan
 from voight_middleware.reports.spend import SpendReport, as_row, spend
-from voight_middleware.reports.unowned import beside
-from voight_middleware.settings import Settings, SettingsError, default_journal
-from voight_middleware.waiting import LATE_SECONDS, age, waiting_since
+from voight_middleware.reports.unattributed_share import beside
 
 _TERMS = {"tier": "service tier", "geo": "place of inference", "size": "size of pictures", "quality": "quality of pictures"}
 _DRAINED_WORTH_A_NOTE = 1000
@@ -300,7 +303,7 @@ def _export(args: Any) -> int:
 def _reprice(args: Any) -> int:
     from voight_middleware.cli import reprice as shown
     from voight_middleware.cli.prices import open_prices
-    from voight_middleware.repricing import reprice
+    from voight_middleware.maintenance.repricing import reprice
 
     where, window = _where(args), _window(args)
     if args.format == "table":
@@ -343,7 +346,7 @@ def _move(args: Any) -> int:
 
 def _explain(args: Any) -> int:
     from voight_middleware.cli import explain
-    from voight_middleware.pseudonyms import kept_call_id
+    from voight_middleware.pipeline.pseudonyms import kept_call_id
 
     with _ledger(args) as ledger:
         call = ledger.call(args.call_id) or ledger.call(kept_call_id(args.call_id, _settings(args).pii))
@@ -383,7 +386,7 @@ def _doctor(args: Any) -> int:
 
 
 def _demo(args: Any) -> int:
-    from voight_middleware.testing import demo
+    from voight_middleware.cli import demo
 
     return int(demo.main(args) or 0)
 
@@ -401,7 +404,7 @@ def _settings(args: Any) -> Settings:
 @contextlib.contextmanager
 def _ledger(args: Any) -> Generator[Ledger]:
     """The ledger to report on, with what dead processes left in the journal brought in before."""
-    from voight_middleware.ingest import drain
+    from voight_middleware.pipeline.ingest import drain
 
     settings, said = _settings(args), False
     try:

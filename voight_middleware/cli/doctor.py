@@ -13,10 +13,11 @@ from voight_middleware.cli.doctor_journal import account, of_journal, owner_of
 from voight_middleware.cli.doctor_settings import of_installed, of_settings, of_variables
 from voight_middleware.cli.findings import Finding, writable
 from voight_middleware.cli.render import percent
-from voight_middleware.journal import segments
+from voight_middleware.config.ledger_url import sqlite_path
+from voight_middleware.config.settings import Settings
 from voight_middleware.ledger import Ledger, LedgerError, Window, open_ledger
-from voight_middleware.reports.unowned import unowned
-from voight_middleware.settings import Settings, sqlite_path
+from voight_middleware.pipeline.journal import segments
+from voight_middleware.reports.unattributed_share import unowned
 
 _WEEK = 7 * 24 * 3600 * 1_000_000
 ANSWER_SECONDS = 30.0

@@ -10,12 +10,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from voight_middleware.cli.findings import LOST_RECORDS, Finding, writable
-from voight_middleware.journal import LOST, REJECTED, Election, Segment, closed_bytes, folder_bytes, lost, reasons, segments
-from voight_middleware.kept_prices import stamp_of
-from voight_middleware.price_books import configured_prices
+from voight_middleware.config.kept_prices import stamp_of
+from voight_middleware.config.settings import Settings
+from voight_middleware.pipeline.backlog import LATE_SECONDS, age, waiting_since
+from voight_middleware.pipeline.journal import LOST, REJECTED, Segment, closed_bytes, folder_bytes, lost, reasons, segments
+from voight_middleware.pipeline.lock import Election
 from voight_middleware.pricing import OverridesError
-from voight_middleware.settings import Settings
-from voight_middleware.waiting import LATE_SECONDS, age, waiting_since
+from voight_middleware.pricing.price_books import configured_prices
 
 _MOST_SEGMENTS = 5
 _MOST_REASONS = 3

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from voight_middleware.cli import events
 from voight_middleware.cli.events import Line
 from voight_middleware.cli.otlp import MIN_TOKEN
-from voight_middleware.outbox import FOLDER, status
-from voight_middleware.settings import Settings
+from voight_middleware.config.settings import Settings
+from voight_middleware.events.outbox import FOLDER, status
 
 
 def of_events(settings: Settings) -> Iterator[Line]:

@@ -10,11 +10,14 @@ from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 
 from voight_middleware.cli.findings import Finding
+from voight_middleware.config.ledger_url import shown_url
+from voight_middleware.config.paths import default_journal, pseudonym_key_file, state_folder
+from voight_middleware.config.private_files import temporary_name
+from voight_middleware.config.settings import VARIABLES, Settings
+from voight_middleware.config.settings_file import nearest
+from voight_middleware.config.values import SettingsError
 from voight_middleware.config.version import VERSION
-from voight_middleware.private_files import temporary_name
-from voight_middleware.pseudonyms import finding_keys
-from voight_middleware.settings import VARIABLES, Settings, SettingsError, default_journal, pseudonym_key_file, shown_url, state_folder
-from voight_middleware.settings_file import nearest
+from voight_middleware.pipeline.pseudonyms import finding_keys
 
 _SDKS = {"openai": (1, 109), "anthropic": (0, 49)}
 """The oldest versions whose two patched methods are those of today (research: providers, section 1)."""

@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from voight_middleware.cli.questions import positive
 from voight_middleware.cli.render import UserError, printable
-from voight_middleware.journal import Election, segments
-from voight_middleware.outbox import FOLDER, REFUSED, Status, open_outbox, status
-from voight_middleware.settings import Settings, shown_url
+from voight_middleware.cli.reports import positive
+from voight_middleware.config.ledger_url import shown_url
+from voight_middleware.config.settings import Settings
+from voight_middleware.events.outbox import FOLDER, REFUSED, Status, open_outbox, status
+from voight_middleware.pipeline.journal import segments
+from voight_middleware.pipeline.lock import Election
 
 EXAMPLES = {
     "events": """\
@@ -80,7 +82,7 @@ def prepare(settings: Settings) -> None:
 
 
 def _send(settings: Settings, args: Any) -> int:
-    from voight_middleware.export.voight import send_waiting
+    from voight_middleware.pipeline.send_waiting import send_waiting
 
     if settings.events is None:
         raise UserError("nothing can be sent without a key: set VOIGHT_KEY")
@@ -201,7 +203,7 @@ def _waiting(settings: Settings, count: int) -> str:
 
 def _seconds(settings: Settings, count: int) -> float | None:
     """How long sending *count* events takes."""
-    from voight_middleware.export.voight import SPACING
+    from voight_middleware.events.sender import SPACING
 
     return None if settings.events is None else round(count * SPACING * 60 / settings.events.per_minute, 1)
 

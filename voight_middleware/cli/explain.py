@@ -8,13 +8,13 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
-from voight_middleware.call import Call
 from voight_middleware.cli.prices import origin, unit_price
 from voight_middleware.cli.render import aligned, exact, printable
-from voight_middleware.export import jsonl
+from voight_middleware.exporters.files import jsonl
 from voight_middleware.ledger import FormerPrice
-from voight_middleware.money import from_femto, usd_text
 from voight_middleware.pricing.explain import Explanation, Line, Part, explain
+from voight_middleware.records.call import Call
+from voight_middleware.records.money import from_femto, usd_text
 
 
 def as_json(call: Call, former: Sequence[FormerPrice]) -> str:

@@ -13,12 +13,12 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from voight_middleware.call import Call
 from voight_middleware.cli import render
 from voight_middleware.cli.privacy import called
 from voight_middleware.cli.render import UserError
+from voight_middleware.config.settings import Settings
 from voight_middleware.ledger import Ledger, Where, Window
-from voight_middleware.settings import Settings
+from voight_middleware.records.call import Call
 
 FORMATS = ("jsonl", "csv", "parquet", "focus")
 _STEP = 1_000
@@ -70,20 +70,20 @@ def run(ledger: Ledger, where: Where, window: Window, settings: Settings, args: 
 
 def _lines(chosen: str) -> Callable[[Iterable[Call]], Iterator[bytes]]:
     if chosen == "csv":
-        from voight_middleware.export import csvfile
+        from voight_middleware.exporters.files import csv_file as csvfile
 
         return csvfile.lines
     if chosen == "focus":
-        from voight_middleware.export import focus
+        from voight_middleware.exporters.files import focus
 
         return focus.lines
-    from voight_middleware.export import jsonl
+    from voight_middleware.exporters.files import jsonl
 
     return jsonl.lines
 
 
 def _person(ledger: Ledger, where: Where, window: Window, settings: Settings, args: Any) -> int:
-    from voight_middleware.export import person
+    from voight_middleware.exporters.files import person
 
     if args.format is not None or where or window != Window() or args.as_priced:
         raise UserError("--user is for everything that is kept about one person, as JSON: leave out the format, the filters and the times")
@@ -108,7 +108,7 @@ def _write(lines: Iterator[bytes], path: Path | None, *, as_json: bool) -> None:
 
 
 def _write_parquet(calls: Iterable[Call], path: Path) -> None:
-    from voight_middleware.export import parquet
+    from voight_middleware.exporters.files import parquet
 
     try:
         with output(path) as file:

@@ -7,11 +7,11 @@ import sys
 from collections.abc import Sequence
 
 from voight_middleware.cli import privacy
-from voight_middleware.cli.asked import SHORT
+from voight_middleware.cli.context import SHORT
 from voight_middleware.cli.render import UserError, printable
+from voight_middleware.config.settings import Settings
 from voight_middleware.ledger import Ledger, Where
 from voight_middleware.ledger.base import has_wildcard, literal
-from voight_middleware.settings import Settings
 
 _CONDITION = re.compile(r"\s*(?P<name>[^=!]*[^=!\s])\s*(?P<no>!?)=(?P<value>.*)", re.DOTALL)
 _NONE = ("-", "none")

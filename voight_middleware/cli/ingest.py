@@ -11,12 +11,13 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
-from voight_middleware.background import BREATH, INTERVAL
 from voight_middleware.cli.render import UserError, printable
-from voight_middleware.delivery import Delivery
-from voight_middleware.journal import segments
-from voight_middleware.outbox import Status, status
-from voight_middleware.settings import Settings, shown_url
+from voight_middleware.config.ledger_url import shown_url
+from voight_middleware.config.settings import Settings
+from voight_middleware.events.outbox import Status, status
+from voight_middleware.pipeline.journal import segments
+from voight_middleware.pipeline.supervisor import Delivery
+from voight_middleware.pipeline.worker import BREATH, INTERVAL
 
 ROUND_SECONDS = 5.0
 """How long a round may last where there is much: so long, a signal waits at most."""
@@ -145,7 +146,7 @@ class _Sidecar:
             raise UserError(f"the journal folder {folder} cannot be written ({error}): make it writable, or choose another") from error
 
     def _round(self, *, now: bool = False) -> bool:
-        from voight_middleware.ingest import UnreadableJournal
+        from voight_middleware.pipeline.ingest import UnreadableJournal
 
         try:
             done = self.delivery.run(ROUND_SECONDS, now=now)

@@ -10,18 +10,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from voight_middleware.cli.asked import Asked, amount, names, rate, total_row
+from voight_middleware.cli.context import Asked, amount, names, rate, total_row
 from voight_middleware.cli.render import UserError, hidden, money, note_of_calls, title_of
 from voight_middleware.cli.table import Column, amounts, counts, print_notes, print_table, print_title, rates, signed, texts
+from voight_middleware.config.settings import Settings
 from voight_middleware.ledger import Window
-from voight_middleware.money import from_femto
-from voight_middleware.pseudonyms import known_as
+from voight_middleware.pipeline.pseudonyms import known_as
+from voight_middleware.records.money import from_femto
 from voight_middleware.reports import timespan
 from voight_middleware.reports.margin import AmbiguousCustomers, MarginReport, MarginRow, margin
 from voight_middleware.reports.revenue import Revenue, RevenueError, read_csv
 from voight_middleware.reports.spend import as_row, usd
 from voight_middleware.reports.stripe_revenue import StripeMissing, connect, read_stripe
-from voight_middleware.settings import Settings
 
 EXAMPLES = """\
 A CSV file has the columns id and revenue, and currency if there is one; every mistake in it is named with its line. Revenue is

@@ -10,9 +10,12 @@ from contextlib import closing
 from typing import Any
 
 from voight_middleware.cli.render import UserError, printable
+from voight_middleware.config.ledger_url import shown_url
+from voight_middleware.config.paths import pseudonym_key_file
+from voight_middleware.config.settings import Settings
+from voight_middleware.config.values import SettingsError
 from voight_middleware.ledger import open_ledger
-from voight_middleware.pseudonyms import finding_keys, policy_for
-from voight_middleware.settings import Settings, SettingsError, pseudonym_key_file, shown_url
+from voight_middleware.pipeline.pseudonyms import finding_keys, policy_for
 
 EXAMPLES = {
     "migrate": """\

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from voight_middleware.cli.render import UserError, printable
+from voight_middleware.config.ledger_url import ledger_url, shown_url, sqlite_path
+from voight_middleware.config.paths import pseudonym_key_file
 from voight_middleware.ledger import Ledger, LedgerError, open_ledger
-from voight_middleware.money import from_femto, usd_text
-from voight_middleware.moving import Difference, Move, Sums, move
-from voight_middleware.settings import ledger_url, pseudonym_key_file, shown_url, sqlite_path
+from voight_middleware.maintenance.transfer import Difference, Move, Sums, move
+from voight_middleware.records.money import from_femto, usd_text
 
 _LINE_SECONDS = 10.0
 """How often progress is said where it is no terminal."""

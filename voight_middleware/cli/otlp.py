@@ -9,9 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 from voight_middleware.cli.render import UserError
-from voight_middleware.hosts import is_loopback
-from voight_middleware.meter import Meter
-from voight_middleware.settings import Settings, shown_url
+from voight_middleware.config.ledger_url import shown_url
+from voight_middleware.config.settings import Settings
+from voight_middleware.pipeline.meter import Meter
+from voight_middleware.providers.hosts import is_loopback
 
 EXAMPLES = """\
 Exporters find it with OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4318 and, where it has a token,

@@ -8,11 +8,11 @@ from decimal import Decimal
 from typing import Any
 
 from voight_middleware.cli import plot
-from voight_middleware.cli.asked import Asked, amount, rate, total_row
+from voight_middleware.cli.context import Asked, amount, rate, total_row
 from voight_middleware.cli.render import UserError, hidden, money, note_of_calls, title_of
 from voight_middleware.cli.table import amounts, counts, print_notes, print_table, print_title, rates, shares, signed, texts
 from voight_middleware.ledger import UnknownDimension
-from voight_middleware.money import from_femto
+from voight_middleware.records.money import from_femto
 from voight_middleware.reports.plans import TIMES_THE_MEDIAN, TOP_PERCENT, PlanRow, PlansReport, plans
 from voight_middleware.reports.spend import as_row, usd
 

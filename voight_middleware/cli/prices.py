@@ -10,14 +10,14 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from voight_middleware.cli.render import UserError, exact, printable
-from voight_middleware.money import CONTEXT, from_femto, usd_text
+from voight_middleware.config.settings import Settings
+from voight_middleware.records.money import CONTEXT, from_femto, usd_text
 from voight_middleware.reports import timespan
-from voight_middleware.settings import Settings
 
 if TYPE_CHECKING:
-    from voight_middleware.call import Call
     from voight_middleware.pricing import PriceBook, Terms
     from voight_middleware.pricing.book import RateTable
+    from voight_middleware.records.call import Call
 
 TERMS = ("tier", "speed", "geo", "size", "quality")
 """What a price can depend on besides the batch, as options."""
@@ -73,9 +73,9 @@ def show(settings: Settings, args: Any) -> int:
     Raises:
         UserError: No provider has a price for it, or the file of prices cannot be used.
     """
-    from voight_middleware.call import Call
-    from voight_middleware.hosts import host_name
     from voight_middleware.pricing import Terms
+    from voight_middleware.providers.hosts import host_name
+    from voight_middleware.records.call import Call
 
     book = open_prices(settings)
     terms = Terms(batch=args.batch, **{name: getattr(args, name) for name in TERMS})

@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 
 from voight_middleware.cli.render import UserError
+from voight_middleware.config.settings import Settings
 from voight_middleware.ledger import DIMENSIONS, Ledger
 from voight_middleware.ledger.base import has_wildcard, literal
-from voight_middleware.pii import find
-from voight_middleware.pseudonyms import finding_keys, known_as, policy_for, pseudonym, redacted
-from voight_middleware.settings import Settings
-from voight_middleware.tag_values import clean_value
-from voight_middleware.tags import Tags
+from voight_middleware.pipeline.pseudonyms import finding_keys, known_as, policy_for, pseudonym, redacted
+from voight_middleware.records.pii import find
+from voight_middleware.records.tag_values import clean_value
+from voight_middleware.records.tags import Tags
 
 _NOT_OF_TAGS = frozenset(DIMENSIONS) - set(Tags.__struct_fields__)
 

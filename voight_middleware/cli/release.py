@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
-from voight_middleware.cli.asked import Asked, moment, total_row
+from voight_middleware.cli.context import Asked, moment, total_row
 from voight_middleware.cli.render import UserError, condition, hidden, money, note_of_calls
 from voight_middleware.cli.table import Column, amounts, print_notes, print_table, print_title, signed, texts
 from voight_middleware.ledger import UnknownDimension
-from voight_middleware.money import from_femto
-from voight_middleware.reports.causes import FACTORS
-from voight_middleware.reports.noise import FALSE_DISCOVERIES
+from voight_middleware.records.money import from_femto
+from voight_middleware.reports.cost_drivers import FACTORS
 from voight_middleware.reports.release import ReleaseReport, ReleaseRow, Side, release
+from voight_middleware.reports.significance import FALSE_DISCOVERIES
 from voight_middleware.reports.spend import as_row, usd
 
 EXAMPLES = f"""\

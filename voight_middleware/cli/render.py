@@ -12,12 +12,12 @@ from datetime import UTC, tzinfo
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from voight_middleware.export.csvfile import text_cell
+from voight_middleware.exporters.files.csv_file import text_cell
 from voight_middleware.ledger import Spend, Where, Window
-from voight_middleware.money import CONTEXT, from_femto, usd_text
+from voight_middleware.records.money import CONTEXT, from_femto, usd_text
 from voight_middleware.reports.spend import SpendReport, as_row
 from voight_middleware.reports.timespan import describe
-from voight_middleware.reports.unowned import Unowned
+from voight_middleware.reports.unattributed_share import Unowned
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -9,8 +9,8 @@ from typing import Any
 
 from voight_middleware.cli.render import aligned, csv_text, dimension, money, note_of_calls, printable, title_of
 from voight_middleware.ledger import Where
-from voight_middleware.money import from_femto, usd_text
-from voight_middleware.repricing import Difference, Repricing
+from voight_middleware.maintenance.repricing import Difference, Repricing
+from voight_middleware.records.money import from_femto, usd_text
 
 
 def as_json(report: Repricing) -> str:

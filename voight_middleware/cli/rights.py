@@ -13,10 +13,11 @@ from typing import Any
 
 from voight_middleware.cli.privacy import called
 from voight_middleware.cli.render import UserError
+from voight_middleware.config.settings import Settings
 from voight_middleware.ledger import Holdings, Ledger
-from voight_middleware.money import from_femto, usd_text
-from voight_middleware.rights import Erasure, erase, retain
-from voight_middleware.settings import Settings
+from voight_middleware.maintenance.erasure import Erasure, erase
+from voight_middleware.maintenance.retention import retain
+from voight_middleware.records.money import from_femto, usd_text
 
 _DAY = 86_400_000_000
 _LONGEST = 36_500

@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from voight_middleware.cli.render import aligned, bar, console_for_tables, dimension, money, percent, printable
-from voight_middleware.money import from_femto
+from voight_middleware.records.money import from_femto
 
 if TYPE_CHECKING:
     from rich.text import Text

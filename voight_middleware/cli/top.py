@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from datetime import tzinfo
 from typing import Any
 
-from voight_middleware.cli.asked import Asked, moment, names, rate, span, total_row
+from voight_middleware.cli.context import Asked, moment, names, rate, span, total_row
 from voight_middleware.cli.render import UserError, hidden, money, note_of_calls, percent, title_of, together
 from voight_middleware.cli.table import Column, amounts, change, counts, print_notes, print_table, print_title, rates, shares, texts
-from voight_middleware.money import from_femto
+from voight_middleware.records.money import from_femto
 from voight_middleware.reports.spend import as_row, usd
 from voight_middleware.reports.timespan import describe
 from voight_middleware.reports.top import TopReport, TopRow, top

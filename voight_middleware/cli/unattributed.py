@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from voight_middleware.cli.asked import Asked, names, rate
+from voight_middleware.cli.context import Asked, names, rate
 from voight_middleware.cli.render import UserError, hidden, note_of_calls, percent, title_of
 from voight_middleware.cli.table import Column, amounts, counts, print_notes, print_table, print_title, rates, shares, texts
 from voight_middleware.ledger import Spend

@@ -8,14 +8,14 @@ from dataclasses import replace
 from datetime import date, timedelta
 from typing import Any
 
-from voight_middleware.call import Call
-from voight_middleware.cli.asked import Asked, moment
+from voight_middleware.cli.context import Asked, moment
 from voight_middleware.cli.privacy import called, no_key
 from voight_middleware.cli.render import UserError, hidden, sparkline, title_of
 from voight_middleware.cli.table import amounts, counts, print_notes, print_table, print_title, shares, texts, whole
 from voight_middleware.ledger import Spend
-from voight_middleware.pii import find
-from voight_middleware.pseudonyms import finding_keys
+from voight_middleware.pipeline.pseudonyms import finding_keys
+from voight_middleware.records.call import Call
+from voight_middleware.records.pii import find
 from voight_middleware.reports.spend import as_row, ratio, usd
 from voight_middleware.reports.timespan import to_datetime
 from voight_middleware.reports.user import PARTS, UserReport, user

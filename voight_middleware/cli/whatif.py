@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from voight_middleware.cli.asked import Asked, names, rate, total_row
+from voight_middleware.cli.context import Asked, names, rate, total_row
 from voight_middleware.cli.prices import open_prices
 from voight_middleware.cli.render import UserError, hidden, money, note_of_calls, title_of
 from voight_middleware.cli.table import Column, amounts, change, counts, print_notes, print_table, print_title, signed, texts
-from voight_middleware.money import from_femto
+from voight_middleware.records.money import from_femto
 from voight_middleware.reports.spend import ratio, usd
 from voight_middleware.reports.whatif import NoSuchModel, WhatIfReport, WhatIfRow, what_if
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from voight_middleware.config.ledger_url import ledger_url, sqlite_path
+from voight_middleware.config.values import SettingsError
 from voight_middleware.ledger.base import (
     DIMENSIONS,
     Expired,
@@ -18,7 +20,6 @@ from voight_middleware.ledger.base import (
     Where,
     Window,
 )
-from voight_middleware.settings import SettingsError, ledger_url, sqlite_path
 
 __all__ = (
     "DIMENSIONS",

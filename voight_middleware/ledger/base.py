@@ -10,7 +10,7 @@ from typing import Protocol
 
 import msgspec
 
-from voight_middleware.call import Call, Record, Submission
+from voight_middleware.records.call import Call, Record, Submission
 
 
 class LedgerError(Exception):

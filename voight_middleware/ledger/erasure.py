@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 
 import msgspec
 
-from voight_middleware.tags import Tags
+from voight_middleware.records.tags import Tags
 
 SHORTEST_SEARCHED = 5
 """Shorter ids are not looked for inside other text, nor in the bytes of files: they would be found everywhere."""

@@ -8,10 +8,10 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from voight_middleware.call import Call
 from voight_middleware.ledger.base import MAX_COUNT, LedgerError
-from voight_middleware.tags import Tags
-from voight_middleware.usage import Component, Usage
+from voight_middleware.records.call import Call
+from voight_middleware.records.tags import Tags
+from voight_middleware.records.usage import Component, Usage
 
 Row: TypeAlias = tuple[Any, ...]
 

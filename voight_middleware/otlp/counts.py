@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 from voight_middleware.otlp.spans import json_object, text
-from voight_middleware.usage import Component, Usage, UsageError, read_usage, recognise
+from voight_middleware.providers.usage_formats import read_usage, recognise
+from voight_middleware.records.usage import Component, Usage, UsageError
 
 Attributes = Mapping[str, Any]
 

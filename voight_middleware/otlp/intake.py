@@ -9,14 +9,15 @@ from itertools import islice
 
 import msgspec
 
-from voight_middleware.meter import Meter
+from voight_middleware.context.context import NOBODY, Frame
 from voight_middleware.otlp.counts import Reported
 from voight_middleware.otlp.framing import Unusable
 from voight_middleware.otlp.mapping import Reading, read
 from voight_middleware.otlp.recent import GATE, Counted, Recent, models
 from voight_middleware.otlp.spans import Span
 from voight_middleware.otlp.wire import Decoded, Found
-from voight_middleware.tags import NOBODY, Frame, Owner
+from voight_middleware.pipeline.meter import Meter
+from voight_middleware.records.tags import Owner
 
 _AT_ONCE = 5000
 """How many spans are held at a time, to know those around and inside before one is decided."""

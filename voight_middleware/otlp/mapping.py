@@ -6,15 +6,14 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from voight_middleware.call import Call, job_call_id
-from voight_middleware.hosts import host_name
 from voight_middleware.otlp.counts import Reported, reported
 from voight_middleware.otlp.kinds import Role, role_of
 from voight_middleware.otlp.owners import owner_of
 from voight_middleware.otlp.spans import Key, Span, first_text, text
-from voight_middleware.providers.entry import biller
-from voight_middleware.tag_values import clean_value
-from voight_middleware.tags import Owner
+from voight_middleware.providers.hosts import biller, host_name
+from voight_middleware.records.call import Call, job_call_id
+from voight_middleware.records.tag_values import clean_value
+from voight_middleware.records.tags import Owner
 
 # OpenTelemetry, "Semantic conventions for generative AI", `gen_ai.provider.name`, and the values of the former `gen_ai.system`; the
 # Vercel AI SDK's providers, by how their names begin; OpenInference's `llm.provider` and `llm.system`.

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from voight_middleware.otlp.spans import Span, first_text, json_object, text
-from voight_middleware.tags import NO_TAGS, Owner, Tags, make_tags
+from voight_middleware.records.tags import NO_TAGS, Owner, Tags, make_tags
 
 MAX_EXTRA = 32
 """How many extra keys a span may bring along; what is beyond them is left out."""

@@ -17,18 +17,21 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from voight_middleware.call import Beginning, Call
+from voight_middleware.context.context import Frame, current_frame, lay_over
 from voight_middleware.diagnostics import report_internal_error
-from voight_middleware.meter import current_meter, unwatch, watch
+from voight_middleware.instrumentation.request import by_hand_here, entry_here
 from voight_middleware.otlp.intake import as_counted, owner_for
 from voight_middleware.otlp.kinds import METERED, role_of
 from voight_middleware.otlp.mapping import read
 from voight_middleware.otlp.recent import GATE, Counted, Recent, may_be_same, models
 from voight_middleware.otlp.spans import Key, Span, text, wanted
 from voight_middleware.otlp.wire import FIRST_TOKEN
-from voight_middleware.providers.entry import by_hand_here, entry_here
-from voight_middleware.tags import NO_TAGS, Frame, Owner, current_frame, lay_over
-from voight_middleware.usage import UsageError, read_usage
+from voight_middleware.pipeline.meter import current_meter, unwatch, watch
+from voight_middleware.pipeline.observers import Beginning
+from voight_middleware.providers.usage_formats import read_usage
+from voight_middleware.records.call import Call
+from voight_middleware.records.tags import NO_TAGS, Owner
+from voight_middleware.records.usage import UsageError
 
 try:
     from opentelemetry import trace

@@ -21,13 +21,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
-from voight_middleware.hosts import host_name, is_loopback
-from voight_middleware.meter import Meter
 from voight_middleware.otlp import wire
 from voight_middleware.otlp.framing import Malformed, TooLarge
 from voight_middleware.otlp.intake import Intake, NotWritten, Taken
 from voight_middleware.otlp.unpacking import UNPACKERS
-from voight_middleware.tag_values import clean_value
+from voight_middleware.pipeline.meter import Meter
+from voight_middleware.providers.hosts import host_name, is_loopback
+from voight_middleware.records.tag_values import clean_value
 
 try:
     import uvicorn

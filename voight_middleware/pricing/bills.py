@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any
 
-from voight_middleware.call import Call
-from voight_middleware.money import CONTEXT
+from voight_middleware.records.call import Call
+from voight_middleware.records.money import CONTEXT
 
 BILLS = ("cost", "cost_in_usd_ticks")
 """The keys of a usage object under which a provider reports its bill."""

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from voight_middleware.call import Call
-from voight_middleware.money import CONTEXT, usd_text
 from voight_middleware.pricing.overlay import RULES
 from voight_middleware.pricing.overrides import NO_OVERRIDES, Overrides
 from voight_middleware.pricing.places import place_doubt
 from voight_middleware.pricing.rules import HOUR, STANDARD, TOKENS, Rule, Terms, Units, lay_over
 from voight_middleware.pricing.terms import billed_by_the_hour
+from voight_middleware.records.call import Call
+from voight_middleware.records.money import CONTEXT, usd_text
 
 if TYPE_CHECKING:
     from genai_prices.data_snapshot import DataSnapshot

@@ -7,12 +7,12 @@ from decimal import Decimal
 
 from msgspec.structs import astuple
 
-from voight_middleware.call import Call
-from voight_middleware.money import CONTEXT, MAX_FEMTO
 from voight_middleware.pricing.book import PriceBook, Rates
 from voight_middleware.pricing.rules import STANDARD, Terms
 from voight_middleware.pricing.terms import billed_by_the_hour
-from voight_middleware.usage import Usage
+from voight_middleware.records.call import Call
+from voight_middleware.records.money import CONTEXT, MAX_FEMTO
+from voight_middleware.records.usage import Usage
 
 COUNTS = (
     "input",

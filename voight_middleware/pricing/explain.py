@@ -13,11 +13,11 @@ from typing import Any
 
 import msgspec
 
-from voight_middleware.call import Call
-from voight_middleware.money import CONTEXT
 from voight_middleware.pricing.bills import reported_cost
 from voight_middleware.pricing.cost import COUNTS
-from voight_middleware.usage import Component, Usage
+from voight_middleware.records.call import Call
+from voight_middleware.records.money import CONTEXT
+from voight_middleware.records.usage import Component, Usage
 
 _decode = msgspec.json.Decoder(dict[str, Any], float_hook=Decimal).decode
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from voight_middleware.money import CONTEXT
 from voight_middleware.pricing.rules import TOKENS, Rule
+from voight_middleware.records.money import CONTEXT
 
 _PER = {
     **{name: Decimal(1_000_000) for name in TOKENS},

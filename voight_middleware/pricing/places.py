@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from voight_middleware.call import Call
+from voight_middleware.records.call import Call
 
 _REGIONAL = re.compile(r"[\w-]+\.api\.(openai\.com|x\.ai)|[\w-]+-aiplatform\.googleapis\.com|aiplatform\.[\w-]+\.rep\.googleapis\.com")
 """

@@ -11,7 +11,7 @@ from fnmatch import translate
 from functools import cache
 from typing import NamedTuple, TypeAlias
 
-from voight_middleware.money import CONTEXT
+from voight_middleware.records.money import CONTEXT
 
 HOUR = 3_600_000_000
 """Microseconds. Prices change on the hour, and are looked up once an hour."""

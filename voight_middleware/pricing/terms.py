@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from voight_middleware.call import Call
 from voight_middleware.pricing.rules import STANDARD, Terms
+from voight_middleware.records.call import Call
 
 DEFAULT_SIZE = "1024x1024"
 """Of a dall-e picture whose size was not asked for. Source: OpenAI API reference, "Create image", ``size``."""

@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 
 from voight_middleware.diagnostics import report_internal_error
-from voight_middleware.providers.answers import NULL, Answer, Endpoint, is_null, merged, read_answer, text_or_none, usage_json
 from voight_middleware.providers.anthropic import MessagesReader
+from voight_middleware.providers.base import NULL, Answer, Endpoint, is_null, merged, read_answer, text_or_none, usage_json
 from voight_middleware.providers.finish_reasons import only_reason
 
 # -- invoke --------------------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from voight_middleware.diagnostics import report_internal_error
-from voight_middleware.providers.answers import NULL, Answer, Endpoint, failure_of, text_or_none, usage_json
+from voight_middleware.providers.base import NULL, Answer, Endpoint, failure_of, text_or_none, usage_json
 from voight_middleware.providers.finish_reasons import in_order, note_reasons
 
 

@@ -11,7 +11,7 @@ from fractions import Fraction
 from voight_middleware.ledger import Ledger, Spend, Where, Window
 from voight_middleware.reports.spend import add_up, per, ratio
 from voight_middleware.reports.timespan import months_in
-from voight_middleware.reports.unowned import Unowned, beside
+from voight_middleware.reports.unattributed_share import Unowned, beside
 
 TOP_PERCENT = (1, 5, 10)
 TIMES_THE_MEDIAN = 10

@@ -11,11 +11,11 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from voight_middleware.ledger import Ledger, Spend, Where, Window
-from voight_middleware.reports.causes import Causes, ModelUse, Period, causes
-from voight_middleware.reports.noise import discoveries, welch
+from voight_middleware.reports.cost_drivers import Causes, ModelUse, Period, causes
+from voight_middleware.reports.significance import discoveries, welch
 from voight_middleware.reports.spend import add_up, per
 from voight_middleware.reports.timespan import to_datetime, to_microseconds
-from voight_middleware.reports.unowned import Unowned
+from voight_middleware.reports.unattributed_share import Unowned
 
 TESTED = 100
 """How many users are tested: those who cost most in both releases together. A selection by the difference itself would find too many."""

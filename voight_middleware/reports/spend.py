@@ -9,7 +9,7 @@ from decimal import Decimal
 from fractions import Fraction
 
 from voight_middleware.ledger import Ledger, Spend, Where, Window
-from voight_middleware.money import CONTEXT, from_femto, usd_text
+from voight_middleware.records.money import CONTEXT, from_femto, usd_text
 
 TIMES = ("hour", "day", "week", "month")
 """Dimensions that have an order of their own."""

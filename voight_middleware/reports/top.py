@@ -8,10 +8,10 @@ from datetime import UTC, datetime, tzinfo
 from decimal import Decimal
 
 from voight_middleware.ledger import Ledger, Spend, Where, Window
-from voight_middleware.money import CONTEXT
+from voight_middleware.records.money import CONTEXT
 from voight_middleware.reports.spend import add_up, per, ratio
 from voight_middleware.reports.timespan import preceding
-from voight_middleware.reports.unowned import Unowned, beside
+from voight_middleware.reports.unattributed_share import Unowned, beside
 
 
 @dataclass(frozen=True, slots=True)

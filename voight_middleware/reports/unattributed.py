@@ -9,7 +9,7 @@ from decimal import Decimal
 
 from voight_middleware.ledger import Ledger, Spend, Where, Window
 from voight_middleware.reports.spend import add_up, ratio
-from voight_middleware.reports.unowned import Unowned
+from voight_middleware.reports.unattributed_share import Unowned
 
 ADVICE = {
     "none": "nobody said who they are for: add the middleware with a user_getter, or voight.tag(user_id=…) around jobs and scripts",

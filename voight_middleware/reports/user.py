@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import tzinfo
 
-from voight_middleware.call import Call
 from voight_middleware.ledger import Ledger, Spend, Where, Window
 from voight_middleware.ledger.base import literal
+from voight_middleware.records.call import Call
 from voight_middleware.reports.spend import add_up
 
 PARTS = ("plan", "tenant_id", "model", "route", "release")

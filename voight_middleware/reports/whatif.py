@@ -9,15 +9,15 @@ from copy import copy
 from dataclasses import dataclass
 from datetime import UTC, date, timedelta, tzinfo
 
-from voight_middleware.call import Call
-from voight_middleware.ingest import BATCH
 from voight_middleware.ledger import Ledger, Spend, Where, Window
+from voight_middleware.maintenance.repricing import repriced
+from voight_middleware.pipeline.ingest import BATCH
 from voight_middleware.pricing import PriceBook
 from voight_middleware.pricing.bills import BILLS
+from voight_middleware.records.call import Call
 from voight_middleware.reports.spend import add_up
 from voight_middleware.reports.timespan import to_datetime
-from voight_middleware.reports.unowned import Unowned, beside
-from voight_middleware.repricing import repriced
+from voight_middleware.reports.unattributed_share import Unowned, beside
 
 _OTHERS = ("openai", "anthropic", "google", "mistral", "deepseek", "xai", "cohere", "perplexity", "groq")
 """Whose price is taken where the provider of a call has none for the other model, in this order."""

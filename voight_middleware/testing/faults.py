@@ -8,8 +8,8 @@ from typing import Literal
 
 import msgspec
 
-from voight_middleware.testing.made_up import Options
-from voight_middleware.testing.wire.errors import Refusal
+from voight_middleware.testing.endpoints.errors import Refusal
+from voight_middleware.testing.fake_data import Options
 
 _USER = re.compile(r"\[user:([^\]]+)\]")
 _IN_PROMPT = re.compile(r"\[(x-loopback-[a-z-]+): *([^\]]+)\]")

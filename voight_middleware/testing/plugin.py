@@ -10,9 +10,10 @@ from typing import overload
 
 import pytest
 
-from voight_middleware.call import Call
-from voight_middleware.meter import Meter, flush, swap_meter
-from voight_middleware.settings import Settings
+from voight_middleware.config.settings import Settings
+from voight_middleware.pipeline.configure import flush
+from voight_middleware.pipeline.meter import Meter, swap_meter
+from voight_middleware.records.call import Call
 
 
 class VoightCalls:

@@ -60,7 +60,7 @@ import threading
 import time
 from typing import Any, Self
 
-from voight_middleware.testing.books import Books, Count, Counts
+from voight_middleware.testing.accounting import Books, Count, Counts
 from voight_middleware.testing.store import Store
 
 try:

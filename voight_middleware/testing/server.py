@@ -17,15 +17,15 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
-from voight_middleware.testing.books import Books
+from voight_middleware.testing.accounting import Books
+from voight_middleware.testing.endpoints.errors import Maker, Refusal, shown
+from voight_middleware.testing.endpoints.registry import ENDPOINTS
+from voight_middleware.testing.endpoints.response import EVENTS, Answer, Asked, Endpoint
+from voight_middleware.testing.fake_data import prompt_texts
 from voight_middleware.testing.faults import Faults, marked_user, read_faults
-from voight_middleware.testing.form import read_form
-from voight_middleware.testing.made_up import prompt_texts
+from voight_middleware.testing.multipart import read_form
 from voight_middleware.testing.sockets import SESSIONS, talk
 from voight_middleware.testing.store import Store
-from voight_middleware.testing.wire.answer import EVENTS, Answer, Asked, Endpoint
-from voight_middleware.testing.wire.endpoints import ENDPOINTS
-from voight_middleware.testing.wire.errors import Maker, Refusal, shown
 
 
 def application(books: Books, store: Store) -> Starlette:

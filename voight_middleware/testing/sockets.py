@@ -10,15 +10,15 @@ import msgspec
 from starlette.responses import Response
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from voight_middleware.testing.books import Books
+from voight_middleware.testing.accounting import Books
+from voight_middleware.testing.endpoints.errors import Refusal, openai_error
+from voight_middleware.testing.endpoints.live import LiveSession
+from voight_middleware.testing.endpoints.realtime import RealtimeSession
+from voight_middleware.testing.endpoints.response import Asked
+from voight_middleware.testing.endpoints.session import ResponsesSession, Session, Turn
+from voight_middleware.testing.fake_data import Json, prompt_texts
 from voight_middleware.testing.faults import Faults, marked_user, read_faults
-from voight_middleware.testing.made_up import Json, prompt_texts
 from voight_middleware.testing.store import Store
-from voight_middleware.testing.wire.answer import Asked
-from voight_middleware.testing.wire.errors import Refusal, openai_error
-from voight_middleware.testing.wire.live import LiveSession
-from voight_middleware.testing.wire.realtime import RealtimeSession
-from voight_middleware.testing.wire.session import ResponsesSession, Session, Turn
 
 SESSIONS: dict[str, Callable[[Asked], Session]] = {
     "/v1/live/sessions": lambda _asked: LiveSession(),

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from voight_middleware.testing.books import Bill
-from voight_middleware.testing.made_up import Json
-from voight_middleware.testing.wire.errors import Refusal
+from voight_middleware.testing.accounting import Bill
+from voight_middleware.testing.endpoints.errors import Refusal
+from voight_middleware.testing.fake_data import Json
 
 KEPT_THINGS = 10_000
 

@@ -12,11 +12,11 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from voight_middleware.call import Call, Settlement
 from voight_middleware.ledger.clickhouse.dialect import literal
 from voight_middleware.ledger.clickhouse.schema import MONEY, kept_as, type_of, usd
 from voight_middleware.ledger.rows import OWNER, REQUIRED, SELECTED, TOLD, Row, extra_text
-from voight_middleware.tags import Tags
+from voight_middleware.records.call import Call, Settlement
+from voight_middleware.records.tags import Tags
 
 UNSETTLED = ("none", "error", "request")
 """The attributions that a settlement may replace."""

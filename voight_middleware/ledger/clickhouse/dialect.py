@@ -8,7 +8,7 @@ from typing import Any
 
 from voight_middleware.ledger.base import wildcard_parts
 from voight_middleware.ledger.clickhouse.schema import SELECT, femto, kept_as
-from voight_middleware.ledger.question import Sql
+from voight_middleware.ledger.query import Sql
 from voight_middleware.ledger.rollups import Bucket, Rollup
 from voight_middleware.ledger.rows import FIGURES, INPUT, OUTPUT, READ, SELECTED, WRITTEN
 

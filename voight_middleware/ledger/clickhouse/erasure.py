@@ -13,15 +13,15 @@ from collections.abc import Collection, Iterator
 import msgspec
 from msgspec.structs import replace
 
-from voight_middleware.call import Submission
 from voight_middleware.ledger.base import Holdings
 from voight_middleware.ledger.clickhouse.changes import Change
 from voight_middleware.ledger.clickhouse.database import Database
 from voight_middleware.ledger.clickhouse.dialect import literal
-from voight_middleware.ledger.clickhouse.intake import JOB, job_row
 from voight_middleware.ledger.clickhouse.schema import femto
+from voight_middleware.ledger.clickhouse.writer import JOB, job_row
 from voight_middleware.ledger.erasure import PLACES, SHORTEST_SEARCHED, erased_tags, names_anyone
 from voight_middleware.ledger.rows import encode
+from voight_middleware.records.call import Submission
 
 _PLACES = (*PLACES, "session_id")
 _decode = msgspec.json.Decoder(Submission).decode

@@ -7,9 +7,9 @@ from typing import TypeAlias
 
 from msgspec.structs import replace
 
-from voight_middleware.call import Call, Settlement, Submission
 from voight_middleware.ledger.clickhouse.changes import UNSETTLED, settled
-from voight_middleware.tags import Tags
+from voight_middleware.records.call import Call, Settlement, Submission
+from voight_middleware.records.tags import Tags
 
 
 @dataclass(frozen=True, slots=True)

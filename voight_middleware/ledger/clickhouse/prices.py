@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from voight_middleware.call import Call
 from voight_middleware.ledger.base import FormerPrice
 from voight_middleware.ledger.clickhouse import changes
 from voight_middleware.ledger.clickhouse.database import Database
 from voight_middleware.ledger.clickhouse.dialect import literal
 from voight_middleware.ledger.clickhouse.schema import FORMER, INSERTED_FORMER, checked, femto, former_price, last_wins, now, usd
 from voight_middleware.ledger.rows import COUNTED, FIGURES, SELECTED, decode_reasons, encode, reasons_text, within_range
+from voight_middleware.records.call import Call
 
 if TYPE_CHECKING:
-    from voight_middleware.ledger.clickhouse.intake import Intake
+    from voight_middleware.ledger.clickhouse.writer import Intake
 
 _STATE = "sipHash64(toString((raw_usage, cost, list_cost, cost_status, cost_reasons)))"
 """What tells whether anybody has changed a call since it was read."""

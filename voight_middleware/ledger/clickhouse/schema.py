@@ -9,10 +9,10 @@ from typing import Any
 
 import msgspec
 
-from voight_middleware.call import Call
 from voight_middleware.ledger.base import MAX_COUNT, FormerPrice
 from voight_middleware.ledger.rows import COUNTS, FIGURES, NUMBERS, REQUIRED, SELECTED, Row, decode_reasons, encode, extra_text, to_row
-from voight_middleware.money import CONTEXT, FEMTO_PER_USD, MAX_FEMTO
+from voight_middleware.records.call import Call
+from voight_middleware.records.money import CONTEXT, FEMTO_PER_USD, MAX_FEMTO
 
 VERSION = 1
 """The schema that this module writes, as the table ``ledger`` says it."""

@@ -8,7 +8,7 @@ from datetime import tzinfo
 import msgspec
 from clickhouse_connect.driver.client import Client
 
-from voight_middleware.call import Call, Record, Submission
+from voight_middleware.config.ledger_url import shown_url
 from voight_middleware.ledger.base import (
     SHORTEST_ID,
     Expired,
@@ -24,12 +24,12 @@ from voight_middleware.ledger.base import (
 from voight_middleware.ledger.clickhouse import erasure, prices, retention, schema
 from voight_middleware.ledger.clickhouse.database import Database
 from voight_middleware.ledger.clickhouse.dialect import ClickHouseDialect
-from voight_middleware.ledger.clickhouse.intake import Intake
 from voight_middleware.ledger.clickhouse.schema import SELECT, last_wins, now, readable
 from voight_middleware.ledger.clickhouse.server import connect, read_url
-from voight_middleware.ledger.question import Question, read_spend
+from voight_middleware.ledger.clickhouse.writer import Intake
+from voight_middleware.ledger.query import Question, read_spend
 from voight_middleware.ledger.rows import encode, from_row, the_one, within_range
-from voight_middleware.settings import shown_url
+from voight_middleware.records.call import Call, Record, Submission
 
 _PIECE = 20_000
 """How many calls are read at once."""

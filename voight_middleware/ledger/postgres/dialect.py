@@ -10,9 +10,9 @@ from typing import Any
 from voight_middleware.ledger.base import wildcard_parts
 from voight_middleware.ledger.postgres import triggers
 from voight_middleware.ledger.postgres.schema import CALLS, CALLS_AS_PRICED
-from voight_middleware.ledger.question import Sql
+from voight_middleware.ledger.query import Sql
 from voight_middleware.ledger.rollups import ROLLUPS, Bucket, Rollup
-from voight_middleware.money import CONTEXT
+from voight_middleware.records.money import CONTEXT
 
 _SPECIAL = re.compile(r"[\\%_]")
 

@@ -7,10 +7,10 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from voight_middleware.call import Submission
 from voight_middleware.ledger.base import Holdings
 from voight_middleware.ledger.erasure import PLACES, SHORTEST_SEARCHED, erased_tags, names_anyone, spellings
 from voight_middleware.ledger.postgres.dialect import femto
+from voight_middleware.records.call import Submission
 
 Run: TypeAlias = Callable[[str, Sequence[Any]], Any]
 """Executes a statement with ``?`` for each value; answers the cursor."""

@@ -13,40 +13,19 @@ import msgspec
 import psycopg
 from psycopg import errors
 
-from voight_middleware.call import Call, Record, Submission
-from voight_middleware.ledger.base import (
-    SHORTEST_ID,
-    Expired,
-    FormerPrice,
-    Holdings,
-    Progress,
-    Spend,
-    Where,
-    Window,
-)
+from voight_middleware.config.ledger_url import shown_url
+from voight_middleware.ledger.base import SHORTEST_ID, Expired, FormerPrice, Holdings, Progress, Spend, Where, Window
 from voight_middleware.ledger.postgres import erasure, triggers
 from voight_middleware.ledger.postgres.connection import bound, connect, explained, place_of, row, run
 from voight_middleware.ledger.postgres.dialect import DIALECT
-from voight_middleware.ledger.postgres.intake import Intake, submissions
 from voight_middleware.ledger.postgres.roles import grants
-from voight_middleware.ledger.postgres.schema import (
-    CALLS,
-    CALLS_AS_PRICED,
-    LOCK,
-    SELECT,
-    SELECT_FORMER,
-    SELECT_PRICE,
-    prepare,
-)
-from voight_middleware.ledger.postgres.values import (
-    former_price,
-    has_changed,
-    storable,
-)
-from voight_middleware.ledger.question import Question, read_spend
+from voight_middleware.ledger.postgres.schema import CALLS, CALLS_AS_PRICED, LOCK, SELECT, SELECT_FORMER, SELECT_PRICE, prepare
+from voight_middleware.ledger.postgres.values import former_price, has_changed, storable
+from voight_middleware.ledger.postgres.writer import Intake, submissions
+from voight_middleware.ledger.query import Question, read_spend
 from voight_middleware.ledger.rollups import ROLLUPS, month_of
 from voight_middleware.ledger.rows import from_row, the_one, within_range
-from voight_middleware.settings import shown_url
+from voight_middleware.records.call import Call, Record, Submission
 
 ATTEMPTS = 5
 """How often a transaction is tried that the server has chosen to end for another one's sake."""

@@ -8,10 +8,10 @@ from typing import Any
 
 import msgspec
 
-from voight_middleware.call import Call
 from voight_middleware.ledger.base import FormerPrice
 from voight_middleware.ledger.rows import COUNTED, FIGURES, SELECTED, Row, decode_reasons, extra_text, reasons_text, to_row
-from voight_middleware.tags import Tags
+from voight_middleware.records.call import Call
+from voight_middleware.records.tags import Tags
 
 _RENAMED = {"cost_femto": "cost", "list_femto": "list_cost", "price": "price_id"}
 

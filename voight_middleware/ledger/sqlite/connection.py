@@ -9,9 +9,9 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
+from voight_middleware.config.private_files import give_to_owner, make_folder
 from voight_middleware.ledger.base import ForeignLedger, LedgerError
 from voight_middleware.ledger.sqlite.schema import APPLICATION_ID, TABLES, UPGRADES, VERSION
-from voight_middleware.private_files import give_to_owner, make_folder
 
 BUSY_SECONDS = 30
 """How long a statement waits for another process's transaction."""

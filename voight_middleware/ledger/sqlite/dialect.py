@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from voight_middleware.ledger.base import wildcard_parts
-from voight_middleware.ledger.question import Sql
+from voight_middleware.ledger.query import Sql
 from voight_middleware.ledger.rollups import ROLLUPS, Bucket, Rollup
 from voight_middleware.ledger.sqlite.schema import CALLS, CALLS_AS_PRICED
 from voight_middleware.ledger.sqlite.triggers import LIMB, SUMS

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import msgspec
 
-from voight_middleware.call import Submission
 from voight_middleware.ledger.base import Holdings
 from voight_middleware.ledger.erasure import PLACES, SHORTEST_SEARCHED, erased_tags, erased_text, names_anyone, spellings
 from voight_middleware.ledger.sqlite.triggers import LIMB
+from voight_middleware.records.call import Submission
 
 _NAMED = "(SELECT value FROM json_each(:names))"
 _ELSEWHERE = (

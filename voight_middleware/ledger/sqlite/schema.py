@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from voight_middleware.call import Call
 from voight_middleware.ledger.base import MAX_COUNT, FormerPrice
 from voight_middleware.ledger.rollups import ROLLUPS
 from voight_middleware.ledger.rows import (
@@ -25,6 +24,7 @@ from voight_middleware.ledger.rows import (
     reasons_text,
 )
 from voight_middleware.ledger.sqlite import triggers
+from voight_middleware.records.call import Call
 
 APPLICATION_ID = 0x564F4947
 """``VOIG``: what ``PRAGMA application_id`` says of a ledger."""

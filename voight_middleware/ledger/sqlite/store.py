@@ -12,26 +12,14 @@ from pathlib import Path
 
 import msgspec
 
-from voight_middleware.call import Call, Record, Submission
-from voight_middleware.ledger.base import (
-    SHORTEST_ID,
-    Expired,
-    FormerPrice,
-    Holdings,
-    LedgerError,
-    Progress,
-    Spend,
-    Where,
-    Window,
-)
+from voight_middleware.ledger.base import SHORTEST_ID, Expired, FormerPrice, Holdings, LedgerError, Progress, Spend, Where, Window
 from voight_middleware.ledger.erasure import SHORTEST_SEARCHED
-from voight_middleware.ledger.question import Question, read_spend
+from voight_middleware.ledger.query import Question, read_spend
 from voight_middleware.ledger.rollups import ROLLUPS, month_of
 from voight_middleware.ledger.rows import from_row, the_one, within_range
 from voight_middleware.ledger.sqlite import erasure, triggers
 from voight_middleware.ledger.sqlite.connection import checkpoint, connect, explained, file_at, prepare, transaction
 from voight_middleware.ledger.sqlite.dialect import DIALECT
-from voight_middleware.ledger.sqlite.intake import Intake, submissions
 from voight_middleware.ledger.sqlite.schema import (
     CALLS,
     CALLS_AS_PRICED,
@@ -42,6 +30,8 @@ from voight_middleware.ledger.sqlite.schema import (
     former_price,
     read_values,
 )
+from voight_middleware.ledger.sqlite.writer import Intake, submissions
+from voight_middleware.records.call import Call, Record, Submission
 
 _FAR = 253_402_300_799_000_000
 """The last second of the year 9999, in microseconds."""

@@ -11,7 +11,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from voight_django import conf
-from voight_middleware.settings import project_settings
+from voight_middleware.config.settings import project_settings
 
 
 class Command(BaseCommand):

@@ -1,0 +1,124 @@
+"""What a round asks of the server of the ledger, and what it says."""
+
+import re
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from voight_middleware.diagnostics import counters
+from voight_middleware.pipeline.ingest import UnreadableJournal
+from voight_middleware.pipeline.journal import Journal
+from voight_middleware.pipeline.lock import Election
+from voight_middleware.pipeline.meter import Meter
+from voight_middleware.pipeline.supervisor import Delivery
+
+from ..support.waiting import wait_until
+from .journals import NewCall, finish, said, write
+from .switched_server import Server
+
+
+def test_a_connection_that_was_cut_while_idle_is_no_outage(
+    server: Server, make_meter: Callable[..., Meter], new_call: NewCall, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A server that was restarted between two rounds: the next round connects again, and nothing is said."""
+    meter = make_meter()
+    ids = [finish(meter, new_call())]
+    assert meter.flush()
+    server.cut = True
+    ids.append(finish(meter, new_call()))
+    assert meter.flush()
+    assert server.kept() == sorted(ids)
+    assert said(caplog) == []
+    assert counters["ledger_errors"] == 0
+
+
+def test_nothing_is_asked_while_there_is_nothing_to_bring(server: Server, folder: Path, new_call: NewCall) -> None:
+    """Living processes without new calls cost the server no query: a run beyond the first does not need it."""
+    journal = Journal(folder)
+    journal.append(new_call())
+    with closing(Delivery("postgresql://h/d", folder)) as delivery:
+        assert delivery.run()
+        server.down = "nobody may ask"
+        assert delivery.run()
+        journal.append(new_call())
+        assert not delivery.run()
+    journal.rotate()
+
+
+def test_another_ledger_behind_the_same_url_begins_anew(server: Server, folder: Path, new_call: NewCall, tmp_path: Path) -> None:
+    """A server that was set up anew knows nothing: what is still in the journals goes there from its beginning, once."""
+    journal = Journal(folder)
+    calls = [new_call() for _ in range(3)]
+    for call in calls[:2]:
+        journal.append(call)
+    with closing(Delivery("postgresql://h/d", folder)) as delivery:
+        assert delivery.run()
+        server.path = tmp_path / "new.db"
+        server.cut = True
+        journal.append(calls[2])
+        assert delivery.run()
+    assert server.kept() == sorted(call.call_id for call in calls)
+    journal.rotate()
+
+
+@pytest.mark.slow
+def test_much_is_caught_up_with_in_rounds(server: Server, folder: Path, new_call: NewCall) -> None:
+    """A run with little time stops between two batches, says that there is more, and the next one goes on there."""
+    calls = [new_call() for _ in range(3000)]
+    write(folder, *calls)
+    told: list[str] = []
+    server.down = "down"
+    delivery = Delivery("postgresql://h/d", folder, tell=told.append)
+    assert not delivery.run()
+    server.down = None
+    runs = 0
+    while not delivery.run(0.01, now=True):
+        assert delivery.behind
+        assert len(told) == 1
+        runs += 1
+    assert runs > 1
+    assert told[1:] == ["the ledger can be used again; the 3,000 records that have waited are in it"]
+    assert server.kept() == sorted(call.call_id for call in calls)
+    delivery.close()
+
+
+def test_a_segment_that_cannot_be_read_is_no_outage(server: Server, folder: Path, new_call: NewCall) -> None:
+    """The ledger is not left alone for it: all other segments go on at once."""
+    write(folder, new_call())
+    (folder / "1-blocked.jsonl").mkdir()
+    with closing(Delivery("postgresql://h/d", folder)) as delivery:
+        for count in (1, 2, 3):
+            with pytest.raises(UnreadableJournal, match=r"1-blocked\.jsonl"):
+                delivery.run()
+            assert len(server.kept()) == count
+            write(folder, new_call())
+
+
+def test_the_last_delivery_is_noted(server: Server, folder: Path, new_call: NewCall) -> None:
+    """In the lock's file, when records have arrived; not when the server was down."""
+    write(folder, new_call())
+    election = Election(folder)
+    with closing(Delivery("postgresql://h/d", folder)) as delivery:
+        server.down = "down"
+        assert not delivery.run()
+        assert election.last_delivery() is None
+        assert election.taken()
+        server.down = None
+        assert delivery.run(now=True)
+        assert re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ", election.last_delivery() or "")
+    assert not election.taken()
+
+
+@pytest.mark.slow
+def test_who_is_not_elected_holds_no_connection(server: Server, make_meter: Callable[..., Meter], folder: Path, new_call: NewCall) -> None:
+    """Of many workers one is connected: the others ask only while somebody flushes, and hang up."""
+    other = Election(folder)
+    assert other.win()
+    meter = make_meter()
+    finish(meter, new_call())
+    assert not meter.flush(0.5)
+    assert server.opened
+    wait_until(lambda: meter._background._delivery._ledger is None)  # type: ignore[union-attr]
+    other.resign()

@@ -1,0 +1,373 @@
+"""``voight demo``: the whole line at work. A provider, the FastAPI example under uvicorn, signed-in users, and the answer."""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import os
+import random
+import shlex
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Generator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from decimal import ROUND_UP, Decimal
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from voight_middleware.cli import render
+from voight_middleware.cli.render import UserError
+from voight_middleware.config.ledger_url import ledger_url
+from voight_middleware.config.paths import default_journal
+from voight_middleware.ledger import Ledger, Window, open_ledger
+from voight_middleware.pipeline.ingest import drain
+from voight_middleware.pricing.price_call import complete
+from voight_middleware.providers.hosts import host_name
+from voight_middleware.records.call import Call
+from voight_middleware.reports.spend import spend
+from voight_middleware.reports.unattributed_share import unowned
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from voight_middleware.testing.provider import LoopbackProvider
+
+LIVE_REQUESTS = 10
+"""How many requests at most are sent where a real provider bills them."""
+_AT_ONCE = 16
+_START_SECONDS = 30.0
+
+_OPENAI_PATHS = {"/chat": 6, "/chat/stream": 5, "/answer": 3, "/search": 2, "/remember": 1}
+_ANTHROPIC_PATHS = {"/summarise": 3, "/summarise/stream": 3}
+_REAL = {
+    "/chat": ("openai", "chat", "gpt-4o-mini", 100),
+    "/chat/stream": ("openai", "chat", "gpt-4o-mini", 100),
+    "/answer": ("openai", "responses", "gpt-5-mini", 1_000),
+    "/search": ("openai", "embeddings", "text-embedding-3-small", 0),
+    "/remember": ("openai", "embeddings", "text-embedding-3-small", 0),
+    "/summarise": ("anthropic", "messages", "claude-haiku-4-5", 500),
+    "/summarise/stream": ("anthropic", "messages", "claude-haiku-4-5", 500),
+}
+"""What the example asks of a provider for each path, and how many tokens an answer in one sentence may have, reasoning included."""
+_PROXIES = frozenset({"http_proxy", "https_proxy", "all_proxy"})
+_HEAVY = {1: 14, 6: 9, 4: 5}
+"""How much more than the others these users ask for: two of them on the free plan."""
+_RELEASES = ("2026.11.1", "2026.11.2")
+"""The second one sends the whole conversation with each question to ``/answer``."""
+_CONVERSATION = "What was said before: nothing that matters, and at length. "
+_REVENUE = {"t_1": "0.20", "t_2": "0.02", "t_3": "0.10", "t_4": "0.04"}
+"""What the tenants pay for the time of the demo, in US dollars."""
+_QUESTIONS = (
+    "Why is the sky blue?",
+    "What did we decide about the outage last Thursday?",
+    "Write a polite answer to this customer, who waits for a refund since three weeks.",
+    "Which of our contracts end this year, and which of them renew by themselves?",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request of one user; of a visitor without an account where the number is None."""
+
+    path: str
+    user: int | None
+    text: str
+    leaves: bool = False
+    """Whether the client goes away in the middle of the answer."""
+
+
+def main(args: argparse.Namespace) -> int:
+    """
+    Run the demo; 0 where the ledger agrees with the provider's own count.
+
+    Raises:
+        UserError: Something is not installed, or the example app did not start; the message says what to do.
+    """
+    render.need_rich()
+    from rich.console import Console
+
+    if missing := [name for name in ("anthropic", "fastapi", "openai", "uvicorn") if find_spec(name) is None]:
+        raise UserError(f"the demo needs {', '.join(missing)}: pip install 'voight-middleware[demo]'")
+    from voight_middleware.testing.provider import LoopbackProvider
+
+    console = Console(highlight=False, soft_wrap=True)
+    if not args.real:
+        with _kept(args.keep) as folder, LoopbackProvider() as provider:
+            console.print("A provider on loopback speaks the wire formats of OpenAI and Anthropic: no API key is used, nothing is billed.")
+            return _run(_plan(args.requests, _OPENAI_PATHS | _ANTHROPIC_PATHS), folder, provider, args.keep, console)
+    if not os.environ.get("OPENAI_API_KEY"):
+        raise UserError("--real needs OPENAI_API_KEY; without --real a provider on loopback answers, and nothing is billed")
+    plan = _plan(min(args.requests, LIVE_REQUESTS), _OPENAI_PATHS | _anthropic_paths(), live=True)
+    _confirm(plan, args.yes)
+    with _kept(args.keep) as folder:
+        return _run(plan, folder, None, args.keep, console)
+
+
+def _run(plan: list[Ask], folder: Path, provider: LoopbackProvider | None, keep: bool, console: Console) -> int:
+    window = Window(time.time_ns() // 1000) if keep else Window()  # what is kept may be from an earlier demo
+    half = (len(plan) + 1) // 2
+    more = _CONVERSATION * (300 if provider is not None else 10)
+    longer = [replace(ask, text=ask.text + more) if ask.path == "/answer" else ask for ask in plan[half:]]
+    outcomes: Counter[str] = Counter()
+    for release, asks in zip(_RELEASES, (plan[:half], longer), strict=True):
+        if asks:
+            outcomes += _drive(asks, folder, {**_environment(provider), "VOIGHT_RELEASE": release}, console)
+    _tell(outcomes, console)
+    return _answer(folder, window, provider, keep, console)
+
+
+@contextmanager
+def _kept(keep: bool) -> Generator[Path]:
+    """The folder of the demo's ledger: one that stays, or one that goes with the demo."""
+    if not keep:
+        with tempfile.TemporaryDirectory(prefix="voight-demo-") as name:
+            yield Path(name)
+        return
+    folder = Path("voight-demo").absolute()
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made ({error.strerror}): run the demo in a folder of your own") from error
+    yield folder
+
+
+def _anthropic_paths() -> dict[str, int]:
+    return _ANTHROPIC_PATHS if os.environ.get("ANTHROPIC_API_KEY") else {}
+
+
+def _confirm(plan: list[Ask], yes: bool) -> None:
+    """
+    Say what a run against the real providers costs, and ask whether to go on.
+
+    Raises:
+        UserError: The answer is no, or there is nobody to ask.
+    """
+    asked = {"OpenAI": "OPENAI_BASE_URL", **({"Anthropic": "ANTHROPIC_BASE_URL"} if _anthropic_paths() else {})}
+    names = [f"{name} at {host_name(url)}" if (url := os.environ.get(variable)) else name for name, variable in asked.items()]
+    cost = f"about ${_estimate(plan)} by list prices"
+    question = f"{len(plan)} requests go to {' and '.join(names)}, and are billed to your account: {cost}."
+    if yes:
+        render.console_for_tables().print(question, markup=False, soft_wrap=True)
+        return
+    if not sys.stdin.isatty():
+        raise UserError(f"{question} Add --yes to send them where nobody can be asked")
+    try:
+        answer = input(f"{question} Send them? [y/N] ")
+    except EOFError:
+        answer = ""
+    if answer.strip().lower() not in ("y", "yes"):
+        raise UserError("nothing was sent")
+
+
+def _estimate(plan: list[Ask]) -> Decimal:
+    """What the requests cost at most, about, in US dollars; whole cents, rounded up."""
+    from voight_middleware.pricing import PriceBook
+
+    book, total = PriceBook(), Decimal(0)
+    for ask in plan:
+        provider, endpoint, model, out = _REAL[ask.path]
+        tokens = len(ask.text + _CONVERSATION * 10) // 3
+        call = Call(call_id="", occurred_at=time.time_ns() // 1000, provider=provider, endpoint=endpoint, model=model)
+        call.estimated_input, call.estimated_output = tokens, out
+        complete(call, book)
+        if call.cost_usd is None:
+            raise UserError(f"there is no list price for {model}, so nothing can be said about the cost: update genai-prices")
+        total += call.cost_usd
+    return total.quantize(Decimal("0.01"), ROUND_UP)
+
+
+def _environment(provider: LoopbackProvider | None) -> dict[str, str]:
+    """The environment of the example. With a provider on loopback it has no key and no proxy of the user's."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("VOIGHT_")}
+    if provider is None:
+        return {**kept, "ANTHROPIC_API_KEY": os.environ.get("ANTHROPIC_API_KEY") or "none"}
+    unwanted = ("OPENAI_", "ANTHROPIC_")
+    kept = {name: value for name, value in kept.items() if not name.startswith(unwanted) and name.lower() not in _PROXIES}
+    return {
+        **kept,
+        "OPENAI_API_KEY": "loopback",
+        "OPENAI_BASE_URL": provider.openai_base_url,
+        "ANTHROPIC_API_KEY": "loopback",
+        "ANTHROPIC_BASE_URL": provider.anthropic_base_url,
+    }
+
+
+# -- requests in ---------------------------------------------------------------------------------------------------------------
+
+
+def _plan(count: int, paths: Mapping[str, int], *, live: bool = False) -> list[Ask]:
+    """What happens: some users ask much more than others; a few visitors, errors of the provider, and clients that go away."""
+    chance = random.Random(20)
+    users = range(1, 21)
+    weights = [_HEAVY.get(user, 1) for user in users]
+    plan: list[Ask] = []
+    for number in range(count):
+        (user,) = chance.choices(users, weights)
+        (path,) = chance.choices([*paths], [*paths.values()])
+        question = chance.choice(_QUESTIONS)
+        if live:
+            visits = number % 5 == 2
+            plan.append(Ask("/search" if visits else path, None if visits else user, f"{question} Answer in one sentence."))
+            continue
+        if number % 15 == 7:
+            plan.append(Ask(chance.choice(("/chat", "/search")), None, question))
+            continue
+        text = f"[user:u_{user}] {question} {'Take all of it into account. ' * chance.randrange(120)}"
+        if number % 40 == 5:
+            plan.append(Ask("/chat", user, f"{text} [x-loopback-status: 429]"))
+        elif number % 40 == 9:
+            plan.append(Ask("/summarise", user, f"{text} [x-loopback-status: 500]"))
+        elif number % 25 == 11:
+            stream = chance.choice(("/chat/stream", "/summarise/stream"))
+            plan.append(Ask(stream, user, f"{text} [x-loopback-chunks: 60] [x-loopback-chunk-delay-ms: 50]", leaves=True))
+        else:
+            plan.append(Ask(path, user, text))
+    return plan
+
+
+def _drive(plan: list[Ask], folder: Path, environment: Mapping[str, str], console: Console) -> Counter[str]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(f"starting the FastAPI example under uvicorn, release {environment['VOIGHT_RELEASE']}", total=None)
+        with _app(folder, environment) as port, ThreadPoolExecutor(_AT_ONCE) as pool:
+            progress.update(task, description="requests of signed-in users", total=len(plan))
+            outcomes: Counter[str] = Counter()
+            for sent in as_completed([pool.submit(_send, port, ask) for ask in plan]):
+                outcomes[sent.result()] += 1
+                progress.advance(task)
+    return outcomes
+
+
+def _tell(outcomes: Counter[str], console: Console) -> None:
+    failed, left = outcomes["failed"], outcomes["left"]
+    console.print(
+        f"{outcomes['answered']} were answered, {failed} failed at the provider, {left} clients left in the middle of an answer.\n"
+    )
+
+
+def _send(port: int, ask: Ask) -> str:
+    headers = {"content-type": "application/json"}
+    if ask.user is not None:
+        headers["authorization"] = f"Bearer token-{ask.user}"
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+    try:
+        connection.request("POST", ask.path, json.dumps({"text": ask.text}), headers)
+        response = connection.getresponse()
+        if ask.leaves:
+            response.read(12)
+            response.close()
+            return "left"
+        response.read()
+        return "answered" if response.status < 400 else "failed"
+    except (OSError, http.client.HTTPException):
+        return "failed"
+    finally:
+        connection.close()
+
+
+@contextmanager
+def _app(folder: Path, environment: Mapping[str, str]) -> Generator[int]:
+    """The example app in a process of its own, as a deployment starts it; the port that it listens on."""
+    module = _example()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "uvicorn", "--app-dir", str(module.parent), f"{module.stem}:app"]
+    options = ["--port", str(port), "--log-level", "warning"]
+    log = folder / "app.log"
+    with log.open("ab") as output:
+        own = {**environment, "VOIGHT_LEDGER": _ledger(folder), "VOIGHT_CONFIG": "none"}
+        process = subprocess.Popen([*command, *options], env=own, stdout=output, stderr=output)
+    try:
+        _wait(process, port, log)
+        yield port
+    finally:
+        process.terminate()  # graceful: what was metered is in the ledger when the process has ended
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        try:
+            connection.request("GET", "/healthz")
+            connection.getresponse().read()
+            return
+        except (OSError, http.client.HTTPException):
+            time.sleep(0.05)
+        finally:
+            connection.close()
+    last = log.read_text(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
+    raise UserError(f"the example app did not start: {last[0]} (with --keep, all that it says is in voight-demo/{log.name})")
+
+
+def _example() -> Path:
+    """The example app: in the wheel beside this module, in a checkout at its own place."""
+    installed = Path(__file__).with_name("example_fastapi.py")
+    return installed if installed.exists() else Path(__file__).parents[2] / "example_apps" / "fastapi_app" / "app.py"
+
+
+def _ledger(folder: Path) -> str:
+    return ledger_url(str(folder / "ledger.db"))
+
+
+# -- the answer out ------------------------------------------------------------------------------------------------------------
+
+
+def _answer(folder: Path, window: Window, provider: LoopbackProvider | None, keep: bool, console: Console) -> int:
+    url = _ledger(folder)
+    drain(url, default_journal(url))
+    ledger = open_ledger(url, create=False)
+    try:
+        users = spend(ledger, ["user_id"], None, window, 10)
+        render.print_table(users, {}, unowned(ledger, None, window))
+        console.print()
+        render.print_table(spend(ledger, ["plan"], None, window), {}, None)
+        agrees = provider is None or _agrees(ledger, window, provider, console)
+        released = {row.dimensions["release"] for row in spend(ledger, ["release"], None, window).rows}
+    finally:
+        ledger.close()
+    if not keep:
+        console.print("\nTo ask more: voight demo --keep, which leaves this ledger in voight-demo/.", markup=False)
+        return 0 if agrees else 1
+    place, revenue = shlex.quote(str(folder / "ledger.db")), folder / "revenue.csv"
+    revenue.write_text("id,revenue\n" + "".join(f"{tenant},{paid}\n" for tenant, paid in _REVENUE.items()))
+    questions = ["top", "plans", f"margin --on tenant --revenue {shlex.quote(str(revenue))}", "unattributed", "spend --by plan,model"]
+    questions[2:2] = [f"release {_RELEASES[1]}"] if released.issuperset(_RELEASES) else []
+    questions += [f"user {user}" for row in users.rows[:1] if (user := row.dimensions["user_id"]) is not None]
+    console.print("\nAsk on:")
+    for question in questions:
+        console.print(f"  voight {question} --ledger {place}", markup=False)
+    return 0 if agrees else 1
+
+
+def _agrees(ledger: Ledger, window: Window, provider: LoopbackProvider, console: Console) -> bool:
+    """Compare the calls whose usage the provider has reported to the end with its own count of them."""
+    ours = spend(ledger, (), {"outcome": "ok"}, window).total
+    theirs = provider.counts().total
+    console.print(
+        f"\nprovider's own count: {theirs.input_tokens:,} tokens in, {theirs.output_tokens:,} out; "
+        f"ledger: {ours.input_tokens or 0:,} in, {ours.output_tokens or 0:,} out"
+    )
+    # Embeddings have no output: no count is 0 tokens there.
+    if (ours.calls, ours.input_tokens or 0, ours.output_tokens or 0) == (theirs.completed, theirs.input_tokens, theirs.output_tokens):
+        return True
+    console.print(
+        f"These differ ({theirs.completed:,} answers, {ours.calls:,} calls), which is a defect: please report it.", style="bold red"
+    )
+    return False

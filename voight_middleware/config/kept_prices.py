@@ -1,0 +1,107 @@
+"""
+How the calls of a journal are to be priced: as the process that made them is configured, whoever brings them into the ledger.
+
+A segment's name says it: ``….list.jsonl`` at list prices, ``….<id>.jsonl`` with the prices in ``prices-<id>.json`` beside it. A segment
+without such a part is priced by whoever ingests it: of a process that leaves the ledger to a ``voight ingest`` and has no prices itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import uuid
+from pathlib import Path
+
+import msgspec
+
+from voight_middleware.config.private_files import make_folder, open_private
+
+LIST = "list"
+_STAMP = re.compile(r"[^.]+\.(list|[0-9a-f]{16})\.jsonl")
+
+
+class KeptPrices(msgspec.Struct, frozen=True):
+    """The prices that a process is configured with."""
+
+    path: str
+    """Where the file is that they come from."""
+    content: str | None = None
+    """What it said when the process began; None where it could not be read."""
+    settings: bool = False
+    """Whether the file is a settings file that could not be read, and not one of prices."""
+
+
+class Stamp:
+    """What the segments of a process are stamped with. The file of prices is read once, when the first segment is begun."""
+
+    def __init__(self, folder: Path, prices: Path | None = None, *, ingests: bool = False, broken_settings: Path | None = None) -> None:
+        self._folder = folder
+        self._path = broken_settings or prices
+        self._is_settings = broken_settings is not None
+        self._plain = LIST if ingests else ""
+        self._kept: bytes | None = None
+
+    def __call__(self) -> str:
+        """
+        Return the stamp, the prices being kept beside the journal.
+
+        Raises:
+            OSError: The folder cannot be written.
+        """
+        if self._path is None:
+            return self._plain
+        if self._kept is None:
+            content = None
+            if not self._is_settings:
+                with contextlib.suppress(OSError, UnicodeDecodeError):
+                    content = self._path.read_text(encoding="utf-8")
+            self._kept = msgspec.json.encode(KeptPrices(str(self._path), content, self._is_settings))
+        name = _digest(self._kept)
+        place = _place(self._folder, name)
+        if not place.exists():
+            _write(place, self._kept)
+        return name
+
+
+def stamp_of(segment: str) -> str:
+    """Return the stamp in the name of a segment; "" where it has none."""
+    found = _STAMP.fullmatch(segment)
+    return found[1] if found else ""
+
+
+def kept_prices(folder: Path, stamp: str) -> KeptPrices:
+    """
+    Return the prices that a stamp names.
+
+    Raises:
+        OSError: They cannot be read.
+        ValueError: They are not what was kept.
+    """
+    data = _place(folder, stamp).read_bytes()
+    if _digest(data) != stamp:
+        raise ValueError("the file was changed or is torn")
+    return msgspec.json.decode(data, type=KeptPrices)
+
+
+def _place(folder: Path, name: str) -> Path:
+    return folder / f"prices-{name}.json"
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=8).hexdigest()
+
+
+def _write(place: Path, data: bytes) -> None:
+    make_folder(place.parent)
+    unnamed = place.with_name(f"{place.name}.{uuid.uuid4().hex}.new")
+    fd = open_private(unnamed, os.O_WRONLY | os.O_EXCL)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+        unnamed.replace(place)
+    except OSError:
+        with contextlib.suppress(OSError):
+            unnamed.unlink()
+        raise

@@ -1,0 +1,101 @@
+"""The URL of a ledger: read, checked, and shown without its password."""
+
+from __future__ import annotations
+
+import re
+
+from voight_middleware.config.values import SettingsError, absolute
+
+SCHEMES = ("sqlite", "postgresql", "postgres", "clickhouse")
+_FORMS = "write sqlite:////var/lib/app/ledger.db, postgresql://user@host/database or clickhouse://user@host/database"
+_SERVER = "user:password@host/database, with the special characters of a password percent-encoded (@ as %40, / as %2F, : as %3A, ? as %3F)"
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://")
+_WITHOUT_SLASHES = re.compile(r"(postgres(ql)?|clickhouse|mysql|mariadb|https?)(\+[a-z0-9]+)?:", re.IGNORECASE)
+_CONNECTION_STRING = re.compile(
+    r"\s*[A-Za-z_ ]{1,40}=.*\b(host|hostaddr|server|service|dbname|database|user|password|port)\s*=|"
+    r"\s*(host|hostaddr|service|dbname|user|password|port)\s*=",
+    re.IGNORECASE | re.DOTALL,
+)
+"""``host=db password=…``, as libpq and other drivers read it: taken for a path, it would be a file with the password in its name."""
+_ADDRESS = re.compile(r".*://|/{0,2}[^/\s]*:[^\s]*@", re.DOTALL)
+"""What no path has: a URL inside of another, or ``user:password@host/database``."""
+
+
+def ledger_url(place: str) -> str:
+    """
+    Return *place* as a URL, an SQLite path made absolute.
+
+    Raises:
+        SettingsError: *place* is empty, an SQLite URL without a path, a connection string, or of an engine that there is not. The message
+            shows no password.
+    """
+    found = _SCHEME.match(place)
+    scheme = found[1].lower() if found is not None else "sqlite"
+    if scheme not in SCHEMES or (found is None and _WITHOUT_SLASHES.match(place)):
+        raise SettingsError(f"a ledger cannot be {shown_url(place)!r}; {_FORMS}")
+    if found is not None and scheme != "sqlite":
+        if not _has_port(place[found.end() :]):
+            raise SettingsError(f"the port of the ledger {shown_url(place)!r} is not a number: write {scheme}://{_SERVER}")
+        return scheme + place[len(scheme) :]
+    path = sqlite_path(place) if place.startswith("sqlite:") else place
+    if _CONNECTION_STRING.match(path):
+        raise SettingsError(f"a ledger cannot be a connection string, such as host=… password=…; {_FORMS}")
+    if _ADDRESS.match(path):
+        raise SettingsError(f"a ledger cannot be the address of a server without its engine in front; {_FORMS}")
+    if not path or path == ":memory:":
+        raise SettingsError(f"the ledger needs a file, such as sqlite:////var/lib/app/ledger.db, not {place!r}")
+    return f"sqlite:///{absolute(path, 'the ledger')}"
+
+
+def _has_port(rest: str) -> bool:
+    """Return whether the ports of a URL's hosts are numbers. ``owner:secret?host=db`` has a password there."""
+    hosts = rest.partition("?")[0].partition("/")[0].rpartition("@")[2]
+    ports = [host.rpartition("]")[2].partition(":")[2] for host in hosts.split(",")]
+    return all(not port or (port.isascii() and port.isdigit()) for port in ports)
+
+
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*:)(/*)(.*)", re.DOTALL)
+_SECRET = re.compile(r"passw|pwd|secret|token|key$", re.IGNORECASE)
+
+
+def shown_url(url: str) -> str:
+    """
+    *url* as it may be printed: ``***`` in the place of a password, in front of the host and in the query.
+
+    A URL that is not in order, such as one whose password has a slash in it, loses more than the password rather than less.
+    """
+    found = _URL.fullmatch(url)
+    if found is None or url.startswith("sqlite:///"):
+        return url
+    scheme, slashes, rest = found[1], found[2], found[3]
+    if len(slashes) < 2:  # postgres:secret@host
+        return f"{scheme}***@{rest.rpartition('@')[2]}" if "@" in rest else url
+    address, mark, query = rest.partition("?")
+    names, at, host = address.rpartition("@")
+    user, colon, _ = names.partition(":")
+    if not at:
+        server, colon, port = host.partition("/")[0].rpartition(":")
+        no_port = bool(colon and port) and not port.isdigit() and not port.endswith("]")  # a password: the host is missing, or behind its ?
+        if no_port or ("@" in query and "=" not in query.partition("@")[0]):
+            return f"{scheme}{slashes}{server}:***"
+        return f"{scheme}{slashes}{host}{mark}{_shown_query(query)}"
+    return f"{scheme}{slashes}{user}{':***' if colon else ''}@{host}{mark}{_shown_query(query)}"
+
+
+def _shown_query(query: str) -> str:
+    from urllib.parse import unquote
+
+    parts = [part.partition("=") for part in query.split("&")]
+    return "&".join(f"{name}=***" if equals and _SECRET.search(unquote(name)) else name + equals + value for name, equals, value in parts)
+
+
+def sqlite_path(url: str) -> str:
+    """
+    The file of an ``sqlite:///path`` URL: three slashes and a relative path, or four and an absolute one.
+
+    Raises:
+        SettingsError: The URL has another form.
+    """
+    if not url.startswith("sqlite:///"):
+        raise SettingsError(f"write an SQLite ledger as sqlite:///relative/path or sqlite:////absolute/path, not {shown_url(url)!r}")
+    return url.removeprefix("sqlite:///")

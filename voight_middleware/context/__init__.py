@@ -1,0 +1,1 @@
+"""Who is calling: tags in one context variable."""

@@ -1,0 +1,138 @@
+"""Carry tags into functions that run later, or elsewhere."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
+from typing import Any, ParamSpec, TypeVar, cast
+
+from voight_middleware.context.context import Frame, current_frame, set_frame
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def carry(function: Callable[P, R]) -> Callable[P, R]:
+    """
+    *function*, to be run elsewhere (another thread, an executor, a callback) with the tags and the request of here and now::
+
+        executor.submit(voight.carry(summarise), document)
+
+    Any callable: a function or coroutine function, a method, a ``functools.partial``, a class. A coroutine or generator that it answers
+    is carried too. It keeps the request alive no longer than the request lasts.
+    """
+    frame = frame_to_carry()
+    return run_inside(function, lambda: frame)
+
+
+def frame_to_carry() -> Frame:
+    """The frame of here and now, to be put in force elsewhere: with the user, where the request's getters can be asked here only."""
+    frame = current_frame()
+    if getattr(frame.scope, "local", False):
+        frame.resolve()
+    return frame
+
+
+def run_inside(function: Callable[P, R], frame_for: Callable[[], Frame]) -> Callable[P, R]:
+    """*function*, wrapped to run inside a frame; a generator is inside it during each of its steps only."""
+    import inspect
+
+    if inspect.iscoroutinefunction(function):
+        make: Callable[..., Any] = _coroutine_inside
+    elif inspect.isasyncgenfunction(function):
+        make = _async_generator_inside
+    elif inspect.isgeneratorfunction(function):
+        make = _generator_inside
+    else:
+        make = _function_inside
+    # What a class has as attributes is no function's.
+    updated = () if isinstance(function, type) else functools.WRAPPER_UPDATES
+    whole: Callable[..., Any] = function
+    wrapped = functools.wraps(whole, updated=updated)(make(whole, frame_for))
+    return cast("Callable[P, R]", wrapped)
+
+
+def _function_inside(function: Callable[..., Any], frame_for: Callable[[], Frame]) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        outer = current_frame()
+        inner = frame_for()
+        set_frame(inner)
+        try:
+            result = function(*args, **kwargs)
+        finally:
+            set_frame(outer)
+        # `lambda: coroutine()`, and an object with `async def __call__`, look like functions until they have answered.
+        make = _INSIDE.get(type(result))
+        return result if make is None else make(lambda: result, lambda: inner)()
+
+    return run
+
+
+def _coroutine_inside(function: Callable[..., Any], frame_for: Callable[[], Frame]) -> Callable[..., Any]:
+    async def run(*args: Any, **kwargs: Any) -> Any:
+        outer = current_frame()
+        set_frame(frame_for())
+        try:
+            return await function(*args, **kwargs)
+        finally:
+            set_frame(outer)
+
+    return run
+
+
+def _generator_inside(function: Callable[..., Any], frame_for: Callable[[], Frame]) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        inner = frame_for()
+        steps = function(*args, **kwargs)
+        step: Callable[[], Any] = functools.partial(next, steps)
+        while True:
+            outer = current_frame()
+            set_frame(inner)
+            try:
+                item = step()
+            except StopIteration as stop:
+                return stop.value
+            finally:
+                inner = current_frame()
+                set_frame(outer)
+            try:
+                sent = yield item
+            except BaseException as error:
+                step = functools.partial(steps.throw, error)
+            else:
+                step = functools.partial(steps.send, sent)
+
+    return run
+
+
+def _async_generator_inside(function: Callable[..., Any], frame_for: Callable[[], Frame]) -> Callable[..., Any]:
+    async def run(*args: Any, **kwargs: Any) -> Any:
+        inner = frame_for()
+        steps = function(*args, **kwargs)
+        step: Callable[[], Any] = functools.partial(anext, steps)
+        while True:
+            outer = current_frame()
+            set_frame(inner)
+            try:
+                item = await step()
+            except StopAsyncIteration:
+                return
+            finally:
+                inner = current_frame()  # a `with tag()` of the generator's own may stay open over a yield
+                set_frame(outer)
+            try:
+                sent = yield item
+            except BaseException as error:
+                step = functools.partial(steps.athrow, error)
+            else:
+                step = functools.partial(steps.asend, sent)
+
+    return run
+
+
+_INSIDE: dict[type, Callable[..., Any]] = {
+    CoroutineType: _coroutine_inside,
+    GeneratorType: _generator_inside,
+    AsyncGeneratorType: _async_generator_inside,
+}

@@ -1,0 +1,198 @@
+"""Threads and generators: the tags of here and now, taken to where Python itself does not take them."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import threading
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, ParamSpec, TypeVar
+
+from voight_middleware.context.carry import carry, frame_to_carry
+from voight_middleware.context.context import current_frame, set_frame
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+
+_WORKERS = ("concurrent.futures.", "multiprocessing.", "anyio.", "voight_middleware.")
+"""Whose threads go on to work for others: they are not of the request that has started them."""
+
+
+class CarryingThreadPoolExecutor(ThreadPoolExecutor):
+    """A ``ThreadPoolExecutor`` whose work has the tags and the request of where it was submitted; ``submit`` and ``map`` alike."""
+
+    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
+        """Submit a call of *fn*, carried."""
+        return super().submit(carry(fn), *args, **kwargs)
+
+
+def instrument_executors(threads: bool = False) -> None:
+    """
+    Carry tags into every ``ThreadPoolExecutor`` of this process, and so into ``loop.run_in_executor(None, fn)``; repeated calls are
+    harmless.
+
+    Processes are not reached: nothing of a ``ProcessPoolExecutor`` is changed.
+
+    Args:
+        threads: Whether a ``threading.Thread`` begins with the tags of where it is started, too. Not for an application that starts
+            threads of its own inside a request which then work for others, fed by a queue: those would stay with that request. The
+            workers of executors and pools of the standard library and of anyio are told apart.
+    """
+    with _lock:
+        _carrying.add("submit")
+        _patch(ThreadPoolExecutor, "submit", _carrying_submit)
+        if threads:
+            _carrying.add("start")
+            _patch(threading.Thread, "start", _carrying_start)
+
+
+def uninstrument_executors() -> None:
+    """Undo ``instrument_executors()``, for executors and threads; harmless without it."""
+    with _lock:
+        _carrying.clear()
+        for name, (owner, original, ours) in list(_patched.items()):
+            if getattr(owner, name) is ours:  # or somebody has patched over it: then ours stays, and does nothing
+                setattr(owner, name, original)
+                del _patched[name]
+
+
+_lock = threading.Lock()
+_carrying: set[str] = set()
+_patched: dict[str, tuple[type, Callable[..., Any], Callable[..., Any]]] = {}
+
+
+def _patch(owner: type, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    if name not in _patched:
+        original = getattr(owner, name)
+        ours = functools.wraps(original)(make(original))
+        _patched[name] = owner, original, ours
+        setattr(owner, name, ours)
+
+
+def _carrying_submit(original: Callable[..., Any]) -> Callable[..., Any]:
+    def submit(self: ThreadPoolExecutor, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        if "submit" in _carrying and not isinstance(self, CarryingThreadPoolExecutor) and not _is_interpreter_pool(self):
+            fn = carry(fn)
+        return original(self, fn, *args, **kwargs)
+
+    return submit
+
+
+def _is_interpreter_pool(executor: ThreadPoolExecutor) -> bool:
+    """Python 3.14: a ``ThreadPoolExecutor`` by inheritance that pickles what it is given."""
+    module = sys.modules.get("concurrent.futures.interpreter")
+    return module is not None and isinstance(executor, module.InterpreterPoolExecutor)
+
+
+def _carrying_start(original: Callable[..., Any]) -> Callable[..., Any]:
+    def start(self: threading.Thread) -> None:
+        if "start" not in _carrying or _works_for_others(self) or "run" in self.__dict__:
+            original(self)
+            return
+        frame, run = frame_to_carry(), self.run
+
+        def run_carried() -> None:
+            self.__dict__.pop("run", None)  # the thread and its `run` would keep each other
+            set_frame(frame)
+            run()
+
+        self.run = run_carried  # type: ignore[method-assign]
+        try:
+            original(self)
+        except BaseException:
+            self.__dict__.pop("run", None)
+            raise
+
+    return start
+
+
+def _works_for_others(thread: threading.Thread) -> bool:
+    target = getattr(thread, "_target", None)
+    return f"{getattr(target, '__module__', None)}.".startswith(_WORKERS) or f"{type(thread).__module__}.".startswith(_WORKERS)
+
+
+def carry_steps(iterable: Iterable[T]) -> Generator[T, Any, Any]:
+    """
+    *iterable*, with the tags and the request of here and now bound around each step, and the consumer's own between the steps::
+
+        return Response(carry_steps(answer_in_pieces()))
+
+    For an iterator that is driven elsewhere: by a server's thread, or after the request. ``send``, ``throw`` and ``close`` reach it.
+    """
+    return _Steps(iterable)
+
+
+def acarry_steps(iterable: AsyncIterable[T]) -> AsyncGenerator[T, Any]:
+    """As ``carry_steps``, for an asynchronous iterable."""
+    return _AsyncSteps(iterable)
+
+
+class _Steps(Generator[Any, Any, Any]):
+    def __init__(self, iterable: Iterable[Any]) -> None:
+        self._steps: Iterator[Any] = iter(iterable)
+        self._frame = frame_to_carry()
+
+    def _step(self, step: Callable[..., Any], *args: Any) -> Any:
+        outer = current_frame()
+        set_frame(self._frame)
+        try:
+            return step(*args)
+        finally:
+            self._frame = current_frame()  # a `with tag()` of the generator's own may stay open over a yield
+            set_frame(outer)
+
+    def __next__(self) -> Any:
+        return self._step(next, self._steps)
+
+    def send(self, value: Any, /) -> Any:
+        if value is None:
+            return self._step(next, self._steps)
+        return self._step(self._steps.send, value)  # type: ignore[attr-defined]
+
+    def throw(self, kind: Any, value: Any = None, trace: TracebackType | None = None, /) -> Any:
+        error = kind if value is None else value
+        if trace is not None:
+            error = error.with_traceback(trace)
+        return self._step(self._steps.throw, error)  # type: ignore[attr-defined]
+
+    def close(self) -> None:
+        close = getattr(self._steps, "close", None)
+        if close is not None:
+            self._step(close)
+
+
+class _AsyncSteps(AsyncGenerator[Any, Any]):
+    def __init__(self, iterable: AsyncIterable[Any]) -> None:
+        self._steps: AsyncIterator[Any] = aiter(iterable)
+        self._frame = frame_to_carry()
+
+    async def _step(self, step: Callable[..., Any], *args: Any) -> Any:
+        outer = current_frame()
+        set_frame(self._frame)
+        try:
+            return await step(*args)
+        finally:
+            self._frame = current_frame()
+            set_frame(outer)
+
+    async def __anext__(self) -> Any:
+        return await self._step(anext, self._steps)
+
+    async def asend(self, value: Any, /) -> Any:
+        if value is None:
+            return await self._step(anext, self._steps)
+        return await self._step(self._steps.asend, value)  # type: ignore[attr-defined]
+
+    async def athrow(self, kind: Any, value: Any = None, trace: TracebackType | None = None, /) -> Any:
+        error = kind if value is None else value
+        if trace is not None:
+            error = error.with_traceback(trace)
+        return await self._step(self._steps.athrow, error)  # type: ignore[attr-defined]
+
+    async def aclose(self) -> None:
+        close = getattr(self._steps, "aclose", None)
+        if close is not None:
+            await self._step(close)

@@ -1,0 +1,124 @@
+"""Tag calls: ``tag``, ``set_tags`` and ``current_tags``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+
+from voight_middleware.context.carry import P, R, run_inside
+from voight_middleware.context.context import Frame, current_frame, on_a_loop, set_frame
+from voight_middleware.diagnostics import warn_once
+from voight_middleware.records.tag_values import keep_extra, keep_value
+from voight_middleware.records.tags import Tags
+
+_LEFT_ELSEWHERE = (
+    "a `with voight.tag(...)` block ended in another context than the one that it began in, so its tags reached no call between the two. "
+    "FastAPI runs a dependency with `yield` that is a plain `def` so: make it `async def`, or call voight.set_tags() in it"
+)
+
+
+class tag:
+    """
+    Tag every call made inside a ``with`` block or a decorated function; nested tags merge onto the outer ones.
+
+    Works in synchronous and asynchronous code, on functions, coroutine functions, generators and asynchronous generators, and one
+    instance may be used by many tasks at once. Keys other than the named ones become ``extra`` keys::
+
+        with voight.tag(user_id="u_7", plan="pro", feature="summary"):
+            client.chat.completions.create(...)
+
+    Values are text, whole numbers or UUIDs; None leaves a key as it is. Nothing is raised for a bad value: it is left out and logged once.
+    """
+
+    __slots__ = ("tags",)
+
+    def __init__(
+        self,
+        *,
+        user_id: object = None,
+        plan: object = None,
+        tenant_id: object = None,
+        route: object = None,
+        release: object = None,
+        session_id: object = None,
+        **extra: object,
+    ) -> None:
+        self.tags = Tags(
+            user_id=keep_value("user_id", user_id),
+            plan=keep_value("plan", plan),
+            tenant_id=keep_value("tenant_id", tenant_id),
+            route=keep_value("route", route),
+            release=keep_value("release", release),
+            session_id=keep_value("session_id", session_id),
+            extra=keep_extra(extra) if extra else {},
+        )
+
+    def __enter__(self) -> None:
+        outer = current_frame()
+        set_frame(Frame(outer.scope, outer.tags.merge(self.tags), outer, self))
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None = None, exc: BaseException | None = None, trace: TracebackType | None = None
+    ) -> None:
+        frame = current_frame()
+        if frame.by is self and frame.outer is not None:
+            set_frame(frame.outer)
+        elif exc_type is None and not on_a_loop():  # on a loop, a generator may well be closed in another task than it ran in
+            warn_once(_LEFT_ELSEWHERE)
+
+    async def __aenter__(self) -> None:
+        self.__enter__()
+
+    async def __aexit__(self, exc_type: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
+        self.__exit__()
+
+    def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
+        def inner() -> Frame:
+            outer = current_frame()
+            return Frame(outer.scope, outer.tags.merge(self.tags), outer, self)
+
+        return run_inside(function, inner)
+
+
+def set_tags(
+    *,
+    user_id: object = None,
+    plan: object = None,
+    tenant_id: object = None,
+    route: object = None,
+    release: object = None,
+    session_id: object = None,
+    **extra: object,
+) -> None:
+    """
+    Set tags for the rest of the current request or job; without one, for the rest of the current context.
+
+    An enclosing ``with tag(...)`` block still wins over them, key by key.
+    """
+    tags = Tags(
+        user_id=keep_value("user_id", user_id),
+        plan=keep_value("plan", plan),
+        tenant_id=keep_value("tenant_id", tenant_id),
+        route=keep_value("route", route),
+        release=keep_value("release", release),
+        session_id=keep_value("session_id", session_id),
+        extra=keep_extra(extra) if extra else {},
+    )
+    frame = current_frame()
+    if frame.scope is not None:
+        frame.scope.set_tags(tags)
+    else:
+        set_frame(_laid_under(frame, tags))
+
+
+def _laid_under(frame: Frame, tags: Tags) -> Frame:
+    """*frame* with *tags* below those of every ``tag`` that is in force."""
+    if frame.outer is None or not isinstance(frame.by, tag):
+        return Frame(None, frame.tags.merge(tags))
+    outer = _laid_under(frame.outer, tags)
+    return Frame(None, outer.tags.merge(frame.by.tags), outer, frame.by)
+
+
+def current_tags() -> Tags:
+    """The tags that a call made here and now would carry; resolves the request's user if that has not happened yet."""
+    return current_frame().resolve().tags

@@ -1,0 +1,1 @@
+"""Calls as events for Voight."""

@@ -1,0 +1,136 @@
+"""One request to Voight's event API, and what its answer says."""
+
+from __future__ import annotations
+
+import encodings.idna
+import http.client
+import ssl
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from typing import Any, NamedTuple
+
+import msgspec
+
+from voight_middleware.config.values import EventsTarget
+from voight_middleware.config.version import VERSION
+
+PATH = "/v1/events"
+TIMEOUT = 20.0
+"""Seconds for a connection, and for each piece of an answer."""
+_ANSWER_BYTES = 64 * 1024
+
+_looked_up_with = encodings.idna
+"""Imported here, as a child that is forked while the thread below imports it, to look up a name, could never import it."""
+
+
+class Answer(NamedTuple):
+    """What the server has said; status 0 where there was no answer."""
+
+    status: int
+    retry_after: float | None = None
+    """Seconds."""
+    body: bytes = b""
+    error: str = ""
+    accepted: bool = False
+
+
+class EventApi:
+    """
+    A connection for each event: one that is kept open may be closed by the server just when it is used, and nobody knows then whether
+    the event has arrived. Redirects are refused, and certificates are verified; ``HTTPS_PROXY`` and ``NO_PROXY`` are followed.
+    """
+
+    def __init__(self, target: EventsTarget) -> None:
+        self._target = target
+        self._context = ssl.create_default_context() if target.url.startswith("https") else None
+
+    def post(self, body: bytes) -> Answer:
+        """Send one event, once. Raises nothing that a network or a server could cause."""
+        target = self._target
+        headers = {
+            "Authorization": f"Bearer {target.key}",
+            "Content-Type": "application/json",
+            "User-Agent": f"voight-middleware/{VERSION}",
+        }
+        request = urllib.request.Request(target.url + PATH, data=body, headers=headers, method="POST")
+        handlers: list[Any] = [_NoRedirects]
+        if self._context is not None:
+            handlers.append(urllib.request.HTTPSHandler(context=self._context))
+        else:
+            handlers.append(urllib.request.ProxyHandler({}))  # http is for this machine: a proxy would be shown the key
+        try:
+            with urllib.request.build_opener(*handlers).open(request, timeout=TIMEOUT) as response:
+                status = response.status
+                # A page that answers everything with 200 has taken nothing. The rest of an answer tells nothing more, if it comes at all.
+                taken = status == 202 or (200 <= status < 300 and "json" in response.headers.get("Content-Type", "").lower())
+                _read(response)
+                return Answer(status, accepted=taken)
+        except urllib.error.HTTPError as error:
+            with error:
+                return Answer(error.code, retry_after(error.headers.get("Retry-After")), _read(error))
+        except urllib.error.URLError as error:
+            return Answer(0, error=_kind(error.reason))
+        except (OSError, ValueError, OverflowError, http.client.HTTPException) as error:  # OverflowError: of a port that there is not
+            return Answer(0, error=_kind(error))
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """The key goes to the server that it was meant for, and to no other."""
+
+    def http_error_302(self, *_: Any, **__: Any) -> None:
+        return None
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+
+
+def _read(response: Any) -> bytes:
+    """What an answer says, as far as it comes in time."""
+    said, until = b"", time.monotonic() + TIMEOUT
+    try:
+        while len(said) < _ANSWER_BYTES and time.monotonic() < until and (more := response.read1(_ANSWER_BYTES)):
+            said += more
+    except (OSError, ValueError, http.client.HTTPException):
+        pass
+    return said
+
+
+def _kind(error: object) -> str:
+    """An error without what the system has added to it, such as an address."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"the certificate is not accepted: {error.verify_message}"
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    return (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
+
+
+def retry_after(value: str | None) -> float | None:
+    """Seconds from now on; of seconds or an HTTP date. Source: RFC 9110, section 10.2.3."""
+    text = (value or "").strip()
+    if text.isascii() and text.isdigit():
+        return float(text[:9])
+    try:
+        when = parsedate_to_datetime(text)
+        return max(0.0, (when if when.tzinfo is not None else when.replace(tzinfo=UTC)).timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+def reason(answer: Answer) -> object:
+    """What a refusal says: paths and messages, and nothing else of the body."""
+    try:
+        said = msgspec.json.decode(answer.body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    if not isinstance(said, Mapping):
+        return None
+    details = said.get("details")
+    paths = [
+        {"path": str(one.get("path"))[:200], "message": str(one.get("message"))[:200]}
+        for one in (details if isinstance(details, list) else ())[:20]
+        if isinstance(one, Mapping)
+    ]
+    return {"error": str(said.get("error"))[:200], "details": paths}

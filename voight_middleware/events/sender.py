@@ -1,0 +1,281 @@
+"""
+Voight's event API: every call as an event to ``POST {base}/v1/events``, by the one process of a host that ingests.
+
+Never on the request's path: what is sent comes from the outbox and the ledger. At least once: the place in the outbox is kept after every
+answer, and nothing is sent again that was accepted. Twice goes only an event whose acceptance was not heard of: one for a process that is
+killed just then, and one whose connection broke or timed out after the server had taken it. Sources: Voight's published
+documentation, "Events API"; its Apache-2.0 wrappers ``@voightxyz/sdk`` 0.6.5 and ``@voightxyz/openai`` 0.1.6.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import deque
+from typing import NamedTuple
+
+import msgspec
+
+from voight_middleware.config.values import EventsTarget
+from voight_middleware.diagnostics import report_internal_error, warn_once
+from voight_middleware.events.api import Answer, EventApi, reason
+from voight_middleware.events.event import event
+from voight_middleware.events.outbox import Entry, Outbox, Place
+from voight_middleware.ledger import Ledger
+from voight_middleware.ledger.find_call import call_at
+from voight_middleware.records.call import Call
+
+SETTLE_SECONDS = 15.0
+"""How long a call without a certain owner waits for the end of its request. Those behind it wait too, once for all of them."""
+SPACING = 1.05
+"""A little slower than allowed: events that were held up on their way come closer together than they were sent."""
+FIRST_PAUSE = 1.0
+LONGEST_PAUSE = 60.0
+"""Between two attempts while the server does not answer or fails, in seconds; doubled each time, and less by up to a half by chance."""
+LONGEST_WAIT = 3600.0
+"""The most that ``Retry-After`` is followed, and the pause where a quota is spent."""
+MOST_READY = 5_000
+FRESH_SECONDS = 60.0
+"""How long what was read from the ledger may be sent: who is erased meanwhile must not be named an hour later, when a server is back."""
+REFILL_SECONDS = 1.0
+"""How long the calls of one round may be looked up: a fork, a flush and the next calls wait for the end of the round."""
+
+_encode = msgspec.json.Encoder().encode
+
+
+class _Ready(NamedTuple):
+    call_id: str
+    body: bytes | None
+    """The event; None for a call that is not in the ledger any more, or that cannot be told as one."""
+    behind: Place
+    read_at: float
+    """By ``time.monotonic()``."""
+    defect: str | None = None
+    """Why the call cannot be told as an event."""
+
+
+class EventSender:
+    """
+    Sends the outbox's calls as events, one at a time, on a thread of its own.
+
+    Evenly spaced, so that no minute has more than the plan allows, wherever the server lets a minute begin. Several hosts with one key
+    share its limit: what that leaves of it, they are told by ``Retry-After``.
+    """
+
+    def __init__(self, target: EventsTarget, outbox: Outbox) -> None:
+        self._target = target
+        self._outbox = outbox
+        self._interval = SPACING * 60.0 / target.per_minute
+        self._most_ready = min(MOST_READY, max(20, target.per_minute // 10))
+        self._ready: deque[_Ready] = deque()
+        self._read_up_to: Place | None = None
+        self._generation = 0
+        self._reading = threading.Lock()
+        self._head: tuple[str, float] | None = None
+        self._filled = threading.Event()
+        self._stopping = threading.Event()
+        self.stopped = False
+        """Whether nothing is sent any more, as somebody has to put something right."""
+        self._failures = 0
+        self._answering = threading.Lock()
+        self._abandoned = False
+        self._chance = random.Random()  # not the application's: it may have seeded that
+        self._api = EventApi(target)
+        self._thread: threading.Thread | None = None
+
+    # -- rounds of the ingester -----------------------------------------------------------------------------------------------
+
+    def refill(self, ledger: Ledger) -> None:
+        """
+        Make events of the next calls in the outbox.
+
+        Raises:
+            LedgerError: The ledger cannot be read.
+        """
+        with self._reading:
+            generation, start = self._generation, self._read_up_to
+        if self.stopped or len(self._ready) > self._most_ready // 2:
+            return
+        until = time.monotonic() + REFILL_SECONDS
+        try:
+            for waiting in self._outbox.read(start):
+                if len(self._ready) >= self._most_ready or time.monotonic() >= until:
+                    break
+                call = _find(ledger, waiting.entry)
+                if call is None and ledger.progress(waiting.segment) < waiting.end and self._is_there(waiting.segment):
+                    break  # its batch has not got into the ledger yet
+                if call is not None and not self._is_settled(call):
+                    break
+                ready = self._told(waiting.entry.call_id, call, waiting.behind)
+                with self._reading:
+                    if generation != self._generation:  # the thread has thrown away what was read: this lies behind it
+                        break
+                    self._ready.append(ready)
+                    self._read_up_to = waiting.behind
+        finally:
+            if self._ready:
+                self._start()
+                self._filled.set()
+
+    def _told(self, call_id: str, call: Call | None, behind: Place) -> _Ready:
+        ready = _Ready(call_id, None, behind, time.monotonic())
+        try:
+            return ready if call is None else ready._replace(body=_encode(event(call, self._target.agent)))
+        except Exception as error:  # one call that nobody has thought of must not stop the others
+            report_internal_error(error)
+            return ready._replace(defect=f"cannot be told as an event: {type(error).__name__}")
+
+    def _is_there(self, segment: str) -> bool:
+        return (self._outbox.folder.parent / segment).exists()
+
+    def _is_settled(self, call: Call) -> bool:
+        """Whether the owner is certain, or will not be any more."""
+        if call.attribution not in ("none", "error", "request"):
+            return True
+        if time.time() - (call.occurred_at + (call.duration or 0)) / 1e6 >= SETTLE_SECONDS:
+            return True
+        if self._head is None or self._head[0] != call.call_id:
+            self._head = (call.call_id, time.monotonic())
+        return time.monotonic() - self._head[1] >= SETTLE_SECONDS  # a call with a time in the future waits no longer either
+
+    def _start(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._loop, name="voight-events", daemon=True)
+            try:
+                self._thread.start()
+            except RuntimeError:  # Python 3.12+ starts no thread while the process ends: the next process sends them
+                self.stopped = True
+
+    def stop(self, timeout: float) -> None:
+        """
+        End the thread, when the event that is under way has been answered; what was not sent stays in the outbox. An answer that comes
+        after *timeout* seconds is not heard: the outbox may be another's by then, who is further on.
+        """
+        self._stopping.set()
+        self._filled.set()
+        if self._thread is not None and self._thread.ident is not None:
+            self._thread.join(timeout)
+        self._abandoned = True
+        if self._answering.acquire(timeout=timeout):  # what is being written now is awaited
+            self._answering.release()
+
+    # -- the thread -----------------------------------------------------------------------------------------------------------
+
+    def _loop(self) -> None:
+        if (before := self._outbox.state.sent_at) is not None:  # by the process before this one
+            self._stopping.wait(min(self._interval, max(0.0, self._interval - (time.time() - before / 1e6))))
+        while not self._stopping.is_set() and not self.stopped:
+            ready = self._take()
+            if ready is None:
+                self._filled.wait()
+                self._filled.clear()
+                continue
+            try:
+                pause = self._deliver(ready)
+            except OSError as error:  # what has been sent cannot be kept: it would be sent again
+                self._complain_of_disk(error)
+                pause = LONGEST_PAUSE
+            except Exception as error:
+                report_internal_error(error)
+                self._outbox.note(problem=f"an error of our own: {type(error).__name__}")
+                pause = LONGEST_PAUSE
+            self._stopping.wait(pause)
+
+    def _take(self) -> _Ready | None:
+        """The next event. Where what was read is old, all of it is thrown away, and the next round of the ingester reads it again."""
+        with self._reading:
+            if self._ready and time.monotonic() - self._ready[0].read_at > FRESH_SECONDS:
+                self._ready.clear()
+                self._read_up_to = None
+                self._generation += 1
+            return self._ready[0] if self._ready else None
+
+    def _deliver(self, ready: _Ready) -> float:
+        """Send one event, once; answers the seconds until the next is due, or this one again."""
+        begun = time.monotonic()
+        answer = None if ready.body is None else self._api.post(ready.body)
+        with self._answering:
+            return 0.0 if self._abandoned else self._heard(ready, answer, begun)
+
+    def _heard(self, ready: _Ready, answer: Answer | None, begun: float) -> float:
+        outbox = self._outbox
+        if answer is None:
+            if ready.defect is None:
+                self._keep(ready, gone=outbox.state.gone + 1)
+            else:
+                outbox.refuse(ready.call_id, 0, ready.defect)
+                self._keep(ready, refused=outbox.state.refused + 1)
+            return 0.0
+        if answer.accepted:
+            self._keep(ready, sent=outbox.state.sent + 1, sent_at=time.time_ns() // 1000, problem=None, stopped=False)
+        elif answer.status in _STOPS:
+            self._stop_for(answer)
+            return 0.0
+        elif answer.status in _REFUSED:
+            outbox.refuse(ready.call_id, answer.status, reason(answer))
+            warn_once(f"Voight refuses events (HTTP {answer.status}): they are set aside with the reason, in {outbox.folder}")
+            self._keep(ready, refused=outbox.state.refused + 1, problem=None, stopped=False)
+        else:
+            self._failures += 1
+            self._complain(answer)
+            return max(self._interval, self._pause(answer, self._failures))
+        self._failures = 0
+        return max(0.0, self._interval - (time.monotonic() - begun))
+
+    def _keep(self, ready: _Ready, **changes: object) -> None:
+        """Keep that a call is done, however long the disk refuses: it must not be sent a second time."""
+        while True:
+            try:
+                self._outbox.settle(ready.behind, **changes)
+            except OSError as error:
+                self._complain_of_disk(error)
+                if self._stopping.wait(LONGEST_PAUSE):
+                    return
+            else:
+                self._ready.popleft()
+                return
+
+    def _stop_for(self, answer: Answer) -> None:
+        what = _STOPS[answer.status]
+        self.stopped = True
+        self._outbox.note(problem=f"{what} (HTTP {answer.status})", stopped=True)
+        warn_once(f"no events are sent any more: Voight says that {what} (HTTP {answer.status}); they wait, up to a million of them")
+
+    def _complain_of_disk(self, error: OSError) -> None:
+        warn_once(f"no events are sent: {self._outbox.folder} cannot be written ({error.strerror or error})")
+
+    def _complain(self, answer: Answer) -> None:
+        what = _PROBLEMS.get(answer.status) or (f"HTTP {answer.status}" if answer.status else answer.error)
+        if 200 <= answer.status < 400:
+            what = f"what is at this URL is not the event API (HTTP {answer.status})"
+        if self._outbox.state.problem != what or self._outbox.state.stopped:
+            self._outbox.note(problem=what, stopped=False)
+        warn_once(f"events wait, as Voight does not take them: {what}")
+
+    def _pause(self, answer: Answer, failures: int) -> float:
+        """Seconds until the next attempt."""
+        if answer.retry_after is not None:
+            return min(answer.retry_after, LONGEST_WAIT) + self._chance.uniform(0, FIRST_PAUSE / 4)
+        if answer.status == 402:
+            return LONGEST_WAIT
+        longest = LONGEST_PAUSE if answer.status in _AGAIN or answer.status == 0 or answer.status >= 500 else LONGEST_WAIT / 4
+        return float(min(longest, FIRST_PAUSE * 2 ** min(failures - 1, 20)) * self._chance.uniform(0.5, 1.0))
+
+
+_STOPS = {401: "the key is not accepted", 403: "the key may not send events", 410: "the agent was deleted"}
+_REFUSED = (400, 413, 415, 422)
+"""What is wrong with this one event. Whatever else a server or a proxy says, an event is kept until it is accepted."""
+_AGAIN = (402, 404, 405, 408, 409, 421, 425, 429)
+_PROBLEMS = {
+    402: "the quota is spent (HTTP 402)",
+    404: "there is no event API at this URL (HTTP 404)",
+    405: "there is no event API at this URL (HTTP 405)",
+    429: "more events than the plan allows (HTTP 429)",
+}
+
+
+def _find(ledger: Ledger, entry: Entry) -> Call | None:
+    """By its time, which every engine is ordered by; a job's answer may be kept under the time at which the job was submitted."""
+    found = call_at(ledger, entry.call_id, entry.occurred_at)
+    return ledger.call(entry.call_id) if found is None and entry.job else found

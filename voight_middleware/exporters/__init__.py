@@ -1,0 +1,1 @@
+"""Calls and figures for other tools: files, OpenTelemetry, Prometheus."""

@@ -1,0 +1,1 @@
+"""A call goes out: the SDKs, HTTP clients and WebSockets that are metered."""

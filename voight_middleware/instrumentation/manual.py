@@ -1,0 +1,408 @@
+"""record() and metered_call(): calls that no gate sees, written by hand."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+
+from voight_middleware.context.context import NOBODY, Frame, current_frame
+from voight_middleware.diagnostics import report_internal_error, warn_once
+from voight_middleware.instrumentation.request import ByHand, Place, current_entry
+from voight_middleware.pipeline.meter import current_meter
+from voight_middleware.pipeline.observers import Beginning, Watched
+from voight_middleware.pipeline.pseudonyms import kept_call_id
+from voight_middleware.providers.base import kept, usage_json
+from voight_middleware.providers.hosts import host_name
+from voight_middleware.providers.usage_formats import read_usage, recognise
+from voight_middleware.records.call import OUTCOMES, Call, new_call_id
+from voight_middleware.records.tags import Tags, make_tags
+from voight_middleware.records.usage import Usage, UsageError
+
+
+def record(
+    *,
+    provider: str,
+    model: str,
+    usage: Mapping[str, Any] | Usage | object,
+    tags: Mapping[str, str] | Tags | None = None,
+    occurred_at: datetime | None = None,
+    duration: float | None = None,
+    outcome: str = "ok",
+    endpoint: str | None = None,
+    base_url: str | None = None,
+    service_tier: str | None = None,
+    batch: bool = False,
+    call_id: str | None = None,
+) -> str:
+    """
+    Record a call that went another way than through a metered client; answers its ``call_id``.
+
+    Args:
+        provider: Who bills: ``openai``, ``anthropic``, ``azure``, ``openrouter``, …
+        model: The model as the provider names it.
+        usage: The provider's own usage object or JSON, or a ``Usage``. One that costs more than 9,223 USD is unpriced: record it in parts.
+        tags: Whose call it is; laid over the tags of here and now.
+        occurred_at: When it was made, with a time zone; by default now.
+        duration: Seconds that it took.
+        outcome: ``ok``, ``error``, ``aborted``, ``cancelled`` or ``truncated``.
+        endpoint: The dialect of *usage*, by default recognised from its keys: ``chat``, ``completions``, ``responses``, ``compact``,
+            ``decisions``, ``embeddings``, ``images``, ``transcriptions``, ``translations``, ``speech``, ``videos``, ``realtime``,
+            ``runs``, ``messages`` or ``generate_content``.
+        base_url: Where it was sent. Only its host name is kept.
+        service_tier: The tier that served it, where *usage* does not say.
+        batch: Whether it is billed at the batch rate.
+        call_id: Your own id of this call: recording it again changes nothing. One with personal data is kept as a digest.
+
+    Raises:
+        ValueError: An argument cannot be used; the message names it.
+    """
+    _check(
+        tags,
+        provider=provider,
+        model=model,
+        outcome=outcome,
+        occurred_at=occurred_at,
+        duration=duration,
+        base_url=base_url,
+        service_tier=service_tier,
+        batch=batch,
+        call_id=call_id,
+    )
+    _check_endpoint(endpoint)
+    raw, dialect = _raw_usage(usage, endpoint)
+    call = Call(
+        call_id=_own_id(call_id),
+        occurred_at=_microseconds(occurred_at or datetime.now(UTC)),
+        provider=provider.strip().lower(),
+        endpoint=dialect,
+        requested_model=model,
+        model=model,
+        host=host_name(base_url),
+        outcome=outcome,
+        duration=None if duration is None else round(duration * 1_000_000),
+        service_tier=service_tier,
+        batch=batch,
+        raw_usage=raw,
+    )
+    frame = _frame_with(tags)
+    meter = current_meter()
+    if meter.settings.enabled:
+        meter.finish(call, frame, frame.resolve())
+    return call.call_id
+
+
+class metered_call:
+    """
+    Meter one call that goes another way than through a metered client, such as a router's, or another SDK's::
+
+        with voight.metered_call(provider="openai", model="gpt-4o-mini", tags={"user_id": job.user_id}) as call:
+            answer = router.complete(...)
+            call.report(answer.usage, model=answer.model, response_id=answer.id)
+
+    Works with ``with`` and ``async with``, once per instance. Its owner is whoever is signed in when the block begins. What metered
+    clients send inside the block is not metered a second time; a block inside the block is a call of its own.
+
+    An exception that leaves the block makes the call an ``error``, or ``cancelled`` where it is none of ``Exception``, and is passed
+    on. A block that ends without ``report()`` is kept as a call whose usage is not known, and logged once.
+
+    Args:
+        provider: Who bills: ``openai``, ``anthropic``, ``azure``, ``openrouter``, …
+        model: The model that is asked for, as the provider names it.
+        tags: Whose call it is; laid over the tags of here and now.
+        endpoint: The dialect of the usage, as for ``record()``; by default recognised from its keys.
+        base_url: Where it is sent. Only its host name is kept.
+        service_tier: The tier that serves it, where the usage does not say.
+        batch: Whether it is billed at the batch rate.
+        call_id: Your own id of this call: metering it again changes nothing.
+        streamed: Whether the answer is streamed.
+
+    Raises:
+        ValueError: An argument cannot be used; the message names it.
+    """
+
+    __slots__ = ("_call", "_dialect", "_frame", "_here", "_outer", "_owner", "_process", "_reported", "_started", "_tags", "_watched")
+
+    def __init__(
+        self,
+        *,
+        provider: str,
+        model: str,
+        tags: Mapping[str, str] | Tags | None = None,
+        endpoint: str | None = None,
+        base_url: str | None = None,
+        service_tier: str | None = None,
+        batch: bool = False,
+        call_id: str | None = None,
+        streamed: bool = False,
+    ) -> None:
+        _check(
+            tags,
+            provider=provider,
+            model=model,
+            base_url=base_url,
+            service_tier=service_tier,
+            batch=batch,
+            call_id=call_id,
+            streamed=streamed,
+        )
+        _check_endpoint(endpoint)
+        self._call = Call(
+            call_id=_own_id(call_id),
+            occurred_at=0,
+            provider=provider.strip().lower(),
+            endpoint=endpoint or "usage",
+            requested_model=model,
+            model=model,
+            host=host_name(base_url),
+            service_tier=service_tier,
+            batch=batch,
+            streamed=streamed,
+        )
+        self._dialect = endpoint
+        self._tags = tags
+        self._frame: Frame | None = None
+        self._owner = NOBODY
+        self._here = ByHand()
+        self._outer: Place | ByHand | None = None
+        self._started: int | None = None
+        self._process = 0
+        self._reported = False
+        self._watched: Watched | None = None
+
+    @property
+    def call_id(self) -> str:
+        """The id of this call in the ledger."""
+        return self._call.call_id
+
+    def report(
+        self,
+        usage: Mapping[str, Any] | Usage | object = None,
+        *,
+        model: str | None = None,
+        response_id: str | None = None,
+        service_tier: str | None = None,
+        outcome: str | None = None,
+        endpoint: str | None = None,
+        **counts: int | None,
+    ) -> None:
+        """
+        Say what the provider has answered. Said again, what is said last holds, and what it leaves out stays as it was.
+
+        Args:
+            usage: The provider's own usage object or JSON, or a ``Usage``; None where the provider reported none.
+            model: The model that served the call.
+            response_id: The provider's id of the answer.
+            service_tier: The tier that served it.
+            outcome: ``ok``, ``error``, ``aborted``, ``cancelled`` or ``truncated``; an exception that leaves the block has the last word.
+            endpoint: The dialect of *usage*, where it differs from that of the block.
+            counts: Instead of *usage*, the counts of a ``Usage``: ``input=1200, cache_read=0, output=80``.
+
+        Raises:
+            ValueError: An argument cannot be used; the message names it, and nothing of this report is kept.
+        """
+        said = {"model": model, "response_id": response_id, "service_tier": service_tier, "outcome": outcome}
+        _check(**{name: value for name, value in said.items() if value is not None})
+        _check_endpoint(endpoint)
+        usage = _from_counts(usage, counts)
+        raw = None if usage is None else _raw_usage(usage, endpoint or self._dialect)
+        if not self._here.open:
+            warn_once("a report() came after its metered_call() block had ended: it is not counted")
+            return
+        call = self._call
+        if raw is not None:
+            call.raw_usage, call.endpoint = raw
+        call.model = model or call.model
+        call.response_id = response_id or call.response_id
+        call.service_tier = service_tier or call.service_tier
+        call.outcome = outcome or call.outcome
+        self._reported = True
+
+    def first_token(self) -> None:
+        """The first part of the answer is there: the time to it is kept. Only the first of these counts."""
+        if self._started is not None and self._call.ttft is None:
+            self._call.ttft = (time.perf_counter_ns() - self._started) // 1000
+
+    def __enter__(self) -> Self:
+        frame = self._begin()
+        try:
+            self._owner = frame.resolve()
+        except Exception as error:
+            report_internal_error(error)
+        self._open()
+        return self
+
+    async def __aenter__(self) -> Self:
+        frame = self._begin()
+        try:
+            self._owner = await frame.aresolve()
+        except Exception as error:
+            report_internal_error(error)
+        self._open()
+        return self
+
+    def __exit__(self, exc_type: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
+        if not self._here.open:
+            return
+        self._here.open = False
+        if current_entry.get() is self._here:
+            current_entry.set(self._outer)  # by value: a generator may leave its block in another copy of the context
+        try:
+            if self._watched is not None:
+                current_meter().watchers.left(self._watched)
+            self._end(exc)
+        except Exception as error:
+            report_internal_error(error)
+
+    async def __aexit__(self, exc_type: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
+        self.__exit__(exc_type, exc, trace)
+
+    def _begin(self) -> Frame:
+        if self._frame is not None:
+            raise RuntimeError("a metered_call() is one call: make a new one for each block")
+        self._frame = _frame_with(self._tags)
+        return self._frame
+
+    def _open(self) -> None:
+        self._outer = current_entry.get()
+        current_entry.set(self._here)
+        self._call.occurred_at = time.time_ns() // 1000
+        self._started = time.perf_counter_ns()
+        self._process = os.getpid()
+        try:
+            self._watch()
+        except Exception as error:
+            report_internal_error(error)
+
+    def _watch(self) -> None:
+        call, meter = self._call, current_meter()
+        if not meter.watchers.present or not meter.settings.enabled or self._frame is None:
+            return
+        self._watched = meter.watchers.begin(
+            Beginning(
+                provider=call.provider,
+                endpoint=call.endpoint,
+                requested_model=meter.guarded_text("requested_model", call.requested_model),
+                host=call.host,
+                streamed=call.streamed,
+                started_at=call.occurred_at * 1000,
+                owner=self._owner,
+                frame=self._frame,
+            )
+        )
+
+    def _end(self, error: BaseException | None) -> None:
+        call, meter = self._call, current_meter()
+        if self._started is None or self._frame is None or not meter.settings.enabled:
+            return
+        if self._process != os.getpid():
+            return  # a forked child leaves its parent's block too: the call is the parent's
+        call.duration = (time.perf_counter_ns() - self._started) // 1000
+        if error is not None:
+            call.outcome = "error" if isinstance(error, Exception) else "cancelled"
+            call.error = type(error).__name__
+        elif not self._reported:
+            warn_once("a metered_call() block ended without report(): what it cost is not known")
+        meter.finish(call, self._frame, self._owner, watched=self._watched)
+
+
+def _frame_with(tags: Mapping[str, str] | Tags | None) -> Frame:
+    """What is seen here and now, with *tags* laid over it."""
+    frame = current_frame()
+    if tags is None:
+        return frame
+    return Frame(frame.scope, frame.tags.merge(tags if isinstance(tags, Tags) else make_tags(tags)))
+
+
+def _from_counts(usage: object, counts: Mapping[str, object]) -> object:
+    """The usage that was reported: *usage*, or one of plain *counts*."""
+    known = [name for name in Usage.__struct_fields__ if name != "tools"]
+    for name in counts:
+        if name not in known:
+            raise ValueError(f"{name} is not a count of a usage; there are {', '.join(known)}")
+        if usage is not None:
+            raise ValueError(f"{name} cannot stand beside usage: give the provider's usage or plain counts")
+    return Usage(**counts) if counts else usage  # type: ignore[arg-type]
+
+
+_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "provider": (lambda value: isinstance(value, str) and bool(value.strip()), "a text that is not empty"),
+    "model": (lambda value: isinstance(value, str) and bool(value.strip()), "a text that is not empty"),
+    "outcome": (lambda value: value in OUTCOMES, f"one of {', '.join(OUTCOMES)}"),
+    "occurred_at": (
+        lambda value: value is None or (isinstance(value, datetime) and value.utcoffset() is not None),
+        "a datetime with a time zone",
+    ),
+    "duration": (
+        lambda value: value is None or (isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e9),
+        "seconds, 0 or more",
+    ),
+    "call_id": (lambda value: value is None or (isinstance(value, str) and 0 < len(value) <= 200), "a text of 1 to 200 characters"),
+    "base_url": (lambda value: value is None or isinstance(value, str), "a text"),
+    "service_tier": (lambda value: value is None or isinstance(value, str), "a text"),
+    "response_id": (lambda value: value is None or isinstance(value, str), "a text"),
+    "batch": (lambda value: isinstance(value, bool), "True or False"),
+    "streamed": (lambda value: isinstance(value, bool), "True or False"),
+}
+
+
+def _own_id(call_id: str | None) -> str:
+    return new_call_id() if call_id is None else kept_call_id(call_id, current_meter().settings.pii)
+
+
+def _check(tags: object = None, **arguments: object) -> None:
+    for name, value in arguments.items():
+        fits, expected = _CHECKS[name]
+        if not fits(value):
+            given = type(value).__name__ if name == "base_url" else repr(value)  # a URL can carry a password
+            raise ValueError(f"{name} must be {expected}, not {given}")
+    if tags is not None and not isinstance(tags, Tags | Mapping):
+        raise ValueError(f"tags must be a mapping or Tags, not {type(tags).__name__}")
+
+
+def _check_endpoint(endpoint: object) -> None:
+    if endpoint is not None:
+        try:
+            read_usage(endpoint if isinstance(endpoint, str) else repr(endpoint), {})
+        except UsageError as error:
+            raise ValueError(str(error)) from error
+
+
+def _microseconds(moment: datetime) -> int:
+    span = moment - datetime(1970, 1, 1, tzinfo=UTC)
+    return (span.days * 86_400 + span.seconds) * 1_000_000 + span.microseconds
+
+
+def _raw_usage(usage: object, endpoint: str | None) -> tuple[str, str]:
+    """The usage as JSON, and its dialect. It is read once here, so that a mistake is heard of by whoever made it."""
+    if isinstance(usage, Usage):
+        if usage.tools is not None and not isinstance(usage.tools, Mapping):
+            raise ValueError(f"usage.tools must be a mapping of counts, not {usage.tools!r}")
+        for name in usage.__struct_fields__:
+            counts = usage.tools or {} if name == "tools" else {name: getattr(usage, name)}
+            for key, count in counts.items():
+                if count is not None and (type(count) is not int or count < 0):
+                    raise ValueError(f"usage.{key} must be a count of 0 or more, not {count!r}")
+        return msgspec.json.encode(usage).decode(), "usage"
+    raw: str | None = None
+    plain: Any = None
+    try:
+        raw = kept(usage_json(usage))
+        plain = msgspec.json.decode(raw) if raw is not None else None
+    except (AttributeError, TypeError, RecursionError, msgspec.DecodeError):
+        pass
+    if raw is None or not isinstance(plain, dict):
+        raise ValueError(f"usage must be the provider's usage object, its JSON as a mapping, or a Usage, not {type(usage).__name__}")
+    dialect = endpoint or recognise(plain)
+    if dialect is None:
+        raise ValueError(f"usage has no keys that are known ({', '.join(sorted(plain)[:6])}): name its endpoint, such as endpoint='chat'")
+    try:
+        read_usage(dialect, plain)
+    except UsageError as error:
+        raise ValueError(f"usage: {error}") from error
+    return raw, dialect

@@ -1,0 +1,161 @@
+"""
+SdkEntry: one request through the openai or anthropic SDK.
+
+The answer is met where the SDK has made its own object of it: a stream is tapped, a raw response is watched, and everything else is
+read from the bytes that the SDK has read already.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from voight_middleware.diagnostics import report_internal_error, warn_once
+from voight_middleware.instrumentation.bodies import Body
+from voight_middleware.instrumentation.request import Entry
+from voight_middleware.instrumentation.streams import AsyncTap, Tap, hide_usage, quietly, watch_close
+from voight_middleware.instrumentation.usage_chunks import ALWAYS_SENT
+from voight_middleware.providers import bedrock
+from voight_middleware.providers.base import Endpoint
+from voight_middleware.providers.hosts import biller, platform
+from voight_middleware.providers.openai.batch_requests import uploaded
+
+_RAW_HEADER = "X-Stainless-Raw-Response"
+
+REFUSAL_SECONDS = 3600.0
+"""How long a host that refused ``stream_options`` is not asked again: it may be upgraded."""
+_refusing_usage: dict[str, float] = {}
+"""Hosts that refused ``stream_options`` and then answered without, and until when they are not asked (``time.monotonic``)."""
+
+
+class SdkEntry(Entry):
+    """One request through an SDK, from its entry to the end of its last answer."""
+
+    __slots__ = ("options",)
+
+    def __init__(self, client: Any, sdk: str, endpoint: Endpoint, options: Any, stream: bool) -> None:
+        host, provider = _whose(client, sdk)
+        body = options.json_data if endpoint.later != "names" else uploaded(options.json_data, options.files)
+        super().__init__(endpoint, options.url, body, host, provider, stream)
+        self.options = options
+        if stream and endpoint.asks_for_usage:
+            self._ask_for_usage(options)
+
+    def _ask_for_usage(self, options: Any) -> None:
+        """
+        A chat stream reports usage only where it was asked to; the chunk that carries it is hidden again.
+
+        Nothing is asked where the caller decided himself, or reads the raw body and would see that chunk.
+        """
+        body = self.body
+        if not isinstance(body, dict) or self.provider in ALWAYS_SENT or _refuses_usage(self.host):
+            return
+        wish = body.get("stream_options")
+        extra = getattr(options, "extra_json", None) or {}
+        if "stream_options" in extra or (wish is not None and not isinstance(wish, dict)) or (wish and "include_usage" in wish):
+            return
+        headers = options.headers if isinstance(options.headers, Mapping) else {}
+        if headers.get(_RAW_HEADER) == "stream":
+            return
+        self.options = options.model_copy() if hasattr(options, "model_copy") else options.copy()
+        self.options.json_data = {**body, "stream_options": {**(wish or {}), "include_usage": True}}
+        self.asked_for_usage = True
+
+    def may_go_without_usage(self, error: BaseException) -> bool:
+        """
+        Return whether a server seems to have refused our ``stream_options``. Then the caller's own request is sent once more.
+
+        A refusal that is about something else may quote the caller: only an answer to the second request shows that it was about ours.
+        """
+        if not self.asked_for_usage or getattr(error, "status_code", None) not in (400, 422):
+            return False
+        param = getattr(error, "param", None)
+        if "stream_options" not in (param if isinstance(param, str) else str(error)):
+            return False
+        self.asked_for_usage = False
+        return True
+
+    def answered_without_usage(self) -> None:
+        """Remember that the host answers a stream only where usage is not asked for. Never raises."""
+        _refusing_usage[self.host] = time.monotonic() + REFUSAL_SECONDS
+        quietly(warn_once, "a server refused stream_options.include_usage; its streams are metered by estimate")
+
+    def watch(self, response: Any, result: Any, retries: int) -> None:
+        """Meter an answer: at once where it is whole, at its end where it is streamed."""
+        if response.status_code >= 400:  # a middleware of the SDK sees refusals too; the request raises, or is sent again
+            return
+        if self.provider == "bedrock":
+            self.endpoint = bedrock.counted(self.endpoint, response.headers)
+        if not self.stream or self.endpoint.lines is not None:
+            self._answers += 1
+            if not response.is_closed:
+                self.read_when_closed(response, retries)
+            elif self.endpoint.lines is not None:
+                self.lines_read(response.content)
+            else:
+                self.body_read(response.content, response.status_code, retries)
+        elif hasattr(type(result), "__stream__"):
+            self._answers += 1
+            self._tap(response, result, retries)
+        elif hasattr(result, "parse"):
+            self._answers += 1
+            self._tap_when_parsed(response, result, retries)
+
+    def _tap(self, response: Any, stream: Any, retries: int) -> None:
+        ending = self.ending(response.status_code, retries)
+        if ending is not None:
+            iterator = stream._iterator
+            stream._iterator = AsyncTap(iterator, ending) if hasattr(iterator, "__anext__") else Tap(iterator, ending)
+            watch_close(response, ending.closed)
+
+    def _tap_when_parsed(self, response: Any, result: Any, retries: int) -> None:
+        """``with_raw_response``, ``with_streaming_response``: ``parse()`` makes the stream, or the caller reads the body by hand."""
+        parse = result.parse
+        body = Body(response)
+        tapped = False
+
+        def closed() -> None:
+            if not tapped and (ending := self.ending(response.status_code, retries)) is not None:
+                self.read_by_hand(body, ending)
+
+        def taken(stream: Any) -> Any:
+            nonlocal tapped
+            if not tapped and hasattr(type(stream), "__stream__"):
+                tapped = True
+                result.__dict__.pop("parse", None)  # it refers to *result*
+                body.forget()
+                try:
+                    self._tap(response, stream, retries)
+                except Exception as error:
+                    report_internal_error(error)
+                    if self.asked_for_usage:
+                        quietly(hide_usage, stream)
+            return stream
+
+        def parse_and_tap(*args: Any, **kwargs: Any) -> Any:
+            return taken(parse(*args, **kwargs))
+
+        async def aparse_and_tap(*args: Any, **kwargs: Any) -> Any:
+            return taken(await parse(*args, **kwargs))
+
+        result.parse = functools.wraps(parse)(aparse_and_tap if inspect.iscoroutinefunction(parse) else parse_and_tap)
+        watch_close(response, closed, body)
+
+
+def _refuses_usage(host: str) -> bool:
+    until = _refusing_usage.get(host)
+    if until is None:
+        return False
+    if time.monotonic() < until:
+        return True
+    _refusing_usage.pop(host, None)
+    return False
+
+
+def _whose(client: Any, sdk: str) -> tuple[str, str]:
+    """Return the host that a client talks to, and who bills for it. A host that is not known, such as a proxy, is the SDK's provider's."""
+    host: str = client._base_url.host
+    return host, biller(host) or platform(type(client)) or sdk

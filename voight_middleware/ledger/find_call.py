@@ -1,0 +1,24 @@
+"""Find one call in a ledger by its id and time."""
+
+from __future__ import annotations
+
+from voight_middleware.ledger import Ledger, Window
+from voight_middleware.records.call import Call
+
+_ALIKE = 20
+
+
+def call_at(ledger: Ledger, call_id: str, occurred_at: int) -> Call | None:
+    """
+    The call of that id and time, in microseconds since 1970 UTC: what every engine is ordered by. Of ten thousand that were imported with
+    one time only those are read whose ids are much like this one; a few at a time, which no engine opens a connection for.
+    """
+    window, before = Window(occurred_at, occurred_at + 1), call_id[:-1]
+    while True:
+        alike = list(ledger.calls(window=window, limit=_ALIKE, after=(occurred_at, before)))
+        for call in alike:
+            if call.call_id == call_id:
+                return call
+        if len(alike) < _ALIKE or alike[-1].call_id > call_id:
+            return None
+        before = alike[-1].call_id

@@ -1,0 +1,151 @@
+"""What becomes of a batch inside its transaction: calls are copied, prices and keys learned, owners found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
+from typing import TypeVar
+
+import msgspec
+
+from voight_middleware.ledger.base import FormerPrice, Progress
+from voight_middleware.ledger.postgres.connection import Connection, row, run, run_many
+from voight_middleware.ledger.postgres.schema import FORMER, INSERT, LOCK, REPRICE, STAGING
+from voight_middleware.ledger.postgres.values import STORED, change, copied, former_values, owner, prices_of, storable, to_stored, told
+from voight_middleware.records.call import Call, Settlement, Submission
+
+_Item = TypeVar("_Item")
+_encode = msgspec.json.Encoder().encode
+_decode_submission = msgspec.json.Decoder(Submission).decode
+
+
+class Intake:
+    """The writing of one connection. Every method is called inside a transaction, and takes the lock of writers in it."""
+
+    def __init__(self, db: Connection) -> None:
+        self._db = db
+        self._prices: set[int] = set()
+        self._extra_keys: set[str] = set()
+
+    def rolled_back(self) -> None:
+        """What was learned in the transaction is not known after all."""
+        self._prices.clear()
+        self._extra_keys.clear()
+
+    def insert(self, calls: Sequence[Call], others: Sequence[Settlement | Submission], progress: Progress | None) -> int:
+        """As ``Ledger.insert``."""
+        plain = [call for call in calls if call.job is None]
+        if plain:
+            self._copy(plain)
+        run(self._db, LOCK)
+        self._learn((key for record in (*calls, *others) for key in record.tags.extra), prices_of(calls))
+        new = run(self._db, INSERT).rowcount if plain else 0
+        for some in _rounds([call for call in calls if call.job is not None], lambda call: call.call_id):
+            new += row(self._db, "SELECT voight.tell(?::jsonb)", told(map(to_stored, some)))[0]
+        for _, alike in groupby(others, type):
+            records = list(alike)
+            self._settle([one for one in records if isinstance(one, Settlement) and one.tags.user_id is not None])
+            self._submit([one for one in records if isinstance(one, Submission)])
+        if progress is not None:
+            run(
+                self._db,
+                "INSERT INTO voight.segments VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET ingested = excluded.ingested",
+                [progress.segment, progress.offset],
+            )
+        return new
+
+    def keep(self, calls: Sequence[Call], former: Mapping[str, Sequence[FormerPrice]], anew: bool) -> int:
+        """As ``Ledger.keep``."""
+        written = 0
+        for some in _rounds(calls, lambda call: call.call_id):
+            self._copy(some)
+            run(self._db, LOCK)
+            self._learn((key for call in some for key in call.tags.extra), prices_of(some, former))
+            if anew:
+                ids = [call.call_id for call in some]
+                run(self._db, "DELETE FROM voight.former_costs WHERE call_id = ANY(?)", [ids])
+                run(self._db, "DELETE FROM voight.calls WHERE call_id = ANY(?)", [ids])
+            new = [call_id for (call_id,) in run(self._db, f"{INSERT} RETURNING call_id").fetchall()]
+            run(self._db, "TRUNCATE pg_temp.voight_calls")
+            rows = [former_values(call_id, price) for call_id in new for price in former.get(call_id, ())]
+            run_many(self._db, f"INSERT INTO voight.former_costs ({', '.join(FORMER)}) VALUES ({', '.join('?' * len(FORMER))})", rows)
+            written += len(new)
+        return written
+
+    def reprice(self, changes: Sequence[tuple[Call, Call]], now: int) -> int:
+        """As ``Ledger.reprice``, of calls that have changed."""
+        run(self._db, LOCK)
+        self._learn((), prices_of(after for _, after in changes))
+        return sum(
+            run(self._db, REPRICE, [_encode([change(*one) for one in some]).decode(), now]).rowcount
+            for some in _rounds(changes, lambda one: one[0].call_id)
+        )
+
+    def _copy(self, calls: Sequence[Call]) -> None:
+        """Put calls where they are inserted from: a table of this session, which a pooler may have changed since the last time."""
+        if row(self._db, "SELECT to_regclass('pg_temp.voight_calls') IS NULL")[0]:
+            run(self._db, STAGING)
+        with self._db.cursor().copy(f"COPY pg_temp.voight_calls ({', '.join(STORED)}) FROM STDIN".encode()) as copy:
+            copy.write(copied(map(to_stored, calls)))
+
+    def _settle(self, settlements: Sequence[Settlement]) -> None:
+        owned = [(call_id, one) for one in settlements for call_id in dict.fromkeys(one.call_ids)]
+        for some in _rounds(owned, itemgetter(0)):
+            rows = [{"call_id": storable(call_id), **owner(one.tags, one.attribution)} for call_id, one in some]
+            run(self._db, "SELECT voight.settle(?::jsonb)", [_encode(rows).decode()])
+        jobs = [(name, one) for name, one in owned if "/" in name]
+        known = submissions(self._db, [name for name, _ in jobs])
+        for name, one in jobs:
+            submission = known.get(name)
+            if submission is not None and submission.attribution in ("none", "error", "request"):
+                tags = submission.tags.merge(one.tags)
+                known[name] = msgspec.structs.replace(submission, tags=tags, attribution=one.attribution)
+                self._keep(known[name])
+
+    def _submit(self, submitted: Sequence[Submission]) -> None:
+        known = submissions(self._db, [one.job for one in submitted])
+        for one in submitted:
+            if known.setdefault(one.job, one) is one:
+                self._keep(one)
+
+    def _keep(self, submission: Submission) -> None:
+        """Keep who has submitted a job, and make it the owner of the answers that were here before."""
+        owned = submission
+        if submission.tags.user_id is None and submission.part_of is not None:
+            owned = submissions(self._db, [submission.part_of]).get(submission.part_of, submission)
+        values = None if owned.tags.user_id is None else _encode(owner(owned.tags, owned.attribution)).decode()
+        run(
+            self._db,
+            "SELECT voight.submit(?, ?, ?, ?, ?::jsonb)",
+            [submission.job, submission.part_of, submission.submitted_at, _encode(submission).decode(), values],
+        )
+
+    def _learn(self, keys: Iterable[str], prices: Mapping[int, str]) -> None:
+        """Keep extra keys and prices that this ledger has not written yet."""
+        if new_keys := {*map(storable, keys)} - self._extra_keys:
+            run_many(self._db, "INSERT INTO voight.extra_keys VALUES (?) ON CONFLICT DO NOTHING", [(key,) for key in new_keys])
+            self._extra_keys |= new_keys
+        if new_prices := prices.keys() - self._prices:
+            rows = [(number, prices[number]) for number in new_prices]
+            run_many(self._db, "INSERT INTO voight.prices VALUES (?, ?) ON CONFLICT DO NOTHING", rows)
+            self._prices |= new_prices
+
+
+def submissions(db: Connection, jobs: Collection[str]) -> dict[str, Submission]:
+    """Those of *jobs* that are known."""
+    if not jobs:
+        return {}
+    rows = run(db, "SELECT job, submission FROM voight.submitted(?::text[])", [list(jobs)]).fetchall()
+    return {job: _decode_submission(text) for job, text in rows}
+
+
+def _rounds(items: Sequence[_Item], key: Callable[[_Item], str]) -> Iterator[list[_Item]]:
+    """*items* in their order, in lists in which no key is twice: what a statement does to a row, it does once."""
+    while items:
+        some, rest = dict[str, _Item](), list[_Item]()
+        for item in items:
+            if some.setdefault(key(item), item) is not item:
+                rest.append(item)
+        yield list(some.values())
+        items = rest

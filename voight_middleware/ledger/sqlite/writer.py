@@ -1,0 +1,182 @@
+"""What becomes of a batch inside its transaction: calls are inserted, prices and keys learned, owners found."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Collection, Mapping, Sequence
+from itertools import chain
+
+import msgspec
+
+from voight_middleware.ledger.base import FormerPrice, Progress
+from voight_middleware.ledger.rows import Row, extra_text
+from voight_middleware.ledger.sqlite.schema import (
+    INSERT_ALL,
+    INSERT_AS_IT_IS,
+    INSERT_COMMON,
+    INSERT_FORMER,
+    KEEP_FORMER,
+    REPRICE,
+    common_values,
+    former_values,
+    rare_values,
+    read_values,
+    repriced_values,
+)
+from voight_middleware.records.call import Call, Settlement, Submission
+from voight_middleware.records.tags import Tags
+
+_SETTLE = """
+UPDATE calls SET
+    user_id = IIF(attribution = 'request', ?, COALESCE(user_id, ?)), plan = COALESCE(plan, ?), tenant_id = COALESCE(tenant_id, ?),
+    route = COALESCE(route, ?), release = COALESCE(release, ?), session_id = COALESCE(session_id, ?),
+    tags_extra = COALESCE(json_patch(NULLIF(?, ''), COALESCE(tags_extra, '{}')), tags_extra),
+    attribution = ?
+WHERE call_id = ? AND attribution IN ('none', 'error', 'request')"""
+
+_OWN = """
+UPDATE calls SET
+    user_id = ?, plan = ?, tenant_id = ?, route = ?, release = ?, session_id = ?, tags_extra = NULLIF(?, ''), attribution = ?
+WHERE job = ? OR (job > ? AND job < ?)"""
+"""The parts of a job are between its name with a slash, and with the character behind that."""
+
+_encode = msgspec.json.Encoder().encode
+_decode_submission = msgspec.json.Decoder(Submission).decode
+
+
+class Intake:
+    """The writing of one connection. Every method is called inside a transaction."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+        self._price_ids: dict[str, int] = {}
+        self._extra_keys: set[str] = set()
+
+    def rolled_back(self) -> None:
+        """What was learned in the transaction is not known after all."""
+        self._price_ids.clear()
+        self._extra_keys.clear()
+
+    def insert(self, calls: Sequence[Call], others: Sequence[Settlement | Submission], progress: Progress | None) -> int:
+        """As ``Ledger.insert``."""
+        new = self._insert_calls(calls)
+        for record in others:
+            if isinstance(record, Submission):
+                self._submit(record)
+            else:
+                self._settle(record)
+        if progress is not None:
+            self._db.execute(
+                "INSERT INTO segments (name, offset) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET offset = excluded.offset",
+                (progress.segment, progress.offset),
+            )
+        return new
+
+    def keep(self, calls: Sequence[Call], former: Mapping[str, Sequence[FormerPrice]], anew: bool) -> int:
+        """As ``Ledger.keep``."""
+        single = [call for call in calls if anew or former.get(call.call_id)]
+        others = [call for call in calls if not (anew or former.get(call.call_id))]
+        new = sum(self._keep_call(call, former.get(call.call_id, ()), anew) for call in single)
+        return new + self._insert_calls(others, INSERT_AS_IT_IS)
+
+    def reprice(self, changes: Sequence[tuple[Call, Call]], now: int) -> int:
+        """As ``Ledger.reprice``, of calls that have changed."""
+        count = 0
+        for before, after in changes:
+            if self._db.execute(KEEP_FORMER, (now, *read_values(before))).rowcount:
+                price_id = None if after.price is None else self._price_id(after.price)
+                self._db.execute(REPRICE, repriced_values(after, price_id))
+                count += 1
+        return count
+
+    def _insert_calls(self, calls: Sequence[Call], with_rare: str = INSERT_ALL) -> int:
+        common: list[Row] = []
+        others: list[Row] = []
+        for call in calls:
+            values = common_values(call, None if call.price is None else self._price_id(call.price))
+            if (rare := rare_values(call)) is None:
+                common.append(values)
+            else:
+                others.append(values + rare)
+            if call.tags.extra:
+                self._learn(call.tags.extra)
+        new = 0
+        for rows, statement in INSERT_COMMON.items():
+            while len(common) >= rows:
+                some, common = common[:rows], common[rows:]
+                new += self._db.execute(statement, tuple(chain.from_iterable(some))).rowcount
+        if others:
+            new += self._db.executemany(with_rare, others).rowcount
+        return new
+
+    def _keep_call(self, call: Call, former: Sequence[FormerPrice], anew: bool) -> int:
+        if anew:
+            self._db.execute("DELETE FROM former_costs WHERE call_id = ?", (call.call_id,))
+            self._db.execute("DELETE FROM calls WHERE call_id = ?", (call.call_id,))
+        values, rare = common_values(call, None if call.price is None else self._price_id(call.price)), rare_values(call)
+        new = self._db.execute(*((INSERT_COMMON[1], values) if rare is None else (INSERT_AS_IT_IS, values + rare))).rowcount
+        if new:
+            self._learn(call.tags.extra)
+            for price in former:
+                price_id = None if price.price is None else self._price_id(price.price)
+                self._db.execute(INSERT_FORMER, former_values(call.call_id, price, price_id))
+        return new
+
+    def _settle(self, settlement: Settlement) -> None:
+        self._learn(settlement.tags.extra)
+        if settlement.tags.user_id is None:
+            return
+        values = (settlement.tags.user_id, *_owner_values(settlement.tags), settlement.attribution)
+        self._db.executemany(_SETTLE, [(*values, call_id) for call_id in settlement.call_ids])
+        jobs = [name for name in settlement.call_ids if "/" in name]
+        for submission in submissions(self._db, jobs).values():
+            if submission.attribution in ("none", "error", "request"):
+                tags = submission.tags.merge(settlement.tags)
+                self._keep(msgspec.structs.replace(submission, tags=tags, attribution=settlement.attribution))
+
+    def _submit(self, submission: Submission) -> None:
+        if not submissions(self._db, [submission.job]):
+            self._keep(submission)
+
+    def _keep(self, submission: Submission) -> None:
+        """Keep who has submitted a job, and make it the owner of the answers that were here before."""
+        self._learn(submission.tags.extra)
+        self._db.execute(
+            "INSERT OR REPLACE INTO jobs (job, part_of, submitted_at, submission) VALUES (?, ?, ?, ?)",
+            (submission.job, submission.part_of, submission.submitted_at, _encode(submission).decode()),
+        )
+        owner = submission
+        if submission.tags.user_id is None and submission.part_of is not None:
+            owner = submissions(self._db, [submission.part_of]).get(submission.part_of, submission)
+        if owner.tags.user_id is None:
+            return
+        parts = self._db.execute("SELECT job FROM jobs WHERE part_of = ? AND NOT (job LIKE ? || '/%')", (submission.job, submission.job))
+        for job in (submission.job, *(name for (name,) in parts.fetchall())):
+            self._db.execute(_OWN, (*_owner_values(owner.tags), owner.attribution, job, f"{job}/", f"{job}0"))
+
+    def _price_id(self, price: str) -> int:
+        if price not in self._price_ids:
+            self._db.execute("INSERT INTO prices (price) VALUES (?) ON CONFLICT DO NOTHING", (price,))
+            (price_id,) = self._db.execute("SELECT price_id FROM prices WHERE price = ?", (price,)).fetchone()
+            self._price_ids[price] = price_id
+        return self._price_ids[price]
+
+    def _learn(self, extra: Mapping[str, str]) -> None:
+        for key in extra:
+            if key not in self._extra_keys:
+                self._db.execute("INSERT INTO extra_keys (key) VALUES (?) ON CONFLICT DO NOTHING", (key,))
+                self._extra_keys.add(key)
+
+
+def submissions(db: sqlite3.Connection, jobs: Collection[str]) -> dict[str, Submission]:
+    """Those of *jobs* that are known."""
+    found: dict[str, Submission] = {}
+    for job in jobs:
+        row = db.execute("SELECT submission FROM jobs WHERE job = ?", (job,)).fetchone()
+        if row is not None:
+            found[job] = _decode_submission(row[0])
+    return found
+
+
+def _owner_values(tags: Tags) -> Row:
+    return (tags.user_id, tags.plan, tags.tenant_id, tags.route, tags.release, tags.session_id, extra_text(tags.extra))

@@ -1,0 +1,1 @@
+"""Changes to a ledger as a whole."""

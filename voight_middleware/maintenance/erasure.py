@@ -1,0 +1,104 @@
+"""
+Data rights: one person's ids taken out of ledger and journals, and calls that are older than they may become.
+
+Every step can be broken off and done again: what was done stays done, and a second run changes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from voight_middleware.config.settings import Settings
+from voight_middleware.ledger import Holdings, Ledger
+from voight_middleware.ledger.erasure import SHORTEST_SEARCHED, spellings
+from voight_middleware.pipeline.ingest import drain
+from voight_middleware.pipeline.journal import REASONS, REJECTED, segments
+
+WAIT_SECONDS = 10.0
+"""How long an erasure waits until a living application has brought what it wrote into the ledger."""
+
+
+@dataclass(frozen=True, slots=True)
+class Erasure:
+    """What was kept about a person, and what has become of it."""
+
+    found: Holdings
+    token: str | None = None
+    """What stands in the place of the ids now; None where nothing was changed."""
+    remains: tuple[str, ...] = ()
+    """Files that still have one of the ids in them."""
+    waiting: tuple[str, ...] = ()
+    """Journals with records that no ingester has brought in yet."""
+
+
+def erase(ledger: Ledger, settings: Settings, names: Collection[str], *, dry_run: bool = False, wait: float = WAIT_SECONDS) -> Erasure:
+    """
+    Replace a person's ids in ledger and journals, irreversibly; what the calls cost and how many there are stays.
+
+    Args:
+        ledger: Where the calls are.
+        settings: Say where the journals are.
+        names: Every id under which the person may be kept.
+        dry_run: Only look.
+        wait: How many seconds living applications have to bring in what they wrote.
+
+    Raises:
+        LedgerError: The ledger cannot be written, or its file not be rewritten as another process reads it; a second run goes on.
+    """
+    if dry_run:
+        return Erasure(ledger.holdings(names))
+    waiting = _bring_in(ledger, settings, wait)
+    found = ledger.holdings(names)
+    token = None
+    if found:
+        token = f"erased:{secrets.token_hex(8)}"
+        ledger.erase(names, token)
+    _scrub(ledger, settings.journal, names)
+    return Erasure(found, token, tuple(ledger.purge(names)), tuple(waiting))
+
+
+def _bring_in(ledger: Ledger, settings: Settings, wait: float) -> list[str]:
+    """Have everything ingested that was written until now; answers the journals that were not."""
+    sizes = {segment.name: segment.size() for segment in segments(settings.journal)} if settings.journal.is_dir() else {}
+    deadline = time.monotonic() + wait
+    while True:
+        drain(settings.ledger, settings.journal, settings.prices)
+        left = [name for name, size in sizes.items() if (settings.journal / name).exists() and ledger.progress(name) < size]
+        if not left or time.monotonic() > deadline:
+            return left
+        time.sleep(0.1)
+
+
+def _scrub(ledger: Ledger, folder: Path, names: Collection[str]) -> None:
+    """Overwrite the ids in journals, where they have been ingested: nobody reads that again. What a writer adds is not touched."""
+    if not folder.is_dir():
+        return
+    names = spellings(names)
+    for segment in segments(folder):
+        _overwrite(segment.path, names, ledger.progress(segment.name))
+    _overwrite(folder / REJECTED, names, None)
+    _overwrite(folder / REASONS, names, None)  # an engine's message may quote an id
+
+
+def _overwrite(path: Path, names: Collection[str], end: int | None) -> None:
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        data = os.pread(fd, os.fstat(fd).st_size if end is None else end, 0)
+        for name in names:
+            text = name.encode() if len(name) >= SHORTEST_SEARCHED else f'"{name}"'.encode()
+            blank = b"x" * len(text) if len(name) >= SHORTEST_SEARCHED else b'"' + b"x" * (len(text) - 2) + b'"'
+            at = data.find(text)
+            while at >= 0:
+                os.pwrite(fd, blank, at)
+                at = data.find(text, at + len(text))
+        os.fsync(fd)
+    finally:
+        os.close(fd)

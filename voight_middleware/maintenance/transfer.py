@@ -1,0 +1,366 @@
+"""
+Moving: the calls of one ledger brought into another one, of whatever engine, with every price that they have had.
+
+The source is read in time order, a batch at a time, and each batch is a transaction of the target. What is there already is compared
+and not copied, so a run that was broken off is finished by another one, and a later run brings what the source has got since.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+
+from voight_middleware.ledger import FormerPrice, Ledger, LedgerError, Progress, Window
+from voight_middleware.records.call import Call, Record, Settlement, Submission, new_call_id
+from voight_middleware.records.tags import Tags
+
+BATCH = 5_000
+_ROUNDS = 3
+"""How often days that differ are gone through again: the source may be written meanwhile."""
+_OPEN = ("none", "error", "request")
+"""Attributions of calls that may still get an owner."""
+_ERASED = "erased:"
+
+History = Sequence[FormerPrice]
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """The calls of a day, added up. Money is in femto-dollars (1e-15 USD)."""
+
+    calls: int = 0
+    cost_femto: int = 0
+    """Of those that are priced."""
+    unpriced_calls: int = 0
+    partial_calls: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A day on which the source's calls are not in the target as they are in the source."""
+
+    day: str
+    """In UTC."""
+    source: Sums
+    target: Sums
+    """Of those calls of the target that the source has too."""
+    rollups: bool = False
+    """Whether the calls are right, and only what the target keeps beside them for faster answers is not: *target* is that then."""
+
+
+@dataclass(slots=True)
+class Move:
+    """What a move has found, and done."""
+
+    dry_run: bool = False
+    calls: int = 0
+    """Calls of the source."""
+    copied: int = 0
+    """Calls that the target lacked."""
+    changed: int = 0
+    """Calls that were there, and of which the source knew more: an owner, a usage, a price."""
+    left: int = 0
+    """Calls that were there, and of which the target knows more or something else: they stay as they are there."""
+    jobs: int = 0
+    """Submitted jobs that the target lacked, or of which the source knew more."""
+    refused: dict[str, str] = field(default_factory=dict)
+    """Why the target cannot keep a call, by its id."""
+    differences: list[Difference] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the target has everything that the source has, as it is there."""
+        return not (self.refused or self.differences)
+
+
+def move(source: Ledger, target: Ledger | None, *, dry_run: bool = False, done: Callable[[int], None] | None = None) -> Move:
+    """
+    Bring everything that *source* has into *target*, and compare them.
+
+    A call is one by its id: *target* may have calls of its own.
+
+    Args:
+        source: It is only read, and may be written by others meanwhile.
+        target: May be written by others meanwhile, too. None, for a dry run, where there is none yet.
+        dry_run: Only look; nothing is compared at the end.
+        done: Called with the number of calls of each batch, once they are in.
+
+    Raises:
+        LedgerError: Both are the same ledger, or one of them cannot be read or written. What was done stays done.
+    """
+    report = Move(dry_run)
+    if target is None:
+        report.calls = report.copied = source.spend()[0].calls
+        report.jobs = sum(map(len, _jobs(source)))
+        return report
+    if not dry_run:
+        _refuse_the_same(source, target)
+    erased = _bring_jobs(source, target, report)
+    there = {row.dimensions["day"] for row in target.spend(["day"])}
+    _bring_calls(source, target, Window(), report, erased, done=done, days=there)
+    if dry_run:
+        return report
+    report.differences = _compare(source, target)
+    for _ in range(_ROUNDS if report.differences else 0):
+        brought = report.copied, report.changed, report.jobs
+        counted = report.calls, report.left
+        _bring_jobs(source, target, report)
+        for difference in report.differences:
+            _bring_calls(source, target, _window_of(difference.day), report, erased)
+        report.calls, report.left = counted
+        if (report.copied, report.changed, report.jobs) == brought:
+            break
+        report.differences = _compare(source, target)
+        if not report.differences:
+            break
+    return report
+
+
+def _refuse_the_same(source: Ledger, target: Ledger) -> None:
+    """Two URLs may name one ledger: what is written into the one is seen in the other then."""
+    mark = f"move:{new_call_id()}"
+    target.insert([], Progress(mark, 1))
+    try:
+        same = source.progress(mark) == 1
+    finally:
+        target.forget(mark)
+    if same:
+        raise LedgerError("both are the same ledger: there is nothing to move")
+
+
+# -- jobs --------------------------------------------------------------------------------------------------------------------------
+
+
+def _jobs(source: Ledger) -> Iterator[list[Submission]]:
+    after = ""
+    while page := source.jobs(after):
+        after = page[-1].job
+        yield page
+
+
+def _bring_jobs(source: Ledger, target: Ledger, report: Move) -> dict[str, str]:
+    """Bring the submissions; answers the tokens of persons that were erased in the source and are not in the target, by their ids."""
+    erased: dict[str, str] = {}
+    for page in _jobs(source):
+        known = target.submissions([one.job for one in page])
+        records: list[Record] = []
+        for one in page:
+            there = known.get(one.job)
+            if there is None:
+                records.append(one)
+            elif there.attribution in _OPEN and one.attribution not in _OPEN:
+                records.append(Settlement(call_ids=(one.job,), tags=one.tags, attribution=one.attribution))
+            else:
+                erased |= _erased_names(one.tags, there.tags)
+        report.jobs += len(records)
+        if not report.dry_run:
+            target.insert(records)
+    if not report.dry_run:
+        _erase(target, erased)
+    return erased
+
+
+# -- calls -------------------------------------------------------------------------------------------------------------------------
+
+
+def _bring_calls(
+    source: Ledger,
+    target: Ledger,
+    window: Window,
+    report: Move,
+    erased: dict[str, str],
+    *,
+    done: Callable[[int], None] | None = None,
+    days: Iterable[str | None] | None = None,
+) -> None:
+    """Bring the calls of *window*; those of other days than *days* are not in the target yet, and nothing is looked for."""
+    known = None if days is None else set(days)
+    after: tuple[int, str] | None = None
+    while page := list(source.calls({}, window, BATCH, after=after)):
+        after = page[-1].occurred_at, page[-1].call_id
+        span = Window(page[0].occurred_at, page[-1].occurred_at + 1)
+        there: dict[str, Call] = {}
+        if known is None or not known.isdisjoint(_days(span)):
+            there = _same(target, page, span)
+        former = source.former([call.call_id for call in page])
+        missing = [call for call in page if call.call_id not in there]
+        if report.dry_run:
+            report.copied += len(missing)
+        elif missing:
+            report.copied += _keep(target, missing, former, report)
+        if there:
+            _bring_changes(target, [call for call in page if call.call_id in there], there, former, report, erased)
+        report.calls += len(page)
+        if done is not None:
+            done(len(page))
+
+
+def _same(target: Ledger, page: Sequence[Call], span: Window) -> dict[str, Call]:
+    """What the target has of *page*, by id; of its other calls none is held."""
+    ids = {call.call_id for call in page}
+    return {call.call_id: call for call in target.calls(window=span) if call.call_id in ids}
+
+
+def _bring_changes(
+    target: Ledger, page: Sequence[Call], there: dict[str, Call], former: dict[str, list[FormerPrice]], report: Move, erased: dict[str, str]
+) -> None:
+    """Bring what the source knows more of calls that the target has."""
+    fresh: dict[str, str] = {}
+    for call in page:
+        if (own := there[call.call_id]).attribution not in _OPEN:
+            fresh |= _erased_names(call.tags, own.tags)
+    fresh = {name: token for name, token in fresh.items() if name not in erased}
+    erased |= fresh
+    if fresh and not report.dry_run:  # whoever was erased in the source since is erased in the target, wherever the name stands
+        _erase(target, fresh)
+        there |= _same(target, page, Window(page[0].occurred_at, page[-1].occurred_at + 1))
+    before = target.former([call.call_id for call in page])
+    changed: list[Call] = []
+    histories: dict[str, History] = {}
+    for call in page:
+        own, old, new = there[call.call_id], before.get(call.call_id, []), former.get(call.call_id, [])
+        merged, history = _merged(call, new, own, old)
+        if (merged, history) != (own, old):
+            changed.append(merged)
+            histories[call.call_id] = history
+        if (merged, history) != (call, new):
+            report.left += 1
+    report.changed += len(changed)
+    if changed and not report.dry_run:
+        _keep(target, changed, histories, report, anew=True)
+
+
+def _keep(target: Ledger, calls: Sequence[Call], former: Mapping[str, History], report: Move, *, anew: bool = False) -> int:
+    """Keep calls; one that the target cannot keep does not stop the others."""
+    try:
+        return target.keep(calls, former, anew=anew)
+    except ValueError as error:
+        if len(calls) == 1:
+            report.refused[calls[0].call_id] = str(error)
+            return 0
+    return sum(_keep(target, [call], former, report, anew=anew) for call in calls)
+
+
+def _merged(call: Call, new: History, own: Call, old: History) -> tuple[Call, History]:
+    """What is known of a call and its former prices: *call* and *new* in the source, *own* and *old* in the target."""
+    merged, history = own, old
+    if own.job is not None and own.raw_usage is None and (call.raw_usage is not None or (own.outcome == "ok" != call.outcome)):
+        # Only told of in the source; its time, owner and what it was begun with are those of its beginning.
+        begun = ("occurred_at", "tags", "attribution", "job", "requested_model", "duration", "streamed", "batch")
+        merged, history = msgspec.structs.replace(call, **{name: getattr(own, name) for name in begun}), new
+    else:
+        prices, others = _figures(call, new), _figures(own, old)
+        if len(prices) > len(others) and prices[: len(others)] == others:  # repriced in the source since
+            kept = ("usage", "components", "cost_femto", "list_femto", "cost_status", "cost_reasons", "price")
+            merged, history = msgspec.structs.replace(own, **{name: getattr(call, name) for name in kept}), new
+    settled = own.attribution in _OPEN and call.attribution not in _OPEN
+    if (settled or _is_erased(call.tags)) and not _is_erased(own.tags):
+        merged = msgspec.structs.replace(merged, tags=call.tags, attribution=call.attribution, response_id=call.response_id)
+    return merged, history
+
+
+def _figures(call: Call, history: History) -> list[tuple[object, ...]]:
+    """Every price of a call, the original first."""
+    prices: list[FormerPrice | Call] = [*history, call]
+    return [(one.cost_femto, one.list_femto, one.cost_status, one.cost_reasons, one.price) for one in prices]
+
+
+# -- persons that were erased --------------------------------------------------------------------------------------------------------
+
+
+def _is_erased(tags: Tags) -> bool:
+    values = (tags.user_id, tags.plan, tags.tenant_id, tags.route, tags.release, tags.session_id, *tags.extra.values())
+    return any(value is not None and value.startswith(_ERASED) for value in values)
+
+
+def _erased_names(erased: Tags, named: Tags) -> dict[str, str]:
+    """The id in *named* that is a token in *erased*, with it."""
+    name, token = named.user_id, erased.user_id
+    if name is None or token is None or name.startswith(_ERASED) or not token.startswith(_ERASED):
+        return {}
+    return {name: token}
+
+
+def _erase(target: Ledger, erased: dict[str, str]) -> None:
+    for token in dict.fromkeys(erased.values()):
+        target.erase([name for name, one in erased.items() if one == token], token)
+
+
+# -- comparing -----------------------------------------------------------------------------------------------------------------------
+
+
+def _compare(source: Ledger, target: Ledger) -> list[Difference]:
+    """The days on which the target does not have what the source has, by the sums that each keeps and by its calls themselves."""
+    differences = []
+    expected, found, kept = _by_day(source), _by_day(target), _by_day(target, kept=True)
+    for day in sorted(expected):
+        if found.get(day) == expected[day]:
+            if kept.get(day) != found[day]:
+                differences.append(Difference(day, expected[day], kept.get(day, Sums()), rollups=True))
+            continue
+        window = _window_of(day)
+        shared = _added_up(_shared(source.calls(window=window), target.calls(window=window)))
+        whole = _added_up(source.calls(window=window))
+        if shared != whole:
+            differences.append(Difference(day, whole, shared))
+        elif kept.get(day) != found.get(day):
+            differences.append(Difference(day, found.get(day, Sums()), kept.get(day, Sums()), rollups=True))
+    return differences
+
+
+def _by_day(ledger: Ledger, *, kept: bool = False) -> dict[str, Sums]:
+    """The sums of each day in UTC, from the calls; or from what is *kept* beside them, where an engine does that."""
+    found: dict[str, Sums] = {}
+    for row in ledger.spend(["day"] if kept else ["day", "cost_status"]):
+        day = str(row.dimensions["day"])
+        before = found.get(day, Sums())
+        found[day] = Sums(
+            before.calls + row.calls,
+            before.cost_femto + (row.cost_femto or 0),
+            before.unpriced_calls + row.unpriced_calls,
+            before.partial_calls + row.partial_calls,
+        )
+    return found
+
+
+def _shared(calls: Iterable[Call], others: Iterator[Call]) -> Iterator[Call]:
+    """Those of *others* that are among *calls*; both are in order of time and id, and neither is held."""
+    other = next(others, None)
+    for call in calls:
+        while other is not None and (other.occurred_at, other.call_id) < (call.occurred_at, call.call_id):
+            other = next(others, None)
+        if other is not None and other.call_id == call.call_id:
+            yield other
+
+
+def _added_up(calls: Iterable[Call]) -> Sums:
+    count = cost = unpriced = partial = 0
+    for call in calls:
+        count += 1
+        cost += call.cost_femto or 0
+        unpriced += call.cost_status == "unpriced"
+        partial += call.cost_status == "partial"
+    return Sums(count, cost, unpriced, partial)
+
+
+# -- days ----------------------------------------------------------------------------------------------------------------------------
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_DAY = timedelta(days=1)
+
+
+def _window_of(day: str) -> Window:
+    begin = datetime.fromisoformat(day).replace(tzinfo=UTC)
+    since, until = ((moment - _EPOCH) // timedelta(microseconds=1) for moment in (begin, begin + _DAY))
+    return Window(since, until)
+
+
+def _days(window: Window) -> set[str]:
+    """The days that a bounded window touches."""
+    assert window.since is not None
+    assert window.until is not None
+    first, last = ((_EPOCH + timedelta(microseconds=at)).date() for at in (window.since, window.until - 1))
+    return {(first + number * _DAY).isoformat() for number in range((last - first).days + 1)}

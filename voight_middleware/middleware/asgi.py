@@ -1,0 +1,121 @@
+"""CostTagMiddleware for ASGI: Starlette, FastAPI, Litestar, Quart, Channels, and whatever else speaks it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from types import SimpleNamespace
+from typing import Any, cast
+
+from voight_middleware.context.context import Frame, current_frame, set_frame
+from voight_middleware.middleware.getters import Getter, Getters, request_user
+from voight_middleware.middleware.request_scope import Scope, hand_over
+from voight_middleware.middleware.routes import route_of, what_routers_left
+from voight_middleware.pipeline.meter import current_meter, flush_before_exit
+from voight_middleware.records.tags import NO_TAGS
+
+ScopeDict = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+_DEFAULT_GETTERS = Getters(request_user)
+
+ASGIApp = Callable[[ScopeDict, Receive, Send], Awaitable[None]]
+
+
+class CostTagMiddleware:
+    """
+    Bind a fresh cost scope to every request and WebSocket connection.
+
+    Nothing is asked before the first LLM call of a request, so it does not matter on which side of the authentication middleware
+    this one is. The getters get a ``starlette.requests.HTTPConnection`` and may be asynchronous; what they raise is counted and
+    logged once, and the call is kept without an owner.
+
+    Args:
+        app: The ASGI application to wrap.
+        user_getter: Answers the signed-in user's id: text, a whole number or a UUID, or None. By default the id of ``request.user``.
+        plan_getter: Answers the user's plan.
+        tenant_getter: Answers the user's tenant.
+        tags_getter: Answers a mapping of further tags, such as ``{"feature": "search"}``.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        user_getter: Getter | None = None,
+        *,
+        plan_getter: Getter | None = None,
+        tenant_getter: Getter | None = None,
+        tags_getter: Getter | None = None,
+    ) -> None:
+        self.app = app
+        if user_getter is plan_getter is tenant_getter is tags_getter is None:
+            self.getters = _DEFAULT_GETTERS
+        else:
+            self.getters = Getters(user_getter or request_user, plan_getter, tenant_getter, tags_getter)
+
+    async def __call__(self, scope: ScopeDict, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            return await self.app(scope, receive, _flushing(send) if scope["type"] == "lifespan" else send)
+        cost_scope = AsgiScope(scope, self.getters, self.app)
+        outer = current_frame()  # as `bind` does, without the price of an object and two calls
+        set_frame(Frame(cost_scope, NO_TAGS))
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            try:
+                if cost_scope.pending is None:
+                    cost_scope.let_go()
+                else:
+                    await cost_scope.settle()
+            finally:
+                set_frame(outer)
+            if current_meter().synchronous:
+                await hand_over()
+
+
+class AsgiScope(Scope):
+    """The cost scope of one ASGI request or connection."""
+
+    def __init__(self, scope: ScopeDict, getters: Getters = _DEFAULT_GETTERS, app: ASGIApp | None = None) -> None:
+        self._asgi: Mapping[str, Any] = scope
+        self._getters = getters
+        self._app = app
+
+    def make_request(self) -> Any:
+        """The connection, as Starlette shows it."""
+        try:
+            from starlette.requests import HTTPConnection
+        except ImportError as error:
+            if self._getters is _DEFAULT_GETTERS:  # which need no more than this
+                return SimpleNamespace(scope=self._asgi)
+            raise ImportError("getters need Starlette's HTTPConnection: pip install 'voight-middleware[asgi]'") from error
+        return HTTPConnection(cast("ScopeDict", self._asgi))
+
+    def read_route(self) -> str | None:
+        """What the router that has matched calls it."""
+        return route_of(self._asgi, self._app)
+
+    def forget_request(self) -> None:
+        """Keep nothing of the request but what the router has matched."""
+        self._asgi = {} if self._routed else what_routers_left(self._asgi)
+
+    def is_of(self, scope: ScopeDict) -> bool:
+        """Whether *scope* is that of the same request: the very one, or a copy that a middleware further in has made."""
+        return not self._ended and (scope is self._asgi or scope.get("headers") is self._asgi.get("headers"))
+
+    def refresh(self, scope: ScopeDict) -> None:
+        """Read from a copy of the request's scope, which what is further in has written to, from now on."""
+        self._asgi = scope
+
+
+def _flushing(send: Send) -> Send:
+    """Bring the ledger up to date before the server hears that the shutdown is complete, and may end the process."""
+
+    async def flush_then_send(message: Message) -> None:
+        if message["type"] in ("lifespan.shutdown.complete", "lifespan.shutdown.failed"):
+            from anyio import to_thread
+
+            await to_thread.run_sync(flush_before_exit)
+        await send(message)
+
+    return flush_then_send

@@ -1,0 +1,246 @@
+"""CostTagMiddleware for WSGI: any application that speaks it. Flask has a line of its own: ``voight_flask.CostTags``."""
+
+from __future__ import annotations
+
+try:
+    from werkzeug.wrappers import Request
+except ImportError as error:
+    raise ImportError("boundary.wsgi needs Werkzeug: pip install 'voight-middleware[wsgi]'") from error
+
+import functools
+import threading
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from voight_middleware.context.context import Frame, current_frame, set_frame
+from voight_middleware.middleware.getters import Getter, Getters
+from voight_middleware.middleware.request_scope import Scope
+from voight_middleware.records.tags import NO_TAGS
+
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+
+class CostTagMiddleware:
+    """
+    Bind a fresh cost scope to every request, until the server has closed its answer.
+
+    Nothing is asked before the first LLM call of a request. The getters get a ``werkzeug.Request``, which cannot read the body as that
+    is the application's, and may be asynchronous; what they raise is counted and logged once, and the call is kept without an owner.
+
+    Args:
+        app: The WSGI application to wrap.
+        user_getter: Answers the signed-in user's id: text, a whole number or a UUID, or None. By default ``REMOTE_USER``, as the server or
+            an authentication middleware has set it.
+        plan_getter: Answers the user's plan.
+        tenant_getter: Answers the user's tenant.
+        tags_getter: Answers a mapping of further tags, such as ``{"feature": "search"}``.
+    """
+
+    def __init__(
+        self,
+        app: WSGIApplication,
+        user_getter: Getter | None = None,
+        *,
+        plan_getter: Getter | None = None,
+        tenant_getter: Getter | None = None,
+        tags_getter: Getter | None = None,
+    ) -> None:
+        self.app = app
+        self.getters = Getters(
+            remote_user if user_getter is None else waiting(user_getter),
+            plan_getter and waiting(plan_getter),
+            tenant_getter and waiting(tenant_getter),
+            tags_getter and waiting(tags_getter),
+        )
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        return answer_inside(RequestFrame(self, environ), self.app, environ, start_response)
+
+    def scope(self, environ: WSGIEnvironment) -> Scope:
+        """The cost scope of one request."""
+        return Scope(lambda: _request(environ), self.getters, lambda: route_of(environ), local=True)
+
+
+class Boundary(Protocol):
+    """What makes a request's scope when it is asked for."""
+
+    def scope(self, environ: WSGIEnvironment) -> Scope: ...
+
+
+class RequestFrame(Frame):
+    """The frame of one request. Most requests make no LLM call and never need the scope: it is made when somebody asks for it."""
+
+    __slots__ = ("_boundary", "_environ", "_scope", "runs_on")
+
+    tags = NO_TAGS
+    outer = None
+    by = None
+
+    def __init__(self, boundary: Boundary, environ: WSGIEnvironment) -> None:
+        self.runs_on = True
+        """Whether code of the application's may run when its answer is iterated or closed."""
+        self._boundary = boundary
+        self._environ: WSGIEnvironment | None = environ
+        self._scope: Scope | None = None
+
+    @property
+    def scope(self) -> Scope:  # type: ignore[override]
+        if self._scope is None:
+            with _making:  # threads of one request share its scope
+                if self._scope is None:
+                    scope = self._boundary.scope(self._environ or {})
+                    if self._environ is None:
+                        scope.settle_now()
+                    self._scope = scope
+        return self._scope
+
+    @property
+    def pending(self) -> bool:
+        """Whether a call of this request was written without an owner."""
+        return self._scope is not None and self._scope.pending is not None
+
+    def end(self) -> None:
+        """The request has ended: settle its calls and let go of it."""
+        self._environ = None
+        if self._scope is not None:
+            self._scope.settle_now()
+
+
+_making = threading.Lock()
+
+
+def remote_user(request: Request) -> str | None:
+    """The default user: ``REMOTE_USER``. No client can set it; a header of that name is ``HTTP_REMOTE_USER``."""
+    return request.remote_user
+
+
+def route_of(environ: WSGIEnvironment) -> str | None:
+    """Method, mount point and rule of a Werkzeug application (Flask) that has matched the request; None for others, and before."""
+    request = environ.get("werkzeug.request")
+    rule = getattr(request, "url_rule", None)
+    return None if rule is None else f"{request.method} {request.root_path}{rule.rule}"  # type: ignore[union-attr]
+
+
+def waiting(getter: Getter) -> Getter:
+    """
+    *getter*, waited for where it is asynchronous.
+
+    A WSGI thread has no event loop, and blocks as for any synchronous call. On an event loop's own thread (an ``async`` view of Flask)
+    nothing may wait: the awaitable is the scope's to deal with.
+    """
+
+    @functools.wraps(getter)
+    def ask(request: Any) -> object:
+        value = getter(request)
+        return _wait(value) if isinstance(value, Awaitable) else value
+
+    return ask
+
+
+def _wait(awaitable: Awaitable[object]) -> object:
+    import asyncio
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        pass
+    else:
+        return awaitable
+
+    async def wait() -> object:
+        return await awaitable
+
+    loop = asyncio.new_event_loop()  # not asyncio.run(): it takes away the loop that the application may have set for this thread
+    try:
+        return loop.run_until_complete(wait())
+    finally:
+        try:
+            loop.run_until_complete(loop.shutdown_asyncgens())
+        finally:
+            loop.close()
+
+
+def answer_inside(frame: RequestFrame, app: WSGIApplication, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Call *app* inside *frame*. What it answers is iterated and closed inside too, wherever the server does so; between, nothing is."""
+    outer = current_frame()
+    set_frame(frame)
+    try:
+        result = app(environ, start_response)
+        kind = type(result)
+        if kind is list or kind is tuple or not frame.runs_on or _is_file(result, environ):
+            frame.end()
+            return result
+        answer = _SizedAnswer if hasattr(kind, "__len__") else _Answer
+        return answer(result, frame, current_frame())
+    except BaseException:
+        frame.end()
+        raise
+    finally:
+        set_frame(outer)
+
+
+def _is_file(result: object, environ: WSGIEnvironment) -> bool:
+    """Whether the server sends *result* itself: it knows it by its type, or by its identity where its wrapper is a function (uWSGI)."""
+    wrapper = environ.get("wsgi.file_wrapper")
+    return isinstance(result, wrapper) if isinstance(wrapper, type) else wrapper is not None and hasattr(result, "read")
+
+
+class _Answer:
+    """An application's answer. A server may iterate it in another thread than it has called the application in, and forget to close it."""
+
+    __slots__ = ("_frame", "_now", "_result", "_step")
+
+    def __init__(self, result: Iterable[bytes], frame: RequestFrame, now: Frame) -> None:
+        self._result = result
+        self._frame = frame
+        self._now = now
+
+    def __iter__(self) -> Iterator[bytes]:
+        outer = current_frame()
+        set_frame(self._now)
+        try:
+            self._step: Callable[[], bytes] = iter(self._result).__next__
+        finally:
+            set_frame(outer)
+        return self
+
+    def __next__(self) -> bytes:
+        outer = current_frame()
+        set_frame(self._now)
+        try:
+            return self._step()
+        finally:
+            self._now = current_frame()  # a `with tag()` of the application's may stay open over a yield
+            set_frame(outer)
+
+    def close(self) -> None:
+        outer = current_frame()
+        set_frame(self._now)
+        try:
+            close = getattr(self._result, "close", None)
+            if close is not None:
+                close()
+        finally:
+            try:
+                self._frame.end()
+            finally:
+                set_frame(outer)
+
+    def __del__(self) -> None:
+        self._frame.end()
+
+
+class _SizedAnswer(_Answer):
+    """As the application's answer has a length: a server may take the only item of one for the whole body."""
+
+    __slots__ = ()
+
+    def __len__(self) -> int:
+        return len(cast("Any", self._result))
+
+
+def _request(environ: WSGIEnvironment) -> Request:
+    """The application's own request while it has one, else one that cannot read the body."""
+    request = environ.get("werkzeug.request")
+    return request if isinstance(request, Request) else Request(environ, populate_request=False, shallow=True)

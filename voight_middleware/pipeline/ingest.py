@@ -1,0 +1,313 @@
+"""
+The ingester: reads journals, normalises usage, prices, and inserts into the ledger; only then are segments deleted.
+
+One process per journal folder does this, elected by a file lock. Progress is kept in the ledger, in the transaction that inserts
+the records, and records are idempotent by ``call_id``: a crash at any point repeats work, and loses and doubles nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from voight_middleware.config.kept_prices import stamp_of
+from voight_middleware.diagnostics import warn_once
+from voight_middleware.events.outbox import Entry, Outbox, open_outbox
+from voight_middleware.ledger import Ledger, LedgerError, Progress, open_ledger
+from voight_middleware.ledger.find_call import call_at
+from voight_middleware.pipeline.journal import REJECTED, Segment, decode, reasons, reject, segments
+from voight_middleware.pipeline.lock import Election
+from voight_middleware.pricing import OverridesError, PriceBook
+from voight_middleware.pricing.price_books import PriceBooks
+from voight_middleware.pricing.price_call import complete
+from voight_middleware.records.call import Call, Record, Submission, is_new_call_id
+
+logger = logging.getLogger(__name__)
+
+BATCH = 500
+_SLICE = 50
+_READ_BYTES = 256 * 1024
+
+
+class UnreadableJournal(LedgerError):
+    """A segment cannot be read or deleted; all others are in the ledger."""
+
+
+class UnpricedJournal(UnreadableJournal):
+    """A segment cannot be priced as its application has configured it, and waits; all others are in the ledger."""
+
+
+@dataclass(slots=True)
+class Ingester:
+    """
+    Brings journals into a ledger. Used from one thread; the caller holds the election for as long as this object is used: what it has
+    brought in of a segment is remembered, and not asked for again.
+    """
+
+    ledger: Ledger
+    folder: Path
+    delivered: Callable[[list[Call]], None] | None = None
+    """Called with the completed calls of each batch, once they are in the ledger."""
+    gentle: bool = True
+    """Whether to let other threads run after every few records: inside an application, yes."""
+    rejected: int = 0
+    prices: Path | None = None
+    """The file of the user's own prices."""
+    outbox: Outbox | None = None
+    """Where calls are queued that are to be sent on."""
+    records: int = 0
+    """How many records have been brought in, or set aside."""
+    behind: bool = False
+    """Whether the last run left something that was there when it began."""
+    _books: PriceBooks | None = None
+    _offsets: dict[str, int] = field(default_factory=dict)
+    """How far each segment is in the ledger."""
+    _set_aside: set[str] | None = None
+    """Sources of lines that were rejected, by whichever ingester: a batch that did not get through is read again, and they with it."""
+
+    def _book(self, segment: Segment) -> PriceBook:
+        if self._books is None:
+            self._books = PriceBooks(self.folder, self.prices)
+        return self._books.book(stamp_of(segment.name))
+
+    def use(self, ledger: Ledger) -> None:
+        """Go on with another connection: perhaps to another ledger, which knows nothing of what the one before has."""
+        self.ledger = ledger
+        self._offsets.clear()
+
+    def run(self, until: float | None = None) -> int:
+        """
+        Bring in everything that is there; answers how many records were read.
+
+        Args:
+            until: When to stop between two batches, by ``time.monotonic()``; ``behind`` says whether something is left then.
+
+        Raises:
+            UnreadableJournal: A segment cannot be read, priced or deleted; all others are brought in.
+            LedgerError: The ledger refused; nothing is lost, the journals stay.
+        """
+        count = 0
+        unreadable: OSError | None = None
+        unpriced: OverridesError | None = None
+        self.behind = False
+        for segment in segments(self.folder):
+            if until is not None and time.monotonic() >= until:
+                self.behind = True
+                break
+            try:
+                count += self._segment(segment, until)
+            except OSError as error:
+                unreadable = error
+            except OverridesError as error:  # priced without them, its calls would cost something else than was meant
+                unpriced = error
+        if unpriced is not None:
+            raise UnpricedJournal(f"calls wait in the journal {self.folder}, as their prices cannot be used: {unpriced}") from unpriced
+        if unreadable is not None:
+            advice = "check its owner and permissions"
+            raise UnreadableJournal(f"a journal in {self.folder} cannot be read or deleted ({unreadable}): {advice}")
+        return count
+
+    def left(self) -> int:
+        """How many records are in the journals and, as far as this ingester knows, not in the ledger: it may be fewer."""
+        count = 0
+        for segment in segments(self.folder):
+            offset = self._offsets.get(segment.name, 0)
+            while segment.size() > offset and (data := segment.read(offset)):
+                offset += len(data)
+                count += data.count(b"\n")
+        return count
+
+    def _segment(self, segment: Segment, until: float | None) -> int:
+        offset = self._offsets.get(segment.name)
+        count = 0
+        # The lock first, the size afterwards: a writer that is gone cannot add anything in between.
+        with segment.adopt() as dead:
+            # Not beyond what is there now: running after a busy writer line by line would disturb it all the time.
+            end = segment.size()
+            if offset is None:
+                offset = self._offsets[segment.name] = self.ledger.progress(segment.name)
+            while offset < end and (data := segment.read(offset, _READ_BYTES)):
+                book = self._book(segment)
+                for lines in _batches(data.splitlines(keepends=True)):
+                    if until is not None and time.monotonic() >= until:
+                        self.behind = True
+                        return count
+                    offset += sum(map(len, lines))
+                    self._insert(lines, Progress(segment.name, offset), book)
+                    self._offsets[segment.name] = offset
+                    count += len(lines)
+            if dead:
+                if torn := segment.tail(offset):
+                    self._reject(torn, f"{segment.name}:{offset}", "torn: the process was killed while it wrote this")
+                segment.delete()
+        if dead:
+            self.ledger.forget(segment.name)
+            self._offsets.pop(segment.name, None)
+        return count
+
+    def _insert(self, lines: list[bytes], progress: Progress, book: PriceBook) -> None:
+        records: list[Record] = []
+        sources: list[tuple[bytes, str]] = []
+        position = progress.offset - sum(map(len, lines))
+        for line in lines:
+            start, position = position, position + len(line)
+            if line == b"\n":
+                continue
+            source = f"{progress.segment}:{start}"
+            try:
+                record = decode(line)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+                self._reject(line, source, f"no record: {error}")
+                continue
+            records.append(record)
+            sources.append((line, source))
+        self._find_owners(records)
+        for index, record in enumerate(records):
+            if isinstance(record, Call):
+                complete(record, book)
+            if self.gentle and index % _SLICE == _SLICE - 1:
+                time.sleep(0)
+        if self.outbox is not None:
+            self._queue(self.outbox, records, [int(source.rpartition(":")[2]) for _, source in sources], progress)
+        try:
+            self.ledger.insert(records, progress)
+        except (ValueError, OverflowError) as error:  # one record that no engine can hold must not stop the others
+            # Calls first: a ledger applies the other records of a batch behind all of its calls, and so must halves of it.
+            order = sorted(range(len(records)), key=lambda index: not isinstance(records[index], Call))
+            self._insert_halves([records[index] for index in order], [sources[index] for index in order], error)
+            self.ledger.insert([], progress)  # last: what is broken off before is read again, and what is there is not doubled
+        self.records += len(records)
+        if self.delivered is not None:
+            self.delivered([record for record in records if isinstance(record, Call)])
+
+    def _insert_halves(self, records: list[Record], sources: list[tuple[bytes, str]], error: Exception) -> None:
+        """Insert what was refused as a whole by halves, down to the records that are refused alone: those are set aside."""
+        if not records:
+            raise error
+        if len(records) == 1:
+            self._reject(*sources[0], f"refused by the ledger: {type(error).__name__}: {error}")
+            return
+        middle = len(records) // 2
+        for half in (slice(middle), slice(middle, None)):
+            try:
+                self.ledger.insert(records[half])
+            except (ValueError, OverflowError) as refused:
+                self._insert_halves(records[half], sources[half], refused)
+
+    def _queue(self, outbox: Outbox, records: list[Record], starts: list[int], progress: Progress) -> None:
+        """Before the ledger has them: what is not in there waits in the outbox, and what is not in the outbox is never sent."""
+        entries: dict[str, Entry] = {}
+        for record, start in zip(records, starts, strict=True):
+            if isinstance(record, Call) and record.call_id not in entries and self._is_news(record, progress.segment):
+                entries[record.call_id] = Entry(record.call_id, record.occurred_at, start, record.job is not None)
+        try:
+            outbox.append(progress.segment, progress.offset, list(entries.values()))
+        except OSError as error:  # the ledger does not wait for it
+            warn_once(f"calls are not sent to Voight: {outbox.folder} cannot be written ({error.strerror or error})")
+
+    def _is_news(self, call: Call, segment: str) -> bool:
+        """Whether this is the first that is heard of a call, or of what it used: an id that is not ours may come again."""
+        if call.job is None and is_new_call_id(call.call_id):
+            return True
+        if call.job is not None and call.raw_usage is None and call.outcome == "ok":
+            return False  # submitted: its answer is a call with the same id
+        try:
+            if call.job is None:
+                return call_at(self.ledger, call.call_id, call.occurred_at) is None
+            known = self.ledger.call(call.call_id)
+            return known is None or known.usage is None
+        except LedgerError:
+            self.ledger.progress(segment)  # raises where it is down; else it is a role that may read no calls, which must not hold them up
+            return True
+
+    def _find_owners(self, records: list[Record]) -> None:
+        """Give the answers of jobs to who has submitted them, at the time when that was."""
+        calls = [record for record in records if isinstance(record, Call) and record.job is not None]
+        if not calls:
+            return
+        known = {record.job: record for record in records if isinstance(record, Submission)}
+        names = {name for call in calls for name in _with_whole(call.job)} - known.keys()
+        known = {**known, **self.ledger.submissions(names)}
+        wholes = {one.part_of for one in known.values() if one.part_of is not None} - known.keys()
+        known = {**known, **self.ledger.submissions(wholes)}
+        named = {name for call in calls if (name := _in_requests(call.job, known)) is not None} - known.keys()
+        known = {**known, **self.ledger.submissions(named)}
+        for call in calls:
+            batch = _batch_of(call.job, known)
+            for name in (*_with_whole(call.job), _in_requests(call.job, known)):
+                submission = known.get(name) if name is not None else None
+                if submission is not None and submission.tags.user_id is None and submission.part_of in known:
+                    submission = known[submission.part_of]
+                if submission is not None and submission.tags.user_id is not None:
+                    call.tags, call.attribution = submission.tags, submission.attribution
+                    call.occurred_at = (batch or submission).submitted_at
+                    break
+
+    def _reject(self, line: bytes, source: str, reason: str) -> None:
+        if self._set_aside is None:
+            self._set_aside = {known for _, known, _ in reasons(self.folder)}
+        if source in self._set_aside:
+            return
+        reject(self.folder, line, source, reason)  # first: a full disk refuses it, and the segment is read again
+        self._set_aside.add(source)
+        self.rejected += 1
+        logger.warning("a journal line was set aside in %s (%s)", self.folder / REJECTED, reason.partition(":")[0])
+
+
+def _with_whole(job: str | None) -> list[str]:
+    """The names of a job and, of a part such as ``openai/batch_1/part``, of the whole."""
+    if job is None:
+        return []
+    whole = job.rpartition("/")[0]
+    return [job, whole] if "/" in whole else [job]
+
+
+def _batch_of(job: str | None, known: Mapping[str, Submission]) -> Submission | None:
+    """The submission of the batch that a job is a part of."""
+    whole = known.get((job or "").rpartition("/")[0])
+    return known.get(whole.part_of, whole) if whole is not None and whole.part_of is not None else whole
+
+
+def _in_requests(job: str | None, known: Mapping[str, Submission]) -> str | None:
+    """The name of a part of a batch in the file of its requests, whose lines may name their users; None where that is not known."""
+    batch = _batch_of(job, known)
+    return None if batch is None or batch.part_of is None else f"{batch.part_of}/{(job or '').rpartition('/')[2]}"
+
+
+def _batches(lines: list[bytes]) -> Iterable[list[bytes]]:
+    for start in range(0, len(lines), BATCH):
+        yield lines[start : start + BATCH]
+
+
+def drain(ledger_url: str, journal: Path, prices: Path | None = None) -> int:
+    """
+    Bring what dead processes left behind in *journal* into the ledger; answers how many records were read.
+
+    Does nothing where there is no journal, or where a living process is the ingester (it is at most a second behind).
+
+    Raises:
+        LedgerError: The ledger cannot be opened or written, or the file of prices cannot be used.
+    """
+    if not journal.is_dir() or not segments(journal):
+        return 0
+    election = Election(journal)
+    if not election.win():
+        return 0
+    try:
+        ledger = open_ledger(ledger_url)
+        try:
+            ingester = Ingester(ledger, journal, gentle=False, prices=prices, outbox=open_outbox(journal))
+            try:
+                return ingester.run()
+            finally:
+                if ingester.records:
+                    election.delivered()
+        finally:
+            ledger.close()
+    finally:
+        election.resign()

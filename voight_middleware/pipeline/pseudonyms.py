@@ -1,0 +1,234 @@
+"""
+Pseudonyms: what is kept of a tag value that holds personal data.
+
+A pseudonym is the same for all spellings of one address, cannot be turned back without the secret, and names the kind of what it stands
+for and the version of the key: ``email:v1:`` and 26 letters and digits. Where a value says more than the address (``auth0|alice@…``), a
+part for the whole follows behind a point, so that two values stay two and both are found by the address.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import os
+import secrets
+import time
+from base64 import b32encode
+from collections.abc import Mapping
+from pathlib import Path
+
+from voight_middleware.config.keys import PseudonymKey, read_keys
+from voight_middleware.config.paths import pseudonym_key_file
+from voight_middleware.config.private_files import make_folder, open_private
+from voight_middleware.config.settings import Settings
+from voight_middleware.config.values import SettingsError
+from voight_middleware.diagnostics import warn_once
+from voight_middleware.records.call import job_call_id
+from voight_middleware.records.pii import Found, find
+from voight_middleware.records.tag_values import MAX_LENGTH, clean_value
+from voight_middleware.records.tags import Tags
+
+MOST_KNOWN = 20_000
+"""How many values are remembered, those without and those with personal data each; beyond it all are forgotten and looked at again."""
+RETRY_SECONDS = 60.0
+"""How long a key that could not be made or read is not tried again."""
+
+
+class Guard:
+    """Tags as they may leave the process. Nothing on disk is touched before a value with personal data occurs; nothing is locked."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._policies = settings.pii
+        self._settings = settings
+        self._keys = settings.pseudonym_keys
+        self._retry_at = 0.0
+        self._clean: set[str | None] = {None}
+        self._known: dict[tuple[str, str], str] = {}
+
+    def __call__(self, tags: Tags) -> Tags:
+        """*tags*, each value with personal data replaced as the policy of its key says."""
+        clean, extra = self._clean, tags.extra
+        if (
+            tags.user_id in clean
+            and tags.plan in clean
+            and tags.tenant_id in clean
+            and tags.route in clean
+            and tags.release in clean
+            and tags.session_id in clean
+            and (not extra or clean.issuperset(extra.values()))
+        ):
+            return tags
+        return Tags(
+            user_id=value if (value := tags.user_id) in clean else self._value("user_id", value),
+            plan=value if (value := tags.plan) in clean else self._value("plan", value),
+            tenant_id=value if (value := tags.tenant_id) in clean else self._value("tenant_id", value),
+            route=value if (value := tags.route) in clean else self._value("route", value),
+            release=value if (value := tags.release) in clean else self._value("release", value),
+            session_id=value if (value := tags.session_id) in clean else self._value("session_id", value),
+            extra=self._extra(extra) if extra else extra,
+        )
+
+    def knows(self, *values: str | None) -> bool:
+        """Return whether all of *values* were looked at before and have nothing in them."""
+        return self._clean.issuperset(values)
+
+    def text(self, key: str, value: str | None) -> str | None:
+        """Return a text of a call that is not a tag, such as a model's name, as the policy of *key* says."""
+        if value in self._clean:
+            return value
+        if value is None or ((key, value) not in self._known and find(value) is None):
+            self._remember(value)
+            return value
+        return self._value(key, value)
+
+    def _extra(self, extra: Mapping[str, str]) -> dict[str, str]:
+        clean = self._clean
+        guarded = {key: value if value in clean else self._value(key, value) for key, value in extra.items()}
+        return {key: value for key, value in guarded.items() if value is not None}
+
+    def _value(self, key: str, value: str | None) -> str | None:
+        if value is None:
+            return None
+        known = self._known.get((key, value))
+        return known if known is not None else self._look(key, value)
+
+    def _look(self, key: str, value: str) -> str | None:
+        text = value if type(value) is str and len(value) <= MAX_LENGTH else clean_value(value)
+        if text is None:
+            return None
+        policy = policy_for(key, self._policies)
+        if policy == "allow":
+            kept = text
+        elif (found := find(text)) is None:
+            if text is value:
+                self._remember(text)
+            return text
+        elif policy == "redact":
+            kept = redacted(found)
+        elif keys := self._writing_keys():
+            kept = pseudonym(found, text, keys[0])
+        else:
+            return redacted(found)  # not remembered: there may be a key later
+        if len(self._known) > MOST_KNOWN:
+            self._known = {}
+        self._known[key, value] = kept
+        return kept
+
+    def _remember(self, clean: str | None) -> None:
+        if len(self._clean) > MOST_KNOWN:
+            self._clean = {None}
+        self._clean.add(clean)
+
+    def _writing_keys(self) -> tuple[PseudonymKey, ...]:
+        if not self._keys and time.monotonic() >= self._retry_at:
+            file = pseudonym_key_file(self._settings.ledger)
+            try:
+                if file is not None:
+                    self._keys = _keys_in(file) or _make_key(file)
+                    return self._keys
+                problem = "several hosts may share this ledger, and no key is set"
+            except (OSError, SettingsError) as error:
+                problem = f"no key can be had: {error.strerror if isinstance(error, OSError) else error} ({file})"
+            self._retry_at = time.monotonic() + RETRY_SECONDS
+            advice = "set VOIGHT_PSEUDONYM_KEY, on every host to the same secret (openssl rand -hex 32)"
+            warn_once(f"tags with personal data are kept as redacted:<kind>, all such users together: {problem}; {advice}")
+        return self._keys
+
+
+def kept_call_id(call_id: str, policies: Mapping[str, str]) -> str:
+    """
+    Return what an application's own id of a call is kept as: one with personal data as a digest, always the same.
+
+    It is a digest without a key: another key would make another call of the same id, which would be counted twice.
+    """
+    if policy_for("call_id", policies) == "allow" or find(call_id) is None:
+        return call_id
+    return job_call_id(f"own/{call_id}")
+
+
+def policy_for(key: str, policies: Mapping[str, str]) -> str:
+    """What becomes of personal data in a tag of this key."""
+    return policies.get(key) or policies.get("*", "pseudonym")
+
+
+def pseudonym(found: Found, text: str, key: PseudonymKey) -> str:
+    """What is kept of *text*, in which *found* was found."""
+    name = f"{found.kind}:{key.version}:{_digest(key, found.kind, found.normal, 26)}"
+    if found.alone:
+        return name
+    return f"{name}.{_digest(key, found.kind + ' in', text.casefold() if found.kind == 'email' else text, 8)}"
+
+
+def redacted(found: Found) -> str:
+    """What is kept of a value where there is no key, or none is wanted."""
+    return f"redacted:{found.kind}"
+
+
+def _digest(key: PseudonymKey, purpose: str, text: str, length: int) -> str:
+    message = f"voight {purpose}\0{text}".encode(errors="surrogatepass")
+    digest = hmac.digest(key.secret.encode(errors="surrogatepass"), message, "sha256")
+    return b32encode(digest[:20]).decode().lower()[:length]
+
+
+def finding_keys(settings: Settings) -> tuple[PseudonymKey, ...]:
+    """
+    Every key that pseudonyms in this ledger may have been made with: those of the settings, and the one beside it. None is made.
+
+    Raises:
+        SettingsError: The key beside the ledger cannot be read.
+    """
+    file = pseudonym_key_file(settings.ledger)
+    if file is None:
+        return settings.pseudonym_keys
+    try:
+        beside = _keys_in(file)
+    except OSError as error:
+        raise SettingsError(f"the pseudonym key {file} cannot be read: {error.strerror}") from error
+    return tuple(dict.fromkeys((*settings.pseudonym_keys, *beside)))
+
+
+def known_as(value: str, settings: Settings) -> list[str]:
+    """
+    What a report is to look for to find *value*: itself, and its pseudonyms by every key. ``*`` stands for any text, as in a filter.
+
+    Raises:
+        SettingsError: The key beside the ledger cannot be read.
+    """
+    text = None if "*" in value else clean_value(value)
+    if text is None or (found := find(text)) is None:
+        return [value]
+    names = [text]
+    for key in finding_keys(settings):
+        name = pseudonym(found, text, key)
+        names += [name, f"{name}.*"] if found.alone else [name]
+    return names
+
+
+def _keys_in(file: Path) -> tuple[PseudonymKey, ...]:
+    """The keys of a file; none where there is no file."""
+    try:
+        text = file.read_text()
+    except FileNotFoundError:
+        return ()
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{file} is no pseudonym key") from error
+    return read_keys(text.strip(), str(file))
+
+
+def _make_key(file: Path) -> tuple[PseudonymKey, ...]:
+    """Make the key of a local ledger. It appears with its content and only once: of processes that do this at a time, one wins."""
+    make_folder(file.parent)
+    unnamed = file.with_name(f"{file.name}.{os.getpid()}-{secrets.token_hex(4)}")
+    fd = open_private(unnamed, os.O_WRONLY | os.O_EXCL)
+    try:
+        try:
+            # v0: a secret that is set later begins with v1, and what this one has made is found all the same.
+            os.write(fd, f"v0:{secrets.token_hex(32)}\n".encode())
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        with contextlib.suppress(FileExistsError):
+            os.link(unnamed, file)
+    finally:
+        unnamed.unlink(missing_ok=True)
+    return _keys_in(file)

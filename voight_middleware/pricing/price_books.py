@@ -1,0 +1,65 @@
+"""The price books of a journal: one for each way in which its calls are to be priced."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from voight_middleware.config.kept_prices import LIST, kept_prices
+from voight_middleware.config.settings_file import read_settings_file
+from voight_middleware.pricing import Overrides, OverridesError, PriceBook, open_book, parse_overrides, read_overrides
+
+
+class PriceBooks:
+    """
+    Opens price books and remembers them. Used from one thread at a time.
+
+    Args:
+        folder: The journal.
+        prices: The file of this process's own prices, for calls that do not say how they are to be priced.
+    """
+
+    def __init__(self, folder: Path, prices: Path | None = None) -> None:
+        self._folder = folder
+        self._prices = prices
+        self._books: dict[str, PriceBook] = {}
+
+    def book(self, stamp: str = "") -> PriceBook:
+        """
+        Return the price book for the segments of a stamp.
+
+        Raises:
+            OverridesError: The prices cannot be used. It is tried again the next time.
+        """
+        if (known := self._books.get(stamp)) is not None:
+            return known
+        book = open_book(self._prices) if not stamp else PriceBook(None if stamp == LIST else configured_prices(self._folder, stamp))
+        self._books[stamp] = book
+        return book
+
+
+def configured_prices(folder: Path, stamp: str) -> Overrides | None:
+    """
+    Return the prices that a process was configured with; None for list prices. Where its file could not be used then, what the file says
+    now is taken: somebody has put it right.
+
+    Raises:
+        OverridesError: They cannot be used.
+    """
+    try:
+        kept = kept_prices(folder, stamp)
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise OverridesError([f"{folder}/prices-{stamp}.json, which the application has kept for them, cannot be read: {why}"]) from error
+    path = Path(kept.path)
+    if kept.settings:
+        found = read_settings_file(path)
+        if found.problems:
+            raise OverridesError(list(found.problems))
+        prices = found.values.get("prices")
+        return read_overrides(Path(str(prices)).expanduser()) if prices else None
+    if kept.content is not None:
+        try:
+            return parse_overrides(kept.content, path)
+        except OverridesError:
+            pass
+    return read_overrides(path)

@@ -1,0 +1,83 @@
+"""Price one call: read its usage, and work out what it cost."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+
+from voight_middleware.pricing import STANDARD, PriceBook, price
+from voight_middleware.pricing.bills import reported_cost
+from voight_middleware.pricing.cost import UNREADABLE
+from voight_middleware.pricing.terms import terms_of
+from voight_middleware.providers.hosts import host_name
+from voight_middleware.providers.usage_formats import read
+from voight_middleware.records.call import Call
+from voight_middleware.records.usage import Component, Usage, UsageError
+
+# A number with a fraction, such as a cost, never becomes a float.
+_decode_usage = msgspec.json.Decoder(dict[str, Any], float_hook=Decimal).decode
+_encode_usage = msgspec.json.Encoder(decimal_format="number").encode
+
+
+def complete(call: Call, book: PriceBook) -> None:
+    """Fill in usage and cost of a call as it came from the journal. What cannot be read becomes a reason, never an exception."""
+    call.components, call.usage, call.price, call.list_femto, call.cost_reasons = (), None, None, None, ()
+    call.host = host_name(call.host)  # journals of older versions have whole URLs
+    try:
+        _complete(call, book)
+    except Exception as error:  # one call that nobody has thought of must not stop the others
+        call.components, call.usage, call.price = (), None, None
+        call.cost_femto, call.cost_status, call.cost_reasons = None, "unpriced", (f"cannot be priced: {type(error).__name__}: {error}",)
+
+
+def _complete(call: Call, book: PriceBook) -> None:
+    terms, reported = STANDARD, None
+    if call.raw_usage is not None:
+        try:
+            raw = _decode_usage(call.raw_usage)
+            call.raw_usage = _encode_usage(raw).decode()
+            terms, reported = terms_of(call, raw), reported_cost(call, raw)
+            call.components, call.cost_reasons = read(call.endpoint, raw)
+        except (UsageError, msgspec.DecodeError) as error:
+            call.cost_reasons = (f"{UNREADABLE}: {error}",)
+    elif call.service_tier is not None or call.batch:
+        terms = terms_of(call, {})
+    if call.tool_calls or call.estimated:
+        call.components = _added(call)
+    call.usage = _total(call.components)
+    price(call, book, terms, reported)
+
+
+def _added(call: Call) -> tuple[Component, ...]:
+    """The components with counted tool calls and estimates laid in; an estimate only where nothing was reported."""
+    first = call.components[0] if call.components else Component(usage=Usage())
+    usage = first.usage
+    changes: dict[str, Any] = {}
+    if call.tool_calls:
+        changes["tools"] = {**(usage.tools or {}), **call.tool_calls}
+    if call.estimated_input is not None and usage.input_tokens is None:
+        changes["input"] = call.estimated_input
+    if call.estimated_output is not None:
+        changes["output"] = call.estimated_output
+    usage = msgspec.structs.replace(usage, **changes)
+    return (msgspec.structs.replace(first, usage=usage), *call.components[1:])
+
+
+def _total(components: tuple[Component, ...]) -> Usage | None:
+    if len(components) <= 1:
+        return components[0].usage if components else None
+    total: dict[str, Any] = {}
+    for component in components:
+        for name in Usage.__struct_fields__:
+            value = getattr(component.usage, name)
+            if value is None:
+                continue
+            if name == "tools":
+                sums = total.setdefault("tools", {})
+                for tool, count in value.items():
+                    sums[tool] = sums.get(tool, 0) + count
+            else:
+                total[name] = total.get(name, 0) + value
+    return Usage(**total)

@@ -1,0 +1,1 @@
+"""Tags on their way to other services and into workers."""

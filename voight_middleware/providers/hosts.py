@@ -1,0 +1,102 @@
+"""The host of a URL: the only part of a provider's address that is ever kept."""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+import re
+from functools import lru_cache
+
+_SCHEME = re.compile(r"(?:[a-z][a-z0-9+.-]*:)?//", re.IGNORECASE)
+_END = re.compile(r"[/?#\\]")
+_ADDRESS = re.compile(r"[0-9a-f:.]*:[0-9a-f.]*:[0-9a-f:.]*")
+"""An IPv6 address without brackets."""
+_NAME = re.compile(r"[\w.-]{1,253}|\[[0-9a-f:.]{2,45}\]")
+
+
+@lru_cache(1024)
+def host_name(url: str | None) -> str | None:
+    """
+    Return the host name of a URL, in lower case, without credentials, port, path and query. Return None if there is none.
+
+    A text without a scheme, such as ``api.openai.com/v1``, is read as a URL too. The parts that are cut off can be secrets: a user's
+    password, or a key in the query.
+    """
+    if url is None:
+        return None
+    text = url.strip()
+    start = _SCHEME.match(text)
+    if start is not None:
+        text = text[start.end() :]
+    text = _END.split(text, maxsplit=1)[0].rpartition("@")[2].lower()
+    if _ADDRESS.fullmatch(text) is not None:
+        return text
+    name, colon, port = text.rpartition(":")
+    if colon and not text.endswith("]"):
+        if port and not port.isdecimal():
+            return None
+        text = name
+    text = text.rstrip(".")
+    if _NAME.fullmatch(text) is None:
+        return None
+    return text.strip("[]")
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine can reach *host*, by its name."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+_HOSTS = (
+    ("openai.azure.com", "azure"),
+    ("cognitiveservices.azure.com", "azure"),
+    ("services.ai.azure.com", "azure"),
+    ("models.ai.azure.com", "azure"),
+    ("inference.ai.azure.com", "azure"),
+    ("azure-api.net", "azure"),
+    ("azure-api.us", "azure"),
+    ("azure-api.cn", "azure"),
+    ("openai.azure.us", "azure"),
+    ("openai.azure.cn", "azure"),
+    ("cognitiveservices.azure.us", "azure"),
+    ("cognitiveservices.azure.cn", "azure"),
+    ("openrouter.ai", "openrouter"),
+    ("groq.com", "groq"),
+    ("deepseek.com", "deepseek"),
+    ("mistral.ai", "mistral"),
+    ("together.xyz", "together"),
+    ("together.ai", "together"),
+    ("x.ai", "xai"),
+    ("fireworks.ai", "fireworks"),
+    ("perplexity.ai", "perplexity"),
+    ("aiplatform.googleapis.com", "vertex"),
+    ("-aiplatform.googleapis.com", "vertex"),
+    ("rep.googleapis.com", "vertex"),
+    ("claude.googleapis.com", "anthropic"),
+    ("googleapis.com", "google"),
+    ("amazonaws.com", "bedrock"),
+    ("amazonaws.com.cn", "bedrock"),
+    ("api.aws", "bedrock"),
+    ("openai.com", "openai"),
+    ("anthropic.com", "anthropic"),
+)
+"""Who bills, by the end of the host's name: a domain, or behind a hyphen a part of one."""
+
+
+@functools.lru_cache(1024)
+def biller(host: str) -> str | None:
+    """The provider that bills for *host*; None for one that is not known, such as a proxy."""
+    if host.startswith("aws-external-anthropic."):  # Anthropic's own platform, bought through a marketplace
+        return "anthropic"
+    return next((name for end, name in _HOSTS if host == end or host.endswith(end if end[0] == "-" else f".{end}")), None)
+
+
+_PLATFORMS = {"BaseAzureClient": "azure", "BaseFoundryClient": "azure", "BaseBedrockClient": "bedrock", "BaseVertexClient": "vertex"}
+
+
+def platform(client_class: type) -> str | None:
+    """The provider that bills for a client of a cloud, by its class in the SDK, whatever host it talks to; None for any other."""
+    return next((_PLATFORMS[cls.__name__] for cls in client_class.__mro__ if cls.__name__ in _PLATFORMS), None)

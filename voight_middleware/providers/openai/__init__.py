@@ -1,0 +1,1 @@
+"""How responses of OpenAI and compatible servers are read."""

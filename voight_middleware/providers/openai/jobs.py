@@ -1,0 +1,152 @@
+"""
+The readers of what OpenAI does later: batches, their files of answers, and the runs of assistants.
+
+Source of the shapes: OpenAI API reference (batch, "The request output object"; runs).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from voight_middleware.diagnostics import report_internal_error
+from voight_middleware.providers.base import NULL, Answer, Endpoint, Job, NotLines, read_answer, text_or_none, usage_json
+from voight_middleware.providers.openai.batch_requests import read_upload
+
+# -- batches -------------------------------------------------------------------------------------------------------------------
+
+
+class _Batch(msgspec.Struct):
+    id: str = ""
+    object: str | None = None
+    output_file_id: str | None = None
+    input_file_id: str | None = None
+    data: list[_Batch] | None = None
+
+
+_decode_batch = msgspec.json.Decoder(_Batch).decode
+
+
+def read_batches(body: bytes, _request: Mapping[str, Any]) -> Iterable[Job]:
+    """The batches in an answer, and the files that hold their answers."""
+    answer = _decode_batch(body)
+    for batch in [answer] if answer.object == "batch" else answer.data or ():
+        yield Job(batch.id, requests=batch.input_file_id)
+        if batch.output_file_id:
+            yield Job(batch.output_file_id, part_of=batch.id)
+
+
+class _LineResponse(msgspec.Struct):
+    status_code: int = 0
+    body: msgspec.Raw = NULL
+
+
+class _Line(msgspec.Struct):
+    custom_id: str
+    response: _LineResponse | None
+
+
+class _Object(msgspec.Struct):
+    object: str | None = None
+
+
+_decode_line = msgspec.json.Decoder(_Line).decode
+_decode_object = msgspec.json.Decoder(_Object).decode
+_DIALECTS = {"chat.completion": "chat", "text_completion": "completions", "response": "responses", "list": "embeddings"}
+
+
+def read_line(line: bytes, readers: Mapping[str, Callable[[bytes], Answer]]) -> Answer | None:
+    """
+    One line of a batch's output file; None for a request that failed, which is not billed.
+
+    Args:
+        readers: By ``object``, how the body of a line is read; as a plain answer where it is not named.
+
+    Raises:
+        NotLines: The file is another one.
+    """
+    try:
+        read = _decode_line(line)
+    except msgspec.DecodeError as error:
+        raise NotLines from error
+    if read.response is None or not 200 <= read.response.status_code < 300:
+        return None
+    kind = _decode_object(read.response.body).object or ""
+    answer = readers.get(kind, read_answer)(bytes(read.response.body))
+    answer.batch_endpoint = _DIALECTS.get(kind, "batch")
+    answer.job = read.custom_id
+    return answer
+
+
+# -- assistants ----------------------------------------------------------------------------------------------------------------
+
+
+class _Run(msgspec.Struct):
+    id: str | None = None
+    model: str | None = None
+    status: str | None = None
+    usage: msgspec.Raw = NULL
+    created_at: int | None = None
+
+
+_decode_run = msgspec.json.Decoder(_Run).decode
+_FAILED = ("failed", "expired", "cancelled")
+
+
+def read_run(body: bytes) -> Answer:
+    """Read a run, which has its usage when it has ended."""
+    run = _decode_run(body)
+    failure = run.status if run.status in _FAILED else None
+    return Answer(text_or_none(run.id), run.model, None, run.usage, None, text_or_none(run.id), run.created_at, failure)
+
+
+class RunReader:
+    """A stream of an assistant's events. The run carries the usage of all of its steps."""
+
+    def __init__(self) -> None:
+        self.done = False
+        self.failure: str | None = None
+        self._run: Any = None
+
+    def see(self, event: Any) -> None:
+        try:
+            kind = event.event
+            if kind.startswith("thread.run.") and not kind.startswith("thread.run.step."):
+                self._run = event.data
+                status = event.data.status
+                if status in ("completed", "incomplete", "requires_action", *_FAILED):
+                    self.done = True
+                    self.failure = kind if status in _FAILED else None
+            elif kind == "error":
+                self.failure = kind
+        except Exception as error:
+            report_internal_error(error)
+
+    def answer(self) -> Answer:
+        run = self._run
+        if run is None:
+            return Answer()
+        usage = NULL if run.usage is None else usage_json(run.usage)
+        return Answer(run.id, text_or_none(run.model), None, usage, None, run.id, run.created_at, self.failure)
+
+    def estimated_output(self) -> int | None:
+        return None
+
+
+_BATCHES = Endpoint(name="batch", jobs=read_batches)
+_NEW_BATCH = Endpoint(name="batch", jobs=read_batches, later="begins")
+_NEW_RUN = Endpoint(name="runs", read=read_run, reader=RunReader, later="begins")
+_RUN = Endpoint(name="runs", read=read_run, reader=RunReader, later="tells")
+
+_UPLOAD = Endpoint(name="batch", jobs=read_upload, later="names")
+
+POSTS = {"/files": _UPLOAD, "/batches": _NEW_BATCH, "/threads/runs": _NEW_RUN}
+PATTERNS = [
+    ("GET", r"/batches(?:/[^/]+)?", _BATCHES),
+    ("POST", r"/batches/[^/]+/cancel", _BATCHES),
+    ("POST", r"/threads/[^/]+/runs", _NEW_RUN),
+    ("GET", r"/threads/[^/]+/runs/[^/]+", _RUN),
+    ("POST", r"/threads/[^/]+/runs/[^/]+/(?:cancel|submit_tool_outputs)", _RUN),
+]

@@ -1,0 +1,238 @@
+"""
+The readers of OpenAI's text endpoints, and the table of all its endpoints.
+
+Source of the shapes: OpenAI API reference (chat completions, completions, responses, embeddings), and recorded answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from voight_middleware.diagnostics import report_internal_error
+from voight_middleware.providers.base import (
+    NULL,
+    Answer,
+    Endpoint,
+    Routes,
+    failure_of,
+    is_null,
+    merged,
+    read_answer,
+    text_or_none,
+    usage_json,
+)
+from voight_middleware.providers.finish_reasons import only_reason
+from voight_middleware.providers.openai import jobs, media
+from voight_middleware.providers.openai.streams import ChatReader, CompletionsReader, weight
+
+
+class _Item(msgspec.Struct):
+    type: str = ""
+    action: msgspec.Raw = NULL
+
+
+class _ResponsesAnswer(msgspec.Struct):
+    id: str | None = None
+    model: str | None = None
+    service_tier: str | None = None
+    usage: msgspec.Raw = NULL
+    output: list[_Item] = []
+    status: str | None = None
+    error: msgspec.Raw = NULL
+    incomplete_details: msgspec.Raw = NULL
+    background: bool | None = None
+    created_at: float | None = None
+    tool_usage: msgspec.Raw = NULL
+    tools: msgspec.Raw = NULL
+
+
+_read_responses_body = msgspec.json.Decoder(_ResponsesAnswer).decode
+
+_TOOL_ITEMS = {
+    "web_search_call": "web_search",
+    "file_search_call": "file_search",
+    "code_interpreter_call": "code_interpreter",
+    "image_generation_call": "image_generation",
+}
+_FREE_ACTIONS = frozenset({"open_page", "find_in_page"})
+"""Of web searches. Source: OpenAI, "Web search", output and citations: only ``search`` incurs a tool call cost."""
+_CALLS_BACK = ("function_call", "custom_tool_call")
+_UNFINISHED = ("queued", "in_progress")
+_FAILED = ("failed", "cancelled")
+
+
+def read_responses(body: bytes) -> Answer:
+    """Read a whole response, or one that has only been queued."""
+    try:
+        answer = _read_responses_body(body)
+    except msgspec.ValidationError:
+        return read_answer(body)
+    kinds = [_billed_kind(item.type, item.action) for item in answer.output]
+    details = None if answer.incomplete_details is NULL else msgspec.json.decode(answer.incomplete_details)
+    reasons = _reasons(answer.status, details.get("reason") if isinstance(details, dict) else None, kinds)
+    read = Answer(answer.id, answer.model, answer.service_tier, answer.usage, _tool_calls(kinds), finish_reasons=reasons)
+    read.failure = f"response.{answer.status}" if answer.status in _FAILED else failure_of(answer.error)
+    if answer.tool_usage is not NULL and not is_null(answer.tool_usage):
+        _lay_in_tool_usage(read, msgspec.json.decode(answer.tool_usage), msgspec.json.decode(answer.tools))
+    if answer.background or answer.status in _UNFINISHED:
+        _make_job(read, answer.status, answer.created_at)
+    return read
+
+
+def _make_job(read: Answer, status: object, created_at: object) -> None:
+    """A response in the background is answered when it is retrieved, as often as that is done."""
+    read.job = read.id
+    read.created_at = int(created_at) if isinstance(created_at, int | float) else None
+    read.failure = "response.failed" if status == "failed" else None
+
+
+def _lay_in_tool_usage(read: Answer, tool_usage: Any, tools: Any) -> None:
+    """
+    What hosted tools were billed beside ``usage``. Web searches are counted here and no longer in the output, where discounted ones
+    are too.
+
+    Source: OpenAI API reference, "The response object", ``tool_usage``.
+    """
+    if not isinstance(tool_usage, dict) or is_null(read.usage):
+        return
+    billed: dict[str, Any] = {}
+    counted: set[str] = set()
+    searches, drawn = tool_usage.get("web_search"), tool_usage.get("image_gen")
+    if "web_search" in tool_usage:
+        counted.add("web_search")
+    if isinstance(searches, dict) and searches.get("num_requests"):
+        billed["web_search"] = searches
+    if isinstance(drawn, dict) and any(drawn.get(name) for name in ("total_tokens", "input_tokens", "output_tokens")):
+        counted.add("image_generation")
+        models = [tool.get("model") for tool in tools or () if isinstance(tool, dict) and tool.get("type") == "image_generation"]
+        billed["image_gen"] = {**drawn, "model": next(iter(models), None)}
+    if read.tool_calls is not None:
+        read.tool_calls = {name: count for name, count in read.tool_calls.items() if name not in counted} or None
+    if billed:
+        read.usage = merged(read.usage, tool_usage=billed)
+
+
+def _reasons(status: object, incomplete: object, kinds: Sequence[object]) -> tuple[str, ...] | None:
+    """
+    Why a response ended. It says so itself only where it is incomplete; for the others these are the words of OpenTelemetry's own
+    instrumentation, of which a response gets one, as it is one generation.
+
+    Source: opentelemetry-python-genai, ``opentelemetry-instrumentation-genai-openai``, ``response_extractors.extract_finish_reasons``.
+    """
+    if incomplete is not None:
+        return only_reason(incomplete)
+    if status == "completed":
+        return ("tool_calls",) if any(kind in kinds for kind in _CALLS_BACK) else ("stop",)
+    return ("error",) if status in ("failed", "cancelled") else ("incomplete",) if status == "incomplete" else None
+
+
+def _billed_kind(kind: Any, action: Any) -> Any:
+    """Return the type of an item of the output; None for a web search that only looks at a page."""
+    if kind != "web_search_call" or action is None or action is NULL:
+        return kind
+    done = msgspec.json.decode(action) if isinstance(action, msgspec.Raw) else action
+    name = done.get("type") if isinstance(done, Mapping) else getattr(done, "type", None)
+    return None if isinstance(name, str) and name in _FREE_ACTIONS else kind
+
+
+def _tool_calls(types: Iterable[Any]) -> dict[str, int] | None:
+    """Tools with a fee per call, which ``usage`` leaves out."""
+    counts: dict[str, int] = {}
+    for kind in types:
+        tool = _TOOL_ITEMS.get(kind)
+        if tool is not None:
+            counts[tool] = counts.get(tool, 0) + 1
+    return counts or None
+
+
+class ResponsesReader:
+    """A stream of Responses events. The terminal event carries the whole response, usage included."""
+
+    _TERMINAL = frozenset({"response.completed", "response.incomplete", "response.failed"})
+
+    def __init__(self) -> None:
+        self.done = False
+        self.failure: str | None = None
+        self._response: Any = None
+        self._characters = 0
+
+    def see(self, event: Any) -> None:
+        try:
+            kind = event.type
+            if kind == "response.output_text.delta":
+                self._characters += len(event.delta)
+            elif kind in self._TERMINAL:
+                self.done = True
+                self._response = event.response
+                if kind == "response.failed":
+                    self.failure = kind
+            elif kind == "response.created":
+                self._response = event.response
+            elif kind == "error":
+                self.failure = kind
+            elif kind.endswith(".delta") and kind != "response.audio.delta":  # tool arguments, reasoning, refusals
+                self._characters += len(event.delta)
+        except Exception as error:
+            report_internal_error(error)
+
+    def answer(self) -> Answer:
+        response = self._response
+        if response is None:
+            return Answer()
+        usage = getattr(response, "usage", None)
+        kinds = [
+            _billed_kind(getattr(item, "type", None), getattr(item, "action", None)) for item in getattr(response, "output", None) or ()
+        ]
+        reasons = _reasons(getattr(response, "status", None), getattr(getattr(response, "incomplete_details", None), "reason", None), kinds)
+        identity, model, tier = (text_or_none(getattr(response, name, None)) for name in ("id", "model", "service_tier"))
+        read = Answer(identity, model, tier, usage_json(usage) if weight(usage) else NULL, _tool_calls(kinds), finish_reasons=reasons)
+        tool_usage = getattr(response, "tool_usage", None)
+        if tool_usage is not None:
+            _lay_in_tool_usage(read, plain(tool_usage), [plain(tool) for tool in getattr(response, "tools", None) or ()])
+        if getattr(response, "background", None):
+            _make_job(read, getattr(response, "status", None), getattr(response, "created_at", None))
+        return read
+
+    def estimated_output(self) -> int | None:
+        return None if weight(getattr(self._response, "usage", None)) else (self._characters + 3) // 4
+
+
+def plain(model: Any) -> Any:
+    """An SDK model as JSON would be decoded."""
+    return msgspec.json.decode(usage_json(model))
+
+
+def _read_batch_line(line: bytes) -> Answer | None:
+    return jobs.read_line(line, {"response": read_responses, "list": read_answer})
+
+
+_CHAT = Endpoint(name="chat", read=read_answer, reader=ChatReader, asks_for_usage=True)
+_RESPONSES = Endpoint(name="responses", read=read_responses, reader=ResponsesReader, later="begins")
+_STORED_RESPONSE = Endpoint(name="responses", read=read_responses, reader=ResponsesReader, later="tells")
+_FREE = Endpoint(name="count_tokens", read=read_answer)
+
+ROUTES = Routes(
+    {
+        "/chat/completions": _CHAT,
+        "/responses": _RESPONSES,
+        "/embeddings": Endpoint(name="embeddings", read=read_answer),
+        "/completions": Endpoint(name="completions", read=read_answer, reader=CompletionsReader, asks_for_usage=True),
+        "/responses/compact": Endpoint(name="compact", read=read_answer),
+        "/responses/input_tokens": _FREE,
+        "/decisions": Endpoint(name="decisions", read=read_responses),
+        "/moderations": Endpoint(name="moderations", read=read_answer),
+        **media.POSTS,
+        **jobs.POSTS,
+    },
+    [
+        ("GET", r"/responses/[^/]+", _STORED_RESPONSE),
+        ("POST", r"/responses/[^/]+/cancel", _STORED_RESPONSE),
+        *media.PATTERNS,
+        *jobs.PATTERNS,
+        ("GET", r"/files/[^/]+/content", Endpoint(name="batch", lines=_read_batch_line)),
+    ],
+    prefix="/v1",
+)

@@ -1,0 +1,173 @@
+"""Call: the data of one billable provider call, as the journal carries it and the ledger keeps it."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import re
+import time
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+import msgspec
+
+from voight_middleware.records.money import from_femto
+from voight_middleware.records.tags import Tags
+from voight_middleware.records.usage import Component, Usage
+
+OUTCOMES = ("ok", "error", "aborted", "cancelled", "truncated")
+ATTRIBUTIONS = ("tag", "dependency", "getter", "settled", "request", "none", "error")
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class _Ids:
+    """
+    Ids of this process: a random node and a counter. Our own: an application that seeds ``random`` would repeat ids taken from it,
+    and a call whose id is in the ledger already is taken for the same call.
+    """
+
+    def __init__(self) -> None:
+        os.register_at_fork(after_in_child=self.renew)
+        self.renew()
+
+    def renew(self) -> None:
+        """Another node: a forked child must not go on with its parent's."""
+        self.node = f"{8 + os.urandom(1)[0] % 4:x}{os.urandom(5).hex()[:9]}"
+        self.number = itertools.count(int.from_bytes(os.urandom(4)))
+
+
+_ids = _Ids()
+
+
+_NEW_ID = re.compile(r"[0-9a-f]{12}7[0-9a-f]{3}[89ab][0-9a-f]{15}")
+
+
+def new_call_id() -> str:
+    """A UUID version 7 in 32 hexadecimal digits: unique, and sorted by time in milliseconds."""
+    number = next(_ids.number)
+    return f"{time.time_ns() // 1_000_000:012x}7{number >> 24 & 0xFFF:03x}{_ids.node}{number & 0xFFFFFF:06x}"
+
+
+def is_new_call_id(call_id: str) -> bool:
+    """Whether an id has the form of ``new_call_id``: of such a call nobody hears twice."""
+    return _NEW_ID.fullmatch(call_id) is not None
+
+
+def job_call_id(job: str) -> str:
+    """The id of a call that may be seen more than once: whoever reads the answer of *job*, and however often, means the same call."""
+    return hashlib.blake2b(job.encode(errors="surrogatepass"), digest_size=16).hexdigest()
+
+
+class Call(msgspec.Struct, omit_defaults=True, kw_only=True, tag="call"):
+    """
+    One billable provider call.
+
+    The first part is written to the journal when the call ends; the part below the rule is filled in by the ingester.
+    """
+
+    call_id: str
+    occurred_at: int
+    """When the request was sent: microseconds since 1970, UTC."""
+    provider: str
+    """Who is billing: ``openai``, ``anthropic``, ``azure``, ``openrouter``, …"""
+    endpoint: str
+    """The dialect of the answer: ``chat``, ``responses``, ``embeddings``, ``images``, ``messages``, …"""
+    requested_model: str | None = None
+    model: str | None = None
+    """The model that served the call, as the provider named it in its answer."""
+    host: str | None = None
+    streamed: bool = False
+    outcome: str = "ok"
+    error: str | None = None
+    """The class of the exception that the caller got. Messages are never kept: they may quote the prompt."""
+    http_status: int | None = None
+    attempts: int = 1
+    possibly_billed: int | None = None
+    """Attempts that were sent and got no answer, by a timeout or a broken connection: the provider may have billed them all the same."""
+    duration: int | None = None
+    """Microseconds from entry to the last byte."""
+    ttft: int | None = None
+    """Microseconds from entry to the first event of the stream."""
+    response_id: str | None = None
+    finish_reasons: tuple[str, ...] | None = None
+    """
+    Why the model stopped, in the provider's words, in the order of the choices; None where it is not known. For listeners and spans, and
+    not kept in the ledger: no report asks for it.
+    """
+    job: str | None = None
+    """What the provider does later (a batch, a background response, a video): the owner is who submitted it, whoever reads the answer."""
+    service_tier: str | None = None
+    batch: bool = False
+    raw_usage: str | None = None
+    """The provider's usage JSON; on one line in the ledger."""
+    tool_calls: dict[str, int] | None = None
+    """Tool calls counted in the answer where the provider's usage leaves them out (OpenAI)."""
+    estimated_input: int | None = None
+    estimated_output: int | None = None
+    """Token counts that were estimated, for a stream that was broken off before the provider reported them."""
+    tags: Tags = Tags()
+    attribution: str = "none"
+    """How the call got its owner: one of ``ATTRIBUTIONS``."""
+
+    # -- filled in by the ingester ---------------------------------------------------------------------------------------
+    usage: Usage | None = None
+    """Totals over all components; None where the provider reported nothing."""
+    components: tuple[Component, ...] = ()
+    cost_femto: int | None = None
+    """Femto-dollars (1e-15 USD); None while no price is known."""
+    list_femto: int | None = None
+    """What our own prices come to, where the provider reported the cost itself: that is ``cost_femto`` then."""
+    cost_status: str = "unpriced"
+    """``priced``, ``partial`` or ``unpriced``."""
+    cost_reasons: tuple[str, ...] = ()
+    price: str | None = None
+    """The unit prices used, with source, version and rules: a JSON object for each component, one on a line."""
+
+    @property
+    def cost_usd(self) -> Decimal | None:
+        """US dollars; None while no price is known."""
+        return None if self.cost_femto is None else from_femto(self.cost_femto)
+
+    @property
+    def time(self) -> datetime:
+        """``occurred_at`` as an aware UTC datetime."""
+        return _EPOCH + timedelta(microseconds=self.occurred_at)
+
+    @property
+    def estimated(self) -> bool:
+        """Whether any count of this call is an estimate."""
+        return self.estimated_input is not None or self.estimated_output is not None
+
+
+class Settlement(msgspec.Struct, kw_only=True, tag="settlement"):
+    """
+    The owner of calls, and of submitted jobs, that were written before it was known. It never replaces an owner that is already
+    there, unless that one was taken from a request's body.
+    """
+
+    call_ids: tuple[str, ...]
+    """Ids of calls, and names of jobs."""
+    tags: Tags
+    attribution: str = "settled"
+
+
+class Submission(msgspec.Struct, omit_defaults=True, kw_only=True, tag="submission"):
+    """
+    The owner of a job: its answers are read later, perhaps in another process, and belong to who submitted it.
+
+    ``provider/batch_1/part`` is a part of the job ``provider/batch_1``; *part_of* names a job that the name does not tell, such as the
+    batch of an output file.
+    """
+
+    job: str
+    submitted_at: int
+    """Microseconds since 1970, UTC."""
+    part_of: str | None = None
+    tags: Tags = Tags()
+    attribution: str = "none"
+
+
+Record = Call | Settlement | Submission
+"""What one line of a journal holds."""
