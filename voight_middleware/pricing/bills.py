@@ -40,9 +40,11 @@ def _xai(raw: Mapping[str, Any]) -> Decimal | None:
 
     Source: xAI, "Cost tracking" (docs.x.ai/developers/cost-tracking): ``cost_in_usd_ticks``, 10,000,000,000 for one US dollar. This is
     the amount billed: tokens after all discounts, and the calls of xAI's own tools.
+
+    Package litellm 1, ``llms/xai/cost_calculator.py``: it hands the bill on as ``cost``, in US dollars.
     """
     ticks = _amount(raw.get("cost_in_usd_ticks"))
-    return None if ticks is None else CONTEXT.scaleb(ticks, -10)
+    return _amount(raw.get("cost")) if ticks is None else CONTEXT.scaleb(ticks, -10)
 
 
 def _perplexity(raw: Mapping[str, Any]) -> Decimal | None:

@@ -56,6 +56,8 @@ _UNITS: Mapping[str, tuple[tuple[str, int], ...]] = {
 _PROVIDERS = {"xai": "x-ai", "bedrock": "aws", "vertex": "google"}
 _STANDARD_TIERS = frozenset({None, "default", "standard", "auto", "on_demand"})
 _FEES = frozenset({"request", "web_search"})
+_OF_THE_MODEL = frozenset({"model", "served"})
+"""Reasons that a price of ours or the user's, for that name, does not settle."""
 _INSTEAD = (
     ("cache_read", "input"),
     ("cache_read_audio", "audio_in"),
@@ -73,6 +75,9 @@ A fine-tuned model of OpenAI: ``ft:<base>:<organization>:<name>:<id>``, perhaps 
 
 Source: OpenAI API reference, "Fine-tuning", ``fine_tuned_model``; "Checkpoints".
 """
+_VENDORS = re.compile(r"^(?:.*/)?(?:[a-z][a-z-]*\.)*")
+_ASIDES = re.compile(r"-latest|[-_@:]\d{4}-?\d{2}-?\d{2}|-\d{3,4}(?!\w)|-v\d+(?::\d+)?(?!\w)|:\d+|-\d+k(?!\w)")
+_WORDS = re.compile(r"[-_.@:]")
 _PATHS = re.compile(r"^(?:models/|publishers/[^/]+/models/|projects/.*/models/)")
 _CACHE_ENTRIES = 10_000
 
@@ -156,6 +161,7 @@ class PriceBook:
     def _look_up(self, call: Call, names: tuple[str | None, ...], terms: Terms) -> tuple[RateTable | None, bool]:
         provider = self._providers.get(_PROVIDERS.get(call.provider, call.provider))
         at = call.occurred_at // HOUR * HOUR
+        served: str | None = None
         for name in names:
             ref = _reference(self._overrides.model_behind(name), call.provider if provider is None else provider.id)
             if not ref:
@@ -168,7 +174,10 @@ class PriceBook:
             elif any(rule.usd for rule in rules):
                 found = _Found(reasons=_unlisted(terms))
             else:
+                served = served or ref
                 continue
+            if served is not None and _core(served) != _core(ref) and not any(rule.own and rule.usd for rule in rules):
+                found.reasons["served"] = f"no price for model {served!r}, which answered: priced as {ref!r}, which was asked for"
             return self._table(call, provider, ref, found, rules), not found.by_hour or any(rule.whole for rule in rules)
         return None, True
 
@@ -178,45 +187,53 @@ class PriceBook:
             return {}
         at = datetime.fromtimestamp(call.occurred_at // 1_000_000, UTC)
         listed = dict(_unit_prices(found.model.get_prices(at), found.model, 1))
-        return lay_over(listed, [rule for rule in rules if not rule.own and not rule.when and rule.host == "*"], {})
+        return lay_over(listed, [rule for rule in rules if not rule.own and not rule.when and rule.host == "*" and not rule.above], {})
 
     def _table(self, call: Call, provider: Provider | None, ref: str, found: _Found, rules: Sequence[Rule]) -> RateTable:
-        reasons = dict(found.reasons)
         doubt = None if found.model is None else place_doubt(call, ref, found.model.id)
         if doubt is not None and not any(rule.host != "*" for rule in rules):
-            reasons["host"] = doubt
-        for index, rule in enumerate(rules):
-            if rule.doubt is not None and not any(later.own and (later.whole or later.usd.keys() & _FEES) for later in rules[index:]):
-                reasons[rule.id] = rule.doubt
-        settled = {name for rule in rules for name in rule.when}
-        whole = any(rule.whole for rule in rules)
-        kept = tuple(reason for term, reason in reasons.items() if term not in settled and (term == "model" or not whole))
+            found.reasons["host"] = doubt
         prices = found.prices
-        starts = sorted({tier.start for price in vars(prices).values() for tier in getattr(price, "tiers", ())}) if prices else []
-        minimum = {name: least for rule in rules for name, least in rule.minimum.items()}
-        rows = []
+        tiers = (tier.start for price in vars(prices).values() for tier in getattr(price, "tiers", ())) if prices else ()
+        starts = sorted({*tiers, *(rule.above for rule in rules if rule.above)})
         standard = self._standard(call, found, rules)
+        rows = []
         for above in (0, *starts):
-            listed = dict(_unit_prices(prices, found.model, above + 1)) if prices is not None else {}
-            units = lay_over(listed, rules, standard)
-            doubts = {} if whole else _doubts(found, rules, listed, settled)
-            for name, instead in _INSTEAD:
-                if name not in units and instead in units:
-                    units[name] = units[instead]
-                    doubts[name] = f"{name} has no price of its own: billed as {instead}"
-            provenance = {
-                "source": "genai-prices" if prices is not None and not whole else "rules",
-                "version": _source_version(),
-                "data": _source_hash(),
-                "provider": call.provider if provider is None else provider.id,
-                "model": ref if found.model is None else found.model.id,
-                "context": found.context,
-                "unit_usd": {name: usd_text(amount) for name, amount in units.items()},
-                "rules": [{"id": rule.id, "source": rule.source} for rule in rules],
-                **({"minimum": minimum} if minimum else {}),
-            }
-            rows.append((above, Rates(_femto(units), kept, msgspec.json.encode(provenance).decode(), doubts, minimum)))
+            held = [rule for rule in rules if rule.above <= above]
+            rows.append((above, _rates_above(above, held, standard, found, ref, call.provider if provider is None else provider.id)))
         return RateTable(tuple(rows))
+
+
+def _rates_above(above: int, rules: Sequence[Rule], standard: Units, found: _Found, ref: str, provider: str) -> Rates:
+    """The rates for an input longer than *above*."""
+    reasons = dict(found.reasons)
+    for index, rule in enumerate(rules):
+        if rule.doubt is not None and not any(later.own and (later.whole or later.usd.keys() & _FEES) for later in rules[index:]):
+            reasons[rule.id] = rule.doubt
+    settled = {name for rule in rules for name in rule.when}
+    whole = any(rule.whole for rule in rules)
+    kept = tuple(reason for term, reason in reasons.items() if term not in settled and (term in _OF_THE_MODEL or not whole))
+    prices = found.prices
+    listed = dict(_unit_prices(prices, found.model, above + 1)) if prices is not None else {}
+    units = lay_over(listed, rules, standard)
+    doubts = {} if whole else _doubts(found, rules, listed, settled)
+    for name, instead in _INSTEAD:
+        if name not in units and instead in units:
+            units[name] = units[instead]
+            doubts[name] = f"{name} has no price of its own: billed as {instead}"
+    minimum = {name: least for rule in rules for name, least in rule.minimum.items()}
+    provenance = {
+        "source": "genai-prices" if prices is not None and not whole else "rules",
+        "version": _source_version(),
+        "data": _source_hash(),
+        "provider": provider,
+        "model": ref if found.model is None else found.model.id,
+        "context": found.context,
+        "unit_usd": {name: usd_text(amount) for name, amount in units.items()},
+        "rules": [{"id": rule.id, "source": rule.source} for rule in rules],
+        **({"minimum": minimum} if minimum else {}),
+    }
+    return Rates(_femto(units), kept, msgspec.json.encode(provenance).decode(), doubts, minimum)
 
 
 def _unlisted(terms: Terms) -> dict[str, str]:
@@ -302,6 +319,11 @@ def _reference(name: str | None, provider: str) -> str:
     if not name or len(name) > 200:
         return ""
     return _PATHS.sub("", name.lower()).removeprefix(f"{provider}/")
+
+
+def _core(ref: str) -> list[str]:
+    """The words of a model's name, without vendor, place, date, version and length of context: Bedrock's models answer with other names."""
+    return sorted(_WORDS.split(_ASIDES.sub("", _VENDORS.sub("", ref))))
 
 
 def _same_model(ref: str, model: str) -> bool:

@@ -35,6 +35,11 @@ _BEFORE_UPLIFT = "|".join(
 _VERTEX = "https://platform.claude.com/docs/en/build-with-claude/claude-on-vertex-ai"
 _VERTEX_REGIONS = "*-aiplatform.googleapis.com|aiplatform.*.rep.googleapis.com"
 _CLAUDE = "https://platform.claude.com/docs/en/about-claude/pricing"
+_LONG = {name: Decimal("1.5") if name in ("output", "reasoning") else Decimal(2) for name in TOKENS}
+"""What a long input costs more, at Anthropic and OpenAI: twice for all of the input, and 1.5 times for the output."""
+_GROK_RETIRED = "grok-3|grok-4|grok-4-0709|grok-4-latest|grok-4-fast-*reasoning|grok-4-1-fast-*reasoning"
+_GROK_RETIREMENT = "https://docs.x.ai/developers/migration/may-15-retirement"
+_FOUNDRY = "https://azure.microsoft.com/en-us/blog/gpt-5-6-now-available-in-microsoft-foundry/"
 _SONAR = {"low": "0.005", "medium": "0.008", "high": "0.012"}
 _SONAR_PRO = {"low": "0.006", "medium": "0.010", "high": "0.014"}
 
@@ -87,6 +92,98 @@ RULES: tuple[Rule, ...] = (
         provider="openai",
         model="gpt-4o-mini-audio-preview*",
         usd=_per_million(audio_in="10", audio_out="20"),
+    ),
+    *(
+        Rule(
+            id=f"{model}-audio",
+            source=f"https://developers.openai.com/api/docs/models/{model} (audio tokens; seen since May 2026)",
+            provider="openai",
+            model=model,
+            since=moment("2026-05-13"),
+            usd=_per_million(audio_in=usd),
+        )
+        for model, usd in (("gpt-4o-transcribe", "2.5"), ("gpt-4o-mini-transcribe", "1.25"))
+    ),
+    Rule(
+        id="openai-gpt-5-6-cyber-long",
+        source="https://developers.openai.com/api/docs/models/gpt-5.6-cyber (over 272K input tokens: 2x input, 1.5x output)",
+        provider="openai",
+        model="gpt-5.6-cyber*",
+        above=272_000,
+        factors=_LONG,
+    ),
+    Rule(
+        id="anthropic-sonnet-4-long",
+        source="https://platform.claude.com/docs/en/build-with-claude/context-windows (1M tokens, a beta that ended on 2026-04-30)",
+        provider="anthropic|vertex|bedrock",
+        model="claude-sonnet-4|claude-sonnet-4-0*|claude-sonnet-4-2*|claude-sonnet-4@*|claude-4-sonnet*|*anthropic.claude-sonnet-4-2*",
+        above=200_000,
+        factors=_LONG,
+    ),
+    Rule(
+        id="bedrock-gpt-5-long",
+        source="https://github.com/BerriAI/litellm/pull/38615 (an invoice has twice the price; no page of AWS says so)",
+        provider="bedrock",
+        model="openai.gpt-5.4|openai.gpt-5.5",
+        above=272_000,
+        doubt="an input of over 272,000 tokens may be billed at twice the price, which is not in the price data",
+    ),
+    Rule(
+        id="azure-gpt-audio-2025-08-28",
+        source="https://prices.azure.com/api/retail/prices (meters gpt aud 0828, global: more than OpenAI's price)",
+        provider="azure",
+        model="gpt-audio|gpt-audio-2025-08-28",
+        usd=_per_million(audio_in="40", audio_out="80"),
+    ),
+    Rule(
+        id="azure-gpt-audio-1-5",
+        source="https://prices.azure.com/api/retail/prices (meters gpt aud 1.5, global)",
+        provider="azure",
+        model="gpt-audio-1.5*",
+        usd=_per_million(audio_in="32", audio_out="64"),
+    ),
+    Rule(
+        id="azure-gpt-5-6-sol-before-its-cut",
+        source=f"{_FOUNDRY} (OpenAI's lower price of 2026-08-21 is Azure's from 2026-09-01 on)",
+        provider="azure",
+        model="gpt-5.6|gpt-5.6-sol*",
+        since=moment("2026-08-21"),
+        until=moment("2026-09-01"),
+        factors={name: Decimal("1.5") if name in ("output", "reasoning") else Decimal("1.25") for name in TOKENS},
+    ),
+    Rule(
+        id="azure-gpt-5-6-before-its-cut",
+        source="https://github.com/anomalyco/models.dev/pull/3952 (not yet on 2026-08-02; by 2026-08-12 it is)",
+        provider="azure",
+        model="gpt-5.6-terra*|gpt-5.6-luna*",
+        since=moment("2026-07-30"),
+        until=moment("2026-08-12"),
+        doubt="Azure followed OpenAI's lower price on a day that is not known: the lower price is used",
+    ),
+    Rule(
+        id="xai-retired",
+        source=f"{_GROK_RETIREMENT} (since 2026-05-15 12:00 PT these names mean grok-4.3, at its price)",
+        provider="xai|x-ai",
+        model=_GROK_RETIRED,
+        since=moment("2026-05-15T19:00"),
+        usd=_per_million(input="1.25", cache_read="0.2", output="2.5"),
+    ),
+    Rule(
+        id="xai-retired-long",
+        source="https://docs.x.ai/developers/models/grok-4.3 (from 200,000 tokens on: twice the price)",
+        provider="xai|x-ai",
+        model=_GROK_RETIRED,
+        since=moment("2026-05-15T19:00"),
+        above=199_999,
+        factor=Decimal(2),
+    ),
+    Rule(
+        id="xai-retired-others",
+        source=f"{_GROK_RETIREMENT} (names that it does not have, or that are said to mean grok-build-0.1)",
+        provider="xai|x-ai",
+        model="grok-3-latest|grok-3-beta|grok-4-fast|grok-4-1-fast|grok-4*-reasoning-latest|grok-code-fast*",
+        since=moment("2026-05-15T19:00"),
+        doubt="xAI may answer this name with a newer model, at another price",
     ),
     _picture("dall-e-3", "0.04", "1024x1024"),
     _picture("dall-e-3", "0.08", "1024x1024", "hd"),

@@ -69,8 +69,12 @@ class Rule:
     usd: Mapping[str, Decimal] = field(default_factory=dict)
     """US dollars per token, second, character, picture or request."""
     factor: Decimal | None = None
+    factors: Mapping[str, Decimal] = field(default_factory=dict)
+    """The same by count, where not all are multiplied alike."""
     whole: bool = False
     """Whether *usd* is everything that the model costs: nothing of the list price remains."""
+    above: int = 0
+    """For calls with more input tokens than that, cached ones included: all of their tokens."""
     minimum: Mapping[str, int] = field(default_factory=dict)
     """The least count that is billed."""
     doubt: str | None = None
@@ -118,6 +122,8 @@ def lay_over(listed: Units, rules: Iterable[Rule], standard: Units) -> dict[str,
     for rule in ours:
         if rule.factor is not None:
             units = _times(units, rule.factor)
+        for name in units.keys() & rule.factors.keys():
+            units[name] = CONTEXT.multiply(units[name], rule.factors[name])
     factors = dict(units)
     for rule in rules:
         if not rule.own:

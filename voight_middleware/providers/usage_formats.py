@@ -77,6 +77,7 @@ _KNOWN_KEYS = frozenset(
     (
         # read below, in one dialect or another
         *("prompt_tokens", "completion_tokens", "input_tokens", "output_tokens", "cached_tokens", "cache_write_tokens", "audio_tokens"),
+        "cache_creation_tokens",
         *("image_tokens", "cached_text_tokens", "cached_image_tokens", "images", "seconds", "characters", "num_requests"),
         *("cache_read_input_tokens", "cache_creation_input_tokens", "ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens"),
         *("web_search_requests", "web_fetch_requests", "num_cached_tokens", "prompt_cache_hit_tokens", "cost"),
@@ -187,13 +188,20 @@ def _openai(
     cache_read, cache_write = _count(details_in, "cached_tokens"), _count(details_in, "cache_write_tokens")
     if cache_read is None:
         cache_read = next((count for key in _CACHED_ELSEWHERE if (count := _count(raw, key)) is not None), None)
+    written_5m = written_1h = image_out = None
+    if not _ANTHROPICS.isdisjoint(raw) or "cache_creation_tokens" in details_in:
+        cache_write, written_5m, written_1h = _written(raw, details_in, cache_write, cache_read, doubts)
     reasoning, audio_out = _count(details_out, "reasoning_tokens"), _count(details_out, "audio_tokens")
+    if "image_tokens" in details_out:
+        image_out = _said(details_out, "image_tokens") or None
     if total_in is not None and total_out is not None:
         total = _said(raw, "total_tokens")
         beyond = total - total_in - total_out
         aside = reasoning if reasoning is not None else _said(raw, "reasoning_tokens")
-        cached = (cache_read or 0) + (cache_write or 0)
+        cached = (cache_read or 0) + (cache_write or 0) + (written_5m or 0) + (written_1h or 0)
         if beyond <= 0:
+            if aside and reasoning is None:
+                doubts.append(f"usage has reasoning_tokens = {aside} beside its total, which may be billed too")
             if not total and reasoning and reasoning > total_out:  # a part cannot exceed its whole: it is beside it
                 doubts.append(f"usage has {reasoning} reasoning tokens, more than {output_key} = {total_out}: both are counted as output")
                 total_out += reasoning
@@ -210,14 +218,16 @@ def _openai(
     if by_kind:
         cached_audio, cached_image = _count(by_kind, "audio_tokens"), _count(by_kind, "image_tokens") if images else None
     else:
-        text_in = None if total_in is None else total_in - (audio_in or 0) - (image_in or 0) - (cache_write or 0)
+        written = (cache_write or 0) + (written_5m or 0) + (written_1h or 0)
+        text_in = None if total_in is None else total_in - (audio_in or 0) - (image_in or 0) - written
         cached_audio, cached_image = _kinds(cache_read, text_in, audio_in, image_in, doubts)
     cache_read, cached_audio, cached_image = _split(cache_read, "cached_tokens", doubts, cached_audio, cached_image)
     audio_in, cached_audio = _split(audio_in, "audio_tokens", doubts, cached_audio)
     image_in, cached_image = _split(image_in, "image_tokens", doubts, cached_image)
-    parts_in = cache_read, cache_write, audio_in, cached_audio, image_in, cached_image
-    text_in, cache_read, cache_write, audio_in, cached_audio, image_in, cached_image = _split(total_in, input_key, doubts, *parts_in)
-    text_out, audio_out = _split(total_out, output_key, doubts, audio_out)
+    parts = cache_read, cache_write, written_5m, written_1h, audio_in, cached_audio, image_in, cached_image
+    text_in, *rest = _split(total_in, input_key, doubts, *parts)
+    cache_read, cache_write, written_5m, written_1h, audio_in, cached_audio, image_in, cached_image = rest
+    text_out, audio_out, image_out = _split(total_out, output_key, doubts, audio_out, image_out)
     _doubt_reasoning(reasoning, total_out, output_key, doubts)
     usage = Usage(
         input=text_in,
@@ -225,22 +235,61 @@ def _openai(
         cache_read_audio=cached_audio,
         cache_read_image=cached_image,
         cache_write=cache_write,
+        cache_write_5m=written_5m,
+        cache_write_1h=written_1h,
         audio_in=audio_in,
         image_in=image_in,
         output=text_out,
         reasoning=reasoning,
         audio_out=audio_out,
+        image_out=image_out,
     )
     return (Component(usage=usage),)
 
 
+def _written(raw: Mapping[str, Any], details: Mapping[str, Any], written: Count, read: Count, doubts: Doubts) -> tuple[Count, ...]:
+    """
+    Return the tokens written to the cache: without a lifetime, for 5 minutes and for an hour.
+
+    Source: package litellm 1, ``types/utils.py``, ``Usage``: ``cache_creation_tokens`` in the details of the input, and their lifetimes.
+    The counts of Anthropic's that it has at the top level too say no more than the details do.
+    """
+    if written is None:
+        written = _count(details, "cache_creation_tokens")
+    split = _part(details, "cache_creation_token_details")
+    written_5m, written_1h = _count(split, "ephemeral_5m_input_tokens"), _count(split, "ephemeral_1h_input_tokens")
+    others = (
+        (details, "cache_creation_tokens", written),
+        (raw, "cache_creation_input_tokens", written),
+        (raw, "cache_read_input_tokens", read),
+    )
+    for place, key, known in others:
+        if (said := _said(place, key)) and said != known:
+            doubts.append(f"usage contradicts itself: {key} = {said} is not what its details have")
+    if not written_5m and not written_1h:
+        return written, None, None
+    return _unsplit(written, "cache_creation_tokens", doubts, written_5m, written_1h) or None, written_5m, written_1h
+
+
+_ANTHROPICS = frozenset({"cache_creation_input_tokens", "cache_read_input_tokens"})
 _CACHED_ELSEWHERE = ("cached_tokens", "num_cached_tokens", "prompt_cache_hit_tokens")
 """Where compatible servers have their cached tokens. Sources: Moonshot, Mistral and DeepSeek, API references of chat completions."""
 
 
 def _chat(raw: Mapping[str, Any], doubts: Doubts) -> tuple[Component, ...]:
-    """Source: OpenAI API reference, "The chat completion object", ``usage``: prompt_tokens include cached and audio tokens."""
-    return _openai(raw, "prompt_tokens", "completion_tokens", doubts)
+    """
+    Source: OpenAI API reference, "The chat completion object", ``usage``: prompt_tokens include cached and audio tokens.
+
+    Package litellm 1, ``types/utils.py``: it hands on Anthropic's ``server_tool_use``, and counts Google's searches in the details.
+    """
+    (main,) = _openai(raw, "prompt_tokens", "completion_tokens", doubts)
+    details = _part(raw, "prompt_tokens_details")
+    if "web_search_requests" in details and (searches := _said(details, "web_search_requests")):
+        doubts.append(f"usage has prompt_tokens_details.web_search_requests = {searches}, whose price is not known")
+    tools = _anthropic_tools(raw) if "server_tool_use" in raw else None
+    if not tools or not any(tools.values()):
+        return (main,)
+    return (Component(usage=msgspec.structs.replace(main.usage, tools=tools)),)
 
 
 def _responses(raw: Mapping[str, Any], doubts: Doubts) -> tuple[Component, ...]:
@@ -349,6 +398,8 @@ def _generate_content(raw: Mapping[str, Any], doubts: Doubts) -> tuple[Component
     thoughts = _count(raw, "thoughtsTokenCount")
     audio_in, audio_out = _modality(raw, "promptTokensDetails", "AUDIO"), _modality(raw, "candidatesTokensDetails", "AUDIO")
     image_out = _modality(raw, "candidatesTokensDetails", "IMAGE")
+    if video_out := _modality(raw, "candidatesTokensDetails", "VIDEO"):
+        doubts.append(f"usage has {video_out} tokens of video in its output, which cost more than text")
     prompt, answer, tools = (_count(raw, f"{name}TokenCount") for name in ("prompt", "candidates", "toolUsePrompt"))
     cached_audio = _modality(raw, "cacheTokensDetails", "AUDIO")
     if cached_audio is None and "cacheTokensDetails" not in raw:
