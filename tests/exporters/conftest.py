@@ -10,6 +10,7 @@ import openai
 import pytest
 
 import voight_middleware as voight
+import voight_middleware.events.sender
 from voight_middleware.config.settings import Settings
 from voight_middleware.diagnostics import counters
 from voight_middleware.instrumentation import wrap as gate

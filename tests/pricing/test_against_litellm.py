@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from voight_middleware.call import Call
-from voight_middleware.ingest import complete
 from voight_middleware.pricing import PriceBook
-from voight_middleware.usage import recognise
+from voight_middleware.pricing.price_call import complete
+from voight_middleware.providers.usage_formats import recognise
+from voight_middleware.records.call import Call
 
 NewCall = Callable[..., Call]
 
