@@ -132,8 +132,8 @@ MUTATIONS: list[Mutation] = [
         "providers/usage_formats.py",
         (
             "cached tokens are billed twice",
-            "    parts_in = cache_read, cache_write, audio_in, cached_audio, image_in, cached_image",
-            "    parts_in = None, cache_write, audio_in, cached_audio, image_in, cached_image",
+            "    parts = cache_read, cache_write, written_5m, written_1h, audio_in, cached_audio, image_in, cached_image",
+            "    parts = None, cache_write, written_5m, written_1h, audio_in, cached_audio, image_in, cached_image",
         ),
         (
             "a negative count is taken",
