@@ -41,8 +41,8 @@ from voight_middleware.exporters.otel.span_tags import CostTagSpanProcessor
 from voight_middleware.exporters.otel.spans import OTelSpans
 from voight_middleware.ledger import open_ledger
 from voight_middleware.otlp.processor import CostSpanProcessor
-from voight_middleware.pipeline.meter import Meter, swap_meter, unwatch, watch
-from voight_middleware.pipeline.observers import Watcher
+from voight_middleware.pipeline.meter import Meter, add_observer, remove_observer, swap_meter
+from voight_middleware.pipeline.observers import CallObserver
 from voight_middleware.propagation import headers
 
 SENDERS = 4
@@ -74,7 +74,7 @@ def provider(*processors: SpanProcessor, exporter: SpanExporter | None = None) -
 class Way:
     """One way to make the same call: with a meter of its own, and with what watches it only while it is measured."""
 
-    def __init__(self, folder: Path, call: Callable[[], None], *listeners: Any, watchers: Sequence[Watcher] = ()) -> None:
+    def __init__(self, folder: Path, call: Callable[[], None], *listeners: Any, watchers: Sequence[CallObserver] = ()) -> None:
         self.call = call
         self.meter = Meter(Settings.from_environment(ledger=folder / "ledger.db", environ={}), listeners)
         self.watchers = watchers
@@ -84,24 +84,24 @@ class Way:
         """CPU microseconds of this thread for one call."""
         outer = swap_meter(self.meter)
         for watcher in self.watchers:
-            watch(watcher)
+            add_observer(watcher)
         begin = time.thread_time_ns()
         self.call()
         self.taken.append((time.thread_time_ns() - begin) / 1e3)
         for watcher in self.watchers:
-            unwatch(watcher)
+            remove_observer(watcher)
         swap_meter(outer)
 
 
-def registered(make: Callable[[], Any]) -> tuple[Any, list[Watcher]]:
+def registered(make: Callable[[], Any]) -> tuple[Any, list[CallObserver]]:
     """A span processor, and what it watches calls with, which it does no more."""
     seen = Meter(Settings.from_environment(environ={"VOIGHT_ENABLED": "0"}))
     outer = swap_meter(seen)
-    before = seen.watchers.present
+    before = seen.observers.present
     made = make()
-    watchers = [one for one in seen.watchers.present if one not in before]
+    watchers = [one for one in seen.observers.present if one not in before]
     for one in watchers:
-        unwatch(one)
+        remove_observer(one)
     swap_meter(outer)
     return made, watchers
 
@@ -312,7 +312,7 @@ def signed(folder: Path) -> None:
     meter = Meter(settings)
     outer = swap_meter(meter)
     ours, sent = {"reports.internal"}, dict[str, str]()
-    getter = voight.signed_headers("user_id")
+    getter = voight.tags_from_signed_headers("user_id")
     with voight.tag(user_id="u_12345", plan="pro", tenant_id="acme", feature="summary"):
         voight.inject_headers(sent, url="https://reports.internal/x?y=1", hosts=ours)
         request = Request({"type": "http", "headers": [(headers.HEADER.encode(), sent[headers.HEADER].encode())]})

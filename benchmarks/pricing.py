@@ -21,7 +21,7 @@ from voight_middleware.ledger import open_ledger
 from voight_middleware.pipeline.ingest import Ingester
 from voight_middleware.pipeline.journal import Journal
 from voight_middleware.pricing import PriceBook
-from voight_middleware.pricing.price_call import complete
+from voight_middleware.pricing.price_call import price_call
 from voight_middleware.providers.usage_formats import read_usage
 from voight_middleware.records.call import Call, new_call_id
 
@@ -89,7 +89,7 @@ def unpriced(number: int) -> int:
 
 def priced(number: int, book: PriceBook) -> int:
     for call in calls(number):
-        complete(call, book)
+        price_call(call, book)
     return number
 
 

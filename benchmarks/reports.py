@@ -38,7 +38,7 @@ from voight_middleware.reports.release import release
 from voight_middleware.reports.spend import spend
 from voight_middleware.reports.timespan import parse_window
 from voight_middleware.reports.top import top
-from voight_middleware.reports.unattributed_share import unowned
+from voight_middleware.reports.unattributed_share import unattributed_share
 
 sys.path.append(str(Path(__file__).parents[1]))
 from tests.support.made_up_ledger import LONG_RELEASE, fill, fill_file, made_up_calls
@@ -114,7 +114,7 @@ def both_releases(ledger: Ledger, _: Mapping[str, str]) -> Rows:
 
 def no_owner(ledger: Ledger, _: Mapping[str, str]) -> Rows:
     """What has no user, this month."""
-    return rows([unowned(ledger, {}, NOVEMBER).unowned])
+    return rows([unattributed_share(ledger, {}, NOVEMBER).unowned])
 
 
 def one_user(ledger: Ledger, known: Mapping[str, str]) -> Rows:

@@ -22,7 +22,7 @@ INTEGRATIONS = sorted(path.name for path in (ROOT / "integrations").iterdir() if
 PUBLIC = {
     "ainject_headers",
     "inject_headers",
-    "signed_headers",
+    "tags_from_signed_headers",
     "Call",
     "CostTagMiddleware",
     "SettingsError",
@@ -32,7 +32,7 @@ PUBLIC = {
     "configure",
     "current_tags",
     "flush",
-    "header",
+    "user_from_header",
     "instrument",
     "metered_call",
     "metered_transport",

@@ -8,9 +8,9 @@ from voight_middleware.instrumentation.http import metered_transport
 from voight_middleware.instrumentation.manual import metered_call, record
 from voight_middleware.instrumentation.wrap import instrument, uninstrument, wrap, wrap_anthropic, wrap_openai
 from voight_middleware.middleware.asgi import CostTagMiddleware
-from voight_middleware.middleware.getters import header
+from voight_middleware.middleware.getters import user_from_header
 from voight_middleware.pipeline.configure import configure, flush
-from voight_middleware.propagation.headers import ainject_headers, inject_headers, signed_headers
+from voight_middleware.propagation.headers import ainject_headers, inject_headers, tags_from_signed_headers
 from voight_middleware.records.call import Call
 from voight_middleware.records.tags import Tags
 from voight_middleware.records.usage import Usage
@@ -29,16 +29,16 @@ __all__ = [
     "configure",
     "current_tags",
     "flush",
-    "header",
     "inject_headers",
     "instrument",
     "metered_call",
     "metered_transport",
     "record",
     "set_tags",
-    "signed_headers",
     "tag",
+    "tags_from_signed_headers",
     "uninstrument",
+    "user_from_header",
     "wrap",
     "wrap_anthropic",
     "wrap_openai",

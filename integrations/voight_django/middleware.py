@@ -9,11 +9,11 @@ from typing import Any
 from django.http import FileResponse, HttpRequest
 
 from voight_django import conf
-from voight_django.scope import RequestFrame
+from voight_django.scope import RequestContext
 from voight_middleware.context.carry import carry
-from voight_middleware.context.context import current_frame, set_frame
+from voight_middleware.context.context import current_context, set_context
 from voight_middleware.diagnostics import report_internal_error
-from voight_middleware.middleware.request_scope import hand_over
+from voight_middleware.middleware.request_scope import flush_if_synchronous
 from voight_middleware.pipeline.meter import current_meter
 
 if sys.version_info >= (3, 12):
@@ -47,41 +47,41 @@ class CostTagMiddleware:
     def __call__(self, request: HttpRequest) -> Any:
         if self._asynchronous:
             return self._acall(request)
-        frame = RequestFrame(request)
-        outer = current_frame()
-        set_frame(frame)
+        context = RequestContext(request)
+        outer = current_context()
+        set_context(context)
         streams = False
         try:
             response = self.get_response(request)
-            streams = getattr(response, "streaming", False) and _follow(response, frame)
+            streams = getattr(response, "streaming", False) and _follow(response, context)
             return response
         finally:
-            if frame.made is not None and not streams:
-                frame.made.settle_now()
-            set_frame(outer)
+            if context.made is not None and not streams:
+                context.made.attribute_late_now()
+            set_context(outer)
 
     async def _acall(self, request: HttpRequest) -> Any:
-        frame = RequestFrame(request)
-        outer = current_frame()
-        set_frame(frame)
+        context = RequestContext(request)
+        outer = current_context()
+        set_context(context)
         streams = False
         try:
             response = await self.get_response(request)
-            streams = getattr(response, "streaming", False) and _follow(response, frame)
+            streams = getattr(response, "streaming", False) and _follow(response, context)
             return response
         finally:
             try:
-                if frame.made is not None and not streams:
-                    await frame.made.settle()
+                if context.made is not None and not streams:
+                    await context.made.attribute_late()
             finally:  # the server may cancel a request whose getter does not answer
-                set_frame(outer)
+                set_context(outer)
             if current_meter().synchronous and not streams:
-                await hand_over()
+                await flush_if_synchronous()
 
 
-def _follow(response: Any, frame: RequestFrame) -> bool:
+def _follow(response: Any, context: RequestContext) -> bool:
     """
-    Bind the current frame around each step of a streamed response, and around its closing, which settles the request; False for a file.
+    Bind the current context around each step of a streamed response, and around its closing, which settles the request; False for a file.
 
     Around each step and not around them all: between two of them the server runs other code in the same context.
     """
@@ -89,7 +89,7 @@ def _follow(response: Any, frame: RequestFrame) -> bool:
         if isinstance(response, FileResponse) and response.file_to_stream is not None:
             return False  # the server may send it without our seeing it: a new iterator in its place would undo that
         steps: Callable[..., Any] = _asteps if response.is_async else _steps
-        response.streaming_content = carry(steps)(response.streaming_content, frame)
+        response.streaming_content = carry(steps)(response.streaming_content, context)
     except Exception as error:  # a response class of the project's own
         report_internal_error(error)
         return False
@@ -100,25 +100,27 @@ def _follow(response: Any, frame: RequestFrame) -> bool:
             close()
         finally:
             response.__dict__.pop("close", None)  # the two would keep each other, and the request, for the garbage collector
-            if frame.made is not None:
-                frame.made.settle_now()
+            if context.made is not None:
+                context.made.attribute_late_now()
 
     response.close = carry(close_and_settle)
     return True
 
 
-def _steps(content: Iterator[bytes], _frame: RequestFrame) -> Iterator[bytes]:
+def _steps(content: Iterator[bytes], _context: RequestContext) -> Iterator[bytes]:
     yield from content
 
 
-async def _asteps(content: Any, frame: RequestFrame) -> AsyncIterator[bytes]:
+async def _asteps(content: Any, context: RequestContext) -> AsyncIterator[bytes]:
     try:
         async for part in content:
             yield part
     finally:
         if hasattr(content, "aclose"):
             await content.aclose()
-        if frame.made is not None:
-            await frame.made.settle()  # closing is synchronous: a server other than Django's own handler may do it on the event loop
+        if context.made is not None:
+            await (
+                context.made.attribute_late()
+            )  # closing is synchronous: a server other than Django's own handler may do it on the event loop
         if current_meter().synchronous:
-            await hand_over()
+            await flush_if_synchronous()

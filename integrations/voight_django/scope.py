@@ -1,4 +1,4 @@
-"""The frame and the scope of a Django request."""
+"""The context and the scope of a Django request."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from django.http import HttpRequest
 
 from voight_django import conf
 from voight_django.route import route_of
-from voight_middleware.context.context import Frame
-from voight_middleware.middleware.request_scope import Scope
+from voight_middleware.context.context import TagContext
+from voight_middleware.middleware.request_scope import RequestScope
 from voight_middleware.records.tags import NO_TAGS
 
 _making = threading.Lock()
@@ -24,7 +24,7 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
-class RequestFrame(Frame):
+class RequestContext(TagContext):
     """
     What the code of a request sees. Its scope is made when somebody asks for it: most requests make no LLM call.
 
@@ -36,15 +36,15 @@ class RequestFrame(Frame):
     def __init__(self, request: HttpRequest) -> None:  # pyright: ignore[reportMissingSuperCall]  # it would set the scope
         self.tags = NO_TAGS
         self.outer = self.by = None
-        self.made: Scope | None = None
+        self.made: RequestScope | None = None
         self._request: HttpRequest | None = request
 
     @property
-    def scope(self) -> Scope:  # type: ignore[override]  # pyright: ignore[reportIncompatibleVariableOverride]
+    def scope(self) -> RequestScope:  # type: ignore[override]  # pyright: ignore[reportIncompatibleVariableOverride]
         """The scope of the request."""
         request = self._request
         if request is not None:
-            made = Scope(lambda: request, conf.getters or conf.read_getters(), lambda: route_of(request))
+            made = RequestScope(lambda: request, conf.getters or conf.read_getters(), lambda: route_of(request))
             with _making:
                 if self.made is None:  # else another thread has been faster
                     self.made = made

@@ -17,7 +17,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 from voight_middleware import CostTagMiddleware
-from voight_middleware.context.context import Frame, bind, current_frame, set_frame
+from voight_middleware.context.context import TagContext, current_context, set_context, use_scope
 from voight_middleware.diagnostics import report_internal_error
 from voight_middleware.middleware.asgi import AsgiScope
 from voight_middleware.middleware.getters import user_id_of
@@ -67,7 +67,7 @@ def cost_tags(
                     values[name] = await value if isinstance(value, Awaitable) else value
                 except Exception as error:
                     scope.fail(name, error, f"the {name.removesuffix('_id')} reader of cost_tags()")
-            scope.identify(scope.read_values(values), "dependency")
+            scope.set_identity(scope.read_values(values), "dependency")
         except Exception as error:
             report_internal_error(error)
 
@@ -76,18 +76,18 @@ def cost_tags(
 
 def _scope_of(connection: HTTPConnection) -> AsgiScope:
     """The request's scope: the middleware's, or else one of its own, bound until FastAPI has ended the request."""
-    frame = current_frame()
-    scope = frame.scope
+    context = current_context()
+    scope = context.scope
     if isinstance(scope, AsgiScope) and scope.is_of(connection.scope):
         scope.refresh(connection.scope)
         return scope
     own = AsgiScope(connection.scope)
     # Another request's tags may be in force: uvicorn begins a pipelined one in the context of the one before it.
-    tags = frame.tags if scope is None else NO_TAGS
+    tags = context.tags if scope is None else NO_TAGS
     stack = connection.scope.get("fastapi_inner_astack")
     if isinstance(stack, AsyncExitStack):
-        stack.enter_context(bind(own, tags))
-        stack.push_async_callback(own.settle)
+        stack.enter_context(use_scope(own, tags))
+        stack.push_async_callback(own.attribute_late)
     else:  # FastAPI before 0.118 ends its dependencies before it streams: there the binding ends with the request's task
-        set_frame(Frame(own, tags))
+        set_context(TagContext(own, tags))
     return own

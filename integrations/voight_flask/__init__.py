@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from voight_flask.commands import command
 from voight_flask.users import in_context, signed_in_user
-from voight_middleware.context.context import current_frame
+from voight_middleware.context.context import current_context
 from voight_middleware.diagnostics import report_internal_error
 from voight_middleware.middleware.getters import Getter, Getters
-from voight_middleware.middleware.request_scope import Scope
-from voight_middleware.middleware.wsgi import RequestFrame, answer_inside, route_of
+from voight_middleware.middleware.request_scope import RequestScope
+from voight_middleware.middleware.wsgi import RequestContext, answer_inside, route_of
 from voight_middleware.pipeline.configure import configure
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class CostTags:
         boundary, inner, finalise = _Boundary(self.getters), app.wsgi_app, app.process_response
 
         def wsgi_app(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
-            return answer_inside(RequestFrame(boundary, environ), inner, environ, start_response)
+            return answer_inside(RequestContext(boundary, environ), inner, environ, start_response)
 
         def process_response(*arguments: Any) -> flask.Response:  # from Flask 3.2 on, the context comes first
             response = finalise(*arguments)
@@ -104,8 +104,8 @@ class _Boundary:
     def __init__(self, getters: Getters) -> None:
         self.getters = getters
 
-    def scope(self, environ: "WSGIEnvironment") -> Scope:
-        return Scope(_request, self.getters, lambda: route_of(environ), local=True)
+    def scope(self, environ: "WSGIEnvironment") -> RequestScope:
+        return RequestScope(_request, self.getters, lambda: route_of(environ), local=True)
 
 
 def _request() -> flask.Request | None:
@@ -115,13 +115,13 @@ def _request() -> flask.Request | None:
 def _before_the_context_ends(response: flask.Response) -> None:
     """Who makes calls after the view has no context to find the user in: ask now, as the headers are final, whatever a getter reads."""
     try:
-        frame = current_frame()
-        while frame.outer is not None:  # a `with tag()` that the application has left open
-            frame = frame.outer
-        if isinstance(frame, RequestFrame):
+        context = current_context()
+        while context.outer is not None:  # a `with tag()` that the application has left open
+            context = context.outer
+        if isinstance(context, RequestContext):
             on_close = response._on_close  # pyright: ignore[reportPrivateUsage]
-            frame.runs_on = bool(on_close) or (response.is_streamed and not response.direct_passthrough)
-            if frame.runs_on or frame.pending:
-                frame.resolve()
+            context.runs_on = bool(on_close) or (response.is_streamed and not response.direct_passthrough)
+            if context.runs_on or context.pending:
+                context.resolve()
     except Exception as error:
         report_internal_error(error)

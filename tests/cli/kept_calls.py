@@ -9,7 +9,7 @@ import pytest
 
 from voight_middleware.ledger import open_ledger
 from voight_middleware.pricing import PriceBook
-from voight_middleware.pricing.price_call import complete
+from voight_middleware.pricing.price_call import price_call
 from voight_middleware.records.call import Call, new_call_id
 from voight_middleware.records.tags import Tags
 from voight_middleware.records.usage import Usage
@@ -60,6 +60,6 @@ def keep_priced(ledger: Path, user: str | None = "u_1", **values: Any) -> Call:
         "tags": Tags(user_id=user),
     }
     call = Call(**{**fixed, **values})
-    complete(call, PriceBook())
+    price_call(call, PriceBook())
     keep(ledger, call)
     return call

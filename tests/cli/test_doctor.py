@@ -12,7 +12,7 @@ import pytest
 
 from voight_middleware.cli import main
 from voight_middleware.pipeline.journal import Journal
-from voight_middleware.pipeline.lock import Election
+from voight_middleware.pipeline.lock import IngestLock
 from voight_middleware.records.call import new_call_id
 
 from ..support.patching import Patch
@@ -254,8 +254,8 @@ def test_an_ingester_that_is_stopped_is_said(ledger: Path, capsys: Captured) -> 
     """By the doctor and in every report, and not for a call that has just ended."""
     keep(ledger, make_call())
     folder = Path(f"{ledger}.journal")
-    election = Election(folder)
-    assert election.win()
+    lock = IngestLock(folder)
+    assert lock.acquire()
     fresh = late_call(folder, 0)
     _, found = findings(capsys)
     assert ("journal", "late") not in found
@@ -270,7 +270,7 @@ def test_an_ingester_that_is_stopped_is_said(ledger: Path, capsys: Captured) -> 
     assert f"calls wait in {folder} for 10 minutes, and are missing here" in capsys.readouterr().err
     for journal in (fresh, old):
         journal.rotate()
-    election.resign()
+    lock.release()
 
 
 @pytest.mark.server

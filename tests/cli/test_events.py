@@ -12,7 +12,7 @@ import voight_middleware.events.sender  # noqa: F401 - `server` replaces names o
 from voight_middleware.cli import main
 from voight_middleware.events.outbox import FOLDER, Outbox, open_outbox
 from voight_middleware.pipeline.journal import Journal
-from voight_middleware.pipeline.lock import Election
+from voight_middleware.pipeline.lock import IngestLock
 from voight_middleware.records.call import Call
 from voight_middleware.records.tags import Tags
 
@@ -27,7 +27,7 @@ HEADER_KEYS = "v2:" + "n" * 40 + ",v1:" + "o" * 40
 def server(monkeypatch: pytest.MonkeyPatch, patch: Patch) -> Iterator[EventServer]:
     """Voight, on loopback, and the environment of somebody who sends there."""
     patch("FIRST_PAUSE", 0.02, within="sender")
-    patch("LONGEST_PAUSE", 0.1, within="sender")
+    patch("MAX_PAUSE", 0.1, within="sender")
     with EventServer(SECRET) as running:
         monkeypatch.setenv("VOIGHT_KEY", SECRET)
         monkeypatch.setenv("VOIGHT_AGENT", "shop")
@@ -176,14 +176,14 @@ def test_it_is_left_to_a_living_process(run: Run, server: EventServer, write: Wr
     """Two would send everything twice."""
     write(3)
     assert run("spend")[0] == 0
-    election = Election(journal)
-    assert election.win()
+    lock = IngestLock(journal)
+    assert lock.acquire()
     code, _, err = run("events", "send")
     assert code == 1
     assert "a living process ingests" in err
     assert "3 wait" in err
     assert json.loads(run("events", "--format", "json")[1])["ingester"] is True
-    election.resign()
+    lock.release()
     assert server.times == []
 
 
@@ -335,12 +335,12 @@ def test_doctor_of_a_key_that_nobody_uses(doctor: Doctor, server: EventServer, j
     monkeypatch.setenv("VOIGHT_INGEST", "no")
     journal.mkdir()
     assert "nobody ingests this journal" in doctor()["events"]["advice"]
-    election = Election(journal)
-    assert election.win()
+    lock = IngestLock(journal)
+    assert lock.acquire()
     assert "start that one with VOIGHT_KEY" in doctor()["events"]["advice"]
     assert open_outbox(journal, create=True) is not None
     assert doctor()["events"]["advice"] is None
-    election.resign()
+    lock.release()
 
 
 def test_doctor_of_an_outbox_that_cannot_be_read(doctor: Doctor, journal: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from voight_middleware.cli import main
 from voight_middleware.config.settings import Settings
-from voight_middleware.pipeline.pseudonyms import Guard
+from voight_middleware.pipeline.pseudonyms import Pseudonymizer
 from voight_middleware.records.tags import Tags
 
 from .kept_calls import SECRET, USD, Captured, keep, make_call
@@ -19,7 +19,7 @@ def alice(ledger: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Calls of Alice's, kept by an old key, by the newest one, inside another value, and as she is; and what the ledger calls her."""
     settings = [Settings.from_environment(pseudonym_key=key) for key in (f"v1:{SECRET}", f"v2:{SECRET[::-1]}", None)]
     monkeypatch.setenv("VOIGHT_PSEUDONYM_KEY", f"v2:{SECRET[::-1]},v1:{SECRET}")
-    guards = [Guard(one) for one in settings]
+    guards = [Pseudonymizer(one) for one in settings]
     names = [str(guard(Tags(user_id="alice@example.com")).user_id) for guard in guards]
     within = str(guards[1](Tags(user_id="auth0|alice@example.com")).user_id)
     users = [*names, within, "alice@example.com", str(guards[1](Tags(user_id="bob@example.com")).user_id), "u_7"]

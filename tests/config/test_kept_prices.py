@@ -9,12 +9,12 @@ import pytest
 
 from voight_middleware.cli import main
 from voight_middleware.config.settings import Settings, usable_settings
-from voight_middleware.context.context import NOBODY, Frame
+from voight_middleware.context.context import NOBODY, TagContext
 from voight_middleware.ledger import open_ledger
 from voight_middleware.pipeline.ingest import UnpricedJournal, drain
 from voight_middleware.pipeline.journal import segments
 from voight_middleware.pipeline.meter import Meter
-from voight_middleware.pipeline.supervisor import Delivery
+from voight_middleware.pipeline.supervisor import IngestSupervisor
 from voight_middleware.records.tags import NO_TAGS as NONE
 
 from ..pipeline.journals import NewCall
@@ -39,7 +39,7 @@ def leave(settings: Settings, *calls: Any) -> None:
     meter = Meter(settings)
     meter._closed = True  # no background thread
     for call in calls:
-        meter.finish(call, Frame(None, NONE), NOBODY)
+        meter.finish(call, TagContext(None, NONE), NOBODY)
     meter.journal.end()
 
 
@@ -168,7 +168,7 @@ def test_a_variable_that_names_no_file_makes_calls_wait(place: Path, new_call: N
 def test_synchronous_delivery_does_not_wait_for_prices(place: Path, new_call: NewCall) -> None:
     """A delivery whose calls cannot be priced has an error, so that no request waits for it."""
     leave(Settings.from_environment(prices="gone.toml"), new_call())
-    delivery = Delivery(f"sqlite:///{place}/ledger.db", place / "ledger.db.journal")
+    delivery = IngestSupervisor(f"sqlite:///{place}/ledger.db", place / "ledger.db.journal")
     with closing(delivery):
         with pytest.raises(UnpricedJournal):
             delivery.run()
@@ -183,7 +183,7 @@ def test_listeners_hear_the_cost_as_configured(place: Path, new_call: NewCall) -
     (place / "mine.toml").write_text(MINE)
     heard: list[int | None] = []
     meter = Meter(Settings.from_environment(prices="mine.toml", ingest=False), [lambda call: heard.append(call.cost_femto)])
-    meter.finish(new_call(), Frame(None, NONE), NOBODY)
+    meter.finish(new_call(), TagContext(None, NONE), NOBODY)
     assert meter.flush()
     meter.close()
     assert heard == [AT_MINE]

@@ -14,8 +14,8 @@ from voight_middleware.config.settings import Settings
 from voight_middleware.events.outbox import Entry, Outbox
 from voight_middleware.ledger import open_ledger
 from voight_middleware.pipeline.journal import Journal, reject
-from voight_middleware.pipeline.lock import Election
-from voight_middleware.pipeline.pseudonyms import Guard
+from voight_middleware.pipeline.lock import IngestLock
+from voight_middleware.pipeline.pseudonyms import Pseudonymizer
 from voight_middleware.records.tags import Tags
 
 from ..support.factories import make_call
@@ -33,19 +33,19 @@ def test_every_file_and_folder_is_its_owners_only(umask: int, tmp_path: Path) ->
     """Ledger, key, segments, set-aside lines and their reasons, lost records, the lock, and the outbox with its state."""
     settings = Settings.from_environment(ledger=tmp_path / "a" / "b" / "ledger.db", environ={})
     open_ledger(settings.ledger).close()
-    Guard(settings)(Tags(user_id="alice@example.com"))
+    Pseudonymizer(settings)(Tags(user_id="alice@example.com"))
     journal = Journal(settings.journal)
     journal.append(make_call())
     journal.dropped = 3
     journal.rotate()
     reject(settings.journal, b"torn", "1-x.jsonl:0", "no record")
-    election = Election(settings.journal)
-    assert election.win()
-    election.resign()
+    lock = IngestLock(settings.journal)
+    assert lock.acquire()
+    lock.release()
     outbox = Outbox(settings.journal)
     outbox.append("1-x.jsonl", 10, [Entry("call", 1, 0, job=False)])
-    outbox.refuse("call", 400, "no")
-    outbox.settle(next(outbox.read()).behind)
+    outbox.reject("call", 400, "no")
+    outbox.settle(next(outbox.read()).next)
 
     made = {path.name: stat.S_IMODE(path.lstat().st_mode) for path in tmp_path.rglob("*")}
     assert {"a", "b", "ledger.db", "ledger.db.key", "lost.log", "rejected.jsonl", "rejected.log", "ingest.lock", "state.json"} <= set(made)
@@ -61,7 +61,7 @@ def test_no_link_is_followed_and_no_pipe_waited_for(tmp_path: Path) -> None:
         with pytest.raises(OSError, match=name):
             append(tmp_path / name, b"line")
     with pytest.raises(OSError, match=r"ingest\.lock"):
-        Election(tmp_path).win()
+        IngestLock(tmp_path).acquire()
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(OSError, match="pipe"):
         append(tmp_path / "pipe", b"line")

@@ -13,7 +13,7 @@ import pytest
 
 import voight_middleware as voight
 from voight_middleware import Tags, carry, current_tags, tag
-from voight_middleware.context.context import bind
+from voight_middleware.context.context import use_scope
 from voight_middleware.context.executors import (
     CarryingThreadPoolExecutor,
     acarry_steps,
@@ -22,7 +22,7 @@ from voight_middleware.context.executors import (
     uninstrument_executors,
 )
 from voight_middleware.middleware.getters import Getters
-from voight_middleware.middleware.request_scope import Scope
+from voight_middleware.middleware.request_scope import RequestScope
 
 from ..support.garbage import collected
 
@@ -171,14 +171,14 @@ def test_carried_work_does_not_keep_a_request(voight_calls: Any, instrumented: N
 
     def hold() -> tuple[weakref.ref[Request], Any, Any, ThreadPoolExecutor, Working]:
         request = Request()
-        scope = Scope(lambda: request, Getters(lambda _: None), lambda: None)
-        with bind(scope):
+        scope = RequestScope(lambda: request, Getters(lambda _: None), lambda: None)
+        with use_scope(scope):
             pool, thread = ThreadPoolExecutor(1), Working()
             pool.submit(voight.current_tags).result()
             thread.start()
             thread.join()
             kept = carry(user), carry_steps(iter([1]))
-        scope.settle_now()
+        scope.attribute_late_now()
         return weakref.ref(request), *kept, pool, thread
 
     with collected():
@@ -197,8 +197,8 @@ async def test_who_can_be_asked_in_the_request_only_is_asked_there(instrumented:
     async def asteps() -> AsyncGenerator[Any, Any]:
         yield user()
 
-    def scope() -> bind:
-        return bind(Scope(lambda: None, Getters(getter), lambda: None, local=True))
+    def scope() -> use_scope:
+        return use_scope(RequestScope(lambda: None, Getters(getter), lambda: None, local=True))
 
     with scope():
         assert in_thread(user) == "u"

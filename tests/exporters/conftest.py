@@ -14,7 +14,7 @@ import voight_middleware.events.sender
 from voight_middleware.config.settings import Settings
 from voight_middleware.diagnostics import counters
 from voight_middleware.instrumentation import wrap as gate
-from voight_middleware.instrumentation.request import current_entry
+from voight_middleware.instrumentation.request import current_request
 from voight_middleware.pipeline.meter import Meter, current_meter, swap_meter
 from voight_middleware.records.call import Call
 from voight_middleware.testing.provider import LoopbackProvider
@@ -108,7 +108,7 @@ def server() -> Iterator[EventServer]:
 def impatient(monkeypatch: pytest.MonkeyPatch, patch: Patch) -> None:
     """Have a sender pause for hundredths of seconds, and see no proxy."""
     patch("FIRST_PAUSE", 0.02, within="sender")
-    patch("LONGEST_PAUSE", 0.2, within="sender")
+    patch("MAX_PAUSE", 0.2, within="sender")
     patch("SETTLE_SECONDS", 0.3, within="sender")
     for name in ("HTTP_PROXY", "http_proxy", "NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
@@ -144,4 +144,4 @@ def sending(server: EventServer, folder: Path, new_call: NewCall) -> Iterator[Se
 def no_block_left() -> Iterator[None]:
     """A generator that is closed elsewhere, or before one that began later, leaves its closed block behind in this context."""
     yield
-    current_entry.set(None)
+    current_request.set(None)

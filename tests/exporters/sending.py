@@ -13,7 +13,7 @@ from voight_middleware.events.outbox import Status, status
 from voight_middleware.pipeline.journal import Journal
 from voight_middleware.pipeline.meter import current_meter
 from voight_middleware.pipeline.send_waiting import send_waiting
-from voight_middleware.pipeline.supervisor import Delivery
+from voight_middleware.pipeline.supervisor import IngestSupervisor
 from voight_middleware.records.call import Call
 from voight_middleware.records.tags import Tags
 
@@ -73,7 +73,7 @@ class Sending:
         self.server, self.folder, self.new_call = server, folder, new_call
         self.ledger = f"sqlite:///{folder}.db"
         self.target = EventsTarget(server.url, "vk_test", "tests", FAST)
-        self.delivery = Delivery(self.ledger, folder, events=self.target)
+        self.delivery = IngestSupervisor(self.ledger, folder, events=self.target)
         self._before = set(threading.enumerate())
 
     def threads(self) -> list[threading.Thread]:

@@ -11,7 +11,7 @@ import pytest
 
 from voight_middleware.exporters.files import focus
 from voight_middleware.pricing import PriceBook
-from voight_middleware.pricing.price_call import complete
+from voight_middleware.pricing.price_call import price_call
 from voight_middleware.records.call import Call
 from voight_middleware.records.tags import Tags
 
@@ -47,7 +47,7 @@ def rows(calls: list[Call]) -> list[Row]:
 
 def priced(**fields: Any) -> Call:
     call = Call(**{"call_id": "c", "occurred_at": 1_793_534_400_000_001, "provider": "openai", "endpoint": "chat", **fields})
-    complete(call, PriceBook())
+    price_call(call, PriceBook())
     return call
 
 

@@ -78,7 +78,7 @@ def test_an_exporter_that_never_comes_back_fills_no_memory(
     ends: bool, listening: Any, monkeypatch: pytest.MonkeyPatch, patch: Patch
 ) -> None:
     """Spans of calls that are told of, and of those that are dropped: what is lost is let go."""
-    patch("MOST_HELD", 20, within="otel.spans")
+    patch("MAX_HELD", 20, within="otel.spans")
     exporter = Stuck()
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))

@@ -103,7 +103,7 @@ def test_a_fault_of_ours_stays_inside(tagged: Tagged, patch: Patch) -> None:
     """The span goes on, and the fault is counted."""
     faults: list[BaseException] = []
     patch("report_internal_error", faults.append, within="span_tags")
-    patch("current_frame", lambda: 1 / 0, within="span_tags")
+    patch("current_context", lambda: 1 / 0, within="span_tags")
     tagged.tracer.start_span("inside").end()
 
     assert tagged.said("inside") == {}
@@ -151,11 +151,11 @@ def test_no_getter_is_asked_for_a_span_and_open_spans_get_the_user_later(tagged:
 
 def test_ended_spans_take_no_place(tagged: Tagged) -> None:
     """A long connection with many spans before its first call: those that are open by then get the user."""
-    from voight_middleware.context.context import bind
+    from voight_middleware.context.context import use_scope
     from voight_middleware.middleware.getters import Getters
-    from voight_middleware.middleware.request_scope import Scope
+    from voight_middleware.middleware.request_scope import RequestScope
 
-    with bind(Scope(object, Getters(user=lambda request: "u_7"), None)):
+    with use_scope(RequestScope(object, Getters(user=lambda request: "u_7"), None)):
         for number in range(500):
             tagged.tracer.start_span(f"query {number}").end()
         with tagged.tracer.start_as_current_span("view"), voight.metered_call(provider="openai", model="gpt-4o-mini") as call:
@@ -167,12 +167,12 @@ def test_ended_spans_take_no_place(tagged: Tagged) -> None:
 @pytest.mark.slow
 def test_nothing_of_a_request_is_kept(tagged: Tagged) -> None:
     """Spans that wait for their user do not keep the request that they wait in."""
-    from voight_middleware.context.context import bind
+    from voight_middleware.context.context import use_scope
     from voight_middleware.middleware.getters import Getters
-    from voight_middleware.middleware.request_scope import Scope
+    from voight_middleware.middleware.request_scope import RequestScope
 
-    scope = Scope(object, Getters(user=lambda request: None), None)
-    with bind(scope):
+    scope = RequestScope(object, Getters(user=lambda request: None), None)
+    with use_scope(scope):
         tagged.tracer.start_span("inside").end()
     assert len(tagged.processor._waiting) == 1
     gone = weakref.ref(scope)
@@ -187,8 +187,8 @@ def test_a_processor_that_is_shut_down_sees_no_more_calls(listening: Any) -> Non
     """It is no watcher any more, of this meter or the next."""
     listening()
     tagged = Tagged()
-    assert tagged.processor in meter.current_meter().watchers.present
+    assert tagged.processor in meter.current_meter().observers.present
     tagged.provider.shutdown()
 
-    assert tagged.processor not in meter.current_meter().watchers.present
-    assert tagged.processor not in listening().meter.watchers.present
+    assert tagged.processor not in meter.current_meter().observers.present
+    assert tagged.processor not in listening().meter.observers.present

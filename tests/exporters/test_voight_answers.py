@@ -13,7 +13,7 @@ import pytest
 from voight_middleware.events.outbox import FOLDER, REFUSED
 from voight_middleware.ledger import Ledger, open_ledger
 from voight_middleware.ledger.find_call import call_at
-from voight_middleware.pipeline.supervisor import Delivery
+from voight_middleware.pipeline.supervisor import IngestSupervisor
 from voight_middleware.records.call import Call
 
 from ..support.depth import times
@@ -67,7 +67,7 @@ def test_an_answer_after_the_end_is_not_heard(server: EventServer, sending: Send
     (thread,) = sending.threads()
     sending.delivery.stop_sending(0.1)
     sending.delivery.close()
-    with closing(Delivery(sending.ledger, sending.folder, events=sending.target)) as next_one:
+    with closing(IngestSupervisor(sending.ledger, sending.folder, events=sending.target)) as next_one:
         wait_until(lambda: next_one.run() and len(server.events) == 3, every=0.05)
     before = sending.kept()
     assert (before.state.sent, before.waiting) == (3, 0)
@@ -118,7 +118,7 @@ def test_answers_that_make_no_sense(
     """None of them is an error of ours, and whatever is behind the event is sent."""
     errors: list[BaseException] = []
     patch("report_internal_error", errors.append, within="sender")
-    patch("LONGEST_WAIT", 0.3, within="sender")
+    patch("MAX_WAIT", 0.3, within="sender")
 
     def strange(request: BaseHTTPRequestHandler) -> None:
         request.send_response(status_code)
@@ -172,7 +172,7 @@ def test_a_proxy_is_not_shown_the_key(server: EventServer, sending: Sending, mon
 @pytest.mark.slow
 def test_a_quota_that_is_spent_is_waited_for(server: EventServer, sending: Sending, patch: Patch) -> None:
     """Not tried again at once, as a fault would be; the reason is there to be read, and everything arrives afterwards."""
-    patch("LONGEST_WAIT", 0.5, within="sender")
+    patch("MAX_WAIT", 0.5, within="sender")
     server.faults.append(says(402, None, {"error": "quota_exceeded"}))
     ids = sending.write("u_1", "u_2")
     sending.until(lambda: server.times)

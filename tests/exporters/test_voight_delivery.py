@@ -18,7 +18,7 @@ from voight_middleware.ledger.postgres.roles import grants
 from voight_middleware.ledger.sqlite import SQLiteLedger
 from voight_middleware.pipeline.ingest import UnreadableJournal, drain
 from voight_middleware.pipeline.journal import Journal
-from voight_middleware.pipeline.supervisor import Delivery
+from voight_middleware.pipeline.supervisor import IngestSupervisor
 
 from ..support.event_server import EventServer
 from ..support.patching import Patch
@@ -61,7 +61,7 @@ def test_what_a_report_brings_in_is_sent_by_the_next(server: EventServer, target
     ids = write(folder, *(new_call(attribution="tag") for _ in range(3)))
     assert drain(url, folder) == 3
     assert kept(folder).waiting == 3
-    with closing(Delivery(url, folder, events=target)) as delivery:
+    with closing(IngestSupervisor(url, folder, events=target)) as delivery:
         wait_until(lambda: delivery.run() and len(server.events) == 3, every=0.05)
     assert server.call_ids() == ids
 
@@ -72,7 +72,7 @@ def test_a_segment_that_cannot_be_read_keeps_no_event_back(
     """All others are brought in, and sent."""
     (folder / "1-blocked.jsonl").mkdir(parents=True)
     ids = write(folder, new_call(attribution="tag"))
-    with closing(Delivery(f"sqlite:///{folder}.db", folder, events=target)) as delivery:
+    with closing(IngestSupervisor(f"sqlite:///{folder}.db", folder, events=target)) as delivery:
         with pytest.raises(UnreadableJournal):
             delivery.run()
         server.wait_for(1)
@@ -83,7 +83,7 @@ def test_an_error_of_the_sender_is_no_outage(
     server: EventServer, target: EventsTarget, folder: Path, new_call: NewCall, patch: Patch
 ) -> None:
     """Whatever it raises: the calls are in the ledger, and the sender is left alone for a while."""
-    patch("LONGEST_PAUSE", 0.0, within="supervisor")
+    patch("MAX_PAUSE", 0.0, within="supervisor")
     failures = [LedgerError("gone"), OSError("full"), RuntimeError("a defect")]
     refill = events.EventSender.refill
 
@@ -94,7 +94,7 @@ def test_an_error_of_the_sender_is_no_outage(
 
     patch("EventSender.refill", refilling)
     ids: list[str] = []
-    with closing(Delivery(f"sqlite:///{folder}.db", folder, events=target)) as delivery:
+    with closing(IngestSupervisor(f"sqlite:///{folder}.db", folder, events=target)) as delivery:
         for _ in range(4):
             assert server.events == []
             ids += write(folder, new_call(attribution="tag"))
@@ -130,7 +130,7 @@ def test_a_connection_that_is_cut_is_no_role(folder: Path, new_call: NewCall, pa
     patch("EventSender._loop", lambda self: None)
     call = new_call(call_id="import-1", attribution="tag")
     write(folder, call)
-    with closing(Delivery("postgresql://h/d", folder, events=target)) as delivery:
+    with closing(IngestSupervisor("postgresql://h/d", folder, events=target)) as delivery:
         assert delivery.run()
         assert kept(folder).waiting == 1
         journal = Journal(folder)
@@ -167,7 +167,7 @@ def test_a_role_that_reads_no_calls(
     try:
         ids = write(folder, *(new_call(call_id=f"import-{number}", attribution="tag") for number in range(30)))
         ids += write(folder, new_call(attribution="tag"))
-        with closing(Delivery(postgres_server.url(database, "events_writer", "x"), folder, events=target)) as delivery:
+        with closing(IngestSupervisor(postgres_server.url(database, "events_writer", "x"), folder, events=target)) as delivery:
             assert delivery.run()
             assert delivery.errors == 0
         assert server.events == []
@@ -175,7 +175,7 @@ def test_a_role_that_reads_no_calls(
         with closing(open_ledger(postgres_url)) as ledger:
             assert sorted(call.call_id for call in ledger.calls()) == sorted(ids)
         connections.clear()
-        with closing(Delivery(postgres_url, folder, events=target)) as delivery:
+        with closing(IngestSupervisor(postgres_url, folder, events=target)) as delivery:
             wait_until(lambda: delivery.run() and len(server.events) == 31, every=0.05)  # a round looks up for a second
         assert len(connections) == 1
         assert sorted(server.call_ids()) == sorted(ids)

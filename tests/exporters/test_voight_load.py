@@ -74,13 +74,13 @@ def test_a_backlog_of_ten_thousand_is_not_kept_in_memory(server: EventServer, co
     meter = current_meter()
     for number in range(10_000):
         meter.journal.append(new_call(tags=Tags(user_id=f"u_{number}", extra={"note": "x" * 200}), attribution="tag"))
-    assert meter.flush(60) or meter._background is None
+    assert meter.flush(60) or meter._worker is None
     spend()
     assert voight.flush(60)
-    background = meter._background
+    background = meter._worker
     assert background is not None
-    assert background._delivery is not None
-    sender = background._delivery._sender
+    assert background._supervisor is not None
+    sender = background._supervisor._sender
     assert isinstance(sender, events.EventSender)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(20):

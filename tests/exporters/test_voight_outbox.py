@@ -63,7 +63,7 @@ def test_it_goes_on_where_it_was(tmp_path: Path, patch: Patch) -> None:
     sent: list[Entry] = []
     while waiting := next(Outbox(tmp_path).read(), None):
         sent.append(waiting.entry)
-        Outbox(tmp_path).settle(waiting.behind)
+        Outbox(tmp_path).settle(waiting.next)
     assert sent == everything
     assert len(list((tmp_path / FOLDER).glob("*.ids"))) == 1
 
@@ -72,7 +72,7 @@ def test_it_goes_on_where_it_was(tmp_path: Path, patch: Patch) -> None:
 def test_the_oldest_give_way(tmp_path: Path, patch: Patch) -> None:
     """The disk is bounded: they are counted, and the ledger has them all."""
     patch("FILE_BYTES", 1000)
-    patch("MOST_BYTES", 5000)
+    patch("MAX_BYTES", 5000)
     outbox = Outbox(tmp_path)
     for start in range(0, 1000, 10):
         outbox.append("s", (start + 10) * 10, entries(10, start))
@@ -142,7 +142,7 @@ def test_files_that_somebody_deletes_hide_nothing(tmp_path: Path, patch: Patch) 
     for start in range(0, 100, 5):
         outbox.append("s", (start + 5) * 10, [Entry(f"{number:032x}", number, number * 10, False) for number in range(start, start + 5)])
     for waiting in list(outbox.read()):
-        outbox.settle(waiting.behind)
+        outbox.settle(waiting.next)
     for path in (tmp_path / FOLDER).glob("*.ids"):
         path.unlink()
     new = [Entry("a" * 32, 1, 0, False), Entry("b" * 32, 2, 10, False)]

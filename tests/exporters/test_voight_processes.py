@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from voight_middleware.config.settings import Settings
-from voight_middleware.pipeline.lock import Election
+from voight_middleware.pipeline.lock import IngestLock
 from voight_middleware.pipeline.send_waiting import send_waiting
 
 from ..support.depth import times
@@ -146,12 +146,12 @@ def test_what_short_programs_leave_can_be_sent(scripts: Any, server: EventServer
         ledger=scripts.ledger, journal=scripts.journal, key="vk_test", events_url=server.url, events_per_minute=FAST, environ={}
     )
     assert send_waiting(Settings.from_environment(ledger=scripts.ledger, environ={})) is None
-    election = Election(scripts.journal)
-    assert election.win()
+    lock = IngestLock(scripts.journal)
+    assert lock.acquire()
     beside = send_waiting(settings)
     assert beside is not None
     assert beside.waiting >= 99
-    election.resign()
+    lock.release()
     left = send_waiting(settings, 30)
     assert left is not None
     assert (left.waiting, left.state.sent) == (0, 100)

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 import voight_middleware as voight
-from voight_middleware.context.context import bind
+from voight_middleware.context.context import use_scope
 from voight_middleware.middleware.getters import Getters
-from voight_middleware.middleware.request_scope import Scope
+from voight_middleware.middleware.request_scope import RequestScope
 from voight_middleware.propagation.messages import KEY
 
 from ..support.queue_places import wait_for_places
@@ -104,7 +104,7 @@ async def test_what_is_enqueued(redis_url: str) -> None:
         return "u"
 
     redis = await create_pool(RedisSettings.from_dsn(redis_url), job_serializer=lambda data: json.dumps(data).encode())
-    with bind(Scope(lambda: None, Getters(user), lambda: "POST /chat")):
+    with use_scope(RequestScope(lambda: None, Getters(user), lambda: "POST /chat")):
         assert await redis.enqueue_job("work", 1, _job_id="one") is not None
         assert await redis.enqueue_job("work", 1, _job_id="one") is None
     await redis.enqueue_job("work", 2, _job_id="two")

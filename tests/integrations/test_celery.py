@@ -11,7 +11,7 @@ from celery import Celery, signals
 
 import voight_middleware as voight
 from voight_celery import instrument_celery
-from voight_middleware.context.context import bind, current_frame
+from voight_middleware.context.context import current_context, use_scope
 from voight_middleware.propagation.messages import KEY, JobScope
 from voight_middleware.records.call import Call
 
@@ -171,15 +171,15 @@ def test_an_eager_task_is_part_of_its_caller(eager: Celery) -> None:
 
     @eager.task(shared=False)
     def task() -> None:
-        seen.append(current_frame())
+        seen.append(current_context())
         voight.set_tags(step="set inside")
 
-    with bind(JobScope()), voight.tag(user_id="u"):
-        before = current_frame()
+    with use_scope(JobScope()), voight.tag(user_id="u"):
+        before = current_context()
         task.delay()
         task.apply()
         task()
-        assert current_frame() is before
+        assert current_context() is before
         assert voight.current_tags().extra == {"step": "set inside"}
     assert seen == [before] * 3
 

@@ -25,7 +25,7 @@ from django.urls import include, path, re_path
 
 import voight_middleware as voight
 from voight_middleware.config.settings import Settings
-from voight_middleware.context.context import current_frame
+from voight_middleware.context.context import current_context
 from voight_middleware.diagnostics import counters
 from voight_middleware.ledger import open_ledger
 from voight_middleware.pipeline.meter import Meter, swap_meter
@@ -479,7 +479,7 @@ def test_threads_that_ask_at_once(voight_calls: Any) -> None:
 
         def ask() -> None:
             barrier.wait()
-            found.append(current_frame().scope)
+            found.append(current_context().scope)
 
         found: list[Any] = []
         contexts = [contextvars.copy_context() for _ in range(8)]

@@ -16,7 +16,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 import voight_middleware as voight
 from voight_fastapi import CostTagMiddleware, cost_tags
-from voight_middleware.context.context import bind
+from voight_middleware.context.context import use_scope
 from voight_middleware.diagnostics import counters
 from voight_middleware.middleware.asgi import AsgiScope
 from voight_middleware.middleware.getters import Getters
@@ -367,7 +367,7 @@ async def test_an_application_inside_another_request(asks: Any, voight_calls: An
     """Called in the task of another request, the application's user is its own, and gone when it has answered."""
     served = asks(dependencies=[Depends(cost_tags(plain_user))])
     served.app.get("/")(served.ask)
-    with bind(AsgiScope({"type": "http", "headers": []}, Getters(lambda connection: "outer"))):
+    with use_scope(AsgiScope({"type": "http", "headers": []}, Getters(lambda connection: "outer"))):
         async with httpx.AsyncClient(transport=httpx.ASGITransport(served.app), base_url="http://inner") as client:
             assert (await client.get("/", headers={"x-user": "alice"})).status_code == 200
         await asyncio.to_thread(served.ask)

@@ -17,7 +17,7 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 import voight_middleware as voight
 from voight_flask import CostTags
 from voight_middleware.config.settings import Settings
-from voight_middleware.context.context import current_frame
+from voight_middleware.context.context import current_context
 from voight_middleware.ledger import open_ledger
 from voight_middleware.middleware.wsgi import CostTagMiddleware
 from voight_middleware.pipeline.configure import flush
@@ -145,7 +145,7 @@ def test_a_request_inside_a_request(run: Any, ask: Any, voight_calls: Any) -> No
     assert httpx.get(run(app) + "/outer", headers={"x-user": "alice"}).text == "outer"
     run.stop()
     assert [user for user, _ in owners(voight_calls)] == ["alice", "bob", "alice"]
-    assert current_frame().scope is None
+    assert current_context().scope is None
 
 
 def test_a_tag_that_is_left_open(run: Any, ask: Any, voight_calls: Any) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 import voight_middleware as voight
-from voight_middleware.context.context import bind, current_frame
+from voight_middleware.context.context import current_context, use_scope
 from voight_middleware.middleware.getters import Getters
-from voight_middleware.middleware.request_scope import Scope
+from voight_middleware.middleware.request_scope import RequestScope
 
 from ..support.queue_places import wait_for_places
 from .queue_worker import Owners, owners
@@ -87,7 +87,7 @@ async def test_an_asynchronous_getter_is_awaited_when_a_task_is_sent() -> None:
         tags = voight.current_tags()
         return tags.user_id, tags.route
 
-    with bind(Scope(lambda: None, Getters(user), lambda: "POST /chat")):
+    with use_scope(RequestScope(lambda: None, Getters(user), lambda: "POST /chat")):
         sent = await task.kiq()
     assert (await sent.wait_result(timeout=5)).return_value == ("u", "POST /chat")
     await broker.shutdown()
@@ -103,9 +103,9 @@ async def test_a_task_that_runs_in_place_gives_its_caller_back_his_own() -> None
         return voight.current_tags().user_id
 
     with voight.tag(user_id="u"):
-        before = current_frame()
+        before = current_context()
         sent = await task.kiq()
-        assert current_frame() is before
+        assert current_context() is before
     assert (await sent.wait_result(timeout=5)).return_value == "v"
     await broker.shutdown()
 

@@ -19,7 +19,7 @@ from voight_middleware.ledger.clickhouse import ClickHouseLedger, prices, schema
 from voight_middleware.ledger.clickhouse.changes import Change
 from voight_middleware.ledger.clickhouse.dialect import bound, literal
 from voight_middleware.ledger.rows import SELECTED
-from voight_middleware.records.call import Call, Record, Settlement, Submission
+from voight_middleware.records.call import Call, LateAttribution, Record, Submission
 from voight_middleware.records.tags import Tags
 from voight_middleware.records.usage import Usage
 
@@ -92,7 +92,7 @@ def test_of_two_rows_the_first_counts(ledger: ClickHouseLedger, merged: bool) ->
     """A call that two processes have added at once counts once, in every question and before and after a merge, with its late changes."""
     call = make_call(5, attribution="none")
     ledger.insert([call])
-    ledger.insert([Settlement(call_ids=(call.call_id,), tags=Tags(user_id="u"))])
+    ledger.insert([LateAttribution(call_ids=(call.call_id,), tags=Tags(user_id="u"))])
     after = priced(msgspec.structs.replace(call, tags=Tags(user_id="u"), attribution="settled"), 6)
     assert ledger.reprice([(call, after)]) == 1
     add(ledger, call, make_call(7, at=NOON + 1, call_id=call.call_id), ahead=1_000_000)
@@ -102,7 +102,7 @@ def test_of_two_rows_the_first_counts(ledger: ClickHouseLedger, merged: bool) ->
     assert list(ledger.calls()) == [after] == [ledger.call(call.call_id)]
     assert [(row.calls, row.cost_femto) for row in ledger.spend(["user_id"])] == [(1, 6)]
     assert [(row.calls, row.cost_femto) for row in ledger.spend(as_priced=True)] == [(1, 5)]
-    assert ledger.holdings(["u"]).calls == 1
+    assert ledger.personal_data(["u"]).calls == 1
     assert ledger.expired(NOON + DAY).calls == 1
 
 
@@ -170,7 +170,7 @@ def test_a_batch_that_was_broken_off(opened: Callable[..., ClickHouseLedger], mo
     told = job_call("openai/r1", cost=8, raw_usage="{}")
     batch: list[Record] = [
         *(new, new, told, submission("openai/b1", "batch-user")),
-        *(Settlement(call_ids=(one.call_id,), tags=Tags(user_id=user)) for one, user in ((earlier, "a"), (new, "b"))),
+        *(LateAttribution(call_ids=(one.call_id,), tags=Tags(user_id=user)) for one, user in ((earlier, "a"), (new, "b"))),
     ]
     crashing(ledger, monkeypatch, after)
     with pytest.raises(Crash):
@@ -202,13 +202,13 @@ def test_a_repricing_that_was_broken_off(opened: Callable[..., ClickHouseLedger]
     with pytest.raises(Crash):
         ledger.reprice([(priced(first, 7), priced(first, 9)), (second, priced(second, 10))])
     again = opened()
-    assert [price.cost_femto for price in again.versions(first.call_id)] == [5]
-    assert again.versions(second.call_id) == []
+    assert [price.cost_femto for price in again.price_history(first.call_id)] == [5]
+    assert again.price_history(second.call_id) == []
     assert again.spend()[0].cost_femto == 13
     assert again.spend(as_priced=True)[0].cost_femto == 11
     assert again.reprice([(priced(first, 7), priced(first, 9)), (second, priced(second, 10))]) == 2
-    assert [(price.version, price.cost_femto) for price in again.versions(first.call_id)] == [(1, 5), (2, 7)]
-    assert [(price.version, price.cost_femto) for price in again.versions(second.call_id)] == [(1, 6)]
+    assert [(price.version, price.cost_femto) for price in again.price_history(first.call_id)] == [(1, 5), (2, 7)]
+    assert [(price.version, price.cost_femto) for price in again.price_history(second.call_id)] == [(1, 6)]
 
 
 def test_there_and_back_again_are_two_versions(ledger: ClickHouseLedger) -> None:
@@ -218,7 +218,7 @@ def test_there_and_back_again_are_two_versions(ledger: ClickHouseLedger) -> None
     for cost in (6, 5, 6, 5):
         (now,) = ledger.calls()
         assert ledger.reprice([(now, priced(now, cost))]) == 1
-    assert [price.cost_femto for price in ledger.versions(call.call_id)] == [5, 6, 5, 6]
+    assert [price.cost_femto for price in ledger.price_history(call.call_id)] == [5, 6, 5, 6]
 
 
 # -- changes ---------------------------------------------------------------------------------------------------------------------------
@@ -232,7 +232,7 @@ def test_an_owner_and_a_price_at_once(ledger: ClickHouseLedger, monkeypatch: pyt
 
     def late(changes: Any) -> None:
         monkeypatch.setattr(ledger._db, "change", changed)
-        ledger.insert([Settlement(call_ids=(call.call_id,), tags=Tags(user_id="u"))])
+        ledger.insert([LateAttribution(call_ids=(call.call_id,), tags=Tags(user_id="u"))])
         changed(changes)
 
     monkeypatch.setattr(ledger._db, "change", late)
@@ -248,7 +248,7 @@ def test_changes_of_many_calls(opened: Callable[..., ClickHouseLedger], many: in
     calls = [make_call(number, at=NOON + number, attribution="none") for number in range(many)]
     ledger.insert(calls)
     owners = {call.call_id: f"o'{number} \\ ?" for number, call in enumerate(calls)}
-    ledger.insert([Settlement(call_ids=(call_id,), tags=Tags(user_id=user, extra={"k": user})) for call_id, user in owners.items()])
+    ledger.insert([LateAttribution(call_ids=(call_id,), tags=Tags(user_id=user, extra={"k": user})) for call_id, user in owners.items()])
     assert ledger.reprice([(call, priced(call, (call.cost_femto or 0) + 10**15 + 1)) for call in calls]) == many
     kept = list(ledger.calls())
     assert {call.call_id: call.tags.user_id for call in kept} == {call.call_id: call.tags.extra["k"] for call in kept} == owners
@@ -262,9 +262,9 @@ def test_an_erasure_leaves_nothing_in_the_tables(ledger: ClickHouseLedger) -> No
     calls = [make_call(1, tags=Tags(**names), attribution="tag", response_id="resp-5b0c"), make_call(2, attribution="none")]
     calls += [make_call(3, tags=Tags(user_id=alice), attribution="request"), make_call(4, tags=Tags(tenant_id=alice), attribution="tag")]
     ledger.insert([*calls, submission("openai/b1", alice)])
-    ledger.insert([Settlement(call_ids=(calls[1].call_id,), tags=Tags(user_id=alice))])
-    ledger.insert([Settlement(call_ids=(calls[2].call_id,), tags=Tags(user_id="bob"))])
-    found = ledger.holdings([alice])
+    ledger.insert([LateAttribution(call_ids=(calls[1].call_id,), tags=Tags(user_id=alice))])
+    ledger.insert([LateAttribution(call_ids=(calls[2].call_id,), tags=Tags(user_id="bob"))])
+    found = ledger.personal_data([alice])
     assert (found.calls, found.elsewhere, found.submissions) == (2, 1, 1)
     ledger.erase([alice], "erased:1")
     assert ledger.purge([alice]) == []
@@ -322,7 +322,7 @@ def test_calls_over_many_months(plain: ClickHouseLedger) -> None:
     assert plain.insert([make_call(1, at=at) for at in ats]) == len(ats)
     assert [call.occurred_at for call in plain.calls()] == sorted(ats)
     assert [call.occurred_at for call in plain.calls(window=Window(-1, MONTH + 1))] == [-1, 0, MONTH]
-    assert plain.extent() == (min(ats), max(ats))
+    assert plain.time_range() == (min(ats), max(ats))
 
 
 @pytest.mark.parametrize("piece", [1, 7])
@@ -349,11 +349,11 @@ def test_the_server_deletes_what_is_older(opened: Callable[..., ClickHouseLedger
     ledger.insert([*kept, make_call(1, at=now - 31 * DAY), make_call(1, at=4_300_000_000_000_000)])
     ledger._db.run(f"OPTIMIZE TABLE {ledger._db.name}.calls FINAL")
     assert [call.occurred_at for call in ledger.calls()] == [*sorted(call.occurred_at for call in kept), 4_300_000_000_000_000]
-    assert ("retention", "calls are deleted after 30 days") in ledger.about()
-    assert ("retention", "calls are deleted after 30 days") in opened("?ttl_days=7", create=False).about()
-    assert ("retention", "calls are deleted after 7 days") in opened("?ttl_days=7").about()
-    assert ("retention", "calls are deleted after 7 days") in opened().about()
-    assert "retention" not in dict(opened("?ttl_days=0").about())
+    assert ("retention", "calls are deleted after 30 days") in ledger.info()
+    assert ("retention", "calls are deleted after 30 days") in opened("?ttl_days=7", create=False).info()
+    assert ("retention", "calls are deleted after 7 days") in opened("?ttl_days=7").info()
+    assert ("retention", "calls are deleted after 7 days") in opened().info()
+    assert "retention" not in dict(opened("?ttl_days=0").info())
 
 
 # -- schemas and servers ---------------------------------------------------------------------------------------------------------------
@@ -478,8 +478,8 @@ def test_errors_say_what_to_do(clickhouse_bridge: Any, clickhouse_url: str, capl
         assert "may only read" in fails(reader, lambda ledger: ledger.insert([make_call()], Progress("s", 1)))
         assert "may only read" in fails(reader, lambda ledger: ledger.insert([Submission(job="j", submitted_at=1)]))
         with closing(open_ledger(reader, create=False)) as ledger:
-            assert (ledger.spend()[0].calls, list(ledger.calls()), ledger.holdings(["u"]).calls) == (0, [], 0)
-            assert "may only read" in dict(ledger.about())["user"]
+            assert (ledger.spend()[0].calls, list(ledger.calls()), ledger.personal_data(["u"]).calls) == (0, [], 0)
+            assert "may only read" in dict(ledger.info())["user"]
         assert "no such cluster" in fails(f"{clickhouse_bridge.url('elsewhere')}?cluster=main")
         assert "does not answer" in fails(f"clickhouse://u:{SECRET.replace('/', '%2F').replace(' ', '%20')}@127.0.0.1:1/x")
     assert [record for record in caplog.records if record.name.startswith("clickhouse_connect")] == []

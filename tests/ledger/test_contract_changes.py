@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from voight_middleware.ledger import Ledger, LedgerError
-from voight_middleware.records.call import ATTRIBUTIONS, Settlement, Submission
+from voight_middleware.records.call import ATTRIBUTIONS, LateAttribution, Submission
 from voight_middleware.records.tags import Tags
 from voight_middleware.records.usage import Component, Usage
 
@@ -32,7 +32,7 @@ def test_a_settlement_fills_in_what_is_missing(ledger: Ledger, together: bool) -
     """A settlement gives the owner to calls of its own batch and of earlier ones, value by value, and keeps what they have."""
     calls = [make_call(tags=Tags(plan="pro", extra={"feature": "a"}), attribution=attribution) for attribution in ("none", "error")]
     owner = Tags(user_id="u_1", plan="free", extra={"feature": "b", "team": "x"})
-    settlement = Settlement(call_ids=(calls[0].call_id, "unknown", calls[1].call_id), tags=owner)
+    settlement = LateAttribution(call_ids=(calls[0].call_id, "unknown", calls[1].call_id), tags=owner)
     if together:
         assert ledger.insert([settlement, *calls]) == 2
     else:
@@ -50,7 +50,7 @@ def test_every_value_of_a_settlement(ledger: Ledger) -> None:
     names = ("user_id", "plan", "tenant_id", "route", "release", "session_id")
     late = Tags(**{name: f"late {name}" for name in names}, extra={"k": "late"})
     kept = [make_call(tags=msgspec.convert({name: "own"}, Tags)) for name in names if name != "user_id"] + [make_call()]
-    ledger.insert([*kept, Settlement(call_ids=tuple(call.call_id for call in kept), tags=late)])
+    ledger.insert([*kept, LateAttribution(call_ids=tuple(call.call_id for call in kept), tags=late)])
     found = {call.call_id: call.tags for call in ledger.calls()}
     for call in kept:
         assert found[call.call_id] == late.merge(call.tags)
@@ -61,8 +61,8 @@ def test_a_settlement_adds_extra_keys_to_a_call_without_any(ledger: Ledger) -> N
     """Extra keys of a settlement reach a call that had none, and one without extra keys leaves those of the call."""
     first, second, third = make_call(), make_call(tags=Tags(extra={"k": "v"})), make_call()
     ledger.insert([first, second, third])
-    ledger.insert([Settlement(call_ids=(first.call_id,), tags=Tags(user_id="u", extra={"feature": "b", "odd'\"\\": "%🦔"}))])
-    ledger.insert([Settlement(call_ids=(second.call_id, third.call_id), tags=Tags(user_id="u"))])
+    ledger.insert([LateAttribution(call_ids=(first.call_id,), tags=Tags(user_id="u", extra={"feature": "b", "odd'\"\\": "%🦔"}))])
+    ledger.insert([LateAttribution(call_ids=(second.call_id, third.call_id), tags=Tags(user_id="u"))])
     extras = {call.call_id: call.tags.extra for call in ledger.calls()}
     assert extras == {first.call_id: {"feature": "b", "odd'\"\\": "%🦔"}, second.call_id: {"k": "v"}, third.call_id: {}}
 
@@ -70,7 +70,7 @@ def test_a_settlement_adds_extra_keys_to_a_call_without_any(ledger: Ledger) -> N
 def test_a_settlement_without_an_owner(ledger: Ledger) -> None:
     """It changes nothing, and its extra keys are known."""
     call = make_call()
-    ledger.insert([call, Settlement(call_ids=(call.call_id,), tags=Tags(plan="pro", extra={"feature": "x"}))])
+    ledger.insert([call, LateAttribution(call_ids=(call.call_id,), tags=Tags(plan="pro", extra={"feature": "x"}))])
     assert list(ledger.calls()) == [call]
     assert ledger.spend(["feature"])[0].dimensions == {"feature": None}
 
@@ -80,16 +80,16 @@ def test_a_settlement_never_replaces_an_owner(ledger: Ledger) -> None:
     owned = [name for name in ATTRIBUTIONS if name not in OPEN]
     calls = [make_call(at=NOON + number, tags=Tags(user_id="u_1"), attribution=name) for number, name in enumerate(owned)]
     ids = tuple(call.call_id for call in calls)
-    ledger.insert([*calls, Settlement(call_ids=ids, tags=Tags(user_id="u_2", plan="pro"))])
-    ledger.insert([Settlement(call_ids=ids, tags=Tags(user_id="u_3", plan="pro"))])
+    ledger.insert([*calls, LateAttribution(call_ids=ids, tags=Tags(user_id="u_2", plan="pro"))])
+    ledger.insert([LateAttribution(call_ids=ids, tags=Tags(user_id="u_3", plan="pro"))])
     assert list(ledger.calls()) == calls
 
 
 def test_the_first_settlement_counts(ledger: Ledger) -> None:
     """Of two in one batch, and of a later one, the first gives the owner."""
     call = make_call()
-    ledger.insert([call, *(Settlement(call_ids=(call.call_id,), tags=Tags(user_id=user, plan=user)) for user in ("a", "b"))])
-    ledger.insert([Settlement(call_ids=(call.call_id,), tags=Tags(user_id="c", route="r"))])
+    ledger.insert([call, *(LateAttribution(call_ids=(call.call_id,), tags=Tags(user_id=user, plan=user)) for user in ("a", "b"))])
+    ledger.insert([LateAttribution(call_ids=(call.call_id,), tags=Tags(user_id="c", route="r"))])
     (kept,) = ledger.calls()
     assert kept.tags == Tags(user_id="a", plan="a")
 
@@ -97,8 +97,8 @@ def test_the_first_settlement_counts(ledger: Ledger) -> None:
 def test_a_settlement_knows_better_than_a_request(ledger: Ledger) -> None:
     """A user that was only named in a request's body gives way to the one that the application has signed in, once."""
     call = make_call(tags=Tags(user_id="anonymous", route="GET /"), attribution="request")
-    ledger.insert([call, Settlement(call_ids=(call.call_id,), tags=Tags(user_id="u_2", plan="pro"))])
-    ledger.insert([Settlement(call_ids=(call.call_id,), tags=Tags(user_id="u_3"))])
+    ledger.insert([call, LateAttribution(call_ids=(call.call_id,), tags=Tags(user_id="u_2", plan="pro"))])
+    ledger.insert([LateAttribution(call_ids=(call.call_id,), tags=Tags(user_id="u_3"))])
     (kept,) = ledger.calls()
     assert (kept.tags, kept.attribution) == (Tags(user_id="u_2", plan="pro", route="GET /"), "settled")
     check_sums(ledger)
@@ -109,7 +109,7 @@ def test_many_settlements_at_once(ledger: Ledger) -> None:
     """A round of an ingester: hundreds of calls, each with an owner of its own that comes behind it."""
     kept = [make_call(number, at=NOON + number * DAY // 20) for number in range(300)]
     late = [
-        Settlement(call_ids=(call.call_id,), tags=Tags(user_id=f"u_{number % 9}", extra={"n": str(number)}))
+        LateAttribution(call_ids=(call.call_id,), tags=Tags(user_id=f"u_{number % 9}", extra={"n": str(number)}))
         for number, call in enumerate(kept)
     ]
     assert ledger.insert([*kept, *late]) == 300
@@ -252,12 +252,12 @@ def test_a_submission_in_the_batch_of_its_answers(ledger: Ledger) -> None:
 def test_a_submission_is_settled_like_a_call(ledger: Ledger) -> None:
     """A batch that was made before the user was known; its answers are here already."""
     ledger.insert([job_call("openai/batch_1/a"), submission("openai/batch_1", None, attribution="none")])
-    ledger.insert([Settlement(call_ids=("openai/batch_1",), tags=Tags(user_id="u_2", plan="pro"))])
+    ledger.insert([LateAttribution(call_ids=("openai/batch_1",), tags=Tags(user_id="u_2", plan="pro"))])
     (call,) = ledger.calls()
     assert (call.tags.user_id, call.tags.plan, call.attribution) == ("u_2", "pro", "settled")
     assert ledger.submissions(["openai/batch_1", "openai/other"]).keys() == {"openai/batch_1"}
     assert ledger.submissions(["openai/batch_1"])["openai/batch_1"].tags.user_id == "u_2"
-    ledger.insert([Settlement(call_ids=("openai/batch_1",), tags=Tags(user_id="u_3"))])
+    ledger.insert([LateAttribution(call_ids=("openai/batch_1",), tags=Tags(user_id="u_3"))])
     assert ledger.submissions(["openai/batch_1"])["openai/batch_1"].tags.user_id == "u_2"
     check_sums(ledger)
 
@@ -282,7 +282,7 @@ def test_a_new_price_keeps_the_one_before(ledger: Ledger) -> None:
     begin = time.time_ns() // 1000
     assert ledger.reprice([(call, after)]) == 1
     assert ledger.call(call.call_id) == after
-    (former,) = ledger.versions(call.call_id)
+    (former,) = ledger.price_history(call.call_id)
     assert (former.version, former.cost_femto, former.list_femto, former.cost_status) == (1, 5, 4, "partial")
     assert (former.cost_reasons, former.price) == (("tier",), '{"p":1}')
     assert begin <= former.replaced_at <= time.time_ns() // 1000
@@ -316,7 +316,7 @@ def test_the_original_figures_stay(ledger: Ledger, seed: int) -> None:
     assert list(ledger.calls(as_priced=True)) == kept
     assert list(ledger.calls({"cost_status": "unpriced"}, as_priced=True)) == oracle.chosen(kept, {"cost_status": "unpriced"})
     assert list(ledger.calls()) == list(newest.values())
-    former = ledger.former([call.call_id for call in kept])
+    former = ledger.price_histories([call.call_id for call in kept])
     assert former.keys() == {call_id for call_id, costs in expected.items() if len(costs) > 1}
     for call_id, costs in expected.items():
         versions = former.get(call_id, [])
@@ -324,7 +324,7 @@ def test_the_original_figures_stay(ledger: Ledger, seed: int) -> None:
         assert [price.version for price in versions] == list(range(1, len(costs)))
         assert [price.replaced_at for price in versions] == sorted(price.replaced_at for price in versions)
     for call_id in oracle.some(ledger, expected, 1 / 15):
-        assert ledger.former([call_id, "x"]).get(call_id, []) == ledger.versions(call_id) == former.get(call_id, [])
+        assert ledger.price_histories([call_id, "x"]).get(call_id, []) == ledger.price_history(call_id) == former.get(call_id, [])
     check_sums(ledger)
 
 
@@ -337,7 +337,7 @@ def test_the_same_price_again_is_no_version(ledger: Ledger) -> None:
     change = (call, priced(call, 6))
     assert ledger.reprice([change, change]) == 1
     assert ledger.reprice([change]) == 0
-    assert len(ledger.versions(call.call_id)) == 1
+    assert len(ledger.price_history(call.call_id)) == 1
     assert ledger.spend()[0].cost_femto == 6
 
 
@@ -347,7 +347,7 @@ def test_there_and_back(ledger: Ledger) -> None:
     other = priced(call, 6, price="b")
     ledger.insert([call])
     assert [ledger.reprice([change]) for change in ((call, other), (other, call), (call, other))] == [1, 1, 1]
-    assert [(price.version, price.cost_femto, price.price) for price in ledger.versions(call.call_id)] == [
+    assert [(price.version, price.cost_femto, price.price) for price in ledger.price_history(call.call_id)] == [
         (1, 5, "a"),
         (2, 6, "b"),
         (3, 5, "a"),
@@ -392,7 +392,7 @@ def test_an_owner_that_came_meanwhile_stays(ledger: Ledger) -> None:
     """A repricing changes the price of a call, and nothing of its tags."""
     call = make_call(5)
     ledger.insert([call])
-    ledger.insert([Settlement(call_ids=(call.call_id,), tags=Tags(user_id="u"))])
+    ledger.insert([LateAttribution(call_ids=(call.call_id,), tags=Tags(user_id="u"))])
     assert ledger.reprice([(call, priced(call, 6))]) == 1
     assert [(row.dimensions["user_id"], row.cost_femto) for row in ledger.spend(["user_id"])] == [("u", 6)]
 
@@ -413,7 +413,7 @@ def test_one_transaction_for_all_changes(ledger: Ledger) -> None:
     with pytest.raises((LedgerError, ValueError)):
         ledger.reprice([(first, priced(first, 3, price="{}")), (second, priced(second, None, "priced"))])
     assert sorted(call.cost_femto or 0 for call in ledger.calls()) == [1, 2]
-    assert ledger.versions(first.call_id) == []
+    assert ledger.price_history(first.call_id) == []
     assert ledger.reprice([(first, priced(first, 3, price="{}"))]) == 1
     check_sums(ledger)
 
@@ -438,7 +438,7 @@ def test_repricings_at_once(opened: Opened) -> None:
     for thread in threads:
         thread.join()
     assert sum(written) == 100
-    former = ledgers[0].former([call.call_id for call in kept])
+    former = ledgers[0].price_histories([call.call_id for call in kept])
     assert {call_id: [price.cost_femto for price in prices] for call_id, prices in former.items()} == {
         call.call_id: [call.cost_femto] for call in kept
     }

@@ -44,7 +44,7 @@ def test_a_closed_ledger(ledger: Ledger) -> None:
     """It answers with an error that shows no password."""
     ledger.insert([make_call()])
     ledger.close()
-    for ask in (ledger.spend, lambda: ledger.insert([make_call()]), lambda: list(ledger.calls()), ledger.extent):
+    for ask in (ledger.spend, lambda: ledger.insert([make_call()]), lambda: list(ledger.calls()), ledger.time_range):
         with pytest.raises(LedgerError) as error:
             ask()
         assert "p@ss" not in str(error.value)
@@ -53,11 +53,11 @@ def test_a_closed_ledger(ledger: Ledger) -> None:
 
 def test_what_doctor_says(ledger: Ledger) -> None:
     """Names and values, engine and schema among them, no password, and nothing is written."""
-    facts = ledger.about()
+    facts = ledger.info()
     assert {"engine", "schema"} <= {name for name, _ in facts}
     assert all(name and value for name, value in facts)
     assert not any("p@ss" in value or "p%40ss" in value for _, value in facts)
-    assert ledger.extent() is None
+    assert ledger.time_range() is None
 
 
 def test_one_writes_and_one_reads(opened: Opened) -> None:
@@ -151,4 +151,4 @@ def test_reports_do_not_make_a_ledger(ledger_url: str, tmp_path: Path) -> None:
             open_ledger(ledger_url, create=False)
         assert "p%40ss" not in str(error.value)
     with closing(open_ledger(ledger_url)) as ledger:
-        assert ledger.extent() is None
+        assert ledger.time_range() is None

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from voight_middleware.ledger import Ledger
-from voight_middleware.records.call import Call, Settlement, Submission
+from voight_middleware.records.call import Call, LateAttribution, Submission
 from voight_middleware.records.tags import Tags
 from voight_middleware.records.usage import Usage
 
@@ -54,12 +54,12 @@ def test_any_history(ledger: Ledger, seed: int) -> None:
 
     steps: list[Callable[[], Any]] = [
         *[lambda: ledger.insert([call() for _ in range(rng.choice([1, 12]))])] * 4,
-        lambda: ledger.insert([call(), Settlement(call_ids=names(), tags=tags()), call()]),
+        lambda: ledger.insert([call(), LateAttribution(call_ids=names(), tags=tags()), call()]),
         lambda: ledger.insert([Submission(job="openai/batch_1", submitted_at=1, tags=tags(), attribution="tag")]),
         reprice,
         lambda: ledger.erase(["u_1"], f"erased:{rng.randrange(99)}"),
         lambda: ledger.expire(NOON - 2 * DAY, 3),
-        lambda: ledger.keep([call()], anew=rng.random() < 0.5),
+        lambda: ledger.import_calls([call()], anew=rng.random() < 0.5),
     ]
     ledger.insert([call() for _ in range(20)])
     for step in oracle.some(ledger, rng.choices(steps, k=12), 1 / 2):

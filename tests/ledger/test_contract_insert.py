@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from voight_middleware.ledger import Ledger, Progress
 from voight_middleware.ledger.base import MAX_COUNT
-from voight_middleware.records.call import Call, Record, Settlement, Submission
+from voight_middleware.records.call import Call, LateAttribution, Record, Submission
 from voight_middleware.records.tags import Tags
 from voight_middleware.records.usage import Component, Usage
 
@@ -201,7 +201,7 @@ def test_times_far_away(ledger: Ledger, at: int) -> None:
     before, there, behind = make_call(1, at=at - a_moment), make_call(2, at=at), make_call(4, at=at + DAY)
     ledger.insert([behind, there, before])
     assert everything(ledger) == [before, there, behind]
-    assert ledger.extent() == (before.occurred_at, behind.occurred_at)
+    assert ledger.time_range() == (before.occurred_at, behind.occurred_at)
     pages = [page for after in (before, there) for page in ledger.calls(limit=1, after=(after.occurred_at, after.call_id))]
     assert pages == [there, behind]
     assert ledger.spend(["day"], {"day": oracle.value(there, "day")}) == oracle.spend(
@@ -274,7 +274,7 @@ def test_a_call_is_kept_once(ledger: Ledger) -> None:
     assert everything(ledger) == [call]
     assert ledger.spend() == oracle.spend([call])
     assert ledger.spend(["month"]) == oracle.spend([call], ["month"])
-    assert ledger.extent() == (NOON, NOON)
+    assert ledger.time_range() == (NOON, NOON)
 
 
 @pytest.mark.parametrize("seed", range(times(1, 3)))
@@ -314,7 +314,7 @@ def test_a_replay_undoes_nothing(ledger: Ledger) -> None:
     owned = job_call("openai/batch_1/a", cost=3)
     records: list[Record] = [plain, late, dear, begun, owned]
     ledger.insert(records)
-    ledger.insert([Settlement(call_ids=(late.call_id,), tags=Tags(user_id="u_1"))])
+    ledger.insert([LateAttribution(call_ids=(late.call_id,), tags=Tags(user_id="u_1"))])
     ledger.insert([told, submission("openai/batch_1", "u_2")])
     assert ledger.reprice([(dear, msgspec.structs.replace(dear, cost_femto=70))]) == 1
     before, rows = everything(ledger), ledger.spend(["user_id"])
@@ -324,14 +324,14 @@ def test_a_replay_undoes_nothing(ledger: Ledger) -> None:
         ledger.insert([record])
     assert everything(ledger) == before
     assert ledger.spend(["user_id"]) == rows
-    assert [price.cost_femto for price in ledger.versions(dear.call_id)] == [7]
+    assert [price.cost_femto for price in ledger.price_history(dear.call_id)] == [7]
 
 
 def test_nothing_to_insert(ledger: Ledger) -> None:
     """An empty batch is no call, and its progress counts."""
     assert ledger.insert([]) == 0
     assert ledger.insert([], Progress("s", 3)) == 0
-    assert (ledger.progress("s"), ledger.spend()[0].calls, ledger.extent()) == (3, 0, None)
+    assert (ledger.progress("s"), ledger.spend()[0].calls, ledger.time_range()) == (3, 0, None)
 
 
 @pytest.mark.slow
@@ -353,8 +353,8 @@ def test_progress(ledger: Ledger) -> None:
     assert ledger.progress("one") == 250
     assert ledger.progress("two") == 0
     assert ledger.progress("b'\"\\ 🦔") == 2**40
-    ledger.forget("one")
-    ledger.forget("one")
+    ledger.clear_progress("one")
+    ledger.clear_progress("one")
     assert ledger.progress("one") == 0
     ledger.insert([], Progress("one", 7))
     assert ledger.progress("one") == 7

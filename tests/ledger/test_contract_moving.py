@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from voight_middleware.ledger import FormerPrice, Ledger
-from voight_middleware.records.call import Call, Settlement, Submission
+from voight_middleware.ledger import Ledger, PriceVersion
+from voight_middleware.records.call import Call, LateAttribution, Submission
 from voight_middleware.records.tags import Tags
 
 from ..support.depth import times
@@ -21,10 +21,10 @@ few = settings(max_examples=times(4, 50), deadline=None, suppress_health_check=[
 
 
 @st.composite
-def histories(draw: st.DrawFn, call: Call) -> list[FormerPrice]:
+def histories(draw: st.DrawFn, call: Call) -> list[PriceVersion]:
     costs = draw(st.lists(st.none() | st.integers(0, DEAREST), max_size=3))
     return [
-        FormerPrice(
+        PriceVersion(
             version,
             cost,
             draw(st.none() | st.integers(0, DEAREST)),
@@ -44,27 +44,27 @@ def test_calls_are_kept_as_they_are(ledger: Ledger, data: st.DataObject, kept: l
     """With all prices that they had before, whatever attribution or job they have; a second time changes nothing."""
     before = {call.call_id for call in ledger.calls()}
     former = {call.call_id: data.draw(histories(call)) for call in kept}
-    assert ledger.keep(kept, former) == len(kept)
-    changed = {call.call_id: [FormerPrice(1, 7, None, "priced", (), None, 1)] for call in kept}
-    assert ledger.keep([msgspec.structs.replace(call, cost_femto=8, cost_status="priced") for call in kept], changed) == 0
+    assert ledger.import_calls(kept, former) == len(kept)
+    changed = {call.call_id: [PriceVersion(1, 7, None, "priced", (), None, 1)] for call in kept}
+    assert ledger.import_calls([msgspec.structs.replace(call, cost_femto=8, cost_status="priced") for call in kept], changed) == 0
     assert [call for call in ledger.calls() if call.call_id not in before] == sorted(
         kept, key=lambda call: (call.occurred_at, call.call_id)
     )
-    assert ledger.former([call.call_id for call in kept]) == {call_id: prices for call_id, prices in former.items() if prices}
+    assert ledger.price_histories([call.call_id for call in kept]) == {call_id: prices for call_id, prices in former.items() if prices}
     for call_id, prices in former.items():
-        assert ledger.versions(call_id) == prices
+        assert ledger.price_history(call_id) == prices
 
 
 def test_kept_calls_count(ledger: Ledger) -> None:
     """They are in all sums, their extra keys are dimensions, and their first price is what they were priced first."""
     kept = [make_call(number, at=NOON + number * DAY, tags=Tags(user_id="u", extra={"feature": "x"})) for number in range(40)]
     kept.append(make_call(None, tags=Tags(user_id="u")))
-    former = {kept[3].call_id: [FormerPrice(1, 100, None, "priced", (), "{}", 5), FormerPrice(2, 200, None, "partial", ("t",), None, 6)]}
-    assert ledger.keep(kept, former) == 41
+    former = {kept[3].call_id: [PriceVersion(1, 100, None, "priced", (), "{}", 5), PriceVersion(2, 200, None, "partial", ("t",), None, 6)]}
+    assert ledger.import_calls(kept, former) == 41
     check_sums(ledger)
     assert ledger.spend(["feature"], {"feature": "x"})[0].calls == 40
     assert ledger.spend(as_priced=True)[0].cost_femto == sum(range(40)) - 3 + 100
-    assert ledger.extent() == (NOON, NOON + 39 * DAY)
+    assert ledger.time_range() == (NOON, NOON + 39 * DAY)
     assert ledger.insert(kept) == 0
 
 
@@ -72,10 +72,10 @@ def test_keeping_completes_and_settles_nothing(ledger: Ledger) -> None:
     """A job that is here without usage stays so, and a submission that is here gives no owner."""
     begun, told = unread("openai/resp_1"), job_call("openai/resp_1", raw_usage="{}")
     ledger.insert([begun, submission("openai/batch_1", "u")])
-    assert ledger.keep([told, job_call("openai/batch_1/a")]) == 1
+    assert ledger.import_calls([told, job_call("openai/batch_1/a")]) == 1
     assert ledger.call(begun.call_id) == begun
     assert ledger.spend(["user_id"])[0].dimensions == {"user_id": None}
-    assert ledger.keep([]) == 0
+    assert ledger.import_calls([]) == 0
 
 
 def test_keeping_anew(ledger: Ledger) -> None:
@@ -86,15 +86,15 @@ def test_keeping_anew(ledger: Ledger) -> None:
     after = priced(
         call, 9, tags=Tags(user_id="b", extra={"k": "v"}), attribution="settled", occurred_at=NOON + 40 * DAY, usage=None, components=()
     )
-    prices = [FormerPrice(1, 1, None, "priced", (), None, 2), FormerPrice(2, None, None, "unpriced", ("r",), "{}", 3)]
-    assert ledger.keep([after], {call.call_id: prices}, anew=True) == 1
+    prices = [PriceVersion(1, 1, None, "priced", (), None, 2), PriceVersion(2, None, None, "unpriced", ("r",), "{}", 3)]
+    assert ledger.import_calls([after], {call.call_id: prices}, anew=True) == 1
     assert list(ledger.calls()) == [other, after]
-    assert ledger.versions(call.call_id) == prices
+    assert ledger.price_history(call.call_id) == prices
     assert ledger.spend(["k"], {"k": "v"})[0].cost_femto == 9
     check_sums(ledger)
-    assert ledger.keep([after], anew=True) == 1
-    assert ledger.versions(call.call_id) == []
-    assert ledger.keep([new := make_call(3)], anew=True) == 1
+    assert ledger.import_calls([after], anew=True) == 1
+    assert ledger.price_history(call.call_id) == []
+    assert ledger.import_calls([new := make_call(3)], anew=True) == 1
     assert ledger.insert([new, after, call]) == 0
     assert ledger.spend()[0].cost_femto == 19
     check_sums(ledger)
@@ -104,9 +104,9 @@ def test_keeping_what_cannot_be_kept(ledger: Ledger) -> None:
     """Nothing of the batch is."""
     for bad in (make_call(model="\ud800"), make_call(None, cost_status="priced"), make_call(2**63)):
         with pytest.raises(ValueError):  # noqa: PT011 - engines say it in their own words
-            ledger.keep([make_call(), bad])
+            ledger.import_calls([make_call(), bad])
     assert ledger.spend()[0].calls == 0
-    assert ledger.keep([make_call(tags=Tags(extra={"k": "v"}))]) == 1
+    assert ledger.import_calls([make_call(tags=Tags(extra={"k": "v"}))]) == 1
 
 
 def test_jobs_in_pages(ledger: Ledger) -> None:
@@ -126,7 +126,7 @@ def test_jobs_in_pages(ledger: Ledger) -> None:
     made: list[Submission] = [submission(name, f"u {name}", part_of="openai/whole") for name in names]
     ledger.insert(made)
     ledger.insert([submission("openai/late", None, attribution="none")])
-    ledger.insert([Settlement(call_ids=("openai/late",), tags=Tags(user_id="u_9"))])
+    ledger.insert([LateAttribution(call_ids=("openai/late",), tags=Tags(user_id="u_9"))])
     expected: dict[str, Any] = {one.job: one for one in made} | ledger.submissions(["openai/late"])
     for limit in (1, 3, 100):
         found: list[Submission] = []

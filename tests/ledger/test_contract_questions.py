@@ -228,9 +228,9 @@ def test_values_are_only_ever_values(ledger: Ledger) -> None:
         assert (row.dimensions, row.calls) == ({"feature": value}, 1)
         assert ledger.spend(where={"feature": value, "user_id": ("no one", value)})[0].calls == 1
         assert ledger.spend(where={"day": value})[0].calls == 0
-        assert ledger.holdings([value]).calls == 1
+        assert ledger.personal_data([value]).calls == 1
         assert ledger.call(value) is None
-        assert ledger.versions(value) == []
+        assert ledger.price_history(value) == []
         assert ledger.progress(value) == 0
     assert ledger.spend()[0].calls == len(ODD_VALUES) + 1
 

@@ -57,7 +57,7 @@ def test_windows_are_half_open(ledger: Ledger, begin: int, length: int) -> None:
         for by in ((), ("user_id",), ("session_id",)):
             assert ledger.spend(by, {}, window)[0].cost_femto == cost
         assert sum(call.cost_femto or 0 for call in ledger.calls(window=window)) == cost
-    assert ledger.extent() == (begin - 1, begin + length)
+    assert ledger.time_range() == (begin - 1, begin + length)
 
 
 @pytest.mark.slow

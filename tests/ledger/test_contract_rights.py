@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
-from voight_middleware.ledger import Expired, Holdings, Ledger
-from voight_middleware.records.call import Call, Record, Settlement, Submission
+from voight_middleware.ledger import Expired, Ledger, PersonalData
+from voight_middleware.records.call import Call, LateAttribution, Record, Submission
 from voight_middleware.records.tags import Tags
 
 from ..support.factories import DAY, DEAREST, NOON, make_call, priced, submission
@@ -35,17 +35,17 @@ def test_holdings(ledger: Ledger) -> None:
     nobody = [make_call(100, tags=Tags(user_id="bob", plan=f"{ALICE}x", extra={ALICE: "v", "k": f"of {ALICE}"})), make_call(100)]
     jobs = [submission("openai/1", ALICE), Submission(job="openai/2", submitted_at=NOON, tags=Tags(extra={"k": "al"}))]
     ledger.insert([*mine, *others, *nobody, *jobs, submission("openai/3", "bob"), submission("openai/al", "alf")])
-    assert ledger.holdings([ALICE, "al"]) == Holdings(4, 2 * DEAREST + 5, NOON + 3, NOON + 9, 8, 2)
-    assert ledger.holdings(["al"]) == Holdings(2, DEAREST, NOON + 3, NOON + 4, 3, 1)
+    assert ledger.personal_data([ALICE, "al"]) == PersonalData(4, 2 * DEAREST + 5, NOON + 3, NOON + 9, 8, 2)
+    assert ledger.personal_data(["al"]) == PersonalData(2, DEAREST, NOON + 3, NOON + 4, 3, 1)
     for names in ([], ["nobody"], ["ALICE-9D3F"], ["%"], ["_l"], ["*"], ["'"], [f"{ALICE} "]):
-        assert ledger.holdings(names) == Holdings()
-        assert not ledger.holdings(names)
+        assert ledger.personal_data(names) == PersonalData()
+        assert not ledger.personal_data(names)
 
 
 def test_holdings_of_unpriced_calls(ledger: Ledger) -> None:
     """What nobody has priced costs None, not 0."""
     ledger.insert([make_call(None, tags=Tags(user_id="u"))])
-    assert ledger.holdings(["u"]) == Holdings(1, None, NOON, NOON)
+    assert ledger.personal_data(["u"]) == PersonalData(1, None, NOON, NOON)
 
 
 def test_erasure(ledger: Ledger) -> None:
@@ -65,9 +65,9 @@ def test_erasure(ledger: Ledger) -> None:
     nobody = make_call(None, tags=Tags(user_id="carol", session_id="s-1", extra={"k": "v"}), response_id="r4")
     jobs = [submission("openai/1", ALICE), submission("openai/2", "carol")]
     ledger.insert([own, second, other, short, nobody, *jobs])
-    found = ledger.holdings([ALICE, "al"])
+    found = ledger.personal_data([ALICE, "al"])
     before = [ledger.spend(by) for by in ((), ("month",), ("day", "model"))]
-    assert ledger.erase([ALICE, "al"], TOKEN) == found == Holdings(2, 11, NOON, NOON + 40 * DAY, 2, 1)
+    assert ledger.erase([ALICE, "al"], TOKEN) == found == PersonalData(2, 11, NOON, NOON + 40 * DAY, 2, 1)
     kept = {call.call_id: call for call in ledger.calls()}
     assert kept[own.call_id] == msgspec.structs.replace(
         own,
@@ -87,9 +87,9 @@ def test_erasure(ledger: Ledger) -> None:
     assert ledger.jobs() == [known["openai/1"], jobs[1]]
     assert [ledger.spend(by) for by in ((), ("month",), ("day", "model"))] == before
     check_sums(ledger)
-    assert ledger.holdings([ALICE, "al"]) == Holdings()
-    assert ledger.erase([ALICE, "al"], "erased:another") == Holdings()
-    assert ledger.holdings([TOKEN]).calls == 2
+    assert ledger.personal_data([ALICE, "al"]) == PersonalData()
+    assert ledger.erase([ALICE, "al"], "erased:another") == PersonalData()
+    assert ledger.personal_data([TOKEN]).calls == 2
 
 
 def test_an_erasure_is_not_undone(opened: Opened) -> None:
@@ -102,8 +102,8 @@ def test_an_erasure_is_not_undone(opened: Opened) -> None:
     ledger.erase([ALICE], TOKEN)
     assert other.spend(["user_id"])[0].dimensions == {"user_id": TOKEN}
     assert other.insert(records) == 0
-    other.insert([Settlement(call_ids=(call.call_id,), tags=Tags(user_id=ALICE))])
-    assert ledger.holdings([ALICE]) == Holdings()
+    other.insert([LateAttribution(call_ids=(call.call_id,), tags=Tags(user_id=ALICE))])
+    assert ledger.personal_data([ALICE]) == PersonalData()
     check_sums(ledger)
 
 
@@ -116,11 +116,11 @@ def test_odd_names_are_erased(ledger: Ledger) -> None:
     others = [make_call(1, tags=Tags(user_id=one, extra={"k": one})) for one in sorted(alike - {*ODD_NAMES})]
     mine = [make_call(1, tags=Tags(user_id=name, extra={"k": name})) for name in ODD_NAMES]
     ledger.insert([*mine, *others, *(submission(f"openai/{number}", name) for number, name in enumerate(ODD_NAMES))])
-    found = Holdings(len(ODD_NAMES), len(ODD_NAMES), NOON, NOON, 0, len(ODD_NAMES))
-    assert ledger.holdings(ODD_NAMES[:1]) == Holdings(1, 1, NOON, NOON, 0, 1)
+    found = PersonalData(len(ODD_NAMES), len(ODD_NAMES), NOON, NOON, 0, len(ODD_NAMES))
+    assert ledger.personal_data(ODD_NAMES[:1]) == PersonalData(1, 1, NOON, NOON, 0, 1)
     assert ledger.erase(ODD_NAMES, TOKEN) == found
-    assert ledger.holdings(ODD_NAMES) == Holdings()
-    assert ledger.holdings([TOKEN]) == found
+    assert ledger.personal_data(ODD_NAMES) == PersonalData()
+    assert ledger.personal_data([TOKEN]) == found
     assert {call.tags.user_id for call in ledger.calls()} == {TOKEN, *(call.tags.user_id for call in others)}
 
 
@@ -155,9 +155,9 @@ def test_what_is_older_expires(ledger: Ledger) -> None:
     assert ledger.expire(until, 1_000) == found
     assert [call.call_id for call in ledger.calls()] == [call.call_id for call in kept[45:]]
     assert [job.job for job in ledger.jobs()] == ["openai/50", "openai/60", "openai/70", "openai/80", "openai/90"]
-    assert ledger.versions(kept[0].call_id) == []
-    assert ledger.former([call.call_id for call in kept]) == {}
-    assert ledger.extent() == (until, NOON + 99 * DAY)
+    assert ledger.price_history(kept[0].call_id) == []
+    assert ledger.price_histories([call.call_id for call in kept]) == {}
+    assert ledger.time_range() == (until, NOON + 99 * DAY)
     assert ledger.expired(until) == ledger.expire(until, 1_000) == Expired()
     check_sums(ledger)
 
@@ -190,7 +190,7 @@ def test_everything_expires(ledger: Ledger) -> None:
     """And the ledger goes on."""
     many(ledger)
     assert ledger.expire(NOON + 1_000 * DAY, 1_000).calls == 100
-    assert (ledger.extent(), ledger.spend()[0].calls, ledger.spend(["user_id"]), ledger.jobs()) == (None, 0, [], [])
+    assert (ledger.time_range(), ledger.spend()[0].calls, ledger.spend(["user_id"]), ledger.jobs()) == (None, 0, [], [])
     assert ledger.insert([make_call(3)]) == 1
     check_sums(ledger)
 

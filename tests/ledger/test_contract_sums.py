@@ -91,7 +91,7 @@ def test_an_empty_ledger_has_a_total_of_nothing(ledger: Ledger) -> None:
         assert ledger.spend((), where, window) == nothing
         assert ledger.spend(["user_id"], where, window) == []
         assert list(ledger.calls(where, window)) == []
-    assert ledger.extent() is None
+    assert ledger.time_range() is None
     ledger.insert([make_call(at=NOON)])
     assert ledger.spend((), {"user_id": "u"}) == nothing
     assert ledger.spend((), {}, Window(NOON + 1)) == nothing

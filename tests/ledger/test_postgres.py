@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from voight_middleware.ledger import ForeignLedger, Ledger, LedgerError, open_ledger
-from voight_middleware.records.call import Call, Settlement
+from voight_middleware.records.call import Call, LateAttribution
 from voight_middleware.records.tags import Tags
 
 from ..support.depth import times
@@ -265,13 +265,16 @@ def test_a_nul_becomes_a_sign_of_its_own(ledger: PostgresLedger) -> None:
     assert (kept.model, kept.tags.user_id, kept.tags.extra, kept.price) == ("a\ufffdb", "u\ufffd", {"k": "x\ufffd\\u0000"}, "p\ufffd")
     assert kept.raw_usage == '{"x":"\\u0000"}'
     assert {one.raw_usage for one in ledger.calls({"user_id": "u\0"}, limit=5)} == {'{"x":"\\u0000"}', '"\\u0000\ufffd"'}
-    assert ledger.insert([Settlement(call_ids=("c\0",), tags=Tags(user_id="u\0", extra={"k": "\0"})), submission("openai/\0", "u\0")]) == 0
+    assert (
+        ledger.insert([LateAttribution(call_ids=("c\0",), tags=Tags(user_id="u\0", extra={"k": "\0"})), submission("openai/\0", "u\0")])
+        == 0
+    )
     assert ledger.reprice([(kept, priced(kept, 9, price="q\0", cost_reasons=("\0",)))]) == 1
 
 
 def test_about(ledger: Ledger, postgres_url: str) -> None:
     """The engine and its version, where the calls are, as whom, and whether anybody on the way can read them."""
-    about = dict(ledger.about())
+    about = dict(ledger.info())
     assert about["engine"].startswith("PostgreSQL 1")
     assert about["schema"].startswith("version 1, in the schema voight of 127.0.0.1:")
     assert about["role"] == "voight, who may bring calls in, change and delete them, read them"

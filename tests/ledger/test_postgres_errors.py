@@ -120,7 +120,7 @@ def test_a_role_that_is_read_only(ledger: PostgresLedger, make_role: Any, sql: A
     sql(f'ALTER ROLE "{name}" SET default_transaction_read_only = on')
     with closing(PostgresLedger(url)) as other:
         assert other.spend()[0].calls == 0
-        assert dict(other.about())["role"].endswith("; the server is read-only")
+        assert dict(other.info())["role"].endswith("; the server is read-only")
         with pytest.raises(LedgerError, match=r"cannot be written .*read-only.*target_session_attrs=read-write"):
             other.insert([make_call()])
         assert other.spend()[0].calls == 0

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from voight_middleware.ledger import LedgerError, Progress, open_ledger
-from voight_middleware.records.call import Settlement
+from voight_middleware.records.call import LateAttribution
 from voight_middleware.records.tags import Tags
 from voight_middleware.records.usage import Usage
 
@@ -46,21 +46,21 @@ def test_a_writer_brings_calls_in_and_reads_none(ledger: PostgresLedger, make_ro
     with closing(PostgresLedger(url)) as writer:
         assert writer.insert([plain, begun, job_call("openai/batch_1/a")], Progress("s", 5)) == 3
         assert writer.insert([plain, told, told]) == 1
-        assert writer.insert([Settlement(call_ids=(plain.call_id,), tags=Tags(user_id="u_1"))]) == 0
+        assert writer.insert([LateAttribution(call_ids=(plain.call_id,), tags=Tags(user_id="u_1"))]) == 0
         assert writer.insert([submission("openai/batch_1", "u_2"), submission("openai/resp_1", None, attribution="none")]) == 0
-        assert writer.insert([Settlement(call_ids=("openai/resp_1",), tags=Tags(user_id="u_3"))]) == 0
+        assert writer.insert([LateAttribution(call_ids=("openai/resp_1",), tags=Tags(user_id="u_3"))]) == 0
         assert writer.submissions(["openai/batch_1"])["openai/batch_1"].tags.user_id == "u_2"
         assert writer.progress("s") == 5
-        writer.forget("s")
+        writer.clear_progress("s")
         assert writer.progress("s") == 0
-        assert dict(writer.about())["role"] == f"{name}, who may bring calls in"
+        assert dict(writer.info())["role"] == f"{name}, who may bring calls in"
         for ask in (
             writer.spend,
             lambda: list(writer.calls()),
             lambda: writer.call(plain.call_id),
-            writer.extent,
-            lambda: writer.versions(plain.call_id),
-            lambda: writer.holdings(["u_1"]),
+            writer.time_range,
+            lambda: writer.price_history(plain.call_id),
+            lambda: writer.personal_data(["u_1"]),
             lambda: writer.erase(["u_1"], "x"),
             lambda: writer.expire(NOON + 1, 10),
             lambda: writer.reprice([(plain, priced(plain, 9))]),
@@ -93,17 +93,17 @@ def test_a_reader_reads_everything_and_writes_nothing(ledger: PostgresLedger, ma
     with closing(open_ledger(url, create=False)) as reader:
         assert reader.spend(["k"], {"user_id": "u_1"}) == ledger.spend(["k"], {"user_id": "u_1"})
         assert list(reader.calls(as_priced=True)) == [call]
-        assert (reader.call(call.call_id), reader.extent(), len(reader.versions(call.call_id))) == (after, (NOON, NOON), 1)
-        assert reader.holdings(["u_1"]) == ledger.holdings(["u_1"])
+        assert (reader.call(call.call_id), reader.time_range(), len(reader.price_history(call.call_id))) == (after, (NOON, NOON), 1)
+        assert reader.personal_data(["u_1"]) == ledger.personal_data(["u_1"])
         assert reader.submissions(["openai/1"]).keys() == {"openai/1"}
-        assert dict(reader.about())["role"] == f"{name}, who may read them"
+        assert dict(reader.info())["role"] == f"{name}, who may read them"
         for ask in (
             lambda: reader.insert([make_call()]),
             lambda: reader.insert([job_call("openai/1")]),
-            lambda: reader.insert([Settlement(call_ids=(call.call_id,), tags=Tags(user_id="u_2"))]),
+            lambda: reader.insert([LateAttribution(call_ids=(call.call_id,), tags=Tags(user_id="u_2"))]),
             lambda: reader.insert([submission("openai/2", "u")]),
             lambda: reader.insert([], Progress("s", 1)),
-            lambda: reader.forget("s"),
+            lambda: reader.clear_progress("s"),
             lambda: reader.reprice([(after, priced(call, 9))]),
             lambda: reader.erase(["u_1"], "x"),
             lambda: reader.expire(NOON + 1, 10),

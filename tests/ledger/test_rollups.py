@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from voight_middleware.ledger import Where, Window, rollups
 from voight_middleware.ledger.sqlite import SQLiteLedger
-from voight_middleware.records.call import Call, Settlement, Submission
+from voight_middleware.records.call import Call, LateAttribution, Submission
 from voight_middleware.records.tags import Tags
 from voight_middleware.records.usage import Usage
 
@@ -56,7 +56,7 @@ def whole(ledger: SQLiteLedger, by: Any, where: Any, window: Window) -> tuple[An
     """What a ledger answers, and what it answers without its rollups."""
     found = ledger.spend(by, where, window)
     with pytest.MonkeyPatch.context() as monkeypatch:
-        Patch(monkeypatch)("cover", lambda by, where, window, usable: ([], [window]))
+        Patch(monkeypatch)("plan_query", lambda by, where, window, usable: ([], [window]))
         return found, ledger.spend(by, where, window)
 
 
@@ -96,7 +96,10 @@ def calls(draw: st.DrawFn) -> Call:
 
 
 settlements = st.builds(
-    Settlement, call_ids=st.lists(st.integers(0, 12).map("call{}".format), max_size=3).map(tuple), tags=tags, attribution=st.just("settled")
+    LateAttribution,
+    call_ids=st.lists(st.integers(0, 12).map("call{}".format), max_size=3).map(tuple),
+    tags=tags,
+    attribution=st.just("settled"),
 )
 submissions = st.builds(Submission, job=st.just("openai/batch_1"), submitted_at=st.just(1), tags=tags, attribution=st.just("tag"))
 repricings = st.tuples(st.just("reprice"), costs)
@@ -131,7 +134,7 @@ def test_rollups_say_what_the_calls_say(steps: list[Any], since: int, until: int
 def test_every_question_above_is_answered_by_a_rollup() -> None:
     """The test above is about rollups: none of its questions goes to the calls."""
     for by, where in QUESTIONS:
-        parts, rest = rollups.cover(by, where, Window())
+        parts, rest = rollups.plan_query(by, where, Window())
         assert parts
         assert not rest
 
@@ -163,7 +166,7 @@ def test_every_question_above_is_answered_by_a_rollup() -> None:
 )
 def test_what_no_rollup_knows_is_asked_of_the_calls(by: Any, where: Any, window: Window) -> None:
     """A dimension that no rollup has, and a window without a whole bucket."""
-    assert rollups.cover(by, where, window) == ([], [window])
+    assert rollups.plan_query(by, where, window) == ([], [window])
 
 
 def test_rollups_can_be_built_anew() -> None:

@@ -213,7 +213,7 @@ def test_a_ledger_of_the_first_version_is_upgraded(tmp_path: Path) -> None:
         (total,) = ledger.spend()
         assert (total.input_tokens, total.output_tokens, total.cache_read_tokens) == (16, 11, 3)
         assert second.reprice([(kept, priced(kept, 7))]) == 1
-        assert [price.cost_femto for price in ledger.versions("c1")] == [1_000]
+        assert [price.cost_femto for price in ledger.price_history("c1")] == [1_000]
     with closing(SQLiteLedger(path, create=False)) as again:
         assert again.schema_version == VERSION
 

@@ -74,7 +74,7 @@ def bytes_of(folder: Path) -> bytes:
 def test_a_person_is_nowhere_any_more(ledger: SQLiteLedger, place: Settings, tmp_path: Path) -> None:
     """The bytes of ledger, write-ahead log and free pages are searched; what everything cost stays."""
     before, plans = ledger.spend(), ledger.spend(["plan", "month"])
-    found = ledger.holdings([ALICE])
+    found = ledger.personal_data([ALICE])
     assert (found.calls, found.elsewhere, found.submissions) == (300, 9, 1)
     assert ALICE.encode() in bytes_of(tmp_path)
 
@@ -252,12 +252,12 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
 def test_erase_asks_for_yes(ledger: SQLiteLedger, place: Settings, capsys: pytest.CaptureFixture[str]) -> None:
     """Without --yes nothing is changed, and what would be is shown; with it, it is done once."""
     code, out, _ = run(capsys, "erase", ALICE, "--ledger", str(ledger.path))
-    assert (code, ledger.holdings([ALICE]).calls) == (1, 300)
+    assert (code, ledger.personal_data([ALICE]).calls) == (1, 300)
     assert "300 calls" in out
     assert "--yes" in out
     assert ALICE not in out
     code, out, _ = run(capsys, "erase", ALICE, "--dry-run", "--ledger", str(ledger.path))
-    assert (code, ledger.holdings([ALICE]).calls) == (0, 300)
+    assert (code, ledger.personal_data([ALICE]).calls) == (0, 300)
     code, out, _ = run(capsys, "erase", ALICE, "--yes", "--ledger", str(ledger.path), "--format", "json")
     answer = json.loads(out)
     assert (code, answer["calls"], answer["remains"]) == (0, 300, [])

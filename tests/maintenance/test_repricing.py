@@ -16,8 +16,8 @@ from voight_middleware.ledger import Ledger, UnknownDimension, Where, Window, op
 from voight_middleware.ledger.sqlite import SQLiteLedger
 from voight_middleware.maintenance.repricing import Repricing, reprice, repriced
 from voight_middleware.pricing import Overrides, PriceBook, open_book
-from voight_middleware.pricing.price_call import complete
-from voight_middleware.records.call import Call, Settlement
+from voight_middleware.pricing.price_call import price_call
+from voight_middleware.records.call import Call, LateAttribution
 from voight_middleware.records.tags import Tags
 
 from ..support.factories import NOON
@@ -81,7 +81,7 @@ def keep(ledger: Ledger, book: PriceBook, new_call: NewCall) -> Callable[..., Ca
 
     def one(**values: Any) -> Call:
         call = new_call(**{"occurred_at": NOON, **values})
-        complete(call, book)
+        price_call(call, book)
         ledger.insert([call])
         return call
 
@@ -96,7 +96,7 @@ def rows(ledger: SQLiteLedger) -> list[tuple[Any, ...]]:
 
 
 def versions(ledger: Ledger) -> list[int]:
-    return [len(ledger.versions(call.call_id)) for call in ledger.calls()]
+    return [len(ledger.price_history(call.call_id)) for call in ledger.calls()]
 
 
 def test_the_difference_by_user_and_model(ledger: Ledger, half: PriceBook, keep: Callable[..., Call]) -> None:
@@ -151,7 +151,7 @@ def test_twice_and_back(ledger: Ledger, book: PriceBook, half: PriceBook, keep: 
     assert list(ledger.calls(as_priced=True)) == original
     (call_id,) = [call.call_id for call in original if call.cost_femto]
     cost = original[0].cost_femto or original[1].cost_femto or 0
-    assert [price.cost_femto for price in ledger.versions(call_id)] == [cost, cost // 2]
+    assert [price.cost_femto for price in ledger.price_history(call_id)] == [cost, cost // 2]
 
 
 def test_only_what_was_chosen(ledger: Ledger, half: PriceBook, keep: Callable[..., Call]) -> None:
@@ -205,7 +205,7 @@ def test_the_same_book_finds_the_same_price(ledger: Ledger, book: PriceBook, new
     kinds = {}
     for kind, values in CALLS.items():
         call = new_call(**{"occurred_at": NOON, **values})
-        complete(call, book)
+        price_call(call, book)
         kinds[call.call_id] = kind
         ledger.insert([call])
     report = reprice(ledger, book)
@@ -275,7 +275,7 @@ def test_killed_in_the_middle(
     """What was done stays done, the rest is as it was, and another run finishes it: every call changes once."""
     calls = [new_call(occurred_at=NOON + number // 7) for number in range(2_200)]
     for call in calls:
-        complete(call, book)
+        price_call(call, book)
     ledger.insert(calls)
     before = ledger.spend()
     process = scripts.start(KILLED, str(ledger.path), str(prices))
@@ -313,14 +313,14 @@ def test_an_application_goes_on_writing(tmp_path: Path, book: PriceBook, half: P
     with closing(SQLiteLedger(tmp_path / "busy.db")) as other, closing(Busy(tmp_path / "busy.db")) as ledger:
         first = [new_call(occurred_at=NOON + number) for number in range(1_200)]
         for call in first:
-            complete(call, book)
+            price_call(call, book)
         other.insert(first)
         later = iter([new_call(occurred_at=NOON + 10_000 + number) for number in range(3)])
 
         def work(application: SQLiteLedger) -> None:
             if (call := next(later, None)) is not None:
-                complete(call, book)
-                application.insert([call, Settlement(call_ids=tuple(one.call_id for one in first), tags=Tags(user_id="u_1"))])
+                price_call(call, book)
+                application.insert([call, LateAttribution(call_ids=tuple(one.call_id for one in first), tags=Tags(user_id="u_1"))])
                 reprice(application, half, window=Window(until=NOON + 100))  # another repricing, which is faster
 
         ledger.other, ledger.work = other, work
@@ -337,7 +337,7 @@ def test_only_a_batch_is_held(ledger: SQLiteLedger, half: PriceBook, book: Price
     """The calls of a long ledger are never all in memory: those of a batch and the one before it, as they were and as they are priced."""
     calls = [new_call(occurred_at=NOON + number) for number in range(3_000)]
     for call in calls:
-        complete(call, book)
+        price_call(call, book)
     ledger.insert(calls)
     del calls, call
     gc.collect()

@@ -16,8 +16,8 @@ import msgspec
 import pytest
 
 from voight_middleware.ledger import Ledger, LedgerError, open_ledger
-from voight_middleware.maintenance.transfer import Move, move
-from voight_middleware.records.call import Call, Settlement, Submission, job_call_id
+from voight_middleware.maintenance.transfer import Transfer, move
+from voight_middleware.records.call import Call, LateAttribution, Submission, job_call_id
 from voight_middleware.records.tags import Tags
 
 from ..support.depth import times
@@ -94,7 +94,7 @@ def contents(ledger: Ledger) -> dict[str, Any]:
     return {
         "calls": calls,
         "first": list(ledger.calls(as_priced=True)),
-        "former": ledger.former([call.call_id for call in calls]),
+        "former": ledger.price_histories([call.call_id for call in calls]),
         "jobs": ledger.jobs(),
         "days": ledger.spend(["day"]),
         "users": ledger.spend(["user_id", "plan", "month"]),
@@ -112,10 +112,10 @@ def test_everything_arrives(source: Ledger, target: Ledger) -> None:
     before = contents(source)
     seen: list[int] = []
     report = move(source, target, done=seen.append)
-    assert report == Move(calls=len(calls), copied=len(calls), jobs=6)
+    assert report == Transfer(calls=len(calls), copied=len(calls), jobs=6)
     assert (sum(seen), max(seen), report.complete) == (len(calls), 100, True)
     assert contents(target) == before == contents(source)
-    assert move(source, target) == Move(calls=len(calls))
+    assert move(source, target) == Transfer(calls=len(calls))
     assert contents(target) == before
 
 
@@ -132,15 +132,15 @@ def test_there_and_back(source: Ledger, target: Ledger, file: Ledger) -> None:
 def test_a_dry_run(source: Ledger, target: Ledger) -> None:
     """It says how many, and writes nothing: into an empty target, a half filled one, and none at all."""
     calls = fill(source, 250)
-    assert move(source, target, dry_run=True) == Move(True, calls=250, copied=250, jobs=6)
-    assert move(source, None, dry_run=True) == Move(True, calls=250, copied=250, jobs=6)
-    assert (target.extent(), target.jobs()) == (None, [])
-    target.keep(calls[:120])
-    source.insert([Settlement(call_ids=tuple(call.call_id for call in calls[:50]), tags=Tags(user_id="late"))])
+    assert move(source, target, dry_run=True) == Transfer(True, calls=250, copied=250, jobs=6)
+    assert move(source, None, dry_run=True) == Transfer(True, calls=250, copied=250, jobs=6)
+    assert (target.time_range(), target.jobs()) == (None, [])
+    target.import_calls(calls[:120])
+    source.insert([LateAttribution(call_ids=tuple(call.call_id for call in calls[:50]), tags=Tags(user_id="late"))])
     before = contents(target)
     report = move(source, target, dry_run=True)
     late = sum(call.attribution in ("none", "request") for call in calls[:50])
-    repriced = len(source.former([call.call_id for call in calls[:120]]))
+    repriced = len(source.price_histories([call.call_id for call in calls[:120]]))
     assert (report.calls, report.copied, report.jobs) == (250, 130, 6)
     assert late <= report.changed <= late + repriced
     assert contents(target) == before
@@ -148,7 +148,7 @@ def test_a_dry_run(source: Ledger, target: Ledger) -> None:
 
 def test_an_empty_source(source: Ledger, target: Ledger) -> None:
     """Is moved at once."""
-    assert move(source, target) == Move()
+    assert move(source, target) == Transfer()
 
 
 @pytest.mark.slow
@@ -177,8 +177,10 @@ def test_what_the_source_gets_meanwhile(source: Ledger, target: Ledger) -> None:
 
     told = msgspec.structs.replace(make_call(9, raw_usage="{}"), call_id=begun.call_id, job=begun.job)
     late = [make_call(1, at=kept[20].occurred_at + number) for number in range(7)]
-    source.insert([told, *late, Settlement(call_ids=tuple(call.call_id for call in unowned), tags=Tags(user_id="u_8", extra={"k": "v"}))])
-    source.insert([submission("openai/new", "u_9"), Settlement(call_ids=("openai/open",), tags=Tags(user_id="u_5"))])
+    source.insert(
+        [told, *late, LateAttribution(call_ids=tuple(call.call_id for call in unowned), tags=Tags(user_id="u_8", extra={"k": "v"}))]
+    )
+    source.insert([submission("openai/new", "u_9"), LateAttribution(call_ids=("openai/open",), tags=Tags(user_id="u_5"))])
     dear = [call for call in source.calls(limit=50) if call.cost_femto is not None]
     source.reprice([(call, priced(call, 77)) for call in dear])
     source.erase(["alice"], TOKEN)
@@ -186,8 +188,8 @@ def test_what_the_source_gets_meanwhile(source: Ledger, target: Ledger) -> None:
     report = move(source, target)
     assert (report.copied, report.left, report.jobs, report.complete) == (7, 0, 2, True)
     assert contents(target) == contents(source)
-    assert not target.holdings(["alice"])
-    assert move(source, target) == Move(calls=319)
+    assert not target.personal_data(["alice"])
+    assert move(source, target) == Transfer(calls=319)
 
 
 def test_what_the_target_knows_more_of(source: Ledger, target: Ledger) -> None:
@@ -197,7 +199,7 @@ def test_what_the_target_knows_more_of(source: Ledger, target: Ledger) -> None:
     source.insert([begun, unowned, dear, person])
     assert move(source, target).complete
     told = msgspec.structs.replace(make_call(9, raw_usage="{}"), call_id=begun.call_id, job=begun.job)
-    target.insert([told, Settlement(call_ids=(unowned.call_id,), tags=Tags(user_id="u_1"))])
+    target.insert([told, LateAttribution(call_ids=(unowned.call_id,), tags=Tags(user_id="u_1"))])
     target.reprice([(dear, priced(dear, 50))])
     target.erase(["alice"], TOKEN)
     before = contents(target)
@@ -217,11 +219,11 @@ def test_an_erasure_is_carried_over_by_nothing_but_an_id(source: Ledger, target:
     )
     source.insert([call, *others])
     assert move(source, target).complete
-    source.insert([Settlement(call_ids=(call.call_id,), tags=Tags(user_id="alice"))])
+    source.insert([LateAttribution(call_ids=(call.call_id,), tags=Tags(user_id="alice"))])
     source.erase(["alice"], TOKEN)
     assert move(source, target).complete
     assert contents(target) == contents(source)
-    assert target.holdings(["anonymous"]).calls == 3
+    assert target.personal_data(["anonymous"]).calls == 3
 
 
 @pytest.mark.slow
@@ -244,14 +246,14 @@ def test_what_was_deleted_or_changed_by_hand(source: Ledger, file: Ledger) -> No
 def test_a_call_that_the_target_refuses(source: Ledger, file: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is named, and does not stop the others; the day is listed too."""
     calls = fill(source, 250)
-    keep = file.keep
+    keep = file.import_calls
 
     def refuse(some: Any, *values: Any, **names: Any) -> int:
         if any(call.call_id == calls[5].call_id for call in some):
             raise ValueError("a call cannot be kept: too long")
         return keep(some, *values, **names)
 
-    monkeypatch.setattr(file, "keep", refuse)
+    monkeypatch.setattr(file, "import_calls", refuse)
     report = move(source, file)
     assert report.refused == {calls[5].call_id: "a call cannot be kept: too long"}
     assert (report.copied, len(report.differences)) == (249, 1)

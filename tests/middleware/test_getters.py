@@ -151,7 +151,7 @@ def of_django(*headers: tuple[str, str]) -> Any:
 @pytest.mark.parametrize("request_of", [of_starlette, of_werkzeug, of_django])
 def test_the_header_of_a_proxy(request_of: Any) -> None:
     """It is read from each framework's own request, in any case; what is empty or missing names nobody."""
-    read = voight.header("X-User-Id", trusted=True)
+    read = voight.user_from_header("X-User-Id", trusted=True)
     assert read(request_of(("x-user-id", " u_7 "), ("x-other", "u_8"))) == "u_7"
     assert read(request_of(("X-USER-ID", "u_7"))) == "u_7"
     assert read(request_of(("X-User-Id", "  "))) is None
@@ -161,19 +161,19 @@ def test_the_header_of_a_proxy(request_of: Any) -> None:
 @pytest.mark.parametrize("request_of", [of_starlette, of_werkzeug, of_django])
 def test_a_header_that_was_sent_twice_bills_neither(request_of: Any) -> None:
     """Where a proxy adds its header to the client's instead of replacing it, nobody is billed for whom the client has named."""
-    read = voight.header("X-User-Id", trusted=True)
+    read = voight.user_from_header("X-User-Id", trusted=True)
     assert read(request_of(("X-User-Id", "victim"), ("X-User-Id", "u_7"))) not in ("victim", "u_7")
 
 
 def test_a_header_is_not_trusted_by_itself() -> None:
     """Whoever writes it must say that a proxy sets it: any client can send any header."""
     with pytest.raises(ValueError, match=r"any client can send X-User-Id.*header\('X-User-Id', trusted=True\)"):
-        voight.header("X-User-Id")
+        voight.user_from_header("X-User-Id")
     with pytest.raises(ValueError, match="any client"):
-        voight.header("X-User-Id", trusted="yes")  # type: ignore[arg-type]
+        voight.user_from_header("X-User-Id", trusted="yes")  # type: ignore[arg-type]
     for name in ("", "X User", "X-User:"):
         with pytest.raises(ValueError, match="no name of a header"):
-            voight.header(name, trusted=True)
+            voight.user_from_header(name, trusted=True)
 
 
 @pytest.mark.slow
@@ -185,7 +185,7 @@ def test_a_header_owns_a_call(serve: Any, voight_calls: Any) -> None:
         return PlainTextResponse("")
 
     app = Starlette(routes=[Route("/", spend)])
-    app.add_middleware(voight.CostTagMiddleware, user_getter=voight.header("X-User-Id", trusted=True))
+    app.add_middleware(voight.CostTagMiddleware, user_getter=voight.user_from_header("X-User-Id", trusted=True))
     url = serve(app)
     with httpx.Client() as http:
         http.get(url, headers={"x-user-id": "u_7"}).raise_for_status()

@@ -7,12 +7,12 @@ import pytest
 
 from voight_middleware.diagnostics import counters
 from voight_middleware.middleware.getters import Getters
-from voight_middleware.middleware.request_scope import Scope
+from voight_middleware.middleware.request_scope import RequestScope
 
 
-def scope_of(getter: Any) -> Scope:
+def scope_of(getter: Any) -> RequestScope:
     """Return the scope of a request with this getter."""
-    return Scope(lambda: "the request", Getters(getter), None)
+    return RequestScope(lambda: "the request", Getters(getter), None)
 
 
 @pytest.mark.parametrize("error", [SystemExit(1), asyncio.CancelledError()], ids=lambda error: type(error).__name__)

@@ -16,10 +16,10 @@ import pytest
 
 import voight_middleware as voight
 from voight_middleware.config.settings import Settings
-from voight_middleware.context.context import bind, current_frame
+from voight_middleware.context.context import current_context, use_scope
 from voight_middleware.diagnostics import counters
 from voight_middleware.middleware.getters import Getters, user_id_of
-from voight_middleware.middleware.request_scope import Scope
+from voight_middleware.middleware.request_scope import RequestScope
 from voight_middleware.pipeline.meter import Meter, swap_meter
 from voight_middleware.records.call import Call
 from voight_middleware.records.tags import Owner, Tags
@@ -37,8 +37,8 @@ def meter(tmp_path: Path) -> Iterator[Meter]:
     own.close()
 
 
-def scope_of(user: Callable[[Any], Any], route: Callable[[], str | None] = lambda: None, **getters: Any) -> Scope:
-    return Scope(lambda: "the request", Getters(user, **getters), route)
+def scope_of(user: Callable[[Any], Any], route: Callable[[], str | None] = lambda: None, **getters: Any) -> RequestScope:
+    return RequestScope(lambda: "the request", Getters(user, **getters), route)
 
 
 def spend(**tags: str) -> str:
@@ -80,9 +80,9 @@ def test_nothing_is_asked_before_a_call_asks() -> None:
     """A request without a call never runs a getter, not at its end either."""
     asked: list[Any] = []
     scope = scope_of(asked.append)
-    with bind(scope):
-        assert current_frame().owner() == Owner(Tags(), "none")
-    asyncio.run(scope.settle())
+    with use_scope(scope):
+        assert current_context().owner() == Owner(Tags(), "none")
+    asyncio.run(scope.attribute_late())
     assert asked == []
 
 
@@ -94,7 +94,7 @@ def test_synchronous_code_off_the_loop(meter: Meter) -> None:
         asked.append(request)
         return "u"
 
-    with bind(scope_of(once, plan=lambda request: "pro", tenant=lambda request: 7, tags=lambda request: {"feature": "x"})):
+    with use_scope(scope_of(once, plan=lambda request: "pro", tenant=lambda request: 7, tags=lambda request: {"feature": "x"})):
         ids = [spend(), spend()]
     calls = kept(meter)
     assert {owner(calls[call_id]) for call_id in ids} == {("u", "getter")}
@@ -104,13 +104,13 @@ def test_synchronous_code_off_the_loop(meter: Meter) -> None:
 
 async def test_asynchronous_code(getter: Any) -> None:
     """Asynchronous code awaits the getter, whichever kind it is."""
-    with bind(scope_of(getter)):
-        assert await current_frame().aresolve() == Owner(Tags(user_id="u"), "getter")
+    with use_scope(scope_of(getter)):
+        assert await current_context().aresolve() == Owner(Tags(user_id="u"), "getter")
 
 
 async def test_a_worker_thread_of_anyio(getter: Any, meter: Meter) -> None:
     """A `def` endpoint runs in a worker thread: an asynchronous getter is awaited on the loop, and the call has its owner at once."""
-    with bind(scope_of(getter)):
+    with use_scope(scope_of(getter)):
         call_id = await anyio.to_thread.run_sync(spend)
     assert owner(kept(meter)[call_id]) == ("u", "getter")
 
@@ -118,10 +118,10 @@ async def test_a_worker_thread_of_anyio(getter: Any, meter: Meter) -> None:
 async def test_the_loops_own_thread_is_not_blocked_and_the_call_is_settled(meter: Meter) -> None:
     """A synchronous client in an `async def` endpoint cannot wait for an asynchronous getter: its call gets its owner at the end."""
     scope = scope_of(async_getter, plan=lambda request: "pro")
-    with bind(scope):
+    with use_scope(scope):
         call_id = spend()
         assert owner(kept(meter)[call_id]) == (None, "none")
-        await scope.settle()
+        await scope.attribute_late()
     call = kept(meter)[call_id]
     assert (owner(call), call.tags.plan) == (("u", "settled"), "pro")
 
@@ -130,11 +130,11 @@ async def test_a_foreign_thread_cannot_ask_the_loop_and_is_settled(meter: Meter)
     """A thread of the application's own, which carries the request's tags, leaves an asynchronous getter to the end."""
     scope = scope_of(async_getter)
     ids: list[str] = []
-    with bind(scope):
+    with use_scope(scope):
         thread = threading.Thread(target=voight.carry(lambda: ids.append(spend())))
         thread.start()
         thread.join()
-        await scope.settle()
+        await scope.attribute_late()
     assert owner(kept(meter)[ids[0]]) == ("u", "settled")
 
 
@@ -142,9 +142,9 @@ def test_none_is_asked_again(meter: Meter) -> None:
     """A getter that does not know yet is asked at every call, and the earlier calls are settled."""
     answers = iter([None, None, "u"])
     scope = scope_of(lambda request: next(answers))
-    with bind(scope):
+    with use_scope(scope):
         ids = [spend() for _ in range(4)]
-    asyncio.run(scope.settle())
+    asyncio.run(scope.attribute_late())
     calls = kept(meter)
     assert [owner(calls[call_id]) for call_id in ids] == [("u", "settled"), ("u", "settled"), ("u", "getter"), ("u", "getter")]
 
@@ -152,10 +152,10 @@ def test_none_is_asked_again(meter: Meter) -> None:
 def test_a_request_of_nobody_stays_nobodys(meter: Meter) -> None:
     """An anonymous request's call has no owner, keeps the plan that is known, and `settle` writes nothing."""
     scope = scope_of(lambda request: None, plan=lambda request: "free")
-    with bind(scope):
+    with use_scope(scope):
         call_id = spend()
     before = meter.journal.written
-    asyncio.run(scope.settle())
+    asyncio.run(scope.attribute_late())
     assert meter.journal.written == before
     call = kept(meter)[call_id]
     assert (owner(call), call.tags.plan) == ((None, "none"), "free")
@@ -167,7 +167,7 @@ def test_a_getter_that_raises_is_an_error_that_is_counted_and_logged_once(meter:
     def broken_user_lookup(request: Any) -> str:
         raise TypeError("no column for alice@example.com")
 
-    with bind(scope_of(broken_user_lookup, plan=lambda request: "pro")):
+    with use_scope(scope_of(broken_user_lookup, plan=lambda request: "pro")):
         call_id = spend()
         spend()
     call = kept(meter)[call_id]
@@ -185,7 +185,7 @@ def test_the_log_says_what_is_lost_and_where(about: str, lost: str, meter: Meter
     def broken_lookup(request: Any) -> str:
         return json.loads("{")
 
-    with bind(scope_of(sync_getter, **{about: broken_lookup})):
+    with use_scope(scope_of(sync_getter, **{about: broken_lookup})):
         call_id = spend()
     assert owner(kept(meter)[call_id]) == ("u", "getter")
     line = broken_lookup.__code__.co_firstlineno + 1
@@ -201,7 +201,7 @@ def test_a_visitor_whose_plan_cannot_be_read_is_no_error(about: str, meter: Mete
     def broken(request: Any) -> str:
         raise AttributeError("AnonymousUser has no plan")
 
-    with bind(scope_of(lambda request: None, **{about: broken})):
+    with use_scope(scope_of(lambda request: None, **{about: broken})):
         call_id = spend()
     assert owner(kept(meter)[call_id]) == (None, "none")
 
@@ -217,9 +217,9 @@ def test_a_getter_that_recovers_is_no_error(meter: Meter) -> None:
         return str(answer)
 
     scope = scope_of(getter)
-    with bind(scope):
+    with use_scope(scope):
         ids = [spend(), spend()]
-    asyncio.run(scope.settle())
+    asyncio.run(scope.attribute_late())
     calls = kept(meter)
     assert [owner(calls[call_id]) for call_id in ids] == [("u", "settled"), ("u", "getter")]
 
@@ -231,7 +231,7 @@ def test_one_broken_getter_does_not_cost_the_user(meter: Meter) -> None:
         raise RuntimeError
 
     for tags in (broken, lambda request: ["x"], lambda request: {1: "a", None: "b"}):
-        with bind(scope_of(sync_getter, plan=broken, tenant=lambda request: "t", tags=tags)):
+        with use_scope(scope_of(sync_getter, plan=broken, tenant=lambda request: "t", tags=tags)):
             call_id = spend()
         call = kept(meter)[call_id]
         assert (owner(call), call.tags) == (("u", "getter"), Tags(user_id="u", tenant_id="t"))
@@ -251,7 +251,7 @@ def test_one_broken_getter_does_not_cost_the_user(meter: Meter) -> None:
 )
 def test_ids_may_be_text_numbers_and_uuids(answer: object, user: str | None) -> None:
     """What a getter may answer, as it is kept."""
-    with bind(scope_of(lambda request: answer)):
+    with use_scope(scope_of(lambda request: answer)):
         assert voight.current_tags().user_id == user
 
 
@@ -259,7 +259,7 @@ def test_ids_may_be_text_numbers_and_uuids(answer: object, user: str | None) -> 
 @pytest.mark.parametrize("answer", [True, b"u", object(), 1.5, ["u"], 10**5000], ids=lambda answer: type(answer).__name__)
 def test_an_answer_that_is_no_id_is_an_error(meter: Meter, answer: object) -> None:
     """A whole user object, or bytes, is not taken for an id: the call has no owner, as an error, and nothing raises."""
-    with bind(scope_of(lambda request: answer, plan=lambda request: "pro")):
+    with use_scope(scope_of(lambda request: answer, plan=lambda request: "pro")):
         call_id = spend()
     call = kept(meter)[call_id]
     assert (owner(call), call.tags.plan) == ((None, "error"), "pro")
@@ -271,7 +271,7 @@ def test_an_explicit_tag_beats_the_getter_and_drops_the_other_users_plan(meter: 
     scope = scope_of(
         sync_getter, lambda: "GET /x", plan=lambda request: "pro", tenant=lambda request: "t", tags=lambda request: {"team": "a"}
     )
-    with bind(scope):
+    with use_scope(scope):
         own = spend()
         with voight.tag(user_id="v", feature="x"):
             theirs = spend()
@@ -293,9 +293,9 @@ def test_an_explicit_tag_beats_the_getter_and_drops_the_other_users_plan(meter: 
 def test_a_dependency_that_names_another_user_drops_the_getters_plan(meter: Meter) -> None:
     """`identify` comes instead of the getters: nothing of the user that they named stays with the new one."""
     scope = scope_of(sync_getter, plan=lambda request: "pro", tenant=lambda request: "t")
-    with bind(scope):
+    with use_scope(scope):
         before = spend()
-        scope.identify(Tags(user_id="d"), "dependency")
+        scope.set_identity(Tags(user_id="d"), "dependency")
         after = spend()
     calls = kept(meter)
     assert (calls[before].tags, calls[before].attribution) == (Tags(user_id="u", plan="pro", tenant_id="t"), "getter")
@@ -312,14 +312,14 @@ async def test_a_dependency_that_comes_while_a_getter_is_awaited_wins() -> None:
         return "late"
 
     scope = scope_of(slow)
-    with bind(scope):
-        resolving = asyncio.create_task(current_frame().aresolve())
+    with use_scope(scope):
+        resolving = asyncio.create_task(current_context().aresolve())
         await asked.wait()
-        scope.identify(Tags(user_id="d", plan="pro"), "dependency")
+        scope.set_identity(Tags(user_id="d", plan="pro"), "dependency")
         answer.set()
         expected = Owner(Tags(user_id="d", plan="pro"), "dependency")
         assert await resolving == expected
-        assert current_frame().owner() == expected
+        assert current_context().owner() == expected
 
 
 async def test_tasks_that_ask_at_the_same_time_get_the_same_answer() -> None:
@@ -336,8 +336,8 @@ async def test_tasks_that_ask_at_the_same_time_get_the_same_answer() -> None:
         await asyncio.sleep(0)
         return "pro"
 
-    with bind(scope_of(getter, plan=plan)):
-        owners = await asyncio.gather(*(current_frame().aresolve() for _ in range(20)))
+    with use_scope(scope_of(getter, plan=plan)):
+        owners = await asyncio.gather(*(current_context().aresolve() for _ in range(20)))
     assert set(map(str, owners)) == {str(Owner(Tags(user_id="7", plan="pro"), "getter"))}
     assert 1 <= count <= 20
 
@@ -347,22 +347,22 @@ async def test_a_getter_that_makes_a_call_itself_does_not_ask_itself(meter: Mete
     ids = []
 
     async def getter(request: Any) -> str:
-        await current_frame().aresolve()
+        await current_context().aresolve()
         ids.append(spend())
         return "u"
 
     scope = scope_of(getter)
-    with bind(scope):
-        assert (await current_frame().aresolve()).tags.user_id == "u"
-        await scope.settle()
+    with use_scope(scope):
+        assert (await current_context().aresolve()).tags.user_id == "u"
+        await scope.attribute_late()
     assert len(ids) == 1
     assert owner(kept(meter)[ids[0]]) == ("u", "settled")
 
 
 def test_a_fresh_scope_sees_nothing_of_an_outer_one() -> None:
     """A request that is handled inside the context of another one does not inherit its user, and gives it back."""
-    with bind(scope_of(sync_getter)), voight.tag(feature="outer"):
-        with bind(scope_of(lambda request: None)):
+    with use_scope(scope_of(sync_getter)), voight.tag(feature="outer"):
+        with use_scope(scope_of(lambda request: None)):
             assert voight.current_tags() == Tags()
         assert voight.current_tags() == Tags(user_id="u", extra={"feature": "outer"})
     assert voight.current_tags() == Tags()
@@ -372,9 +372,9 @@ def test_a_settled_scope_has_let_go_of_its_request(meter: Meter) -> None:
     """After the end nobody is asked any more; a late background call has the owner that was known by then."""
     asked: list[Any] = []
     scope = scope_of(lambda request: asked.append(request) or ("u" if len(asked) > 1 else None))
-    with bind(scope):
+    with use_scope(scope):
         spend()
-        asyncio.run(scope.settle())
+        asyncio.run(scope.attribute_late())
         late = spend()
     assert len(asked) == 2
     assert owner(kept(meter)[late]) == ("u", "settled")
@@ -391,10 +391,10 @@ async def test_a_request_that_is_cancelled_while_it_settles_lets_go_all_the_same
         pass
 
     request = Request()
-    scope = Scope(lambda held=request: held, Getters(never), lambda: None)
-    with bind(scope):
+    scope = RequestScope(lambda held=request: held, Getters(never), lambda: None)
+    with use_scope(scope):
         spend()
-        settling = asyncio.create_task(scope.settle())
+        settling = asyncio.create_task(scope.attribute_late())
         await asyncio.sleep(0)
         settling.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -406,7 +406,7 @@ async def test_a_request_that_is_cancelled_while_it_settles_lets_go_all_the_same
 def test_the_route_is_known_when_the_router_has_matched(meter: Meter, route: str | None) -> None:
     """It is asked for until it is there; one that raises is counted, and costs nothing else."""
     answers = iter([None, route])
-    with bind(scope_of(sync_getter, lambda: next(answers, route))):
+    with use_scope(scope_of(sync_getter, lambda: next(answers, route))):
         first, second = spend(), spend()
     calls = kept(meter)
     assert calls[second].tags.route == route
@@ -415,7 +415,7 @@ def test_the_route_is_known_when_the_router_has_matched(meter: Meter, route: str
     def broken() -> str:
         raise RuntimeError
 
-    with bind(scope_of(sync_getter, broken)):
+    with use_scope(scope_of(sync_getter, broken)):
         third = spend()
     assert owner(kept(meter)[third]) == ("u", "getter")
     assert counters["internal_errors"] == 1
@@ -456,7 +456,7 @@ async def steps() -> AsyncIterator[str | None]:
 
 async def test_an_async_generator_of_the_request_has_its_scope() -> None:
     """A streamed answer, driven inside the request, sees the request's user."""
-    with bind(scope_of(sync_getter)):
+    with use_scope(scope_of(sync_getter)):
         assert [user async for user in steps()] == ["u"]
 
 
@@ -471,7 +471,7 @@ def test_a_local_scope_is_asked_before_it_is_carried_elsewhere() -> None:
 
     found: list[str | None] = []
     for local in (True, False):
-        with bind(Scope(lambda: "the request", Getters(getter), lambda: None, local=local)):
+        with use_scope(RequestScope(lambda: "the request", Getters(getter), lambda: None, local=local)):
             thread = threading.Thread(target=voight.carry(lambda: found.append(voight.current_tags().user_id)))
             thread.start()
             thread.join()

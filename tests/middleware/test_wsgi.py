@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 import voight_middleware as voight
-from voight_middleware.context.context import current_frame
+from voight_middleware.context.context import current_context
 from voight_middleware.diagnostics import counters
 from voight_middleware.middleware.wsgi import CostTagMiddleware
 from voight_middleware.records.tags import Owner, Tags
@@ -120,9 +120,9 @@ def test_the_owner_is_right_from_the_call_to_the_close(getter: Any, voight_calls
     for user in ("alice", "bob"):
         result: Any = app(environ_of(user=user), start_response)
         for _ in result:
-            assert current_frame().scope is None, "nothing is bound while the server sends"
+            assert current_context().scope is None, "nothing is bound while the server sends"
         result.close()
-        assert current_frame().scope is None
+        assert current_context().scope is None
     calls = voight_calls.all()
     assert owners(calls) == [("alice", "getter")] * 6 + [("bob", "getter")] * 6
     assert [call.tags.extra["place"] for call in calls[:6]] == ["call", "iter", "first", "second", "end", "close"]
@@ -141,7 +141,7 @@ def test_a_server_that_iterates_and_closes_in_other_threads(getter: Any, voight_
 
         def run() -> None:
             answer.append(function())
-            left.append(current_frame().scope)
+            left.append(current_context().scope)
 
         thread = threading.Thread(target=run)
         thread.start()
@@ -330,7 +330,7 @@ def test_a_frame_that_is_kept_past_the_request_asks_nobody(voight_calls: Any) ->
     frames = []
 
     def app(environ: Any, start_response: Any) -> Iterable[bytes]:
-        frames.append(current_frame())
+        frames.append(current_context())
         start_response("200 OK", [])
         return [b""]
 

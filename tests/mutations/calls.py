@@ -14,7 +14,7 @@ MUTATIONS: list[Mutation] = [
         ),
         (
             "an anonymous client charges whom its body names",
-            "        return self.frame.scope is None if wanted is None else wanted",
+            "        return self.context.scope is None if wanted is None else wanted",
             "        return True",
         ),
         (
@@ -86,8 +86,8 @@ MUTATIONS: list[Mutation] = [
         "instrumentation/wrap.py",
         (
             "a request through two layers of an SDK is two calls",
-            "    entry.body = options.json_data  # the body that is sent\n    return True",
-            "    entry.body = options.json_data\n    return False",
+            "    metered.body = options.json_data  # the body that is sent\n    return True",
+            "    metered.body = options.json_data\n    return False",
         ),
         (
             "an error of ours reaches the caller",
@@ -114,7 +114,7 @@ MUTATIONS: list[Mutation] = [
         "instrumentation/request.py",
         (
             "a pooled connection keeps the prompt",
-            "        self.entry = self.client = None",
+            "        self.metered = self.client = None",
             "        self.client = None",
         ),
         tests="tests/providers",
@@ -137,8 +137,8 @@ MUTATIONS: list[Mutation] = [
         ),
         (
             "a negative count is taken",
-            "(type(value) is int and 0 <= value < _MOST)",
-            "(type(value) is int and value < _MOST)",
+            "(type(value) is int and 0 <= value < _MAX_COUNT)",
+            "(type(value) is int and value < _MAX_COUNT)",
         ),
         (
             "usage that nobody knows goes unnoticed",

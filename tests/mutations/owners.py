@@ -28,8 +28,8 @@ MUTATIONS: list[Mutation] = [
         ),
         (
             "a request's scope stays bound after the request",
-            "        if self._outer is not None:\n            set_frame(self._outer)",
-            "        if self._outer is None:\n            set_frame(self._frame)",
+            "        if self._outer is not None:\n            set_context(self._outer)",
+            "        if self._outer is None:\n            set_context(self._context)",
         ),
         tests="tests/context/test_tags.py tests/middleware tests/context",
     ),
@@ -37,8 +37,8 @@ MUTATIONS: list[Mutation] = [
         "context/tag.py",
         (
             "a tag stays in force after its block",
-            "        if frame.by is self and frame.outer is not None:\n            set_frame(frame.outer)",
-            "        if frame.by is self and frame.outer is None:\n            set_frame(frame.outer)",
+            "        if context.by is self and context.outer is not None:\n            set_context(context.outer)",
+            "        if context.by is self and context.outer is None:\n            set_context(context.outer)",
         ),
         tests="tests/context/test_tags.py tests/middleware tests/context",
     ),
@@ -70,8 +70,8 @@ MUTATIONS: list[Mutation] = [
         "middleware/asgi.py",
         (
             "a request goes on in the context of the one before it",
-            "        set_frame(Frame(cost_scope, NO_TAGS))",
-            "        set_frame(Frame(outer.scope or cost_scope, NO_TAGS))",
+            "        set_context(TagContext(cost_scope, NO_TAGS))",
+            "        set_context(TagContext(outer.scope or cost_scope, NO_TAGS))",
         ),
         (
             "a WebSocket has no owner",
@@ -89,13 +89,13 @@ MUTATIONS: list[Mutation] = [
         "middleware/wsgi.py",
         (
             "an answer that is streamed loses its user",
-            "            self._now = current_frame()  # a `with tag()` of the application's may stay open over a yield\n            set_frame(outer)",
-            "            self._now = outer\n            set_frame(outer)",
+            "            self._now = current_context()  # a `with tag()` of the application's may stay open over a yield\n            set_context(outer)",
+            "            self._now = outer\n            set_context(outer)",
         ),
         (
             "the thread of a request keeps its user",
-            "    except BaseException:\n        frame.end()\n        raise\n    finally:\n        set_frame(outer)",
-            "    except BaseException:\n        frame.end()\n        raise\n    finally:\n        set_frame(frame)",
+            "    except BaseException:\n        context.end()\n        raise\n    finally:\n        set_context(outer)",
+            "    except BaseException:\n        context.end()\n        raise\n    finally:\n        set_context(context)",
         ),
         tests="tests/middleware tests/integrations",
     ),

@@ -406,5 +406,5 @@ def test_a_forked_child_does_not_wait_for_its_parents_lock(traced: Traced) -> No
 def test_a_processor_that_was_shut_down_watches_no_more(traced: Traced) -> None:
     """And costs the gate nothing."""
     traced.provider.shutdown()
-    assert traced.meter.watchers.present == ()
+    assert traced.meter.observers.present == ()
     assert trace.get_current_span() is trace.INVALID_SPAN

@@ -191,7 +191,7 @@ def test_more_on_the_wire_than_is_taken_is_refused(receiving: Start, patch: Patc
 def test_when_too_much_waits_senders_are_told_to_come_again(receiving: Start, monkeypatch: pytest.MonkeyPatch, patch: Patch) -> None:
     """429 with Retry-After; what they kept is taken later."""
     one = receiving()
-    patch("MAX_WAITING", 10)
+    patch("MAX_WAITING", 10, within="receiver")
     answer = one.send(request(span()))
     assert (answer.status, answer.headers["retry-after"]) == (429, "1")
     monkeypatch.undo()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from voight_middleware.otlp.kinds import Role
-from voight_middleware.otlp.recent import MAX_DEPTH, Counted, Recent, models
+from voight_middleware.otlp.recent import MAX_DEPTH, CountedCall, SpanDeduplicator, models
 from voight_middleware.otlp.spans import Key
 
 from ..apps.otlp_spans import CHAT, Receiving, request, span
@@ -172,11 +172,11 @@ def test_a_call_of_ours_is_not_counted_and_neither_is_what_is_around_it(receivin
 
 def test_nesting_without_end_ends() -> None:
     """A chain of thirty thousand spans, and a span that is its own parent."""
-    recent = Recent()
+    recent = SpanDeduplicator()
     keys = [Key("1" * 32, f"{number:016x}") for number in range(30_000)]
     for key, parent in itertools.pairwise(keys):
         recent.heard(key, parent, "other")
-    call = Counted(scope="a", started=1, ended=2, input=5, output=5)
+    call = CountedCall(scope="a", started=1, ended=2, input=5, output=5)
     recent.count(keys[0], call)
     assert len(list(recent.around(keys[-10]))) <= MAX_DEPTH
 
@@ -188,12 +188,12 @@ def test_nesting_without_end_ends() -> None:
 @pytest.mark.slow
 def test_memory_is_bounded_and_the_oldest_is_forgotten() -> None:
     """Ten times as many spans as are kept, each with an id and a place of its own."""
-    recent = Recent(spans=1000, responses=500)
+    recent = SpanDeduplicator(spans=1000, responses=500)
     role: Role = "call"
     for number in range(10_000):
         key, parent = Key("1" * 32, f"{number:016x}"), Key("2" * 32, f"{number:016x}")
         recent.heard(key, parent, role)
-        recent.count(key, Counted(scope="a", started=number, ended=number + 1, response_id=str(number), models=models("m")))
+        recent.count(key, CountedCall(scope="a", started=number, ended=number + 1, response_id=str(number), models=models("m")))
     assert len(recent) <= 1000
     assert len(recent._responses) <= 500
     assert len(recent._siblings) <= 500

@@ -44,7 +44,7 @@ def hurried(patch: Patch) -> None:
     """Rounds every 10 ms, and pauses of 50 to 400 ms in the place of 1 to 30 seconds."""
     patch("INTERVAL", 0.01, within="worker")
     patch("FIRST_PAUSE", 0.05, within="supervisor")
-    patch("LONGEST_PAUSE", 0.4, within="supervisor")
+    patch("MAX_PAUSE", 0.4, within="supervisor")
 
 
 @pytest.fixture

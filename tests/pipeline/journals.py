@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from voight_middleware.context.context import Frame
+from voight_middleware.context.context import TagContext
 from voight_middleware.pipeline.journal import Journal
 from voight_middleware.pipeline.meter import Meter
 from voight_middleware.records.call import Call, Record
 from voight_middleware.records.tags import NO_TAGS, Owner
 
 NewCall = Callable[..., Call]
-NOBODY, NOBODYS = Frame(None, NO_TAGS), Owner(NO_TAGS, "none")
+NOBODY, NOBODYS = TagContext(None, NO_TAGS), Owner(NO_TAGS, "none")
 
 
 def write(folder: Path, *calls: Record) -> None:

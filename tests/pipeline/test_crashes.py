@@ -20,8 +20,8 @@ import pytest
 from voight_middleware.ledger import LedgerError, open_ledger
 from voight_middleware.pipeline.journal import Journal, segments
 from voight_middleware.pricing import PriceBook
-from voight_middleware.pricing.price_call import complete
-from voight_middleware.records.call import Call, Settlement
+from voight_middleware.pricing.price_call import price_call
+from voight_middleware.records.call import Call, LateAttribution
 from voight_middleware.records.tags import Tags
 
 from ..support.depth import times
@@ -95,8 +95,8 @@ class Place:
                 call = self._new_call(raw_usage=usage, tags=tags, attribution="none" if late else "tag")
                 journal.append(call)
                 if late:
-                    journal.append(Settlement(call_ids=(call.call_id,), tags=Tags(user_id=user)))
-                complete(call, self._book)
+                    journal.append(LateAttribution(call_ids=(call.call_id,), tags=Tags(user_id=user)))
+                price_call(call, self._book)
                 assert call.cost_femto is not None
                 calls, cost = self.users.get(user, (0, 0))
                 self.users[user] = (calls + 1, cost + call.cost_femto)

@@ -11,7 +11,7 @@ import pytest
 from voight_middleware.cli import main
 from voight_middleware.cli.findings import Finding, as_text
 from voight_middleware.pipeline.ingest import Ingester
-from voight_middleware.pipeline.supervisor import Delivery
+from voight_middleware.pipeline.supervisor import IngestSupervisor
 
 from ..support.patching import Patch
 from .journals import NewCall, write
@@ -39,7 +39,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Path
 def test_doctor_of_a_server(server: Server, place: Path, new_call: NewCall, capsys: pytest.CaptureFixture[str]) -> None:
     """Where the ledger is, what it is, what waits for it, and when something last arrived there; no password."""
     write(place, new_call())
-    with closing(Delivery("postgresql://h/d", place)) as delivery:
+    with closing(IngestSupervisor("postgresql://h/d", place)) as delivery:
         assert delivery.run()
         _, found = examined(capsys)
         assert found["journal", "ingester"]["value"] == "a living process"
@@ -88,7 +88,7 @@ def test_doctor_of_a_role(
     server: Server, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str, fatal: bool
 ) -> None:
     """A role that may not write loses nothing yet and is to be put right; one that may not read is asked for no calls."""
-    monkeypatch.setattr(Connection, "about", lambda self: [("engine", "PostgreSQL 15.4"), (name, "no: GRANT it")])
+    monkeypatch.setattr(Connection, "info", lambda self: [("engine", "PostgreSQL 15.4"), (name, "no: GRANT it")])
     code, found = examined(capsys)
     assert code == fatal
     assert found["ledger", name]["fatal"] is fatal

@@ -9,7 +9,7 @@ import pytest
 from voight_middleware.ledger import open_ledger
 from voight_middleware.pipeline.ingest import drain
 from voight_middleware.pipeline.journal import segments
-from voight_middleware.pipeline.lock import Election
+from voight_middleware.pipeline.lock import IngestLock
 
 from ..support.depth import times
 
@@ -90,7 +90,7 @@ wait_for(child)
 
 
 def test_the_parent_stays_elected_and_keeps_its_segment_when_a_child_ends(scripts: Any) -> None:
-    """A child that ends releases neither the election nor the lock on the segment that the parent is writing."""
+    """A child that ends releases neither the lock nor the lock on the segment that the parent is writing."""
     process = scripts.start(
         PRELUDE
         + """
@@ -108,8 +108,8 @@ spend()
     )
     ids = [process.stdout.readline().strip()]
     assert process.stdout.readline() == "forked\n"
-    election = Election(scripts.journal)
-    assert not election.win()
+    lock = IngestLock(scripts.journal)
+    assert not lock.acquire()
     (segment,) = segments(scripts.journal)
     with segment.adopt() as dead:
         assert not dead
@@ -119,7 +119,7 @@ spend()
 
 
 def test_the_parents_segment_is_free_when_the_parent_is_gone(scripts: Any) -> None:
-    """A child that lives on does not hold its dead parent's segment or election: others can adopt both."""
+    """A child that lives on does not hold its dead parent's segment or lock: others can adopt both."""
     process = scripts.start(
         PRELUDE
         + """
@@ -138,9 +138,9 @@ os.kill(os.getpid(), 9)
     process.wait()
     assert len(ledger_ids(scripts)) == 6
     assert segments(scripts.journal) == []
-    election = Election(scripts.journal)
-    assert election.win()
-    election.resign()
+    lock = IngestLock(scripts.journal)
+    assert lock.acquire()
+    lock.release()
     process.stdin.write("\n")
     process.stdin.flush()
     assert sorted(word for word in words if word != "child") == ledger_ids(scripts)

@@ -16,10 +16,10 @@ import pytest
 from voight_middleware.ledger import LedgerError, Progress, open_ledger
 from voight_middleware.pipeline.ingest import Ingester, drain
 from voight_middleware.pipeline.journal import Journal, Segment, segments
-from voight_middleware.pipeline.lock import Election
+from voight_middleware.pipeline.lock import IngestLock
 from voight_middleware.pricing import PriceBook
-from voight_middleware.pricing.price_call import complete
-from voight_middleware.records.call import Call, Record, Settlement
+from voight_middleware.pricing.price_call import price_call
+from voight_middleware.records.call import Call, LateAttribution, Record
 from voight_middleware.records.tags import Tags
 
 from ..support.scripts import Scripts
@@ -45,7 +45,7 @@ while True:
 
 def faulty(ledger: Any) -> Any:
     """A real ledger, of any engine, which can be told to fail before or after an insert, or when a segment is forgotten."""
-    insert, forget = ledger.insert, ledger.forget
+    insert, forget = ledger.insert, ledger.clear_progress
     ledger.fail = None
 
     def failing_insert(records: Sequence[Record], progress: Progress | None = None) -> int:
@@ -61,7 +61,7 @@ def faulty(ledger: Any) -> Any:
             raise KeyboardInterrupt
         forget(segment)
 
-    ledger.insert, ledger.forget = failing_insert, failing_forget
+    ledger.insert, ledger.clear_progress = failing_insert, failing_forget
     return ledger
 
 
@@ -280,7 +280,9 @@ def test_a_settlement_gives_a_call_its_owner(journal: Journal, ledger: Any, new_
     ingester = Ingester(ledger, journal.folder)
     if runs == 2:
         ingester.run()
-    journal.append(Settlement(call_ids=(nobodys.call_id, failed.call_id, owned.call_id, "unknown"), tags=Tags(user_id="late", plan="pro")))
+    journal.append(
+        LateAttribution(call_ids=(nobodys.call_id, failed.call_id, owned.call_id, "unknown"), tags=Tags(user_id="late", plan="pro"))
+    )
     ingester.run()
     found = {call.call_id: (call.tags.user_id, call.tags.plan, call.attribution) for call in ledger.calls()}
     assert found == {
@@ -359,9 +361,9 @@ def test_completing_a_call_twice_is_completing_it_once(new_call: NewCall) -> Non
     """Usage, cost, reasons and provenance are the same the second time."""
     book = PriceBook()
     for call in (new_call(), new_call(model="unheard-of"), new_call(raw_usage=None), new_call(raw_usage="{"), new_call(service_tier="x")):
-        complete(call, book)
+        price_call(call, book)
         once = msgspec.structs.asdict(call)
-        complete(call, book)
+        price_call(call, book)
         assert msgspec.structs.asdict(call) == once
 
 
@@ -379,7 +381,7 @@ def test_each_batch_is_delivered_once_it_is_in_the_ledger(journal: Journal, ledg
     calls = [new_call() for _ in range(700)]
     for call in calls:
         journal.append(call)
-    journal.append(Settlement(call_ids=(calls[0].call_id,), tags=Tags(user_id="u")))
+    journal.append(LateAttribution(call_ids=(calls[0].call_id,), tags=Tags(user_id="u")))
     Ingester(ledger, journal.folder, delivered).run()
     assert heard == [call.call_id for call in calls]
 
@@ -417,10 +419,10 @@ def test_drain_brings_in_what_dead_processes_left(folder: Path, tmp_path: Path, 
     dead = Journal(folder)
     dead.append(new_call())
     dead.rotate()
-    other = Election(folder)
-    assert other.win()
+    other = IngestLock(folder)
+    assert other.acquire()
     assert drain(url, folder) == 0
-    other.resign()
+    other.release()
     assert drain(url, folder) == 1
     assert drain(url, folder) == 0
     with sqlite3.connect(tmp_path / "drained.db") as db:
@@ -435,9 +437,9 @@ def test_drain_gives_the_election_back_when_the_ledger_fails(folder: Path, tmp_p
     journal.append(new_call())
     with pytest.raises(LedgerError):
         drain(f"sqlite:///{tmp_path / 'foreign'}", folder)
-    next_one = Election(folder)
-    assert next_one.win()
-    next_one.resign()
+    next_one = IngestLock(folder)
+    assert next_one.acquire()
+    next_one.release()
     (segment,) = segments(folder)
     assert json.loads(Segment(segment.path).read(0))["type"] == "call"
     journal.rotate()

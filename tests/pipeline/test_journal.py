@@ -15,8 +15,8 @@ import msgspec
 import pytest
 
 from voight_middleware.pipeline.journal import Journal, Segment, decode, reject, segments
-from voight_middleware.pipeline.lock import Election
-from voight_middleware.records.call import Call, Settlement
+from voight_middleware.pipeline.lock import IngestLock
+from voight_middleware.records.call import Call, LateAttribution
 from voight_middleware.records.tags import Tags
 
 from ..support.patching import Patch
@@ -74,7 +74,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
 
 def test_records_come_back_as_they_were_in_order(journal: Journal, new_call: NewCall) -> None:
     """One line per record, calls and settlements, each decoded to what was appended."""
-    records = [new_call(), Settlement(call_ids=("a", "b"), tags=Tags(user_id="u")), new_call(error="a\nb\r\u2028\x85")]
+    records = [new_call(), LateAttribution(call_ids=("a", "b"), tags=Tags(user_id="u")), new_call(error="a\nb\r\u2028\x85")]
     for record in records:
         journal.append(record)
     (segment,) = segments(journal.folder)
@@ -313,16 +313,16 @@ def test_what_is_no_record_is_a_decode_error(line: bytes) -> None:
 
 def test_one_wins_an_election_until_it_resigns(tmp_path: Path) -> None:
     """Two candidates for one folder: the second wins when the first has resigned, and asking again changes nothing."""
-    first, second = Election(tmp_path / "j"), Election(tmp_path / "j")
-    assert first.win()
-    assert first.win()
-    assert not second.win()
-    second.resign()
-    assert first.win()
-    first.resign()
-    assert second.win()
-    assert not first.win()
-    second.resign()
+    first, second = IngestLock(tmp_path / "j"), IngestLock(tmp_path / "j")
+    assert first.acquire()
+    assert first.acquire()
+    assert not second.acquire()
+    second.release()
+    assert first.acquire()
+    first.release()
+    assert second.acquire()
+    assert not first.acquire()
+    second.release()
 
 
 def test_a_segment_has_its_lock_before_it_has_its_name(journal: Journal, new_call: NewCall, monkeypatch: pytest.MonkeyPatch) -> None:

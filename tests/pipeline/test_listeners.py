@@ -19,12 +19,12 @@ import pytest
 import voight_middleware as voight
 from voight_middleware.config.settings import Settings
 from voight_middleware.config.values import SettingsError
-from voight_middleware.context.context import current_frame
+from voight_middleware.context.context import current_context
 from voight_middleware.diagnostics import counters
 from voight_middleware.instrumentation import wrap as gate
 from voight_middleware.ledger import open_ledger
-from voight_middleware.pipeline.meter import Meter, current_meter, swap_meter, unwatch, watch
-from voight_middleware.pipeline.observers import Watcher
+from voight_middleware.pipeline.meter import Meter, add_observer, current_meter, remove_observer, swap_meter
+from voight_middleware.pipeline.observers import CallObserver
 from voight_middleware.records.call import Call
 from voight_middleware.testing.provider import LoopbackProvider
 
@@ -181,7 +181,7 @@ def test_no_listener_runs_inside_a_request(
 
     monkeypatch.setattr(threading.Thread, "start", start_in_this_context)
     owners: list[tuple[str | None, str | None]] = []
-    meter = listening(lambda call: owners.append((call.tags.user_id, current_frame().tags.user_id)))
+    meter = listening(lambda call: owners.append((call.tags.user_id, current_context().tags.user_id)))
     with voight.tag(user_id="first"):
         voight.record(provider="openai", model="gpt-4o-mini", usage={"prompt_tokens": 1, "completion_tokens": 1})
         assert meter.flush(10)
@@ -308,16 +308,16 @@ class Watching:
         if what.partition(" ")[0] == self.broken:
             raise RuntimeError
 
-    def begin(self, beginning: Any) -> str:
+    def on_call_start(self, start: Any) -> str:
         """A call begins."""
-        self._see(f"begin {beginning.requested_model}")
+        self._see(f"begin {start.requested_model}")
         return "token"
 
-    def left(self, token: Any) -> None:
+    def on_call_response(self, token: Any) -> None:
         """The request was answered."""
         self._see(f"left {token}")
 
-    def end(self, token: Any, call: Call) -> None:
+    def on_call_end(self, token: Any, call: Call) -> None:
         """A call has ended."""
         self._see(f"end {token} {call.outcome}")
 
@@ -329,10 +329,10 @@ class Watching:
 def test_a_watcher_sees_a_stream_begin_and_end(listening: Callable[..., Meter], loopback: LoopbackProvider) -> None:
     """The request is left before the stream is read; one given to watch() sees the calls of every meter."""
     own, standing = Watching(), Watching()
-    assert isinstance(own, Watcher)
+    assert isinstance(own, CallObserver)
     listening(own)
-    watch(standing)
-    watch(standing)
+    add_observer(standing)
+    add_observer(standing)
     try:
         meter = listening(own)
         with openai.OpenAI(base_url=loopback.openai_base_url, api_key="k") as client:
@@ -341,9 +341,9 @@ def test_a_watcher_sees_a_stream_begin_and_end(listening: Callable[..., Meter], 
             list(stream)
         assert meter.flush(20)
     finally:
-        unwatch(standing)
+        remove_observer(standing)
     assert own.seen == [*standing.seen, "heard"] == ["begin gpt-4o-mini", "left token", "end token ok", "heard"]
-    assert standing not in meter.watchers.present
+    assert standing not in meter.observers.present
 
 
 @pytest.mark.parametrize("broken", ["begin", "left", "end"])

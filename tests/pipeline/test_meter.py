@@ -14,19 +14,19 @@ import pytest
 
 import voight_middleware as voight
 from voight_middleware.config.settings import Settings
-from voight_middleware.context.context import Frame
+from voight_middleware.context.context import TagContext
 from voight_middleware.diagnostics import counters
 from voight_middleware.ledger import open_ledger
 from voight_middleware.pipeline.ingest import drain
 from voight_middleware.pipeline.journal import segments
-from voight_middleware.pipeline.lock import Election
+from voight_middleware.pipeline.lock import IngestLock
 from voight_middleware.pipeline.meter import Meter, current_meter, swap_meter
 from voight_middleware.records.call import Call
 from voight_middleware.records.tags import NO_TAGS, Owner, Tags
 
 NewCall = Callable[..., Call]
 MakeMeter = Callable[..., Meter]
-NOBODY = Frame(None, NO_TAGS)
+NOBODY = TagContext(None, NO_TAGS)
 NOBODYS = Owner(NO_TAGS, "none")
 
 
@@ -46,12 +46,12 @@ def make_meter(tmp_path: Path) -> Iterator[MakeMeter]:
 
 
 @pytest.fixture
-def other_process(tmp_path: Path) -> Iterator[Election]:
+def other_process(tmp_path: Path) -> Iterator[IngestLock]:
     """Another process that is the elected ingester of the folder, and does nothing."""
-    other = Election(tmp_path / "journal")
-    assert other.win()
+    other = IngestLock(tmp_path / "journal")
+    assert other.acquire()
     yield other
-    other.resign()
+    other.release()
 
 
 def finish(meter: Meter, call: Call, owner: Owner = NOBODYS) -> Call:
@@ -82,13 +82,13 @@ def test_flush_is_true_once_everything_is_in_the_ledger(make_meter: MakeMeter, n
 
 
 def test_flush_is_false_while_another_process_is_elected_and_behind(
-    make_meter: MakeMeter, new_call: NewCall, other_process: Election
+    make_meter: MakeMeter, new_call: NewCall, other_process: IngestLock
 ) -> None:
     """It does not claim what is not so; once the other one is gone this process takes over."""
     meter = make_meter()
     call = finish(meter, new_call())
     assert not meter.flush(0.1)
-    other_process.resign()
+    other_process.release()
     assert meter.flush()
     assert kept(meter) == [call.call_id]
 
@@ -120,14 +120,14 @@ def test_listeners_hear_each_call_once_and_priced(make_meter: MakeMeter, new_cal
     assert {call.cost_status for call in heard} == {"priced"}
 
 
-def test_listeners_hear_where_another_process_is_elected(make_meter: MakeMeter, new_call: NewCall, other_process: Election) -> None:
+def test_listeners_hear_where_another_process_is_elected(make_meter: MakeMeter, new_call: NewCall, other_process: IngestLock) -> None:
     """They hear priced calls, once, also when this process becomes the ingester afterwards."""
     heard: list[Call] = []
     meter = make_meter(heard.append)
     call = finish(meter, new_call())
     assert not meter.flush(0.1)
     assert [(one.call_id, one.cost_status) for one in heard] == [(call.call_id, "priced")]
-    other_process.resign()
+    other_process.release()
     assert meter.flush()
     assert len(heard) == 1
     assert kept(meter) == [call.call_id]
@@ -261,9 +261,9 @@ def test_finish_raises_nothing_whatever_it_is_given(make_meter: MakeMeter, new_c
             raise RuntimeError("broken")
 
     meter = make_meter()
-    meter.finish(new_call(), Frame(Broken(), NO_TAGS), Owner(NO_TAGS, "none"))  # type: ignore[arg-type]
+    meter.finish(new_call(), TagContext(Broken(), NO_TAGS), Owner(NO_TAGS, "none"))  # type: ignore[arg-type]
     meter.finish(new_call(model=object()), NOBODY, Owner(NO_TAGS, "none"))
-    meter.settle([1, object()], Owner(NO_TAGS, "none"))  # type: ignore[list-item]
+    meter.attribute_late([1, object()], Owner(NO_TAGS, "none"))  # type: ignore[list-item]
     assert counters["internal_errors"] == 3
     call = finish(meter, new_call())
     assert meter.flush()
@@ -285,7 +285,7 @@ def test_the_release_is_stamped_where_a_call_has_none(make_meter: MakeMeter, new
 def test_the_owner_is_the_one_at_the_call_and_else_the_one_at_its_end(make_meter: MakeMeter, new_call: NewCall) -> None:
     """What was captured when the call began wins over what the frame says later, unless nobody was known then."""
     meter = make_meter()
-    later = Frame(None, Tags(user_id="later"))
+    later = TagContext(None, Tags(user_id="later"))
     captured, unknown = new_call(), new_call()
     meter.finish(captured, later, Owner(Tags(user_id="then"), "getter"))
     meter.finish(unknown, later, Owner(NO_TAGS, "none"))
@@ -373,8 +373,8 @@ def test_tags_of_the_process_are_below_all_others(tmp_path: Path, new_call: Call
     tags = {"app": "shop", "plan": "internal", "region": "eu", "mail": "alice@example.com"}
     meter = Meter(Settings.from_environment(ledger=tmp_path / "l.db", tags=tags, release="r1", environ={}))
     own = Tags(user_id="u_1", plan="pro", extra={"region": "us", "feature": "x"})
-    meter.finish(new_call(call_id="a"), Frame(None, NO_TAGS), Owner(own, "tag"))
-    meter.finish(new_call(call_id="b"), Frame(None, NO_TAGS), Owner(NO_TAGS, "none"))
+    meter.finish(new_call(call_id="a"), TagContext(None, NO_TAGS), Owner(own, "tag"))
+    meter.finish(new_call(call_id="b"), TagContext(None, NO_TAGS), Owner(NO_TAGS, "none"))
     assert meter.flush()
     meter.close()
     with closing(open_ledger(str(tmp_path / "l.db"))) as ledger:

@@ -12,7 +12,7 @@ import pytest
 from voight_middleware.diagnostics import counters
 from voight_middleware.pipeline.journal import segments
 from voight_middleware.pipeline.meter import Meter
-from voight_middleware.pipeline.supervisor import Delivery
+from voight_middleware.pipeline.supervisor import IngestSupervisor
 
 from ..support.patching import Patch
 from ..support.waiting import wait_until
@@ -26,7 +26,7 @@ def test_an_hour_without_the_server(server: Server, folder: Path, new_call: NewC
     clock = SimpleNamespace(now=1000.0)
     patch("time", SimpleNamespace(monotonic=lambda: clock.now), within="supervisor")
     told: list[str] = []
-    delivery = Delivery("postgresql://h/d", folder, tell=told.append)
+    delivery = IngestSupervisor("postgresql://h/d", folder, tell=told.append)
     write(folder, new_call())
     assert delivery.run()
     server.down = "connection refused"
@@ -46,7 +46,7 @@ def test_an_hour_without_the_server(server: Server, folder: Path, new_call: NewC
         assert longest / 2 <= pause <= longest + 0.5
     assert len(set(pauses[5:])) > 10, "many hosts must not come back at the same moment"
     assert told == ["calls stay in the journal for now: connection refused"]
-    assert delivery.left() == 300
+    assert delivery.pending_records() == 300
     server.down = None
     clock.now += 31
     assert delivery.run()

@@ -9,7 +9,7 @@ import pytest
 from voight_middleware.ledger import open_ledger
 from voight_middleware.pipeline.ingest import drain
 from voight_middleware.pipeline.journal import segments
-from voight_middleware.pipeline.lock import Election
+from voight_middleware.pipeline.lock import IngestLock
 
 RECORD = """
 import sys, time, voight_middleware as voight
@@ -68,8 +68,8 @@ def test_two_processes_elect_one_and_the_other_takes_over(scripts: Any) -> None:
     ids += [ask(second, "record"), ask(first, "record")]
     assert ask(second, "flush") == "True"
     assert set(ids[:2]) <= set(ledger_ids(scripts))
-    election = Election(scripts.journal)
-    assert not election.win(), "one of them is elected"
+    lock = IngestLock(scripts.journal)
+    assert not lock.acquire(), "one of them is elected"
     ids.append(ask(first, "record"))
     first.kill()
     first.wait()

@@ -20,15 +20,15 @@ import voight_middleware as voight
 from voight_middleware.config.keys import PseudonymKey
 from voight_middleware.config.settings import Settings
 from voight_middleware.config.values import SettingsError
-from voight_middleware.context.context import bind
+from voight_middleware.context.context import use_scope
 from voight_middleware.context.tag import current_tags
 from voight_middleware.diagnostics import counters
 from voight_middleware.ledger import open_ledger
 from voight_middleware.middleware.getters import Getters
-from voight_middleware.middleware.request_scope import Scope
-from voight_middleware.pipeline.lock import Election
+from voight_middleware.middleware.request_scope import RequestScope
+from voight_middleware.pipeline.lock import IngestLock
 from voight_middleware.pipeline.meter import Meter, swap_meter
-from voight_middleware.pipeline.pseudonyms import Guard, known_as, pseudonym
+from voight_middleware.pipeline.pseudonyms import Pseudonymizer, known_as, pseudonym
 from voight_middleware.records.call import Call
 from voight_middleware.records.pii import find
 from voight_middleware.records.tags import Tags
@@ -62,7 +62,7 @@ def said(patch: Patch, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFix
 
 
 def user(settings: Settings, user_id: str) -> str | None:
-    return Guard(settings)(Tags(user_id=user_id)).user_id
+    return Pseudonymizer(settings)(Tags(user_id=user_id)).user_id
 
 
 # -- what a value becomes ------------------------------------------------------------------------------------------------------
@@ -113,7 +113,7 @@ def test_a_pseudonym_is_never_guarded_again(value: str, secret: str) -> None:
 
 def test_every_tag_is_guarded(settings: Make) -> None:
     """All named tags and all extra keys; what is no personal data stays, and tags without any are the same object."""
-    guard = Guard(settings(pseudonym_key=SECRET))
+    guard = Pseudonymizer(settings(pseudonym_key=SECRET))
     hers = str(user(settings(pseudonym_key=SECRET), ALICE))
     names = [name for name in Tags.__struct_fields__ if name != "extra"]
     dirty = Tags(**dict.fromkeys(names, ALICE), extra={"owner": ALICE, "feature": "summary"})  # type: ignore[arg-type]
@@ -129,19 +129,19 @@ def test_every_tag_is_guarded(settings: Make) -> None:
 def test_the_policy_of_each_key(settings: Make) -> None:
     """`allow` keeps the value of that key only, `redact` keeps its kind only, and the star stands for the other keys."""
     tags = Tags(user_id=ALICE, tenant_id=ALICE, plan="+14155552671", extra={"card": "4111111111111111"})
-    guard = Guard(settings(pii={"user_id": "allow", "*": "redact"}))
+    guard = Pseudonymizer(settings(pii={"user_id": "allow", "*": "redact"}))
     expected = Tags(user_id=ALICE, tenant_id="redacted:email", plan="redacted:phone", extra={"card": "redacted:card"})
     assert guard(tags) == guard(tags) == expected
-    assert Guard(settings(pii="allow"))(tags) == tags
-    guard = Guard(settings(pii="tenant_id=redact", pseudonym_key=SECRET))
+    assert Pseudonymizer(settings(pii="allow"))(tags) == tags
+    guard = Pseudonymizer(settings(pii="tenant_id=redact", pseudonym_key=SECRET))
     assert guard(tags).tenant_id == "redacted:email"
     assert FORM.fullmatch(str(guard(tags).user_id))
 
 
 def test_many_users_do_not_fill_the_memory(settings: Make, patch: Patch) -> None:
     """What is remembered is bounded, and forgetting changes no answer."""
-    patch("MOST_KNOWN", 10)
-    guard = Guard(settings(pseudonym_key=SECRET))
+    patch("MAX_KNOWN", 10)
+    guard = Pseudonymizer(settings(pseudonym_key=SECRET))
     first = guard(Tags(user_id=ALICE))
     for number in range(100):
         assert guard(Tags(user_id=f"u_{number}", plan=f"p{number}@example.com")).user_id == f"u_{number}"
@@ -150,7 +150,7 @@ def test_many_users_do_not_fill_the_memory(settings: Make, patch: Patch) -> None
 
 def test_tags_that_were_never_cleaned(settings: Make) -> None:
     """`Tags` made by hand may hold anything: it is cut to length, and looked at."""
-    guard = Guard(settings(pseudonym_key=SECRET))
+    guard = Pseudonymizer(settings(pseudonym_key=SECRET))
     long = guard(Tags(user_id="x" * 500 + f" {ALICE}")).user_id
     assert FORM.fullmatch(str(long))
     assert guard(Tags(user_id=7)).user_id == "7"  # type: ignore[arg-type]
@@ -162,7 +162,7 @@ def test_tags_that_were_never_cleaned(settings: Make) -> None:
 
 def test_a_local_ledger_gets_a_key_of_its_own(settings: Make, tmp_path: Path) -> None:
     """Made when personal data first occurs and not before, for this account only, and used ever after."""
-    guard = Guard(settings())
+    guard = Pseudonymizer(settings())
     guard(Tags(user_id="u_7", plan="pro"))
     assert list(tmp_path.iterdir()) == []
     hers = guard(Tags(user_id=ALICE)).user_id
@@ -210,11 +210,11 @@ def test_threads_that_start_together_agree(settings: Make, tmp_path: Path) -> No
     names: list[str | None] = []
     barrier = threading.Barrier(8)
 
-    def ask(guard: Guard) -> None:
+    def ask(guard: Pseudonymizer) -> None:
         barrier.wait()
         names.append(guard(Tags(user_id=ALICE)).user_id)
 
-    guards = [Guard(settings()), Guard(settings())]
+    guards = [Pseudonymizer(settings()), Pseudonymizer(settings())]
     threads = [threading.Thread(target=ask, args=(guards[number % 2],)) for number in range(8)]
     for thread in threads:
         thread.start()
@@ -233,7 +233,7 @@ def test_a_forked_child_has_the_same_key(scripts: Any) -> None:
         from voight_middleware.pipeline.meter import current_meter
         from voight_middleware.records.tags import Tags
         def ask():
-            print(current_meter().guarded(Tags(user_id="alice@example.com")).user_id, flush=True)
+            print(current_meter().pseudonymized(Tags(user_id="alice@example.com")).user_id, flush=True)
         def fork():
             child = os.fork()
             if child == 0:
@@ -267,7 +267,7 @@ def test_a_spoiled_key_is_not_used(settings: Make, tmp_path: Path, said: pytest.
     """An empty file would make pseudonyms that anybody could make; it is left as it is, and one line names it."""
     content = spoiled if isinstance(spoiled, bytes) else spoiled.encode()
     (tmp_path / "ledger.db.key").write_bytes(content)
-    guard = Guard(settings())
+    guard = Pseudonymizer(settings())
     assert {guard(Tags(user_id=address)).user_id for address in (ALICE, "bob@example.com")} == {"redacted:email"}
     assert (tmp_path / "ledger.db.key").read_bytes() == content
     assert [("ledger.db.key" in line, "VOIGHT_PSEUDONYM_KEY" in line, ALICE in line) for line in said.messages] == [(True, True, False)]
@@ -276,14 +276,14 @@ def test_a_spoiled_key_is_not_used(settings: Make, tmp_path: Path, said: pytest.
 def test_a_folder_in_the_way_of_the_key(settings: Make, tmp_path: Path, said: pytest.LogCaptureFixture, patch: Patch) -> None:
     """The value is redacted until there is a key; it is looked for again after a while, and no litter is left."""
     (tmp_path / "ledger.db.key").mkdir()
-    guard = Guard(settings())
+    guard = Pseudonymizer(settings())
     assert guard(Tags(user_id=ALICE)).user_id == "redacted:email"
     assert [path.name for path in tmp_path.iterdir()] == ["ledger.db.key"]
     (tmp_path / "ledger.db.key").rmdir()
     assert guard(Tags(user_id=ALICE)).user_id == "redacted:email"
     patch("RETRY_SECONDS", 0, within="pseudonyms")
     (tmp_path / "ledger.db.key").mkdir()
-    later = Guard(settings())
+    later = Pseudonymizer(settings())
     assert later(Tags(user_id=ALICE)).user_id == "redacted:email"
     (tmp_path / "ledger.db.key").rmdir()
     assert FORM.fullmatch(str(later(Tags(user_id=ALICE)).user_id))
@@ -292,7 +292,7 @@ def test_a_folder_in_the_way_of_the_key(settings: Make, tmp_path: Path, said: py
 
 def test_a_ledger_on_a_server_needs_a_key(settings: Make, tmp_path: Path, said: pytest.LogCaptureFixture) -> None:
     """Hosts with a key each would make several users of one: the kind alone is kept, and one line says what to do."""
-    guard = Guard(settings(ledger="postgresql://h/d"))
+    guard = Pseudonymizer(settings(ledger="postgresql://h/d"))
     assert guard(Tags(user_id=ALICE, plan="+14155552671")) == Tags(user_id="redacted:email", plan="redacted:phone")
     guard(Tags(user_id="bob@example.com"))
     (line,) = said.messages
@@ -368,8 +368,8 @@ def on_disk(folder: Path) -> bytes:
 def test_nothing_on_disk_shows_her(meter: Meter, heard: list[Call], tmp_path: Path, voight_provider: Any) -> None:
     """Calls, settlements, submissions, records by hand: she is not in the journal, the ledger or its log, and no listener hears of her."""
     journal = meter.settings.journal
-    other = Election(journal)
-    assert other.win(), "another process ingests: the journal stays to be looked at"
+    other = IngestLock(journal)
+    assert other.acquire(), "another process ingests: the journal stays to be looked at"
     with openai.OpenAI(api_key="k", base_url=voight_provider.openai_base_url) as plain:
         client = voight.wrap(plain)
         question: Any = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "hi"}]}
@@ -392,10 +392,10 @@ def test_nothing_on_disk_shows_her(meter: Meter, heard: list[Call], tmp_path: Pa
             return ALICE
 
         async def request() -> str:
-            scope = Scope(lambda: None, Getters(later), lambda: f"GET /u/{ALICE}")
-            with bind(scope):
+            scope = RequestScope(lambda: None, Getters(later), lambda: f"GET /u/{ALICE}")
+            with use_scope(scope):
                 call_id = record(plan="pro")
-            await scope.settle()
+            await scope.attribute_late()
             return call_id
 
         settled = asyncio.run(request())
@@ -404,12 +404,12 @@ def test_nothing_on_disk_shows_her(meter: Meter, heard: list[Call], tmp_path: Pa
     assert kinds == {"call", "settlement", "submission"}
     assert b"alice" not in on_disk(tmp_path).lower()
     assert b"5552671" not in on_disk(tmp_path)
-    other.resign()
+    other.release()
     assert meter.flush(30)
     ledger = open_ledger(meter.settings.ledger)
     calls = {call.call_id: call for call in ledger.calls()}
     assert b"alice" not in on_disk(tmp_path).lower()
-    hers = Guard(meter.settings)(Tags(user_id=ALICE)).user_id
+    hers = Pseudonymizer(meter.settings)(Tags(user_id=ALICE)).user_id
     assert {call.tags.user_id for call in calls.values()} == {hers}
     assert calls[settled].attribution == "settled"
     assert {call.attribution for call in calls.values()} == {"tag", "request", "settled"}

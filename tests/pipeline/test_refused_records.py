@@ -11,7 +11,7 @@ from voight_middleware.ledger import LedgerError
 from voight_middleware.pipeline import journal as journal_module
 from voight_middleware.pipeline.ingest import Ingester
 from voight_middleware.pipeline.journal import Journal, reasons, segments
-from voight_middleware.records.call import Settlement
+from voight_middleware.records.call import LateAttribution
 from voight_middleware.records.tags import Tags
 
 from .journals import NewCall, said, write
@@ -75,7 +75,7 @@ def test_a_server_that_goes_away_between_two_halves(server: Server, folder: Path
     """At every single insert of a batch with two bad records: what is there by then is not doubled, and each bad one is set aside once."""
     for fail_at in range(1, 45):
         calls = [new_call() for _ in range(40)]
-        settlement = Settlement(call_ids=(calls[36].call_id,), tags=Tags(user_id="late"))
+        settlement = LateAttribution(call_ids=(calls[36].call_id,), tags=Tags(user_id="late"))
         server.refused = {calls[3].call_id, calls[31].call_id}
         write(folder, *calls[:20], settlement, *calls[20:])
         server.inserts, server.fail_at = 0, fail_at

@@ -10,9 +10,9 @@ import pytest
 from voight_middleware.diagnostics import counters
 from voight_middleware.pipeline.ingest import UnreadableJournal
 from voight_middleware.pipeline.journal import Journal
-from voight_middleware.pipeline.lock import Election
+from voight_middleware.pipeline.lock import IngestLock
 from voight_middleware.pipeline.meter import Meter
-from voight_middleware.pipeline.supervisor import Delivery
+from voight_middleware.pipeline.supervisor import IngestSupervisor
 
 from ..support.waiting import wait_until
 from .journals import NewCall, finish, said, write
@@ -38,7 +38,7 @@ def test_nothing_is_asked_while_there_is_nothing_to_bring(server: Server, folder
     """Living processes without new calls cost the server no query: a run beyond the first does not need it."""
     journal = Journal(folder)
     journal.append(new_call())
-    with closing(Delivery("postgresql://h/d", folder)) as delivery:
+    with closing(IngestSupervisor("postgresql://h/d", folder)) as delivery:
         assert delivery.run()
         server.down = "nobody may ask"
         assert delivery.run()
@@ -53,7 +53,7 @@ def test_another_ledger_behind_the_same_url_begins_anew(server: Server, folder: 
     calls = [new_call() for _ in range(3)]
     for call in calls[:2]:
         journal.append(call)
-    with closing(Delivery("postgresql://h/d", folder)) as delivery:
+    with closing(IngestSupervisor("postgresql://h/d", folder)) as delivery:
         assert delivery.run()
         server.path = tmp_path / "new.db"
         server.cut = True
@@ -70,7 +70,7 @@ def test_much_is_caught_up_with_in_rounds(server: Server, folder: Path, new_call
     write(folder, *calls)
     told: list[str] = []
     server.down = "down"
-    delivery = Delivery("postgresql://h/d", folder, tell=told.append)
+    delivery = IngestSupervisor("postgresql://h/d", folder, tell=told.append)
     assert not delivery.run()
     server.down = None
     runs = 0
@@ -88,7 +88,7 @@ def test_a_segment_that_cannot_be_read_is_no_outage(server: Server, folder: Path
     """The ledger is not left alone for it: all other segments go on at once."""
     write(folder, new_call())
     (folder / "1-blocked.jsonl").mkdir()
-    with closing(Delivery("postgresql://h/d", folder)) as delivery:
+    with closing(IngestSupervisor("postgresql://h/d", folder)) as delivery:
         for count in (1, 2, 3):
             with pytest.raises(UnreadableJournal, match=r"1-blocked\.jsonl"):
                 delivery.run()
@@ -99,26 +99,26 @@ def test_a_segment_that_cannot_be_read_is_no_outage(server: Server, folder: Path
 def test_the_last_delivery_is_noted(server: Server, folder: Path, new_call: NewCall) -> None:
     """In the lock's file, when records have arrived; not when the server was down."""
     write(folder, new_call())
-    election = Election(folder)
-    with closing(Delivery("postgresql://h/d", folder)) as delivery:
+    lock = IngestLock(folder)
+    with closing(IngestSupervisor("postgresql://h/d", folder)) as delivery:
         server.down = "down"
         assert not delivery.run()
-        assert election.last_delivery() is None
-        assert election.taken()
+        assert lock.last_delivery() is None
+        assert lock.is_locked()
         server.down = None
         assert delivery.run(now=True)
-        assert re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ", election.last_delivery() or "")
-    assert not election.taken()
+        assert re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ", lock.last_delivery() or "")
+    assert not lock.is_locked()
 
 
 @pytest.mark.slow
 def test_who_is_not_elected_holds_no_connection(server: Server, make_meter: Callable[..., Meter], folder: Path, new_call: NewCall) -> None:
     """Of many workers one is connected: the others ask only while somebody flushes, and hang up."""
-    other = Election(folder)
-    assert other.win()
+    other = IngestLock(folder)
+    assert other.acquire()
     meter = make_meter()
     finish(meter, new_call())
     assert not meter.flush(0.5)
     assert server.opened
-    wait_until(lambda: meter._background._delivery._ledger is None)  # type: ignore[union-attr]
-    other.resign()
+    wait_until(lambda: meter._worker._supervisor._ledger is None)  # type: ignore[union-attr]
+    other.release()

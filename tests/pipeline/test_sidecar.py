@@ -11,7 +11,7 @@ import pytest
 
 from voight_middleware.cli import main
 from voight_middleware.ledger import LedgerError
-from voight_middleware.pipeline.lock import Election
+from voight_middleware.pipeline.lock import IngestLock
 from voight_middleware.records.call import Call
 
 from ..support.patching import Patch
@@ -58,11 +58,11 @@ def test_a_sidecar_keeps_trying(scripts: Scripts) -> None:
 
 def test_a_sidecar_waits_for_its_turn(scripts: Scripts) -> None:
     """While another process ingests it waits and says so; it takes over when that one ends."""
-    first = Election(scripts.journal)
-    assert first.win()
+    first = IngestLock(scripts.journal)
+    assert first.acquire()
     waiting = scripts.start(HURRIED)
     assert lines_until(waiting, "voight:") == [f"voight: waiting: another process ingests {scripts.journal}\n"]
-    first.resign()
+    first.release()
     lines_until(waiting, "the other process has ended")
     ids = scripts.run(APPLICATION, "5", "0").split()
     waiting.terminate()
@@ -83,13 +83,13 @@ def once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[[], tup
 
 def test_once_leaves_it_to_another_process(once: Callable[[], tuple[int, str]], tmp_path: Path, new_call: NewCall) -> None:
     """While another process ingests, exit code 0 says that nothing waits, and 1 that something does."""
-    other = Election(tmp_path / "journal")
-    assert other.win()
+    other = IngestLock(tmp_path / "journal")
+    assert other.acquire()
     said = f"voight: another process ingests {tmp_path / 'journal'}: it is left to that one\n"
     assert once() == (0, said)
     write(tmp_path / "journal", new_call())
     assert once() == (1, said)
-    other.resign()
+    other.release()
 
 
 def test_once_says_what_stays_behind(once: Callable[[], tuple[int, str]], tmp_path: Path, new_call: NewCall) -> None:

@@ -26,7 +26,7 @@ def test_synchronous_calls_are_in_the_ledger_when_they_end(server: Server, make_
     for _ in range(5):
         ids.append(finish(meter, new_call()))
         assert server.kept() == sorted(ids)
-    meter.settle([ids[0]], Owner(Tags(user_id="late"), "settled"))
+    meter.attribute_late([ids[0]], Owner(Tags(user_id="late"), "settled"))
     with closing(SQLiteLedger(server.path)) as ledger:
         assert [call.call_id for call in ledger.calls({"user_id": "late"})] == [ids[0]]
 
@@ -63,7 +63,7 @@ async def test_synchronous_delivery_never_waits_on_an_event_loop(
     ids = [finish(meter, new_call()) for _ in range(20)]
     assert time.monotonic() - begun < 2
     server.going.set()
-    await asyncio.to_thread(meter.hand_over)
+    await asyncio.to_thread(meter.flush_if_synchronous)
     assert server.kept() == sorted(ids)
     ids.append(finish(meter, new_call()))
     for _ in range(90):

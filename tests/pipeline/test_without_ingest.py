@@ -14,7 +14,7 @@ from .sidecar import ids_of
 
 
 def test_an_application_beside_a_sidecar_needs_nothing_of_the_ledger(scripts: Scripts) -> None:
-    """No election, no ledger, no driver and no prices are imported; `flush()` is True as soon as the call is on disk."""
+    """No lock, no ledger, no driver and no prices are imported; `flush()` is True as soon as the call is on disk."""
     source = """
     import os, sys
     os.environ |= {"VOIGHT_INGEST": "no", "VOIGHT_LEDGER": "postgresql://u:p@nowhere.invalid/d", "VOIGHT_JOURNAL": sys.argv[1]}

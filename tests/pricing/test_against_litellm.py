@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from voight_middleware.pricing import PriceBook
-from voight_middleware.pricing.price_call import complete
+from voight_middleware.pricing.price_call import price_call
 from voight_middleware.providers.usage_formats import recognise
 from voight_middleware.records.call import Call
 
@@ -29,7 +29,7 @@ def book() -> PriceBook:
 def priced(book: PriceBook, new_call: NewCall, provider: str, model: str, usage: Any, **values: Any) -> Call:
     values = {"occurred_at": NOV, "endpoint": recognise(usage) or "chat", **values}
     call = new_call(provider=provider, model=model, requested_model=model, raw_usage=json.dumps(usage), **values)
-    complete(call, book)
+    price_call(call, book)
     return call
 
 
@@ -178,7 +178,7 @@ def test_a_model_that_was_not_asked_for_and_has_no_price(
     endpoint = "messages" if provider == "bedrock" else "chat"
     usage = {"input_tokens": 16, "output_tokens": 27} if provider == "bedrock" else CHAT
     call = new_call(occurred_at=NOV, provider=provider, endpoint=endpoint, model=served, requested_model=asked, raw_usage=json.dumps(usage))
-    complete(call, book)
+    price_call(call, book)
     assert call.cost_usd
     assert call.cost_status == ("partial" if doubt else "priced")
     assert any(repr(served) in one for one in call.cost_reasons) == doubt

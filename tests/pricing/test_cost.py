@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from voight_middleware.pricing import PriceBook
-from voight_middleware.pricing.price_call import complete
+from voight_middleware.pricing.price_call import price_call
 from voight_middleware.providers.usage_formats import recognise
 from voight_middleware.records.call import Call
 
@@ -128,7 +128,7 @@ def book() -> PriceBook:
 
 def cost(book: PriceBook, new_call: NewCall, usage: object, **values: Any) -> Call:
     call = new_call(**({"occurred_at": NOON, "raw_usage": None if usage is None else json.dumps(usage)} | values))
-    complete(call, book)
+    price_call(call, book)
     return call
 
 
@@ -161,7 +161,7 @@ def test_a_cost_is_the_sum_of_its_parts(new: int, cached: int, output: int) -> N
     """Cached tokens are billed once, at their own rate: input $0.05, cached $0.005, output $0.4 per million, exactly."""
     usage = {"prompt_tokens": new + cached, "completion_tokens": output, "prompt_tokens_details": {"cached_tokens": cached}}
     call = Call(call_id="c", occurred_at=NOON, provider="openai", endpoint="chat", model="gpt-5-nano", raw_usage=json.dumps(usage))
-    complete(call, BOOK)
+    price_call(call, BOOK)
     assert call.cost_femto == new * 50_000_000 + cached * 5_000_000 + output * 400_000_000
 
 
@@ -268,7 +268,7 @@ def test_a_cost_is_additive_over_its_components(parts: list[tuple[Any, ...]]) ->
     def call(iterations: list[dict[str, Any]]) -> Call:
         raw = json.dumps({"iterations": iterations})
         made = Call(call_id="x", occurred_at=NOON, provider="anthropic", endpoint="messages", model="claude-haiku-4-5", raw_usage=raw)
-        complete(made, book)
+        price_call(made, book)
         return made
 
     names = ("input_tokens", "cache_read_input_tokens", "five", "hour", "output_tokens")

@@ -11,7 +11,7 @@ import genai_prices
 import pytest
 
 from voight_middleware.pricing import PriceBook
-from voight_middleware.pricing.price_call import complete
+from voight_middleware.pricing.price_call import price_call
 from voight_middleware.providers.usage_formats import recognise
 from voight_middleware.records.call import Call
 
@@ -75,7 +75,7 @@ def test_every_difference_to_genai_prices_is_explained(shared: Path) -> None:
             model=body.get("model") or body.get("modelVersion"),
             raw_usage=json.dumps({name: value for name, value in usage.items() if name not in ("cost", "cost_details", "is_byok")}),
         )
-        complete(call, book)
+        price_call(call, book)
         extracted = genai_prices.extract_usage(body, provider_id=provider, api_flavor=flavor)
         theirs = extracted.calc_price(genai_request_timestamp=call.time).total_price
         why = "the same" if call.cost_usd == theirs else reason(call, usage, theirs)

@@ -14,7 +14,7 @@ from voight_middleware.pricing import PriceBook, price
 from voight_middleware.pricing.book import Rates, RateTable
 from voight_middleware.pricing.cost import COUNTS
 from voight_middleware.pricing.explain import Explanation, Rule, explain
-from voight_middleware.pricing.price_call import complete
+from voight_middleware.pricing.price_call import price_call
 from voight_middleware.records.call import Call, new_call_id
 from voight_middleware.records.money import CONTEXT, usd_text
 from voight_middleware.records.usage import Component, Usage
@@ -40,7 +40,7 @@ def test_count_times_price(book: PriceBook, new_call: NewCall) -> None:
     """Each count with its amount, where the price is from, and a sum that is the cost."""
     usage = '{"prompt_tokens":10000,"completion_tokens":2500,"prompt_tokens_details":{"cached_tokens":4096}}'
     call = new_call(raw_usage=usage, tool_calls={"web_search": 2})
-    complete(call, book)
+    price_call(call, book)
     found = explain(call)
     assert lines(found) == [
         ("input", 5904, "0.0002952"),
@@ -62,7 +62,7 @@ def test_components_by_their_own_models(book: PriceBook, new_call: NewCall) -> N
         '"server_tool_use":{"web_search_requests":2,"web_fetch_requests":3}}'
     )
     call = new_call(provider="anthropic", endpoint="messages", model="claude-sonnet-4-6", raw_usage=raw)
-    complete(call, book)
+    price_call(call, book)
     found = explain(call)
     assert [part.model for part in found.parts] == ["claude-sonnet-4-6", "claude-opus-4-6"]
     assert lines(found) == [
@@ -79,11 +79,11 @@ def test_components_by_their_own_models(book: PriceBook, new_call: NewCall) -> N
 def test_terms_and_rules(book: PriceBook, new_call: NewCall) -> None:
     """The terms whose prices were used and the rules over the list are named, each rule with its source."""
     call = new_call(model="gpt-4.1", batch=True)
-    complete(call, book)
+    price_call(call, book)
     (part,) = explain(call).parts
     assert part.context == {"processing": "batch"}
     call = new_call(endpoint="images", model="dall-e-3", raw_usage='{"images":2,"size":"1024x1024"}')
-    complete(call, book)
+    price_call(call, book)
     found = explain(call)
     (part,) = found.parts
     assert part.rules == (Rule("openai-dall-e-3-1024x1024", "https://developers.openai.com/api/docs/models/dall-e-3"),)
@@ -93,7 +93,7 @@ def test_terms_and_rules(book: PriceBook, new_call: NewCall) -> None:
 def test_a_call_without_a_price(book: PriceBook, new_call: NewCall) -> None:
     """Its counts are shown without amounts; there is nothing that a sum could contradict."""
     call = new_call(model="unknown")
-    complete(call, book)
+    price_call(call, book)
     found = explain(call)
     assert lines(found) == [("input", 10, None), ("output", 2, None)]
     assert (found.sum_femto, found.stored_femto, found.agrees) == (None, None, True)
@@ -103,7 +103,7 @@ def test_a_call_without_a_price(book: PriceBook, new_call: NewCall) -> None:
 def test_a_partial_price(book: PriceBook, new_call: NewCall) -> None:
     """A count that has no price is not free."""
     call = new_call(tool_calls={"seance": 1})
-    complete(call, book)
+    price_call(call, book)
     assert call.cost_status == "partial"
     found = explain(call)
     assert lines(found)[-1] == ("seance", 1, None)
@@ -115,7 +115,7 @@ def test_a_partial_price(book: PriceBook, new_call: NewCall) -> None:
 def test_free_calls(book: PriceBook, new_call: NewCall, values: dict[str, Any]) -> None:
     """What is free, and what was not billed, costs 0 without any arithmetic."""
     call = new_call(raw_usage=None, **values)
-    complete(call, book)
+    price_call(call, book)
     found = explain(call)
     assert (found.parts, found.sum_femto, found.stored_femto, found.agrees, found.reported_femto) == ((), None, 0, True, None)
 
@@ -124,7 +124,7 @@ def test_free_calls(book: PriceBook, new_call: NewCall, values: dict[str, Any]) 
 def test_what_the_provider_reported(book: PriceBook, new_call: NewCall, model: str, ours: int | None) -> None:
     """The provider's figure is the cost; the arithmetic is that of our own figure beside it, where there is one."""
     call = new_call(provider="openrouter", model=model, raw_usage='{"prompt_tokens":10,"completion_tokens":2,"cost":0.0000123}')
-    complete(call, book)
+    price_call(call, book)
     found = explain(call)
     assert (found.reported_femto, found.sum_femto, found.stored_femto, found.agrees) == (12_300_000_000, ours, ours, True)
 
@@ -132,7 +132,7 @@ def test_what_the_provider_reported(book: PriceBook, new_call: NewCall, model: s
 def test_it_is_computed_from_what_is_stored(book: PriceBook, new_call: NewCall) -> None:
     """A cost that the stored prices do not come to is found out, by a femto-dollar, as is a cost without any prices."""
     call = new_call()
-    complete(call, book)
+    price_call(call, book)
     assert call.cost_femto is not None
     assert not explain(msgspec.structs.replace(call, cost_femto=call.cost_femto + 1)).agrees
     assert not explain(msgspec.structs.replace(call, price=None)).agrees

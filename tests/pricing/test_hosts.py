@@ -10,7 +10,7 @@ import pytest
 import voight_middleware as voight
 from voight_middleware.ledger import open_ledger
 from voight_middleware.pricing import OverridesError, PriceBook, read_overrides
-from voight_middleware.pricing.price_call import complete
+from voight_middleware.pricing.price_call import price_call
 from voight_middleware.providers.hosts import host_name
 from voight_middleware.records.call import Call
 
@@ -77,7 +77,7 @@ def test_a_wrong_base_url_is_not_printed() -> None:
 def test_a_url_of_an_older_journal_is_cut_too(new_call: NewCall) -> None:
     """Versions before this one kept the whole URL."""
     call = new_call(model="gpt-5.4-pro", host="https://u:hunter2@eu.api.openai.com/v1", raw_usage=json.dumps({"prompt_tokens": 1000}))
-    complete(call, PriceBook())
+    price_call(call, PriceBook())
     assert (call.host, call.cost_usd) == ("eu.api.openai.com", Decimal("0.033"))
 
 

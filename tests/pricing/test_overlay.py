@@ -10,7 +10,7 @@ import pytest
 
 from voight_middleware.pricing import PriceBook
 from voight_middleware.pricing.overlay import RULES
-from voight_middleware.pricing.price_call import complete
+from voight_middleware.pricing.price_call import price_call
 from voight_middleware.records.call import Call
 
 NewCall = Callable[..., Call]
@@ -27,7 +27,7 @@ def at(text: str) -> int:
 
 def priced(book: PriceBook, new_call: NewCall, usage: Any, when: str = "2026-11-18T12:00", **values: Any) -> Call:
     call = new_call(raw_usage=json.dumps(usage), occurred_at=at(when), **values)
-    complete(call, book)
+    price_call(call, book)
     return call
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from voight_middleware.pricing import OverridesError, PriceBook, open_book, read_overrides
-from voight_middleware.pricing.price_call import complete
+from voight_middleware.pricing.price_call import price_call
 from voight_middleware.records.call import Call
 
 NewCall = Callable[..., Call]
@@ -69,7 +69,7 @@ def book(tmp_path: Path) -> PriceBook:
 
 def cost(book: PriceBook, new_call: NewCall, when: str = "2026-11-18", **values: Any) -> Any:
     call = new_call(raw_usage=json.dumps(values.pop("usage", USAGE)), occurred_at=at(when), **values)
-    complete(call, book)
+    price_call(call, book)
     return call.cost_usd, call.cost_status
 
 
@@ -111,7 +111,7 @@ def test_a_deployment_is_priced_as_the_model_behind_it(book: PriceBook, new_call
 def test_the_provenance_names_the_file_and_its_line(book: PriceBook, new_call: NewCall) -> None:
     """Whoever reads an old price finds what it was made of."""
     call = new_call(model="gpt-4o-mini", occurred_at=at("2026-11-18"))
-    complete(call, book)
+    price_call(call, book)
     (rule,) = json.loads(call.price or "")["rules"]
     assert rule["id"] == "override-prices.toml:3"
     assert rule["source"].endswith("prices.toml:3")

@@ -9,7 +9,7 @@ import pytest
 
 from voight_middleware.pricing import PriceBook
 from voight_middleware.pricing.explain import explain
-from voight_middleware.pricing.price_call import complete
+from voight_middleware.pricing.price_call import price_call
 from voight_middleware.records.call import Call
 
 NewCall = Callable[..., Call]
@@ -24,7 +24,7 @@ def book() -> PriceBook:
 
 def priced(book: PriceBook, new_call: NewCall, usage: Any, **values: Any) -> Call:
     call = new_call(**({"raw_usage": json.dumps(usage), "occurred_at": NOON} | values))
-    complete(call, book)
+    price_call(call, book)
     return call
 
 

@@ -84,10 +84,10 @@ def test_what_one_service_sends_the_next_one_reads(request_of: Callable[..., Any
     """Every tag but route and release arrives, whatever is in it; and is told apart from a header that is not there."""
     tags = {"user_id": "ü=7,;\"%+ &'", "plan": "pro", "tenant_id": "acme", "session_id": "s;1", "feature": "a=b,c;d"}
     request = request_of(header_of(**tags, route="GET /a", release="1"))
-    assert voight.signed_headers()(request) == tags
-    assert [voight.signed_headers(name)(request) for name in tags] == list(tags.values())
-    assert voight.signed_headers("route")(request) is None
-    assert voight.signed_headers()(request_of()) is voight.signed_headers("user_id")(request_of()) is None
+    assert voight.tags_from_signed_headers()(request) == tags
+    assert [voight.tags_from_signed_headers(name)(request) for name in tags] == list(tags.values())
+    assert voight.tags_from_signed_headers("route")(request) is None
+    assert voight.tags_from_signed_headers()(request_of()) is voight.tags_from_signed_headers("user_id")(request_of()) is None
     assert refused() == 0
 
 
@@ -95,13 +95,13 @@ def test_personal_data_does_not_leave() -> None:
     """What is sent is what the ledger would keep."""
     sent = header_of(user_id="alice@example.com", feature="of alice@example.com")
     assert "alice" not in sent
-    assert voight.signed_headers("user_id")(of_starlette(sent)).startswith("email:")
+    assert voight.tags_from_signed_headers("user_id")(of_starlette(sent)).startswith("email:")
 
 
 def test_the_names_of_getters_are_checked() -> None:
     """A tag that no header can carry is a mistake that is seen when the application starts."""
     with pytest.raises(ValueError, match="write user_id"):
-        voight.signed_headers("user")
+        voight.tags_from_signed_headers("user")
 
 
 def test_nothing_is_sent_without_tags_key_or_switch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,9 +172,9 @@ def test_a_name_that_is_none_sends_nothing(hosts: Any) -> None:
 def test_too_many_tags_leave_the_user() -> None:
     """Extra keys go first; what does not fit even so is not sent."""
     extra = {f"key_{number}": "x" * 200 for number in range(30)}
-    assert voight.signed_headers()(of_starlette(header_of(user_id="u", plan="pro", **extra))) == {"user_id": "u", "plan": "pro"}
+    assert voight.tags_from_signed_headers()(of_starlette(header_of(user_id="u", plan="pro", **extra))) == {"user_id": "u", "plan": "pro"}
     long = dict.fromkeys(("plan", "tenant_id"), "\U0001f600" * 256)
-    assert voight.signed_headers()(of_starlette(header_of(user_id="u", **long))) == {"user_id": "u"}
+    assert voight.tags_from_signed_headers()(of_starlette(header_of(user_id="u", **long))) == {"user_id": "u"}
     with voight.tag(plan="\U0001f600" * 256, tenant_id="\U0001f600" * 256):
         assert voight.inject_headers({}, url=URL, hosts=HOSTS) == {}
 
@@ -211,7 +211,7 @@ def forgeries() -> dict[str, tuple[str, ...]]:
 def test_what_is_not_believed(request_of: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
     """It names nobody, raises nothing, and is counted."""
     for count, (kind, values) in enumerate(forgeries().items(), 1):
-        assert voight.signed_headers()(request_of(*values)) is None, kind
+        assert voight.tags_from_signed_headers()(request_of(*values)) is None, kind
         assert refused() == count, kind
     assert "u_7" not in caplog.text
 
@@ -222,7 +222,7 @@ def test_every_changed_character_is_seen() -> None:
     for place, character in enumerate(good):
         for other in {"0", "A", ";", ",", chr(ord(character) ^ 1)} - {character}:
             changed = good[:place] + other + good[place + 1 :]
-            assert voight.signed_headers()(of_starlette(changed)) is None, (changed, good)
+            assert voight.tags_from_signed_headers()(of_starlette(changed)) is None, (changed, good)
 
 
 def test_a_header_is_good_for_a_minute(patch: Patch) -> None:
@@ -232,12 +232,12 @@ def test_a_header_is_good_for_a_minute(patch: Patch) -> None:
     request = of_starlette(header_of(user_id="u_7"))
     for seconds, user in ((0, "u_7"), (89, "u_7"), (92, None), (-29, "u_7"), (-32, None)):
         patch("time", SimpleNamespace(time=lambda at=clock + seconds: at), within="propagation.headers")
-        assert voight.signed_headers("user_id")(request) == user, seconds
+        assert voight.tags_from_signed_headers("user_id")(request) == user, seconds
 
 
 def test_a_key_is_exchanged_without_a_gap() -> None:
     """First all services read with the new one, then they write with it, then the old one goes."""
-    read = voight.signed_headers("user_id")
+    read = voight.tags_from_signed_headers("user_id")
     voight.configure(header_key=f"v1:{KEY},v2:{OTHER}")
     written_with_old = header_of(user_id="u_7")
     voight.configure(header_key=f"v2:{OTHER},v1:{KEY}")
@@ -255,7 +255,7 @@ def test_the_pseudonym_key_signs_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.delenv("VOIGHT_HEADER_KEY")
     voight.configure(pseudonym_key=KEY)
     signed = sign({"user_id": "u_7"}, PseudonymKey("v1", KEY), time.time() + 60)
-    assert voight.signed_headers("user_id")(of_starlette(signed)) is None
+    assert voight.tags_from_signed_headers("user_id")(of_starlette(signed)) is None
     assert refused() == 1
     assert KEY not in repr(current_meter().settings)
 
@@ -267,10 +267,10 @@ LIMITS = httpx.Limits(max_connections=200, keepalive_expiry=1)
 """uvicorn closes what was idle for five seconds, and httpx may be about to use it."""
 QUESTION: Any = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Why is the sky blue?"}]}
 GETTERS: Any = {
-    "user_getter": voight.signed_headers("user_id"),
-    "plan_getter": voight.signed_headers("plan"),
-    "tenant_getter": voight.signed_headers("tenant_id"),
-    "tags_getter": voight.signed_headers(),
+    "user_getter": voight.tags_from_signed_headers("user_id"),
+    "plan_getter": voight.tags_from_signed_headers("plan"),
+    "tenant_getter": voight.tags_from_signed_headers("tenant_id"),
+    "tags_getter": voight.tags_from_signed_headers(),
 }
 
 

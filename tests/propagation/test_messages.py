@@ -9,10 +9,10 @@ import pytest
 
 import voight_middleware as voight
 from voight_middleware import Tags, current_tags, set_tags, tag
-from voight_middleware.context.context import bind, current_frame
+from voight_middleware.context.context import current_context, use_scope
 from voight_middleware.diagnostics import counters
 from voight_middleware.middleware.getters import Getters
-from voight_middleware.middleware.request_scope import Scope
+from voight_middleware.middleware.request_scope import RequestScope
 from voight_middleware.pipeline.meter import Meter, current_meter
 from voight_middleware.propagation.messages import KEY, MAX_CHARACTERS, atags_for_message, bound_to_message, stamp, tags_for_message
 
@@ -32,8 +32,8 @@ def owners(voight_calls: Any) -> list[tuple[str | None, str]]:
     return [(call.tags.user_id, call.attribution) for call in voight_calls]
 
 
-def request(user: Any, route: str | None = "POST /chat", **getters: Any) -> bind:
-    return bind(Scope(lambda: None, Getters(lambda request: user, **getters), lambda: route))
+def request(user: Any, route: str | None = "POST /chat", **getters: Any) -> use_scope:
+    return use_scope(RequestScope(lambda: None, Getters(lambda request: user, **getters), lambda: route))
 
 
 def text_of(tags: Tags) -> str:
@@ -88,7 +88,7 @@ async def test_an_asynchronous_getter_is_awaited() -> None:
         await asyncio.sleep(0)
         return "u"
 
-    with bind(Scope(lambda: None, Getters(user), lambda: None)):
+    with use_scope(RequestScope(lambda: None, Getters(user), lambda: None)):
         assert tags_for_message() is None
         text = await atags_for_message()
     with bound_to_message(text):
@@ -172,10 +172,10 @@ def test_a_call_that_outlives_its_job_has_its_owner(voight_calls: Any) -> None:
 def test_a_dependency_inside_of_a_job_names_the_user() -> None:
     """`identify` replaces what was carried, and its plan with it."""
     with bound_to_message(text_of(Tags(user_id="u", plan="pro"))):
-        scope = current_frame().scope
+        scope = current_context().scope
         assert scope is not None
-        scope.identify(Tags(user_id="d"), "dependency")
-        assert current_frame().owner() == (Tags(user_id="d"), "dependency")
+        scope.set_identity(Tags(user_id="d"), "dependency")
+        assert current_context().owner() == (Tags(user_id="d"), "dependency")
 
 
 def test_a_getter_that_failed_is_an_error_in_the_job_too(voight_calls: Any) -> None:
@@ -184,7 +184,7 @@ def test_a_getter_that_failed_is_an_error_in_the_job_too(voight_calls: Any) -> N
     def broken(_: Any) -> str:
         raise RuntimeError
 
-    with bind(Scope(lambda: None, Getters(broken), lambda: "POST /chat")):
+    with use_scope(RequestScope(lambda: None, Getters(broken), lambda: "POST /chat")):
         text = tags_for_message()
     with bound_to_message(text):
         spend()
@@ -218,7 +218,7 @@ def test_a_message_that_cannot_be_read_is_nobodys(text: Any, meter: Meter, caplo
 def test_messages_of_other_versions_and_languages(text: Any, tags: Tags, attribution: str) -> None:
     """Unknown keys are passed over, and values are cleaned as everywhere."""
     with bound_to_message(text):
-        assert current_frame().owner() == (tags, attribution)
+        assert current_context().owner() == (tags, attribution)
 
 
 def test_a_message_is_bounded(caplog: pytest.LogCaptureFixture) -> None:
@@ -252,7 +252,7 @@ def test_an_address_is_the_same_pseudonym_in_the_request_and_in_its_job(voight_c
 
 def test_what_the_guard_replaces_is_not_in_the_message(meter: Meter, monkeypatch: pytest.MonkeyPatch) -> None:
     """The broker sees what the ledger would."""
-    monkeypatch.setattr(meter, "guarded", lambda tags: Tags(user_id="pseudonym"))
+    monkeypatch.setattr(meter, "pseudonymized", lambda tags: Tags(user_id="pseudonym"))
     with tag(user_id="alice@example.com"):
         text = tags_for_message()
     assert text is not None
@@ -267,7 +267,7 @@ def test_a_guard_that_fails_costs_the_tags_and_not_the_job(meter: Meter, monkeyp
     def broken(tags: Tags) -> Tags:
         raise RuntimeError
 
-    monkeypatch.setattr(meter, "guarded", broken)
+    monkeypatch.setattr(meter, "pseudonymized", broken)
     headers: dict[str, Any] = {}
     with tag(user_id="u"):
         stamp(headers)

@@ -182,10 +182,10 @@ def test_what_we_added_is_hidden_though_something_of_ours_fails(
 
     calls.faults_expected = True
     from voight_middleware.instrumentation import sdk
-    from voight_middleware.providers.openai.streams import ChatReader
+    from voight_middleware.providers.openai.streams import ChatParser
 
-    place: Any = ChatReader if broken == "reader" else sdk
-    monkeypatch.setattr(place, "see" if broken == "reader" else "Tap", fail)
+    place: Any = ChatParser if broken == "reader" else sdk
+    monkeypatch.setattr(place, "feed" if broken == "reader" else "MeteredIterator", fail)
     stream = wrap(provider.client("openai")).chat.completions.create(**CHAT, stream=True)
     assert [forms(chunk) for chunk in stream] == alone
     assert calls.faults

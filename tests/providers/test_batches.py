@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from voight_middleware import tag, wrap
-from voight_middleware.context.context import bind
+from voight_middleware.context.context import use_scope
 from voight_middleware.diagnostics import counters
 from voight_middleware.middleware.getters import Getters
-from voight_middleware.middleware.request_scope import Scope
+from voight_middleware.middleware.request_scope import RequestScope
 
 from ..support.calls import Calls
 from ..support.memory_provider import (
@@ -295,7 +295,7 @@ def test_a_client_of_a_web_request_names_nobody(provider: Provider, calls: Calls
     """As for calls: inside of a request the file may be what an anonymous client has sent."""
     client = wrap(provider.client("openai"))
     provider.answer = with_files
-    with bind(Scope(lambda: None, Getters(lambda request: None), None)):
+    with use_scope(RequestScope(lambda: None, Getters(lambda request: None), None)):
         upload(client, asked(**NAMED))
     client.batches.create(**SUBMIT)
     client.batches.retrieve("batch_1")

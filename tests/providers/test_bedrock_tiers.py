@@ -8,8 +8,8 @@ import pytest
 from voight_middleware.instrumentation.event_formats import _loaded
 from voight_middleware.instrumentation.http import find
 from voight_middleware.providers import bedrock
-from voight_middleware.providers.base import Answer
-from voight_middleware.providers.hosts import biller, platform
+from voight_middleware.providers.base import ResponseSummary
+from voight_middleware.providers.hosts import billing_provider, platform
 
 USAGE = {"inputTokens": 1000, "outputTokens": 100}
 TERMS: list[tuple[dict[str, Any], str | None, str | None]] = [
@@ -22,7 +22,7 @@ TERMS: list[tuple[dict[str, Any], str | None, str | None]] = [
 ]
 
 
-def said(answer: Answer) -> tuple[str | None, str | None]:
+def said(answer: ResponseSummary) -> tuple[str | None, str | None]:
     return answer.service_tier, msgspec.json.decode(answer.usage).get("speed")
 
 
@@ -30,10 +30,10 @@ def said(answer: Answer) -> tuple[str | None, str | None]:
 def test_converse_says_its_terms(terms: dict[str, Any], tier: str | None, speed: str | None) -> None:
     """In a whole answer, and in the last event of a stream."""
     body = msgspec.json.encode({"usage": USAGE, "stopReason": "end_turn", **terms})
-    assert said(bedrock.read_conversation(body)) == (tier, speed)
-    reader = bedrock.ConverseReader()
-    reader.see(_loaded(body))
-    assert said(reader.answer()) == (tier, speed)
+    assert said(bedrock.parse_conversation(body)) == (tier, speed)
+    reader = bedrock.ConverseParser()
+    reader.feed(_loaded(body))
+    assert said(reader.summary()) == (tier, speed)
 
 
 @pytest.mark.parametrize(("tier", "latency", "speed"), [(None, None, None), ("flex", None, None), ("default", "optimized", "optimized")])
@@ -43,10 +43,10 @@ def test_invoke_says_its_terms_in_headers(tier: str | None, latency: str | None,
     headers |= {"x-amzn-bedrock-service-tier": tier} if tier else {}
     headers |= {"x-amzn-bedrock-performanceconfig-latency": latency} if latency else {}
     endpoint = bedrock.counted(bedrock.ACTIONS["invoke"], headers)
-    assert endpoint.read is not None
-    assert endpoint.complete is not None
+    assert endpoint.parse is not None
+    assert endpoint.enrich is not None
     for body in (b'{"generation": "x"}', b'{"usage": {"input_tokens": 1000, "output_tokens": 100}}'):
-        answer = endpoint.complete(endpoint.read(body), {})
+        answer = endpoint.enrich(endpoint.parse(body), {})
         assert said(answer) == (tier, speed)
         assert msgspec.json.decode(answer.usage)["input_tokens"] == 1000
 
@@ -64,7 +64,7 @@ def test_invoke_says_its_terms_in_headers(tier: str | None, latency: str | None,
 )
 def test_hosts_of_azure(host: str) -> None:
     """Of other clouds, of serverless models, and of API Management."""
-    assert biller(host) == "azure"
+    assert billing_provider(host) == "azure"
 
 
 @pytest.mark.parametrize(

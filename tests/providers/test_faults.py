@@ -15,10 +15,10 @@ import pytest
 
 from voight_middleware import wrap
 from voight_middleware.config.settings import Settings
-from voight_middleware.context.context import NOBODY, Frame
+from voight_middleware.context.context import NOBODY, TagContext
 from voight_middleware.diagnostics import counters
 from voight_middleware.pipeline.meter import Meter
-from voight_middleware.pipeline.worker import Background
+from voight_middleware.pipeline.worker import IngestWorker
 from voight_middleware.records.call import Call
 from voight_middleware.records.tags import Tags
 from voight_middleware.records.usage import Usage
@@ -326,15 +326,15 @@ def test_a_stream_that_is_collected_while_the_meter_starts_does_not_block_it(tmp
     done: list[str] = []
 
     def finish(name: str) -> None:
-        ours.finish(Call(call_id=name, occurred_at=1, provider="openai", endpoint="chat"), Frame(None, Tags()), NOBODY)
+        ours.finish(Call(call_id=name, occurred_at=1, provider="openai", endpoint="chat"), TagContext(None, Tags()), NOBODY)
         done.append(name)
 
-    class Starting(Background):
+    class Starting(IngestWorker):
         def __init__(self, *args: Any) -> None:
             finish("collected")
             super().__init__(*args)
 
-    patch("Background", Starting)
+    patch("IngestWorker", Starting)
     thread = threading.Thread(target=finish, args=["first"], daemon=True)
     thread.start()
     thread.join(10)

@@ -13,7 +13,7 @@ import pytest
 from voight_middleware import metered_transport, wrap
 from voight_middleware.diagnostics import counters
 from voight_middleware.ledger import open_ledger
-from voight_middleware.providers.finish_reasons import MOST_REASONS
+from voight_middleware.providers.finish_reasons import MAX_REASONS
 from voight_middleware.records.call import Call
 from voight_middleware.testing.provider import LoopbackProvider
 
@@ -170,7 +170,7 @@ LEGACY_CHOICES = [{"index": index, "text": "Oslo", "finish_reason": why} for ind
         (as_json({**chat_body(), "choices": choices((0, "stop"), (1, None))}), ("stop",)),
         (as_json({**chat_body(), "choices": choices((0, None), (1, "stop"))}), None),
         (as_json({**chat_body(), "choices": choices((0, "stop"), (1, ["stop"]))}), None),
-        (as_json({**chat_body(), "choices": choices(*((n, f"r{n}") for n in range(40)))}), tuple(f"r{n}" for n in range(MOST_REASONS))),
+        (as_json({**chat_body(), "choices": choices(*((n, f"r{n}") for n in range(40)))}), tuple(f"r{n}" for n in range(MAX_REASONS))),
         (as_json({**chat_body(), "choices": []}), None),
         (as_json({**chat_body(), "choices": None}), None),
         (as_json({**chat_body(), "choices": choices((0, "stop")), "service_tier": 7}), ("stop",)),

@@ -10,7 +10,7 @@ import pytest
 
 from voight_middleware import wrap
 from voight_middleware.instrumentation.event_formats import Event
-from voight_middleware.providers.gemini import ContentReader, prompt_of, read_content
+from voight_middleware.providers.gemini import ContentParser, parse_content, prompt_of
 from voight_middleware.providers.usage_formats import read_usage
 from voight_middleware.records.usage import Usage
 
@@ -27,11 +27,11 @@ def answer(*parts: dict[str, Any], finish: str | None = None, **more: Any) -> di
     return {"candidates": [candidate], "modelVersion": "gemini-3.6-flash", "responseId": "g_1", **more}
 
 
-def read(*chunks: dict[str, Any]) -> ContentReader:
+def read(*chunks: dict[str, Any]) -> ContentParser:
     """A reader that has seen a stream."""
-    reader = ContentReader()
+    reader = ContentParser()
     for chunk in chunks:
-        assert not reader.see(json.loads(json.dumps(chunk), object_hook=Event))
+        assert not reader.feed(json.loads(json.dumps(chunk), object_hook=Event))
     return reader
 
 
@@ -42,7 +42,7 @@ def served(body: Any) -> httpx.Client:
 
 
 def test_a_whole_answer() -> None:
-    read = read_content(json.dumps(answer({"text": "Oslo"}, finish="STOP", usageMetadata=USAGE)).encode())
+    read = parse_content(json.dumps(answer({"text": "Oslo"}, finish="STOP", usageMetadata=USAGE)).encode())
 
     assert (read.id, read.model, read.service_tier, read.tool_calls) == ("g_1", "gemini-3.6-flash", None, None)
     assert json.loads(bytes(read.usage)) == USAGE
@@ -50,10 +50,10 @@ def test_a_whole_answer() -> None:
 
 def test_an_answer_without_anything() -> None:
     """A blocked prompt has no candidates."""
-    read = read_content(b'{"promptFeedback": {"blockReason": "SAFETY"}, "candidates": null}')
+    read = parse_content(b'{"promptFeedback": {"blockReason": "SAFETY"}, "candidates": null}')
     assert (read.id, read.model, bytes(read.usage)) == (None, None, b"null")
     with pytest.raises(msgspec.DecodeError):
-        read_content(b"[]")
+        parse_content(b"[]")
 
 
 def test_the_usage_of_a_stream_is_the_last_that_was_told() -> None:
@@ -62,7 +62,7 @@ def test_the_usage_of_a_stream_is_the_last_that_was_told() -> None:
     reader = read(first, answer({"text": "lo"}, finish="STOP", usageMetadata=USAGE))
 
     assert reader.done
-    assert json.loads(bytes(reader.answer().usage)) == USAGE
+    assert json.loads(bytes(reader.summary().usage)) == USAGE
     assert reader.estimated_output() is None
 
 
@@ -72,7 +72,7 @@ def test_a_stream_that_is_broken_off_is_estimated_from_its_text() -> None:
 
     assert not reader.done
     assert reader.estimated_output() == 3
-    assert json.loads(bytes(reader.answer().usage)) == {"promptTokenCount": 8}
+    assert json.loads(bytes(reader.summary().usage)) == {"promptTokenCount": 8}
 
 
 def test_a_stream_that_tells_its_output_needs_no_estimate() -> None:
@@ -83,7 +83,7 @@ def test_a_stream_that_tells_its_output_needs_no_estimate() -> None:
 def test_a_blocked_prompt_ends_a_stream() -> None:
     assert read({"promptFeedback": {"blockReason": "SAFETY"}}).done
     assert not read({"promptFeedback": {}}).done
-    assert read().answer() == read_content(b"{}")
+    assert read().summary() == parse_content(b"{}")
 
 
 def test_an_odd_chunk_is_let_pass() -> None:
@@ -127,7 +127,7 @@ def test_recorded_usages_add_up(shared: Path) -> None:
     rows = [row for row in json.loads(place.read_text()) if "usageMetadata" in row["body"]]
     assert len(rows) > 400
     for row in rows:
-        read = read_content(json.dumps(row["body"]).encode())
+        read = parse_content(json.dumps(row["body"]).encode())
         (part,) = read_usage("generate_content", json.loads(bytes(read.usage)))
         expected = next(one["usage"] for one in row["extracted"])
         assert read.model == row["body"].get("modelVersion")

@@ -116,7 +116,7 @@ async def test_the_getters_of_a_request_are_asked_before_it_is_sent(asynchronous
     """Awaited in asynchronous code. A task that is cancelled meanwhile has sent nothing: that is no call."""
     client = wrap(client_of(httpx, raw(provider, httpx), asynchronous))
     source = Asked()
-    with tags.bind(source):
+    with tags.use_scope(source):
         await got(client, CHAT_URL, CHAT)
         assert (calls.one().tags.user_id, calls.one().attribution) == ("u_async" if asynchronous else "u_sync", "getter")
         if asynchronous:

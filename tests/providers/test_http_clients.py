@@ -12,7 +12,7 @@ import pytest
 import voight_middleware
 from voight_middleware import instrument, metered_transport, tag, uninstrument, wrap
 from voight_middleware.instrumentation import http
-from voight_middleware.instrumentation.request import ByHand, current_entry
+from voight_middleware.instrumentation.request import ManualBlock, current_request
 from voight_middleware.pipeline import meter
 
 from ..support.calls import Calls
@@ -87,14 +87,14 @@ def test_an_sdk_that_is_not_wrapped_has_a_call_for_each_attempt(provider: Provid
 def test_inside_a_call_by_hand_nothing_is_counted(still_open: bool, provider: Provider, calls: Calls) -> None:
     """As long as its block is open."""
     client = wrap(client_of(httpx, raw(provider, httpx)))
-    block = ByHand()
+    block = ManualBlock()
     block.open = still_open
-    outer = current_entry.get()
-    current_entry.set(block)
+    outer = current_request.get()
+    current_request.set(block)
     try:
         client.post(CHAT_URL, json=CHAT)
     finally:
-        current_entry.set(outer)
+        current_request.set(outer)
 
     assert len(calls.all()) == (0 if still_open else 1)
 

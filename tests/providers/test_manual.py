@@ -10,7 +10,7 @@ import pytest
 
 from voight_middleware import Tags, Usage, configure, metered_call, record, tag
 from voight_middleware.ledger import open_ledger
-from voight_middleware.pipeline.meter import swap_meter, unwatch, watch
+from voight_middleware.pipeline.meter import add_observer, remove_observer, swap_meter
 from voight_middleware.pipeline.pseudonyms import kept_call_id
 
 from ..support.calls import Calls
@@ -289,22 +289,22 @@ def test_a_watcher_is_shown_the_model_as_it_is_kept(calls: Calls) -> None:
     seen: list[str | None] = []
 
     class Watching:
-        def begin(self, beginning: Any) -> None:
-            seen.append(beginning.requested_model)
+        def on_call_start(self, start: Any) -> None:
+            seen.append(start.requested_model)
 
-        def left(self, token: Any) -> None: ...
+        def on_call_response(self, token: Any) -> None: ...
 
-        def end(self, token: Any, call: Any) -> None:
+        def on_call_end(self, token: Any, call: Any) -> None:
             seen.append(call.requested_model)
 
     watching = Watching()
-    watch(watching)
+    add_observer(watching)
     try:
         for model in ("alice@example.com", "x" * 5_000):
             with metered_call(provider="openai", model=model) as call:
                 call.report(CHAT_USAGE)
     finally:
-        unwatch(watching)
+        remove_observer(watching)
     assert len(seen) == 4
     assert (seen[0], seen[2]) == (seen[1], seen[3])
     assert "alice" not in str(seen)

@@ -11,10 +11,10 @@ import openai
 import pytest
 
 from voight_middleware import Tags, Usage, configure, metered_call, tag
-from voight_middleware.context.context import bind
-from voight_middleware.instrumentation.request import current_entry
+from voight_middleware.context.context import use_scope
+from voight_middleware.instrumentation.request import current_request
 from voight_middleware.middleware.getters import Getters
-from voight_middleware.middleware.request_scope import Scope
+from voight_middleware.middleware.request_scope import RequestScope
 from voight_middleware.pipeline.meter import swap_meter
 
 from ..support.calls import Calls
@@ -34,7 +34,7 @@ def user_of(number: int) -> str:
 def nothing_is_left_open() -> Iterator[None]:
     """After every test, what is sent here is metered as before."""
     yield
-    assert current_entry.get() is None
+    assert current_request.get() is None
 
 
 # -- what is reported ----------------------------------------------------------------------------------------------------------
@@ -305,7 +305,7 @@ async def test_a_requests_user_is_asked_for_once_and_waited_for(calls: Calls) ->
         await asyncio.sleep(0)
         return "u_1"
 
-    with bind(Scope(lambda: "the request", Getters(user), lambda: "POST /chat")):
+    with use_scope(RequestScope(lambda: "the request", Getters(user), lambda: "POST /chat")):
         async with metered_call(**HOW) as call:
             call.report(input=1)
 
@@ -320,11 +320,11 @@ async def test_an_owner_that_is_known_later_is_settled(own_calls: Calls) -> None
         await asyncio.sleep(0)
         return "u_1"
 
-    scope = Scope(lambda: "the request", Getters(user), lambda: None)
-    with bind(scope):
+    scope = RequestScope(lambda: "the request", Getters(user), lambda: None)
+    with use_scope(scope):
         with metered_call(**HOW) as call:
             call.report(input=1)
-        await scope.settle()
+        await scope.attribute_late()
     assert own_calls.one().tags.user_id is None
 
     from voight_middleware.ledger import open_ledger

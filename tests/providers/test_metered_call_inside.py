@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from voight_middleware import Usage, carry, metered_call, tag, wrap
-from voight_middleware.instrumentation.request import current_entry
+from voight_middleware.instrumentation.request import current_request
 
 from ..support.calls import Calls
 from ..support.memory_provider import Provider
@@ -24,7 +24,7 @@ HOW: dict[str, Any] = {"provider": "openai", "model": "gpt-4o-mini"}
 def nothing_is_left_open() -> Iterator[None]:
     """After every test, what is sent here is metered as before."""
     yield
-    assert current_entry.get() is None
+    assert current_request.get() is None
 
 
 # -- what is sent inside
@@ -166,9 +166,9 @@ async def test_an_asynchronous_generator_may_hold_a_block(calls: Calls) -> None:
     steps = achunks()
     await anext(steps)
     await asyncio.create_task(steps.aclose())  # type: ignore[attr-defined]
-    if (mine := current_entry.get()) is not None:
+    if (mine := current_request.get()) is not None:
         assert not mine.open  # type: ignore[union-attr]
-        current_entry.set(None)
+        current_request.set(None)
 
     assert [call.outcome for call in calls.all()] == ["ok", "cancelled"]
 
@@ -210,8 +210,8 @@ async def test_a_fault_of_ours_stays_inside(place: str, calls: Calls, patch: Pat
     if place == "current_meter":
         patch("current_meter", _break, within="manual")
     else:
-        patch("Frame.resolve", _break)
-        patch("Frame.aresolve", _break)
+        patch("TagContext.resolve", _break)
+        patch("TagContext.aresolve", _break)
     with metered_call(**HOW) as call:
         call.report(input=1)
     with pytest.raises(KeyError):

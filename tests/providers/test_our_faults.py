@@ -22,53 +22,53 @@ from .faults import Fault, failing
 pytestmark = pytest.mark.slow  # a sweep over many cases
 
 HOOKS = [
-    "instrumentation.sdk:_whose",
-    "instrumentation.request:current_frame",
-    "instrumentation.request:kept",
+    "instrumentation.sdk:_host_and_provider",
+    "instrumentation.request:current_context",
+    "instrumentation.request:usage_text",
     "instrumentation.request:new_call_id",
     "instrumentation.request:Call",
     "instrumentation.request:estimate_tokens",
     "instrumentation.request:watch_close",
     "instrumentation.sdk:warn_once",
-    "instrumentation.request:Answer",
+    "instrumentation.request:ResponseSummary",
     "instrumentation.request:Body",
-    "instrumentation.sdk:Tap",
-    "instrumentation.sdk:AsyncTap",
-    "instrumentation.request:Ending",
-    "instrumentation.request:Entry.__init__",
-    "SdkEntry._ask_for_usage",
-    "instrumentation.request:Entry.answered",
-    "instrumentation.request:Entry.failed",
-    "instrumentation.request:Entry.body_read",
-    "SdkEntry.watch",
-    "SdkEntry._tap",
-    "SdkEntry._tap_when_parsed",
-    "instrumentation.request:Entry.read_when_closed",
-    "instrumentation.request:Entry.read_by_hand",
-    "instrumentation.request:Entry.stream_ended",
-    "Ending.end",
-    "Ending.exhausted",
-    "Ending.failed",
-    "Ending.closed",
-    "Ending.dropped",
+    "instrumentation.sdk:MeteredIterator",
+    "instrumentation.sdk:AsyncMeteredIterator",
+    "instrumentation.request:StreamCompletion",
+    "instrumentation.request:MeteredRequest.__init__",
+    "SdkRequest._ask_for_usage",
+    "instrumentation.request:MeteredRequest.finish",
+    "instrumentation.request:MeteredRequest.fail",
+    "instrumentation.request:MeteredRequest.body_read",
+    "SdkRequest.watch",
+    "SdkRequest._tap",
+    "SdkRequest._tap_when_parsed",
+    "instrumentation.request:MeteredRequest.read_when_closed",
+    "instrumentation.request:MeteredRequest.read_by_hand",
+    "instrumentation.request:MeteredRequest.stream_ended",
+    "StreamCompletion.end",
+    "StreamCompletion.complete",
+    "StreamCompletion.fail",
+    "StreamCompletion.close",
+    "StreamCompletion.drop",
     "instrumentation.streams:_closing_class",
     "Body.content",
     "Body.events",
     "openai.text:usage_json",
-    "ChatReader.__init__",
-    "ChatReader.see",
-    "ChatReader.answer",
-    "ChatReader.estimated_output",
-    "ResponsesReader.see",
-    "ResponsesReader.answer",
+    "ChatParser.__init__",
+    "ChatParser.feed",
+    "ChatParser.summary",
+    "ChatParser.estimated_output",
+    "ResponsesParser.feed",
+    "ResponsesParser.summary",
     "providers.anthropic:usage_json",
-    "MessagesReader.see",
-    "MessagesReader.answer",
+    "MessagesParser.feed",
+    "MessagesParser.summary",
     "openai.text:text_or_none",
-    "Frame.owner",
+    "TagContext.owner",
     "records.tags:Tags.merge",
     "Meter.finish",
-    "Audience.hold",
+    "ListenerQueue.hold",
     "Meter._start",
     "Journal.append",
     "pipeline.journal:_encode",
@@ -155,7 +155,11 @@ async def test_a_fault_of_ours_never_reaches_the_caller(hook: str, asynchronous:
         gc.collect()
 
     assert seen == bare
-    if (hook, asynchronous) not in {("instrumentation.sdk:Tap", True), ("instrumentation.sdk:AsyncTap", False), ("Frame.owner", False)}:
+    if (hook, asynchronous) not in {
+        ("instrumentation.sdk:MeteredIterator", True),
+        ("instrumentation.sdk:AsyncMeteredIterator", False),
+        ("TagContext.owner", False),
+    }:
         assert happened
         assert own_calls.faults > 0
 
@@ -182,11 +186,11 @@ async def test_without_any_meter_the_caller_gets_his_answers(asynchronous: bool,
 def test_a_reader_that_fails_costs_the_usage_and_not_the_call(provider: Provider, calls: Calls, patch: Patch) -> None:
     """The call is there, with its owner and without its counts."""
 
-    def fail(self: object) -> answers.Answer:
+    def fail(self: object) -> answers.ResponseSummary:
         raise Fault
 
     calls.faults_expected = True
-    patch("ChatReader.answer", fail)
+    patch("ChatParser.summary", fail)
     with tag(user_id="u_1"):
         list(wrap(provider.client("openai")).chat.completions.create(**CHAT, stream=True))
 
@@ -198,11 +202,11 @@ def test_a_reader_that_fails_costs_the_usage_and_not_the_call(provider: Provider
 def test_an_endpoint_that_fails_costs_the_usage_and_not_the_call(provider: Provider, calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same for an answer that is not streamed."""
 
-    def fail(body: bytes) -> answers.Answer:
+    def fail(body: bytes) -> answers.ResponseSummary:
         raise Fault
 
     calls.faults_expected = True
-    monkeypatch.setitem(openai.ROUTES._posts, "/chat/completions", answers.Endpoint(name="chat", read=fail))
+    monkeypatch.setitem(openai.ROUTES._posts, "/chat/completions", answers.Endpoint(name="chat", parse=fail))
     wrap(provider.client("openai")).chat.completions.create(**CHAT)
 
     assert (calls.one().outcome, calls.one().raw_usage) == ("ok", None)

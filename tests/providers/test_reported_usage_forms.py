@@ -8,14 +8,14 @@ import msgspec
 import pytest
 
 from voight_middleware import wrap
-from voight_middleware.instrumentation.event_formats import CHUNKS, SENT, Event, Events
+from voight_middleware.instrumentation.event_formats import CHAT_SSE, SSE, Event, Events
 from voight_middleware.providers import gemini
-from voight_middleware.providers.anthropic import MessagesReader
-from voight_middleware.providers.base import Answer, StreamReader, read_answer
+from voight_middleware.providers.anthropic import MessagesParser
+from voight_middleware.providers.base import ResponseSummary, StreamParser, parse_response
 from voight_middleware.providers.openai import jobs as openai_jobs
 from voight_middleware.providers.openai import media as openai_media
-from voight_middleware.providers.openai.streams import ChatReader, CompletionsReader
-from voight_middleware.providers.openai.text import ResponsesReader, read_responses
+from voight_middleware.providers.openai.streams import ChatParser, CompletionsParser
+from voight_middleware.providers.openai.text import ResponsesParser, parse_responses
 
 from ..support.calls import Calls
 from ..support.memory_provider import JSON, Provider, responses_body
@@ -31,7 +31,7 @@ class _Response:
     headers: Mapping[str, str] = {}
 
 
-def show(reader: StreamReader, events: list[dict[str, Any]], form: Any = CHUNKS) -> StreamReader:
+def show(reader: StreamParser, events: list[dict[str, Any]], form: Any = CHAT_SSE) -> StreamParser:
     """Show *events* to a reader as raw HTTP does."""
     body = Events(_Response(), form, reader)
     body.feed("".join(f"data: {json.dumps(event)}\n\n" for event in events).encode())
@@ -43,7 +43,7 @@ def chunk(delta: dict[str, Any] | None = None, finish: str | None = None, **more
     return {"id": "c1", "model": "m", "choices": [choice], **more}
 
 
-def counts(answer: Answer) -> Any:
+def counts(answer: ResponseSummary) -> Any:
     return msgspec.json.decode(answer.usage)
 
 
@@ -58,37 +58,37 @@ def counts(answer: Answer) -> Any:
         {"id": "c1", "usage": GOOD},
     ],
 )
-@pytest.mark.parametrize(("made", "form"), [(ChatReader, CHUNKS), (CompletionsReader, SENT)])
-def test_usage_is_read_wherever_a_stream_has_it(made: Callable[[bool], StreamReader], form: Any, last: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("made", "form"), [(ChatParser, CHAT_SSE), (CompletionsParser, SSE)])
+def test_usage_is_read_wherever_a_stream_has_it(made: Callable[[bool], StreamParser], form: Any, last: dict[str, Any]) -> None:
     """Moonshot has it in the last choice, Groq under x_groq, others beside the finish reason or without choices."""
     reader = show(made(), [chunk({"content": "a"}), last], form)
-    assert (counts(reader.answer()), reader.done, reader.estimated_output()) == (GOOD, True, None)
+    assert (counts(reader.summary()), reader.done, reader.estimated_output()) == (GOOD, True, None)
 
 
 @pytest.mark.parametrize("empty", [{}, {"prompt_tokens": None, "completion_tokens": None}])
-@pytest.mark.parametrize(("made", "form"), [(ChatReader, CHUNKS), (CompletionsReader, SENT)])
-def test_a_usage_that_says_nothing_is_none(made: Callable[[bool], StreamReader], form: Any, empty: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("made", "form"), [(ChatParser, CHAT_SSE), (CompletionsParser, SSE)])
+def test_a_usage_that_says_nothing_is_none(made: Callable[[bool], StreamParser], form: Any, empty: dict[str, Any]) -> None:
     """It neither overwrites real counts nor stops the estimate."""
     text = {"text": "x" * 400}
     reader = show(made(), [chunk({"content": "x" * 400}, choice=text, usage=empty), chunk(finish="stop", usage=empty)], form)
-    assert (bytes(reader.answer().usage), reader.estimated_output()) == (b"null", 100)
+    assert (bytes(reader.summary().usage), reader.estimated_output()) == (b"null", 100)
     reader = show(made(), [chunk(usage=GOOD, finish="stop"), {"id": "c1", "choices": [], "usage": empty}], form)
-    assert counts(reader.answer()) == GOOD
+    assert counts(reader.summary()) == GOOD
 
 
 def test_zeros_are_a_usage_that_any_count_overwrites() -> None:
     """What the provider says is not replaced by an estimate; zeros after real counts say nothing."""
-    reader = show(ChatReader(), [chunk({"content": "x" * 400}, usage=ZEROS)])
-    assert (counts(reader.answer()), reader.estimated_output()) == (ZEROS, None)
-    reader = show(ChatReader(), [chunk(usage=ZEROS), chunk(finish="stop", usage=GOOD), chunk(usage=ZEROS)])
-    assert counts(reader.answer()) == GOOD
+    reader = show(ChatParser(), [chunk({"content": "x" * 400}, usage=ZEROS)])
+    assert (counts(reader.summary()), reader.estimated_output()) == (ZEROS, None)
+    reader = show(ChatParser(), [chunk(usage=ZEROS), chunk(finish="stop", usage=GOOD), chunk(usage=ZEROS)])
+    assert counts(reader.summary()) == GOOD
 
 
-@pytest.mark.parametrize(("made", "form"), [(ChatReader, CHUNKS), (CompletionsReader, SENT)])
-def test_usage_with_every_chunk_does_not_end_a_stream(made: Callable[[bool], StreamReader], form: Any) -> None:
+@pytest.mark.parametrize(("made", "form"), [(ChatParser, CHAT_SSE), (CompletionsParser, SSE)])
+def test_usage_with_every_chunk_does_not_end_a_stream(made: Callable[[bool], StreamParser], form: Any) -> None:
     """Only a finish reason or a last chunk without choices does."""
     reader = show(made(), [chunk({"content": "a"}, usage=GOOD)], form)
-    assert (reader.done, counts(reader.answer())) == (False, GOOD)
+    assert (reader.done, counts(reader.summary())) == (False, GOOD)
 
 
 TEXT = "x" * 400
@@ -108,28 +108,28 @@ TEXT = "x" * 400
 )
 def test_every_kind_of_output_is_estimated(delta: dict[str, Any]) -> None:
     """Reasoning, refusals and the arguments of every tool call are output, and counted once."""
-    assert show(ChatReader(), [chunk(delta)] * 50).estimated_output() == 5000
+    assert show(ChatParser(), [chunk(delta)] * 50).estimated_output() == 5000
 
 
 def test_a_failure_with_usage_in_a_stream_is_counted() -> None:
     """OpenRouter says in its error event what was used."""
     failed = chunk(finish="error", usage={"prompt_tokens": 43, "completion_tokens": 10}, error={"message": "Token limit reached"})
-    reader = show(ChatReader(), [chunk({"content": "a"}), failed])
-    assert (reader.failure, counts(reader.answer())) == ("error", {"prompt_tokens": 43, "completion_tokens": 10})
+    reader = show(ChatParser(), [chunk({"content": "a"}), failed])
+    assert (reader.failure, counts(reader.summary())) == ("error", {"prompt_tokens": 43, "completion_tokens": 10})
 
 
 def test_an_overloaded_groq_is_a_failure() -> None:
     """Groq reports a failure in the middle of a stream under x_groq."""
-    assert show(ChatReader(), [chunk(finish="stop", x_groq={"error": "over_capacity"})]).failure == "error"
+    assert show(ChatParser(), [chunk(finish="stop", x_groq={"error": "over_capacity"})]).failure == "error"
 
 
 def _message(started: dict[str, Any], *deltas: dict[str, Any]) -> dict[str, Any]:
-    reader = MessagesReader()
+    reader = MessagesParser()
     events = [{"type": "message_start", "message": {"id": "m", "model": "glm-5", "usage": started}}]
     events += [{"type": "message_delta", "delta": {}, "usage": usage} for usage in deltas]
     for event in events:
-        reader.see(json.loads(json.dumps(event), object_hook=Event))
-    return dict(counts(reader.answer()))
+        reader.feed(json.loads(json.dumps(event), object_hook=Event))
+    return dict(counts(reader.summary()))
 
 
 def test_counts_of_a_message_never_become_less() -> None:
@@ -158,8 +158,10 @@ def test_counts_of_a_message_never_become_less() -> None:
 REFUSED = {"error": {"message": "Provider returned error", "code": 502}}
 
 
-@pytest.mark.parametrize("read", [read_answer, read_responses, openai_media.read_images, openai_media.read_transcript, gemini.read_content])
-def test_an_error_of_status_200_is_a_failure(read: Callable[[bytes], Answer]) -> None:
+@pytest.mark.parametrize(
+    "read", [parse_response, parse_responses, openai_media.parse_images, openai_media.parse_transcript, gemini.parse_content]
+)
+def test_an_error_of_status_200_is_a_failure(read: Callable[[bytes], ResponseSummary]) -> None:
     """An answer that is an error is none; an error that says nothing is none."""
     assert read(json.dumps(REFUSED).encode()).failure == "error"
     for nothing in (None, {}, "", False):
@@ -168,7 +170,7 @@ def test_an_error_of_status_200_is_a_failure(read: Callable[[bytes], Answer]) ->
 
 def test_an_error_in_the_choice_is_a_failure() -> None:
     """OpenRouter ends the choice itself with an error; what it used is billed."""
-    read = read_answer(json.dumps({"choices": [{"index": 0, "finish_reason": "error"}], "usage": GOOD}).encode())
+    read = parse_response(json.dumps({"choices": [{"index": 0, "finish_reason": "error"}], "usage": GOOD}).encode())
     assert (read.failure, counts(read)) == ("error", GOOD)
 
 
@@ -201,11 +203,11 @@ SEARCHES = [
 def test_only_searches_are_billed_as_web_searches() -> None:
     """Whole, streamed and in a batch: looking at a page is free. A call that does not say its action is billed."""
     body = responses_body(output=SEARCHES)
-    assert read_responses(json.dumps(body).encode()).tool_calls == {"web_search": 2}
-    reader = show(ResponsesReader(), [{"type": "response.completed", "response": body}], SENT)
-    assert reader.answer().tool_calls == {"web_search": 2}
+    assert parse_responses(json.dumps(body).encode()).tool_calls == {"web_search": 2}
+    reader = show(ResponsesParser(), [{"type": "response.completed", "response": body}], SSE)
+    assert reader.summary().tool_calls == {"web_search": 2}
     line = {"custom_id": "a", "response": {"status_code": 200, "body": body}}
-    read = openai_jobs.read_line(json.dumps(line).encode(), {"response": read_responses})
+    read = openai_jobs.parse_line(json.dumps(line).encode(), {"response": parse_responses})
     assert read is not None
     assert read.tool_calls == {"web_search": 2}
 
@@ -216,10 +218,10 @@ DRAWN = [{"type": "image_generation_call", "result": "QQ=="}]
 def test_drawn_images_are_never_left_out() -> None:
     """With their tokens, in whichever counts, they are a component; without, a tool without a price."""
     told = {"output_tokens": 7024, "output_tokens_details": {"image_tokens": 7024}}
-    read = read_responses(json.dumps(responses_body(output=DRAWN, tool_usage={"image_gen": told})).encode())
+    read = parse_responses(json.dumps(responses_body(output=DRAWN, tool_usage={"image_gen": told})).encode())
     assert (read.tool_calls, counts(read)["tool_usage"]["image_gen"]["output_tokens"]) == (None, 7024)
     for untold in ({}, {"tool_usage": None}, {"tool_usage": {"image_gen": {"total_tokens": 0}}}):
-        assert read_responses(json.dumps(responses_body(output=DRAWN, **untold)).encode()).tool_calls == {"image_generation": 1}
+        assert parse_responses(json.dumps(responses_body(output=DRAWN, **untold)).encode()).tool_calls == {"image_generation": 1}
 
 
 def test_an_empty_usage_of_a_response_is_none() -> None:
@@ -228,5 +230,5 @@ def test_an_empty_usage_of_a_response_is_none() -> None:
         {"type": "response.output_text.delta", "delta": TEXT},
         {"type": "response.completed", "response": responses_body(usage=False) | {"usage": {}}},
     ]
-    reader = show(ResponsesReader(), events, SENT)
-    assert (bytes(reader.answer().usage), reader.estimated_output()) == (b"null", 100)
+    reader = show(ResponsesParser(), events, SSE)
+    assert (bytes(reader.summary().usage), reader.estimated_output()) == (b"null", 100)

@@ -13,7 +13,7 @@ import openai
 import pytest
 
 from voight_middleware import instrument, metered_call, uninstrument, wrap
-from voight_middleware.instrumentation.request import entry_here
+from voight_middleware.instrumentation.request import request_here
 
 from ..support.calls import Calls
 from ..support.memory_provider import USAGE, Provider, http_library, refusal
@@ -328,7 +328,7 @@ async def test_no_prompt_outlives_its_call(asynchronous: bool, stream: bool, sdk
         gc.collect()
         await asyncio.sleep(0)
 
-    assert contexts[0].run(entry_here) is None
+    assert contexts[0].run(request_here) is None
     assert gone() is None
     calls.one()
 
@@ -341,13 +341,13 @@ def test_no_prompt_of_raw_http_outlives_its_call(provider: Provider, calls: Call
 
     def opening(path: str, body: dict[str, Any]) -> Any:
         contexts.append(contextvars.copy_context())
-        seen.append(entry_here())
+        seen.append(request_here())
         return usual(path, body)
 
     provider.answer = opening
     wrap(provider.http_client(http_library(openai))).post("https://api.openai.com/v1/chat/completions", json=CHAT)
     assert seen[0] is not None
-    assert contexts[0].run(entry_here) is None
+    assert contexts[0].run(request_here) is None
     calls.one()
 
 

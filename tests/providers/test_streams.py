@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from voight_middleware import wrap
-from voight_middleware.instrumentation.streams import AsyncTap, Tap
+from voight_middleware.instrumentation.streams import AsyncMeteredIterator, MeteredIterator
 from voight_middleware.records.call import Call
 from voight_middleware.records.usage import Usage
 
@@ -380,8 +380,8 @@ def test_the_stream_is_the_sdks_own(kind: str, client: Any, provider: Provider, 
 
     assert type(stream) is type(bare)
     assert stream.response.status_code == 200
-    assert isinstance(stream._iterator, Tap)
-    assert not isinstance(bare._iterator, Tap | AsyncTap)
+    assert isinstance(stream._iterator, MeteredIterator)
+    assert not isinstance(bare._iterator, MeteredIterator | AsyncMeteredIterator)
     stream.close()
     bare.close()
 

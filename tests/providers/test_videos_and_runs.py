@@ -173,10 +173,10 @@ def test_nothing_is_submitted_while_it_is_switched_off(provider: Provider, calls
 
 
 FAULTS = [
-    "instrumentation.request:Entry._submit",
-    "instrumentation.request:Entry._submit_all",
-    "instrumentation.request:Entry._line",
-    "instrumentation.request:Entry.lines_read",
+    "instrumentation.request:MeteredRequest._submit",
+    "instrumentation.request:MeteredRequest._submit_all",
+    "instrumentation.request:MeteredRequest._line",
+    "instrumentation.request:MeteredRequest.lines_read",
     "instrumentation.request:Submission",
     "instrumentation.request:job_call_id",
     "instrumentation.request:_digest",

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from voight_middleware import tag, wrap
-from voight_middleware.context.context import bind
+from voight_middleware.context.context import use_scope
 from voight_middleware.middleware.getters import Getters
-from voight_middleware.middleware.request_scope import Scope
+from voight_middleware.middleware.request_scope import RequestScope
 
 from ..support.calls import Calls
 from ..support.memory_provider import MODELS, USAGE
@@ -265,7 +265,7 @@ async def test_the_user_of_the_request_is_asked_for(path: str, asynchronous: boo
         return "u_1"
 
     getter: Any = user if asynchronous else lambda _: "u_1"
-    with bind(Scope(lambda: "the request", Getters(getter), lambda: "WS /talk")):
+    with use_scope(RequestScope(lambda: "the request", Getters(getter), lambda: "WS /talk")):
         async with opened(wrap(server.client(asynchronous=asynchronous)), path) as connection:
             await ask(connection, {"type": "response.create"})
 

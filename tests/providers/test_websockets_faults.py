@@ -25,7 +25,7 @@ HOOKS = [
     "Socket.sent",
     "Socket.bind",
     "Socket.end",
-    "openai_socket:Entry",
+    "openai_socket:MeteredRequest",
     "openai_socket:_read_message",
     "openai_socket:_read_response",
 ]
@@ -96,11 +96,18 @@ async def test_what_is_no_json_disturbs_nobody(path: str, server: Server, calls:
 
 def test_an_event_costs_little(calls: Calls) -> None:
     """A tenth of a millisecond for the largest of those that come fifty times a second is far more than it takes."""
-    from voight_middleware.context.context import NOBODY, current_frame
+    from voight_middleware.context.context import NOBODY, current_context
 
     assert openai.__version__
     socket = openai_sockets.Socket(
-        host="h", provider="p", endpoint=openai_sockets.REALTIME, asks=True, model="m", session=None, frame=current_frame(), owner=NOBODY
+        host="h",
+        provider="p",
+        endpoint=openai_sockets.REALTIME,
+        asks=True,
+        model="m",
+        session=None,
+        context=current_context(),
+        owner=NOBODY,
     )
     event = json.dumps(realtime_answer()[1]).encode()
     started = time.perf_counter()

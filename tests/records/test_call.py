@@ -12,7 +12,7 @@ from decimal import Decimal
 import msgspec
 import pytest
 
-from voight_middleware.records.call import ATTRIBUTIONS, OUTCOMES, Call, Record, Settlement, new_call_id
+from voight_middleware.records.call import ATTRIBUTIONS, OUTCOMES, Call, LateAttribution, Record, new_call_id
 from voight_middleware.records.tags import Tags
 
 decode = msgspec.json.Decoder(Record).decode
@@ -109,7 +109,7 @@ def test_a_call_survives_the_journals_encoding() -> None:
 
 def test_a_settlement_is_told_from_a_call() -> None:
     """One journal holds both kinds of records, and decoding tells them apart."""
-    settlement = Settlement(call_ids=("a", "b"), tags=Tags(user_id="u"))
+    settlement = LateAttribution(call_ids=("a", "b"), tags=Tags(user_id="u"))
     assert decode(msgspec.json.encode(settlement)) == settlement
     assert settlement.attribution in ATTRIBUTIONS
 

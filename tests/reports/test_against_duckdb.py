@@ -21,7 +21,7 @@ from voight_middleware.reports.spend import spend
 from voight_middleware.reports.timespan import parse_window
 from voight_middleware.reports.top import top
 from voight_middleware.reports.unattributed import unattributed
-from voight_middleware.reports.unattributed_share import unowned
+from voight_middleware.reports.unattributed_share import unattributed_share
 
 from ..support.depth import DEEP, times
 from ..support.made_up_ledger import LONG_RELEASE, RELEASES, fill, made_up_calls
@@ -227,7 +227,7 @@ def test_after_a_repricing_and_late_owners(both: Both, tmp_path: Path) -> None:
 @pytest.mark.parametrize("window", [Window(), parse_window("2026-10-31T12:34:56", "2026-11-08")], ids=["ever", "a week"])
 def test_unowned(both: Both, where: Where, condition: str, window: Window) -> None:
     """What has no user, and all there is beside it, by number and by cost."""
-    report = unowned(both.ledger, where, window)
+    report = unattributed_share(both.ledger, where, window)
     nothing = {(): (0, None, None, None, None, None, 0, 0, 0, 0)}
     assert found([report.unowned], ()) == (both.figures((), f"({condition}) AND user_id IS NULL", window) or nothing)
     assert found([report.total], ()) == both.figures((), condition, window)

@@ -18,7 +18,7 @@ import pytest
 
 from voight_middleware.ledger import DIMENSIONS, Ledger, LedgerError, Where, Window, open_ledger
 from voight_middleware.pricing import PriceBook
-from voight_middleware.records.call import Settlement
+from voight_middleware.records.call import LateAttribution
 from voight_middleware.records.tags import Tags
 from voight_middleware.reports.margin import margin
 from voight_middleware.reports.plans import plans
@@ -26,7 +26,7 @@ from voight_middleware.reports.release import release
 from voight_middleware.reports.spend import spend
 from voight_middleware.reports.top import top
 from voight_middleware.reports.unattributed import unattributed
-from voight_middleware.reports.unattributed_share import beside, unowned
+from voight_middleware.reports.unattributed_share import unattributed_beside, unattributed_share
 from voight_middleware.reports.user import user
 from voight_middleware.reports.whatif import what_if
 
@@ -48,7 +48,9 @@ def filled(url: str) -> Ledger:
     ledger = open_ledger(url)
     fill(ledger, calls, batch=4_000)
     late = [call for call in calls if call.attribution in ("none", "error", "request")][::7]
-    ledger.insert([Settlement(call_ids=(call.call_id,), tags=Tags(user_id=f"late {n % 9}", plan="pro")) for n, call in enumerate(late)])
+    ledger.insert(
+        [LateAttribution(call_ids=(call.call_id,), tags=Tags(user_id=f"late {n % 9}", plan="pro")) for n, call in enumerate(late)]
+    )
     dearer = [call for call in calls if call.cost_femto is not None][::11]
     changes = [(call, msgspec.structs.replace(call, cost_femto=(call.cost_femto or 0) + 7, price="{}")) for call in dearer]
     for start in range(0, len(changes), 500):
@@ -114,7 +116,7 @@ REPORTS: dict[str, Callable[[Ledger, Where, Window, tzinfo | None], Any]] = {
     ),
     "margin": lambda ledger, where, window, zone: margin(ledger, revenue(ledger), "user_id", where, window, zone=zone),
     "unattributed": lambda ledger, where, window, zone: unattributed(ledger, where=where, window=window, zone=zone),
-    "unowned": lambda ledger, where, window, zone: unowned(ledger, where, window, zone=zone),
+    "unowned": lambda ledger, where, window, zone: unattributed_share(ledger, where, window, zone=zone),
     "release": lambda ledger, where, window, zone: release(ledger, LONG_RELEASE, None, where, window, times(3, 10), zone=zone),
     "release, first": lambda ledger, where, window, zone: release(ledger, SECOND, FIRST, where, window, times(3, 25), zone=zone),
     "user": lambda ledger, where, window, zone: [user(ledger, name, where, window, zone=zone) for name in (*users(ledger)[:2], "nobody")],
@@ -160,7 +162,7 @@ def test_notes_beside_a_report(file: Ledger, server: Ledger) -> None:
     answers = []
     for ledger in (file, server):
         report = spend(ledger, ("model",), {}, NOVEMBER)
-        answers.append(beside(ledger, report.total, report.rows, {}, NOVEMBER))
+        answers.append(unattributed_beside(ledger, report.total, report.rows, {}, NOVEMBER))
     assert answers[0] == answers[1]
 
 
@@ -199,7 +201,7 @@ def test_calls(file: Ledger, server: Ledger) -> None:
         file.calls({"plan": "pro"}, NOVEMBER, 500, as_priced=True)
     )
     ids = [call.call_id for call in file.calls(limit=COUNT // 10)]
-    assert server.former(ids).keys() == file.former(ids).keys()
-    assert server.extent() == file.extent()
+    assert server.price_histories(ids).keys() == file.price_histories(ids).keys()
+    assert server.time_range() == file.time_range()
     for name in users(file)[:2]:
-        assert server.holdings([name]) == file.holdings([name])
+        assert server.personal_data([name]) == file.personal_data([name])

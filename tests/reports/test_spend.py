@@ -13,7 +13,7 @@ from voight_middleware.records.call import Call, new_call_id
 from voight_middleware.records.tags import Tags
 from voight_middleware.records.usage import Usage
 from voight_middleware.reports.spend import as_row, spend
-from voight_middleware.reports.unattributed_share import unowned
+from voight_middleware.reports.unattributed_share import unattributed_share
 
 USD = 10**15
 
@@ -105,25 +105,25 @@ def test_a_row_as_data(ledger: Ledger) -> None:
 
 def test_unowned(ledger: Ledger) -> None:
     """Calls without a user are counted by number and by cost, beside all calls."""
-    report = unowned(ledger)
+    report = unattributed_share(ledger)
     assert (report.unowned.calls, report.unowned.cost_femto) == (2, 1 * USD)
     assert (report.share_of_calls, report.share_of_spend) == (Decimal("0.5"), Decimal("0.1"))
-    assert unowned(ledger, {"plan": "pro"}).share_of_spend == 0
+    assert unattributed_share(ledger, {"plan": "pro"}).share_of_spend == 0
 
 
 def test_unowned_of_nothing(ledger: Ledger) -> None:
     """Without calls there are no shares."""
-    report = unowned(ledger, window=Window(since=100))
+    report = unattributed_share(ledger, window=Window(since=100))
     assert (report.share_of_calls, report.share_of_spend) == (None, None)
 
 
 def test_as_priced(ledger: Ledger) -> None:
     """After a repricing the newest prices are reported, and on demand those of the time, in the shares of who has no owner too."""
-    before, none_before = spend(ledger, ["user_id"]), unowned(ledger)
+    before, none_before = spend(ledger, ["user_id"]), unattributed_share(ledger)
     changes = [(call, msgspec.structs.replace(call, cost_femto=1, cost_status="priced")) for call in ledger.calls()]
     assert ledger.reprice(changes) == 4
     assert spend(ledger).total.cost_femto == 4
-    assert unowned(ledger).unowned.cost_femto == 2
+    assert unattributed_share(ledger).unowned.cost_femto == 2
     again = spend(ledger, ["user_id"], as_priced=True)
     assert (again.rows, again.total, again.as_priced) == (before.rows, before.total, True)
-    assert unowned(ledger, as_priced=True) == none_before
+    assert unattributed_share(ledger, as_priced=True) == none_before

@@ -8,7 +8,7 @@ import pytest
 
 from voight_middleware.ledger import Ledger, UnknownDimension, Window
 from voight_middleware.pricing import PriceBook, open_book
-from voight_middleware.pricing.price_call import complete
+from voight_middleware.pricing.price_call import price_call
 from voight_middleware.records.call import Call
 from voight_middleware.records.tags import Tags
 from voight_middleware.reports.whatif import NoSuchModel, dimension_of, what_if
@@ -41,7 +41,7 @@ def keep(ledger: Ledger, book: PriceBook, new_call: Make) -> Callable[..., None]
         tags = Tags(user_id=user, extra={"feature": "f"})
         raw = values.pop("raw_usage", '{"prompt_tokens":1000,"completion_tokens":100}')
         call = new_call(model=model, tags=tags, raw_usage=raw, occurred_at=1_800_000_000_000_000, **values)
-        complete(call, book)
+        price_call(call, book)
         ledger.insert([call])
 
     return keep

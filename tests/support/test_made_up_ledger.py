@@ -12,7 +12,7 @@ import pytest
 
 from voight_middleware.ledger import open_ledger
 from voight_middleware.pricing import PriceBook
-from voight_middleware.pricing.price_call import complete
+from voight_middleware.pricing.price_call import price_call
 from voight_middleware.records.call import ATTRIBUTIONS, Call
 
 from ..support.depth import times
@@ -51,7 +51,7 @@ def test_every_call_is_what_the_ingester_makes_of_it(calls: Sequence[Call]) -> N
         again = msgspec.structs.replace(
             call, usage=None, components=(), cost_femto=None, cost_status="unpriced", cost_reasons=(), price=None
         )
-        complete(again, book)
+        price_call(again, book)
         assert again == call
 
 

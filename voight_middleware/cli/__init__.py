@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from voight_middleware.cli import events, export, filters, ingest, migrate, move, otlp, plot, render, rights
 from voight_middleware.cli import reports as questions
-from voight_middleware.cli.context import Asked, names, span, total_row, zone_of
+from voight_middleware.cli.context import ReportContext, names, span, total_row, zone_of
 from voight_middleware.cli.render import UserError
 from voight_middleware.cli.reports import positive
 from voight_middleware.config.paths import default_journal
@@ -27,7 +27,7 @@ from voight_middleware.ledger import DIMENSIONS, Ledger, LedgerError, UnknownDim
 from voight_middleware.pipeline.backlog import LATE_SECONDS, age, waiting_since
 from voight_middleware.reports import timespan
 from voight_middleware.reports.spend import SpendReport, as_row, spend
-from voight_middleware.reports.unattributed_share import beside
+from voight_middleware.reports.unattributed_share import unattributed_beside
 
 _TERMS = {"tier": "service tier", "geo": "place of inference", "size": "size of pictures", "quality": "quality of pictures"}
 _DRAINED_WORTH_A_NOTE = 1000
@@ -253,7 +253,7 @@ def _choice(*, since_required: bool = False) -> argparse.ArgumentParser:
     return choice
 
 
-def _answer(report: Callable[[Asked], int]) -> Callable[[Any], int]:
+def _answer(report: Callable[[ReportContext], int]) -> Callable[[Any], int]:
     """Ask one of the reports."""
 
     def run(args: Any) -> int:
@@ -261,7 +261,7 @@ def _answer(report: Callable[[Asked], int]) -> Callable[[Any], int]:
         if args.format == "table":
             render.need_rich()
         with _ledger(args) as ledger:
-            return report(Asked(args, ledger, filters.exact(ledger, where), window, zone_of(args), _settings(args)))
+            return report(ReportContext(args, ledger, filters.exact(ledger, where), window, zone_of(args), _settings(args)))
 
     return run
 
@@ -291,7 +291,9 @@ def _spend(args: Any) -> int:
 def _without_owner(ledger: Ledger, report: SpendReport, where: Where, window: Window) -> Any:
     if not report.total.calls:
         return None
-    return beside(ledger, report.total, report.rows if not report.more else (), where, window, as_priced=report.as_priced, zone=report.zone)
+    return unattributed_beside(
+        ledger, report.total, report.rows if not report.more else (), where, window, as_priced=report.as_priced, zone=report.zone
+    )
 
 
 def _export(args: Any) -> int:
@@ -352,7 +354,7 @@ def _explain(args: Any) -> int:
         call = ledger.call(args.call_id) or ledger.call(kept_call_id(args.call_id, _settings(args).pii))
         if call is None:
             raise UserError(f"there is no call {args.call_id!r} in this ledger; voight export shows their ids")
-        former = ledger.versions(call.call_id)
+        former = ledger.price_history(call.call_id)
     print(explain.as_json(call, former) if args.format == "json" else explain.as_text(call, former))
     return 0
 

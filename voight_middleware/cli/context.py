@@ -16,7 +16,7 @@ from voight_middleware.ledger import Ledger, Spend, Where, Window
 from voight_middleware.records.money import usd_text
 from voight_middleware.reports import timespan
 from voight_middleware.reports.spend import as_row, usd
-from voight_middleware.reports.unattributed_share import Unowned
+from voight_middleware.reports.unattributed_share import Unattributed
 
 Value: TypeAlias = object
 
@@ -24,7 +24,7 @@ SHORT = {"user": "user_id", "tenant": "tenant_id", "session": "session_id", "req
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ReportContext:
     """A question as it came from the command line, with the ledger open."""
 
     args: Any
@@ -123,7 +123,7 @@ def rate(value: Decimal | None) -> float | None:
     return None if value is None else round(float(value), 6)
 
 
-def total_row(total: Spend, owners: Unowned | None) -> dict[str, object]:
+def total_row(total: Spend, owners: Unattributed | None) -> dict[str, object]:
     """A total as it leaves the house, with what of it has no owner: null where certain users were asked for."""
     return {
         **as_row(total),

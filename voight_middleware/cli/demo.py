@@ -29,11 +29,11 @@ from voight_middleware.config.ledger_url import ledger_url
 from voight_middleware.config.paths import default_journal
 from voight_middleware.ledger import Ledger, Window, open_ledger
 from voight_middleware.pipeline.ingest import drain
-from voight_middleware.pricing.price_call import complete
+from voight_middleware.pricing.price_call import price_call
 from voight_middleware.providers.hosts import host_name
 from voight_middleware.records.call import Call
 from voight_middleware.reports.spend import spend
-from voight_middleware.reports.unattributed_share import unowned
+from voight_middleware.reports.unattributed_share import unattributed_share
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -177,7 +177,7 @@ def _estimate(plan: list[Ask]) -> Decimal:
         tokens = len(ask.text + _CONVERSATION * 10) // 3
         call = Call(call_id="", occurred_at=time.time_ns() // 1000, provider=provider, endpoint=endpoint, model=model)
         call.estimated_input, call.estimated_output = tokens, out
-        complete(call, book)
+        price_call(call, book)
         if call.cost_usd is None:
             raise UserError(f"there is no list price for {model}, so nothing can be said about the cost: update genai-prices")
         total += call.cost_usd
@@ -335,7 +335,7 @@ def _answer(folder: Path, window: Window, provider: LoopbackProvider | None, kee
     ledger = open_ledger(url, create=False)
     try:
         users = spend(ledger, ["user_id"], None, window, 10)
-        render.print_table(users, {}, unowned(ledger, None, window))
+        render.print_table(users, {}, unattributed_share(ledger, None, window))
         console.print()
         render.print_table(spend(ledger, ["plan"], None, window), {}, None)
         agrees = provider is None or _agrees(ledger, window, provider, console)

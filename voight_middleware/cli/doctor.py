@@ -17,7 +17,7 @@ from voight_middleware.config.ledger_url import sqlite_path
 from voight_middleware.config.settings import Settings
 from voight_middleware.ledger import Ledger, LedgerError, Window, open_ledger
 from voight_middleware.pipeline.journal import segments
-from voight_middleware.reports.unattributed_share import unowned
+from voight_middleware.reports.unattributed_share import unattributed_share
 
 _WEEK = 7 * 24 * 3600 * 1_000_000
 ANSWER_SECONDS = 30.0
@@ -55,7 +55,7 @@ def _ask(settings: Settings, answers: _Answers) -> bool:
         try:
             ledger = open_ledger(settings.ledger, create=False)
             try:
-                about = dict(ledger.about())
+                about = dict(ledger.info())
                 answers.ledger += _ledger(settings, ledger, about)
                 for name in _segments(settings):
                     answers.offsets[name] = ledger.progress(name)
@@ -117,7 +117,7 @@ def _ledger(settings: Settings, ledger: Ledger, about: dict[str, str]) -> Iterat
         return
     (total,) = ledger.spend()
     yield Finding(section, "calls", f"{total.calls:,}")
-    extent = ledger.extent()
+    extent = ledger.time_range()
     if extent is not None:
         yield Finding(section, "oldest, newest", f"{_time(extent[0])}, {_time(extent[1])}")
 
@@ -129,7 +129,7 @@ def _links(settings: Settings) -> Iterator[Finding]:
 
 def _week(ledger: Ledger) -> Iterator[Finding]:
     section = "the last 7 days"
-    report = unowned(ledger, window=Window(since=time.time_ns() // 1000 - _WEEK))
+    report = unattributed_share(ledger, window=Window(since=time.time_ns() // 1000 - _WEEK))
     total, none = report.total, report.unowned
     yield Finding(section, "calls", f"{total.calls:,}")
     if not total.calls:

@@ -14,12 +14,12 @@ from voight_middleware.config.kept_prices import stamp_of
 from voight_middleware.config.settings import Settings
 from voight_middleware.pipeline.backlog import LATE_SECONDS, age, waiting_since
 from voight_middleware.pipeline.journal import LOST, REJECTED, Segment, closed_bytes, folder_bytes, lost, reasons, segments
-from voight_middleware.pipeline.lock import Election
+from voight_middleware.pipeline.lock import IngestLock
 from voight_middleware.pricing import OverridesError
 from voight_middleware.pricing.price_books import configured_prices
 
-_MOST_SEGMENTS = 5
-_MOST_REASONS = 3
+_MAX_SEGMENTS = 5
+_MAX_REASONS = 3
 
 
 def of_journal(settings: Settings, offsets: Mapping[str, int]) -> Iterator[Finding]:
@@ -69,21 +69,21 @@ def _seen(settings: Settings, offsets: Mapping[str, int]) -> Iterator[Finding]:
     if not folder.is_dir():
         yield Finding(section, "rejected lines", "0")
         return
-    election = Election(folder)
+    lock = IngestLock(folder)
     waiting = list(_waiting(folder, offsets))
-    yield _ingester(settings, election, bool(waiting))
-    yield Finding(section, "last delivery", election.last_delivery() or "none yet")
+    yield _ingester(settings, lock, bool(waiting))
+    yield Finding(section, "last delivery", lock.last_delivery() or "none yet")
     yield _room(settings)
     stuck = {segment.name: problem for segment, _, _ in waiting if (problem := _problem(folder, segment)) is not None}
     for problem in sorted(set(stuck.values())):
         count = sum(one == problem for one in stuck.values())
         advice = "put the file right, or start the application anew with one that can be used; until then its calls wait"
         yield Finding(section, "prices", f"{count:,} segments wait, as their prices cannot be used: {problem}", advice, fatal=True)
-    yield from _late(settings, election, offsets, stuck)
-    for segment, size, dead in waiting[:_MOST_SEGMENTS]:
+    yield from _late(settings, lock, offsets, stuck)
+    for segment, size, dead in waiting[:_MAX_SEGMENTS]:
         owner = "of a process that is gone: the next report or app brings it in" if dead else "of a living process"
         yield Finding(section, segment.name, f"{size:,} bytes waiting, {owner}")
-    if more := waiting[_MOST_SEGMENTS:]:
+    if more := waiting[_MAX_SEGMENTS:]:
         yield Finding(section, f"{len(more):,} others", f"{sum(size for _, size, _ in more):,} bytes waiting")
     yield from _rejected(folder)
     yield from _lost(folder)
@@ -100,18 +100,18 @@ def _problem(folder: Path, segment: Segment) -> str | None:
     return None
 
 
-def _late(settings: Settings, election: Election, offsets: Mapping[str, int], stuck: Mapping[str, str]) -> Iterator[Finding]:
+def _late(settings: Settings, lock: IngestLock, offsets: Mapping[str, int], stuck: Mapping[str, str]) -> Iterator[Finding]:
     """Calls that wait though somebody is to bring them in."""
     since = waiting_since(settings.journal, lambda name: offsets.get(name, 0), stuck)
     late = 0.0 if since is None else time.time() - since
-    if late > LATE_SECONDS and election.taken():
-        lock = settings.journal / "ingest.lock"
-        advice = f"the process that ingests is stopped or hangs, and reports lack these calls: fuser {lock} names it; end it"
+    if late > LATE_SECONDS and lock.is_locked():
+        path = settings.journal / "ingest.lock"
+        advice = f"the process that ingests is stopped or hangs, and reports lack these calls: fuser {path} names it; end it"
         yield Finding("journal", "late", f"calls wait for {age(late)}", advice)
 
 
-def _ingester(settings: Settings, election: Election, waiting: bool) -> Finding:
-    if election.taken():
+def _ingester(settings: Settings, lock: IngestLock, waiting: bool) -> Finding:
+    if lock.is_locked():
         return Finding("journal", "ingester", "a living process")
     advice = None
     if not settings.ingest and waiting:
@@ -138,7 +138,7 @@ def _rejected(folder: Path) -> Iterator[Finding]:
         return
     advice = f"look at {rejected}: torn lines of killed processes are harmless, please report any other"
     yield Finding("journal", name, f"{count:,}", advice if count else None)
-    for reason, times in why.most_common(_MOST_REASONS):
+    for reason, times in why.most_common(_MAX_REASONS):
         yield Finding("journal", f"  {times:,} of them", reason)
 
 

@@ -15,7 +15,7 @@ from voight_middleware.config.ledger_url import shown_url
 from voight_middleware.config.settings import Settings
 from voight_middleware.events.outbox import FOLDER, REFUSED, Status, open_outbox, status
 from voight_middleware.pipeline.journal import segments
-from voight_middleware.pipeline.lock import Election
+from voight_middleware.pipeline.lock import IngestLock
 
 EXAMPLES = {
     "events": """\
@@ -91,7 +91,7 @@ def _send(settings: Settings, args: Any) -> int:
     if before is None:
         _tell(f"nothing waits: no call was queued in {settings.journal}; whoever ingests with VOIGHT_KEY queues them")
         left = None
-    elif Election(settings.journal).taken():
+    elif IngestLock(settings.journal).is_locked():
         _tell(
             f"a living process ingests {settings.journal}, and sends if it has VOIGHT_KEY: it is left to that one; {before.waiting:,} wait"
         )
@@ -134,7 +134,7 @@ def as_json(settings: Settings, found: Status | None) -> str:
             "agent": events.agent if events is not None else None,
             "url": shown_url(events.url) if events is not None else None,
             "events_per_minute": events.per_minute if events is not None else None,
-            "ingester": Election(settings.journal).taken(),
+            "ingester": IngestLock(settings.journal).is_locked(),
             "outbox": str(settings.journal / FOLDER) if found is not None else None,
             "waiting": found.waiting if found is not None else None,
             "seconds_to_send": _seconds(settings, found.waiting) if found is not None else None,
@@ -166,7 +166,7 @@ def _nobody(settings: Settings) -> str | None:
     """What is wrong where there is a key, and this process leaves the sending to another."""
     if settings.ingest:
         return None
-    if not Election(settings.journal).taken():
+    if not IngestLock(settings.journal).is_locked():
         return "with ingest off this process sends none, and nobody ingests this journal: start voight ingest there, with VOIGHT_KEY"
     if not (settings.journal / FOLDER).is_dir():
         return "with ingest off this process sends none, and the one that ingests queues none: start that one with VOIGHT_KEY"

@@ -11,13 +11,13 @@ from typing import Any
 from voight_middleware.cli.prices import origin, unit_price
 from voight_middleware.cli.render import aligned, exact, printable
 from voight_middleware.exporters.files import jsonl
-from voight_middleware.ledger import FormerPrice
+from voight_middleware.ledger import PriceVersion
 from voight_middleware.pricing.explain import Explanation, Line, Part, explain
 from voight_middleware.records.call import Call
 from voight_middleware.records.money import from_femto, usd_text
 
 
-def as_json(call: Call, former: Sequence[FormerPrice]) -> str:
+def as_json(call: Call, former: Sequence[PriceVersion]) -> str:
     """The call and its arithmetic as one JSON object, in ASCII; money as decimal strings of US dollars."""
     explanation = explain(call)
     value = {
@@ -45,7 +45,7 @@ def as_json(call: Call, former: Sequence[FormerPrice]) -> str:
     return json.dumps(value, indent=2)
 
 
-def as_text(call: Call, former: Sequence[FormerPrice]) -> str:
+def as_text(call: Call, former: Sequence[PriceVersion]) -> str:
     """The call and its arithmetic for a terminal."""
     explanation = explain(call)
     lines = [f"call {call.call_id}", *_facts(call), "", *_arithmetic(explanation), *_result(call, explanation)]

@@ -16,8 +16,8 @@ from voight_middleware.config.ledger_url import shown_url
 from voight_middleware.config.settings import Settings
 from voight_middleware.events.outbox import Status, status
 from voight_middleware.pipeline.journal import segments
-from voight_middleware.pipeline.supervisor import Delivery
-from voight_middleware.pipeline.worker import BREATH, INTERVAL
+from voight_middleware.pipeline.supervisor import IngestSupervisor
+from voight_middleware.pipeline.worker import BUSY_INTERVAL, INTERVAL
 
 ROUND_SECONDS = 5.0
 """How long a round may last where there is much: so long, a signal waits at most."""
@@ -80,7 +80,7 @@ def say(text: str) -> None:
 class _Sidecar:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.delivery = Delivery(settings.ledger, settings.journal, settings.prices, gentle=False, tell=say, events=settings.events)
+        self.delivery = IngestSupervisor(settings.ledger, settings.journal, settings.prices, gentle=False, tell=say, events=settings.events)
         self._signals: queue.SimpleQueue[int] = queue.SimpleQueue()  # no Event: a handler that runs inside its lock would wait for ever
         self._unreadable: str | None = None
 
@@ -118,10 +118,10 @@ class _Sidecar:
             say(f"ingesting {place}" if elected else f"waiting: another process ingests {self.settings.journal}")
             while True:
                 self._round()
-                if not elected and self.delivery.election.held:
+                if not elected and self.delivery.lock.held:
                     elected = True
                     say(f"ingesting {place}: the other process has ended")
-                if self._is_stopped(BREATH if self.delivery.behind else INTERVAL):
+                if self._is_stopped(BUSY_INTERVAL if self.delivery.behind else INTERVAL):
                     break
             if not elected:
                 say("stopped; it was another process's turn all the time")
@@ -141,7 +141,7 @@ class _Sidecar:
     def _elected(self) -> bool:
         folder = self.settings.journal
         try:
-            return self.delivery.election.win()
+            return self.delivery.lock.acquire()
         except OSError as error:
             raise UserError(f"the journal folder {folder} cannot be written ({error}): make it writable, or choose another") from error
 
@@ -164,7 +164,7 @@ class _Sidecar:
         if done:
             say(f"{count}; nothing is left")
             return 0
-        left = self.delivery.left()
+        left = self.delivery.pending_records()
         say(f"{count}; {'the rest stays' if left is None else f'up to {left:,} stay'} in {self.settings.journal}")
         return 1
 

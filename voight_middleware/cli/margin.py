@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from voight_middleware.cli.context import Asked, amount, names, rate, total_row
-from voight_middleware.cli.render import UserError, hidden, money, note_of_calls, title_of
+from voight_middleware.cli.context import ReportContext, amount, names, rate, total_row
+from voight_middleware.cli.render import UserError, caveats, money, note_of_calls, title_of
 from voight_middleware.cli.table import Column, amounts, counts, print_notes, print_table, print_title, rates, signed, texts
 from voight_middleware.config.settings import Settings
 from voight_middleware.ledger import Window
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser, positive: Callable[[str], int
     parser.add_argument("--stripe-key-field", metavar="KEY", help="the key in a customer's metadata that is his id (default: --on)")
 
 
-def answer(asked: Asked) -> int:
+def answer(asked: ReportContext) -> int:
     """Print the report."""
     args = asked.args
     (on, *others) = names(args.on) or [""]
@@ -91,7 +91,7 @@ def _known_as(settings: Settings) -> Callable[[str], Sequence[str]]:
     return lambda id_: (id_, *(name for name in known_as(id_, settings) if "*" not in name))
 
 
-def _window(asked: Asked) -> Window:
+def _window(asked: ReportContext) -> Window:
     month, args = asked.args.month, asked.args
     if month is None and (args.since or args.until):
         return asked.window
@@ -103,7 +103,7 @@ def _window(asked: Asked) -> Window:
         raise UserError(str(error)) from error
 
 
-def _revenue(asked: Asked, on: str) -> Revenue:
+def _revenue(asked: ReportContext, on: str) -> Revenue:
     if asked.args.revenue != "stripe":
         return read_csv(Path(asked.args.revenue), on)
     if asked.window.since is None:
@@ -125,7 +125,7 @@ def _row(row: MarginRow) -> dict[str, Any]:
     }
 
 
-def _print(report: MarginReport, rows: Sequence[MarginRow], revenue: Revenue, asked: Asked) -> None:
+def _print(report: MarginReport, rows: Sequence[MarginRow], revenue: Revenue, asked: ReportContext) -> None:
     subject = f"Margin by {report.on}" + (", as first priced" if report.as_priced else "")
     print_title(title_of(subject, report.window, asked.where, asked.zone))
     total_cost = report.total.cost_femto if report.total.calls else 0
@@ -162,4 +162,4 @@ def _notes(report: MarginReport, rows: Sequence[MarginRow], revenue: Revenue) ->
     if unknown:
         yield f"{unknown:,} of {len(report.rows):,} have no call with a price: their margin is not known"
     yield from revenue.notes
-    yield from hidden(report.total, None)
+    yield from caveats(report.total, None)

@@ -63,7 +63,7 @@ def run(settings: Settings, writer: str | None = None, reader: str | None = None
     if new_key and keys:
         raise UserError("there is a pseudonym key already; docs/privacy.md says how it is rotated")
     with closing(open_ledger(settings.ledger)) as ledger:
-        about = dict(ledger.about())
+        about = dict(ledger.info())
         if writer or reader:
             from voight_middleware.ledger.postgres import PostgresLedger
 

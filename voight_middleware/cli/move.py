@@ -17,7 +17,7 @@ from voight_middleware.cli.render import UserError, printable
 from voight_middleware.config.ledger_url import ledger_url, shown_url, sqlite_path
 from voight_middleware.config.paths import pseudonym_key_file
 from voight_middleware.ledger import Ledger, LedgerError, open_ledger
-from voight_middleware.maintenance.transfer import Difference, Move, Sums, move
+from voight_middleware.maintenance.transfer import Difference, Sums, Transfer, move
 from voight_middleware.records.money import from_femto, usd_text
 
 _LINE_SECONDS = 10.0
@@ -87,7 +87,7 @@ def run(source: Ledger, args: Any) -> int:
     return 0 if report.complete else 1
 
 
-def _look(source: Ledger, url: str) -> Move:
+def _look(source: Ledger, url: str) -> Transfer:
     try:
         target = open_ledger(url, create=False)
     except LedgerError as error:
@@ -149,7 +149,7 @@ def _span(seconds: float) -> str:
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"
 
 
-def printable_lines(report: Move, source: str) -> str:
+def printable_lines(report: Transfer, source: str) -> str:
     """What has been done, and what differs."""
     if report.dry_run:
         would = f"{_calls(report.copied)} and {report.jobs:,} submitted jobs"
@@ -191,7 +191,7 @@ def _calls(count: int) -> str:
     return "1 call" if count == 1 else f"{count:,} calls"
 
 
-def as_json(report: Move) -> str:
+def as_json(report: Transfer) -> str:
     """The same as one JSON object, in ASCII."""
     row = {
         "dry_run": report.dry_run,

@@ -8,8 +8,8 @@ from decimal import Decimal
 from typing import Any
 
 from voight_middleware.cli import plot
-from voight_middleware.cli.context import Asked, amount, rate, total_row
-from voight_middleware.cli.render import UserError, hidden, money, note_of_calls, title_of
+from voight_middleware.cli.context import ReportContext, amount, rate, total_row
+from voight_middleware.cli.render import UserError, caveats, money, note_of_calls, title_of
 from voight_middleware.cli.table import amounts, counts, print_notes, print_table, print_title, rates, shares, signed, texts
 from voight_middleware.ledger import UnknownDimension
 from voight_middleware.records.money import from_femto
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--price", metavar="PLAN=USD,…", action="append", default=[], help="what a user of the plan pays for a month")
 
 
-def answer(asked: Asked) -> int:
+def answer(asked: ReportContext) -> int:
     """Print the report."""
     picture = plot.check(asked.args.plot)
     threshold = None if asked.args.threshold is None else int(amount(asked.args.threshold, "the threshold").scaleb(15))
@@ -114,7 +114,7 @@ def _row(row: PlanRow) -> dict[str, Any]:
     }
 
 
-def _print(report: PlansReport, asked: Asked) -> None:
+def _print(report: PlansReport, asked: ReportContext) -> None:
     print_title(title_of("Plans" + (", as first priced" if report.as_priced else ""), report.window, asked.where, asked.zone))
     if not report.total.calls:
         print_notes(["No call matches. `voight spend` shows what there is; `voight doctor` says where calls go."])
@@ -170,4 +170,4 @@ def _notes(report: PlansReport) -> Iterator[str]:
     for plan in report.unused_prices:
         yield f"{plan} has a price, and no call"
     yield "top 1%, 5%, 10%: the part of the cost of a plan's users that the first of them take, rounded up to whole users"
-    yield from hidden(report.total, report.owners)
+    yield from caveats(report.total, report.owners)

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
-from voight_middleware.cli.context import Asked, moment, total_row
-from voight_middleware.cli.render import UserError, condition, hidden, money, note_of_calls
+from voight_middleware.cli.context import ReportContext, moment, total_row
+from voight_middleware.cli.render import UserError, caveats, condition, money, note_of_calls
 from voight_middleware.cli.table import Column, amounts, print_notes, print_table, print_title, signed, texts
 from voight_middleware.ledger import UnknownDimension
 from voight_middleware.records.money import from_femto
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser, positive: Callable[[str], int
     parser.add_argument("--limit", metavar="N", type=positive, default=10, help="how many users (default: 10)")
 
 
-def answer(asked: Asked) -> int:
+def answer(asked: ReportContext) -> int:
     """Print the report."""
     args = asked.args
     try:
@@ -68,7 +68,7 @@ def answer(asked: Asked) -> int:
     return asked.answer(rows, ("user_id",), about, lambda: _print(report, asked), header)
 
 
-def _side(side: Side, asked: Asked) -> dict[str, Any]:
+def _side(side: Side, asked: ReportContext) -> dict[str, Any]:
     return {
         "release": side.release,
         "since": moment(side.window.since, asked.zone),
@@ -115,7 +115,7 @@ def _test(report: ReleaseReport) -> dict[str, Any]:
     }
 
 
-def _print(report: ReleaseReport, asked: Asked) -> None:
+def _print(report: ReleaseReport, asked: ReportContext) -> None:
     before, after = report.before, report.after
     conditions = "".join(f" · {condition(item)}" for item in asked.where.items())
     priced = ", as first priced" if asked.as_priced else ""
@@ -154,7 +154,7 @@ def _change(row: ReleaseRow) -> str:
     return text if verdict == "untested" else f"{text} {verdict}"
 
 
-def _notes(report: ReleaseReport, asked: Asked) -> Iterator[str]:
+def _notes(report: ReleaseReport, asked: ReportContext) -> Iterator[str]:
     if report.more:
         yield f"{report.more:,} more users are in the total: --limit {len(report.rows) + report.more}"
     for side in (report.before, report.after):
@@ -178,4 +178,4 @@ def _notes(report: ReleaseReport, asked: Asked) -> Iterator[str]:
         )
         if report.grain == "hour":
             yield "the hours of a day differ by themselves: look again when both releases have had three whole days"
-    yield from hidden(report.after.spend, report.owners)
+    yield from caveats(report.after.spend, report.owners)

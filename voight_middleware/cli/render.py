@@ -17,7 +17,7 @@ from voight_middleware.ledger import Spend, Where, Window
 from voight_middleware.records.money import CONTEXT, from_femto, usd_text
 from voight_middleware.reports.spend import SpendReport, as_row
 from voight_middleware.reports.timespan import describe
-from voight_middleware.reports.unattributed_share import Unowned
+from voight_middleware.reports.unattributed_share import Unattributed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -77,7 +77,7 @@ def csv_text(header: Sequence[str], rows: Iterable[Mapping[str, object]], texts:
     return buffer.getvalue()
 
 
-def print_table(report: SpendReport, where: Where, ownership: Unowned | None) -> None:
+def print_table(report: SpendReport, where: Where, ownership: Unattributed | None) -> None:
     """Print the rows, a total, and what the total hides."""
     from rich import box
     from rich.table import Table
@@ -195,13 +195,13 @@ def bar(share: Decimal | None) -> Text:
     return Text.assemble(percent(share).rjust(6), " ", (drawn, "cyan"))
 
 
-def _notes(report: SpendReport, ownership: Unowned | None) -> list[str]:
+def _notes(report: SpendReport, ownership: Unattributed | None) -> list[str]:
     """What the total hides, each with the next question to ask."""
     total = report.total
     notes: list[str] = []
     if report.more:
         notes.append(f"{report.more:,} more rows are in the total: --limit {len(report.rows) + report.more}")
-    return [*notes, *together(report.rows), *hidden(total, ownership)]
+    return [*notes, *together(report.rows), *caveats(total, ownership)]
 
 
 def _lines_of_time(report: SpendReport) -> Iterator[Text]:
@@ -237,7 +237,7 @@ def together(rows: Iterable[Spend]) -> Iterator[str]:
             yield f"{user} is every user whose id is personal data of that kind, kept without a key: set VOIGHT_PSEUDONYM_KEY on every host"
 
 
-def hidden(total: Spend, owners: Unowned | None) -> list[str]:
+def caveats(total: Spend, owners: Unattributed | None) -> list[str]:
     """What a total does not say by itself, each with the next question to ask."""
     notes: list[str] = []
     if total.unpriced_calls:

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from voight_middleware.cli import margin, plans, release, top, unattributed, user, whatif
-from voight_middleware.cli.context import Asked
+from voight_middleware.cli.context import ReportContext
 
-Answer: TypeAlias = Callable[[Asked], int]
+Answer: TypeAlias = Callable[[ReportContext], int]
 Command: TypeAlias = Callable[..., argparse.ArgumentParser]
 
 EXAMPLES = {

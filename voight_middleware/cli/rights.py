@@ -14,13 +14,13 @@ from typing import Any
 from voight_middleware.cli.privacy import called
 from voight_middleware.cli.render import UserError
 from voight_middleware.config.settings import Settings
-from voight_middleware.ledger import Holdings, Ledger
-from voight_middleware.maintenance.erasure import Erasure, erase
+from voight_middleware.ledger import Ledger, PersonalData
+from voight_middleware.maintenance.erasure import ErasureResult, erase
 from voight_middleware.maintenance.retention import retain
 from voight_middleware.records.money import from_femto, usd_text
 
 _DAY = 86_400_000_000
-_LONGEST = 36_500
+_MAX_DAYS = 36_500
 
 ERASE = """\
 The ids become one token that nobody can trace back; calls, tokens and costs stay to the last digit. Journals of this host are erased too;
@@ -76,8 +76,8 @@ def run_retention(ledger: Ledger, args: Any) -> int:
     """``voight retention``."""
     match = re.fullmatch(r"([0-9]{1,5})d", args.keep)
     days = int(match[1]) if match else 0
-    if not 1 <= days <= _LONGEST:
-        raise UserError(f"--keep is a number of days, such as 400d (1d to {_LONGEST}d), not {args.keep!r}")
+    if not 1 <= days <= _MAX_DAYS:
+        raise UserError(f"--keep is a number of days, such as 400d (1d to {_MAX_DAYS}d), not {args.keep!r}")
     doing = args.yes and not args.dry_run
     until = time.time_ns() // 1000 - days * _DAY
     if doing:
@@ -125,7 +125,7 @@ def progress(what: str, total: int) -> Generator[Callable[[int], None]]:
         yield lambda count: bar.advance(task, count)
 
 
-def _erasure_row(done: Erasure) -> dict[str, object]:
+def _erasure_row(done: ErasureResult) -> dict[str, object]:
     found = done.found
     return {
         "calls": found.calls,
@@ -138,7 +138,7 @@ def _erasure_row(done: Erasure) -> dict[str, object]:
     }
 
 
-def _erasure_text(done: Erasure, doing: bool) -> str:
+def _erasure_text(done: ErasureResult, doing: bool) -> str:
     found = done.found
     cost = _cost(found)
     what = f"{found.calls:,} calls{'' if cost is None else f' of ${cost}'}, {found.elsewhere:,} calls of others that name this user, "
@@ -151,5 +151,5 @@ def _erasure_text(done: Erasure, doing: bool) -> str:
     return "\n".join(lines)
 
 
-def _cost(found: Holdings) -> str | None:
+def _cost(found: PersonalData) -> str | None:
     return None if found.cost_femto is None else usd_text(from_femto(found.cost_femto))

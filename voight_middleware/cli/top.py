@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from datetime import tzinfo
 from typing import Any
 
-from voight_middleware.cli.context import Asked, moment, names, rate, span, total_row
-from voight_middleware.cli.render import UserError, hidden, money, note_of_calls, percent, title_of, together
+from voight_middleware.cli.context import ReportContext, moment, names, rate, span, total_row
+from voight_middleware.cli.render import UserError, caveats, money, note_of_calls, percent, title_of, together
 from voight_middleware.cli.table import Column, amounts, change, counts, print_notes, print_table, print_title, rates, shares, texts
 from voight_middleware.records.money import from_femto
 from voight_middleware.reports.spend import as_row, usd
@@ -29,7 +29,7 @@ examples:
 _HEADER = ("share", "cache_hit_rate", "cost_per_call_usd", "before_calls", "before_cost_usd", "trend", "status")
 
 
-def answer(asked: Asked) -> int:
+def answer(asked: ReportContext) -> int:
     """Print the report."""
     by = names(asked.args.by)
     if not by:
@@ -70,7 +70,7 @@ def _figures(row: TopRow) -> dict[str, object]:
     }
 
 
-def _print(report: TopReport, asked: Asked) -> None:
+def _print(report: TopReport, asked: ReportContext) -> None:
     subject = f"Spend by {', '.join(report.by)}" + (", as first priced" if report.as_priced else "")
     print_title(title_of(subject, report.window, asked.where, asked.zone))
     if not report.total.spend.calls:
@@ -120,7 +120,7 @@ def _notes(report: TopReport, zone: tzinfo) -> Iterator[str]:
             part = "" if report.total.before is None else _part(row, report.total)
             yield f"gone: {name}, {money(from_femto(row.before.cost_femto))}{part} then"
     yield from together(row.spend for row in report.rows)
-    yield from hidden(report.total.spend, report.owners)
+    yield from caveats(report.total.spend, report.owners)
 
 
 def _part(row: TopRow, total: TopRow) -> str:

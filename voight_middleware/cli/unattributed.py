@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from voight_middleware.cli.context import Asked, names, rate
-from voight_middleware.cli.render import UserError, hidden, note_of_calls, percent, title_of
+from voight_middleware.cli.context import ReportContext, names, rate
+from voight_middleware.cli.render import UserError, caveats, note_of_calls, percent, title_of
 from voight_middleware.cli.table import Column, amounts, counts, print_notes, print_table, print_title, rates, shares, texts
 from voight_middleware.ledger import Spend
 from voight_middleware.reports.spend import as_row, ratio, usd
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser, positive: Callable[[str], int
     parser.add_argument("--limit", metavar="N", type=positive, default=10, help="how many rows (default: 10)")
 
 
-def answer(asked: Asked) -> int:
+def answer(asked: ReportContext) -> int:
     """Print the report."""
     if {"user_id", "user_id!"} & asked.where.keys():
         raise UserError("this is about calls without a user: filter by other things")
@@ -72,7 +72,7 @@ def _row(row: UnattributedRow) -> dict[str, Any]:
     }
 
 
-def _print(report: UnattributedReport, asked: Asked) -> None:
+def _print(report: UnattributedReport, asked: ReportContext) -> None:
     owners = report.owners
     subject = "Without an owner" + (", as first priced" if report.as_priced else "")
     print_title(title_of(subject, report.window, asked.where, asked.zone))
@@ -92,7 +92,7 @@ def _print(report: UnattributedReport, asked: Asked) -> None:
     print_notes(_advice(report))
     for section in report.sections:
         _print_section(section, owners.unowned)
-    print_notes(hidden(owners.unowned, None))
+    print_notes(caveats(owners.unowned, None))
 
 
 def _advice(report: UnattributedReport) -> Iterator[str]:

@@ -8,9 +8,9 @@ from dataclasses import replace
 from datetime import date, timedelta
 from typing import Any
 
-from voight_middleware.cli.context import Asked, moment
+from voight_middleware.cli.context import ReportContext, moment
 from voight_middleware.cli.privacy import called, no_key
-from voight_middleware.cli.render import UserError, hidden, sparkline, title_of
+from voight_middleware.cli.render import UserError, caveats, sparkline, title_of
 from voight_middleware.cli.table import amounts, counts, print_notes, print_table, print_title, shares, texts, whole
 from voight_middleware.ledger import Spend
 from voight_middleware.pipeline.pseudonyms import finding_keys
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser, positive: Callable[[str], int
     parser.add_argument("--last", metavar="N", type=positive, default=10, help="how many of the last calls (default: 10)")
 
 
-def answer(asked: Asked) -> int:
+def answer(asked: ReportContext) -> int:
     """Print the report."""
     if {"user_id", "user_id!"} & asked.where.keys():
         raise UserError("the user is an argument here: voight user ID")
@@ -67,7 +67,7 @@ def answer(asked: Asked) -> int:
     return asked.answer(rows, _TEXTS, about, lambda: _print(report, asked))
 
 
-def _lost_key(asked: Asked) -> str:
+def _lost_key(asked: ReportContext) -> str:
     """Why somebody may not be found who is there: without the key nobody knows the pseudonym."""
     if find(asked.args.user) is None or finding_keys(asked.settings):
         return ""
@@ -78,7 +78,7 @@ def _lost_key(asked: Asked) -> str:
 _TEXTS = ("call_id", "provider", "model", "route", "release", "plan", "tenant_id", "outcome", "attribution", "cost_status")
 
 
-def _call(call: Call, asked: Asked) -> dict[str, Any]:
+def _call(call: Call, asked: ReportContext) -> dict[str, Any]:
     usage = call.usage
     return {
         "call_id": call.call_id,
@@ -98,7 +98,7 @@ def _call(call: Call, asked: Asked) -> dict[str, Any]:
     }
 
 
-def _print(report: UserReport, asked: Asked) -> None:
+def _print(report: UserReport, asked: ReportContext) -> None:
     print_title(
         title_of(f"User {report.user_id}" + (", as first priced" if report.as_priced else ""), report.window, asked.where, asked.zone)
     )
@@ -120,10 +120,10 @@ def _print(report: UserReport, asked: Asked) -> None:
         ],
         footers=0,
     )
-    print_notes(hidden(report.total, None))
+    print_notes(caveats(report.total, None))
 
 
-def _second(call: Call, asked: Asked) -> str:
+def _second(call: Call, asked: ReportContext) -> str:
     """The time of a call in the zone that the title names."""
     return to_datetime(call.occurred_at).astimezone(asked.zone).strftime("%Y-%m-%d %H:%M:%S")
 

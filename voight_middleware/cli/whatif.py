@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from voight_middleware.cli.context import Asked, names, rate, total_row
+from voight_middleware.cli.context import ReportContext, names, rate, total_row
 from voight_middleware.cli.prices import open_prices
-from voight_middleware.cli.render import UserError, hidden, money, note_of_calls, title_of
+from voight_middleware.cli.render import UserError, caveats, money, note_of_calls, title_of
 from voight_middleware.cli.table import Column, amounts, change, counts, print_notes, print_table, print_title, signed, texts
 from voight_middleware.records.money import from_femto
 from voight_middleware.reports.spend import ratio, usd
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser, positive: Callable[[str], int
     parser.add_argument("--prices", metavar="FILE", type=Path, help="your own prices (default: VOIGHT_PRICES)")
 
 
-def answer(asked: Asked) -> int:
+def answer(asked: ReportContext) -> int:
     """Print the report."""
     args = asked.args
     if asked.as_priced:
@@ -94,7 +94,7 @@ def _figures(row: WhatIfRow) -> dict[str, Any]:
     }
 
 
-def _print(report: WhatIfReport, asked: Asked) -> None:
+def _print(report: WhatIfReport, asked: ReportContext) -> None:
     replaced = ", ".join(f"{old} as {new}" for old, new in report.models.items())
     print_title(title_of(f"Estimate: {replaced}", report.window, asked.where, asked.zone))
     rows = (*report.rows, report.total)
@@ -132,4 +132,4 @@ def _notes(report: WhatIfReport) -> Iterator[str]:
         yield f"{note_of_calls(total.unpriced_after)} ({cost}) without a price as the other model, not compared"
     if total.partial:
         yield f"{note_of_calls(total.partial)} priced in part as the other model: the estimate may be too low or too high"
-    yield from hidden(report.spend, report.owners)
+    yield from caveats(report.spend, report.owners)

@@ -46,23 +46,23 @@ class EventsTarget:
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
-LEAST_JOURNAL = 1_000_000
-LARGEST_JOURNAL = 10**18
-LONGEST_EXIT = 3600.0
+MIN_JOURNAL = 1_000_000
+MAX_JOURNAL = 10**18
+MAX_EXIT = 3600.0
 
 
 def read_bytes(text: str) -> int:
     match = _SIZE.fullmatch(text)
     unit = None if match is None else _UNITS.get(match[2].upper())
-    if match is None or unit is None or not LEAST_JOURNAL <= (size := int(Decimal(match[1]) * unit)) <= LARGEST_JOURNAL:
+    if match is None or unit is None or not MIN_JOURNAL <= (size := int(Decimal(match[1]) * unit)) <= MAX_JOURNAL:
         raise ValueError("write a size of 1MB or more, such as 512MB or 1GB (or 1GiB)")
     return size
 
 
 def read_seconds(text: str) -> float:
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*s?\s*", text)
-    if match is None or (seconds := float(match[1])) > LONGEST_EXIT:
-        raise ValueError(f"write seconds from 0 to {LONGEST_EXIT:.0f}, such as 5 or 2.5")
+    if match is None or (seconds := float(match[1])) > MAX_EXIT:
+        raise ValueError(f"write seconds from 0 to {MAX_EXIT:.0f}, such as 5 or 2.5")
     return seconds
 
 

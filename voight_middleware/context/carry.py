@@ -7,7 +7,7 @@ from collections.abc import Callable
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any, ParamSpec, TypeVar, cast
 
-from voight_middleware.context.context import Frame, current_frame, set_frame
+from voight_middleware.context.context import TagContext, current_context, set_context
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -22,20 +22,20 @@ def carry(function: Callable[P, R]) -> Callable[P, R]:
     Any callable: a function or coroutine function, a method, a ``functools.partial``, a class. A coroutine or generator that it answers
     is carried too. It keeps the request alive no longer than the request lasts.
     """
-    frame = frame_to_carry()
-    return run_inside(function, lambda: frame)
+    context = context_to_carry()
+    return run_inside(function, lambda: context)
 
 
-def frame_to_carry() -> Frame:
-    """The frame of here and now, to be put in force elsewhere: with the user, where the request's getters can be asked here only."""
-    frame = current_frame()
-    if getattr(frame.scope, "local", False):
-        frame.resolve()
-    return frame
+def context_to_carry() -> TagContext:
+    """The context of here and now, to be put in force elsewhere: with the user, where the request's getters can be asked here only."""
+    context = current_context()
+    if getattr(context.scope, "local", False):
+        context.resolve()
+    return context
 
 
-def run_inside(function: Callable[P, R], frame_for: Callable[[], Frame]) -> Callable[P, R]:
-    """*function*, wrapped to run inside a frame; a generator is inside it during each of its steps only."""
+def run_inside(function: Callable[P, R], context_for: Callable[[], TagContext]) -> Callable[P, R]:
+    """*function*, wrapped to run inside a context; a generator is inside it during each of its steps only."""
     import inspect
 
     if inspect.iscoroutinefunction(function):
@@ -49,19 +49,19 @@ def run_inside(function: Callable[P, R], frame_for: Callable[[], Frame]) -> Call
     # What a class has as attributes is no function's.
     updated = () if isinstance(function, type) else functools.WRAPPER_UPDATES
     whole: Callable[..., Any] = function
-    wrapped = functools.wraps(whole, updated=updated)(make(whole, frame_for))
+    wrapped = functools.wraps(whole, updated=updated)(make(whole, context_for))
     return cast("Callable[P, R]", wrapped)
 
 
-def _function_inside(function: Callable[..., Any], frame_for: Callable[[], Frame]) -> Callable[..., Any]:
+def _function_inside(function: Callable[..., Any], context_for: Callable[[], TagContext]) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
-        outer = current_frame()
-        inner = frame_for()
-        set_frame(inner)
+        outer = current_context()
+        inner = context_for()
+        set_context(inner)
         try:
             result = function(*args, **kwargs)
         finally:
-            set_frame(outer)
+            set_context(outer)
         # `lambda: coroutine()`, and an object with `async def __call__`, look like functions until they have answered.
         make = _INSIDE.get(type(result))
         return result if make is None else make(lambda: result, lambda: inner)()
@@ -69,33 +69,33 @@ def _function_inside(function: Callable[..., Any], frame_for: Callable[[], Frame
     return run
 
 
-def _coroutine_inside(function: Callable[..., Any], frame_for: Callable[[], Frame]) -> Callable[..., Any]:
+def _coroutine_inside(function: Callable[..., Any], context_for: Callable[[], TagContext]) -> Callable[..., Any]:
     async def run(*args: Any, **kwargs: Any) -> Any:
-        outer = current_frame()
-        set_frame(frame_for())
+        outer = current_context()
+        set_context(context_for())
         try:
             return await function(*args, **kwargs)
         finally:
-            set_frame(outer)
+            set_context(outer)
 
     return run
 
 
-def _generator_inside(function: Callable[..., Any], frame_for: Callable[[], Frame]) -> Callable[..., Any]:
+def _generator_inside(function: Callable[..., Any], context_for: Callable[[], TagContext]) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
-        inner = frame_for()
+        inner = context_for()
         steps = function(*args, **kwargs)
         step: Callable[[], Any] = functools.partial(next, steps)
         while True:
-            outer = current_frame()
-            set_frame(inner)
+            outer = current_context()
+            set_context(inner)
             try:
                 item = step()
             except StopIteration as stop:
                 return stop.value
             finally:
-                inner = current_frame()
-                set_frame(outer)
+                inner = current_context()
+                set_context(outer)
             try:
                 sent = yield item
             except BaseException as error:
@@ -106,21 +106,21 @@ def _generator_inside(function: Callable[..., Any], frame_for: Callable[[], Fram
     return run
 
 
-def _async_generator_inside(function: Callable[..., Any], frame_for: Callable[[], Frame]) -> Callable[..., Any]:
+def _async_generator_inside(function: Callable[..., Any], context_for: Callable[[], TagContext]) -> Callable[..., Any]:
     async def run(*args: Any, **kwargs: Any) -> Any:
-        inner = frame_for()
+        inner = context_for()
         steps = function(*args, **kwargs)
         step: Callable[[], Any] = functools.partial(anext, steps)
         while True:
-            outer = current_frame()
-            set_frame(inner)
+            outer = current_context()
+            set_context(inner)
             try:
                 item = await step()
             except StopAsyncIteration:
                 return
             finally:
-                inner = current_frame()  # a `with tag()` of the generator's own may stay open over a yield
-                set_frame(outer)
+                inner = current_context()  # a `with tag()` of the generator's own may stay open over a yield
+                set_context(outer)
             try:
                 sent = yield item
             except BaseException as error:

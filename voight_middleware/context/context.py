@@ -1,7 +1,7 @@
 """
 Tags: who a call is for.
 
-Explicit tags travel in one context variable, as a chain of immutable frames. A frame also names the request's scope, from which
+Explicit tags travel in one context variable, as a chain of immutable contexts. A context also names the request's scope, from which
 the signed-in user is resolved lazily. Frames are set and restored by value, never by token: a generator may leave a ``with
 tag(...)`` block in another copy of the context than the one that it entered in, and a token would raise there.
 """
@@ -31,7 +31,7 @@ class OwnerSource(Protocol):
         """Ask the getters, awaiting the asynchronous ones."""
         ...
 
-    def identify(self, tags: Tags, attribution: str) -> None:
+    def set_identity(self, tags: Tags, attribution: str) -> None:
         """Name the user, plan and tenant, instead of the getters."""
         ...
 
@@ -39,17 +39,17 @@ class OwnerSource(Protocol):
         """Lay explicit tags over what is known, for the rest of the request."""
         ...
 
-    def await_settlement(self, call_id: str) -> None:
+    def defer(self, call_id: str) -> None:
         """Note a call that was written without an owner, to be settled when the request ends."""
         ...
 
 
-class Frame:
+class TagContext:
     """What one context sees: the explicit tags, and the scope of the request that it is part of."""
 
     __slots__ = ("by", "outer", "scope", "tags")
 
-    def __init__(self, scope: OwnerSource | None, tags: Tags, outer: Frame | None = None, by: object = None) -> None:
+    def __init__(self, scope: OwnerSource | None, tags: Tags, outer: TagContext | None = None, by: object = None) -> None:
         self.scope = scope
         self.tags = tags
         self.outer = outer
@@ -57,18 +57,18 @@ class Frame:
 
     def owner(self) -> Owner:
         """The owner as far as it is known by now."""
-        return lay_over(self.scope.known() if self.scope is not None else NOBODY, self.tags)
+        return overlay(self.scope.known() if self.scope is not None else NOBODY, self.tags)
 
     def resolve(self) -> Owner:
         """The owner, asking the request's getters from synchronous code."""
-        return lay_over(self.scope.resolve() if self.scope is not None else NOBODY, self.tags)
+        return overlay(self.scope.resolve() if self.scope is not None else NOBODY, self.tags)
 
     async def aresolve(self) -> Owner:
         """As ``resolve``, from asynchronous code."""
-        return lay_over(await self.scope.aresolve() if self.scope is not None else NOBODY, self.tags)
+        return overlay(await self.scope.aresolve() if self.scope is not None else NOBODY, self.tags)
 
 
-def lay_over(found: Owner, explicit: Tags) -> Owner:
+def overlay(found: Owner, explicit: Tags) -> Owner:
     """
     What was *found* out about a request's user, under *explicit* tags.
 
@@ -86,14 +86,14 @@ def lay_over(found: Owner, explicit: Tags) -> Owner:
 
 
 NOBODY = Owner(NO_TAGS, "none")
-_frame: ContextVar[Frame] = ContextVar("voight_tags", default=Frame(None, NO_TAGS))
+_context: ContextVar[TagContext] = ContextVar("voight_tags", default=TagContext(None, NO_TAGS))  # noqa: B039 - it is immutable
 
-current_frame = _frame.get
-set_frame = _frame.set
-"""Put a frame in force, by value: that of ``current_frame`` elsewhere. For boundaries; an application uses ``tag`` and ``carry``."""
+current_context = _context.get
+set_context = _context.set
+"""Put a context in force, by value: that of ``current_frame`` elsewhere. For boundaries; an application uses ``tag`` and ``carry``."""
 
 
-class bind:
+class use_scope:
     """
     Bind a fresh scope for the length of a ``with`` block, and nothing of an outer one.
 
@@ -101,19 +101,19 @@ class bind:
     hand its user on.
     """
 
-    __slots__ = ("_frame", "_outer")
+    __slots__ = ("_context", "_outer")
 
     def __init__(self, scope: OwnerSource, tags: Tags = NO_TAGS) -> None:
-        self._frame = Frame(scope, tags)
-        self._outer: Frame | None = None
+        self._context = TagContext(scope, tags)
+        self._outer: TagContext | None = None
 
     def __enter__(self) -> None:
-        self._outer = current_frame()
-        set_frame(self._frame)
+        self._outer = current_context()
+        set_context(self._context)
 
     def __exit__(self, *exc_info: object) -> None:
         if self._outer is not None:
-            set_frame(self._outer)
+            set_context(self._outer)
 
 
 def on_a_loop() -> bool:

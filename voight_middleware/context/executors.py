@@ -10,8 +10,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
-from voight_middleware.context.carry import carry, frame_to_carry
-from voight_middleware.context.context import current_frame, set_frame
+from voight_middleware.context.carry import carry, context_to_carry
+from voight_middleware.context.context import current_context, set_context
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -92,11 +92,11 @@ def _carrying_start(original: Callable[..., Any]) -> Callable[..., Any]:
         if "start" not in _carrying or _works_for_others(self) or "run" in self.__dict__:
             original(self)
             return
-        frame, run = frame_to_carry(), self.run
+        context, run = context_to_carry(), self.run
 
         def run_carried() -> None:
             self.__dict__.pop("run", None)  # the thread and its `run` would keep each other
-            set_frame(frame)
+            set_context(context)
             run()
 
         self.run = run_carried  # type: ignore[method-assign]
@@ -133,16 +133,16 @@ def acarry_steps(iterable: AsyncIterable[T]) -> AsyncGenerator[T, Any]:
 class _Steps(Generator[Any, Any, Any]):
     def __init__(self, iterable: Iterable[Any]) -> None:
         self._steps: Iterator[Any] = iter(iterable)
-        self._frame = frame_to_carry()
+        self._context = context_to_carry()
 
     def _step(self, step: Callable[..., Any], *args: Any) -> Any:
-        outer = current_frame()
-        set_frame(self._frame)
+        outer = current_context()
+        set_context(self._context)
         try:
             return step(*args)
         finally:
-            self._frame = current_frame()  # a `with tag()` of the generator's own may stay open over a yield
-            set_frame(outer)
+            self._context = current_context()  # a `with tag()` of the generator's own may stay open over a yield
+            set_context(outer)
 
     def __next__(self) -> Any:
         return self._step(next, self._steps)
@@ -167,16 +167,16 @@ class _Steps(Generator[Any, Any, Any]):
 class _AsyncSteps(AsyncGenerator[Any, Any]):
     def __init__(self, iterable: AsyncIterable[Any]) -> None:
         self._steps: AsyncIterator[Any] = aiter(iterable)
-        self._frame = frame_to_carry()
+        self._context = context_to_carry()
 
     async def _step(self, step: Callable[..., Any], *args: Any) -> Any:
-        outer = current_frame()
-        set_frame(self._frame)
+        outer = current_context()
+        set_context(self._context)
         try:
             return await step(*args)
         finally:
-            self._frame = current_frame()
-            set_frame(outer)
+            self._context = current_context()
+            set_context(outer)
 
     async def __anext__(self) -> Any:
         return await self._step(anext, self._steps)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from types import TracebackType
 
 from voight_middleware.context.carry import P, R, run_inside
-from voight_middleware.context.context import Frame, current_frame, on_a_loop, set_frame
+from voight_middleware.context.context import TagContext, current_context, on_a_loop, set_context
 from voight_middleware.diagnostics import warn_once
 from voight_middleware.records.tag_values import keep_extra, keep_value
 from voight_middleware.records.tags import Tags
@@ -54,15 +54,15 @@ class tag:
         )
 
     def __enter__(self) -> None:
-        outer = current_frame()
-        set_frame(Frame(outer.scope, outer.tags.merge(self.tags), outer, self))
+        outer = current_context()
+        set_context(TagContext(outer.scope, outer.tags.merge(self.tags), outer, self))
 
     def __exit__(
         self, exc_type: type[BaseException] | None = None, exc: BaseException | None = None, trace: TracebackType | None = None
     ) -> None:
-        frame = current_frame()
-        if frame.by is self and frame.outer is not None:
-            set_frame(frame.outer)
+        context = current_context()
+        if context.by is self and context.outer is not None:
+            set_context(context.outer)
         elif exc_type is None and not on_a_loop():  # on a loop, a generator may well be closed in another task than it ran in
             warn_once(_LEFT_ELSEWHERE)
 
@@ -73,9 +73,9 @@ class tag:
         self.__exit__()
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
-        def inner() -> Frame:
-            outer = current_frame()
-            return Frame(outer.scope, outer.tags.merge(self.tags), outer, self)
+        def inner() -> TagContext:
+            outer = current_context()
+            return TagContext(outer.scope, outer.tags.merge(self.tags), outer, self)
 
         return run_inside(function, inner)
 
@@ -104,21 +104,21 @@ def set_tags(
         session_id=keep_value("session_id", session_id),
         extra=keep_extra(extra) if extra else {},
     )
-    frame = current_frame()
-    if frame.scope is not None:
-        frame.scope.set_tags(tags)
+    context = current_context()
+    if context.scope is not None:
+        context.scope.set_tags(tags)
     else:
-        set_frame(_laid_under(frame, tags))
+        set_context(_merge_under(context, tags))
 
 
-def _laid_under(frame: Frame, tags: Tags) -> Frame:
-    """*frame* with *tags* below those of every ``tag`` that is in force."""
-    if frame.outer is None or not isinstance(frame.by, tag):
-        return Frame(None, frame.tags.merge(tags))
-    outer = _laid_under(frame.outer, tags)
-    return Frame(None, outer.tags.merge(frame.by.tags), outer, frame.by)
+def _merge_under(context: TagContext, tags: Tags) -> TagContext:
+    """*context* with *tags* below those of every ``tag`` that is in force."""
+    if context.outer is None or not isinstance(context.by, tag):
+        return TagContext(None, context.tags.merge(tags))
+    outer = _merge_under(context.outer, tags)
+    return TagContext(None, outer.tags.merge(context.by.tags), outer, context.by)
 
 
 def current_tags() -> Tags:
     """The tags that a call made here and now would carry; resolves the request's user if that has not happened yet."""
-    return current_frame().resolve().tags
+    return current_context().resolve().tags

@@ -29,7 +29,7 @@ REFUSED = "refused.jsonl"
 """What the server has refused, one object a line with the id of the call and the reason. Such a call is not sent again."""
 FILE_BYTES = 1024 * 1024
 """A file that has grown beyond this is left, and another begun."""
-MOST_BYTES = 64 * 1024 * 1024
+MAX_BYTES = 64 * 1024 * 1024
 """How large all files may be together, over a million calls. Beyond it the oldest are dropped and counted: the ledger has them."""
 REFUSED_BYTES = 10 * 1024 * 1024
 
@@ -57,7 +57,7 @@ class Batch(msgspec.Struct, array_like=True, frozen=True):
     calls: tuple[tuple[str, int, int, bool], ...]
 
 
-class Place(NamedTuple):
+class Cursor(NamedTuple):
     """A place in the outbox: the file's number, the line's offset in it, the call in the line."""
 
     file: int = 0
@@ -65,13 +65,13 @@ class Place(NamedTuple):
     call: int = 0
 
 
-class Waiting(NamedTuple):
+class Pending(NamedTuple):
     """A call that waits, the batch that it came with, and the place behind it."""
 
     entry: Entry
     segment: str
     end: int
-    behind: Place
+    next: Cursor
 
 
 class State(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -149,9 +149,9 @@ class Outbox:
                 self._forget_deleted(queued)
                 self._bound()
 
-    def read(self, place: Place | None = None) -> Iterator[Waiting]:
+    def read(self, place: Cursor | None = None) -> Iterator[Pending]:
         """The calls that wait, the oldest first, from *place* on; by default from the first that has not been sent."""
-        start = Place(*self.state.place) if place is None else place
+        start = Cursor(*self.state.place) if place is None else place
         for number in _numbers(self.folder):
             if number < start.file:
                 continue
@@ -162,11 +162,11 @@ class Outbox:
                 if batch is not None:
                     skipped = start.call if (number, offset) == (start.file, start.offset) else 0
                     for index, call in enumerate(batch.calls[skipped:], skipped + 1):
-                        behind = Place(number, offset, index) if index < len(batch.calls) else Place(number, after)
-                        yield Waiting(Entry(*call), batch.segment, batch.end, behind)
+                        behind = Cursor(number, offset, index) if index < len(batch.calls) else Cursor(number, after)
+                        yield Pending(Entry(*call), batch.segment, batch.end, behind)
                 offset = after
 
-    def settle(self, behind: Place, **changes: object) -> None:
+    def settle(self, behind: Cursor, **changes: object) -> None:
         """
         Go on behind a call, and keep that with the *changes* of the state, before anything else is sent.
 
@@ -184,7 +184,7 @@ class Outbox:
         with self._lock, contextlib.suppress(OSError):
             self._change(**changes)
 
-    def refuse(self, call_id: str, status: int, reason: object) -> None:
+    def reject(self, call_id: str, status: int, reason: object) -> None:
         """
         Set a call aside that the server has refused.
 
@@ -239,10 +239,10 @@ class Outbox:
     def _bound(self) -> None:
         numbers = _numbers(self.folder)
         size = sum(_size(self.folder, number) for number in numbers)
-        while size > MOST_BYTES and len(numbers) > 1:
+        while size > MAX_BYTES and len(numbers) > 1:
             oldest = numbers.pop(0)
             size -= _size(self.folder, oldest)
-            lost = sum(1 for waiting in self.read() if waiting.behind.file == oldest)
+            lost = sum(1 for waiting in self.read() if waiting.next.file == oldest)
             self._change(dropped=self.state.dropped + lost, place=max((oldest + 1, 0, 0), self.state.place))
             _file(self.folder, oldest).unlink(missing_ok=True)
 

@@ -21,7 +21,7 @@ from voight_middleware.config.values import EventsTarget
 from voight_middleware.diagnostics import report_internal_error, warn_once
 from voight_middleware.events.api import Answer, EventApi, reason
 from voight_middleware.events.event import event
-from voight_middleware.events.outbox import Entry, Outbox, Place
+from voight_middleware.events.outbox import Cursor, Entry, Outbox
 from voight_middleware.ledger import Ledger
 from voight_middleware.ledger.find_call import call_at
 from voight_middleware.records.call import Call
@@ -31,11 +31,11 @@ SETTLE_SECONDS = 15.0
 SPACING = 1.05
 """A little slower than allowed: events that were held up on their way come closer together than they were sent."""
 FIRST_PAUSE = 1.0
-LONGEST_PAUSE = 60.0
+MAX_PAUSE = 60.0
 """Between two attempts while the server does not answer or fails, in seconds; doubled each time, and less by up to a half by chance."""
-LONGEST_WAIT = 3600.0
+MAX_WAIT = 3600.0
 """The most that ``Retry-After`` is followed, and the pause where a quota is spent."""
-MOST_READY = 5_000
+MAX_READY = 5_000
 FRESH_SECONDS = 60.0
 """How long what was read from the ledger may be sent: who is erased meanwhile must not be named an hour later, when a server is back."""
 REFILL_SECONDS = 1.0
@@ -48,7 +48,7 @@ class _Ready(NamedTuple):
     call_id: str
     body: bytes | None
     """The event; None for a call that is not in the ledger any more, or that cannot be told as one."""
-    behind: Place
+    behind: Cursor
     read_at: float
     """By ``time.monotonic()``."""
     defect: str | None = None
@@ -67,9 +67,9 @@ class EventSender:
         self._target = target
         self._outbox = outbox
         self._interval = SPACING * 60.0 / target.per_minute
-        self._most_ready = min(MOST_READY, max(20, target.per_minute // 10))
+        self._most_ready = min(MAX_READY, max(20, target.per_minute // 10))
         self._ready: deque[_Ready] = deque()
-        self._read_up_to: Place | None = None
+        self._read_up_to: Cursor | None = None
         self._generation = 0
         self._reading = threading.Lock()
         self._head: tuple[str, float] | None = None
@@ -107,18 +107,18 @@ class EventSender:
                     break  # its batch has not got into the ledger yet
                 if call is not None and not self._is_settled(call):
                     break
-                ready = self._told(waiting.entry.call_id, call, waiting.behind)
+                ready = self._told(waiting.entry.call_id, call, waiting.next)
                 with self._reading:
                     if generation != self._generation:  # the thread has thrown away what was read: this lies behind it
                         break
                     self._ready.append(ready)
-                    self._read_up_to = waiting.behind
+                    self._read_up_to = waiting.next
         finally:
             if self._ready:
                 self._start()
                 self._filled.set()
 
-    def _told(self, call_id: str, call: Call | None, behind: Place) -> _Ready:
+    def _told(self, call_id: str, call: Call | None, behind: Cursor) -> _Ready:
         ready = _Ready(call_id, None, behind, time.monotonic())
         try:
             return ready if call is None else ready._replace(body=_encode(event(call, self._target.agent)))
@@ -175,11 +175,11 @@ class EventSender:
                 pause = self._deliver(ready)
             except OSError as error:  # what has been sent cannot be kept: it would be sent again
                 self._complain_of_disk(error)
-                pause = LONGEST_PAUSE
+                pause = MAX_PAUSE
             except Exception as error:
                 report_internal_error(error)
                 self._outbox.note(problem=f"an error of our own: {type(error).__name__}")
-                pause = LONGEST_PAUSE
+                pause = MAX_PAUSE
             self._stopping.wait(pause)
 
     def _take(self) -> _Ready | None:
@@ -204,7 +204,7 @@ class EventSender:
             if ready.defect is None:
                 self._keep(ready, gone=outbox.state.gone + 1)
             else:
-                outbox.refuse(ready.call_id, 0, ready.defect)
+                outbox.reject(ready.call_id, 0, ready.defect)
                 self._keep(ready, refused=outbox.state.refused + 1)
             return 0.0
         if answer.accepted:
@@ -213,7 +213,7 @@ class EventSender:
             self._stop_for(answer)
             return 0.0
         elif answer.status in _REFUSED:
-            outbox.refuse(ready.call_id, answer.status, reason(answer))
+            outbox.reject(ready.call_id, answer.status, reason(answer))
             warn_once(f"Voight refuses events (HTTP {answer.status}): they are set aside with the reason, in {outbox.folder}")
             self._keep(ready, refused=outbox.state.refused + 1, problem=None, stopped=False)
         else:
@@ -230,7 +230,7 @@ class EventSender:
                 self._outbox.settle(ready.behind, **changes)
             except OSError as error:
                 self._complain_of_disk(error)
-                if self._stopping.wait(LONGEST_PAUSE):
+                if self._stopping.wait(MAX_PAUSE):
                     return
             else:
                 self._ready.popleft()
@@ -256,10 +256,10 @@ class EventSender:
     def _pause(self, answer: Answer, failures: int) -> float:
         """Seconds until the next attempt."""
         if answer.retry_after is not None:
-            return min(answer.retry_after, LONGEST_WAIT) + self._chance.uniform(0, FIRST_PAUSE / 4)
+            return min(answer.retry_after, MAX_WAIT) + self._chance.uniform(0, FIRST_PAUSE / 4)
         if answer.status == 402:
-            return LONGEST_WAIT
-        longest = LONGEST_PAUSE if answer.status in _AGAIN or answer.status == 0 or answer.status >= 500 else LONGEST_WAIT / 4
+            return MAX_WAIT
+        longest = MAX_PAUSE if answer.status in _AGAIN or answer.status == 0 or answer.status >= 500 else MAX_WAIT / 4
         return float(min(longest, FIRST_PAUSE * 2 ** min(failures - 1, 20)) * self._chance.uniform(0.5, 1.0))
 
 

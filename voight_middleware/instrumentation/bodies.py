@@ -20,7 +20,7 @@ PLAIN = ("identity", "")
 ZIPPED = ("gzip", "deflate")
 _STEP = 1024 * 1024
 """How many bytes of a stream are unpacked at a time."""
-_MOST_PACKED = 200
+_MAX_PACKED = 200
 """How many times its size a stream may have unpacked, beyond its first ``_SLACK`` bytes. Chunks of a chat shrink to a thirtieth."""
 _SLACK = 4 * 1024 * 1024
 _PIECES = {"gzip": 1024, "deflate": 1024}
@@ -113,7 +113,7 @@ class Unpacking:
             data = self._zlib.decompress(part, _STEP)
             self._packed += len(part) - len(self._zlib.unconsumed_tail)
             self._unpacked += len(data)
-            if self._unpacked > _SLACK + _MOST_PACKED * self._packed:
+            if self._unpacked > _SLACK + _MAX_PACKED * self._packed:
                 raise ValueError("a body that unpacks to hundreds of times its size")
             yield data
             part = self._zlib.unconsumed_tail

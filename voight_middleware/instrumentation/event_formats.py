@@ -17,7 +17,7 @@ import msgspec
 
 from voight_middleware.diagnostics import counters
 from voight_middleware.instrumentation.bodies import MAX_BODY_BYTES, PLAIN, ZIPPED, Body, Unpacking
-from voight_middleware.providers.base import StreamReader
+from voight_middleware.providers.base import StreamParser
 
 
 class Event(dict[str, Any]):
@@ -33,13 +33,13 @@ def viewed(value: Any) -> Any:
     return [viewed(one) for one in value] if type(value) is list else value
 
 
-class Form(NamedTuple):
+class EventFormat(NamedTuple):
     """How events lie in a body."""
 
     mark: bytes
     """What is in every part that completes an event."""
     read: Callable[[bytes], tuple[list[Any], bytes]]
-    """The whole events at the beginning, and what is left over. Raises ValueError for what is no such body."""
+    """The whole events at the start, and what is left over. Raises ValueError for what is no such body."""
     end: bytes = b""
     """What completes the last event, where a body may end without it."""
 
@@ -56,9 +56,9 @@ class Events(Body):
 
     __slots__ = ("_form", "_reader", "_rest", "_size_of_rest", "_unpack")
 
-    def __init__(self, response: Any, form: Form, reader: StreamReader) -> None:
+    def __init__(self, response: Any, form: EventFormat, reader: StreamParser) -> None:
         super().__init__(response)
-        self._form: Form | None = form
+        self._form: EventFormat | None = form
         self._reader = reader
         self._rest: list[bytes] = []
         self._size_of_rest = 0
@@ -100,10 +100,10 @@ class Events(Body):
             self._rest, self._size_of_rest = [rest] if rest else [], len(rest)
             for event in found:
                 if event.error is None:
-                    self._reader.see(event)
+                    self._reader.feed(event)
                 else:
                     if event.usage is not None:  # a failure may be billed: OpenRouter says how many tokens
-                        self._reader.see(event)
+                        self._reader.feed(event)
                     self._reader.failure = self._reader.failure or "error"
         else:
             self._rest.append(data)
@@ -231,11 +231,11 @@ def _chunks(data: bytes) -> tuple[list[Any], bytes]:
     return found, rest
 
 
-SENT = Form(b"\n", _sent, end=b"\n\n")
+SSE = EventFormat(b"\n", _sent, end=b"\n\n")
 """Server-sent events: what is in their ``data``."""
-CHUNKS = Form(b"\n", _chunks, end=b"\n\n")
+CHAT_SSE = EventFormat(b"\n", _chunks, end=b"\n\n")
 """The same of a chat."""
-NAMED = Form(b"\n", _named, end=b"\n\n")
+NAMED_SSE = EventFormat(b"\n", _named, end=b"\n\n")
 """The same of an assistant, whose events are told apart by their name only."""
 
 # -- JSON arrays ---------------------------------------------------------------------------------------------------------------
@@ -255,7 +255,7 @@ def _elements(data: bytes) -> tuple[list[Any], bytes]:
     return found, text.encode(errors="surrogateescape")
 
 
-ARRAY = Form(b"}", _elements)
+ARRAY = EventFormat(b"}", _elements)
 """An array of JSON objects, sent one by one (Gemini)."""
 
 # -- Amazon's event stream -----------------------------------------------------------------------------------------------------
@@ -287,5 +287,5 @@ def _unwrapped(event: Any) -> Any:
     return Event(error=event) if isinstance(event.message, str) else event
 
 
-FRAMES = Form(b"", _frames)
+AWS_EVENT_STREAM = EventFormat(b"", _frames)
 """Amazon's event stream: the JSON in its payloads, unwrapped where it is in ``bytes``."""

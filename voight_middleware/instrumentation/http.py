@@ -17,13 +17,13 @@ import msgspec
 from voight_middleware.diagnostics import report_internal_error
 from voight_middleware.instrumentation import event_formats as events
 from voight_middleware.instrumentation.bodies import MAX_BODY_BYTES, Body
-from voight_middleware.instrumentation.event_formats import Events, Form
-from voight_middleware.instrumentation.request import Entry, Place, by_hand_here, current_entry, entry_here
-from voight_middleware.instrumentation.streams import quietly, watch_close
+from voight_middleware.instrumentation.event_formats import EventFormat, Events
+from voight_middleware.instrumentation.request import MeteredRequest, RequestSlot, current_request, in_manual_block, request_here
+from voight_middleware.instrumentation.streams import call_guarded, watch_close
 from voight_middleware.pipeline.meter import current_meter
 from voight_middleware.providers import anthropic, bedrock, gemini
-from voight_middleware.providers.base import Answer, Endpoint
-from voight_middleware.providers.hosts import biller
+from voight_middleware.providers.base import Endpoint, ResponseSummary
+from voight_middleware.providers.hosts import billing_provider
 from voight_middleware.providers.openai import text as openai
 
 T = TypeVar("T")
@@ -99,27 +99,27 @@ class _Sync(_Transport):
         self._inner.close()
 
     def handle_request(self, request: Any) -> Any:
-        entry = _enter(request)
-        if entry is None:
+        metered = _enter(request)
+        if metered is None:
             return self._inner.handle_request(request)
-        outer, place = current_entry.get(), Place(entry)
-        current_entry.set(place)  # a metered transport further inside is a part of this one
+        outer, place = current_request.get(), RequestSlot(metered)
+        current_request.set(place)  # a metered transport further inside is a part of this one
         try:
             try:
-                entry.owner = entry.frame.resolve()
+                metered.owner = metered.context.resolve()
             except Exception as error:
                 report_internal_error(error)
-            entry.begin()
+            metered.start()
             try:
                 response = self._inner.handle_request(request)
             except BaseException as error:
-                quietly(entry.failed, error)
+                call_guarded(metered.fail, error)
                 raise
         finally:
-            current_entry.set(outer)
+            current_request.set(outer)
             place.leave()
-            entry.left()
-        quietly(entry.watch, response)
+            metered.responded()
+        call_guarded(metered.watch, response)
         return response
 
 
@@ -135,27 +135,27 @@ class _Async(_Transport):
         await self._inner.aclose()
 
     async def handle_async_request(self, request: Any) -> Any:
-        entry = _enter(request)
-        if entry is None:
+        metered = _enter(request)
+        if metered is None:
             return await self._inner.handle_async_request(request)
-        outer, place = current_entry.get(), Place(entry)
-        current_entry.set(place)  # a metered transport further inside is a part of this one
+        outer, place = current_request.get(), RequestSlot(metered)
+        current_request.set(place)  # a metered transport further inside is a part of this one
         try:
             try:
-                entry.owner = entry.frame.owner() if entry.frame.scope is None else await entry.frame.aresolve()
+                metered.owner = metered.context.owner() if metered.context.scope is None else await metered.context.aresolve()
             except Exception as error:
                 report_internal_error(error)
-            entry.begin()
+            metered.start()
             try:
                 response = await self._inner.handle_async_request(request)
             except BaseException as error:
-                quietly(entry.failed, error)
+                call_guarded(metered.fail, error)
                 raise
         finally:
-            current_entry.set(outer)
+            current_request.set(outer)
             place.leave()
-            entry.left()
-        quietly(entry.watch, response)
+            metered.responded()
+        call_guarded(metered.watch, response)
         return response
 
 
@@ -221,7 +221,7 @@ _MAKERS = {"anthropic": _ANYWHERE[1][2], "mistralai": _ANYWHERE[0][2]}
 def find(method: str, host: str, path: str) -> Target | None:
     """What a request is for; None for any that is not billed."""
     deployed = _DEPLOYED.search(path)
-    provider = biller(host) or ("azure" if deployed is not None else None)
+    provider = billing_provider(host) or ("azure" if deployed is not None else None)
     path = path.rstrip("/")
     if provider == "azure" and (start_at := path.find("/openai/")) > 0:
         path = path[start_at:]  # behind API Management or a gateway, which put a path of their own before it
@@ -233,7 +233,7 @@ def find(method: str, host: str, path: str) -> Target | None:
         assert start is not None
         rest = path[start.end() :]
         endpoint = openai.ROUTES.find(method, rest) or anthropic.ROUTES.find(method, f"/v1{rest}")
-        if endpoint is not None and endpoint.later != "names":  # a form's file may be a stream, which is the caller's
+        if endpoint is not None and endpoint.job_phase != "names":  # a form's file may be a stream, which is the caller's
             return Target(endpoint, provider, rest, start["deployment"])
     if method == "POST":
         for end, usual, endpoint in _ANYWHERE:
@@ -261,16 +261,16 @@ def _named_in_path(provider: str, path: str) -> Target | None:
     return Target(endpoint, provider, path, found["model"], "stream" in found["action"])
 
 
-def _enter(request: Any) -> HttpEntry | None:
-    """The entry of a request that is billed and not metered elsewhere; None for any other, and wherever something of ours fails."""
+def _enter(request: Any) -> RawHttpRequest | None:
+    """Return the metered request of a request that is billed and not metered elsewhere; None for any other, and wherever something of ours fails."""
     try:
-        if not _metering or by_hand_here() or entry_here() is not None:
+        if not _metering or in_manual_block() or request_here() is not None:
             return None
         url = request.url
         target = find(request.method, url.host, url.path)
         if target is None or not current_meter().settings.enabled:
             return None
-        return HttpEntry(target, url.host, _body(request))
+        return RawHttpRequest(target, url.host, _body(request))
     except Exception as error:
         report_internal_error(error)
         return None
@@ -294,11 +294,11 @@ def _body(request: Any) -> dict[str, Any]:
 # -- answers -------------------------------------------------------------------------------------------------------------------
 
 
-_FORMS: Mapping[str, Form] = {"chat": events.CHUNKS, "runs": events.NAMED}
+_FORMS: Mapping[str, EventFormat] = {"chat": events.CHAT_SSE, "runs": events.NAMED_SSE}
 """Server-sent events that are not read as any other, by endpoint."""
 
 
-class HttpEntry(Entry):
+class RawHttpRequest(MeteredRequest):
     """One HTTP request, from when it is sent to the end of its answer."""
 
     __slots__ = ()
@@ -324,40 +324,40 @@ class HttpEntry(Entry):
         form = self._form(response.headers.get("content-type", ""))
         if form is not None:
             self._watch_events(response, form)
-        elif self.endpoint.lines is not None:
+        elif self.endpoint.parse_line is not None:
             self.lines_read(response.content) if response.is_closed else self.read_when_closed(response, 0)
         else:
             self._watch_body(response)
 
     def _refused(self, status: int) -> None:
-        if self.endpoint.read is not None and self.endpoint.later != "tells":
-            self.answered(Answer(), "error", http_status=status)
+        if self.endpoint.parse is not None and self.endpoint.job_phase != "tells":
+            self.finish(ResponseSummary(), "error", http_status=status)
 
-    def _form(self, content_type: str) -> Form | None:
+    def _form(self, content_type: str) -> EventFormat | None:
         """How events lie in the answer; None for one that is not streamed, or that has no reader."""
-        if self.endpoint.reader is None:
+        if self.endpoint.stream_parser is None:
             return None
-        sent = _FORMS.get(self.endpoint.name) or events.SENT
+        sent = _FORMS.get(self.endpoint.name) or events.SSE
         if content_type.startswith("text/event-stream"):
             return sent
         if content_type.startswith("application/vnd.amazon.eventstream"):
-            return events.FRAMES
+            return events.AWS_EVENT_STREAM
         if not self.stream:
             return None
         if self.endpoint is gemini.CONTENT:
             return events.ARRAY
         return None if content_type.startswith("application/json") else sent
 
-    def _watch_events(self, response: Any, form: Form) -> None:
-        ending = self.ending(response.status_code, 0)
-        assert ending is not None
+    def _watch_events(self, response: Any, form: EventFormat) -> None:
+        completion = self.completion(response.status_code, 0)
+        assert completion is not None
         self.stream = True
-        body = Events(response, form, ending.reader)
+        body = Events(response, form, completion.reader)
         if response.is_closed:
             body.all_there(response.content)
-            self.read_by_hand(body, ending)
+            self.read_by_hand(body, completion)
         else:
-            watch_close(response, partial(self.read_by_hand, body, ending), body)
+            watch_close(response, partial(self.read_by_hand, body, completion), body)
 
     def _watch_body(self, response: Any) -> None:
         status = response.status_code
@@ -371,9 +371,9 @@ class HttpEntry(Entry):
         def closed() -> None:
             if body.ended:
                 self.body_read(body.content(), status, 0)
-            elif self.endpoint.read is not None:
+            elif self.endpoint.parse is not None:
                 error = body.error
                 outcome = "aborted" if error is None else "error" if isinstance(error, Exception) else "cancelled"
-                self.answered(Answer(), outcome, error=None if error is None else type(error).__name__, http_status=status)
+                self.finish(ResponseSummary(), outcome, error=None if error is None else type(error).__name__, http_status=status)
 
         watch_close(response, closed, body)

@@ -11,13 +11,13 @@ from typing import Any, Self
 
 import msgspec
 
-from voight_middleware.context.context import NOBODY, Frame, current_frame
+from voight_middleware.context.context import NOBODY, TagContext, current_context
 from voight_middleware.diagnostics import report_internal_error, warn_once
-from voight_middleware.instrumentation.request import ByHand, Place, current_entry
+from voight_middleware.instrumentation.request import ManualBlock, RequestSlot, current_request
 from voight_middleware.pipeline.meter import current_meter
-from voight_middleware.pipeline.observers import Beginning, Watched
+from voight_middleware.pipeline.observers import CallStart, Observed
 from voight_middleware.pipeline.pseudonyms import kept_call_id
-from voight_middleware.providers.base import kept, usage_json
+from voight_middleware.providers.base import usage_json, usage_text
 from voight_middleware.providers.hosts import host_name
 from voight_middleware.providers.usage_formats import read_usage, recognise
 from voight_middleware.records.call import OUTCOMES, Call, new_call_id
@@ -90,10 +90,10 @@ def record(
         batch=batch,
         raw_usage=raw,
     )
-    frame = _frame_with(tags)
+    context = _context_with(tags)
     meter = current_meter()
     if meter.settings.enabled:
-        meter.finish(call, frame, frame.resolve())
+        meter.finish(call, context, context.resolve())
     return call.call_id
 
 
@@ -126,7 +126,7 @@ class metered_call:
         ValueError: An argument cannot be used; the message names it.
     """
 
-    __slots__ = ("_call", "_dialect", "_frame", "_here", "_outer", "_owner", "_process", "_reported", "_started", "_tags", "_watched")
+    __slots__ = ("_call", "_context", "_dialect", "_here", "_outer", "_owner", "_process", "_reported", "_started", "_tags", "_watched")
 
     def __init__(
         self,
@@ -166,14 +166,14 @@ class metered_call:
         )
         self._dialect = endpoint
         self._tags = tags
-        self._frame: Frame | None = None
+        self._context: TagContext | None = None
         self._owner = NOBODY
-        self._here = ByHand()
-        self._outer: Place | ByHand | None = None
+        self._here = ManualBlock()
+        self._outer: RequestSlot | ManualBlock | None = None
         self._started: int | None = None
         self._process = 0
         self._reported = False
-        self._watched: Watched | None = None
+        self._watched: Observed | None = None
 
     @property
     def call_id(self) -> str:
@@ -229,18 +229,18 @@ class metered_call:
             self._call.ttft = (time.perf_counter_ns() - self._started) // 1000
 
     def __enter__(self) -> Self:
-        frame = self._begin()
+        context = self._begin()
         try:
-            self._owner = frame.resolve()
+            self._owner = context.resolve()
         except Exception as error:
             report_internal_error(error)
         self._open()
         return self
 
     async def __aenter__(self) -> Self:
-        frame = self._begin()
+        context = self._begin()
         try:
-            self._owner = await frame.aresolve()
+            self._owner = await context.aresolve()
         except Exception as error:
             report_internal_error(error)
         self._open()
@@ -250,11 +250,11 @@ class metered_call:
         if not self._here.open:
             return
         self._here.open = False
-        if current_entry.get() is self._here:
-            current_entry.set(self._outer)  # by value: a generator may leave its block in another copy of the context
+        if current_request.get() is self._here:
+            current_request.set(self._outer)  # by value: a generator may leave its block in another copy of the context
         try:
             if self._watched is not None:
-                current_meter().watchers.left(self._watched)
+                current_meter().observers.respond(self._watched)
             self._end(exc)
         except Exception as error:
             report_internal_error(error)
@@ -262,15 +262,15 @@ class metered_call:
     async def __aexit__(self, exc_type: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
         self.__exit__(exc_type, exc, trace)
 
-    def _begin(self) -> Frame:
-        if self._frame is not None:
+    def _begin(self) -> TagContext:
+        if self._context is not None:
             raise RuntimeError("a metered_call() is one call: make a new one for each block")
-        self._frame = _frame_with(self._tags)
-        return self._frame
+        self._context = _context_with(self._tags)
+        return self._context
 
     def _open(self) -> None:
-        self._outer = current_entry.get()
-        current_entry.set(self._here)
+        self._outer = current_request.get()
+        current_request.set(self._here)
         self._call.occurred_at = time.time_ns() // 1000
         self._started = time.perf_counter_ns()
         self._process = os.getpid()
@@ -281,24 +281,24 @@ class metered_call:
 
     def _watch(self) -> None:
         call, meter = self._call, current_meter()
-        if not meter.watchers.present or not meter.settings.enabled or self._frame is None:
+        if not meter.observers.present or not meter.settings.enabled or self._context is None:
             return
-        self._watched = meter.watchers.begin(
-            Beginning(
+        self._watched = meter.observers.start(
+            CallStart(
                 provider=call.provider,
                 endpoint=call.endpoint,
-                requested_model=meter.guarded_text("requested_model", call.requested_model),
+                requested_model=meter.pseudonymized_text("requested_model", call.requested_model),
                 host=call.host,
                 streamed=call.streamed,
                 started_at=call.occurred_at * 1000,
                 owner=self._owner,
-                frame=self._frame,
+                context=self._context,
             )
         )
 
     def _end(self, error: BaseException | None) -> None:
         call, meter = self._call, current_meter()
-        if self._started is None or self._frame is None or not meter.settings.enabled:
+        if self._started is None or self._context is None or not meter.settings.enabled:
             return
         if self._process != os.getpid():
             return  # a forked child leaves its parent's block too: the call is the parent's
@@ -308,15 +308,15 @@ class metered_call:
             call.error = type(error).__name__
         elif not self._reported:
             warn_once("a metered_call() block ended without report(): what it cost is not known")
-        meter.finish(call, self._frame, self._owner, watched=self._watched)
+        meter.finish(call, self._context, self._owner, observed=self._watched)
 
 
-def _frame_with(tags: Mapping[str, str] | Tags | None) -> Frame:
+def _context_with(tags: Mapping[str, str] | Tags | None) -> TagContext:
     """What is seen here and now, with *tags* laid over it."""
-    frame = current_frame()
+    context = current_context()
     if tags is None:
-        return frame
-    return Frame(frame.scope, frame.tags.merge(tags if isinstance(tags, Tags) else make_tags(tags)))
+        return context
+    return TagContext(context.scope, context.tags.merge(tags if isinstance(tags, Tags) else make_tags(tags)))
 
 
 def _from_counts(usage: object, counts: Mapping[str, object]) -> object:
@@ -392,7 +392,7 @@ def _raw_usage(usage: object, endpoint: str | None) -> tuple[str, str]:
     raw: str | None = None
     plain: Any = None
     try:
-        raw = kept(usage_json(usage))
+        raw = usage_text(usage_json(usage))
         plain = msgspec.json.decode(raw) if raw is not None else None
     except (AttributeError, TypeError, RecursionError, msgspec.DecodeError):
         pass

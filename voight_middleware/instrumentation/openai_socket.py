@@ -15,19 +15,19 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from voight_middleware.context.context import Frame
+from voight_middleware.context.context import TagContext
 from voight_middleware.diagnostics import counters
-from voight_middleware.instrumentation.request import ByHand, Entry, by_hand_here, current_entry
-from voight_middleware.instrumentation.streams import quietly
+from voight_middleware.instrumentation.request import ManualBlock, MeteredRequest, current_request, in_manual_block
+from voight_middleware.instrumentation.streams import call_guarded
 from voight_middleware.pipeline import open_calls
-from voight_middleware.providers.base import NULL, Answer, Endpoint, estimate_tokens, is_null, kept, read_answer
-from voight_middleware.providers.openai.text import plain, read_responses
+from voight_middleware.providers.base import NULL, Endpoint, ResponseSummary, estimate_tokens, is_null, parse_response, usage_text
+from voight_middleware.providers.openai.text import parse_responses, plain
 from voight_middleware.records.tags import Owner
 
-RESPONSES = Endpoint(name="responses", read=read_responses, later="begins")
-REALTIME = Endpoint(name="realtime", read=read_answer)
-_TRANSCRIPTIONS = Endpoint(name="transcriptions", read=read_answer)
-_DECISIONS = Endpoint(name="decisions", read=read_responses)
+RESPONSES = Endpoint(name="responses", parse=parse_responses, job_phase="begins")
+REALTIME = Endpoint(name="realtime", parse=parse_response)
+_TRANSCRIPTIONS = Endpoint(name="transcriptions", parse=parse_response)
+_DECISIONS = Endpoint(name="decisions", parse=parse_responses)
 
 _IN_TEXT, _IN_BYTES = "response.create", b"response.create"
 _REMEMBERED = 1000
@@ -102,10 +102,10 @@ _live_seconds: dict[tuple[str, str], float] = {}
 class _Turn:
     """One response, from the event that asks for it to the one that ends it."""
 
-    __slots__ = ("by_hand", "characters", "entry", "failure", "first_event", "response")
+    __slots__ = ("by_hand", "characters", "failure", "first_event", "metered", "response")
 
-    def __init__(self, entry: Entry, by_hand: bool) -> None:
-        self.entry = entry
+    def __init__(self, metered: MeteredRequest, by_hand: bool) -> None:
+        self.metered = metered
         self.by_hand = by_hand
         self.characters = 0
         self.failure: str | None = None
@@ -122,7 +122,7 @@ class Socket:
         asks: Whether answers are asked for with ``response.create``.
         model: The model that the connection was opened for.
         session: The session that it was opened to.
-        frame: Where it was opened.
+        context: Where it was opened.
         owner: Who opened it.
     """
 
@@ -135,10 +135,10 @@ class Socket:
         asks: bool,
         model: str | None,
         session: str | None,
-        frame: Frame,
+        context: TagContext,
         owner: Owner,
     ) -> None:
-        self.asked = self.frame = frame
+        self.asked = self.context = context
         self.owner = owner
         self._host = host
         self._provider = provider
@@ -157,20 +157,20 @@ class Socket:
         self._latest: dict[str | None, str | None] = {}
         """The response that was last begun, by ``stream_id``."""
         self._seen: dict[object, None] = {}
-        here = current_entry.get()
-        self._block = here if isinstance(here, ByHand) else None
+        here = current_request.get()
+        self._block = here if isinstance(here, ManualBlock) else None
         _open.add(self)
 
     def __del__(self) -> None:
-        quietly(self.end)
+        call_guarded(self.end)
 
     # -- the application sends -------------------------------------------------------------------------------------------------
 
-    def bind(self, frame: Frame, owner: Owner) -> None:
+    def bind(self, context: TagContext, owner: Owner) -> None:
         """Whoever sends owns what follows, unless nobody is known there and somebody is here."""
-        self.asked = frame
+        self.asked = context
         if owner.tags.user_id is not None or self.owner.tags.user_id is None:
-            self.frame, self.owner = frame, owner
+            self.context, self.owner = context, owner
 
     def sent(self, event: Any) -> None:
         """An event is about to be sent: as the caller wrote it, or as JSON."""
@@ -236,20 +236,20 @@ class Socket:
     def _completed(self, message: _Message, endpoint: Endpoint) -> None:
         """A response of the Responses API has ended."""
         failed = message.type == "response.failed"
-        self._ended(message, endpoint, read_responses(message.response), "error" if failed else "ok", message.type if failed else None)
+        self._ended(message, endpoint, parse_responses(message.response), "error" if failed else "ok", message.type if failed else None)
 
     def _done(self, message: _Message, endpoint: Endpoint) -> None:
         """A response of a realtime session has ended."""
         response = _read_response(message.response)
         outcome = _OUTCOMES.get(response.status, "ok")
-        answer = Answer(response.id, self._model or self._asked_model, usage=response.usage)
+        answer = ResponseSummary(response.id, self._model or self._asked_model, usage=response.usage)
         self._ended(message, endpoint, answer, outcome, "response.failed" if outcome == "error" else None)
 
     def _transcribed(self, message: _Message, _: Endpoint) -> None:
         """What was said to a realtime session has been transcribed, by a model of its own."""
         if not is_null(message.usage) and not self._has_seen((message.item_id, message.content_index)):
             turn = self._turn(_TRANSCRIPTIONS, {"model": self._transcriber})
-            self._finish(turn, Answer(message.item_id, self._transcriber, usage=message.usage))
+            self._finish(turn, ResponseSummary(message.item_id, self._transcriber, usage=message.usage))
 
     def _configured(self, message: _Message, _: Endpoint) -> None:
         """A session says what it is, or has become."""
@@ -277,7 +277,7 @@ class Socket:
         if message.type == "response.event":
             self._see(_read_message(message.event), RESPONSES)
             return
-        answer = read_responses(_read_message(message.event).decision)
+        answer = parse_responses(_read_message(message.event).decision)
         if not self._has_seen(answer.id):
             self._finish(self._turn(_DECISIONS, {}), answer)
 
@@ -289,20 +289,20 @@ class Socket:
             return
         if turn is not None:
             status = _decode(message.status)
-            self._finish(turn, Answer(), "error", "error", False, http_status=status if isinstance(status, int) else None)
+            self._finish(turn, ResponseSummary(), "error", "error", False, http_status=status if isinstance(status, int) else None)
         elif (going_on := self._turns.get(self._latest.get(message.stream_id))) is not None:
             going_on.failure = "error"
 
     # -- calls -----------------------------------------------------------------------------------------------------------------
 
     def _turn(self, endpoint: Endpoint, body: Mapping[str, Any]) -> _Turn:
-        entry = Entry(endpoint, "", body, self._host, self._provider, stream=True)
-        entry.frame, entry.owner = self.frame, self.owner
-        by_hand = by_hand_here() or (self._block is not None and self._block.open)
+        metered = MeteredRequest(endpoint, "", body, self._host, self._provider, stream=True)
+        metered.context, metered.owner = self.context, self.owner
+        by_hand = in_manual_block() or (self._block is not None and self._block.open)
         if not by_hand:
-            entry.begin()
-            entry.left()  # what is sent over a connection is sent by it, and not inside the call
-        return _Turn(entry, by_hand)
+            metered.start()
+            metered.responded()  # what is sent over a connection is sent by it, and not inside the call
+        return _Turn(metered, by_hand)
 
     def _begun(self, message: _Message, endpoint: Endpoint) -> _Turn:
         """The turn that was asked for first, or one of its own where nobody has asked: a session may answer what it hears."""
@@ -311,7 +311,7 @@ class Socket:
             return waiting.popleft()
         return self._turn(endpoint, {} if endpoint is RESPONSES else {"model": self._asked_model})
 
-    def _ended(self, message: _Message, endpoint: Endpoint, answer: Answer, outcome: str, error: str | None) -> None:
+    def _ended(self, message: _Message, endpoint: Endpoint, answer: ResponseSummary, outcome: str, error: str | None) -> None:
         if not self._has_seen(answer.id):
             turn = self._turns.pop(answer.id, None) or self._begun(message, endpoint)
             self._finish(turn, answer, outcome, error)
@@ -328,18 +328,18 @@ class Socket:
         return False
 
     def _finish(
-        self, turn: _Turn, answer: Answer, outcome: str = "ok", error: str | None = None, estimated: bool = True, **more: Any
+        self, turn: _Turn, answer: ResponseSummary, outcome: str = "ok", error: str | None = None, estimated: bool = True, **more: Any
     ) -> None:
         if turn.by_hand:
             return
-        entry, first = turn.entry, turn.first_event
-        if estimated and kept(answer.usage) is None:
+        metered, first = turn.metered, turn.first_event
+        if estimated and usage_text(answer.usage) is None:
             output = (turn.characters + 3) // 4
-            if entry.endpoint is RESPONSES:
-                more.update(estimated_output=output, estimated_input=estimate_tokens(entry.body))
+            if metered.endpoint is RESPONSES:
+                more.update(estimated_output=output, estimated_input=estimate_tokens(metered.body))
             else:
                 more["estimated_output"] = output or None  # of speech there is no text, and what a session remembers is not known
-        entry.answered(answer, outcome, error=error, ttft=None if first is None else (first - entry.started) // 1000, **more)
+        metered.finish(answer, outcome, error=error, ttft=None if first is None else (first - metered.started) // 1000, **more)
 
     def end(self, error: BaseException | None = None) -> None:
         """The connection was closed, lost or dropped: what it was in the middle of stays unfinished."""
@@ -350,8 +350,8 @@ class Socket:
             while waiting:
                 unfinished.append(waiting.popleft())
         for turn in unfinished:
-            answer = Answer() if turn.response is NULL else read_responses(turn.response)
-            if turn.entry.endpoint is REALTIME:
+            answer = ResponseSummary() if turn.response is NULL else parse_responses(turn.response)
+            if turn.metered.endpoint is REALTIME:
                 answer.model = self._model or self._asked_model
             self._has_seen(answer.id)
             lost = type(error).__name__ if error is not None else None
@@ -370,7 +370,7 @@ class Socket:
         if turn is None:
             return
         if seconds is None:
-            self._finish(turn, Answer(self._session, self._model), "aborted", estimated=False)
+            self._finish(turn, ResponseSummary(self._session, self._model), "aborted", estimated=False)
             return
         if self._session is not None:
             place = self._host, self._session
@@ -381,7 +381,7 @@ class Socket:
             seconds -= before
         if seconds > 0:
             usage = msgspec.Raw(msgspec.json.encode({"seconds": round(seconds, 3)}))
-            self._finish(turn, Answer(self._session, self._model, usage=usage))
+            self._finish(turn, ResponseSummary(self._session, self._model, usage=usage))
 
     _takes: ClassVar[Mapping[str, Callable[[Any, _Message, Endpoint], None]]] = {
         "response.created": _created,
@@ -409,7 +409,7 @@ _open: weakref.WeakSet[Socket] = weakref.WeakSet()
 def _end_all() -> None:
     """End the connections that nobody has closed."""
     for socket in list(_open):
-        quietly(socket.end)
+        call_guarded(socket.end)
 
 
 def _forget_all() -> None:

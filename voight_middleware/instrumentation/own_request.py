@@ -7,10 +7,10 @@ from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
-from voight_middleware.instrumentation.request import Place, current_entry
+from voight_middleware.instrumentation.request import RequestSlot, current_request
 
 
-class MeteredRequest:
+class RequestDescriptor:
     """
     A metered ``request`` on a client's class.
 
@@ -38,8 +38,8 @@ class MeteredRequest:
     def _is_passed_on(self, client: Any, own: Any) -> bool:
         """Return whether this is ``super().request`` inside a subclass's ``request`` or the client's own: it goes past the client."""
         first = next(cls.__dict__["request"] for cls in type(client).__mro__ if "request" in cls.__dict__)
-        here = current_entry.get()
-        return first is not self or (isinstance(here, Place) and here.client is client and here.levels[-1] == id(own))
+        here = current_request.get()
+        return first is not self or (isinstance(here, RequestSlot) and here.client is client and here.levels[-1] == id(own))
 
     def __set__(self, client: Any, value: Any) -> None:
         client.__dict__["request"] = value

@@ -1,8 +1,8 @@
 """
-Entry: one request to a provider, from its entry to the end of its last answer.
+Entry: one request to a provider, from its start to the end of its last answer.
 
 An answer that is whole is read from its bytes at once; one that the caller reads by hand, or that comes as server-sent events, is
-watched as it passes by. Whatever its end, it becomes one call; the answers of a batch become one call each.
+observed as it passes by. Whatever its end, it becomes one call; the answers of a batch become one call each.
 """
 
 from __future__ import annotations
@@ -15,14 +15,23 @@ from typing import Any
 
 import msgspec
 
-from voight_middleware.context.context import NOBODY, Frame, current_frame
+from voight_middleware.context.context import NOBODY, TagContext, current_context
 from voight_middleware.diagnostics import counters, report_internal_error
 from voight_middleware.instrumentation.bodies import Body, Lines
-from voight_middleware.instrumentation.streams import Ending, watch_close
+from voight_middleware.instrumentation.streams import StreamCompletion, watch_close
 from voight_middleware.pipeline import open_calls
 from voight_middleware.pipeline.meter import current_meter
-from voight_middleware.pipeline.observers import Beginning, Watched
-from voight_middleware.providers.base import Answer, Endpoint, NotLines, StreamReader, estimate_tokens, is_null, kept, named_user
+from voight_middleware.pipeline.observers import CallStart, Observed
+from voight_middleware.providers.base import (
+    Endpoint,
+    NotBatchOutput,
+    ResponseSummary,
+    StreamParser,
+    estimate_tokens,
+    is_null,
+    named_user,
+    usage_text,
+)
 from voight_middleware.records.call import Call, Submission, job_call_id, new_call_id
 
 _UNANSWERED = frozenset({"ReadTimeout", "ReadError", "RemoteProtocolError", "TimeoutException", "CancelledError", "Cancelled"})
@@ -34,7 +43,7 @@ _AT_ONCE_BYTES = 256 * 1024
 """Up to this size a file of batch answers is read on the caller's thread."""
 
 
-class ByHand:
+class ManualBlock:
     """Stands in the context while a block of ``metered_call()`` is open: what is sent in there is not metered a second time."""
 
     __slots__ = ("open",)
@@ -43,66 +52,66 @@ class ByHand:
         self.open = True
 
 
-class Place:
+class RequestSlot:
     """
-    Where the context keeps the entry of a request that is on its way. It is emptied when the request returns: a pooled connection keeps
+    Where the context keeps the request that is on its way. It is emptied when the request returns: a pooled connection keeps
     a copy of the context in which it was made, and would keep the prompt with it.
     """
 
-    __slots__ = ("client", "entry", "levels")
+    __slots__ = ("client", "levels", "metered")
 
-    def __init__(self, entry: Entry | None, client: Any = None, level: object = None) -> None:
-        self.entry = entry
+    def __init__(self, request: MeteredRequest | None, client: Any = None, level: object = None) -> None:
+        self.metered = request
         self.client = client
         self.levels = [level]
         """The methods ``request`` that the request is in, from the client's own to its base class's."""
 
     def leave(self) -> None:
         """Forget the request."""
-        self.entry = self.client = None
+        self.metered = self.client = None
 
 
-current_entry: ContextVar[Place | ByHand | None] = ContextVar("voight_entry", default=None)
+current_request: ContextVar[RequestSlot | ManualBlock | None] = ContextVar("voight_entry", default=None)
 """Whose request this is a part of."""
 
 
-def entry_here() -> Entry | None:
-    """Return the entry whose request this is a part of; None outside of a request that is metered."""
-    here = current_entry.get()
-    return here.entry if isinstance(here, Place) else None
+def request_here() -> MeteredRequest | None:
+    """Return the metered request that this is a part of; None outside of a request that is metered."""
+    here = current_request.get()
+    return here.metered if isinstance(here, RequestSlot) else None
 
 
-def by_hand_here() -> bool:
+def in_manual_block() -> bool:
     """Return whether this is inside a block of ``metered_call()``."""
-    here = current_entry.get()
-    return isinstance(here, ByHand) and here.open
+    here = current_request.get()
+    return isinstance(here, ManualBlock) and here.open
 
 
-class Entry:
-    """One request to a provider, from its entry to the end of its last answer."""
+class MeteredRequest:
+    """One request to a provider, from its start to the end of its last answer."""
 
     __slots__ = (
-        "_answers",
         "_of",
+        "_responses",
         "asked_for_usage",
         "body",
+        "context",
         "endpoint",
-        "frame",
         "host",
+        "observed",
         "owner",
         "possibly_billed",
         "provider",
         "started",
         "started_at",
         "stream",
-        "watched",
     )
 
     def __init__(self, endpoint: Endpoint, url: str, body: Any, host: str, provider: str, stream: bool) -> None:
         self.started_at = time.time_ns()
         self.started = time.perf_counter_ns()
         self.endpoint = endpoint
-        self.frame: Frame = current_frame()
+        self.context: TagContext = current_context()
         self.owner = NOBODY
         self.stream = stream
         self.body = body
@@ -110,27 +119,27 @@ class Entry:
         self.provider = provider
         self.asked_for_usage = False
         self.possibly_billed = 0
-        self.watched: Watched | None = None
-        self._answers = 0
-        self._of = url.partition("?")[0].split("/")[-2] if endpoint.lines is not None else ""
+        self.observed: Observed | None = None
+        self._responses = 0
+        self._of = url.partition("?")[0].split("/")[-2] if endpoint.parse_line is not None else ""
 
-    def begin(self, client: Any = None, options: Any = None) -> None:
+    def start(self, client: Any = None, options: Any = None) -> None:
         """Show the watchers the call that begins, now that its owner is known as far as it can be. Never raises."""
         try:
             meter = current_meter()
-            if not meter.watchers.present or self.endpoint.read is None or self.endpoint.later == "tells":
+            if not meter.observers.present or self.endpoint.parse is None or self.endpoint.job_phase == "tells":
                 return  # what makes no call of its own: a file, a batch, a question how a job is going
             model = self.body.get("model") if isinstance(self.body, Mapping) else None
-            self.watched = meter.watchers.begin(
-                Beginning(
+            self.observed = meter.observers.start(
+                CallStart(
                     provider=self.provider,
                     endpoint=self.endpoint.name,
-                    requested_model=meter.guarded_text("requested_model", model) if isinstance(model, str) else None,
+                    requested_model=meter.pseudonymized_text("requested_model", model) if isinstance(model, str) else None,
                     host=self.host,
                     streamed=self.stream,
                     started_at=self.started_at,
                     owner=self.owner,
-                    frame=self.frame,
+                    context=self.context,
                     client=client,
                     options=options,
                 )
@@ -138,29 +147,29 @@ class Entry:
         except Exception as error:
             report_internal_error(error)
 
-    def left(self) -> None:
+    def responded(self) -> None:
         """The request was answered or has failed: nothing of the watchers may stay in its caller's context. Never raises."""
         try:
-            if self.watched is not None:
-                current_meter().watchers.left(self.watched)
+            if self.observed is not None:
+                current_meter().observers.respond(self.observed)
         except Exception as error:
             report_internal_error(error)
 
-    def answered(self, answer: Answer, outcome: str = "ok", **more: Any) -> None:
+    def finish(self, answer: ResponseSummary, outcome: str = "ok", **more: Any) -> None:
         """One answer has ended. Never raises."""
         try:
             endpoint, job = self.endpoint, None
-            if endpoint.later:
+            if endpoint.job_phase:
                 job = None if answer.job is None else f"{self.provider}/{answer.job}"
-                if endpoint.later == "tells" and (job is None or (is_null(answer.usage) and answer.failure is None)):
+                if endpoint.job_phase == "tells" and (job is None or (is_null(answer.usage) and answer.failure is None)):
                     return  # of a response that was answered when it was made, or a job that has not ended
             if answer.failure is not None and outcome == "ok":
                 outcome, more["error"] = "error", answer.failure
             body = self.body
             if type(body) is dict or isinstance(body, Mapping):
                 requested = body.get("model")
-                if endpoint.complete is not None:
-                    answer = endpoint.complete(answer, body)
+                if endpoint.enrich is not None:
+                    answer = endpoint.enrich(answer, body)
             else:
                 requested = None
             call = Call(
@@ -178,44 +187,44 @@ class Entry:
                 response_id=answer.id,
                 job=job,
                 service_tier=answer.service_tier,
-                raw_usage=kept(answer.usage),
+                raw_usage=usage_text(answer.usage),
                 tool_calls=answer.tool_calls,
                 finish_reasons=answer.finish_reasons,
                 **more,
             )
             meter = current_meter()
             if job is not None:
-                if endpoint.later == "begins":
+                if endpoint.job_phase == "begins":
                     self._submit(job)
                 else:
                     call.duration = None
                     if answer.created_at is not None:
                         call.occurred_at = answer.created_at * 1_000_000
             named = named_user(body) if self.owner.tags.user_id is None and self._may_name_its_user() else None
-            meter.finish(call, self.frame, self.owner, named, self.watched)
+            meter.finish(call, self.context, self.owner, named, self.observed)
         except Exception as error:
             report_internal_error(error)
 
     def _may_name_its_user(self) -> bool:
         """Return whether the request's body may say whose call it is: within a web request or a job it may be a client's own text."""
         wanted = current_meter().settings.request_identity
-        return self.frame.scope is None if wanted is None else wanted
+        return self.context.scope is None if wanted is None else wanted
 
-    def failed(self, error: BaseException) -> None:
+    def fail(self, error: BaseException) -> None:
         """The request raised; answers that it got before are metered already."""
-        if self._answers or self.endpoint.read is None or self.endpoint.later == "tells":
+        if self._responses or self.endpoint.parse is None or self.endpoint.job_phase == "tells":
             return
-        self.unanswered(error)
+        self.note_failed_attempt(error)
         status = getattr(error, "status_code", None)
-        self.answered(
-            Answer(),
+        self.finish(
+            ResponseSummary(),
             "error" if isinstance(error, Exception) else "cancelled",
             error=type(error).__name__,
             http_status=status if isinstance(status, int) else None,
             attempts=_attempts(error),
         )
 
-    def unanswered(self, error: BaseException | None) -> None:
+    def note_failed_attempt(self, error: BaseException | None) -> None:
         """An attempt has failed: was it sent, and may have been billed?"""
         cause = error.__cause__ if error is not None and error.__cause__ is not None else error
         if type(cause).__name__ in _UNANSWERED:
@@ -225,23 +234,23 @@ class Entry:
 
     def body_read(self, body: bytes, status: int, retries: int) -> None:
         """A whole answer is there. Never raises."""
-        endpoint, answer = self.endpoint, Answer()
+        endpoint, answer = self.endpoint, ResponseSummary()
         try:
-            if endpoint.read is not None:
-                answer = endpoint.read(body)
-            elif endpoint.jobs is not None:
+            if endpoint.parse is not None:
+                answer = endpoint.parse(body)
+            elif endpoint.parse_jobs is not None:
                 self._submit_all(body)
                 return
         except msgspec.DecodeError:
             counters["unreadable_responses"] += 1
         except Exception as error:
             report_internal_error(error)
-        if endpoint.read is not None:
-            self.answered(answer, http_status=status, attempts=retries + 1)
+        if endpoint.parse is not None:
+            self.finish(answer, http_status=status, attempts=retries + 1)
 
     def read_when_closed(self, response: Any, retries: int) -> None:
         """A body that has not been read yet passes by while the caller reads it."""
-        if self.endpoint.lines is not None:
+        if self.endpoint.parse_line is not None:
             lines = Lines(response, self._line)
             watch_close(response, lines.done, lines)
             return
@@ -250,41 +259,41 @@ class Entry:
         def closed() -> None:
             if body.ended:
                 self.body_read(body.content(), status, retries)
-            elif self.endpoint.read is None:
+            elif self.endpoint.parse is None:
                 pass
             elif body.error is not None:
-                self.answered(Answer(), "error", error=type(body.error).__name__, http_status=status, attempts=retries + 1)
+                self.finish(ResponseSummary(), "error", error=type(body.error).__name__, http_status=status, attempts=retries + 1)
             else:
-                self.answered(Answer(), "aborted", http_status=status, attempts=retries + 1)
+                self.finish(ResponseSummary(), "aborted", http_status=status, attempts=retries + 1)
 
         watch_close(response, closed, body)
 
     # -- streams ---------------------------------------------------------------------------------------------------------------
 
-    def ending(self, status: int, retries: int) -> Ending | None:
+    def completion(self, status: int, retries: int) -> StreamCompletion | None:
         """What a stream reports its end to; None where the endpoint streams nothing that could be read."""
-        if self.endpoint.reader is None:
+        if self.endpoint.stream_parser is None:
             return None
 
-        def report(reader: StreamReader, outcome: str, error: BaseException | None, first_event: int | None) -> None:
+        def report(reader: StreamParser, outcome: str, error: BaseException | None, first_event: int | None) -> None:
             self.stream_ended(reader, outcome, error, first_event, status, retries)
 
-        return Ending(self.endpoint.reader(), report, self.asked_for_usage)
+        return StreamCompletion(self.endpoint.stream_parser(), report, self.asked_for_usage)
 
     def stream_ended(
-        self, reader: StreamReader, outcome: str, error: BaseException | None, first_event: int | None, status: int, retries: int
+        self, reader: StreamParser, outcome: str, error: BaseException | None, first_event: int | None, status: int, retries: int
     ) -> None:
         """A stream has ended, one way or another. Never raises."""
-        answer = Answer()
+        answer = ResponseSummary()
         output = input_tokens = None
         try:
-            answer = reader.answer()
-            unreported = kept(answer.usage) is None
+            answer = reader.summary()
+            unreported = usage_text(answer.usage) is None
             output = reader.estimated_output() if outcome != "ok" or unreported else None
             input_tokens = estimate_tokens(self.body) if output is not None and unreported else None
         except Exception as ours:
             report_internal_error(ours)
-        self.answered(
+        self.finish(
             answer,
             outcome,
             error=type(error).__name__ if error is not None else reader.failure,
@@ -295,38 +304,38 @@ class Entry:
             estimated_output=output,
         )
 
-    def read_by_hand(self, body: Body, ending: Ending) -> None:
+    def read_by_hand(self, body: Body, completion: StreamCompletion) -> None:
         """A stream's body that the caller has read himself."""
-        reader = ending.reader
+        reader = completion.reader
         for event in body.events():
-            reader.see(event)
+            reader.feed(event)
             if event.error:
                 reader.failure = reader.failure or "error"
-        ending.first_event = body.first_part
+        completion.first_event = body.first_part
         if body.error is not None:
-            ending.failed(body.error)
+            completion.fail(body.error)
         elif body.ended:
-            ending.exhausted()
+            completion.complete()
         else:
-            ending.dropped()
+            completion.drop()
 
     # -- jobs ------------------------------------------------------------------------------------------------------------------
 
     def _submit(self, job: str, part_of: str | None = None, user: str | None = None) -> None:
         submission = Submission(job=job, submitted_at=self.started_at // 1000, part_of=part_of)
-        current_meter().submit(submission, self.frame, self.owner, user)
+        current_meter().submit(submission, self.context, self.owner, user)
 
     def _submit_all(self, body: bytes) -> None:
         """Batches that were begun, or in which a file of answers was seen."""
         endpoint, request = self.endpoint, self.body if isinstance(self.body, Mapping) else {}
-        assert endpoint.jobs is not None
+        assert endpoint.parse_jobs is not None
         identify = self._may_name_its_user()
-        for job in endpoint.jobs(body, request):
+        for job in endpoint.parse_jobs(body, request):
             name = f"{self.provider}/{job.id}"
             if job.part_of is not None:
                 current_meter().link(Submission(job=name, submitted_at=self.started_at // 1000, part_of=f"{self.provider}/{job.part_of}"))
-            elif endpoint.later in ("begins", "names"):
-                if endpoint.later == "begins":
+            elif endpoint.job_phase in ("begins", "names"):
+                if endpoint.job_phase == "begins":
                     self._submit(name, f"{self.provider}/{job.requests}" if job.requests is not None else None)
                 for part, user in job.parts.items() if identify and self.owner.tags.user_id is None else ():
                     self._submit(f"{name}/{_digest(part)}", name, user)
@@ -346,8 +355,8 @@ class Entry:
     def _line(self, line: bytes) -> bool:
         """One line of a file of batch answers; whether the file is one at all. Never raises."""
         try:
-            assert self.endpoint.lines is not None
-            answer = self.endpoint.lines(line)
+            assert self.endpoint.parse_line is not None
+            answer = self.endpoint.parse_line(line)
             if answer is not None and answer.job is not None:
                 job = f"{self.provider}/{self._of}/{_digest(answer.job)}"
                 call = Call(
@@ -364,15 +373,15 @@ class Entry:
                     job=job,
                     service_tier=answer.service_tier,
                     batch=True,
-                    raw_usage=kept(answer.usage),
+                    raw_usage=usage_text(answer.usage),
                     tool_calls=answer.tool_calls,
                     finish_reasons=answer.finish_reasons,
                 )
                 owner = current_meter().owner_of_line(answer.job)
                 if owner is not None:
-                    current_meter().submit(Submission(job=job, submitted_at=self.started_at // 1000), self.frame, owner)
-                current_meter().finish(call, self.frame, self.owner if owner is None else owner)
-        except NotLines:
+                    current_meter().submit(Submission(job=job, submitted_at=self.started_at // 1000), self.context, owner)
+                current_meter().finish(call, self.context, self.owner if owner is None else owner)
+        except NotBatchOutput:
             return False
         except msgspec.DecodeError:
             counters["unreadable_responses"] += 1

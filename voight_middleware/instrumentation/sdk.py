@@ -1,7 +1,7 @@
 """
 SdkEntry: one request through the openai or anthropic SDK.
 
-The answer is met where the SDK has made its own object of it: a stream is tapped, a raw response is watched, and everything else is
+The answer is met where the SDK has made its own object of it: a stream is tapped, a raw response is observed, and everything else is
 read from the bytes that the SDK has read already.
 """
 
@@ -15,12 +15,12 @@ from typing import Any
 
 from voight_middleware.diagnostics import report_internal_error, warn_once
 from voight_middleware.instrumentation.bodies import Body
-from voight_middleware.instrumentation.request import Entry
-from voight_middleware.instrumentation.streams import AsyncTap, Tap, hide_usage, quietly, watch_close
+from voight_middleware.instrumentation.request import MeteredRequest
+from voight_middleware.instrumentation.streams import AsyncMeteredIterator, MeteredIterator, call_guarded, hide_usage, watch_close
 from voight_middleware.instrumentation.usage_chunks import ALWAYS_SENT
 from voight_middleware.providers import bedrock
 from voight_middleware.providers.base import Endpoint
-from voight_middleware.providers.hosts import biller, platform
+from voight_middleware.providers.hosts import billing_provider, platform
 from voight_middleware.providers.openai.batch_requests import uploaded
 
 _RAW_HEADER = "X-Stainless-Raw-Response"
@@ -31,14 +31,14 @@ _refusing_usage: dict[str, float] = {}
 """Hosts that refused ``stream_options`` and then answered without, and until when they are not asked (``time.monotonic``)."""
 
 
-class SdkEntry(Entry):
-    """One request through an SDK, from its entry to the end of its last answer."""
+class SdkRequest(MeteredRequest):
+    """One request through an SDK, from its start to the end of its last answer."""
 
     __slots__ = ("options",)
 
     def __init__(self, client: Any, sdk: str, endpoint: Endpoint, options: Any, stream: bool) -> None:
-        host, provider = _whose(client, sdk)
-        body = options.json_data if endpoint.later != "names" else uploaded(options.json_data, options.files)
+        host, provider = _host_and_provider(client, sdk)
+        body = options.json_data if endpoint.job_phase != "names" else uploaded(options.json_data, options.files)
         super().__init__(endpoint, options.url, body, host, provider, stream)
         self.options = options
         if stream and endpoint.asks_for_usage:
@@ -78,10 +78,10 @@ class SdkEntry(Entry):
         self.asked_for_usage = False
         return True
 
-    def answered_without_usage(self) -> None:
+    def succeeded_without_usage(self) -> None:
         """Remember that the host answers a stream only where usage is not asked for. Never raises."""
         _refusing_usage[self.host] = time.monotonic() + REFUSAL_SECONDS
-        quietly(warn_once, "a server refused stream_options.include_usage; its streams are metered by estimate")
+        call_guarded(warn_once, "a server refused stream_options.include_usage; its streams are metered by estimate")
 
     def watch(self, response: Any, result: Any, retries: int) -> None:
         """Meter an answer: at once where it is whole, at its end where it is streamed."""
@@ -89,27 +89,29 @@ class SdkEntry(Entry):
             return
         if self.provider == "bedrock":
             self.endpoint = bedrock.counted(self.endpoint, response.headers)
-        if not self.stream or self.endpoint.lines is not None:
-            self._answers += 1
+        if not self.stream or self.endpoint.parse_line is not None:
+            self._responses += 1
             if not response.is_closed:
                 self.read_when_closed(response, retries)
-            elif self.endpoint.lines is not None:
+            elif self.endpoint.parse_line is not None:
                 self.lines_read(response.content)
             else:
                 self.body_read(response.content, response.status_code, retries)
         elif hasattr(type(result), "__stream__"):
-            self._answers += 1
+            self._responses += 1
             self._tap(response, result, retries)
         elif hasattr(result, "parse"):
-            self._answers += 1
+            self._responses += 1
             self._tap_when_parsed(response, result, retries)
 
     def _tap(self, response: Any, stream: Any, retries: int) -> None:
-        ending = self.ending(response.status_code, retries)
-        if ending is not None:
+        completion = self.completion(response.status_code, retries)
+        if completion is not None:
             iterator = stream._iterator
-            stream._iterator = AsyncTap(iterator, ending) if hasattr(iterator, "__anext__") else Tap(iterator, ending)
-            watch_close(response, ending.closed)
+            stream._iterator = (
+                AsyncMeteredIterator(iterator, completion) if hasattr(iterator, "__anext__") else MeteredIterator(iterator, completion)
+            )
+            watch_close(response, completion.close)
 
     def _tap_when_parsed(self, response: Any, result: Any, retries: int) -> None:
         """``with_raw_response``, ``with_streaming_response``: ``parse()`` makes the stream, or the caller reads the body by hand."""
@@ -118,8 +120,8 @@ class SdkEntry(Entry):
         tapped = False
 
         def closed() -> None:
-            if not tapped and (ending := self.ending(response.status_code, retries)) is not None:
-                self.read_by_hand(body, ending)
+            if not tapped and (completion := self.completion(response.status_code, retries)) is not None:
+                self.read_by_hand(body, completion)
 
         def taken(stream: Any) -> Any:
             nonlocal tapped
@@ -132,7 +134,7 @@ class SdkEntry(Entry):
                 except Exception as error:
                     report_internal_error(error)
                     if self.asked_for_usage:
-                        quietly(hide_usage, stream)
+                        call_guarded(hide_usage, stream)
             return stream
 
         def parse_and_tap(*args: Any, **kwargs: Any) -> Any:
@@ -155,7 +157,7 @@ def _refuses_usage(host: str) -> bool:
     return False
 
 
-def _whose(client: Any, sdk: str) -> tuple[str, str]:
+def _host_and_provider(client: Any, sdk: str) -> tuple[str, str]:
     """Return the host that a client talks to, and who bills for it. A host that is not known, such as a proxy, is the SDK's provider's."""
     host: str = client._base_url.host
-    return host, biller(host) or platform(type(client)) or sdk
+    return host, billing_provider(host) or platform(type(client)) or sdk

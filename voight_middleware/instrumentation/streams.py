@@ -21,18 +21,18 @@ from voight_middleware.instrumentation.bodies import AsyncPassing, Body, Passing
 from voight_middleware.instrumentation.event_formats import viewed
 from voight_middleware.instrumentation.usage_chunks import UsageChunks
 from voight_middleware.pipeline import open_calls
-from voight_middleware.providers.base import StreamReader
+from voight_middleware.providers.base import StreamParser
 
 T = TypeVar("T")
 
-Report = Callable[[StreamReader, str, BaseException | None, int | None], None]
+Report = Callable[[StreamParser, str, BaseException | None, int | None], None]
 """
 Told once how a stream ended: its reader, the outcome, the caller's exception, and when the first event came
 (``time.perf_counter_ns``).
 """
 
 
-def quietly(function: Callable[..., object], *args: Any) -> None:
+def call_guarded(function: Callable[..., object], *args: Any) -> None:
     """Call *function*; an error in it is ours, and not the caller's."""
     try:
         function(*args)
@@ -40,12 +40,12 @@ def quietly(function: Callable[..., object], *args: Any) -> None:
         report_internal_error(error)
 
 
-class Ending:
+class StreamCompletion:
     """The one end of a stream, whoever notices it first: the last event, an error, a cancellation, a close, or the garbage collector."""
 
     __slots__ = ("_report", "first_event", "hides_usage", "inside", "reader")
 
-    def __init__(self, reader: StreamReader, report: Report, hides_usage: bool = False) -> None:
+    def __init__(self, reader: StreamParser, report: Report, hides_usage: bool = False) -> None:
         self.reader = reader
         self.hides_usage = hides_usage
         """Whether usage is in this stream only because we asked for it."""
@@ -64,19 +64,19 @@ class Ending:
         open_calls.ended(self)
         report(self.reader, outcome, error, self.first_event)
 
-    def forget(self) -> None:
+    def discard_after_fork(self) -> None:
         """Report nothing: in a forked child, the stream is its parent's."""
         self._report.clear()
 
-    def exhausted(self) -> None:
+    def complete(self) -> None:
         """The stream has no more events."""
         self.end(self._said() or "truncated")
 
-    def failed(self, error: BaseException) -> None:
+    def fail(self, error: BaseException) -> None:
         """Waiting for the next event raised."""
         kind = type(error).__name__
         done = self.reader.done
-        quietly(_see_failure, self.reader, error)
+        call_guarded(_see_failure, self.reader, error)
         if done and kind not in ("CancelledError", "Cancelled"):
             self.end(self._said() or "ok")
         elif isinstance(error, Exception):
@@ -84,12 +84,12 @@ class Ending:
         else:
             self.end("aborted" if isinstance(error, GeneratorExit) else "cancelled", error)
 
-    def closed(self) -> None:
+    def close(self) -> None:
         """The response was closed; while an event is being waited for, the tap will tell how that ends."""
         if not self.inside:
-            self.dropped()
+            self.drop()
 
-    def dropped(self) -> None:
+    def drop(self) -> None:
         """Nobody will read on."""
         self.end(self._said() or "aborted")
 
@@ -98,7 +98,7 @@ class Ending:
         return "error" if self.reader.failure else "ok" if self.reader.done else None
 
 
-def _see_failure(reader: StreamReader, error: BaseException) -> None:
+def _see_failure(reader: StreamParser, error: BaseException) -> None:
     """
     Show *reader* the event that openai made *error* of: a failure may be billed, and OpenRouter says how many tokens.
 
@@ -109,21 +109,21 @@ def _see_failure(reader: StreamReader, error: BaseException) -> None:
         if trace.tb_frame.f_code.co_name == "__stream__":
             event = trace.tb_frame.f_locals.get("data")
             if type(event) is dict and event.get("error") and event.get("usage"):
-                reader.see(viewed(event))
+                reader.feed(viewed(event))
                 return
         trace = trace.tb_next
 
 
-class Tap(Generic[T]):
+class MeteredIterator(Generic[T]):
     """Stands where the SDK keeps a stream's iterator."""
 
     __slots__ = ("_ending", "_hide", "_next", "_see")
 
-    def __init__(self, iterator: Iterator[T], ending: Ending) -> None:
+    def __init__(self, iterator: Iterator[T], completion: StreamCompletion) -> None:
         self._next = iterator.__next__
-        self._see = ending.reader.see
-        self._hide = UsageChunks().take_out if ending.hides_usage else None
-        self._ending = ending
+        self._see = completion.reader.feed
+        self._hide = UsageChunks().take_out if completion.hides_usage else None
+        self._ending = completion
 
     def __iter__(self) -> Iterator[T]:
         return self
@@ -138,42 +138,42 @@ class Tap(Generic[T]):
         return self.__next__()
 
     def __next__(self) -> T:
-        ending = self._ending
-        ending.inside = True
+        completion = self._ending
+        completion.inside = True
         while True:
             try:
                 event = self._next()
             except StopIteration:
-                quietly(ending.exhausted)
+                call_guarded(completion.complete)
                 raise
             except BaseException as error:
-                quietly(ending.failed, error)
+                call_guarded(completion.fail, error)
                 raise
-            if ending.first_event is None:
-                ending.first_event = time.perf_counter_ns()
+            if completion.first_event is None:
+                completion.first_event = time.perf_counter_ns()
             try:
                 self._see(viewed(event) if type(event) is dict else event)
             except Exception as fault:
                 report_internal_error(fault)
             if self._hide is not None and self._hide(event):
                 continue
-            ending.inside = False
+            completion.inside = False
             return event
 
     def __del__(self) -> None:
-        quietly(self._ending.dropped)
+        call_guarded(self._ending.drop)
 
 
-class AsyncTap(Generic[T]):
+class AsyncMeteredIterator(Generic[T]):
     """Stands where the SDK keeps an asynchronous stream's iterator."""
 
     __slots__ = ("_ending", "_hide", "_next", "_see")
 
-    def __init__(self, iterator: AsyncIterator[T], ending: Ending) -> None:
+    def __init__(self, iterator: AsyncIterator[T], completion: StreamCompletion) -> None:
         self._next = iterator.__anext__
-        self._see = ending.reader.see
-        self._hide = UsageChunks().take_out if ending.hides_usage else None
-        self._ending = ending
+        self._see = completion.reader.feed
+        self._hide = UsageChunks().take_out if completion.hides_usage else None
+        self._ending = completion
 
     def __aiter__(self) -> AsyncIterator[T]:
         return self
@@ -188,30 +188,30 @@ class AsyncTap(Generic[T]):
         return await self.__anext__()
 
     async def __anext__(self) -> T:
-        ending = self._ending
-        ending.inside = True
+        completion = self._ending
+        completion.inside = True
         while True:
             try:
                 event = await self._next()
             except StopAsyncIteration:
-                quietly(ending.exhausted)
+                call_guarded(completion.complete)
                 raise
             except BaseException as error:
-                quietly(ending.failed, error)
+                call_guarded(completion.fail, error)
                 raise
-            if ending.first_event is None:
-                ending.first_event = time.perf_counter_ns()
+            if completion.first_event is None:
+                completion.first_event = time.perf_counter_ns()
             try:
                 self._see(viewed(event) if type(event) is dict else event)
             except Exception as fault:
                 report_internal_error(fault)
             if self._hide is not None and self._hide(event):
                 continue
-            ending.inside = False
+            completion.inside = False
             return event
 
     def __del__(self) -> None:
-        quietly(self._ending.dropped)
+        call_guarded(self._ending.drop)
 
 
 def hide_usage(result: Any) -> None:
@@ -227,7 +227,7 @@ def hide_usage(result: Any) -> None:
 
         def parse_and_hide(*args: Any, **kwargs: Any) -> Any:
             stream = parse(*args, **kwargs)
-            quietly(hide_usage, stream)
+            call_guarded(hide_usage, stream)
             return stream
 
         result.parse = parse_and_hide
@@ -278,7 +278,7 @@ class _Closing:
     def __del__(self) -> None:
         self.tell()
 
-    def forget(self) -> None:
+    def discard_after_fork(self) -> None:
         """Never report the end."""
         self._closed = None
 
@@ -287,7 +287,7 @@ class _Closing:
         _open.discard(self)
         closed, self._closed = self._closed, None
         if closed is not None:
-            quietly(closed)
+            call_guarded(closed)
 
 
 _open: weakref.WeakSet[_Closing] = weakref.WeakSet()
@@ -303,7 +303,7 @@ def _close_all() -> None:
 def _forget_all() -> None:
     """In a forked child: the byte streams are its parent's to report."""
     for stream in list(_open):
-        stream.forget()
+        stream.discard_after_fork()
     _open.clear()
 
 

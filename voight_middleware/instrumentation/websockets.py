@@ -1,7 +1,7 @@
 """
 WebSockets of the openai SDK: responses, realtime and live connections, which never pass the gate's ``request``.
 
-What is patched has been there since openai 1.109: ``connect()`` of a resource, which knows the client; the entry of its manager,
+What is patched has been there since openai 1.109: ``connect()`` of a resource, which knows the client; the metered of its manager,
 where the owner is captured; and of the connection ``recv_bytes``, which every message passes once however it is read, ``send``,
 ``send_raw`` and ``close``. Nothing is imported for it: a resource is patched when the application makes the first of its kind.
 """
@@ -15,13 +15,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from voight_middleware.context.context import NOBODY, Frame, current_frame
+from voight_middleware.context.context import NOBODY, TagContext, current_context
 from voight_middleware.diagnostics import report_internal_error
 from voight_middleware.instrumentation.openai_socket import REALTIME, RESPONSES, Socket
-from voight_middleware.instrumentation.streams import quietly
+from voight_middleware.instrumentation.streams import call_guarded
 from voight_middleware.pipeline.meter import current_meter
 from voight_middleware.providers.base import text_or_none
-from voight_middleware.providers.hosts import biller, platform
+from voight_middleware.providers.hosts import billing_provider, platform
 from voight_middleware.records.tags import Owner
 
 Wrapper = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -62,7 +62,7 @@ def _patch_each(patch: Patch, cls: type, wrappers: Mapping[str, Wrapper]) -> Non
 def _making(meets_connect: Callable[[type], None], original: Callable[..., Any]) -> Callable[..., Any]:
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         original(self, *args, **kwargs)
-        quietly(meets_connect, type(self))
+        call_guarded(meets_connect, type(self))
 
     return __init__
 
@@ -74,28 +74,28 @@ class _Opening:
     """What ``connect()`` was asked for."""
 
     def __init__(self, resource: Any, options: Mapping[str, Any], patch: Patch) -> None:
-        self._frame = current_frame()
+        self._context = current_context()
         self._client = resource._client
         self._kind = type(resource).__name__.removeprefix("Async")
         self._model = text_or_none(options.get("model"))
         self._session = text_or_none(options.get("session_id"))
         self._patch = patch
 
-    def attach(self, connection: Any, frame: Frame, owner: Owner) -> None:
+    def attach(self, connection: Any, context: TagContext, owner: Owner) -> None:
         """The connection is there: it belongs to who has entered it, or else to who has asked for it."""
         if owner.tags.user_id is None:
-            frame, owner = self._frame, self._frame.owner()
+            context, owner = self._context, self._context.owner()
         _patch_each(self._patch, type(connection), _wrappers(type(connection)))
         url = getattr(self._client, "websocket_base_url", None)
         host = (urlsplit(str(url)).hostname if url is not None else None) or self._client._base_url.host
         connection.__dict__[_SOCKET] = Socket(
             host=host,
-            provider=biller(host) or platform(type(self._client)) or "openai",
+            provider=billing_provider(host) or platform(type(self._client)) or "openai",
             endpoint=RESPONSES if self._kind == "Responses" else REALTIME,
             asks=self._kind in ("Responses", "Realtime"),
             model=self._model,
             session=self._session,
-            frame=frame,
+            context=context,
             owner=owner,
         )
 
@@ -109,7 +109,7 @@ def _connecting(patch: Patch, is_metered: IsMetered, original: Callable[..., Any
 
     def connect(self: Any, *args: Any, **kwargs: Any) -> Any:
         manager = original(self, *args, **kwargs)
-        quietly(open_with, self, manager, kwargs)
+        call_guarded(open_with, self, manager, kwargs)
         return manager
 
     return connect
@@ -120,13 +120,13 @@ def _entering(original: Callable[..., Any]) -> Callable[..., Any]:
         opening = self.__dict__.get(_OPENING)
         if opening is None:
             return original(self)
-        frame, owner = current_frame(), NOBODY
+        context, owner = current_context(), NOBODY
         try:
-            owner = frame.resolve()
+            owner = context.resolve()
         except Exception as error:
             report_internal_error(error)
         connection = original(self)
-        quietly(opening.attach, connection, frame, owner)
+        call_guarded(opening.attach, connection, context, owner)
         return connection
 
     return enter
@@ -137,13 +137,13 @@ def _aentering(original: Callable[..., Any]) -> Callable[..., Any]:
         opening = self.__dict__.get(_OPENING)
         if opening is None:
             return await original(self)
-        frame, owner = current_frame(), NOBODY
+        context, owner = current_context(), NOBODY
         try:
-            owner = await frame.aresolve()
+            owner = await context.aresolve()
         except Exception as error:
             report_internal_error(error)
         connection = await original(self)
-        quietly(opening.attach, connection, frame, owner)
+        call_guarded(opening.attach, connection, context, owner)
         return connection
 
     return enter
@@ -176,7 +176,7 @@ def _receiving(original: Callable[..., Any]) -> Callable[..., Any]:
         except BaseException as error:
             _lost(socket, error)
             raise
-        quietly(socket.received, data)
+        call_guarded(socket.received, data)
         return data
 
     return recv_bytes
@@ -192,7 +192,7 @@ def _areceiving(original: Callable[..., Any]) -> Callable[..., Any]:
         except BaseException as error:
             _lost(socket, error)
             raise
-        quietly(socket.received, data)
+        call_guarded(socket.received, data)
         return data
 
     return recv_bytes
@@ -201,7 +201,7 @@ def _areceiving(original: Callable[..., Any]) -> Callable[..., Any]:
 def _lost(socket: Socket, error: BaseException) -> None:
     """Whether a reconnection follows or not, nothing goes on over it."""
     if type(error).__name__.startswith("ConnectionClosed"):
-        quietly(socket.end, error)
+        call_guarded(socket.end, error)
 
 
 def _sending(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -209,17 +209,17 @@ def _sending(original: Callable[..., Any]) -> Callable[..., Any]:
         socket = self.__dict__.get(_SOCKET)
         if socket is None:
             return original(self, event, *args, **kwargs)
-        frame = current_frame()
-        if frame is not socket.asked:
+        context = current_context()
+        if context is not socket.asked:
             try:
-                socket.bind(frame, frame.resolve())
+                socket.bind(context, context.resolve())
             except Exception as error:
                 report_internal_error(error)
-        quietly(socket.sent, event)
+        call_guarded(socket.sent, event)
         try:
             return original(self, event, *args, **kwargs)
         except BaseException:
-            quietly(socket.unsent, event)
+            call_guarded(socket.unsent, event)
             raise
 
     return send
@@ -230,17 +230,17 @@ def _asending(original: Callable[..., Any]) -> Callable[..., Any]:
         socket = self.__dict__.get(_SOCKET)
         if socket is None:
             return await original(self, event, *args, **kwargs)
-        frame = current_frame()
-        if frame is not socket.asked:
+        context = current_context()
+        if context is not socket.asked:
             try:
-                socket.bind(frame, await frame.aresolve())
+                socket.bind(context, await context.aresolve())
             except Exception as error:
                 report_internal_error(error)
-        quietly(socket.sent, event)
+        call_guarded(socket.sent, event)
         try:
             return await original(self, event, *args, **kwargs)
         except BaseException:
-            quietly(socket.unsent, event)
+            call_guarded(socket.unsent, event)
             raise
 
     return send
@@ -269,4 +269,4 @@ def _aclosing(original: Callable[..., Any]) -> Callable[..., Any]:
 def _closed(connection: Any) -> None:
     socket = connection.__dict__.get(_SOCKET)
     if socket is not None:
-        quietly(socket.end)
+        call_guarded(socket.end)

@@ -2,7 +2,7 @@
 The gate: where calls of the openai and anthropic SDKs are metered.
 
 Three methods of each SDK's base client are patched, and inert unless the client was wrapped or ``instrument()`` was called.
-``request`` is the entry: the owner is captured there, at call time. ``_process_response`` is the exit: once per answer that the
+``request`` is the metered: the owner is captured there, at call time. ``_process_response`` is the exit: once per answer that the
 provider bills, even where a middleware of the SDK sends a request again. What sleeps before a retry tells of an attempt that got no answer.
 They exist in every openai since 1.109 and every anthropic since 0.49. The client object, its class and what it returns stay the SDK's own.
 """
@@ -19,10 +19,10 @@ from typing import Any, TypeVar
 
 from voight_middleware.diagnostics import report_internal_error
 from voight_middleware.instrumentation import http, websockets
-from voight_middleware.instrumentation.own_request import MeteredRequest
-from voight_middleware.instrumentation.request import ByHand, Place, current_entry, entry_here
-from voight_middleware.instrumentation.sdk import SdkEntry
-from voight_middleware.instrumentation.streams import hide_usage, quietly
+from voight_middleware.instrumentation.own_request import RequestDescriptor
+from voight_middleware.instrumentation.request import ManualBlock, RequestSlot, current_request, request_here
+from voight_middleware.instrumentation.sdk import SdkRequest
+from voight_middleware.instrumentation.streams import call_guarded, hide_usage
 from voight_middleware.pipeline.meter import current_meter
 from voight_middleware.providers import anthropic as anthropic_readers
 from voight_middleware.providers.base import Routes
@@ -135,7 +135,7 @@ def _patch_request(cls: type, base: type, sdk: str, bound: Callable[[Any], Any])
     def make(original: Any, level: object) -> Any:
         return metered(original, sdk, level)
 
-    _patch(cls, "request", lambda original: make(bound(original), cls), lambda patched: MeteredRequest(patched, make))
+    _patch(cls, "request", lambda original: make(bound(original), cls), lambda patched: RequestDescriptor(patched, make))
 
 
 def _patch_base(cls: Any, sdk: str) -> None:
@@ -147,7 +147,7 @@ def _patch_base(cls: Any, sdk: str) -> None:
             _patch(cls, name, _sync_retry if synchronous else _async_retry)
             break
     if sdk == "openai":
-        quietly(websockets.patch_resources, _patch, _is_metered)
+        call_guarded(websockets.patch_resources, _patch, _is_metered)
 
 
 def _subclasses(cls: type) -> set[type]:
@@ -163,7 +163,7 @@ def _patch_over(cls: type, base: type, sdk: str) -> None:
     own = cls.__dict__.get("request")
     ours = [patched.__wrapped__ for _, name, patched, _ in _patches if name == "request"]
     while own is not None:
-        if isinstance(own, MeteredRequest) or any(own is one for one in ours):
+        if isinstance(own, RequestDescriptor) or any(own is one for one in ours):
             return
         own = getattr(own, "__wrapped__", None)
     if "request" in cls.__dict__:
@@ -199,24 +199,24 @@ def _marking(original: Callable[..., Any]) -> Callable[..., Any]:
     return copy
 
 
-# -- entry ---------------------------------------------------------------------------------------------------------------------
+# -- the start of a request ---------------------------------------------------------------------------------------------------------------------
 
 
-def _is_on_its_way(place: Place, client: Any, level: object, options: Any, stream: bool) -> bool:
+def _is_on_its_way(place: RequestSlot, client: Any, level: object, options: Any, stream: bool) -> bool:
     """
     Return whether a request is the one in *place*, passed on by a subclass or by another library's ``request``. Its options may be a copy.
 
     One that comes to a method that it is in already is a request of its own, such as a middleware's.
     """
-    entry = place.entry
-    if not isinstance(entry, SdkEntry) or place.client is not client or level in place.levels or entry.stream != stream:
+    metered = place.metered
+    if not isinstance(metered, SdkRequest) or place.client is not client or level in place.levels or metered.stream != stream:
         return False
-    known = entry.options
+    known = metered.options
     if options is known:
         return True
     if options.method != known.method or options.url != known.url:
         return False
-    entry.body = options.json_data  # the body that is sent
+    metered.body = options.json_data  # the body that is sent
     return True
 
 
@@ -225,9 +225,9 @@ def _sync_request(original: Callable[..., Any], sdk: str, level: object) -> Call
     passes_on = isinstance(level, int)  # a client's own: where it passes its request on must know that it comes from there
 
     def request(self: Any, cast_to: Any, options: Any, *, stream: bool = False, stream_cls: Any = None) -> Any:
-        outer = current_entry.get()
+        outer = current_request.get()
         if outer is not None:
-            if isinstance(outer, ByHand):
+            if isinstance(outer, ManualBlock):
                 if outer.open:
                     return original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
             elif _is_on_its_way(outer, self, level, options, stream):
@@ -236,34 +236,34 @@ def _sync_request(original: Callable[..., Any], sdk: str, level: object) -> Call
                     return original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
                 finally:
                     outer.levels.remove(level)
-        entry = _enter(self, sdk, routes, options, stream) if _everything or _MARK in self.__dict__ else None
-        if entry is None and outer is None and not passes_on:
+        metered = _enter(self, sdk, routes, options, stream) if _everything or _MARK in self.__dict__ else None
+        if metered is None and outer is None and not passes_on:
             return original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
-        place = Place(entry, self, level)
-        current_entry.set(place)  # without an entry as well: a request inside a metered one must not end as a part of it
+        place = RequestSlot(metered, self, level)
+        current_request.set(place)  # without a metered request, too: a request inside a metered one must not end as a part of it
         try:
-            if entry is None:
+            if metered is None:
                 return original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
             try:
-                entry.owner = entry.frame.resolve()
+                metered.owner = metered.context.resolve()
             except Exception as error:
                 report_internal_error(error)
-            entry.begin(self, options)
-            for tried in (entry.options, options):
+            metered.start(self, options)
+            for tried in (metered.options, options):
                 try:
                     result = original(self, cast_to, tried, stream=stream, stream_cls=stream_cls)
                 except BaseException as error:
-                    if not _goes_on(entry, error):
+                    if not _goes_on(metered, error):
                         raise
                 else:
-                    if tried is not entry.options:
-                        entry.answered_without_usage()
+                    if tried is not metered.options:
+                        metered.succeeded_without_usage()
                     return result
         finally:
-            current_entry.set(outer)
+            current_request.set(outer)
             place.leave()
-            if entry is not None:
-                entry.left()
+            if metered is not None:
+                metered.responded()
 
     return request
 
@@ -273,9 +273,9 @@ def _async_request(original: Callable[..., Any], sdk: str, level: object) -> Cal
     passes_on = isinstance(level, int)  # a client's own: where it passes its request on must know that it comes from there
 
     async def request(self: Any, cast_to: Any, options: Any, *, stream: bool = False, stream_cls: Any = None) -> Any:
-        outer = current_entry.get()
+        outer = current_request.get()
         if outer is not None:
-            if isinstance(outer, ByHand):
+            if isinstance(outer, ManualBlock):
                 if outer.open:
                     return await original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
             elif _is_on_its_way(outer, self, level, options, stream):
@@ -284,58 +284,58 @@ def _async_request(original: Callable[..., Any], sdk: str, level: object) -> Cal
                     return await original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
                 finally:
                     outer.levels.remove(level)
-        entry = _enter(self, sdk, routes, options, stream) if _everything or _MARK in self.__dict__ else None
-        if entry is None and outer is None and not passes_on:
+        metered = _enter(self, sdk, routes, options, stream) if _everything or _MARK in self.__dict__ else None
+        if metered is None and outer is None and not passes_on:
             return await original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
-        place = Place(entry, self, level)
-        current_entry.set(place)  # without an entry as well: a request inside a metered one must not end as a part of it
+        place = RequestSlot(metered, self, level)
+        current_request.set(place)  # without a metered request, too: a request inside a metered one must not end as a part of it
         try:
-            if entry is None:
+            if metered is None:
                 return await original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
             try:
-                entry.owner = entry.frame.owner() if entry.frame.scope is None else await entry.frame.aresolve()
+                metered.owner = metered.context.owner() if metered.context.scope is None else await metered.context.aresolve()
             except Exception as error:
                 report_internal_error(error)
-            entry.begin(self, options)
-            for tried in (entry.options, options):
+            metered.start(self, options)
+            for tried in (metered.options, options):
                 try:
                     result = await original(self, cast_to, tried, stream=stream, stream_cls=stream_cls)
                 except BaseException as error:
-                    if not _goes_on(entry, error):
+                    if not _goes_on(metered, error):
                         raise
                 else:
-                    if tried is not entry.options:
-                        entry.answered_without_usage()
+                    if tried is not metered.options:
+                        metered.succeeded_without_usage()
                     return result
         finally:
-            current_entry.set(outer)
+            current_request.set(outer)
             place.leave()
-            if entry is not None:
-                entry.left()
+            if metered is not None:
+                metered.responded()
 
     return request
 
 
-def _enter(client: Any, sdk: str, routes: Routes, options: Any, stream: bool) -> SdkEntry | None:
-    """The entry of a request that is billed, or tells of something that is; None for any other, and wherever something of ours fails."""
+def _enter(client: Any, sdk: str, routes: Routes, options: Any, stream: bool) -> SdkRequest | None:
+    """The metered of a request that is billed, or tells of something that is; None for any other, and wherever something of ours fails."""
     try:
         endpoint = routes.find(options.method, options.url)
         if endpoint is None or not current_meter().settings.enabled:
             return None
-        if endpoint.later == "names" and not is_batch(options.json_data):
+        if endpoint.job_phase == "names" and not is_batch(options.json_data):
             return None  # nobody's file but a batch's is looked at
-        return SdkEntry(client, sdk, endpoint, options, stream)
+        return SdkRequest(client, sdk, endpoint, options, stream)
     except Exception as error:
         report_internal_error(error)
         return None
 
 
-def _goes_on(entry: SdkEntry, error: BaseException) -> bool:
+def _goes_on(metered: SdkRequest, error: BaseException) -> bool:
     """Whether a request that failed is sent once more; otherwise it is a call that has failed."""
     try:
-        if entry.may_go_without_usage(error):
+        if metered.may_go_without_usage(error):
             return True
-        entry.failed(error)
+        metered.fail(error)
     except Exception as ours:
         report_internal_error(ours)
     return False
@@ -343,15 +343,15 @@ def _goes_on(entry: SdkEntry, error: BaseException) -> bool:
 
 def _sync_exit(original: Callable[..., Any]) -> Callable[..., Any]:
     def _process_response(self: Any, **kwargs: Any) -> Any:
-        entry = entry_here()
-        if not isinstance(entry, SdkEntry):
+        metered = request_here()
+        if not isinstance(metered, SdkRequest):
             return original(self, **kwargs)
         try:
             result = original(self, **kwargs)
         except BaseException:
-            _watched(entry, kwargs, None)
+            _watched(metered, kwargs, None)
             raise
-        _watched(entry, kwargs, result)
+        _watched(metered, kwargs, result)
         return result
 
     return _process_response
@@ -359,27 +359,27 @@ def _sync_exit(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _async_exit(original: Callable[..., Any]) -> Callable[..., Any]:
     async def _process_response(self: Any, **kwargs: Any) -> Any:
-        entry = entry_here()
-        if not isinstance(entry, SdkEntry):
+        metered = request_here()
+        if not isinstance(metered, SdkRequest):
             return await original(self, **kwargs)
         try:
             result = await original(self, **kwargs)
         except BaseException:
-            _watched(entry, kwargs, None)
+            _watched(metered, kwargs, None)
             raise
-        _watched(entry, kwargs, result)
+        _watched(metered, kwargs, result)
         return result
 
     return _process_response
 
 
-def _watched(entry: SdkEntry, kwargs: Mapping[str, Any], result: Any) -> None:
+def _watched(metered: SdkRequest, kwargs: Mapping[str, Any], result: Any) -> None:
     try:
-        entry.watch(kwargs["response"], result, kwargs.get("retries_taken", 0))
+        metered.watch(kwargs["response"], result, kwargs.get("retries_taken", 0))
     except Exception as error:
         report_internal_error(error)
-        if entry.asked_for_usage:
-            quietly(hide_usage, result)
+        if metered.asked_for_usage:
+            call_guarded(hide_usage, result)
 
 
 # -- retries -------------------------------------------------------------------------------------------------------------------
@@ -404,8 +404,8 @@ def _async_retry(original: Callable[..., Any]) -> Callable[..., Any]:
 def _attempt_failed(kwargs: Mapping[str, Any]) -> None:
     """The SDK tries again inside its ``except`` clause: the error is the one that is being handled."""
     try:
-        entry = entry_here()
-        if entry is not None and kwargs.get("response") is None and kwargs.get("response_headers") is None:
-            entry.unanswered(sys.exc_info()[1])
+        metered = request_here()
+        if metered is not None and kwargs.get("response") is None and kwargs.get("response_headers") is None:
+            metered.note_failed_attempt(sys.exc_info()[1])
     except Exception as error:
         report_internal_error(error)

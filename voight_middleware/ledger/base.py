@@ -27,7 +27,7 @@ class UnknownDimension(ValueError):
 
 MAX_COUNT = 10**12
 """The largest count that one call can have, so that a sum over nine million such calls still fits 64 bits."""
-SHORTEST_ID = 8
+MIN_ID_LENGTH = 8
 """How many characters of a call's id are enough, where no other begins with them."""
 
 DIMENSIONS = (
@@ -129,7 +129,7 @@ class Spend(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
-class FormerPrice:
+class PriceVersion:
     """What a call cost until a repricing replaced it. Money is in femto-dollars (1e-15 USD)."""
 
     version: int
@@ -145,7 +145,7 @@ class FormerPrice:
 
 
 @dataclass(frozen=True, slots=True)
-class Holdings:
+class PersonalData:
     """What is kept about one person, or has been erased."""
 
     calls: int = 0
@@ -185,11 +185,11 @@ class Ledger(Protocol):
 
     url: str
 
-    def about(self) -> list[tuple[str, str]]:
+    def info(self) -> list[tuple[str, str]]:
         """What ``voight doctor`` says of the ledger, as names and values: engine and version, schema, role, what it may do."""
         ...
 
-    def extent(self) -> tuple[int, int] | None:
+    def time_range(self) -> tuple[int, int] | None:
         """When the oldest and the newest call happened, in microseconds since 1970 UTC; None for an empty ledger."""
         ...
 
@@ -211,7 +211,7 @@ class Ledger(Protocol):
         """The offset up to which *segment* has been ingested; 0 for an unknown one."""
         ...
 
-    def forget(self, segment: str) -> None:
+    def clear_progress(self, segment: str) -> None:
         """Drop the progress of a segment whose file is gone."""
         ...
 
@@ -271,11 +271,11 @@ class Ledger(Protocol):
         """
         ...
 
-    def versions(self, call_id: str) -> list[FormerPrice]:
+    def price_history(self, call_id: str) -> list[PriceVersion]:
         """The prices that a call had before its newest one, the original first."""
         ...
 
-    def former(self, call_ids: Collection[str]) -> dict[str, list[FormerPrice]]:
+    def price_histories(self, call_ids: Collection[str]) -> dict[str, list[PriceVersion]]:
         """The prices that calls had before their newest one, the original first, by ``call_id``; a call without any is missing."""
         ...
 
@@ -283,7 +283,7 @@ class Ledger(Protocol):
         """Submitted jobs in the bytewise order of their names: at most *limit*, from behind the name *after* on."""
         ...
 
-    def keep(self, calls: Sequence[Call], former: Mapping[str, Sequence[FormerPrice]] = {}, *, anew: bool = False) -> int:
+    def import_calls(self, calls: Sequence[Call], former: Mapping[str, Sequence[PriceVersion]] = {}, *, anew: bool = False) -> int:
         """
         Keep calls of another ledger as they are there, each with the prices that it had before, in one transaction; answers how many
         were written.
@@ -296,11 +296,11 @@ class Ledger(Protocol):
         """
         ...
 
-    def holdings(self, names: Collection[str]) -> Holdings:
+    def personal_data(self, names: Collection[str]) -> PersonalData:
         """What is kept about the person who is known by any of *names*."""
         ...
 
-    def erase(self, names: Collection[str], token: str) -> Holdings:
+    def erase(self, names: Collection[str], token: str) -> PersonalData:
         """
         Put *token* in the place of a person's ids, in one transaction, and take sessions and answer ids off the person's calls; answers
         what was found. Costs and counts stay as they are.

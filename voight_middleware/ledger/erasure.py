@@ -8,7 +8,7 @@ import msgspec
 
 from voight_middleware.records.tags import Tags
 
-SHORTEST_SEARCHED = 5
+MIN_SEARCHED_LENGTH = 5
 """Shorter ids are not looked for inside other text, nor in the bytes of files: they would be found everywhere."""
 PLACES = ("plan", "tenant_id", "route", "release")
 """Columns that can hold a person's id beside the user's own, the session's and the extra keys."""
@@ -49,4 +49,4 @@ def spellings(names: Collection[str]) -> list[str]:
 
 
 def _mentions(value: str, names: Collection[str]) -> bool:
-    return any(value == name or (len(name) >= SHORTEST_SEARCHED and name in value) for name in names)
+    return any(value == name or (len(name) >= MIN_SEARCHED_LENGTH and name in value) for name in names)

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any, Protocol
 
 from voight_middleware.ledger.base import DIMENSIONS, Spend, UnknownDimension, Where, Window, has_wildcard
-from voight_middleware.ledger.rollups import PLANS, Bucket, Rollup, cover, is_one_user
+from voight_middleware.ledger.rollups import PLANS, Bucket, Rollup, is_one_user, plan_query
 
 Sql = tuple[str, list[Any]]
 """A piece of SQL with a ``?`` for each value, and the values bound in it."""
@@ -72,7 +72,7 @@ class Dialect(Protocol):
         ...
 
 
-class Question:
+class Query:
     """
     What is asked of a ledger.
 
@@ -96,7 +96,7 @@ class Question:
         dialect = self._dialect
         timed = self._zone is not None and bool({*TIMES} & {*by, *where})
         usable = () if as_priced else self._usable(timed)
-        rolled, windows = cover(by, where, window, usable)
+        rolled, windows = plan_query(by, where, window, usable)
         parts = [self._from_rollup(rollup, by, where, first, end) for rollup, first, end in rolled]
         parts += [self._from_calls(by, where, edge, dialect.calls_as_priced if as_priced else dialect.calls) for edge in windows]
         groups = [f"d{position}" for position in range(len(by))]

@@ -36,13 +36,13 @@ class Rollup:
         """The times that it can tell apart."""
         return _TIMES[_TIMES.index(self.bucket) :]
 
-    def answers(self, by: Collection[str], where: Where) -> bool:
+    def supports(self, by: Collection[str], where: Where) -> bool:
         """Whether a question after these dimensions can be answered from here."""
         known = {*self.names, *self.times}
         unowned = self.owned and where.get("user_id", "") is None
         return known.issuperset(by) and all(name in known or (name == "user_id" and unowned) for name in where)
 
-    def whole(self, window: Window) -> tuple[Bucket | None, Bucket | None, list[Window]] | None:
+    def split_window(self, window: Window) -> tuple[Bucket | None, Bucket | None, list[Window]] | None:
         """The first bucket that lies in *window*, the first that does no more, and what of the window is left beside; None without one."""
         since = None if window.since is None else self.ceil(window.since)
         until = None if window.until is None else self.floor(window.until)
@@ -111,17 +111,17 @@ Part: TypeAlias = tuple[Rollup, Bucket | None, Bucket | None]
 """A rollup, the first of its buckets that counts, and the first that does not any more."""
 
 
-def cover(by: Collection[str], where: Where, window: Window, usable: Collection[Rollup] = ROLLUPS) -> tuple[list[Part], list[Window]]:
+def plan_query(by: Collection[str], where: Where, window: Window, usable: Collection[Rollup] = ROLLUPS) -> tuple[list[Part], list[Window]]:
     """The rollups that answer a question, and the windows that only the calls can tell."""
     for chain in _CHAINS:
         parts: list[Part] = []
         windows = [window]
         for rollup in chain:
-            if rollup not in usable or not rollup.answers(by, where):
+            if rollup not in usable or not rollup.supports(by, where):
                 continue
             left: list[Window] = []
             for one in windows:
-                if (whole := rollup.whole(one)) is None:
+                if (whole := rollup.split_window(one)) is None:
                     left.append(one)
                 else:
                     parts.append((rollup, whole[0], whole[1]))

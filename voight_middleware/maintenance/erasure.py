@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from voight_middleware.config.settings import Settings
-from voight_middleware.ledger import Holdings, Ledger
-from voight_middleware.ledger.erasure import SHORTEST_SEARCHED, spellings
+from voight_middleware.ledger import Ledger, PersonalData
+from voight_middleware.ledger.erasure import MIN_SEARCHED_LENGTH, spellings
 from voight_middleware.pipeline.ingest import drain
 from voight_middleware.pipeline.journal import REASONS, REJECTED, segments
 
@@ -24,10 +24,10 @@ WAIT_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Erasure:
+class ErasureResult:
     """What was kept about a person, and what has become of it."""
 
-    found: Holdings
+    found: PersonalData
     token: str | None = None
     """What stands in the place of the ids now; None where nothing was changed."""
     remains: tuple[str, ...] = ()
@@ -36,7 +36,9 @@ class Erasure:
     """Journals with records that no ingester has brought in yet."""
 
 
-def erase(ledger: Ledger, settings: Settings, names: Collection[str], *, dry_run: bool = False, wait: float = WAIT_SECONDS) -> Erasure:
+def erase(
+    ledger: Ledger, settings: Settings, names: Collection[str], *, dry_run: bool = False, wait: float = WAIT_SECONDS
+) -> ErasureResult:
     """
     Replace a person's ids in ledger and journals, irreversibly; what the calls cost and how many there are stays.
 
@@ -51,15 +53,15 @@ def erase(ledger: Ledger, settings: Settings, names: Collection[str], *, dry_run
         LedgerError: The ledger cannot be written, or its file not be rewritten as another process reads it; a second run goes on.
     """
     if dry_run:
-        return Erasure(ledger.holdings(names))
+        return ErasureResult(ledger.personal_data(names))
     waiting = _bring_in(ledger, settings, wait)
-    found = ledger.holdings(names)
+    found = ledger.personal_data(names)
     token = None
     if found:
         token = f"erased:{secrets.token_hex(8)}"
         ledger.erase(names, token)
     _scrub(ledger, settings.journal, names)
-    return Erasure(found, token, tuple(ledger.purge(names)), tuple(waiting))
+    return ErasureResult(found, token, tuple(ledger.purge(names)), tuple(waiting))
 
 
 def _bring_in(ledger: Ledger, settings: Settings, wait: float) -> list[str]:
@@ -93,8 +95,8 @@ def _overwrite(path: Path, names: Collection[str], end: int | None) -> None:
     try:
         data = os.pread(fd, os.fstat(fd).st_size if end is None else end, 0)
         for name in names:
-            text = name.encode() if len(name) >= SHORTEST_SEARCHED else f'"{name}"'.encode()
-            blank = b"x" * len(text) if len(name) >= SHORTEST_SEARCHED else b'"' + b"x" * (len(text) - 2) + b'"'
+            text = name.encode() if len(name) >= MIN_SEARCHED_LENGTH else f'"{name}"'.encode()
+            blank = b"x" * len(text) if len(name) >= MIN_SEARCHED_LENGTH else b'"' + b"x" * (len(text) - 2) + b'"'
             at = data.find(text)
             while at >= 0:
                 os.pwrite(fd, blank, at)

@@ -14,7 +14,7 @@ from voight_middleware.ledger import Ledger, Where, Window
 from voight_middleware.ledger.rows import within_range
 from voight_middleware.pipeline.ingest import BATCH
 from voight_middleware.pricing import PriceBook
-from voight_middleware.pricing.price_call import complete
+from voight_middleware.pricing.price_call import price_call
 from voight_middleware.records.call import Call
 
 OWN_RULE = '"id":"override-'
@@ -123,7 +123,7 @@ def repriced(call: Call, book: PriceBook) -> Call | None:
     if call.raw_usage is None and not call.estimated and not call.tool_calls and (call.job is not None or counted):
         return None
     priced = copy(call)
-    complete(priced, book)
+    price_call(priced, book)
     priced = within_range(priced)
     return call if _figures(priced) == _figures(call) else priced
 

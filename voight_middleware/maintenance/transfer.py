@@ -13,8 +13,8 @@ from datetime import UTC, datetime, timedelta
 
 import msgspec
 
-from voight_middleware.ledger import FormerPrice, Ledger, LedgerError, Progress, Window
-from voight_middleware.records.call import Call, Record, Settlement, Submission, new_call_id
+from voight_middleware.ledger import Ledger, LedgerError, PriceVersion, Progress, Window
+from voight_middleware.records.call import Call, LateAttribution, Record, Submission, new_call_id
 from voight_middleware.records.tags import Tags
 
 BATCH = 5_000
@@ -24,7 +24,7 @@ _OPEN = ("none", "error", "request")
 """Attributions of calls that may still get an owner."""
 _ERASED = "erased:"
 
-History = Sequence[FormerPrice]
+History = Sequence[PriceVersion]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Difference:
 
 
 @dataclass(slots=True)
-class Move:
+class Transfer:
     """What a move has found, and done."""
 
     dry_run: bool = False
@@ -76,7 +76,7 @@ class Move:
         return not (self.refused or self.differences)
 
 
-def move(source: Ledger, target: Ledger | None, *, dry_run: bool = False, done: Callable[[int], None] | None = None) -> Move:
+def move(source: Ledger, target: Ledger | None, *, dry_run: bool = False, done: Callable[[int], None] | None = None) -> Transfer:
     """
     Bring everything that *source* has into *target*, and compare them.
 
@@ -91,7 +91,7 @@ def move(source: Ledger, target: Ledger | None, *, dry_run: bool = False, done: 
     Raises:
         LedgerError: Both are the same ledger, or one of them cannot be read or written. What was done stays done.
     """
-    report = Move(dry_run)
+    report = Transfer(dry_run)
     if target is None:
         report.calls = report.copied = source.spend()[0].calls
         report.jobs = sum(map(len, _jobs(source)))
@@ -126,7 +126,7 @@ def _refuse_the_same(source: Ledger, target: Ledger) -> None:
     try:
         same = source.progress(mark) == 1
     finally:
-        target.forget(mark)
+        target.clear_progress(mark)
     if same:
         raise LedgerError("both are the same ledger: there is nothing to move")
 
@@ -141,7 +141,7 @@ def _jobs(source: Ledger) -> Iterator[list[Submission]]:
         yield page
 
 
-def _bring_jobs(source: Ledger, target: Ledger, report: Move) -> dict[str, str]:
+def _bring_jobs(source: Ledger, target: Ledger, report: Transfer) -> dict[str, str]:
     """Bring the submissions; answers the tokens of persons that were erased in the source and are not in the target, by their ids."""
     erased: dict[str, str] = {}
     for page in _jobs(source):
@@ -152,7 +152,7 @@ def _bring_jobs(source: Ledger, target: Ledger, report: Move) -> dict[str, str]:
             if there is None:
                 records.append(one)
             elif there.attribution in _OPEN and one.attribution not in _OPEN:
-                records.append(Settlement(call_ids=(one.job,), tags=one.tags, attribution=one.attribution))
+                records.append(LateAttribution(call_ids=(one.job,), tags=one.tags, attribution=one.attribution))
             else:
                 erased |= _erased_names(one.tags, there.tags)
         report.jobs += len(records)
@@ -170,7 +170,7 @@ def _bring_calls(
     source: Ledger,
     target: Ledger,
     window: Window,
-    report: Move,
+    report: Transfer,
     erased: dict[str, str],
     *,
     done: Callable[[int], None] | None = None,
@@ -185,7 +185,7 @@ def _bring_calls(
         there: dict[str, Call] = {}
         if known is None or not known.isdisjoint(_days(span)):
             there = _same(target, page, span)
-        former = source.former([call.call_id for call in page])
+        former = source.price_histories([call.call_id for call in page])
         missing = [call for call in page if call.call_id not in there]
         if report.dry_run:
             report.copied += len(missing)
@@ -205,7 +205,12 @@ def _same(target: Ledger, page: Sequence[Call], span: Window) -> dict[str, Call]
 
 
 def _bring_changes(
-    target: Ledger, page: Sequence[Call], there: dict[str, Call], former: dict[str, list[FormerPrice]], report: Move, erased: dict[str, str]
+    target: Ledger,
+    page: Sequence[Call],
+    there: dict[str, Call],
+    former: dict[str, list[PriceVersion]],
+    report: Transfer,
+    erased: dict[str, str],
 ) -> None:
     """Bring what the source knows more of calls that the target has."""
     fresh: dict[str, str] = {}
@@ -217,7 +222,7 @@ def _bring_changes(
     if fresh and not report.dry_run:  # whoever was erased in the source since is erased in the target, wherever the name stands
         _erase(target, fresh)
         there |= _same(target, page, Window(page[0].occurred_at, page[-1].occurred_at + 1))
-    before = target.former([call.call_id for call in page])
+    before = target.price_histories([call.call_id for call in page])
     changed: list[Call] = []
     histories: dict[str, History] = {}
     for call in page:
@@ -233,10 +238,10 @@ def _bring_changes(
         _keep(target, changed, histories, report, anew=True)
 
 
-def _keep(target: Ledger, calls: Sequence[Call], former: Mapping[str, History], report: Move, *, anew: bool = False) -> int:
+def _keep(target: Ledger, calls: Sequence[Call], former: Mapping[str, History], report: Transfer, *, anew: bool = False) -> int:
     """Keep calls; one that the target cannot keep does not stop the others."""
     try:
-        return target.keep(calls, former, anew=anew)
+        return target.import_calls(calls, former, anew=anew)
     except ValueError as error:
         if len(calls) == 1:
             report.refused[calls[0].call_id] = str(error)
@@ -264,7 +269,7 @@ def _merged(call: Call, new: History, own: Call, old: History) -> tuple[Call, Hi
 
 def _figures(call: Call, history: History) -> list[tuple[object, ...]]:
     """Every price of a call, the original first."""
-    prices: list[FormerPrice | Call] = [*history, call]
+    prices: list[PriceVersion | Call] = [*history, call]
     return [(one.cost_femto, one.list_femto, one.cost_status, one.cost_reasons, one.price) for one in prices]
 
 

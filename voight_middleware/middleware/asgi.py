@@ -6,9 +6,9 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from types import SimpleNamespace
 from typing import Any, cast
 
-from voight_middleware.context.context import Frame, current_frame, set_frame
+from voight_middleware.context.context import TagContext, current_context, set_context
 from voight_middleware.middleware.getters import Getter, Getters, request_user
-from voight_middleware.middleware.request_scope import Scope, hand_over
+from voight_middleware.middleware.request_scope import RequestScope, flush_if_synchronous
 from voight_middleware.middleware.routes import route_of, what_routers_left
 from voight_middleware.pipeline.meter import current_meter, flush_before_exit
 from voight_middleware.records.tags import NO_TAGS
@@ -57,23 +57,23 @@ class CostTagMiddleware:
         if scope["type"] not in ("http", "websocket"):
             return await self.app(scope, receive, _flushing(send) if scope["type"] == "lifespan" else send)
         cost_scope = AsgiScope(scope, self.getters, self.app)
-        outer = current_frame()  # as `bind` does, without the price of an object and two calls
-        set_frame(Frame(cost_scope, NO_TAGS))
+        outer = current_context()  # as `bind` does, without the price of an object and two calls
+        set_context(TagContext(cost_scope, NO_TAGS))
         try:
             await self.app(scope, receive, send)
         finally:
             try:
                 if cost_scope.pending is None:
-                    cost_scope.let_go()
+                    cost_scope.release()
                 else:
-                    await cost_scope.settle()
+                    await cost_scope.attribute_late()
             finally:
-                set_frame(outer)
+                set_context(outer)
             if current_meter().synchronous:
-                await hand_over()
+                await flush_if_synchronous()
 
 
-class AsgiScope(Scope):
+class AsgiScope(RequestScope):
     """The cost scope of one ASGI request or connection."""
 
     def __init__(self, scope: ScopeDict, getters: Getters = _DEFAULT_GETTERS, app: ASGIApp | None = None) -> None:
@@ -95,7 +95,7 @@ class AsgiScope(Scope):
         """What the router that has matched calls it."""
         return route_of(self._asgi, self._app)
 
-    def forget_request(self) -> None:
+    def drop_request(self) -> None:
         """Keep nothing of the request but what the router has matched."""
         self._asgi = {} if self._routed else what_routers_left(self._asgi)
 

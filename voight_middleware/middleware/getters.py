@@ -24,7 +24,7 @@ class Getters(msgspec.Struct, frozen=True):
     """Answers a mapping of tags, extra keys among them."""
 
 
-def header(name: str, *, trusted: bool = False) -> Getter:
+def user_from_header(name: str, *, trusted: bool = False) -> Getter:
     """
     A getter that answers what a header of the request says, for an application whose users sign in at a proxy before it::
 

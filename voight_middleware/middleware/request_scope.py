@@ -11,18 +11,18 @@ from pathlib import Path
 from types import CodeType, CoroutineType
 from typing import Any
 
-from voight_middleware.context.context import lay_over
+from voight_middleware.context.context import overlay
 from voight_middleware.diagnostics import counters, report_internal_error, warn_once
 from voight_middleware.middleware.getters import Getter, Getters
 from voight_middleware.pipeline.meter import current_meter
 from voight_middleware.records.tag_values import clean_value
 from voight_middleware.records.tags import NO_TAGS, Owner, Tags, make_tags
 
-_asking: ContextVar[Scope | None] = ContextVar("voight_asking", default=None)
+_asking: ContextVar[RequestScope | None] = ContextVar("voight_asking", default=None)
 """The scope whose getters are running here: an LLM call that a getter makes must not ask it again."""
 
 
-class Scope:
+class RequestScope:
     """
     The identity of one request, as ``tags.OwnerSource``.
 
@@ -64,12 +64,12 @@ class Scope:
         """The route as method and path template; None while it is not known."""
         return self._route() if self._route is not None else None
 
-    def forget_request(self) -> None:
+    def drop_request(self) -> None:
         """Keep nothing of the request."""
         self._request = None
         self._route = None
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """
         The request has ended. What is known of its user is kept for a task that outlives it, and nothing else of the request.
 
@@ -82,7 +82,7 @@ class Scope:
     def _close(self) -> None:
         self.find_route()
         self._closed = True
-        self.forget_request()
+        self.drop_request()
 
     def known(self) -> Owner:
         """What is known by now, without asking anybody."""
@@ -91,7 +91,7 @@ class Scope:
         if identity.route is None and self._found is not None:  # another thread has named the user meanwhile, of tags without the route
             identity = self._identity = identity.merge(self._found)
         how = self._how if identity.user_id is not None else "error" if self._failed else "none"
-        return lay_over(Owner(identity, how), self._explicit)
+        return overlay(Owner(identity, how), self._explicit)
 
     def resolve(self) -> Owner:
         """Ask the getters from synchronous code. One that would have to wait is asked again, and awaited, when the request ends."""
@@ -128,7 +128,7 @@ class Scope:
                     self._close()
         return self.known()
 
-    def identify(self, tags: Tags, attribution: str) -> None:
+    def set_identity(self, tags: Tags, attribution: str) -> None:
         """Name the user, plan and tenant, instead of the getters."""
         known = self._identity
         if known.user_id is not None and tags.user_id not in (None, known.user_id):
@@ -141,34 +141,34 @@ class Scope:
         """Lay explicit tags over what is known, for the rest of the request."""
         self._explicit = self._explicit.merge(tags)
 
-    def await_settlement(self, call_id: str) -> None:
+    def defer(self, call_id: str) -> None:
         """Note a call that was written without an owner."""
         if not self._ended:
             if self.pending is None:
                 self.pending = []
             self.pending.append(call_id)
 
-    async def settle(self) -> None:
+    async def attribute_late(self) -> None:
         """At the end of the request: ask once more if calls wait for their owner, write it, and let go of the request. Never raises."""
         try:
             if self.pending is not None:
                 self._write(await self.aresolve())
         finally:  # the server may cancel a request whose getter does not answer
-            self.let_go()
+            self.release()
 
-    def settle_now(self) -> None:
+    def attribute_late_now(self) -> None:
         """As ``settle``, from synchronous code."""
         try:
             if self.pending is not None:
                 self._write(self.resolve())
         finally:
-            self.let_go()
+            self.release()
 
     def _write(self, owner: Owner) -> None:
         pending, self.pending = self.pending, None
         if pending and owner.tags.user_id is not None:
             self._how = "settled"
-            current_meter().settle(pending, Owner(owner.tags, "settled"))
+            current_meter().attribute_late(pending, Owner(owner.tags, "settled"))
 
     def find_route(self) -> None:
         """Ask for the route, until it is known."""
@@ -194,7 +194,7 @@ class Scope:
             value = getter(request)
             return self._wait_for(value, name, getter, request) if isinstance(value, Awaitable) else value
         except BaseException as error:
-            if _is_not_the_getters(error):
+            if _is_for_the_application(error):
                 raise
             self.fail(name, error, getter=getter)
             return None
@@ -204,7 +204,7 @@ class Scope:
             value = getter(request)
             return await value if isinstance(value, Awaitable) else value
         except BaseException as error:
-            if _is_not_the_getters(error):
+            if _is_for_the_application(error):
                 raise
             self.fail(name, error, getter=getter)
             return None
@@ -289,7 +289,7 @@ _PACKAGE = Path(__file__).parents[1]
 _INTEGRATIONS = ("voight_django", "voight_fastapi", "voight_flask")
 
 
-def _is_not_the_getters(error: BaseException) -> bool:
+def _is_for_the_application(error: BaseException) -> bool:
     """Return whether an exception is meant for the application: an interrupt, or the cancellation of the task that asks."""
     if isinstance(error, KeyboardInterrupt | GeneratorExit):
         return True
@@ -316,13 +316,13 @@ _SEND = opmap["SEND"]
 """What ``await``, ``async for`` and ``async with`` wait by, since Python 3.11."""
 
 
-async def hand_over() -> None:
+async def flush_if_synchronous() -> None:
     """At the end of a request on an event loop, where delivery is synchronous: wait in a thread until its calls are in the ledger."""
     try:
         from anyio import to_thread
     except ImportError:  # under Django, which runs on asyncio only
         import asyncio
 
-        await asyncio.to_thread(current_meter().hand_over)
+        await asyncio.to_thread(current_meter().flush_if_synchronous)
     else:
-        await to_thread.run_sync(current_meter().hand_over)
+        await to_thread.run_sync(current_meter().flush_if_synchronous)

@@ -12,9 +12,9 @@ import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from voight_middleware.context.context import Frame, current_frame, set_frame
+from voight_middleware.context.context import TagContext, current_context, set_context
 from voight_middleware.middleware.getters import Getter, Getters
-from voight_middleware.middleware.request_scope import Scope
+from voight_middleware.middleware.request_scope import RequestScope
 from voight_middleware.records.tags import NO_TAGS
 
 if TYPE_CHECKING:
@@ -55,21 +55,21 @@ class CostTagMiddleware:
         )
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        return answer_inside(RequestFrame(self, environ), self.app, environ, start_response)
+        return answer_inside(RequestContext(self, environ), self.app, environ, start_response)
 
-    def scope(self, environ: WSGIEnvironment) -> Scope:
+    def scope(self, environ: WSGIEnvironment) -> RequestScope:
         """The cost scope of one request."""
-        return Scope(lambda: _request(environ), self.getters, lambda: route_of(environ), local=True)
+        return RequestScope(lambda: _request(environ), self.getters, lambda: route_of(environ), local=True)
 
 
 class Boundary(Protocol):
     """What makes a request's scope when it is asked for."""
 
-    def scope(self, environ: WSGIEnvironment) -> Scope: ...
+    def scope(self, environ: WSGIEnvironment) -> RequestScope: ...
 
 
-class RequestFrame(Frame):
-    """The frame of one request. Most requests make no LLM call and never need the scope: it is made when somebody asks for it."""
+class RequestContext(TagContext):
+    """The context of one request. Most requests make no LLM call and never need the scope: it is made when somebody asks for it."""
 
     __slots__ = ("_boundary", "_environ", "_scope", "runs_on")
 
@@ -82,16 +82,16 @@ class RequestFrame(Frame):
         """Whether code of the application's may run when its answer is iterated or closed."""
         self._boundary = boundary
         self._environ: WSGIEnvironment | None = environ
-        self._scope: Scope | None = None
+        self._scope: RequestScope | None = None
 
     @property
-    def scope(self) -> Scope:  # type: ignore[override]
+    def scope(self) -> RequestScope:  # type: ignore[override]
         if self._scope is None:
             with _making:  # threads of one request share its scope
                 if self._scope is None:
                     scope = self._boundary.scope(self._environ or {})
                     if self._environ is None:
-                        scope.settle_now()
+                        scope.attribute_late_now()
                     self._scope = scope
         return self._scope
 
@@ -104,7 +104,7 @@ class RequestFrame(Frame):
         """The request has ended: settle its calls and let go of it."""
         self._environ = None
         if self._scope is not None:
-            self._scope.settle_now()
+            self._scope.attribute_late_now()
 
 
 _making = threading.Lock()
@@ -161,23 +161,25 @@ def _wait(awaitable: Awaitable[object]) -> object:
             loop.close()
 
 
-def answer_inside(frame: RequestFrame, app: WSGIApplication, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-    """Call *app* inside *frame*. What it answers is iterated and closed inside too, wherever the server does so; between, nothing is."""
-    outer = current_frame()
-    set_frame(frame)
+def answer_inside(
+    context: RequestContext, app: WSGIApplication, environ: WSGIEnvironment, start_response: StartResponse
+) -> Iterable[bytes]:
+    """Call *app* inside *context*. What it answers is iterated and closed inside too, wherever the server does so; between, nothing is."""
+    outer = current_context()
+    set_context(context)
     try:
         result = app(environ, start_response)
         kind = type(result)
-        if kind is list or kind is tuple or not frame.runs_on or _is_file(result, environ):
-            frame.end()
+        if kind is list or kind is tuple or not context.runs_on or _is_file(result, environ):
+            context.end()
             return result
         answer = _SizedAnswer if hasattr(kind, "__len__") else _Answer
-        return answer(result, frame, current_frame())
+        return answer(result, context, current_context())
     except BaseException:
-        frame.end()
+        context.end()
         raise
     finally:
-        set_frame(outer)
+        set_context(outer)
 
 
 def _is_file(result: object, environ: WSGIEnvironment) -> bool:
@@ -189,46 +191,46 @@ def _is_file(result: object, environ: WSGIEnvironment) -> bool:
 class _Answer:
     """An application's answer. A server may iterate it in another thread than it has called the application in, and forget to close it."""
 
-    __slots__ = ("_frame", "_now", "_result", "_step")
+    __slots__ = ("_context", "_now", "_result", "_step")
 
-    def __init__(self, result: Iterable[bytes], frame: RequestFrame, now: Frame) -> None:
+    def __init__(self, result: Iterable[bytes], context: RequestContext, now: TagContext) -> None:
         self._result = result
-        self._frame = frame
+        self._context = context
         self._now = now
 
     def __iter__(self) -> Iterator[bytes]:
-        outer = current_frame()
-        set_frame(self._now)
+        outer = current_context()
+        set_context(self._now)
         try:
             self._step: Callable[[], bytes] = iter(self._result).__next__
         finally:
-            set_frame(outer)
+            set_context(outer)
         return self
 
     def __next__(self) -> bytes:
-        outer = current_frame()
-        set_frame(self._now)
+        outer = current_context()
+        set_context(self._now)
         try:
             return self._step()
         finally:
-            self._now = current_frame()  # a `with tag()` of the application's may stay open over a yield
-            set_frame(outer)
+            self._now = current_context()  # a `with tag()` of the application's may stay open over a yield
+            set_context(outer)
 
     def close(self) -> None:
-        outer = current_frame()
-        set_frame(self._now)
+        outer = current_context()
+        set_context(self._now)
         try:
             close = getattr(self._result, "close", None)
             if close is not None:
                 close()
         finally:
             try:
-                self._frame.end()
+                self._context.end()
             finally:
-                set_frame(outer)
+                set_context(outer)
 
     def __del__(self) -> None:
-        self._frame.end()
+        self._context.end()
 
 
 class _SizedAnswer(_Answer):

@@ -23,7 +23,7 @@ from voight_middleware.records.usage import Component, Usage, UsageError
 Attributes = Mapping[str, Any]
 
 _NO_COUNT = -1
-_MOST = 2**53
+_MAX_COUNT = 2**53
 
 _EXCLUDING_CACHE = frozenset({"anthropic", "bedrock", "vertex"})
 """Whose input the Vercel AI SDK before version 6 reported as Anthropic and Bedrock do: without what the cache was asked for."""
@@ -77,14 +77,14 @@ def _count(attributes: Attributes, *names: str) -> int | None:
     for name in names:
         value = attributes.get(name)
         if isinstance(value, str) and value.isascii() and value.isdigit():
-            value = int(value) if len(value) < 20 else _MOST
+            value = int(value) if len(value) < 20 else _MAX_COUNT
         if value is None or (isinstance(value, float) and math.isnan(value)):
             continue
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             return _NO_COUNT
-        return min(value, _MOST)
+        return min(value, _MAX_COUNT)
     return None
 
 

@@ -9,11 +9,11 @@ from itertools import islice
 
 import msgspec
 
-from voight_middleware.context.context import NOBODY, Frame
+from voight_middleware.context.context import NOBODY, TagContext
 from voight_middleware.otlp.counts import Reported
 from voight_middleware.otlp.framing import Unusable
 from voight_middleware.otlp.mapping import Reading, read
-from voight_middleware.otlp.recent import GATE, Counted, Recent, models
+from voight_middleware.otlp.recent import GATE, CountedCall, SpanDeduplicator, models
 from voight_middleware.otlp.spans import Span
 from voight_middleware.otlp.wire import Decoded, Found
 from voight_middleware.pipeline.meter import Meter
@@ -51,7 +51,7 @@ class Intake:
 
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
-        self._recent = Recent()
+        self._recent = SpanDeduplicator()
         self.totals = Taken()
 
     def slices(self, decoded: Decoded, taken: Taken) -> Iterator[None]:
@@ -118,10 +118,10 @@ class Intake:
             else:
                 yield span, read(span)
 
-    def _settle(self, same: Counted, reading: Reading) -> None:
+    def _settle(self, same: CountedCall, reading: Reading) -> None:
         """Of two spans of one call, the one that was counted need not be the one that says whose it is."""
         if (owner := owner_for(same, reading)) is not None and same.call_id is not None and self._meter.settings.enabled:
-            self._meter.settle([same.call_id], owner)
+            self._meter.attribute_late([same.call_id], owner)
             if self._meter.journal.waiting:
                 raise NotWritten
 
@@ -132,7 +132,7 @@ class Intake:
         if not meter.settings.enabled:
             return True
         before = meter.journal.written
-        meter.finish(reading.call, Frame(None, owner.tags), owner, watched=())
+        meter.finish(reading.call, TagContext(None, owner.tags), owner, observed=())
         if meter.journal.waiting:
             raise NotWritten
         return meter.journal.written > before
@@ -143,7 +143,7 @@ def _innermost_first(one: tuple[Span, Reading]) -> tuple[int, int]:
     return one[0].ended, -one[0].started
 
 
-def owner_for(same: Counted, reading: Reading) -> Owner | None:
+def owner_for(same: CountedCall, reading: Reading) -> Owner | None:
     """The owner that a span names for a call which was counted without one, by another span."""
     if same.user is not None or same.scope == GATE or same.ours or reading.owner is None or reading.owner.tags.user_id is None:
         return None
@@ -151,11 +151,11 @@ def owner_for(same: Counted, reading: Reading) -> Owner | None:
     return reading.owner
 
 
-def as_counted(span: Span, reading: Reading) -> Counted:
+def as_counted(span: Span, reading: Reading) -> CountedCall:
     """What is remembered of a span that is a call."""
     call, usage = reading.call, reading.usage
     assert call is not None
-    return Counted(
+    return CountedCall(
         scope=span.scope,
         started=span.started,
         ended=span.ended,

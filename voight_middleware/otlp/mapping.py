@@ -10,7 +10,7 @@ from voight_middleware.otlp.counts import Reported, reported
 from voight_middleware.otlp.kinds import Role, role_of
 from voight_middleware.otlp.owners import owner_of
 from voight_middleware.otlp.spans import Key, Span, first_text, text
-from voight_middleware.providers.hosts import biller, host_name
+from voight_middleware.providers.hosts import billing_provider, host_name
 from voight_middleware.records.call import Call, job_call_id
 from voight_middleware.records.tag_values import clean_value
 from voight_middleware.records.tags import Owner
@@ -43,7 +43,7 @@ _TIERS = ("openai.response.service_tier", "gen_ai.openai.response.service_tier",
 _CLASS = re.compile(r"[A-Za-z_][A-Za-z0-9_.:\-]{0,119}")
 _HOST = re.compile(r"[A-Za-z0-9_.:\-]{1,253}")
 _CANCELLED = frozenset({"CancelledError", "Cancelled", "AbortError", "GeneratorExit", "KeyboardInterrupt"})
-_LONGEST = 1_000_000_000_000_000
+_MAX_TEXT = 1_000_000_000_000_000
 """Microseconds; some thirty years. A longer duration is a clock that was set."""
 
 
@@ -63,7 +63,7 @@ def read(span: Span) -> Reading:
         return Reading(role)
     attributes = span.attributes
     host = _host(attributes)
-    provider = (biller(host) if host is not None else None) or _provider(attributes, span.scope)
+    provider = (billing_provider(host) if host is not None else None) or _provider(attributes, span.scope)
     usage = reported(attributes, provider)
     requested, model = _models(attributes)
     outcome, error = _outcome(span)
@@ -81,7 +81,7 @@ def read(span: Span) -> Reading:
         error=error,
         http_status=_whole(attributes.get("http.response.status_code"), 999),
         attempts=1 + (_whole(attributes.get("http.request.resend_count"), 1000) or 0),
-        duration=duration if 0 <= duration < _LONGEST else None,
+        duration=duration if 0 <= duration < _MAX_TEXT else None,
         ttft=_time_to_first_token(span),
         response_id=response_id(attributes),
         service_tier=_named(first_text(attributes, *_TIERS)),
@@ -162,9 +162,9 @@ def _time_to_first_token(span: Span) -> int | None:
         ("ai.response.msToFirstChunk", 1000),
     ):
         value = attributes.get(name)
-        if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value * factor < _LONGEST:
+        if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value * factor < _MAX_TEXT:
             return round(value * factor)
-    if span.first_token is not None and 0 <= span.first_token - span.started < _LONGEST * 1000:
+    if span.first_token is not None and 0 <= span.first_token - span.started < _MAX_TEXT * 1000:
         return (span.first_token - span.started) // 1000
     return None
 

@@ -17,17 +17,17 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from voight_middleware.context.context import Frame, current_frame, lay_over
+from voight_middleware.context.context import TagContext, current_context, overlay
 from voight_middleware.diagnostics import report_internal_error
-from voight_middleware.instrumentation.request import by_hand_here, entry_here
+from voight_middleware.instrumentation.request import in_manual_block, request_here
 from voight_middleware.otlp.intake import as_counted, owner_for
 from voight_middleware.otlp.kinds import METERED, role_of
 from voight_middleware.otlp.mapping import read
-from voight_middleware.otlp.recent import GATE, Counted, Recent, may_be_same, models
+from voight_middleware.otlp.recent import GATE, CountedCall, SpanDeduplicator, may_be_same, models
 from voight_middleware.otlp.spans import Key, Span, text, wanted
 from voight_middleware.otlp.wire import FIRST_TOKEN
-from voight_middleware.pipeline.meter import current_meter, unwatch, watch
-from voight_middleware.pipeline.observers import Beginning
+from voight_middleware.pipeline.meter import add_observer, current_meter, remove_observer
+from voight_middleware.pipeline.observers import CallStart
 from voight_middleware.providers.usage_formats import read_usage
 from voight_middleware.records.call import Call
 from voight_middleware.records.tags import NO_TAGS, Owner
@@ -52,7 +52,7 @@ _open: ContextVar[tuple[Key, ...]] = ContextVar("voight_open_spans", default=())
 
 class _Live(NamedTuple):
     span: SdkSpan
-    frame: Frame
+    context: TagContext
     metered: bool
     """Whether it has begun inside a request that is metered already."""
     beside: tuple[Key, ...]
@@ -61,8 +61,8 @@ class _Live(NamedTuple):
 
 class _Noted(NamedTuple):
     here: Key | None
-    inside: Counted
-    beside: Counted
+    inside: CountedCall
+    beside: CountedCall
 
 
 class CostSpanProcessor(SpanProcessor):
@@ -76,11 +76,11 @@ class CostSpanProcessor(SpanProcessor):
     """
 
     def __init__(self) -> None:
-        self._recent = Recent()
+        self._recent = SpanDeduplicator()
         self._live: OrderedDict[Key, _Live] = OrderedDict()
         self._lock = threading.RLock()
-        self._watcher = _Watcher(self)
-        watch(self._watcher)
+        self._watcher = _Observer(self)
+        add_observer(self._watcher)
         itself = weakref.ref(self)
         os.register_at_fork(after_in_child=lambda: _renew(itself()))
 
@@ -97,7 +97,7 @@ class CostSpanProcessor(SpanProcessor):
             report_internal_error(error)
 
     def shutdown(self) -> None:
-        unwatch(self._watcher)
+        remove_observer(self._watcher)
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         return True
@@ -106,13 +106,13 @@ class CostSpanProcessor(SpanProcessor):
         key = _key(span.get_span_context())
         if key is None:
             return
-        metered = entry_here() is not None or by_hand_here()
+        metered = request_here() is not None or in_manual_block()
         role = role_of(Span(key=key, name=span.name, attributes=span.attributes or {}))
         if metered and role == "call":
             span.set_attribute(METERED, True)
         with self._lock:
             opened = tuple(one for one in _open.get() if one in self._live)
-            self._live[key] = _Live(span, current_frame(), metered, opened)
+            self._live[key] = _Live(span, current_context(), metered, opened)
             if len(self._live) > LIVE_SPANS:
                 self._live.popitem(last=False)
             self._recent.heard(key, _key(span.parent), role)
@@ -129,9 +129,9 @@ class CostSpanProcessor(SpanProcessor):
             self._recent.heard(span.key, span.parent, reading.role)
             if reading.call is None or reading.role == "ours" or (live is not None and live.metered):
                 return
-            frame = live.frame if live is not None else current_frame()
+            context = live.context if live is not None else current_context()
             counted, beside = as_counted(span, reading), live.beside if live is not None else ()
-            counted.user, counted.frame = frame.owner().tags.user_id, id(frame)  # libraries need not spell a user alike: the frame does
+            counted.user, counted.context = context.owner().tags.user_id, id(context)  # not the span's: libraries spell users differently
             if self._recent.is_resent(span.key):
                 return
             same = self._recent.same_as(span.key, counted, beside)
@@ -140,27 +140,27 @@ class CostSpanProcessor(SpanProcessor):
         meter = current_meter()
         if same is not None:
             if (owner := owner_for(same, reading)) is not None and same.call_id is not None and meter.settings.enabled:
-                meter.settle([same.call_id], owner)
+                meter.attribute_late([same.call_id], owner)
         elif meter.settings.enabled:
             said = reading.owner.tags if reading.owner is not None else NO_TAGS
-            found = frame.resolve()
+            found = context.resolve()
             if found.tags.user_id is not None:
                 owner = Owner(said.merge(found.tags), found.attribution)
             else:
-                owner = lay_over(found, said)
+                owner = overlay(found, said)
                 if said.user_id is not None and reading.owner is not None:
                     owner = Owner(owner.tags, reading.owner.attribution)
-            # watched: nobody is shown a call that came as a span, or a span would be made of it once more
-            meter.finish(reading.call, Frame(frame.scope, owner.tags), owner, watched=())
+            # observed: nobody is shown a call that came as a span, or a span would be made of it once more
+            meter.finish(reading.call, TagContext(context.scope, owner.tags), owner, observed=())
 
     # -- what the gate meters --------------------------------------------------------------------------------------------------
 
-    def metered(self, beginning: Beginning) -> _Noted:
+    def metered(self, start: CallStart) -> _Noted:
         """The gate meters a call here and now: note it for all spans that may be around it."""
         here = _key(trace.get_current_span().get_span_context())
-        name = models(beginning.requested_model)
-        user = beginning.owner.tags.user_id if beginning.owner.attribution != "request" else None
-        inside = Counted(scope=GATE, started=beginning.started_at, models=name, user=user, frame=id(beginning.frame))
+        name = models(start.requested_model)
+        user = start.owner.tags.user_id if start.owner.attribution != "request" else None
+        inside = CountedCall(scope=GATE, started=start.started_at, models=name, user=user, context=id(start.context))
         beside = msgspec.structs.replace(inside, beside=True)
         with self._lock:
             if here is not None:
@@ -179,7 +179,7 @@ class CostSpanProcessor(SpanProcessor):
                 one.failed = call.outcome != "ok"
                 one.input, one.output = input_tokens, output_tokens
             self._recent.note_response(noted.inside)
-            self._recent.note_frame(noted.inside)
+            self._recent.note_context(noted.inside)
             around = [live.span for key in self._recent.around(noted.here) if (live := self._live.get(key)) is not None]
         for span in around:
             if span.is_recording() and _tells_of(span, noted.inside):
@@ -190,22 +190,22 @@ class CostSpanProcessor(SpanProcessor):
         self._lock = threading.RLock()
 
 
-class _Watcher:
+class _Observer:
     def __init__(self, processor: CostSpanProcessor) -> None:
         self._processor = processor
 
-    def begin(self, beginning: Beginning) -> object:
-        return self._processor.metered(beginning)
+    def on_call_start(self, start: CallStart) -> object:
+        return self._processor.metered(start)
 
-    def left(self, token: Any) -> None:
+    def on_call_response(self, token: Any) -> None:
         pass
 
-    def end(self, token: Any, call: Call) -> None:
+    def on_call_end(self, token: Any, call: Call) -> None:
         if token is not None:
             self._processor.answered(token, call)
 
 
-def _tells_of(span: SdkSpan, call: Counted) -> bool:
+def _tells_of(span: SdkSpan, call: CountedCall) -> bool:
     """Whether a span around a metered call, that is still open, is of the same call as far as it says yet."""
     so_far = _span(span)
     if so_far is None:

@@ -44,7 +44,7 @@ _SLACK = 5_000_000
 """Nanoseconds by which two clocks of one machine may differ."""
 
 
-class Counted(msgspec.Struct, kw_only=True, eq=False):
+class CountedCall(msgspec.Struct, kw_only=True, eq=False):
     """A call that is in the ledger, as far as another span may tell of it too."""
 
     scope: str
@@ -63,12 +63,12 @@ class Counted(msgspec.Struct, kw_only=True, eq=False):
     """Whose it is, where that is known."""
     ours: bool = False
     """Whether it is of another process's gate: its owner is not a span's to say."""
-    told: list[str] = []
+    reported_by: list[str] = []
     """The scopes of the spans that have told of it once more."""
-    frame: int | None = None
+    context: int | None = None
     """
     What names the ``Frame`` of tags that it began in, where both are of this process: a framework may run its instrumentation in a copy of
-    the context, in which no span of the caller's is open. Two that go on at once have two frames, or one.
+    the context, in which no span of the caller's is open. Two that go on at once have two contexts, or one.
     """
     beside: bool = False
     """Whether it was only going on at the same time and place as the span that it is noted for, and is not known to be inside."""
@@ -77,21 +77,21 @@ class Counted(msgspec.Struct, kw_only=True, eq=False):
 class _Node(msgspec.Struct, eq=False):
     parent: Key | None
     role: Role
-    counted: Counted | None = None
-    inner: list[Counted] | None = None
+    counted: CountedCall | None = None
+    inner: list[CountedCall] | None = None
     told: bool = False
     """Whether it has told of a call that was counted before."""
 
 
-class Recent:
+class SpanDeduplicator:
     """Not safe for threads: its owner holds a lock."""
 
     def __init__(self, spans: int = SPANS, responses: int = RESPONSES) -> None:
         self._most_spans, self._most_responses = spans, responses
-        self._siblings: OrderedDict[Key, list[Counted]] = OrderedDict()
-        self._frames: OrderedDict[tuple[int, int | None, int | None], list[Counted]] = OrderedDict()
+        self._siblings: OrderedDict[Key, list[CountedCall]] = OrderedDict()
+        self._contexts: OrderedDict[tuple[int, int | None, int | None], list[CountedCall]] = OrderedDict()
         self._nodes: OrderedDict[Key, _Node] = OrderedDict()
-        self._responses: OrderedDict[str, list[Counted]] = OrderedDict()
+        self._responses: OrderedDict[str, list[CountedCall]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._nodes)
@@ -113,7 +113,7 @@ class Recent:
         node = self._nodes.get(key)
         return node is not None and (node.told or node.counted is not None)
 
-    def same_as(self, key: Key, call: Counted, beside: Iterable[Key] = ()) -> Counted | None:
+    def same_as(self, key: Key, call: CountedCall, beside: Iterable[Key] = ()) -> CountedCall | None:
         """
         The call that another span has told of, or the gate has metered, where it is this one too. *beside* are spans that were open in the
         same place when this one began: an instrumentor need not make its span the current one.
@@ -129,34 +129,34 @@ class Recent:
             return None  # what is in the ledger lacks the tokens: better a call without them too many than their cost too little
         if same is not None:
             self._node(key).told = True
-            same.told.append(call.scope)
-            del same.told[:-MAX_TOLD]
+            same.reported_by.append(call.scope)
+            del same.reported_by[:-MAX_TOLD]
         return same
 
-    def count(self, key: Key, call: Counted, beside: Iterable[Key] = ()) -> None:
+    def count(self, key: Key, call: CountedCall, beside: Iterable[Key] = ()) -> None:
         """This span is a call of the ledger, which the spans *beside* it may tell of too."""
         node = self._node(key)
         node.counted = call
         self.note_response(call)
-        self.note_frame(call)
+        self.note_context(call)
         if node.parent is not None:
             _remember(self._siblings, node.parent, call, self._most_responses)
             self.note_inside(node.parent, call)
         self.note_beside(beside, msgspec.structs.replace(call, beside=True))
 
-    def note_response(self, call: Counted) -> None:
+    def note_response(self, call: CountedCall) -> None:
         """This call has an id that another span may have too."""
         if call.response_id is None:
             return
         _remember(self._responses, call.response_id, call, self._most_responses)
 
-    def note_frame(self, call: Counted) -> None:
+    def note_context(self, call: CountedCall) -> None:
         """This call has ended, and spans elsewhere in this process that began under the same tags may tell of it too."""
-        if call.frame is not None:
+        if call.context is not None:
             for tokens in {(call.input, call.output), (None, None)}:
-                _remember(self._frames, (call.frame, tokens[0], tokens[1]), call, self._most_responses)
+                _remember(self._contexts, (call.context, tokens[0], tokens[1]), call, self._most_responses)
 
-    def note_inside(self, key: Key, call: Counted) -> None:
+    def note_inside(self, key: Key, call: CountedCall) -> None:
         """A call is made inside of this span and of all around it, up to the first step; the last may not have been heard of yet."""
         at: Key | None = key
         for _ in range(MAX_DEPTH):
@@ -168,7 +168,7 @@ class Recent:
             self._add_inner(node, call)
             at = node.parent
 
-    def note_beside(self, keys: Iterable[Key], call: Counted) -> None:
+    def note_beside(self, keys: Iterable[Key], call: CountedCall) -> None:
         """A call is made while these spans are open in the same place, whether or not inside of them."""
         for key in keys:
             self._add_inner(self._node(key), call)
@@ -190,18 +190,18 @@ class Recent:
             yield key
             key = node.parent
 
-    def _add_inner(self, node: _Node, call: Counted) -> None:
+    def _add_inner(self, node: _Node, call: CountedCall) -> None:
         node.inner = node.inner or []
         node.inner.append(call)
         del node.inner[:-MAX_INNER]
 
-    def _by_response(self, call: Counted) -> Counted | None:
+    def _by_response(self, call: CountedCall) -> CountedCall | None:
         for other in self._responses.get(call.response_id, ()) if call.response_id is not None else ():
             if other.scope != call.scope and may_be_same(call.models, other.models) and _is_nested(call, other):
                 return other
         return None
 
-    def _around(self, key: Key, call: Counted) -> Counted | None:
+    def _around(self, key: Key, call: CountedCall) -> CountedCall | None:
         """The span around this one that was counted as the same call, before this one came."""
         node = self._nodes.get(key)
         for around in self.around(node.parent if node is not None else None):
@@ -210,19 +210,19 @@ class Recent:
                 return counted if _repeated(counted, [call]) is not None else None
         return None
 
-    def _by_tokens(self, key: Key, call: Counted) -> Counted | None:
+    def _by_tokens(self, key: Key, call: CountedCall) -> CountedCall | None:
         node = self._nodes.get(key)
         near = self._siblings.get(node.parent, []) if node is not None and node.parent is not None else []
-        here = self._frames.get((call.frame, call.input, call.output), []) if call.frame is not None else []
+        here = self._contexts.get((call.context, call.input, call.output), []) if call.context is not None else []
         for other in near + here:
             if (call.response_id is None or other.response_id is None) and not _are_two(call, other) and _is_nested(call, other):
                 if _adds_up(call, [other]):
                     return other
-                if call.frame is not None and call.input is None and _is_around(call, other):
+                if call.context is not None and call.input is None and _is_around(call, other):
                     return other
         return None
 
-    def _open_at(self, beside: Iterable[Key], call: Counted) -> Counted | None:
+    def _open_at(self, beside: Iterable[Key], call: CountedCall) -> CountedCall | None:
         """The span that was counted as the same call, and was open here when this one began."""
         for key in beside:
             node = self._nodes.get(key)
@@ -232,13 +232,13 @@ class Recent:
                     return node.counted
         return None
 
-    def _inside_of(self, key: Key, call: Counted) -> Counted | None:
+    def _inside_of(self, key: Key, call: CountedCall) -> CountedCall | None:
         """A call inside of this span, where the span only repeats what is inside of it."""
         node = self._nodes.get(key)
         return None if node is None or not node.inner else _repeated(call, node.inner)
 
 
-def _remember(index: OrderedDict[K, list[Counted]], key: K, call: Counted, most: int) -> None:
+def _remember(index: OrderedDict[K, list[CountedCall]], key: K, call: CountedCall, most: int) -> None:
     same = index.setdefault(key, [])
     index.move_to_end(key)
     if call not in same:
@@ -258,7 +258,7 @@ def may_be_same(one: frozenset[str], other: frozenset[str]) -> bool:
     return not one or not other or any(a.startswith(b) or b.startswith(a) for a in one for b in other)
 
 
-def _is_nested(one: Counted, other: Counted) -> bool:
+def _is_nested(one: CountedCall, other: CountedCall) -> bool:
     """Whether one of two calls lies within the other in time; the one that goes on has not ended before."""
     if one.ended is None or other.ended is None:
         return True
@@ -269,21 +269,21 @@ def _is_nested(one: Counted, other: Counted) -> bool:
     return within or (second.started - first.started <= _SLACK and first.ended <= second.ended + _SLACK)
 
 
-def _are_two(one: Counted, other: Counted) -> bool:
+def _are_two(one: CountedCall, other: CountedCall) -> bool:
     """Whether two spans, neither of which is inside of the other, cannot be of one call, however alike they are."""
-    if one.scope == other.scope or one.scope in other.told or other.scope in one.told:
+    if one.scope == other.scope or one.scope in other.reported_by or other.scope in one.reported_by:
         return True
     return one.user is not None and other.user is not None and one.user != other.user
 
 
-def _is_around(outer: Counted, inner: Counted) -> bool:
+def _is_around(outer: CountedCall, inner: CountedCall) -> bool:
     """Whether *outer*, which has no tokens to compare, was going on all the while and ended as *inner* did."""
     if outer.ended is None or inner.ended is None or outer.failed != inner.failed or not may_be_same(outer.models, inner.models):
         return False
     return outer.started <= inner.started and inner.ended <= outer.ended + _SLACK
 
 
-def _repeated(outer: Counted, inner: list[Counted]) -> Counted | None:
+def _repeated(outer: CountedCall, inner: list[CountedCall]) -> CountedCall | None:
     """The one of the counted *inner* calls, or the last of several, that the span *outer* tells of once more."""
     inner = [one for one in inner if not (one.beside and _are_two(outer, one))]
     for one in inner:
@@ -302,7 +302,7 @@ def _repeated(outer: Counted, inner: list[Counted]) -> Counted | None:
     return None
 
 
-def _adds_up(outer: Counted, inner: list[Counted]) -> bool:
+def _adds_up(outer: CountedCall, inner: list[CountedCall]) -> bool:
     """Whether the tokens of *inner* are those of *outer*: all of them, and of a model that may be the same."""
     if not inner or not outer.input or any(one.input is None for one in inner):
         return False

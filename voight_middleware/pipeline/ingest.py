@@ -21,10 +21,10 @@ from voight_middleware.events.outbox import Entry, Outbox, open_outbox
 from voight_middleware.ledger import Ledger, LedgerError, Progress, open_ledger
 from voight_middleware.ledger.find_call import call_at
 from voight_middleware.pipeline.journal import REJECTED, Segment, decode, reasons, reject, segments
-from voight_middleware.pipeline.lock import Election
+from voight_middleware.pipeline.lock import IngestLock
 from voight_middleware.pricing import OverridesError, PriceBook
 from voight_middleware.pricing.price_books import PriceBooks
-from voight_middleware.pricing.price_call import complete
+from voight_middleware.pricing.price_call import price_call
 from voight_middleware.records.call import Call, Record, Submission, is_new_call_id
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class UnpricedJournal(UnreadableJournal):
 @dataclass(slots=True)
 class Ingester:
     """
-    Brings journals into a ledger. Used from one thread; the caller holds the election for as long as this object is used: what it has
+    Brings journals into a ledger. Used from one thread; the caller holds the lock for as long as this object is used: what it has
     brought in of a segment is remembered, and not asked for again.
     """
 
@@ -146,7 +146,7 @@ class Ingester:
                     self._reject(torn, f"{segment.name}:{offset}", "torn: the process was killed while it wrote this")
                 segment.delete()
         if dead:
-            self.ledger.forget(segment.name)
+            self.ledger.clear_progress(segment.name)
             self._offsets.pop(segment.name, None)
         return count
 
@@ -169,7 +169,7 @@ class Ingester:
         self._find_owners(records)
         for index, record in enumerate(records):
             if isinstance(record, Call):
-                complete(record, book)
+                price_call(record, book)
             if self.gentle and index % _SLICE == _SLICE - 1:
                 time.sleep(0)
         if self.outbox is not None:
@@ -295,8 +295,8 @@ def drain(ledger_url: str, journal: Path, prices: Path | None = None) -> int:
     """
     if not journal.is_dir() or not segments(journal):
         return 0
-    election = Election(journal)
-    if not election.win():
+    lock = IngestLock(journal)
+    if not lock.acquire():
         return 0
     try:
         ledger = open_ledger(ledger_url)
@@ -306,8 +306,8 @@ def drain(ledger_url: str, journal: Path, prices: Path | None = None) -> int:
                 return ingester.run()
             finally:
                 if ingester.records:
-                    election.delivered()
+                    lock.record_delivery()
         finally:
             ledger.close()
     finally:
-        election.resign()
+        lock.release()

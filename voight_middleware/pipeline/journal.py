@@ -45,7 +45,7 @@ REASONS = "rejected.log"
 """Why they were."""
 LOST = "lost.log"
 """How many records were dropped, and when."""
-MOST_REASON = 500
+MAX_REASON = 500
 _IS_OWNED = "_is_owned"
 """What ``threading.Condition`` asks a reentrant lock; there is no public name for it."""
 
@@ -389,7 +389,7 @@ def reject(folder: Path, line: bytes, source: str = "", reason: str = "") -> Non
     """
     append(folder / REJECTED, line.rstrip(b"\n") + b"\n")
     if source:
-        append(folder / REASONS, f"{utc_now()} {source} {' '.join(reason.split())[:MOST_REASON]}\n".encode(errors="backslashreplace"))
+        append(folder / REASONS, f"{utc_now()} {source} {' '.join(reason.split())[:MAX_REASON]}\n".encode(errors="backslashreplace"))
 
 
 def reasons(folder: Path) -> list[tuple[str, str, str]]:

@@ -17,7 +17,7 @@ MAX_PENDING_CALLS = 100_000
 """How many calls wait for listeners at most; the others are in the ledger only, and are counted (``unheard_calls``)."""
 
 
-class Audience:
+class ListenerQueue:
     """
     Hands the finished calls of this process to its listeners, each call once.
 
@@ -37,7 +37,7 @@ class Audience:
         self._queue: queue.SimpleQueue[Call | threading.Event] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
-    def renew(self) -> None:
+    def reset_after_fork(self) -> None:
         """Forget, in a forked child, the parent's thread and the parent's calls."""
         self._start_anew()
 
@@ -51,7 +51,7 @@ class Audience:
                 del self._held[next(iter(self._held))]
                 counters["unheard_calls"] += 1
 
-    def held(self) -> list[Call]:
+    def pending(self) -> list[Call]:
         """Return the calls that no listener has got yet."""
         return list(self._held.values())
 

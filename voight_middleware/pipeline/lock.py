@@ -10,14 +10,14 @@ from pathlib import Path
 from voight_middleware.config.private_files import make_folder, open_private, utc_now
 
 
-class Election:
+class IngestLock:
     """The file lock that makes one process of this host the ingester of a journal folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._fd: int | None = None
 
-    def win(self) -> bool:
+    def acquire(self) -> bool:
         """
         Whether this process is the ingester, trying to become it.
 
@@ -25,7 +25,7 @@ class Election:
             OSError: The folder cannot be written.
         """
         if self._fd is not None and os.fstat(self._fd).st_nlink == 0:  # deleted with the folder: whoever comes next has another
-            self.resign()
+            self.release()
         if self._fd is not None:
             return True
         make_folder(self.folder)
@@ -43,7 +43,7 @@ class Election:
         """Whether this process is the ingester."""
         return self._fd is not None
 
-    def taken(self) -> bool:
+    def is_locked(self) -> bool:
         """Whether any process is the ingester."""
         try:
             fd = os.open(self.folder / "ingest.lock", os.O_RDONLY | os.O_CLOEXEC)
@@ -57,7 +57,7 @@ class Election:
             os.close(fd)
         return False
 
-    def delivered(self) -> None:
+    def record_delivery(self) -> None:
         """Note in the lock's file that records have reached the ledger just now."""
         if self._fd is not None:
             with contextlib.suppress(OSError):  # of a full disk: it is for people only
@@ -70,7 +70,7 @@ class Election:
         except (OSError, UnicodeDecodeError):
             return None
 
-    def resign(self) -> None:
+    def release(self) -> None:
         """Give the lock back; in a forked child this only drops the child's copy of it."""
         if self._fd is not None:
             os.close(self._fd)

@@ -18,16 +18,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from voight_middleware.config.kept_prices import Stamp
 from voight_middleware.config.settings import EXIT_SECONDS, Settings, usable_settings
-from voight_middleware.context.context import Frame, on_a_loop
+from voight_middleware.context.context import TagContext, on_a_loop
 from voight_middleware.diagnostics import counters, report_internal_error, warn_once
 from voight_middleware.pipeline import open_calls
 from voight_middleware.pipeline.journal import Journal
-from voight_middleware.pipeline.listeners import Audience, Listener
-from voight_middleware.pipeline.observers import Watched, Watcher, Watchers
-from voight_middleware.pipeline.pseudonyms import Guard
-from voight_middleware.pipeline.supervisor import FORK_SECONDS, hold_imports, renew_imports
-from voight_middleware.pipeline.worker import Background
-from voight_middleware.records.call import Call, Settlement, Submission
+from voight_middleware.pipeline.listeners import Listener, ListenerQueue
+from voight_middleware.pipeline.observers import CallObserver, CallObservers, Observed
+from voight_middleware.pipeline.pseudonyms import Pseudonymizer
+from voight_middleware.pipeline.supervisor import FORK_SECONDS, hold_imports, reset_imports_after_fork
+from voight_middleware.pipeline.worker import IngestWorker
+from voight_middleware.records.call import Call, LateAttribution, Submission
 from voight_middleware.records.tag_values import user_and_session
 from voight_middleware.records.tags import NO_TAGS, Owner, Tags, make_tags
 
@@ -35,14 +35,14 @@ logger = logging.getLogger(__name__)
 
 __all__ = (
     "EXIT_SECONDS",
+    "CallObserver",
     "Listener",
     "Meter",
-    "Watcher",
+    "add_observer",
     "current_meter",
     "flush_before_exit",
+    "remove_observer",
     "swap_meter",
-    "unwatch",
-    "watch",
 )
 
 BatchOwner = Callable[[str], object]
@@ -60,73 +60,73 @@ class Meter:
     def __init__(self, settings: Settings, listeners: Sequence[Listener] = (), batch_owner: BatchOwner | None = None) -> None:
         self.settings = settings
         self._batch_owner = batch_owner
-        self._audience = Audience(listeners)
+        self._listener_queue = ListenerQueue(listeners)
         also: Iterable[object] = listeners
-        self.watchers = Watchers((*(one for one in also if isinstance(one, Watcher)), *_standing))
+        self.observers = CallObservers((*(one for one in also if isinstance(one, CallObserver)), *_standing))
         stamp = Stamp(settings.journal, settings.prices, ingests=settings.ingest, broken_settings=settings.broken_file)
         self.journal = Journal(settings.journal, settings.journal_limit, stamp)
         self.pricing = stamp
         """How this process's calls are priced, by whichever process."""
-        self._guard = Guard(settings)
+        self._pseudonymizer = Pseudonymizer(settings)
         self._below = make_tags(settings.tags).merge(Tags(release=settings.release) if settings.release else NO_TAGS)
-        self._background: Background | None = None
+        self._worker: IngestWorker | None = None
         self._start_lock = threading.Lock()
         self.synchronous = settings.delivery == "synchronous"
         """Whether a call waits until it is in the ledger, where it may."""
-        self._told_left = False
+        self._warned_of_pending = False
         self._closed = False
 
-    def finish(self, call: Call, frame: Frame, captured: Owner, named: str | None = None, watched: Watched | None = None) -> None:
+    def finish(self, call: Call, context: TagContext, captured: Owner, named: str | None = None, observed: Observed | None = None) -> None:
         """
-        Write a finished call. Its owner is the one *captured* when it began, or where that was unknown the one that *frame* knows by
+        Write a finished call. Its owner is the one *captured* when it began, or where that was unknown the one that *context* knows by
         now, or else the user that the request *named* to the provider.
 
         Never raises.
         """
         try:
-            tags, attribution = captured if captured.tags.user_id is not None else frame.owner()
+            tags, attribution = captured if captured.tags.user_id is not None else context.owner()
             unsettled = tags.user_id is None
             call.tags, call.attribution = self._stamped(tags, attribution, named)
             _bound(call)
-            if not self._guard.knows(call.requested_model, call.model, call.service_tier):
-                self._guard_texts(call)
-            if self.watchers.present or watched:
-                self.watchers.ended(watched, call)
-            self._audience.hold(call)
+            if not self._pseudonymizer.knows(call.requested_model, call.model, call.service_tier):
+                self._pseudonymize_texts(call)
+            if self.observers.present or observed:
+                self.observers.end(observed, call)
+            self._listener_queue.hold(call)
             try:
                 self.journal.append(call)
             except UnicodeEncodeError:  # half a character in a model's name, which nothing but a client can have made up
                 _make_whole(call)
                 self.journal.append(call)
-            if unsettled and frame.scope is not None:
-                frame.scope.await_settlement(call.call_id)
+            if unsettled and context.scope is not None:
+                context.scope.defer(call.call_id)
             self._wake()
         except Exception as error:
             report_internal_error(error)
 
-    def _guard_texts(self, call: Call) -> None:
+    def _pseudonymize_texts(self, call: Call) -> None:
         """Look at texts that a client can choose. A provider's own ids are not: each is new, and nobody's."""
-        call.requested_model = self.guarded_text("requested_model", call.requested_model)
-        call.model = self.guarded_text("model", call.model)
-        call.service_tier = self.guarded_text("service_tier", call.service_tier)
+        call.requested_model = self.pseudonymized_text("requested_model", call.requested_model)
+        call.model = self.pseudonymized_text("model", call.model)
+        call.service_tier = self.pseudonymized_text("service_tier", call.service_tier)
 
-    def guarded_text(self, key: str, value: str | None) -> str | None:
+    def pseudonymized_text(self, key: str, value: str | None) -> str | None:
         """Return a text of a call, such as a model, as it may leave the process: bounded, and without personal data. Never raises."""
         try:
-            return None if value is None else self._guard.text(key, value[:MAX_TEXT])
+            return None if value is None else self._pseudonymizer.text(key, value[:MAX_TEXT])
         except Exception as error:  # what could not be looked at is not kept
             report_internal_error(error)
             return None
 
-    def submit(self, submission: Submission, frame: Frame, captured: Owner, named: str | None = None) -> None:
+    def submit(self, submission: Submission, context: TagContext, captured: Owner, named: str | None = None) -> None:
         """Write who has submitted a job: the owner of its answers, found as that of a call. Never raises."""
         try:
-            tags, attribution = captured if captured.tags.user_id is not None else frame.owner()
+            tags, attribution = captured if captured.tags.user_id is not None else context.owner()
             unsettled = tags.user_id is None
             submission.tags, submission.attribution = self._stamped(tags, attribution, named)
             self.journal.append(submission)
-            if unsettled and frame.scope is not None:
-                frame.scope.await_settlement(submission.job)
+            if unsettled and context.scope is not None:
+                context.scope.defer(submission.job)
             self._wake()
         except Exception as error:
             report_internal_error(error)
@@ -157,12 +157,12 @@ class Meter:
             user, session = user_and_session(named)
             if user is not None:
                 tags, attribution = Tags(user_id=user, session_id=session).merge(tags), "request"
-        return Owner(self.guarded(self._below.merge(tags)), attribution)
+        return Owner(self.pseudonymized(self._below.merge(tags)), attribution)
 
-    def guarded(self, tags: Tags) -> Tags:
+    def pseudonymized(self, tags: Tags) -> Tags:
         """*tags* as they may leave the process, on disk or in a message to a worker: without personal data. Never raises."""
         try:
-            return self._guard(tags)
+            return self._pseudonymizer(tags)
         except Exception as error:  # what could not be looked at is not kept
             report_internal_error(error)
             return NO_TAGS
@@ -170,29 +170,31 @@ class Meter:
     def _wake(self) -> None:
         if self._closed:
             return  # a stream that is collected while the process ends: no thread can start, and its call is in the journal
-        if self._background is None:
+        if self._worker is None:
             self._start(wait=False)  # whoever holds the lock starts it; that may be this thread, collecting a dropped stream in there
         if self.synchronous:
             if not (on_a_loop() or self.journal.is_in_use_here()):
-                self.hand_over()
-            elif (background := self._background) is not None:
-                background.hurry()
+                self.flush_if_synchronous()
+            elif (background := self._worker) is not None:
+                background.wake()
 
-    def hand_over(self) -> None:
+    def flush_if_synchronous(self) -> None:
         """
         Where delivery is synchronous, wait until what was written is in the ledger: at most ``exit_timeout`` seconds, and not at all
         while the ledger is known to be down. It blocks: at the end of a request on an event loop, call it from a thread. Never raises.
         """
         try:
-            if self.synchronous and (background := self._background) is not None:
+            if self.synchronous and (background := self._worker) is not None:
                 background.flush(self.settings.exit_timeout, patient=False)
         except Exception as error:
             report_internal_error(error)
 
-    def settle(self, call_ids: Iterable[str], owner: Owner) -> None:
+    def attribute_late(self, call_ids: Iterable[str], owner: Owner) -> None:
         """Write the owner of calls that were finished without one. Never raises."""
         try:
-            self.journal.append(Settlement(call_ids=tuple(call_ids), tags=self.guarded(owner.tags), attribution=owner.attribution))
+            self.journal.append(
+                LateAttribution(call_ids=tuple(call_ids), tags=self.pseudonymized(owner.tags), attribution=owner.attribution)
+            )
             if self.synchronous:
                 self._wake()
         except Exception as error:
@@ -203,17 +205,17 @@ class Meter:
         deadline = time.monotonic() + timeout
         open_calls.collect()
         read = open_calls.wait_for_readers(deadline)
-        return self._bring_in(max(0.0, deadline - time.monotonic())) and self._audience.wait(deadline - time.monotonic()) and read
+        return self._bring_in(max(0.0, deadline - time.monotonic())) and self._listener_queue.wait(deadline - time.monotonic()) and read
 
     def _bring_in(self, timeout: float) -> bool:
-        if self._background is None:
+        if self._worker is None:
             if self.journal.written == 0 and not self.journal.waiting:
                 return True
             try:
                 self._start()
             except RuntimeError as error:  # too many threads
                 report_internal_error(error)
-        background = self._background
+        background = self._worker
         return background is not None and background.flush(timeout)
 
     def flush_before_exit(self, timeout: float | None = None) -> bool:
@@ -224,14 +226,14 @@ class Meter:
         timeout = self.settings.exit_timeout if timeout is None else timeout
         deadline = time.monotonic() + timeout
         open_calls.wait_for_readers(deadline)
-        done = self._bring_in(min(timeout, AGAIN_SECONDS) if self._told_left else timeout)
-        if not done and not self._told_left:
-            self._told_left = True
-            background = self._background
-            left = background.left() if background is not None else None
+        done = self._bring_in(min(timeout, AGAIN_SECONDS) if self._warned_of_pending else timeout)
+        if not done and not self._warned_of_pending:
+            self._warned_of_pending = True
+            background = self._worker
+            left = background.pending_records() if background is not None else None
             what = f"{self.journal.written:,} records of this process" if left is None else f"{left:,} records"
             logger.warning("up to %s are not in the ledger yet, and stay in the journal %s", what, self.settings.journal)
-        return done and self._audience.wait(deadline - time.monotonic())
+        return done and self._listener_queue.wait(deadline - time.monotonic())
 
     def close(self, timeout: float | None = None) -> bool:
         """
@@ -246,40 +248,40 @@ class Meter:
         self._closed = True
         self.journal.end()
         with self._start_lock:
-            background, self._background = self._background, None
+            background, self._worker = self._worker, None
         if background is not None:
             background.stop(max(deadline - time.monotonic(), 0.1))
-            self._audience.wait(max(deadline - time.monotonic(), 0.1))
+            self._listener_queue.wait(max(deadline - time.monotonic(), 0.1))
         return done
 
     def before_fork(self) -> Callable[[], None] | None:
         """Let the round that is under way end, and close the ledger; answers what to call in the parent afterwards."""
-        background = self._background
-        return background.pause() if background is not None else None
+        background = self._worker
+        return background.hold() if background is not None else None
 
     def after_fork(self) -> None:
         """In a child: nothing of the parent's is written, unlocked or closed; everything is made anew at the first call."""
-        if self._background is not None:
-            self._background.abandon()
-        self._background = None
+        if self._worker is not None:
+            self._worker.discard_after_fork()
+        self._worker = None
         self._start_lock = threading.Lock()
-        self._audience.renew()
+        self._listener_queue.reset_after_fork()
         self._closed = False
         self.journal.after_fork()
 
     @property
     def listeners(self) -> tuple[Listener, ...]:
         """The listeners of this process."""
-        return self._audience.listeners
+        return self._listener_queue.listeners
 
     def _start(self, wait: bool = True) -> None:
         if self._start_lock.acquire(blocking=wait):
             try:
-                if self._background is None:
-                    self._audience.start()  # now: Python 3.12+ starts no thread when the process ends, and its last calls are to be heard
-                    background = Background(self.settings, self.journal, self._audience, self.pricing)
-                    background.start()  # raises where there are too many threads: the next call tries again
-                    self._background = background
+                if self._worker is None:
+                    self._listener_queue.start()  # Python 3.12+ starts no thread while the process ends
+                    worker = IngestWorker(self.settings, self.journal, self._listener_queue, self.pricing)
+                    worker.start()  # raises where there are too many threads: the next call tries again
+                    self._worker = worker
             finally:
                 self._start_lock.release()
 
@@ -299,7 +301,7 @@ def _make_whole(call: Call) -> None:
             setattr(call, name, value.encode(errors="backslashreplace").decode())
 
 
-_standing: tuple[Watcher, ...] = ()
+_standing: tuple[CallObserver, ...] = ()
 """Who watches every meter of this process."""
 _meter: Meter | None = None
 _meter_lock = threading.Lock()
@@ -329,23 +331,23 @@ def swap_meter(new: Meter | None) -> Meter | None:
     return old
 
 
-def watch(watcher: Watcher) -> None:
+def add_observer(watcher: CallObserver) -> None:
     """Let *watcher* see the calls of this process, whatever ``configure()`` puts in place later. Twice is the same as once."""
     global _standing
     with _meter_lock:
         if watcher not in _standing:
             _standing = (*_standing, watcher)
             if _meter is not None:
-                _meter.watchers.present = (*_meter.watchers.present, watcher)
+                _meter.observers.present = (*_meter.observers.present, watcher)
 
 
-def unwatch(watcher: Watcher) -> None:
+def remove_observer(watcher: CallObserver) -> None:
     """Show *watcher*, of ``watch()``, no more calls; the end of those that have begun it still sees."""
     global _standing
     with _meter_lock:
         _standing = tuple(one for one in _standing if one is not watcher)
         if _meter is not None:
-            _meter.watchers.present = tuple(one for one in _meter.watchers.present if one is not watcher)
+            _meter.observers.present = tuple(one for one in _meter.observers.present if one is not watcher)
 
 
 def flush_before_exit() -> bool:
@@ -374,7 +376,7 @@ def _after_fork_in_parent() -> None:
 
 def _after_fork() -> None:
     global _meter_lock
-    renew_imports()
+    reset_imports_after_fork()
     _after_the_fork.clear()
     _meter_lock = threading.Lock()
     if _meter is not None:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-FIRST_PAUSE, LONGEST_PAUSE = 5.0, 300.0
+FIRST_PAUSE, MAX_PAUSE = 5.0, 300.0
 """Seconds between two collections for abandoned streams: doubled each time that one finds none."""
 
 
@@ -27,11 +27,11 @@ class OpenStream(Protocol):
         """Whether somebody waits for its next event."""
         ...
 
-    def dropped(self) -> None:
+    def drop(self) -> None:
         """Report that nobody will read on."""
         ...
 
-    def forget(self) -> None:
+    def discard_after_fork(self) -> None:
         """Never report its end: it is another process's."""
         ...
 
@@ -60,7 +60,7 @@ def end_all() -> None:
             end()
     for stream in _streams.copy():
         with contextlib.suppress(Exception):
-            stream.dropped()
+            stream.drop()
 
 
 def look_after() -> None:
@@ -77,7 +77,7 @@ def look_after() -> None:
     now = time.monotonic()
     if not waiting or now < _next_look:
         return
-    _pause = FIRST_PAUSE if waiting - _survivors else min(2 * _pause, LONGEST_PAUSE)
+    _pause = FIRST_PAUSE if waiting - _survivors else min(2 * _pause, MAX_PAUSE)
     _next_look = now + _pause
     _collect()
 
@@ -123,7 +123,7 @@ def wait_for_readers(deadline: float) -> bool:
 def _after_fork() -> None:
     """In a child: open streams are the parent's to count."""
     for stream in _streams.copy():
-        stream.forget()
+        stream.discard_after_fork()
     _streams.clear()
     _idle.clear()
     _survivors.clear()

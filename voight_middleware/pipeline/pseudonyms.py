@@ -28,13 +28,13 @@ from voight_middleware.records.pii import Found, find
 from voight_middleware.records.tag_values import MAX_LENGTH, clean_value
 from voight_middleware.records.tags import Tags
 
-MOST_KNOWN = 20_000
+MAX_KNOWN = 20_000
 """How many values are remembered, those without and those with personal data each; beyond it all are forgotten and looked at again."""
 RETRY_SECONDS = 60.0
 """How long a key that could not be made or read is not tried again."""
 
 
-class Guard:
+class Pseudonymizer:
     """Tags as they may leave the process. Nothing on disk is touched before a value with personal data occurs; nothing is locked."""
 
     def __init__(self, settings: Settings) -> None:
@@ -109,13 +109,13 @@ class Guard:
             kept = pseudonym(found, text, keys[0])
         else:
             return redacted(found)  # not remembered: there may be a key later
-        if len(self._known) > MOST_KNOWN:
+        if len(self._known) > MAX_KNOWN:
             self._known = {}
         self._known[key, value] = kept
         return kept
 
     def _remember(self, clean: str | None) -> None:
-        if len(self._clean) > MOST_KNOWN:
+        if len(self._clean) > MAX_KNOWN:
             self._clean = {None}
         self._clean.add(clean)
 

@@ -7,7 +7,7 @@ import time
 from voight_middleware.config.settings import Settings
 from voight_middleware.events.api import TIMEOUT
 from voight_middleware.events.outbox import Status, open_outbox, status
-from voight_middleware.pipeline.supervisor import Delivery
+from voight_middleware.pipeline.supervisor import IngestSupervisor
 
 
 def send_waiting(settings: Settings, seconds: float | None = None) -> Status | None:
@@ -23,9 +23,9 @@ def send_waiting(settings: Settings, seconds: float | None = None) -> Status | N
     until = None if seconds is None else time.monotonic() + seconds
     if settings.events is None or open_outbox(settings.journal) is None:
         return None
-    delivery = Delivery(settings.ledger, settings.journal, settings.prices, gentle=False, events=settings.events)
+    delivery = IngestSupervisor(settings.ledger, settings.journal, settings.prices, gentle=False, events=settings.events)
     try:
-        if delivery.election.win():
+        if delivery.lock.acquire():
             try:
                 delivery.run(seconds)
             finally:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from voight_middleware.diagnostics import warn_once
 from voight_middleware.events.outbox import Outbox, open_outbox
-from voight_middleware.pipeline.lock import Election
+from voight_middleware.pipeline.lock import IngestLock
 from voight_middleware.records.call import Call
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
+FIRST_PAUSE, MAX_PAUSE = 1.0, 30.0
 """How long a ledger that cannot be used is left alone, in seconds: twice as long each time."""
 SENDER_SECONDS = 1.0
 """How long the end of the process waits for the answer to the one event that is under way; without it, that one is sent again."""
@@ -39,7 +39,7 @@ FORK_SECONDS = 5.0
 _random = random.Random()  # our own: an application that seeds `random` must get its own numbers
 
 
-class Delivery:
+class IngestSupervisor:
     """
     The way of a journal folder into its ledger. Used from one thread at a time.
 
@@ -64,7 +64,7 @@ class Delivery:
         tell: Callable[[str], None] = logger.warning,
         events: EventsTarget | None = None,
     ) -> None:
-        self.election = Election(folder)
+        self.lock = IngestLock(folder)
         self.errors = 0
         """How often the ledger could not be used."""
         self.error: LedgerError | None = None
@@ -111,10 +111,10 @@ class Delivery:
         if not now and time.monotonic() < self._not_before:
             return False
         try:
-            if not self.election.win():
+            if not self.lock.acquire():
                 return False
         except OSError as error:
-            raise UnreadableJournal(f"the journal folder {self.election.folder} cannot be written ({error}): make it writable") from error
+            raise UnreadableJournal(f"the journal folder {self.lock.folder} cannot be written ({error}): make it writable") from error
         return self._run(seconds, self._ledger is None)
 
     def _run(self, seconds: float | None, fresh: bool) -> bool:
@@ -124,7 +124,7 @@ class Delivery:
         before = self.records
         unreadable: UnreadableJournal | None = None
         try:
-            ingester = self._elected()
+            ingester = self._locked_ingester()
             try:
                 ingester.run(None if seconds is None else time.monotonic() + seconds)
             except UnreadableJournal as error:
@@ -140,7 +140,7 @@ class Delivery:
             raise
         finally:
             if self.records > before:
-                self.election.delivered()
+                self.lock.record_delivery()
         self._succeeded()
         if isinstance(unreadable, UnpricedJournal):  # whoever would wait for its calls is told at once
             self.error = unreadable
@@ -149,16 +149,16 @@ class Delivery:
             raise unreadable
         return not self.behind
 
-    def _elected(self) -> Ingester:
+    def _locked_ingester(self) -> Ingester:
         from voight_middleware.pipeline.ingest import Ingester
 
         ledger = self._open()
         if self._ingester is None:
-            self._ingester = Ingester(ledger, self.election.folder, self._delivered, self._gentle, prices=self._prices)
+            self._ingester = Ingester(ledger, self.lock.folder, self._delivered, self._gentle, prices=self._prices)
         elif self._ingester.ledger is not ledger:
             self._ingester.use(ledger)
         if self._outbox is None:
-            self._outbox = open_outbox(self.election.folder, create=self._events is not None)
+            self._outbox = open_outbox(self.lock.folder, create=self._events is not None)
         self._ingester.outbox = self._outbox
         return self._ingester
 
@@ -181,7 +181,7 @@ class Delivery:
             why = error if isinstance(error, LedgerError | OSError) else type(error).__name__
             warn_once(f"calls wait in {self._outbox.folder}, and are not sent to Voight for now: {why}")
             self.close_ledger()  # the connection may have been cut
-            self._send_not_before = time.monotonic() + LONGEST_PAUSE
+            self._send_not_before = time.monotonic() + MAX_PAUSE
 
     def send_rest(self, until: float | None = None) -> None:
         """
@@ -214,7 +214,7 @@ class Delivery:
     def _failed(self, error: LedgerError) -> None:
         self.errors += 1
         self.error = error
-        pause = min(FIRST_PAUSE * 2.0 ** min(self._failures, 10), LONGEST_PAUSE)
+        pause = min(FIRST_PAUSE * 2.0 ** min(self._failures, 10), MAX_PAUSE)
         self._failures += 1
         self._not_before = time.monotonic() + pause * _random.uniform(0.5, 1.0)  # many hosts do not come back all at once
         if self._records_before is None:
@@ -234,7 +234,7 @@ class Delivery:
         """Whether the segment of that name is in the ledger up to that length, whoever has brought it in."""
         from voight_middleware.ledger import LedgerError
 
-        if not (self.election.folder / name).exists():
+        if not (self.lock.folder / name).exists():
             return True
         try:
             return self._open().progress(name) >= length
@@ -242,10 +242,10 @@ class Delivery:
             self.close_ledger()
             return False
 
-    def left(self) -> int | None:
+    def pending_records(self) -> int | None:
         """How many records in the journals may not be in the ledger; None where this process does not know."""
         try:
-            return self._ingester.left() if self._ingester is not None and self.election.held else None
+            return self._ingester.left() if self._ingester is not None and self.lock.held else None
         except OSError:
             return None
 
@@ -260,11 +260,11 @@ class Delivery:
         """Close the connection, and let another process be elected."""
         self.stop_sending()
         self.close_ledger()
-        self.election.resign()
+        self.lock.release()
 
-    def abandon(self) -> None:
+    def discard_after_fork(self) -> None:
         """In a forked child: drop the lock's copy, and keep a connection that is still open from being collected and so closed."""
-        self.election.resign()
+        self.lock.release()
         _of_the_parent.append(self._ledger)
 
     def _open(self) -> Ledger:
@@ -307,7 +307,7 @@ def hold_imports() -> Callable[[], None] | None:
     return _imports.release if _imports.acquire(timeout=FORK_SECONDS) else None
 
 
-def renew_imports() -> None:
+def reset_imports_after_fork() -> None:
     """In a forked child: the lock may be held by a thread that is not there."""
     global _imports
     _imports = threading.RLock()

@@ -15,8 +15,8 @@ from voight_middleware.config.settings import Settings
 from voight_middleware.diagnostics import counters, report_internal_error, warn_once
 from voight_middleware.pipeline import open_calls
 from voight_middleware.pipeline.journal import Journal
-from voight_middleware.pipeline.listeners import Audience
-from voight_middleware.pipeline.supervisor import FORK_SECONDS, Delivery, import_the_rest
+from voight_middleware.pipeline.listeners import ListenerQueue
+from voight_middleware.pipeline.supervisor import FORK_SECONDS, IngestSupervisor, import_the_rest
 from voight_middleware.records.call import Call
 
 if TYPE_CHECKING:
@@ -26,24 +26,24 @@ INTERVAL = 1.0
 """Seconds between two rounds of the background thread."""
 ROUND_SECONDS = 1.0
 """How long a round may last where much has to be caught up with; a fork and a flush of another thread come between two rounds."""
-BREATH = 0.05
+BUSY_INTERVAL = 0.05
 """Seconds between two rounds while there is more to do."""
-SOONEST, LATEST = 0.02, 0.25
+MIN_POLL, MAX_POLL = 0.02, 0.25
 """Seconds between two rounds while somebody waits for them: growing from one to the other."""
 
 
-class _Wish:
+class _FlushRequest:
     """What one ``flush`` waits for: that what was written until then is in the ledger, and was heard of."""
 
-    def __init__(self, journal: Journal, listeners: Audience, patient: bool) -> None:
+    def __init__(self, journal: Journal, listeners: ListenerQueue, patient: bool) -> None:
         self.closed = journal.closed()
         self.written = journal.position()
-        self.unheard = {call.call_id for call in listeners.held()}
+        self.unheard = {call.call_id for call in listeners.pending()}
         self.patient = patient
         self.answered = False
         self._answers: queue.SimpleQueue[bool] = queue.SimpleQueue()
 
-    def answer(self, granted: bool) -> None:
+    def finish(self, granted: bool) -> None:
         self.answered = True
         self._answers.put(granted)
 
@@ -55,7 +55,7 @@ class _Wish:
             return None
 
 
-class Background:
+class IngestWorker:
     """
     The background thread of a meter, and the rounds that it makes.
 
@@ -66,18 +66,18 @@ class Background:
         stamp: Writes and names the prices that its calls are priced with.
     """
 
-    def __init__(self, settings: Settings, journal: Journal, listeners: Audience, stamp: Stamp) -> None:
+    def __init__(self, settings: Settings, journal: Journal, listeners: ListenerQueue, stamp: Stamp) -> None:
         self._settings = settings
         self._journal = journal
         self._listeners = listeners
         self._stamp = stamp
-        self._delivery: Delivery | None = None
+        self._supervisor: IngestSupervisor | None = None
         if settings.ingest:
             delivered = listeners.deliver if listeners.listeners else None
-            self._delivery = Delivery(settings.ledger, settings.journal, settings.prices, delivered, events=settings.events)
+            self._supervisor = IngestSupervisor(settings.ledger, settings.journal, settings.prices, delivered, events=settings.events)
         self._books: PriceBooks | None = None
-        self._wishes: list[_Wish] = []
-        self._pause = SOONEST
+        self._flushes: list[_FlushRequest] = []
+        self._pause = MIN_POLL
         self._round_lock = threading.Lock()
         self._round_thread: int | None = None
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()  # no Event: a stream that is collected inside its lock may wake, too
@@ -107,7 +107,7 @@ class Background:
             finally:
                 self._round_lock.release()
 
-    def pause(self) -> Callable[[], None] | None:
+    def hold(self) -> Callable[[], None] | None:
         """
         Close the ledger and hold the rounds until the answer is called. None where that cannot be had, as in a listener that forks.
 
@@ -116,14 +116,14 @@ class Background:
         """
         if self._round_thread == threading.get_ident() or not self._round_lock.acquire(timeout=FORK_SECONDS):
             return None
-        if self._delivery is not None:
-            self._delivery.close_ledger()
+        if self._supervisor is not None:
+            self._supervisor.close_ledger()
         return self._round_lock.release
 
-    def abandon(self) -> None:
+    def discard_after_fork(self) -> None:
         """In a forked child: leave what is the parent's alone."""
-        if self._delivery is not None:
-            self._delivery.abandon()
+        if self._supervisor is not None:
+            self._supervisor.discard_after_fork()
 
     def flush(self, timeout: float, *, patient: bool = True) -> bool:
         """
@@ -134,12 +134,12 @@ class Background:
         """
         if self._round_thread == threading.get_ident() or self._thread is threading.current_thread():
             return False  # a listener: the round that it is called from cannot wait for itself
-        if not patient and self._delivery is not None and self._delivery.error is not None:
+        if not patient and self._supervisor is not None and self._supervisor.error is not None:
             return False
         deadline = time.monotonic() + timeout
         self._journal.retry()
-        wish = _Wish(self._journal, self._listeners, patient)
-        self._wishes.append(wish)
+        wish = _FlushRequest(self._journal, self._listeners, patient)
+        self._flushes.append(wish)
         try:
             while True:
                 self._wake.put(None)
@@ -149,19 +149,19 @@ class Background:
                     finally:
                         self._round_lock.release()
                 left = deadline - time.monotonic()
-                answer = wish.wait(min(left, LATEST))
+                answer = wish.wait(min(left, MAX_POLL))
                 if answer is not None or left <= 0:
                     return bool(answer)
         finally:
-            self._wishes.remove(wish)
+            self._flushes.remove(wish)
 
-    def hurry(self) -> None:
+    def wake(self) -> None:
         """Have a round made now, and do not wait for it."""
         self._wake.put(None)
 
-    def left(self) -> int | None:
+    def pending_records(self) -> int | None:
         """How many records in the journals may not be in the ledger; None where this process does not know."""
-        return self._delivery.left() if self._delivery is not None else None
+        return self._supervisor.pending_records() if self._supervisor is not None else None
 
     def _loop(self) -> None:
         pause = INTERVAL
@@ -177,30 +177,30 @@ class Background:
 
     def _serve(self) -> float:
         """One round, and the answers to those who wait for it; in how many seconds there should be another."""
-        wishes = list(self._wishes)
+        wishes = list(self._flushes)
         done = self._round(now=bool(wishes))
         for wish in wishes:
-            if self._is_granted(wish, done):
-                wish.answer(True)
-            elif not wish.patient and self._delivery is not None and self._delivery.error is not None:
-                wish.answer(False)
-        delivery = self._delivery
+            if self._is_done(wish, done):
+                wish.finish(True)
+            elif not wish.patient and self._supervisor is not None and self._supervisor.error is not None:
+                wish.finish(False)
+        delivery = self._supervisor
         if any(not wish.answered for wish in wishes):
-            pause, self._pause = self._pause, min(self._pause * 2, LATEST)
+            pause, self._pause = self._pause, min(self._pause * 2, MAX_POLL)
             return pause
-        self._pause = SOONEST
-        if delivery is not None and not delivery.election.held and self._settings.delivery != "synchronous":
+        self._pause = MIN_POLL
+        if delivery is not None and not delivery.lock.held and self._settings.delivery != "synchronous":
             delivery.close_ledger()  # it was opened for a wish: no connection is held by those who are not elected
-        return BREATH if delivery is not None and delivery.behind else INTERVAL
+        return BUSY_INTERVAL if delivery is not None and delivery.behind else INTERVAL
 
     def _finish(self) -> None:
         if not self._finished:
             self._finished = True
-            if self._delivery is not None:
-                self._delivery.stop_sending()
+            if self._supervisor is not None:
+                self._supervisor.stop_sending()
             self._round(now=True)
-            if self._delivery is not None:
-                self._delivery.close()
+            if self._supervisor is not None:
+                self._supervisor.close()
 
     def _round(self, now: bool) -> bool:
         """One round; whether everything that was in the journals when it began is now in the ledger, or another's to bring there."""
@@ -211,8 +211,8 @@ class Background:
             self._round_thread = None
 
     def _do_round(self, now: bool) -> bool:
-        delivery = self._delivery
-        held = self._listeners.held()
+        delivery = self._supervisor
+        held = self._listeners.pending()
         done = delivery is None
         try:
             open_calls.look_after()
@@ -221,14 +221,14 @@ class Background:
             if delivery is not None or held:
                 import_the_rest(self._settings.ledger if delivery is not None else "")
             if delivery is not None:
-                done = self._deliver_to(delivery, now)
+                done = self._run_supervisor(delivery, now)
         except Exception as error:
             report_internal_error(error)
         if held:
             self._tell_listeners(held)
         return done
 
-    def _deliver_to(self, delivery: Delivery, now: bool) -> bool:
+    def _run_supervisor(self, delivery: IngestSupervisor, now: bool) -> bool:
         from voight_middleware.pipeline.ingest import UnreadableJournal
 
         before = delivery.errors
@@ -241,16 +241,16 @@ class Background:
         finally:
             counters["ledger_errors"] += delivery.errors - before
 
-    def _is_granted(self, wish: _Wish, done: bool) -> bool:
+    def _is_done(self, wish: _FlushRequest, done: bool) -> bool:
         if self._journal.waiting:
             return False
-        if wish.unheard and not wish.unheard.isdisjoint(call.call_id for call in self._listeners.held()):
+        if wish.unheard and not wish.unheard.isdisjoint(call.call_id for call in self._listeners.pending()):
             return False
-        if done or self._delivery is None:
+        if done or self._supervisor is None:
             return True
-        if self._delivery.election.held or any(path.exists() for path in wish.closed):
+        if self._supervisor.lock.held or any(path.exists() for path in wish.closed):
             return False
-        return wish.written is None or self._delivery.is_ingested(*wish.written)
+        return wish.written is None or self._supervisor.is_ingested(*wish.written)
 
     def _tell_listeners(self, held: list[Call]) -> None:
         """
@@ -258,10 +258,10 @@ class Background:
         them, or where the ledger refuses.
         """
         from voight_middleware.pricing.price_books import PriceBooks
-        from voight_middleware.pricing.price_call import complete
+        from voight_middleware.pricing.price_call import price_call
 
         try:
-            unheard = {call.call_id for call in self._listeners.held()}
+            unheard = {call.call_id for call in self._listeners.pending()}
             held = [call for call in held if call.call_id in unheard]
             if self._books is None:
                 self._books = PriceBooks(self._settings.journal, self._settings.prices)
@@ -269,7 +269,7 @@ class Background:
             with contextlib.suppress(OSError):  # the journal's folder cannot be written: the same prices, from their file
                 stamp = self._stamp()
             for call in held:
-                complete(call, self._books.book(stamp))
+                price_call(call, self._books.book(stamp))
             self._listeners.deliver(held)
         except Exception as error:
             report_internal_error(error)

@@ -21,7 +21,7 @@ import msgspec
 from voight_middleware.pricing.overlay import RULES
 from voight_middleware.pricing.overrides import NO_OVERRIDES, Overrides
 from voight_middleware.pricing.places import place_doubt
-from voight_middleware.pricing.rules import HOUR, STANDARD, TOKENS, Rule, Terms, Units, lay_over
+from voight_middleware.pricing.rules import HOUR, STANDARD, TOKENS, Rule, Terms, Units, overlay
 from voight_middleware.pricing.terms import billed_by_the_hour
 from voight_middleware.records.call import Call
 from voight_middleware.records.money import CONTEXT, usd_text
@@ -187,7 +187,7 @@ class PriceBook:
             return {}
         at = datetime.fromtimestamp(call.occurred_at // 1_000_000, UTC)
         listed = dict(_unit_prices(found.model.get_prices(at), found.model, 1))
-        return lay_over(listed, [rule for rule in rules if not rule.own and not rule.when and rule.host == "*" and not rule.above], {})
+        return overlay(listed, [rule for rule in rules if not rule.own and not rule.when and rule.host == "*" and not rule.above], {})
 
     def _table(self, call: Call, provider: Provider | None, ref: str, found: _Found, rules: Sequence[Rule]) -> RateTable:
         doubt = None if found.model is None else place_doubt(call, ref, found.model.id)
@@ -215,7 +215,7 @@ def _rates_above(above: int, rules: Sequence[Rule], standard: Units, found: _Fou
     kept = tuple(reason for term, reason in reasons.items() if term not in settled and (term in _OF_THE_MODEL or not whole))
     prices = found.prices
     listed = dict(_unit_prices(prices, found.model, above + 1)) if prices is not None else {}
-    units = lay_over(listed, rules, standard)
+    units = overlay(listed, rules, standard)
     doubts = {} if whole else _doubts(found, rules, listed, settled)
     for name, instead in _INSTEAD:
         if name not in units and instead in units:

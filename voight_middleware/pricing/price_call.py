@@ -21,7 +21,7 @@ _decode_usage = msgspec.json.Decoder(dict[str, Any], float_hook=Decimal).decode
 _encode_usage = msgspec.json.Encoder(decimal_format="number").encode
 
 
-def complete(call: Call, book: PriceBook) -> None:
+def price_call(call: Call, book: PriceBook) -> None:
     """Fill in usage and cost of a call as it came from the journal. What cannot be read becomes a reason, never an exception."""
     call.components, call.usage, call.price, call.list_femto, call.cost_reasons = (), None, None, None, ()
     call.host = host_name(call.host)  # journals of older versions have whole URLs

@@ -104,7 +104,7 @@ class Rule:
         return not self.hours or any(begin <= moment.hour < end for begin, end in self.hours)
 
 
-def lay_over(listed: Units, rules: Iterable[Rule], standard: Units) -> dict[str, Decimal]:
+def overlay(listed: Units, rules: Iterable[Rule], standard: Units) -> dict[str, Decimal]:
     """
     Return the unit prices under some rules: first our prices, then our factors, then the user's rules in their order.
 

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
 from voight_middleware.config.keys import PseudonymKey
-from voight_middleware.context.context import current_frame
+from voight_middleware.context.context import current_context
 from voight_middleware.diagnostics import counters, report_internal_error, warn_once
 from voight_middleware.middleware.getters import Getter
 from voight_middleware.pipeline.meter import current_meter
@@ -63,7 +63,7 @@ def inject_headers(headers: Headers, *, url: object, hosts: Collection[str]) -> 
         hosts: The names of hosts that may see who the user is; ``.internal`` stands for all names that end so. Never name a provider.
     """
     try:
-        if _goes_to(url, hosts) and (value := _value(current_frame().resolve().tags)) is not None:
+        if _goes_to(url, hosts) and (value := _value(current_context().resolve().tags)) is not None:
             _without(headers)[HEADER] = value  # a plain dict would keep another spelling beside it
             return headers
     except Exception as error:
@@ -74,7 +74,7 @@ def inject_headers(headers: Headers, *, url: object, hosts: Collection[str]) -> 
 async def ainject_headers(headers: Headers, *, url: object, hosts: Collection[str]) -> Headers:
     """As ``inject_headers``, awaiting asynchronous getters: for the event hooks of an ``httpx.AsyncClient``."""
     try:
-        if _goes_to(url, hosts) and (value := _value((await current_frame().aresolve()).tags)) is not None:
+        if _goes_to(url, hosts) and (value := _value((await current_context().aresolve()).tags)) is not None:
             _without(headers)[HEADER] = value
             return headers
     except Exception as error:
@@ -82,7 +82,7 @@ async def ainject_headers(headers: Headers, *, url: object, hosts: Collection[st
     return _without(headers)
 
 
-def signed_headers(tag: str | None = None) -> Getter:
+def tags_from_signed_headers(tag: str | None = None) -> Getter:
     """
     A getter that answers what another service of ours has put into a request with ``inject_headers``::
 
@@ -162,7 +162,7 @@ def _value(tags: Tags) -> str | None:
     if not meter.settings.header_keys:
         warn_once("no tags are sent to other services: set VOIGHT_HEADER_KEY, in all of them to the same secret (openssl rand -hex 32)")
         return None
-    tags = meter.guarded(tags)
+    tags = meter.pseudonymized(tags)
     named = {name: value for name in _NAMES if (value := getattr(tags, name)) is not None}
     for carried in ({**tags.extra, **named}, named, {"user_id": tags.user_id} if tags.user_id is not None else {}):
         if not carried:

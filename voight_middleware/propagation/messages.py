@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from voight_middleware.context.context import bind, current_frame, lay_over
+from voight_middleware.context.context import current_context, overlay, use_scope
 from voight_middleware.diagnostics import counters, report_internal_error, warn_once
 from voight_middleware.pipeline.meter import current_meter
 from voight_middleware.records.call import ATTRIBUTIONS
@@ -58,7 +58,7 @@ class JobScope:
     def known(self) -> Owner:
         """The owner of a call made now."""
         how = self._how if self._identity.user_id is not None or self._how == "error" else "none"
-        return lay_over(Owner(self._identity, how), self._explicit)
+        return overlay(Owner(self._identity, how), self._explicit)
 
     def resolve(self) -> Owner:
         """As ``known``: a job has no getters."""
@@ -68,7 +68,7 @@ class JobScope:
         """As ``known``."""
         return self.known()
 
-    def identify(self, tags: Tags, attribution: str) -> None:
+    def set_identity(self, tags: Tags, attribution: str) -> None:
         """Name the user, plan and tenant, instead of the message."""
         self._named(tags)
         known = self._identity
@@ -88,19 +88,19 @@ class JobScope:
             if len(self._users) > 1 and self.several is not None:
                 self.several()
 
-    def await_settlement(self, call_id: str) -> None:
+    def defer(self, call_id: str) -> None:
         """Note a call that was written without an owner."""
         if not self._settled:
             self._pending.append(call_id)
 
-    def settle(self) -> None:
+    def attribute_late(self) -> None:
         """At the end of the job: write the owner of the calls that have none. Never raises."""
         self._settled = True
         self.several = None  # it knows the message, which a thread that outlives the job must not keep
         pending, self._pending = self._pending, []
         # A job that goes through many users has made them for all of these, and not for the last one.
         if pending and len(self._users) == 1 and (owner := self.known()).tags.user_id is not None:
-            current_meter().settle(pending, Owner(owner.tags, "settled"))
+            current_meter().attribute_late(pending, Owner(owner.tags, "settled"))
 
     def without_task(self, tags: Tags) -> Tags:
         """*tags* as the jobs that this one starts carry them: without the name of this one."""
@@ -117,7 +117,7 @@ def tags_for_message() -> str | None:
     trusted: who can write into it can start any job in any user's name, with or without these tags.
     """
     try:
-        return _text(current_frame().resolve())
+        return _text(current_context().resolve())
     except Exception as error:
         report_internal_error(error)
         return None
@@ -126,7 +126,7 @@ def tags_for_message() -> str | None:
 async def atags_for_message() -> str | None:
     """As ``tags_for_message``, awaiting asynchronous getters."""
     try:
-        return _text(await current_frame().aresolve())
+        return _text(await current_context().aresolve())
     except Exception as error:
         report_internal_error(error)
         return None
@@ -162,7 +162,7 @@ class bound_to_message:
 
     def __init__(self, text: object, task: str | None = None) -> None:
         self.scope = _scope(text, task)
-        self._bind = bind(self.scope)
+        self._bind = use_scope(self.scope)
 
     def __enter__(self) -> JobScope:
         self._bind.__enter__()
@@ -171,18 +171,18 @@ class bound_to_message:
     def __exit__(self, *exc_info: object) -> None:
         self._bind.__exit__()
         try:
-            self.scope.settle()
+            self.scope.attribute_late()
         except Exception as error:
             report_internal_error(error)
 
 
 def _text(owner: Owner) -> str | None:
     tags = owner.tags
-    scope = current_frame().scope
+    scope = current_context().scope
     if isinstance(scope, JobScope):
         tags = scope.without_task(tags)
     meter = current_meter()
-    tags = meter.guarded(tags)
+    tags = meter.pseudonymized(tags)
     if tags == NO_TAGS or not meter.settings.enabled:
         return None
     text = _encode(_Message(tags, owner.attribution)).decode()

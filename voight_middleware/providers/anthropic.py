@@ -12,7 +12,17 @@ from typing import Any
 import msgspec
 
 from voight_middleware.diagnostics import report_internal_error
-from voight_middleware.providers.base import NULL, Answer, Endpoint, Job, NotLines, Routes, read_answer, text_or_none, usage_json
+from voight_middleware.providers.base import (
+    NULL,
+    Endpoint,
+    Job,
+    NotBatchOutput,
+    ResponseSummary,
+    Routes,
+    parse_response,
+    text_or_none,
+    usage_json,
+)
 from voight_middleware.providers.finish_reasons import only_reason
 
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
@@ -20,7 +30,7 @@ _decode = msgspec.json.Decoder(dict[str, Any]).decode
 _TEXT = {"text_delta": "text", "thinking_delta": "thinking", "input_json_delta": "partial_json"}
 
 
-class MessagesReader:
+class MessagesParser:
     """
     A stream of message events. ``message_start`` carries the input's usage and a placeholder for the output's; the counts of
     ``message_delta`` are cumulative, the input's too where the server ran tools: a count never becomes less. Some gateways send 0 for
@@ -37,7 +47,7 @@ class MessagesReader:
         self._stop: Any = None
         self._characters = 0
 
-    def see(self, event: Any) -> None:
+    def feed(self, event: Any) -> None:
         try:
             kind = event.type
             if kind == "content_block_delta":
@@ -57,10 +67,10 @@ class MessagesReader:
         except Exception as error:
             report_internal_error(error)
 
-    def answer(self) -> Answer:
+    def summary(self) -> ResponseSummary:
         message = self._message
         if message is None:
-            return Answer()
+            return ResponseSummary()
         usage: dict[str, Any] = {}
         started = getattr(message, "usage", None)
         if started is not None:
@@ -73,7 +83,7 @@ class MessagesReader:
             usage["output_tokens"] = placeholder
         identity, model, tier = (text_or_none(value) for value in (message.id, message.model, usage.get("service_tier")))
         counted = msgspec.Raw(msgspec.json.encode(usage)) if usage else NULL
-        return Answer(identity, model, tier, counted, finish_reasons=only_reason(self._stop))
+        return ResponseSummary(identity, model, tier, counted, finish_reasons=only_reason(self._stop))
 
     def estimated_output(self) -> int | None:
         if self._message is None or any(getattr(part, "output_tokens", None) is not None for part in self._deltas):
@@ -126,15 +136,15 @@ def _read_batch(body: bytes, request: Mapping[str, Any]) -> Iterable[Job]:
     return [Job(_decode_batch(body).id, parts=parts)]
 
 
-def _read_batch_line(line: bytes) -> Answer | None:
+def _read_batch_line(line: bytes) -> ResponseSummary | None:
     """One result of a batch; None for a request that errored, expired or was cancelled, which is not billed."""
     try:
         read = _decode_line(line)
     except msgspec.DecodeError as error:
-        raise NotLines from error
+        raise NotBatchOutput from error
     if read.result.type != "succeeded":
         return None
-    answer = read_answer(bytes(read.result.message))
+    answer = parse_response(bytes(read.result.message))
     answer.batch_endpoint = "messages"
     answer.job = read.custom_id
     return answer
@@ -142,9 +152,9 @@ def _read_batch_line(line: bytes) -> Answer | None:
 
 ROUTES = Routes(
     {
-        "/v1/messages": Endpoint(name="messages", read=read_answer, reader=MessagesReader),
-        "/v1/messages/count_tokens": Endpoint(name="count_tokens", read=read_answer),
-        "/v1/messages/batches": Endpoint(name="batch", jobs=_read_batch, later="begins"),
+        "/v1/messages": Endpoint(name="messages", parse=parse_response, stream_parser=MessagesParser),
+        "/v1/messages/count_tokens": Endpoint(name="count_tokens", parse=parse_response),
+        "/v1/messages/batches": Endpoint(name="batch", parse_jobs=_read_batch, job_phase="begins"),
     },
-    [("GET", r"/v1/messages/batches/[^/]+/results", Endpoint(name="batch", lines=_read_batch_line))],
+    [("GET", r"/v1/messages/batches/[^/]+/results", Endpoint(name="batch", parse_line=_read_batch_line))],
 )

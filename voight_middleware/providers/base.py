@@ -16,7 +16,7 @@ MAX_USAGE_BYTES = 16_384
 NULL = msgspec.Raw(b"null")
 
 
-class Answer(msgspec.Struct):
+class ResponseSummary(msgspec.Struct):
     """The billing side of one answer."""
 
     id: str | None = None
@@ -47,7 +47,7 @@ class Job(msgspec.Struct, frozen=True):
     """The file that the requests of a batch are in."""
 
 
-class StreamReader(Protocol):
+class StreamParser(Protocol):
     """Watches the events of one stream. ``see`` runs for every event: it does the least it can and never raises."""
 
     done: bool
@@ -55,11 +55,11 @@ class StreamReader(Protocol):
     failure: str | None
     """What the provider called its failure, where the stream reported one."""
 
-    def see(self, event: Any) -> None:
+    def feed(self, event: Any) -> None:
         """Take note of *event*."""
         ...
 
-    def answer(self) -> Answer:
+    def summary(self) -> ResponseSummary:
         """What the provider has reported so far."""
         ...
 
@@ -73,26 +73,26 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     """The dialect of its usage: ``chat``, ``responses``, …"""
-    read: Callable[[bytes], Answer] | None = None
+    parse: Callable[[bytes], ResponseSummary] | None = None
     """Reads a whole answer; raises msgspec.DecodeError for one that is none."""
-    reader: Callable[[], StreamReader] | None = None
+    stream_parser: Callable[[], StreamParser] | None = None
     """Makes the reader of a stream."""
     asks_for_usage: bool = False
     """Whether a stream reports usage only where ``stream_options.include_usage`` is set."""
-    complete: Callable[[Answer, Mapping[str, Any]], Answer] | None = None
+    enrich: Callable[[ResponseSummary, Mapping[str, Any]], ResponseSummary] | None = None
     """Lays in what only the request says, such as the characters that are to be spoken."""
-    later: Literal["", "names", "begins", "tells"] = ""
+    job_phase: Literal["", "names", "begins", "tells"] = ""
     """
     Whether its answers may be about a job: one that this request *begins*, one of which it only *tells* how it went, or one that is begun
     later, whose requests it *names*.
     """
-    jobs: Callable[[bytes, Mapping[str, Any]], Iterable[Job]] | None = None
+    parse_jobs: Callable[[bytes, Mapping[str, Any]], Iterable[Job]] | None = None
     """Reads the batches in an answer to *body*; such a request is no call."""
-    lines: Callable[[bytes], Answer | None] | None = None
+    parse_line: Callable[[bytes], ResponseSummary | None] | None = None
     """Reads one line of a file of batch answers; None for a line without a billed answer. Raises NotLines for any other file."""
 
 
-class NotLines(Exception):
+class NotBatchOutput(Exception):
     """A file that is no file of batch answers."""
 
 
@@ -175,7 +175,7 @@ _read_strictly = msgspec.json.Decoder(_Body).decode
 _read_end = msgspec.json.Decoder(_End).decode
 
 
-def read_answer(body: bytes) -> Answer:
+def parse_response(body: bytes) -> ResponseSummary:
     """
     Read a whole answer.
 
@@ -186,7 +186,7 @@ def read_answer(body: bytes) -> Answer:
         read = _read_strictly(body)
         reasons = _reasons(read)
         failure = "error" if reasons == _FAILED else failure_of(read.error)
-        return Answer(read.id, read.model, read.service_tier, read.usage, failure=failure, finish_reasons=reasons)
+        return ResponseSummary(read.id, read.model, read.service_tier, read.usage, failure=failure, finish_reasons=reasons)
     except msgspec.ValidationError:  # a compatible server's own idea of an id or a tier must not cost the usage
         plain = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
         identity, model, tier = (text_or_none(msgspec.json.decode(plain.get(name, NULL))) for name in ("id", "model", "service_tier"))
@@ -195,7 +195,7 @@ def read_answer(body: bytes) -> Answer:
         except msgspec.ValidationError:
             reasons = None
         failure = "error" if reasons == _FAILED else failure_of(plain.get("error", NULL))
-        return Answer(identity, model, tier, plain.get("usage", NULL), failure=failure, finish_reasons=reasons)
+        return ResponseSummary(identity, model, tier, plain.get("usage", NULL), failure=failure, finish_reasons=reasons)
 
 
 def _reasons(end: _End) -> tuple[str, ...] | None:
@@ -209,7 +209,7 @@ def _reasons(end: _End) -> tuple[str, ...] | None:
     return in_order(found)
 
 
-def merged(usage: msgspec.Raw, **more: Any) -> msgspec.Raw:
+def with_usage(usage: msgspec.Raw, **more: Any) -> msgspec.Raw:
     """A usage object with what the provider reports, or the request says, beside it."""
     return msgspec.Raw(msgspec.json.encode({**(_decode_plain(usage) or {}), **more}))
 
@@ -236,7 +236,7 @@ def usage_json(usage: Any) -> msgspec.Raw:
         return msgspec.Raw(msgspec.json.encode(plain))
 
 
-def kept(usage: msgspec.Raw) -> str | None:
+def usage_text(usage: msgspec.Raw) -> str | None:
     """*usage* as a call keeps it; None for a missing one."""
     data = bytes(usage)
     if data == b"null" or len(data) > MAX_USAGE_BYTES:

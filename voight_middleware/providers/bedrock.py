@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 
 from voight_middleware.diagnostics import report_internal_error
-from voight_middleware.providers.anthropic import MessagesReader
-from voight_middleware.providers.base import NULL, Answer, Endpoint, is_null, merged, read_answer, text_or_none, usage_json
+from voight_middleware.providers.anthropic import MessagesParser
+from voight_middleware.providers.base import NULL, Endpoint, ResponseSummary, is_null, parse_response, text_or_none, usage_json, with_usage
 from voight_middleware.providers.finish_reasons import only_reason
 
 # -- invoke --------------------------------------------------------------------------------------------------------------------
@@ -28,9 +28,9 @@ _COUNTS = {
 """The counts of Bedrock itself, by the name that Anthropic has for them."""
 
 
-def read_invoked(body: bytes) -> Answer:
+def parse_invoked(body: bytes) -> ResponseSummary:
     """Read a whole answer: an Anthropic model's has its usage, any other's is left to the headers."""
-    answer = read_answer(body)
+    answer = parse_response(body)
     if b'"input_tokens"' not in bytes(answer.usage):
         answer.usage = NULL
     return answer
@@ -48,49 +48,49 @@ def counted(endpoint: Endpoint, headers: Mapping[str, str]) -> Endpoint:
         for name, side in (("input_tokens", "input"), ("output_tokens", "output"))
     }
     tier, latency = headers.get("x-amzn-bedrock-service-tier"), headers.get("x-amzn-bedrock-performanceconfig-latency")
-    inner = endpoint.complete
+    inner = endpoint.enrich
 
-    def complete(answer: Answer, request: Mapping[str, Any]) -> Answer:
+    def enrich(answer: ResponseSummary, request: Mapping[str, Any]) -> ResponseSummary:
         if inner is not None:
             answer = inner(answer, request)
         if is_null(answer.usage) and any(counts.values()):
-            answer.usage = merged(NULL, **{name: int(count) for name, count in counts.items() if count})
+            answer.usage = with_usage(NULL, **{name: int(count) for name, count in counts.items() if count})
         return _under(answer, tier, latency)
 
-    return msgspec.structs.replace(endpoint, complete=complete)
+    return msgspec.structs.replace(endpoint, enrich=enrich)
 
 
-def _under(answer: Answer, tier: str | None, latency: str | None) -> Answer:
+def _under(answer: ResponseSummary, tier: str | None, latency: str | None) -> ResponseSummary:
     """*answer*, with its tier, and with a latency that is not the standard one as its speed."""
     if tier:
         answer.service_tier = tier
     if latency and latency != "standard" and not is_null(answer.usage):
-        answer.usage = merged(answer.usage, speed=latency)
+        answer.usage = with_usage(answer.usage, speed=latency)
     return answer
 
 
-class InvokedReader(MessagesReader):
+class InvokedParser(MessagesParser):
     """A stream of an Anthropic model's events, or of any other's: in the last one Bedrock tells its own counts."""
 
     def __init__(self) -> None:
         super().__init__()
         self._metrics: Any = None
 
-    def see(self, event: Any) -> None:
+    def feed(self, event: Any) -> None:
         metrics = event.get(_METRICS)
         if metrics:
             self._metrics = metrics
             self.done = True
         if event.type:
-            super().see(event)
+            super().feed(event)
         else:
             self._stop = event.stop_reason or getattr(event.messageStop, "stopReason", None) or self._stop
 
-    def answer(self) -> Answer:
-        answer = super().answer()
+    def summary(self) -> ResponseSummary:
+        answer = super().summary()
         answer.finish_reasons = only_reason(self._stop)  # of other models too, whose messages have no beginning
         if is_null(answer.usage) and self._metrics:
-            answer.usage = merged(NULL, **{name: self._metrics[key] for name, key in _COUNTS.items() if key in self._metrics})
+            answer.usage = with_usage(NULL, **{name: self._metrics[key] for name, key in _COUNTS.items() if key in self._metrics})
         return answer
 
 
@@ -113,13 +113,13 @@ class _Terms(msgspec.Struct, rename="camel"):
 _decode_terms = msgspec.json.Decoder(_Terms).decode
 
 
-def read_conversation(body: bytes) -> Answer:
+def parse_conversation(body: bytes) -> ResponseSummary:
     """
     Read a whole answer, with the tier and the latency that served it.
 
     Source: Amazon Bedrock API reference, "Converse", response syntax: ``serviceTier.type``, ``performanceConfig.latency``.
     """
-    answer = read_answer(body)
+    answer = parse_response(body)
     if b'"serviceTier"' not in body and b'"performanceConfig"' not in body:
         return answer
     terms = _decode_terms(body)
@@ -128,7 +128,7 @@ def read_conversation(body: bytes) -> Answer:
     return _under(answer, tier, latency)
 
 
-class ConverseReader:
+class ConverseParser:
     """A stream of a conversation's events; the usage is in the last one, after the stop."""
 
     def __init__(self) -> None:
@@ -140,7 +140,7 @@ class ConverseReader:
         self._stop: Any = None
         self._characters = 0
 
-    def see(self, event: Any) -> None:
+    def feed(self, event: Any) -> None:
         try:
             delta = event.delta
             if delta is not None:
@@ -157,16 +157,16 @@ class ConverseReader:
         except Exception as error:
             report_internal_error(error)
 
-    def answer(self) -> Answer:
-        answer = Answer(usage=NULL if self._usage is None else usage_json(self._usage), finish_reasons=only_reason(self._stop))
+    def summary(self) -> ResponseSummary:
+        answer = ResponseSummary(usage=NULL if self._usage is None else usage_json(self._usage), finish_reasons=only_reason(self._stop))
         return _under(answer, text_or_none(self._tier), text_or_none(self._latency))
 
     def estimated_output(self) -> int | None:
         return None if self._usage is not None else (self._characters + 3) // 4
 
 
-_INVOKE = Endpoint(name="messages", read=read_invoked, reader=InvokedReader)
-_CONVERSE = Endpoint(name="converse", read=read_conversation, reader=ConverseReader)
+_INVOKE = Endpoint(name="messages", parse=parse_invoked, stream_parser=InvokedParser)
+_CONVERSE = Endpoint(name="converse", parse=parse_conversation, stream_parser=ConverseParser)
 
 ACTIONS = {
     "invoke": _INVOKE,

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 
 MAX_LENGTH = 64
 """Characters of a reason; a longer one is none."""
-MOST_REASONS = 16
+MAX_REASONS = 16
 """Of an answer with more choices, the first."""
 
 
@@ -41,7 +41,7 @@ def note_reasons(found: dict[int, str | None], choices: Iterable[object], name: 
             index = getattr(choice, "index", None)
             if type(index) is not int or index < 0:
                 index = place
-            if index < MOST_REASONS:
+            if index < MAX_REASONS:
                 found[index] = read_reason(value)
 
 

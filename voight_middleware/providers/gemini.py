@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from voight_middleware.diagnostics import report_internal_error
-from voight_middleware.providers.base import NULL, Answer, Endpoint, failure_of, text_or_none, usage_json
+from voight_middleware.providers.base import NULL, Endpoint, ResponseSummary, failure_of, text_or_none, usage_json
 from voight_middleware.providers.finish_reasons import in_order, note_reasons
 
 
@@ -37,7 +37,7 @@ class _Content(msgspec.Struct, rename="camel"):
 _decode = msgspec.json.Decoder(_Content).decode
 
 
-def read_content(body: bytes) -> Answer:
+def parse_content(body: bytes) -> ResponseSummary:
     """Read a whole answer. Grounded ones were billed a fee per search, which the usage leaves out."""
     read = _decode(body)
     queries = [one.grounding_metadata.web_search_queries for one in read.candidates or () if one.grounding_metadata is not None]
@@ -47,10 +47,10 @@ def read_content(body: bytes) -> Answer:
     note_reasons(found, read.candidates or ())
     identity, model = text_or_none(read.response_id), text_or_none(read.model_version)
     failure = failure_of(read.error)
-    return Answer(identity, model, None, read.usage_metadata, tools, failure=failure, finish_reasons=in_order(found))
+    return ResponseSummary(identity, model, None, read.usage_metadata, tools, failure=failure, finish_reasons=in_order(found))
 
 
-class ContentReader:
+class ContentParser:
     """A stream of partial answers. Each carries the usage so far."""
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ class ContentReader:
         self._searches = 0
         self._characters = 0
 
-    def see(self, event: Any) -> None:
+    def feed(self, event: Any) -> None:
         try:
             self._last = event
             if event.usageMetadata is not None:
@@ -80,14 +80,14 @@ class ContentReader:
         except Exception as error:
             report_internal_error(error)
 
-    def answer(self) -> Answer:
+    def summary(self) -> ResponseSummary:
         last = self._last
         if last is None:
-            return Answer()
+            return ResponseSummary()
         usage = NULL if self._usage is None else usage_json(self._usage)
         tools = {"web_search": self._searches} if self._searches else None
         identity, model = text_or_none(last.responseId), text_or_none(last.modelVersion)
-        return Answer(identity, model, None, usage, tools, finish_reasons=in_order(self._reasons))
+        return ResponseSummary(identity, model, None, usage, tools, finish_reasons=in_order(self._reasons))
 
     def estimated_output(self) -> int | None:
         if self._usage is not None and self._usage.candidatesTokenCount is not None:
@@ -104,4 +104,4 @@ def prompt_of(body: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-CONTENT = Endpoint(name="generate_content", read=read_content, reader=ContentReader)
+CONTENT = Endpoint(name="generate_content", parse=parse_content, stream_parser=ContentParser)

@@ -87,7 +87,7 @@ _HOSTS = (
 
 
 @functools.lru_cache(1024)
-def biller(host: str) -> str | None:
+def billing_provider(host: str) -> str | None:
     """The provider that bills for *host*; None for one that is not known, such as a proxy."""
     if host.startswith("aws-external-anthropic."):  # Anthropic's own platform, bought through a marketplace
         return "anthropic"

@@ -18,7 +18,7 @@ from voight_middleware.records.usage import COUNT_NAMES, Component, Count, Usage
 
 Doubts: TypeAlias = list[str]
 """What cannot be billed with certainty, each a sentence for people: the call is priced in part."""
-_MOST = 2**53
+_MAX_COUNT = 2**53
 _ONLY_ANTHROPIC = frozenset({"cache_creation_input_tokens", "cache_read_input_tokens", "cache_creation", "server_tool_use", "iterations"})
 
 
@@ -110,7 +110,7 @@ def _find_unknown(raw: Mapping[str, Any], inside: str, doubts: Doubts) -> None:
 
 def _count(raw: Mapping[str, Any], key: str) -> Count:
     value = raw.get(key)
-    if value is None or (type(value) is int and 0 <= value < _MOST):
+    if value is None or (type(value) is int and 0 <= value < _MAX_COUNT):
         return value
     raise UsageError(f"{key} is {value!r}, not a count")
 
@@ -158,7 +158,7 @@ def _kinds(cached: Count, text: Count, audio: Count, image: Count, doubts: Doubt
 def _said(raw: Mapping[str, Any], key: str) -> int:
     """Return a count that only confirms others; 0 if it is missing or odd."""
     value = raw.get(key)
-    return value if type(value) is int and 0 <= value < _MOST else 0
+    return value if type(value) is int and 0 <= value < _MAX_COUNT else 0
 
 
 def _doubt_reasoning(reasoning: Count, output: Count, name: str, doubts: Doubts) -> None:
@@ -355,7 +355,7 @@ def _transcription(raw: Mapping[str, Any], doubts: Doubts) -> tuple[Component, .
     """
     seconds = raw.get("seconds")
     if seconds is not None:
-        if isinstance(seconds, bool) or not isinstance(seconds, int | float | Decimal) or not 0 <= seconds < _MOST:
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float | Decimal) or not 0 <= seconds < _MAX_COUNT:
             raise UsageError(f"seconds is {seconds!r}, not a duration")
         return (Component(usage=Usage(seconds=math.ceil(seconds))),)
     audio = _count(_part(raw, "input_token_details"), "audio_tokens")

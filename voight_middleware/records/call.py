@@ -141,7 +141,7 @@ class Call(msgspec.Struct, omit_defaults=True, kw_only=True, tag="call"):
         return self.estimated_input is not None or self.estimated_output is not None
 
 
-class Settlement(msgspec.Struct, kw_only=True, tag="settlement"):
+class LateAttribution(msgspec.Struct, kw_only=True, tag="settlement"):
     """
     The owner of calls, and of submitted jobs, that were written before it was known. It never replaces an owner that is already
     there, unless that one was taken from a request's body.
@@ -169,5 +169,5 @@ class Submission(msgspec.Struct, omit_defaults=True, kw_only=True, tag="submissi
     attribution: str = "none"
 
 
-Record = Call | Settlement | Submission
+Record = Call | LateAttribution | Submission
 """What one line of a journal holds."""

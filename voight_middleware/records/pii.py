@@ -16,8 +16,8 @@ from typing import NamedTuple
 KINDS = ("key", "email", "wallet", "card", "phone")
 MAX_LOOK = 1024
 """How much of a text is looked at, in characters."""
-_SHORTEST = 6
-_MOST_AT_SIGNS = 16
+_MIN_LENGTH = 6
+_MAX_AT_SIGNS = 16
 
 
 class Found(NamedTuple):
@@ -34,7 +34,7 @@ class Found(NamedTuple):
 
 def find(text: str) -> Found | None:
     """Return the first thing in *text* that must not be kept as it is; None if there is none."""
-    if len(text) < _SHORTEST:
+    if len(text) < _MIN_LENGTH:
         return None
     if len(text) > MAX_LOOK:
         text = text[:MAX_LOOK]
@@ -137,7 +137,7 @@ _NOTHING_MORE = re.compile(r"\s*>?\s*\Z")
 
 def _email(text: str) -> Found | None:
     for number, sign in enumerate(_AT.finditer(text)):
-        if number == _MOST_AT_SIGNS:
+        if number == _MAX_AT_SIGNS:
             break
         before = text[max(0, sign.start() - 64) : sign.start()]
         domain = _DOMAIN.match(text, sign.end(), min(len(text), sign.end() + 190))

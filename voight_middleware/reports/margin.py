@@ -9,7 +9,7 @@ from decimal import Decimal
 
 from voight_middleware.ledger import Ledger, Spend, Where, Window
 from voight_middleware.reports.spend import add_up, ratio
-from voight_middleware.reports.unattributed_share import Unowned
+from voight_middleware.reports.unattributed_share import Unattributed
 
 KnownAs = Callable[[str], Sequence[str]]
 
@@ -63,7 +63,7 @@ class MarginReport:
     revenue_femto: int
     unowned: Spend
     """Calls without an id: in the total, and in no row."""
-    owners: Unowned
+    owners: Unattributed
     as_priced: bool = False
 
     @property
@@ -129,6 +129,6 @@ def margin(
         total=total,
         revenue_femto=sum(revenue.values()),
         unowned=unowned,
-        owners=Unowned(unowned, total),
+        owners=Unattributed(unowned, total),
         as_priced=as_priced,
     )

@@ -11,7 +11,7 @@ from fractions import Fraction
 from voight_middleware.ledger import Ledger, Spend, Where, Window
 from voight_middleware.reports.spend import add_up, per, ratio
 from voight_middleware.reports.timespan import months_in
-from voight_middleware.reports.unattributed_share import Unowned, beside
+from voight_middleware.reports.unattributed_share import Unattributed, unattributed_beside
 
 TOP_PERCENT = (1, 5, 10)
 TIMES_THE_MEDIAN = 10
@@ -94,7 +94,7 @@ class PlansReport:
     window: Window
     rows: tuple[PlanRow, ...]
     total: Spend
-    owners: Unowned | None
+    owners: Unattributed | None
     months: Fraction | None
     """How many months of the prices the window has; None where no price was given."""
     unused_prices: tuple[str, ...]
@@ -162,7 +162,7 @@ def plans(
         window=window,
         rows=tuple(rows),
         total=total,
-        owners=beside(ledger, total, groups, where, window, as_priced=as_priced, zone=zone),
+        owners=unattributed_beside(ledger, total, groups, where, window, as_priced=as_priced, zone=zone),
         months=months,
         unused_prices=tuple("-" if plan is None else plan for plan in prices or () if plan not in by_plan),
         as_priced=as_priced,

@@ -15,13 +15,13 @@ from voight_middleware.reports.cost_drivers import Causes, ModelUse, Period, cau
 from voight_middleware.reports.significance import discoveries, welch
 from voight_middleware.reports.spend import add_up, per
 from voight_middleware.reports.timespan import to_datetime, to_microseconds
-from voight_middleware.reports.unattributed_share import Unowned
+from voight_middleware.reports.unattributed_share import Unattributed
 
 TESTED = 100
 """How many users are tested: those who cost most in both releases together. A selection by the difference itself would find too many."""
 SAMPLE = 200
 """How many of the first calls of a model are looked at for its unit prices."""
-LEAST = {"day": 3, "hour": 12}
+MIN_CALLS = {"day": 3, "hour": 12}
 """How many whole days, or else hours, both releases need for a test."""
 
 _HOUR = 3_600_000_000
@@ -113,7 +113,7 @@ class ReleaseReport:
     """How many of those cost more or less, in a day or by the call, by more than noise."""
     grain: str | None
     """The test compares the cost of each ``day`` or ``hour``; None where both are too few."""
-    owners: Unowned
+    owners: Unattributed
     """What of the calls after has no user."""
 
 
@@ -196,7 +196,7 @@ def release(
         tested=sum(any(finding.p_value is not None for finding in pair) for pair in found.values()),
         changed=sum(any(finding.verdict in ("more", "less") for finding in pair) for pair in found.values()),
         grain=grain,
-        owners=Unowned(after.unowned, after.spend),
+        owners=Unattributed(after.unowned, after.spend),
     )
 
 
@@ -319,7 +319,7 @@ _Test: TypeAlias = tuple[float | None, float]
 
 
 def _test(before: Sequence[float], after: Sequence[float]) -> _Test:
-    if min(len(before), len(after)) < min(LEAST.values()):
+    if min(len(before), len(after)) < min(MIN_CALLS.values()):
         return None, 0.0
     return welch(before, after), sum(after) / len(after) - sum(before) / len(before)
 
@@ -368,7 +368,7 @@ def _unit_prices(price: str) -> tuple[Fraction, ...] | None:
 
 
 def _grain(before: Window, after: Window, zone: tzinfo) -> str | None:
-    for grain, least in LEAST.items():
+    for grain, least in MIN_CALLS.items():
         if min(len(_whole(before, grain, zone)), len(_whole(after, grain, zone))) >= least:
             return grain
     return None

@@ -11,7 +11,7 @@ from voight_middleware.ledger import Ledger, Spend, Where, Window
 from voight_middleware.records.money import CONTEXT
 from voight_middleware.reports.spend import add_up, per, ratio
 from voight_middleware.reports.timespan import preceding
-from voight_middleware.reports.unattributed_share import Unowned, beside
+from voight_middleware.reports.unattributed_share import Unattributed, unattributed_beside
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class TopReport:
     """The time before; None where there is none to compare with."""
     begins: int | None
     """When the first call of the ledger happened, if that is within the time before, which is not whole then."""
-    owners: Unowned | None
+    owners: Unattributed | None
     """What of the total has no user; None where certain users were asked for."""
     as_priced: bool = False
 
@@ -121,7 +121,7 @@ def top(
         gone=tuple(gone),
         compared_with=earlier,
         begins=None if earlier is None else _begins_in(ledger, earlier),
-        owners=beside(ledger, total, groups, where, window, as_priced=as_priced, zone=zone),
+        owners=unattributed_beside(ledger, total, groups, where, window, as_priced=as_priced, zone=zone),
         as_priced=as_priced,
     )
 

@@ -9,7 +9,7 @@ from decimal import Decimal
 
 from voight_middleware.ledger import Ledger, Spend, Where, Window
 from voight_middleware.reports.spend import add_up, ratio
-from voight_middleware.reports.unattributed_share import Unowned
+from voight_middleware.reports.unattributed_share import Unattributed
 
 ADVICE = {
     "none": "nobody said who they are for: add the middleware with a user_getter, or voight.tag(user_id=…) around jobs and scripts",
@@ -63,7 +63,7 @@ class UnattributedReport:
     """The calls without a user: how many, where from, and why."""
 
     window: Window
-    owners: Unowned
+    owners: Unattributed
     sources: tuple[Source, ...]
     sections: tuple[Section, ...]
     as_priced: bool = False
@@ -103,7 +103,7 @@ def unattributed(
 
     everything = groups(("attribution",), unowned=False)
     without = {group.dimensions["attribution"]: group for group in groups(("attribution",), unowned=True)}
-    owners = Unowned(add_up([*without.values()]), add_up(everything))
+    owners = Unattributed(add_up([*without.values()]), add_up(everything))
     sources = []
     for group in everything:
         attribution = str(group.dimensions["attribution"])

@@ -12,7 +12,7 @@ from voight_middleware.reports.spend import add_up, ratio
 
 
 @dataclass(frozen=True, slots=True)
-class Unowned:
+class Unattributed:
     """The calls without a ``user_id``, beside all calls."""
 
     unowned: Spend
@@ -29,14 +29,14 @@ class Unowned:
         return ratio(self.unowned.cost_femto or 0, self.total.cost_femto)
 
 
-def unowned(
+def unattributed_share(
     ledger: Ledger,
     where: Where | None = None,
     window: Window = Window(),
     *,
     as_priced: bool = False,
     zone: tzinfo | None = None,
-) -> Unowned:
+) -> Unattributed:
     """
     What the calls without a user cost, and their share; with *as_priced*, by the price that each was given first.
 
@@ -45,10 +45,10 @@ def unowned(
         LedgerError: The ledger cannot be read.
     """
     total = add_up(ledger.spend((), where, window, as_priced=as_priced, zone=zone))
-    return beside(ledger, total, (), where, window, as_priced=as_priced, zone=zone) or Unowned(Spend(), total)
+    return unattributed_beside(ledger, total, (), where, window, as_priced=as_priced, zone=zone) or Unattributed(Spend(), total)
 
 
-def beside(
+def unattributed_beside(
     ledger: Ledger,
     total: Spend,
     groups: Sequence[Spend],
@@ -57,7 +57,7 @@ def beside(
     *,
     as_priced: bool = False,
     zone: tzinfo | None = None,
-) -> Unowned | None:
+) -> Unattributed | None:
     """
     The calls without a user beside a total that a report has come to; None where it was asked for certain users only.
 
@@ -70,9 +70,9 @@ def beside(
     if "user_id!" in where:
         return None
     if "user_id" in where:
-        return None if where["user_id"] is not None else Unowned(total, total)
+        return None if where["user_id"] is not None else Unattributed(total, total)
     if groups and "user_id" in groups[0].dimensions:
         without = [group for group in groups if group.dimensions["user_id"] is None]
     else:
         without = ledger.spend((), {**where, "user_id": None}, window, as_priced=as_priced, zone=zone)
-    return Unowned(add_up(without), total)
+    return Unattributed(add_up(without), total)

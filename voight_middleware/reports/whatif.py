@@ -17,7 +17,7 @@ from voight_middleware.pricing.bills import BILLS
 from voight_middleware.records.call import Call
 from voight_middleware.reports.spend import add_up
 from voight_middleware.reports.timespan import to_datetime
-from voight_middleware.reports.unattributed_share import Unowned, beside
+from voight_middleware.reports.unattributed_share import Unattributed, unattributed_beside
 
 _OTHERS = ("openai", "anthropic", "google", "mistral", "deepseek", "xai", "cohere", "perplexity", "groq")
 """Whose price is taken where the provider of a call has none for the other model, in this order."""
@@ -91,7 +91,7 @@ class WhatIfReport:
     total: WhatIfRow
     spend: Spend
     """All calls of the window, those of other models included."""
-    owners: Unowned | None
+    owners: Unattributed | None
     more: int
 
     @property
@@ -165,7 +165,7 @@ def what_if(
         rows=tuple(rows[:limit]),
         total=total,
         spend=spend,
-        owners=beside(ledger, spend, (), where, window, zone=zone),
+        owners=unattributed_beside(ledger, spend, (), where, window, zone=zone),
         more=len(rows) - len(rows[:limit]),
     )
 

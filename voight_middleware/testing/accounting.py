@@ -52,7 +52,7 @@ class Counts:
 
 
 @dataclass(eq=False, slots=True)
-class Bill:
+class Charge:
     """What one piece of work costs. It is counted once, however often it is reported."""
 
     usage: Any = None
@@ -67,7 +67,7 @@ class Bill:
     counted: bool = False
 
 
-class Books:
+class Accounting:
     """The provider's own count, and what it received. May be used from any thread."""
 
     def __init__(self) -> None:
@@ -100,16 +100,16 @@ class Books:
         with self._lock:
             self._users[user].errors += 1
 
-    def broke(self, user: str) -> None:
+    def failed(self, user: str) -> None:
         with self._lock:
             self._users[user].broken += 1
 
-    def completed(self, user: str, bills: Iterable[Bill]) -> None:
+    def completed(self, user: str, bills: Iterable[Charge]) -> None:
         with self._lock:
             self._users[user].completed += 1
         self.reported(user, bills)
 
-    def reported(self, user: str, bills: Iterable[Bill]) -> None:
+    def reported(self, user: str, bills: Iterable[Charge]) -> None:
         """Count what was not counted yet."""
         with self._lock:
             for bill in bills:
@@ -159,7 +159,7 @@ def _number(part: Any, *names: str) -> int:
     return next((part[name] for name in names if isinstance(part.get(name), int)), 0) if isinstance(part, dict) else 0
 
 
-def _add(count: Count, bill: Bill) -> None:
+def _add(count: Count, bill: Charge) -> None:
     usage = bill.usage if isinstance(bill.usage, dict) else {}
     tokens = tokens_of(usage)
     count.input_tokens += tokens.input

@@ -79,7 +79,7 @@ def prompt_texts(body: Any) -> Iterator[str]:
             stack.extend(reversed(item))
 
 
-class Made:
+class FakeAnswer:
     """The made-up side of one answer, the same for the same request."""
 
     def __init__(self, body: Json, schema: Any, limit: int | None) -> None:

@@ -60,7 +60,7 @@ import threading
 import time
 from typing import Any, Self
 
-from voight_middleware.testing.accounting import Books, Count, Counts
+from voight_middleware.testing.accounting import Accounting, Count, Counts
 from voight_middleware.testing.store import Store
 
 try:
@@ -84,7 +84,7 @@ class LoopbackProvider:
     """
 
     def __init__(self, port: int = 0) -> None:
-        self._books, self._store = Books(), Store()
+        self._books, self._store = Accounting(), Store()
         self._socket = socket.socket()
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._socket.bind(("127.0.0.1", port))

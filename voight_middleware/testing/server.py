@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
-from voight_middleware.testing.accounting import Books
+from voight_middleware.testing.accounting import Accounting
 from voight_middleware.testing.endpoints.errors import Maker, Refusal, shown
 from voight_middleware.testing.endpoints.registry import ENDPOINTS
 from voight_middleware.testing.endpoints.response import EVENTS, Answer, Asked, Endpoint
@@ -28,7 +28,7 @@ from voight_middleware.testing.sockets import SESSIONS, talk
 from voight_middleware.testing.store import Store
 
 
-def application(books: Books, store: Store) -> Starlette:
+def application(books: Accounting, store: Store) -> Starlette:
     """The ASGI application of one provider."""
 
     async def counts(_request: Request) -> Response:
@@ -47,7 +47,7 @@ def application(books: Books, store: Store) -> Starlette:
 class _Reply(Response):
     """Sends the parts of an answer one by one, and books it when the part that completes it goes out."""
 
-    def __init__(self, books: Books, user: str, answer: Answer, faults: Faults, headers: Mapping[str, str]) -> None:
+    def __init__(self, books: Accounting, user: str, answer: Answer, faults: Faults, headers: Mapping[str, str]) -> None:
         self._books, self._user, self._answer, self._faults = books, user, answer, faults
         self._booked = False
         super().__init__(media_type=answer.media_type)
@@ -96,10 +96,10 @@ class _Reply(Response):
         if whole:
             self._books.completed(self._user, self._answer.bills)
         else:
-            self._books.broke(self._user)
+            self._books.failed(self._user)
 
 
-async def _answer(request: Request, *, endpoint: Endpoint, books: Books, store: Store) -> Response:
+async def _answer(request: Request, *, endpoint: Endpoint, books: Accounting, store: Store) -> Response:
     request_id = f"req_{uuid.uuid4().hex}"
     maker = _maker(request)
     user = store.owner(request.path_params.values()) or "-"

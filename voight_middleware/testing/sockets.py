@@ -10,7 +10,7 @@ import msgspec
 from starlette.responses import Response
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from voight_middleware.testing.accounting import Books
+from voight_middleware.testing.accounting import Accounting
 from voight_middleware.testing.endpoints.errors import Refusal, openai_error
 from voight_middleware.testing.endpoints.live import LiveSession
 from voight_middleware.testing.endpoints.realtime import RealtimeSession
@@ -27,7 +27,7 @@ SESSIONS: dict[str, Callable[[Asked], Session]] = {
 }
 
 
-async def talk(websocket: WebSocket, *, kind: Callable[[Asked], Session], books: Books, store: Store) -> None:
+async def talk(websocket: WebSocket, *, kind: Callable[[Asked], Session], books: Accounting, store: Store) -> None:
     """Answer one connection until its client leaves."""
     try:
         faults = read_faults(websocket.headers, ())
@@ -49,7 +49,7 @@ class _Over(Exception):
 
 
 class _Conversation:
-    def __init__(self, websocket: WebSocket, session: Session, asked: Asked, faults: Faults, books: Books) -> None:
+    def __init__(self, websocket: WebSocket, session: Session, asked: Asked, faults: Faults, books: Accounting) -> None:
         self._websocket, self._session, self._asked, self._faults, self._books = websocket, session, asked, faults, books
         self._heard: asyncio.Queue[str | None] = asyncio.Queue()
         self._listening = asyncio.ensure_future(self._listen())  # also while something is said: that is how a client's leaving is seen
@@ -68,7 +68,7 @@ class _Conversation:
         finally:
             self._listening.cancel()
             if self._unfinished:
-                self._books.broke(self._user)
+                self._books.failed(self._user)
 
     async def _listen(self) -> None:
         while (message := await self._websocket.receive())["type"] == "websocket.receive":

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from voight_middleware.testing.accounting import Bill
+from voight_middleware.testing.accounting import Charge
 from voight_middleware.testing.endpoints.errors import Refusal
 from voight_middleware.testing.fake_data import Json
 
@@ -22,7 +22,7 @@ class Job:
     finished: Json
     polls: int
     """How many more polls show it unfinished."""
-    bills: Sequence[Bill] = ()
+    bills: Sequence[Charge] = ()
     """What it costs, once it is finished."""
     events: Callable[[], Sequence[Json]] = tuple
     """The same as a stream."""

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from voight_middleware.exporters.files.jsonl import as_object
-from voight_middleware.ledger import FormerPrice, Ledger
+from voight_middleware.ledger import Ledger, PriceVersion
 from voight_middleware.records.call import Call, Submission
 from voight_middleware.records.money import from_femto, usd_text
 
@@ -32,10 +32,10 @@ def document(ledger: Ledger, names: Collection[str]) -> Iterator[bytes]:
         names: The ids of the person. They are compared as they are: ``*`` is no pattern in them.
     """
     names = sorted(set(names))
-    held = ledger.holdings(names)
+    held = ledger.personal_data(names)
     jobs: dict[str, None] = {}
     yield b'{"user_ids": ' + _encode(names)
-    yield from _array("calls", (_as_object(call, ledger.versions(call.call_id)) for call in _calls_of(ledger, names, jobs)))
+    yield from _array("calls", (_as_object(call, ledger.price_history(call.call_id)) for call in _calls_of(ledger, names, jobs)))
     submitted = [one for one in ledger.submissions(jobs).values() if one.tags.user_id in names]
     yield from _array("jobs", map(_as_job, submitted))
     yield b',\n"other_jobs": ' + _encode(held.submissions - len(submitted))
@@ -71,7 +71,7 @@ def _elsewhere(ledger: Ledger, names: Collection[str]) -> Iterator[dict[str, Any
             yield {"call_id": call.call_id, "occurred_at": as_object(call)["occurred_at"], "in": found}
 
 
-def _as_object(call: Call, former: list[FormerPrice]) -> dict[str, Any]:
+def _as_object(call: Call, former: list[PriceVersion]) -> dict[str, Any]:
     return {
         **as_object(call),
         **{name: getattr(call, name) for name in _BESIDE},

@@ -21,7 +21,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from voight_middleware.pipeline.observers import Beginning
+from voight_middleware.pipeline.observers import CallStart
 from voight_middleware.records.call import Call
 from voight_middleware.records.money import usd_text
 from voight_middleware.records.tag_values import clean_value
@@ -89,9 +89,9 @@ def _sayable(model: str) -> str:
     return clean_value(model) or "_OTHER"
 
 
-def beginning_attributes(beginning: Beginning) -> Attributes:
+def start_attributes(start: CallStart) -> Attributes:
     """What is known when a call begins, and what a sampler may decide by: nothing of its owner."""
-    return _request(beginning.provider, beginning.endpoint, beginning.requested_model, beginning.host, beginning.streamed)
+    return _request(start.provider, start.endpoint, start.requested_model, start.host, start.streamed)
 
 
 def call_attributes(call: Call, langfuse: bool = False) -> Attributes:

@@ -16,11 +16,11 @@ from __future__ import annotations
 import weakref
 from collections.abc import Collection
 
-from voight_middleware.context.context import OwnerSource, current_frame, lay_over
+from voight_middleware.context.context import OwnerSource, current_context, overlay
 from voight_middleware.diagnostics import report_internal_error
 from voight_middleware.exporters.otel.conventions import tag_attribute
-from voight_middleware.pipeline.meter import current_meter, unwatch, watch
-from voight_middleware.pipeline.observers import Beginning
+from voight_middleware.pipeline.meter import add_observer, current_meter, remove_observer
+from voight_middleware.pipeline.observers import CallStart
 from voight_middleware.records.call import Call
 from voight_middleware.records.tags import NO_TAGS, Tags
 
@@ -31,7 +31,7 @@ except ImportError as error:
     raise ImportError("tags on spans need the OpenTelemetry SDK: pip install 'voight-middleware[otel]'") from error
 
 _NAMED = frozenset(Tags.__struct_fields__) - {"extra"}
-MOST_WAITING = 200
+MAX_WAITING = 200
 """How many open spans of one request wait for its user."""
 
 
@@ -50,22 +50,22 @@ class CostTagSpanProcessor(SpanProcessor):
             raise TypeError("keys must be a collection of tag keys, not one text")
         self._names = {key: tag_attribute(key) for key in keys}
         self._waiting: weakref.WeakKeyDictionary[OwnerSource, list[tuple[Span, Tags]]] = weakref.WeakKeyDictionary()
-        watch(self)
+        add_observer(self)
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         """Set what is known. Never raises, asks nobody."""
         try:
-            frame = current_frame()
-            if frame.scope is None and frame.tags is NO_TAGS:
+            context = current_context()
+            if context.scope is None and context.tags is NO_TAGS:
                 return
-            tags = frame.owner().tags
+            tags = context.owner().tags
             self._set(span, tags)
-            if tags.user_id is None and frame.scope is not None:
-                waiting = self._waiting.setdefault(frame.scope, [])
-                if len(waiting) >= MOST_WAITING:
+            if tags.user_id is None and context.scope is not None:
+                waiting = self._waiting.setdefault(context.scope, [])
+                if len(waiting) >= MAX_WAITING:
                     waiting[:] = [one for one in waiting if one[0].is_recording()]
-                if len(waiting) < MOST_WAITING:
-                    waiting.append((span, frame.tags))  # not the frame: it knows the scope, and would keep it
+                if len(waiting) < MAX_WAITING:
+                    waiting.append((span, context.tags))  # not the context: it knows the scope, and would keep it
         except Exception as error:
             report_internal_error(error)
 
@@ -74,7 +74,7 @@ class CostTagSpanProcessor(SpanProcessor):
 
     def shutdown(self) -> None:
         """See no more calls."""
-        unwatch(self)
+        remove_observer(self)
 
     def force_flush(self, timeout_millis: int = 30000) -> bool:
         """There is nothing to flush."""
@@ -82,24 +82,24 @@ class CostTagSpanProcessor(SpanProcessor):
 
     # -- as a watcher of calls -------------------------------------------------------------------------------------------------
 
-    def begin(self, beginning: Beginning) -> None:
+    def on_call_start(self, start: CallStart) -> None:
         """The owner has been resolved: set him on the spans of his request that are open."""
-        scope = beginning.frame.scope
+        scope = start.context.scope
         if scope is None or not self._waiting or (found := scope.known()).tags.user_id is None:
             return
         for span, explicit in self._waiting.pop(scope, ()):
             if span.is_recording():
-                self._set(span, lay_over(found, explicit).tags)
+                self._set(span, overlay(found, explicit).tags)
 
-    def left(self, token: object) -> None:
+    def on_call_response(self, token: object) -> None:
         """Nothing is to be taken back."""
 
-    def end(self, token: object, call: Call) -> None:
+    def on_call_end(self, token: object, call: Call) -> None:
         """Nothing is to be done."""
 
     def _set(self, span: Span, tags: Tags) -> None:
         meter = current_meter()
-        tags = meter.guarded(tags)
+        tags = meter.pseudonymized(tags)
         own = span.attributes or {}
         for key, name in self._names.items():
             value = getattr(tags, key) if key in _NAMED else tags.extra.get(key)

@@ -27,9 +27,9 @@ from queue import Empty, SimpleQueue
 from typing import Any, Final
 
 from voight_middleware.config.version import VERSION
-from voight_middleware.exporters.otel.conventions import Attributes, beginning_attributes, call_attributes, error_type, span_name
+from voight_middleware.exporters.otel.conventions import Attributes, call_attributes, error_type, span_name, start_attributes
 from voight_middleware.pipeline.meter import current_meter
-from voight_middleware.pipeline.observers import Beginning
+from voight_middleware.pipeline.observers import CallStart
 from voight_middleware.records.call import Call
 
 try:
@@ -47,7 +47,7 @@ __all__ = ["CostTagSpanProcessor", "OTelSpans"]
 
 PRICE_SECONDS = 10.0
 """How long an ended span waits for its cost; as a rule it is there within about a second."""
-MOST_HELD = 10_000
+MAX_HELD = 10_000
 """How many ended spans wait at most. Beyond it the oldest goes without its cost."""
 EXIT_SECONDS = 5.0
 """How long the end of the process may wait for the costs of the last calls."""
@@ -131,7 +131,7 @@ class _Token:
 
     def tell(self) -> None:
         """Show itself to the thread, unless that is stuck."""
-        if self.queue.qsize() < 2 * MOST_HELD:
+        if self.queue.qsize() < 2 * MAX_HELD:
             self.queue.put(self)
 
     def __del__(self) -> None:
@@ -188,7 +188,7 @@ class OTelSpans:
 
     # -- on the application's threads ------------------------------------------------------------------------------------------
 
-    def begin(self, beginning: Beginning) -> _Token | None:
+    def on_call_start(self, start: CallStart) -> _Token | None:
         """Start the span of a call and make it the current one."""
         tracer = self._find_tracer()
         if tracer is None:
@@ -197,14 +197,14 @@ class OTelSpans:
         outer = _still_open(current)
         if contexts.get_value(_SUPPRESSED, outer):
             return _SKIPPED
-        token = _Token(outer, beginning.started_at, self._queue)
+        token = _Token(outer, start.started_at, self._queue)
         token.is_copied = contexts.get_current() is not current
-        if self._is_native(beginning):
+        if self._is_native(start):
             token.context = contexts.set_value(_TOKEN, token, outer)
         else:
-            name = span_name(beginning.endpoint, beginning.requested_model)
+            name = span_name(start.endpoint, start.requested_model)
             token.span = tracer.start_span(
-                name, outer, SpanKind.CLIENT, beginning_attributes(beginning), start_time=beginning.started_at, record_exception=False
+                name, outer, SpanKind.CLIENT, start_attributes(start), start_time=start.started_at, record_exception=False
             )
             token.place = _Place(token.span, outer)
             token.context = contexts.set_value(_PLACE, token.place, trace.set_span_in_context(token.span, outer))
@@ -214,7 +214,7 @@ class OTelSpans:
             contexts.attach(token.context)  # last: what raises before leaves nothing behind
         return token
 
-    def left(self, token: _Token) -> None:
+    def on_call_response(self, token: _Token) -> None:
         """
         Make the caller's own span the current one again. By value: ``detach()`` raises in another copy of the context, and an
         application's generator may be closed in one.
@@ -224,7 +224,7 @@ class OTelSpans:
         if token.is_current():
             contexts.attach(_still_open(token.outer))
 
-    def end(self, token: _Token | None, call: Call) -> None:
+    def on_call_end(self, token: _Token | None, call: Call) -> None:
         """A call has ended: hand its span to the thread that waits for the cost."""
         if token is None:
             if call.job is not None or self._find_tracer() is None:
@@ -235,7 +235,7 @@ class OTelSpans:
         elif token.span is not None and not token.span.is_recording() and not token.span.get_span_context().trace_flags.sampled:
             return  # not sampled
         at = time.time_ns() if call.duration is None else token.started_at + call.duration * 1000
-        if self._queue.qsize() >= MOST_HELD:  # whatever the spans are exported with does not come back
+        if self._queue.qsize() >= MAX_HELD:  # whatever the spans are exported with does not come back
             counters["lost_spans"] += 1
             token.lose()
             return
@@ -245,7 +245,7 @@ class OTelSpans:
 
     def __call__(self, call: Call) -> None:
         """The call has been priced."""
-        if self._thread is not None and self._queue.qsize() < 2 * MOST_HELD:
+        if self._thread is not None and self._queue.qsize() < 2 * MAX_HELD:
             self._queue.put(call)
 
     def _find_tracer(self) -> Tracer | None:
@@ -268,9 +268,9 @@ class OTelSpans:
                     self._provider = provider
         return self._tracer
 
-    def _is_native(self, beginning: Beginning) -> bool:
+    def _is_native(self, start: CallStart) -> bool:
         """Whether the SDK is going to make a span of its own for this call, and with our provider."""
-        client, options = beginning.client, beginning.options
+        client, options = start.client, start.options
         if not getattr(options, "span_name", None):
             return False
         try:
@@ -339,7 +339,7 @@ class OTelSpans:
         now = time.monotonic()
         while self._held:
             first = next(iter(self._held))
-            if self._held[first].deadline > now and len(self._held) <= MOST_HELD:
+            if self._held[first].deadline > now and len(self._held) <= MAX_HELD:
                 break
             self._finish(self._held.pop(first), None)
         while self._unheard and (self._unheard[0][0] <= now or not self._unheard[0][1].is_open()):

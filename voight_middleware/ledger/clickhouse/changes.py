@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from voight_middleware.ledger.clickhouse.dialect import literal
 from voight_middleware.ledger.clickhouse.schema import MONEY, kept_as, type_of, usd
 from voight_middleware.ledger.rows import OWNER, REQUIRED, SELECTED, TOLD, Row, extra_text
-from voight_middleware.records.call import Call, Settlement
+from voight_middleware.records.call import Call, LateAttribution
 from voight_middleware.records.tags import Tags
 
 UNSETTLED = ("none", "error", "request")
@@ -56,7 +56,7 @@ def answered(begun: Call, told: Call) -> Call:
     return replace(told, **{name: getattr(begun, name) for name in kept})
 
 
-def settled(call: Call, settlement: Settlement) -> Call:
+def settled(call: Call, settlement: LateAttribution) -> Call:
     """*call* with the owner that it lacks."""
     if settlement.tags.user_id is None or call.attribution not in UNSETTLED:
         return call
@@ -74,7 +74,7 @@ def answers(rows: Sequence[Row]) -> Iterator[Change]:
         yield Change(sets, f"{_among(by_call)} AND {OPEN}")
 
 
-def settlements(owners: Mapping[str, Settlement]) -> Iterator[Change]:
+def settlements(owners: Mapping[str, LateAttribution]) -> Iterator[Change]:
     """Fill in the owners of calls that lack one."""
     for piece in pieces(list(owners)):
         sets = {}

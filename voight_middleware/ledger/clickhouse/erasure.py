@@ -13,13 +13,13 @@ from collections.abc import Collection, Iterator
 import msgspec
 from msgspec.structs import replace
 
-from voight_middleware.ledger.base import Holdings
+from voight_middleware.ledger.base import PersonalData
 from voight_middleware.ledger.clickhouse.changes import Change
 from voight_middleware.ledger.clickhouse.database import Database
 from voight_middleware.ledger.clickhouse.dialect import literal
 from voight_middleware.ledger.clickhouse.schema import femto
 from voight_middleware.ledger.clickhouse.writer import JOB, job_row
-from voight_middleware.ledger.erasure import PLACES, SHORTEST_SEARCHED, erased_tags, names_anyone
+from voight_middleware.ledger.erasure import MIN_SEARCHED_LENGTH, PLACES, erased_tags, names_anyone
 from voight_middleware.ledger.rows import encode
 from voight_middleware.records.call import Submission
 
@@ -27,20 +27,20 @@ _PLACES = (*PLACES, "session_id")
 _decode = msgspec.json.Decoder(Submission).decode
 
 
-def holdings(db: Database, names: Collection[str]) -> Holdings:
+def holdings(db: Database, names: Collection[str]) -> PersonalData:
     """What is kept under any of *names*."""
     names = _given(names)
     if not names:
-        return Holdings()
+        return PersonalData()
     own, elsewhere = _own(names), _elsewhere(names)
     calls = f"{db.name}.calls FINAL"
     count, cost, first, last = db.private(f"SELECT COUNT(*), SUM(cost), MIN(occurred_at), MAX(occurred_at) FROM {calls} WHERE {own}")[0]
     others = db.private(f"SELECT COUNT(*) FROM {calls} WHERE ({elsewhere}) AND NOT ifNull({own}, 0)")[0][0]
     submissions = sum(1 for _ in _mentioning(db, names))
-    return Holdings(count, femto(cost), first if count else None, last if count else None, others, submissions)
+    return PersonalData(count, femto(cost), first if count else None, last if count else None, others, submissions)
 
 
-def erase(db: Database, names: Collection[str], token: str) -> Holdings:
+def erase(db: Database, names: Collection[str], token: str) -> PersonalData:
     """Put *token* in the place of every one of *names*; answers what was there."""
     names = _given(names)
     found = holdings(db, names)
@@ -75,7 +75,7 @@ def _change(db: Database, names: Collection[str], token: str) -> Change:
         return f"hex(sipHash128Keyed(({key}), {text}))"
 
     # A longer text of an extra key that contains an id goes as a whole.
-    long = literal([name for name in names if len(name) >= SHORTEST_SEARCHED])
+    long = literal([name for name in names if len(name) >= MIN_SEARCHED_LENGTH])
     values = f"SELECT DISTINCT arrayJoin(mapValues(tags_extra)) AS value FROM {db.name}.calls WHERE {_own(names)} OR {_elsewhere(names)}"
     texts = db.private(f"SELECT value FROM ({values}) WHERE arrayExists(name -> position(value, name) > 0, {long})") if long != "[]" else []
     ids = db.private(f"SELECT {hashed('arrayJoin(?)')}", [list(names)])

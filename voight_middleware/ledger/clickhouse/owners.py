@@ -8,7 +8,7 @@ from typing import TypeAlias
 from msgspec.structs import replace
 
 from voight_middleware.ledger.clickhouse.changes import UNSETTLED, settled
-from voight_middleware.records.call import Call, Settlement, Submission
+from voight_middleware.records.call import Call, LateAttribution, Submission
 from voight_middleware.records.tags import Tags
 
 
@@ -29,7 +29,7 @@ class Owned:
         return False
 
 
-Step: TypeAlias = list[Owned] | dict[str, Settlement]
+Step: TypeAlias = list[Owned] | dict[str, LateAttribution]
 """Jobs that have got an owner, or calls that are settled, by their id."""
 
 
@@ -55,7 +55,7 @@ class Owners:
         if submission.job not in self.known:
             self._keep(submission, replaced=False)
 
-    def settle(self, settlement: Settlement) -> None:
+    def settle(self, settlement: LateAttribution) -> None:
         """The owner of calls and jobs has become known."""
         if settlement.tags.user_id is None:
             return

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from voight_middleware.ledger.base import FormerPrice
+from voight_middleware.ledger.base import PriceVersion
 from voight_middleware.ledger.clickhouse import changes
 from voight_middleware.ledger.clickhouse.database import Database
 from voight_middleware.ledger.clickhouse.dialect import literal
@@ -57,7 +57,7 @@ def _reprice(db: Database, wanted: Mapping[str, tuple[Call, Call]]) -> int:
     numbers = {call_id: len(prices) + 1 for call_id, prices in _before(db, {one: read[-1] for one, read in found.items()}).items()}
     lines = []
     for call_id, (_, cost_femto, list_femto, status, reasons, price, occurred_at, state) in found.items():
-        last = FormerPrice(numbers.get(call_id, 1), cost_femto, list_femto, status, decode_reasons(reasons or "[]"), price, at)
+        last = PriceVersion(numbers.get(call_id, 1), cost_femto, list_femto, status, decode_reasons(reasons or "[]"), price, at)
         lines.append(_line(call_id, last, occurred_at, state))
     db.add("former_costs", INSERTED_FORMER, lines)
     rows = {call_id: (checked(before), checked(after)) for call_id, (before, after) in wanted.items() if call_id in found}
@@ -71,15 +71,15 @@ def _reprice(db: Database, wanted: Mapping[str, tuple[Call, Call]]) -> int:
     return sum(figures == _read(wanted[call_id][1]) for call_id, figures in got)
 
 
-def former(db: Database, call_ids: Collection[str]) -> dict[str, list[FormerPrice]]:
+def former(db: Database, call_ids: Collection[str]) -> dict[str, list[PriceVersion]]:
     """As ``Ledger.former``: without what a run has written that came no further, as the call still is what it was then."""
     states = {one: int(state) for one, state in db.about(call_ids, f"SELECT call_id, {_STATE} FROM {db.name}.calls FINAL WHERE")}
     return {call_id: prices for call_id, prices in _before(db, states).items() if prices}
 
 
-def _before(db: Database, states: Mapping[str, int]) -> dict[str, list[FormerPrice]]:
+def _before(db: Database, states: Mapping[str, int]) -> dict[str, list[PriceVersion]]:
     """The prices that calls had before they were in these states."""
-    found: dict[str, list[FormerPrice]] = {}
+    found: dict[str, list[PriceVersion]] = {}
     made: dict[str, int] = {}
     asked = f"SELECT call_id, state, {FORMER} FROM {db.name}.former_costs FINAL WHERE"
     for call_id, state, *row in db.about(states, asked, "ORDER BY call_id, number"):
@@ -91,7 +91,7 @@ def _before(db: Database, states: Mapping[str, int]) -> dict[str, list[FormerPri
     return found
 
 
-def keep(db: Database, intake: Intake, calls: Sequence[Call], former: Mapping[str, Sequence[FormerPrice]], *, anew: bool) -> int:
+def keep(db: Database, intake: Intake, calls: Sequence[Call], former: Mapping[str, Sequence[PriceVersion]], *, anew: bool) -> int:
     """As ``Ledger.keep``."""
     wanted = {call.call_id: call for call in (calls if anew else reversed(calls))}
     kept = {call_id for (call_id,) in db.about(wanted, f"SELECT call_id FROM {db.name}.calls FINAL WHERE")}
@@ -111,7 +111,7 @@ def _with_former(db: Database, call_ids: Collection[str]) -> set[str]:
     return {call_id for (call_id,) in db.about(call_ids, f"SELECT DISTINCT call_id FROM {db.name}.former_costs WHERE")}
 
 
-def _line(call_id: str, price: FormerPrice, occurred_at: int, state: int = 0) -> bytes:
+def _line(call_id: str, price: PriceVersion, occurred_at: int, state: int = 0) -> bytes:
     """A former price as a line of ``JSONCompactEachRow``; *state* is that of its call before it gets another one."""
     figures = (usd(price.cost_femto), usd(price.list_femto), price.cost_status, reasons_text(price.cost_reasons), price.price)
     return encode((call_id, price.version, *figures, price.replaced_at, occurred_at, state, last_wins(now())))

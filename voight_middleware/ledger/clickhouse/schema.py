@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from voight_middleware.ledger.base import MAX_COUNT, FormerPrice
+from voight_middleware.ledger.base import MAX_COUNT, PriceVersion
 from voight_middleware.ledger.rows import COUNTS, FIGURES, NUMBERS, REQUIRED, SELECTED, Row, decode_reasons, encode, extra_text, to_row
 from voight_middleware.records.call import Call
 from voight_middleware.records.money import CONTEXT, FEMTO_PER_USD, MAX_FEMTO
@@ -169,10 +169,10 @@ def readable(row: Sequence[Any]) -> Row:
     return tuple(values)
 
 
-def former_price(row: Sequence[Any]) -> FormerPrice:
+def former_price(row: Sequence[Any]) -> PriceVersion:
     """Of ``FORMER``."""
     number, cost, list_cost, status, reasons, price, replaced_at = row
-    return FormerPrice(
+    return PriceVersion(
         number, femto(cost), femto(list_cost), status, () if reasons is None else decode_reasons(reasons), price, replaced_at
     )
 

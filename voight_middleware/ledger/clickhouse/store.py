@@ -10,12 +10,12 @@ from clickhouse_connect.driver.client import Client
 
 from voight_middleware.config.ledger_url import shown_url
 from voight_middleware.ledger.base import (
-    SHORTEST_ID,
+    MIN_ID_LENGTH,
     Expired,
     ForeignLedger,
-    FormerPrice,
-    Holdings,
     LedgerError,
+    PersonalData,
+    PriceVersion,
     Progress,
     Spend,
     Where,
@@ -27,7 +27,7 @@ from voight_middleware.ledger.clickhouse.dialect import ClickHouseDialect
 from voight_middleware.ledger.clickhouse.schema import SELECT, last_wins, now, readable
 from voight_middleware.ledger.clickhouse.server import connect, read_url
 from voight_middleware.ledger.clickhouse.writer import Intake
-from voight_middleware.ledger.query import Question, read_spend
+from voight_middleware.ledger.query import Query, read_spend
 from voight_middleware.ledger.rows import encode, from_row, the_one, within_range
 from voight_middleware.records.call import Call, Record, Submission
 
@@ -81,7 +81,7 @@ class ClickHouseLedger:
             self.close()
             raise
 
-    def about(self) -> list[tuple[str, str]]:
+    def info(self) -> list[tuple[str, str]]:
         """What ``voight doctor`` says of the ledger."""
         version, user = self._db.rows("SELECT version(), currentUser()")[0]
         found = [
@@ -120,7 +120,7 @@ class ClickHouseLedger:
         rows = self._db.rows(f"SELECT offset FROM {self._db.name}.segments FINAL WHERE name = ?", [segment])
         return int(rows[0][0]) if rows else 0
 
-    def forget(self, segment: str) -> None:
+    def clear_progress(self, segment: str) -> None:
         """Drop the progress of a segment whose file is gone."""
         if self.progress(segment):
             self._db.add("segments", ("name", "offset", "version"), [encode((segment, 0, last_wins(now())))])
@@ -195,7 +195,7 @@ class ClickHouseLedger:
         """
         query = f"SELECT {SELECT} FROM {self._dialect.calls} WHERE"
         found = self._db.rows(f"{query} call_id = ?", [call_id])
-        if not found and len(call_id) >= SHORTEST_ID:
+        if not found and len(call_id) >= MIN_ID_LENGTH:
             range_ = [call_id, call_id + "\U0010ffff"]
             found = self._db.rows(f"{query} call_id > ? AND call_id < ? ORDER BY call_id LIMIT 2", range_)
         return the_one([from_row(readable(row)) for row in found], call_id)
@@ -209,11 +209,11 @@ class ClickHouseLedger:
         """
         return prices.reprice(self._db, changes)
 
-    def versions(self, call_id: str) -> list[FormerPrice]:
+    def price_history(self, call_id: str) -> list[PriceVersion]:
         """The prices that a call had before its newest one, the original first."""
-        return self.former([call_id]).get(call_id, [])
+        return self.price_histories([call_id]).get(call_id, [])
 
-    def former(self, call_ids: Collection[str]) -> dict[str, list[FormerPrice]]:
+    def price_histories(self, call_ids: Collection[str]) -> dict[str, list[PriceVersion]]:
         """The prices that calls had before their newest one, the original first, by ``call_id``; a call without any is missing."""
         return prices.former(self._db, call_ids)
 
@@ -222,7 +222,7 @@ class ClickHouseLedger:
         sql = f"SELECT submission FROM {self._db.name}.jobs FINAL WHERE job > ? ORDER BY job LIMIT ?"
         return [_decode_submission(text) for (text,) in self._db.rows(sql, [after, limit])]
 
-    def keep(self, calls: Sequence[Call], former: Mapping[str, Sequence[FormerPrice]] = {}, *, anew: bool = False) -> int:
+    def import_calls(self, calls: Sequence[Call], former: Mapping[str, Sequence[PriceVersion]] = {}, *, anew: bool = False) -> int:
         """
         Keep calls of another ledger as they are there, each with the prices that it had before; answers how many were written.
 
@@ -234,17 +234,17 @@ class ClickHouseLedger:
         """
         return prices.keep(self._db, self._intake, calls, former, anew=anew)
 
-    def extent(self) -> tuple[int, int] | None:
+    def time_range(self) -> tuple[int, int] | None:
         """When the oldest and the newest call happened, in microseconds since 1970 UTC; None for an empty ledger."""
         # Without FINAL the engine knows it without reading a row.
         count, oldest, newest = self._db.rows(f"SELECT COUNT(*), MIN(occurred_at), MAX(occurred_at) FROM {self._db.name}.calls")[0]
         return (oldest, newest) if count else None
 
-    def holdings(self, names: Collection[str]) -> Holdings:
+    def personal_data(self, names: Collection[str]) -> PersonalData:
         """What is kept about the person who is known by any of *names*."""
         return erasure.holdings(self._db, names)
 
-    def erase(self, names: Collection[str], token: str) -> Holdings:
+    def erase(self, names: Collection[str], token: str) -> PersonalData:
         """
         Put *token* in the place of a person's ids, and take sessions and answer ids off the person's calls; answers what was found.
         Costs and counts stay as they are. Where the server fails half-way, another run goes on.
@@ -334,6 +334,6 @@ class ClickHouseLedger:
             "go, `voight demo` shows the whole line)"
         )
 
-    def _question(self, zone: tzinfo | None) -> Question:
+    def _question(self, zone: tzinfo | None) -> Query:
         keys = [key for (key,) in self._db.rows(f"SELECT DISTINCT key FROM {self._db.name}.extra_keys")]
-        return Question(self._dialect, keys, zone, self.extent())
+        return Query(self._dialect, keys, zone, self.time_range())

@@ -19,7 +19,7 @@ from voight_middleware.ledger.clickhouse.dialect import literal
 from voight_middleware.ledger.clickhouse.owners import Owned, Owners
 from voight_middleware.ledger.clickhouse.schema import INSERTED, checked, first_wins, insertable, last_wins, now
 from voight_middleware.ledger.rows import Row, encode
-from voight_middleware.records.call import Call, Settlement, Submission
+from voight_middleware.records.call import Call, LateAttribution, Submission
 
 JOB = ("job", "part_of", "submitted_at", "submission", "version")
 """The columns of a submitted job."""
@@ -33,7 +33,7 @@ class Intake:
         self._db = db
         self._extra_keys: set[str] = set()
 
-    def insert(self, calls: Sequence[Call], others: Sequence[Settlement | Submission], progress: Progress | None) -> int:
+    def insert(self, calls: Sequence[Call], others: Sequence[LateAttribution | Submission], progress: Progress | None) -> int:
         """
         Keep *calls*, then apply *others* in their order, then note *progress*; answers how many calls were new or told of.
 
@@ -100,9 +100,9 @@ class Intake:
                 repeated += 1
         return fresh, told, repeated
 
-    def _owners(self, fresh: dict[str, Call], others: Sequence[Settlement | Submission]) -> Owners:
+    def _owners(self, fresh: dict[str, Call], others: Sequence[LateAttribution | Submission]) -> Owners:
         """Give *fresh* calls their owners, and find out what is to be done to calls and jobs that are in the ledger already."""
-        named = {name for record in others if isinstance(record, Settlement) for name in record.call_ids if "/" in name}
+        named = {name for record in others if isinstance(record, LateAttribution) for name in record.call_ids if "/" in name}
         submitted = {record.job: record for record in others if isinstance(record, Submission)}
         known = self.submissions(named | submitted.keys())
         wholes = {one.part_of for one in (*known.values(), *submitted.values()) if one.part_of is not None} - known.keys()
@@ -142,7 +142,7 @@ class Intake:
                 given[call_id] = owned
         self._db.change(changes.owners({call_id: (owned.tags, owned.attribution) for call_id, owned in given.items()}))
 
-    def _settle(self, owners: Mapping[str, Settlement]) -> None:
+    def _settle(self, owners: Mapping[str, LateAttribution]) -> None:
         unsettled = ", ".join(map(literal, UNSETTLED))
         asked = f"SELECT call_id FROM {self._db.name}.calls FINAL WHERE attribution IN ({unsettled}) AND"
         here = [call_id for (call_id,) in self._db.about(owners, asked)]

@@ -7,8 +7,8 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from voight_middleware.ledger.base import Holdings
-from voight_middleware.ledger.erasure import PLACES, SHORTEST_SEARCHED, erased_tags, names_anyone, spellings
+from voight_middleware.ledger.base import PersonalData
+from voight_middleware.ledger.erasure import MIN_SEARCHED_LENGTH, PLACES, erased_tags, names_anyone, spellings
 from voight_middleware.ledger.postgres.dialect import femto
 from voight_middleware.records.call import Submission
 
@@ -23,7 +23,7 @@ _ASKED = "(SELECT ?::text[] AS names, ?::text AS token) AS asked"
 _ERASED = f"""(
     SELECT jsonb_object_agg(key, CASE WHEN EXISTS (
         SELECT FROM unnest(asked.names) AS name
-        WHERE value = name OR (char_length(name) >= {SHORTEST_SEARCHED} AND strpos(value, name) > 0)) THEN asked.token ELSE value END)
+        WHERE value = name OR (char_length(name) >= {MIN_SEARCHED_LENGTH} AND strpos(value, name) > 0)) THEN asked.token ELSE value END)
     FROM jsonb_each_text(tags_extra))"""
 
 
@@ -47,14 +47,14 @@ _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Submission).decode
 
 
-def holdings(run: Run, names: Collection[str]) -> Holdings:
+def holdings(run: Run, names: Collection[str]) -> PersonalData:
     """What is kept under any of *names*."""
     calls, cost, first, last = run(_COUNT, [list(names)]).fetchone()
     (elsewhere,) = run(_COUNT_ELSEWHERE, [list(names), ""]).fetchone()
-    return Holdings(calls, femto(cost), first, last, elsewhere, sum(1 for _ in _mentioning(run, names)))
+    return PersonalData(calls, femto(cost), first, last, elsewhere, sum(1 for _ in _mentioning(run, names)))
 
 
-def erase(run: Run, names: Collection[str], token: str) -> Holdings:
+def erase(run: Run, names: Collection[str], token: str) -> PersonalData:
     """Put *token* in the place of every one of *names*; answers what was there. Inside a transaction."""
     found = holdings(run, names)
     run(_ERASE, [list(names), token])

@@ -14,7 +14,7 @@ import psycopg
 from psycopg import errors
 
 from voight_middleware.config.ledger_url import shown_url
-from voight_middleware.ledger.base import SHORTEST_ID, Expired, FormerPrice, Holdings, Progress, Spend, Where, Window
+from voight_middleware.ledger.base import MIN_ID_LENGTH, Expired, PersonalData, PriceVersion, Progress, Spend, Where, Window
 from voight_middleware.ledger.postgres import erasure, triggers
 from voight_middleware.ledger.postgres.connection import bound, connect, explained, place_of, row, run
 from voight_middleware.ledger.postgres.dialect import DIALECT
@@ -22,7 +22,7 @@ from voight_middleware.ledger.postgres.roles import grants
 from voight_middleware.ledger.postgres.schema import CALLS, CALLS_AS_PRICED, LOCK, SELECT, SELECT_FORMER, SELECT_PRICE, prepare
 from voight_middleware.ledger.postgres.values import former_price, has_changed, storable
 from voight_middleware.ledger.postgres.writer import Intake, submissions
-from voight_middleware.ledger.query import Question, read_spend
+from voight_middleware.ledger.query import Query, read_spend
 from voight_middleware.ledger.rollups import ROLLUPS, month_of
 from voight_middleware.ledger.rows import from_row, the_one, within_range
 from voight_middleware.records.call import Call, Record, Submission
@@ -64,7 +64,7 @@ class PostgresLedger:
             self._db.close()
             raise
 
-    def about(self) -> list[tuple[str, str]]:
+    def info(self) -> list[tuple[str, str]]:
         """What ``voight doctor`` says of the ledger."""
         rights = "SELECT " + ", ".join(f"has_table_privilege('voight.calls', '{right}')" for right in ("SELECT", "INSERT", "DELETE"))
         with explained(self._place):
@@ -124,7 +124,7 @@ class PostgresLedger:
             row = self._run("SELECT ingested FROM voight.segments WHERE name = ?", [segment]).fetchone()
         return row[0] if row else 0
 
-    def forget(self, segment: str) -> None:
+    def clear_progress(self, segment: str) -> None:
         """Drop the progress of a segment whose file is gone."""
         with explained(self._place):
             self._run("DELETE FROM voight.segments WHERE name = ?", [segment])
@@ -199,7 +199,7 @@ class PostgresLedger:
         query = f"{SELECT} FROM {CALLS} {SELECT_PRICE} WHERE"
         with explained(self._place):
             found = self._run(f"{query} call_id = ?", [call_id]).fetchall()
-            if not found and len(call_id) >= SHORTEST_ID:
+            if not found and len(call_id) >= MIN_ID_LENGTH:
                 range_ = (call_id, call_id + "\U0010ffff")
                 found = self._run(f"{query} call_id > ? AND call_id < ? ORDER BY call_id LIMIT 2", range_).fetchall()
         return the_one([from_row(row) for row in found], call_id)
@@ -220,13 +220,13 @@ class PostgresLedger:
         with explained(self._place):
             return self._write(lambda: self._intake.reprice(changes, now))
 
-    def versions(self, call_id: str) -> list[FormerPrice]:
+    def price_history(self, call_id: str) -> list[PriceVersion]:
         """The prices that a call had before its newest one, the original first."""
-        return self.former([call_id]).get(call_id, [])
+        return self.price_histories([call_id]).get(call_id, [])
 
-    def former(self, call_ids: Collection[str]) -> dict[str, list[FormerPrice]]:
+    def price_histories(self, call_ids: Collection[str]) -> dict[str, list[PriceVersion]]:
         """The prices that calls had before their newest one, the original first, by ``call_id``; a call without any is missing."""
-        found: dict[str, list[FormerPrice]] = {}
+        found: dict[str, list[PriceVersion]] = {}
         with explained(self._place):
             for call_id, *row in self._run(SELECT_FORMER, [list(call_ids)]).fetchall():
                 found.setdefault(call_id, []).append(former_price(row))
@@ -238,7 +238,7 @@ class PostgresLedger:
             rows = self._run("SELECT submission FROM voight.jobs WHERE job > ? ORDER BY job LIMIT ?", [after, limit]).fetchall()
         return [_decode_submission(text) for (text,) in rows]
 
-    def keep(self, calls: Sequence[Call], former: Mapping[str, Sequence[FormerPrice]] = {}, *, anew: bool = False) -> int:
+    def import_calls(self, calls: Sequence[Call], former: Mapping[str, Sequence[PriceVersion]] = {}, *, anew: bool = False) -> int:
         """
         Keep calls of another ledger as they are there, each with the prices that it had before, in one transaction; answers how many
         were written.
@@ -255,24 +255,24 @@ class PostgresLedger:
             except _REFUSED as error:
                 raise ValueError(f"a call cannot be kept: {error.diag.message_primary or error}") from error
 
-    def extent(self) -> tuple[int, int] | None:
+    def time_range(self) -> tuple[int, int] | None:
         """When the oldest and the newest call happened, in microseconds since 1970 UTC; None for an empty ledger."""
         with explained(self._place):
             oldest, newest = self._row("SELECT MIN(occurred_at), MAX(occurred_at) FROM voight.calls")
         return None if oldest is None else (oldest, newest)
 
-    def holdings(self, names: Collection[str]) -> Holdings:
+    def personal_data(self, names: Collection[str]) -> PersonalData:
         """What is kept about the person who is known by any of *names*."""
         with explained(self._place):
             return erasure.holdings(self._run, names)
 
-    def erase(self, names: Collection[str], token: str) -> Holdings:
+    def erase(self, names: Collection[str], token: str) -> PersonalData:
         """
         Put *token* in the place of a person's ids, in one transaction, and take sessions and answer ids off the person's calls; answers
         what was found. Costs and counts stay as they are.
         """
 
-        def work() -> Holdings:
+        def work() -> PersonalData:
             self._run(LOCK)
             return erasure.erase(self._run, names, token)
 
@@ -355,6 +355,6 @@ class PostgresLedger:
                     raise
         raise AssertionError("unreachable")
 
-    def _question(self, zone: tzinfo | None) -> Question:
+    def _question(self, zone: tzinfo | None) -> Query:
         keys = [key for (key,) in self._run("SELECT key FROM voight.extra_keys").fetchall()]
-        return Question(DIALECT, keys, zone, self.extent())
+        return Query(DIALECT, keys, zone, self.time_range())

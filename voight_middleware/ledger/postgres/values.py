@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from voight_middleware.ledger.base import FormerPrice
+from voight_middleware.ledger.base import PriceVersion
 from voight_middleware.ledger.rows import COUNTED, FIGURES, SELECTED, Row, decode_reasons, extra_text, reasons_text, to_row
 from voight_middleware.records.call import Call
 from voight_middleware.records.tags import Tags
@@ -114,19 +114,19 @@ def read_values(call: Call) -> dict[str, Any]:
     }
 
 
-def former_price(row: Sequence[Any]) -> FormerPrice:
+def former_price(row: Sequence[Any]) -> PriceVersion:
     """One row of ``SELECT_FORMER`` behind the call's id."""
     version, cost, list_cost, cost_status, reasons, price, replaced_at = row
-    return FormerPrice(version, cost, list_cost, cost_status, () if reasons is None else decode_reasons(reasons), price, replaced_at)
+    return PriceVersion(version, cost, list_cost, cost_status, () if reasons is None else decode_reasons(reasons), price, replaced_at)
 
 
-def former_values(call_id: str, price: FormerPrice) -> Row:
+def former_values(call_id: str, price: PriceVersion) -> Row:
     """What a former price is kept as, in the order of ``FORMER``."""
     figures = dollars(price.cost_femto), dollars(price.list_femto), price.cost_status, storable(reasons_text(price.cost_reasons))
     return (storable(call_id), price.version, *figures, price_id(price.price), price.replaced_at)
 
 
-def prices_of(calls: Iterable[Call], former: Mapping[str, Sequence[FormerPrice]] = {}) -> dict[int, str]:
+def prices_of(calls: Iterable[Call], former: Mapping[str, Sequence[PriceVersion]] = {}) -> dict[int, str]:
     """The texts of all prices, by their numbers."""
     texts = {call.price for call in calls} | {price.price for prices in former.values() for price in prices}
     return {number: storable(text) for text in texts if text is not None and (number := price_id(text)) is not None}

@@ -9,11 +9,11 @@ from typing import TypeVar
 
 import msgspec
 
-from voight_middleware.ledger.base import FormerPrice, Progress
+from voight_middleware.ledger.base import PriceVersion, Progress
 from voight_middleware.ledger.postgres.connection import Connection, row, run, run_many
 from voight_middleware.ledger.postgres.schema import FORMER, INSERT, LOCK, REPRICE, STAGING
 from voight_middleware.ledger.postgres.values import STORED, change, copied, former_values, owner, prices_of, storable, to_stored, told
-from voight_middleware.records.call import Call, Settlement, Submission
+from voight_middleware.records.call import Call, LateAttribution, Submission
 
 _Item = TypeVar("_Item")
 _encode = msgspec.json.Encoder().encode
@@ -33,7 +33,7 @@ class Intake:
         self._prices.clear()
         self._extra_keys.clear()
 
-    def insert(self, calls: Sequence[Call], others: Sequence[Settlement | Submission], progress: Progress | None) -> int:
+    def insert(self, calls: Sequence[Call], others: Sequence[LateAttribution | Submission], progress: Progress | None) -> int:
         """As ``Ledger.insert``."""
         plain = [call for call in calls if call.job is None]
         if plain:
@@ -45,7 +45,7 @@ class Intake:
             new += row(self._db, "SELECT voight.tell(?::jsonb)", told(map(to_stored, some)))[0]
         for _, alike in groupby(others, type):
             records = list(alike)
-            self._settle([one for one in records if isinstance(one, Settlement) and one.tags.user_id is not None])
+            self._settle([one for one in records if isinstance(one, LateAttribution) and one.tags.user_id is not None])
             self._submit([one for one in records if isinstance(one, Submission)])
         if progress is not None:
             run(
@@ -55,7 +55,7 @@ class Intake:
             )
         return new
 
-    def keep(self, calls: Sequence[Call], former: Mapping[str, Sequence[FormerPrice]], anew: bool) -> int:
+    def keep(self, calls: Sequence[Call], former: Mapping[str, Sequence[PriceVersion]], anew: bool) -> int:
         """As ``Ledger.keep``."""
         written = 0
         for some in _rounds(calls, lambda call: call.call_id):
@@ -89,7 +89,7 @@ class Intake:
         with self._db.cursor().copy(f"COPY pg_temp.voight_calls ({', '.join(STORED)}) FROM STDIN".encode()) as copy:
             copy.write(copied(map(to_stored, calls)))
 
-    def _settle(self, settlements: Sequence[Settlement]) -> None:
+    def _settle(self, settlements: Sequence[LateAttribution]) -> None:
         owned = [(call_id, one) for one in settlements for call_id in dict.fromkeys(one.call_ids)]
         for some in _rounds(owned, itemgetter(0)):
             rows = [{"call_id": storable(call_id), **owner(one.tags, one.attribution)} for call_id, one in some]

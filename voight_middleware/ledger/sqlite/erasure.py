@@ -9,8 +9,8 @@ from pathlib import Path
 
 import msgspec
 
-from voight_middleware.ledger.base import Holdings
-from voight_middleware.ledger.erasure import PLACES, SHORTEST_SEARCHED, erased_tags, erased_text, names_anyone, spellings
+from voight_middleware.ledger.base import PersonalData
+from voight_middleware.ledger.erasure import MIN_SEARCHED_LENGTH, PLACES, erased_tags, erased_text, names_anyone, spellings
 from voight_middleware.ledger.sqlite.triggers import LIMB
 from voight_middleware.records.call import Submission
 
@@ -39,7 +39,7 @@ _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Submission).decode
 
 
-def holdings(db: sqlite3.Connection, names: Collection[str]) -> Holdings:
+def holdings(db: sqlite3.Connection, names: Collection[str]) -> PersonalData:
     """What is kept under any of *names*."""
     bound = {"names": _encode(list(names)).decode()}
     calls, high, low, first, last = db.execute(_COUNT, bound).fetchone()
@@ -47,10 +47,10 @@ def holdings(db: sqlite3.Connection, names: Collection[str]) -> Holdings:
     (elsewhere,) = db.execute(others, bound).fetchone()
     submissions = sum(1 for _ in _mentioning(db, names))
     cost = None if high is None else high * LIMB + low
-    return Holdings(calls, cost, first, last, elsewhere, submissions)
+    return PersonalData(calls, cost, first, last, elsewhere, submissions)
 
 
-def erase(db: sqlite3.Connection, names: Collection[str], token: str) -> Holdings:
+def erase(db: sqlite3.Connection, names: Collection[str], token: str) -> PersonalData:
     """Put *token* in the place of every one of *names*; answers what was there. Inside a transaction."""
     found = holdings(db, names)
     bound = {"names": _encode(list(names)).decode(), "token": token}
@@ -74,7 +74,7 @@ def _mentioning(db: sqlite3.Connection, names: Collection[str]) -> Iterable[tupl
 
 def remains(paths: Iterable[Path], names: Collection[str]) -> list[Path]:
     """Which files still have the bytes of one of *names* in them; ids that are too short to be looked for are passed over."""
-    wanted = [name.encode() for name in spellings(names) if len(name) >= SHORTEST_SEARCHED]
+    wanted = [name.encode() for name in spellings(names) if len(name) >= MIN_SEARCHED_LENGTH]
     found = []
     for path in paths:
         if not path.exists() or not path.stat().st_size:

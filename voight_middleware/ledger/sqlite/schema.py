@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from voight_middleware.ledger.base import MAX_COUNT, FormerPrice
+from voight_middleware.ledger.base import MAX_COUNT, PriceVersion
 from voight_middleware.ledger.rollups import ROLLUPS
 from voight_middleware.ledger.rows import (
     COUNTED,
@@ -293,13 +293,15 @@ def repriced_values(call: Call, price_id: int | None) -> Row:
     )
 
 
-def former_price(row: Row) -> FormerPrice:
+def former_price(row: Row) -> PriceVersion:
     """One row of ``SELECT_FORMER``."""
     version, cost_femto, list_femto, cost_status, reasons, price, replaced_at = row
-    return FormerPrice(version, cost_femto, list_femto, cost_status, () if reasons is None else decode_reasons(reasons), price, replaced_at)
+    return PriceVersion(
+        version, cost_femto, list_femto, cost_status, () if reasons is None else decode_reasons(reasons), price, replaced_at
+    )
 
 
-def former_values(call_id: str, price: FormerPrice, price_id: int | None) -> Row:
+def former_values(call_id: str, price: PriceVersion, price_id: int | None) -> Row:
     """What ``INSERT_FORMER`` binds."""
     figures = price.cost_femto, price.list_femto, price.cost_status, reasons_text(price.cost_reasons)
     return (call_id, price.version, *figures, price_id, price.replaced_at)

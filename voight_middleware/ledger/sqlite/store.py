@@ -12,9 +12,9 @@ from pathlib import Path
 
 import msgspec
 
-from voight_middleware.ledger.base import SHORTEST_ID, Expired, FormerPrice, Holdings, LedgerError, Progress, Spend, Where, Window
-from voight_middleware.ledger.erasure import SHORTEST_SEARCHED
-from voight_middleware.ledger.query import Question, read_spend
+from voight_middleware.ledger.base import MIN_ID_LENGTH, Expired, LedgerError, PersonalData, PriceVersion, Progress, Spend, Where, Window
+from voight_middleware.ledger.erasure import MIN_SEARCHED_LENGTH
+from voight_middleware.ledger.query import Query, read_spend
 from voight_middleware.ledger.rollups import ROLLUPS, month_of
 from voight_middleware.ledger.rows import from_row, the_one, within_range
 from voight_middleware.ledger.sqlite import erasure, triggers
@@ -65,7 +65,7 @@ class SQLiteLedger:
             self._db.close()
             raise
 
-    def about(self) -> list[tuple[str, str]]:
+    def info(self) -> list[tuple[str, str]]:
         """What ``voight doctor`` says of the ledger."""
         return [("engine", f"SQLite {sqlite3.sqlite_version}"), ("schema", f"version {self.schema_version}")]
 
@@ -106,7 +106,7 @@ class SQLiteLedger:
             row = self._db.execute("SELECT offset FROM segments WHERE name = ?", (segment,)).fetchone()
         return row[0] if row else 0
 
-    def forget(self, segment: str) -> None:
+    def clear_progress(self, segment: str) -> None:
         """Drop the progress of a segment whose file is gone."""
         with explained(self.path):
             self._db.execute("DELETE FROM segments WHERE name = ?", (segment,))
@@ -176,7 +176,7 @@ class SQLiteLedger:
         query = f"{SELECT} FROM {CALLS} {SELECT_PRICE} WHERE"
         with explained(self.path):
             found = self._db.execute(f"{query} call_id = ?", (call_id,)).fetchall()
-            if not found and len(call_id) >= SHORTEST_ID:
+            if not found and len(call_id) >= MIN_ID_LENGTH:
                 range_ = (call_id, call_id + "\U0010ffff")
                 found = self._db.execute(f"{query} call_id > ? AND call_id < ? ORDER BY call_id LIMIT 2", range_).fetchall()
         return the_one([from_row(row) for row in found], call_id)
@@ -197,14 +197,14 @@ class SQLiteLedger:
         with explained(self.path), self._transaction():
             return self._intake.reprice(changed, now)
 
-    def versions(self, call_id: str) -> list[FormerPrice]:
+    def price_history(self, call_id: str) -> list[PriceVersion]:
         """The prices that a call had before its newest one, the original first."""
         with explained(self.path):
             return [former_price(row) for row in self._db.execute(SELECT_FORMER, (call_id,))]
 
-    def former(self, call_ids: Collection[str]) -> dict[str, list[FormerPrice]]:
+    def price_histories(self, call_ids: Collection[str]) -> dict[str, list[PriceVersion]]:
         """The prices that calls had before their newest one, the original first, by ``call_id``; a call without any is missing."""
-        found: dict[str, list[FormerPrice]] = {}
+        found: dict[str, list[PriceVersion]] = {}
         with explained(self.path):
             for call_id, *row in self._db.execute(SELECT_FORMER_OF_MANY, (json.dumps(list(call_ids)),)):
                 found.setdefault(call_id, []).append(former_price(tuple(row)))
@@ -216,7 +216,7 @@ class SQLiteLedger:
             rows = self._db.execute("SELECT submission FROM jobs WHERE job > ? ORDER BY job LIMIT ?", (after, limit))
             return [_decode_submission(text) for (text,) in rows]
 
-    def keep(self, calls: Sequence[Call], former: Mapping[str, Sequence[FormerPrice]] = {}, *, anew: bool = False) -> int:
+    def import_calls(self, calls: Sequence[Call], former: Mapping[str, Sequence[PriceVersion]] = {}, *, anew: bool = False) -> int:
         """
         Keep calls of another ledger as they are there, each with the prices that it had before, in one transaction; answers how many
         were written.
@@ -235,7 +235,7 @@ class SQLiteLedger:
             except (OverflowError, sqlite3.IntegrityError) as error:
                 raise ValueError(f"a call cannot be kept: {error}") from error
 
-    def extent(self) -> tuple[int, int] | None:
+    def time_range(self) -> tuple[int, int] | None:
         """When the oldest and the newest call happened, in microseconds since 1970 UTC; None for an empty ledger."""
         with explained(self.path):
             oldest, newest = self._db.execute(
@@ -243,12 +243,12 @@ class SQLiteLedger:
             ).fetchone()
         return None if oldest is None else (oldest, newest)
 
-    def holdings(self, names: Collection[str]) -> Holdings:
+    def personal_data(self, names: Collection[str]) -> PersonalData:
         """What is kept about the person who is known by any of *names*."""
         with explained(self.path):
             return erasure.holdings(self._db, names)
 
-    def erase(self, names: Collection[str], token: str) -> Holdings:
+    def erase(self, names: Collection[str], token: str) -> PersonalData:
         """
         Put *token* in the place of a person's ids, in one transaction, and take sessions and answer ids off the person's calls; answers
         what was found. Costs and counts stay as they are.
@@ -269,7 +269,7 @@ class SQLiteLedger:
         self._check_file()
         with explained(self.path):
             checkpoint(self._db, self.path)
-            short = any(len(name) < SHORTEST_SEARCHED for name in names)
+            short = any(len(name) < MIN_SEARCHED_LENGTH for name in names)
             if short or erasure.remains(self._files(), names):
                 self._db.execute("VACUUM")
                 checkpoint(self._db, self.path)
@@ -328,6 +328,6 @@ class SQLiteLedger:
     def _transaction(self) -> AbstractContextManager[None]:
         return transaction(self._db, self._intake.rolled_back)
 
-    def _question(self, zone: tzinfo | None) -> Question:
+    def _question(self, zone: tzinfo | None) -> Query:
         keys = [key for (key,) in self._db.execute("SELECT key FROM extra_keys")]
-        return Question(DIALECT, keys, zone, self.extent())
+        return Query(DIALECT, keys, zone, self.time_range())

@@ -8,7 +8,7 @@ from itertools import chain
 
 import msgspec
 
-from voight_middleware.ledger.base import FormerPrice, Progress
+from voight_middleware.ledger.base import PriceVersion, Progress
 from voight_middleware.ledger.rows import Row, extra_text
 from voight_middleware.ledger.sqlite.schema import (
     INSERT_ALL,
@@ -23,7 +23,7 @@ from voight_middleware.ledger.sqlite.schema import (
     read_values,
     repriced_values,
 )
-from voight_middleware.records.call import Call, Settlement, Submission
+from voight_middleware.records.call import Call, LateAttribution, Submission
 from voight_middleware.records.tags import Tags
 
 _SETTLE = """
@@ -57,7 +57,7 @@ class Intake:
         self._price_ids.clear()
         self._extra_keys.clear()
 
-    def insert(self, calls: Sequence[Call], others: Sequence[Settlement | Submission], progress: Progress | None) -> int:
+    def insert(self, calls: Sequence[Call], others: Sequence[LateAttribution | Submission], progress: Progress | None) -> int:
         """As ``Ledger.insert``."""
         new = self._insert_calls(calls)
         for record in others:
@@ -72,7 +72,7 @@ class Intake:
             )
         return new
 
-    def keep(self, calls: Sequence[Call], former: Mapping[str, Sequence[FormerPrice]], anew: bool) -> int:
+    def keep(self, calls: Sequence[Call], former: Mapping[str, Sequence[PriceVersion]], anew: bool) -> int:
         """As ``Ledger.keep``."""
         single = [call for call in calls if anew or former.get(call.call_id)]
         others = [call for call in calls if not (anew or former.get(call.call_id))]
@@ -109,7 +109,7 @@ class Intake:
             new += self._db.executemany(with_rare, others).rowcount
         return new
 
-    def _keep_call(self, call: Call, former: Sequence[FormerPrice], anew: bool) -> int:
+    def _keep_call(self, call: Call, former: Sequence[PriceVersion], anew: bool) -> int:
         if anew:
             self._db.execute("DELETE FROM former_costs WHERE call_id = ?", (call.call_id,))
             self._db.execute("DELETE FROM calls WHERE call_id = ?", (call.call_id,))
@@ -122,7 +122,7 @@ class Intake:
                 self._db.execute(INSERT_FORMER, former_values(call.call_id, price, price_id))
         return new
 
-    def _settle(self, settlement: Settlement) -> None:
+    def _settle(self, settlement: LateAttribution) -> None:
         self._learn(settlement.tags.extra)
         if settlement.tags.user_id is None:
             return

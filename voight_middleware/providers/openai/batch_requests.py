@@ -14,7 +14,7 @@ import msgspec
 from voight_middleware.diagnostics import warn_once
 from voight_middleware.providers.base import Job, named_user
 
-LARGEST_FILE = 64 * 1024 * 1024
+MAX_FILE = 64 * 1024 * 1024
 """The largest file that is looked at: it takes about a tenth of a second, on the caller's thread."""
 
 
@@ -80,14 +80,14 @@ def _lines(files: Any) -> Iterable[bytes]:
         if isinstance(content, str):
             content = content.encode()
         if isinstance(content, bytes | bytearray):
-            if len(content) <= LARGEST_FILE:
+            if len(content) <= MAX_FILE:
                 yield from bytes(content).splitlines()
             else:
                 warn_once("the users that a batch names are not read: its file has more than 64 MiB; give batch_owner= to configure()")
         elif getattr(content, "seekable", bool)() and getattr(content, "mode", "rb").count("b"):
             begin = content.tell()
             try:
-                read = content.read(LARGEST_FILE + 1)
+                read = content.read(MAX_FILE + 1)
             finally:
                 content.seek(begin)
             yield from _lines([("file", read)])

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from voight_middleware.diagnostics import report_internal_error
-from voight_middleware.providers.base import NULL, Answer, Endpoint, Job, NotLines, read_answer, text_or_none, usage_json
+from voight_middleware.providers.base import NULL, Endpoint, Job, NotBatchOutput, ResponseSummary, parse_response, text_or_none, usage_json
 from voight_middleware.providers.openai.batch_requests import read_upload
 
 # -- batches -------------------------------------------------------------------------------------------------------------------
@@ -29,7 +29,7 @@ class _Batch(msgspec.Struct):
 _decode_batch = msgspec.json.Decoder(_Batch).decode
 
 
-def read_batches(body: bytes, _request: Mapping[str, Any]) -> Iterable[Job]:
+def parse_batches(body: bytes, _request: Mapping[str, Any]) -> Iterable[Job]:
     """The batches in an answer, and the files that hold their answers."""
     answer = _decode_batch(body)
     for batch in [answer] if answer.object == "batch" else answer.data or ():
@@ -57,7 +57,7 @@ _decode_object = msgspec.json.Decoder(_Object).decode
 _DIALECTS = {"chat.completion": "chat", "text_completion": "completions", "response": "responses", "list": "embeddings"}
 
 
-def read_line(line: bytes, readers: Mapping[str, Callable[[bytes], Answer]]) -> Answer | None:
+def parse_line(line: bytes, readers: Mapping[str, Callable[[bytes], ResponseSummary]]) -> ResponseSummary | None:
     """
     One line of a batch's output file; None for a request that failed, which is not billed.
 
@@ -70,11 +70,11 @@ def read_line(line: bytes, readers: Mapping[str, Callable[[bytes], Answer]]) -> 
     try:
         read = _decode_line(line)
     except msgspec.DecodeError as error:
-        raise NotLines from error
+        raise NotBatchOutput from error
     if read.response is None or not 200 <= read.response.status_code < 300:
         return None
     kind = _decode_object(read.response.body).object or ""
-    answer = readers.get(kind, read_answer)(bytes(read.response.body))
+    answer = readers.get(kind, parse_response)(bytes(read.response.body))
     answer.batch_endpoint = _DIALECTS.get(kind, "batch")
     answer.job = read.custom_id
     return answer
@@ -95,14 +95,14 @@ _decode_run = msgspec.json.Decoder(_Run).decode
 _FAILED = ("failed", "expired", "cancelled")
 
 
-def read_run(body: bytes) -> Answer:
+def parse_run(body: bytes) -> ResponseSummary:
     """Read a run, which has its usage when it has ended."""
     run = _decode_run(body)
     failure = run.status if run.status in _FAILED else None
-    return Answer(text_or_none(run.id), run.model, None, run.usage, None, text_or_none(run.id), run.created_at, failure)
+    return ResponseSummary(text_or_none(run.id), run.model, None, run.usage, None, text_or_none(run.id), run.created_at, failure)
 
 
-class RunReader:
+class RunParser:
     """A stream of an assistant's events. The run carries the usage of all of its steps."""
 
     def __init__(self) -> None:
@@ -110,7 +110,7 @@ class RunReader:
         self.failure: str | None = None
         self._run: Any = None
 
-    def see(self, event: Any) -> None:
+    def feed(self, event: Any) -> None:
         try:
             kind = event.event
             if kind.startswith("thread.run.") and not kind.startswith("thread.run.step."):
@@ -124,23 +124,23 @@ class RunReader:
         except Exception as error:
             report_internal_error(error)
 
-    def answer(self) -> Answer:
+    def summary(self) -> ResponseSummary:
         run = self._run
         if run is None:
-            return Answer()
+            return ResponseSummary()
         usage = NULL if run.usage is None else usage_json(run.usage)
-        return Answer(run.id, text_or_none(run.model), None, usage, None, run.id, run.created_at, self.failure)
+        return ResponseSummary(run.id, text_or_none(run.model), None, usage, None, run.id, run.created_at, self.failure)
 
     def estimated_output(self) -> int | None:
         return None
 
 
-_BATCHES = Endpoint(name="batch", jobs=read_batches)
-_NEW_BATCH = Endpoint(name="batch", jobs=read_batches, later="begins")
-_NEW_RUN = Endpoint(name="runs", read=read_run, reader=RunReader, later="begins")
-_RUN = Endpoint(name="runs", read=read_run, reader=RunReader, later="tells")
+_BATCHES = Endpoint(name="batch", parse_jobs=parse_batches)
+_NEW_BATCH = Endpoint(name="batch", parse_jobs=parse_batches, job_phase="begins")
+_NEW_RUN = Endpoint(name="runs", parse=parse_run, stream_parser=RunParser, job_phase="begins")
+_RUN = Endpoint(name="runs", parse=parse_run, stream_parser=RunParser, job_phase="tells")
 
-_UPLOAD = Endpoint(name="batch", jobs=read_upload, later="names")
+_UPLOAD = Endpoint(name="batch", parse_jobs=read_upload, job_phase="names")
 
 POSTS = {"/files": _UPLOAD, "/batches": _NEW_BATCH, "/threads/runs": _NEW_RUN}
 PATTERNS = [

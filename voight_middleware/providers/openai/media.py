@@ -13,7 +13,17 @@ from typing import Any
 import msgspec
 
 from voight_middleware.diagnostics import report_internal_error
-from voight_middleware.providers.base import NULL, Answer, Endpoint, failure_of, is_null, merged, read_answer, text_or_none, usage_json
+from voight_middleware.providers.base import (
+    NULL,
+    Endpoint,
+    ResponseSummary,
+    failure_of,
+    is_null,
+    parse_response,
+    text_or_none,
+    usage_json,
+    with_usage,
+)
 
 # -- images --------------------------------------------------------------------------------------------------------------------
 
@@ -34,23 +44,23 @@ class _Images(msgspec.Struct):
 _decode_images = msgspec.json.Decoder(_Images).decode
 
 
-def read_images(body: bytes) -> Answer:
+def parse_images(body: bytes) -> ResponseSummary:
     """Read an answer with pictures: tokens where they are reported, else their number, size and quality."""
     answer = _decode_images(body)
     usage = answer.usage
     if is_null(usage) and answer.data is not None:
-        usage = merged(NULL, images=len(answer.data), **_said(size=answer.size, quality=answer.quality))
+        usage = with_usage(NULL, images=len(answer.data), **_said(size=answer.size, quality=answer.quality))
     if not is_null(answer.svg_usage):
-        usage = merged(usage, svg_usage=answer.svg_usage)
-    return Answer(usage=usage, failure=failure_of(answer.error))
+        usage = with_usage(usage, svg_usage=answer.svg_usage)
+    return ResponseSummary(usage=usage, failure=failure_of(answer.error))
 
 
-def _lay_in_size(answer: Answer, request: Mapping[str, Any]) -> Answer:
+def _lay_in_size(answer: ResponseSummary, request: Mapping[str, Any]) -> ResponseSummary:
     """The size and quality that were asked for, where the answer counts pictures and does not say them itself."""
     usage = None if is_null(answer.usage) else msgspec.json.decode(answer.usage)
     if isinstance(usage, dict) and "images" in usage:
         asked = _said(size=request.get("size"), quality=request.get("quality"))
-        answer.usage = merged(NULL, **{**asked, **usage})
+        answer.usage = with_usage(NULL, **{**asked, **usage})
     return answer
 
 
@@ -58,7 +68,7 @@ def _said(**values: object) -> dict[str, str]:
     return {name: value for name, value in values.items() if isinstance(value, str)}
 
 
-class ImagesReader:
+class ImagesParser:
     """A stream of pictures, partial ones and at last whole ones; each whole one carries its own usage."""
 
     def __init__(self) -> None:
@@ -66,7 +76,7 @@ class ImagesReader:
         self.failure: str | None = None
         self._usages: list[Any] = []
 
-    def see(self, event: Any) -> None:
+    def feed(self, event: Any) -> None:
         try:
             kind = event.type
             if kind.endswith(".completed"):
@@ -78,11 +88,11 @@ class ImagesReader:
         except Exception as error:
             report_internal_error(error)
 
-    def answer(self) -> Answer:
+    def summary(self) -> ResponseSummary:
         total: dict[str, Any] = {}
         for usage in self._usages:
             _add(total, msgspec.json.decode(usage_json(usage)))
-        return Answer(usage=msgspec.Raw(msgspec.json.encode(total)) if total else NULL)
+        return ResponseSummary(usage=msgspec.Raw(msgspec.json.encode(total)) if total else NULL)
 
     def estimated_output(self) -> int | None:
         return None
@@ -108,7 +118,7 @@ class _Transcript(msgspec.Struct):
 _decode_transcript = msgspec.json.Decoder(_Transcript).decode
 
 
-def read_transcript(body: bytes) -> Answer:
+def parse_transcript(body: bytes) -> ResponseSummary:
     """
     Read a transcription or a translation: its usage, or at least its duration.
 
@@ -117,11 +127,11 @@ def read_transcript(body: bytes) -> Answer:
     """
     answer = _decode_transcript(body)
     if is_null(answer.usage) and answer.duration is not None:
-        return Answer(usage=merged(NULL, type="duration", seconds=float(answer.duration)))
-    return Answer(usage=answer.usage, failure=failure_of(answer.error))
+        return ResponseSummary(usage=with_usage(NULL, type="duration", seconds=float(answer.duration)))
+    return ResponseSummary(usage=answer.usage, failure=failure_of(answer.error))
 
 
-class TranscriptReader:
+class TranscriptParser:
     """A stream of a transcription."""
 
     def __init__(self) -> None:
@@ -130,7 +140,7 @@ class TranscriptReader:
         self._usage: Any = None
         self._characters = 0
 
-    def see(self, event: Any) -> None:
+    def feed(self, event: Any) -> None:
         try:
             kind = event.type
             if kind == "transcript.text.delta":
@@ -143,26 +153,26 @@ class TranscriptReader:
         except Exception as error:
             report_internal_error(error)
 
-    def answer(self) -> Answer:
-        return Answer(usage=NULL if self._usage is None else usage_json(self._usage))
+    def summary(self) -> ResponseSummary:
+        return ResponseSummary(usage=NULL if self._usage is None else usage_json(self._usage))
 
     def estimated_output(self) -> int | None:
         return None if self._usage is not None else (self._characters + 3) // 4
 
 
-def read_speech(body: bytes) -> Answer:
+def parse_speech(body: bytes) -> ResponseSummary:
     """Sound says nothing of usage; server-sent events do in their last one (``stream_format="sse"``)."""
     if body.startswith((b"data:", b"event:")):
         for line in body.splitlines():
             if line.startswith(b"data:") and b'"speech.audio.done"' in line:
-                return read_answer(line[5:].strip())
-    return Answer()
+                return parse_response(line[5:].strip())
+    return ResponseSummary()
 
 
-def _lay_in_characters(answer: Answer, request: Mapping[str, Any]) -> Answer:
+def _lay_in_characters(answer: ResponseSummary, request: Mapping[str, Any]) -> ResponseSummary:
     text = request.get("input")
     if is_null(answer.usage) and isinstance(text, str):
-        answer.usage = merged(NULL, characters=len(text))
+        answer.usage = with_usage(NULL, characters=len(text))
     return answer
 
 
@@ -181,17 +191,17 @@ class _Video(msgspec.Struct):
 _decode_video = msgspec.json.Decoder(_Video).decode
 
 
-def read_video(body: bytes) -> Answer:
+def parse_video(body: bytes) -> ResponseSummary:
     """Read a video, which is a job at first, and has seconds and a size to be billed once it is completed."""
     video = _decode_video(body)
     usage = NULL
     if video.status == "completed" and video.seconds is not None:
         usage = _video_usage(video.seconds, video.size)
     failure = "failed" if video.status == "failed" else None
-    return Answer(text_or_none(video.id), video.model, None, usage, None, text_or_none(video.id), video.created_at, failure)
+    return ResponseSummary(text_or_none(video.id), video.model, None, usage, None, text_or_none(video.id), video.created_at, failure)
 
 
-def _lay_in_added_seconds(answer: Answer, request: Mapping[str, Any]) -> Answer:
+def _lay_in_added_seconds(answer: ResponseSummary, request: Mapping[str, Any]) -> ResponseSummary:
     """Of an extension the request's seconds are billed; the video's own are those of the whole."""
     seconds = request.get("seconds")
     if isinstance(seconds, str | int):
@@ -200,24 +210,24 @@ def _lay_in_added_seconds(answer: Answer, request: Mapping[str, Any]) -> Answer:
 
 
 def _video_usage(seconds: str | int, size: str | None) -> msgspec.Raw:
-    return merged(NULL, seconds=int(seconds), **_said(size=size))
+    return with_usage(NULL, seconds=int(seconds), **_said(size=size))
 
 
-_IMAGES = Endpoint(name="images", read=read_images, reader=ImagesReader, complete=_lay_in_size)
-_VIDEO = Endpoint(name="videos", read=read_video, later="begins")
+_IMAGES = Endpoint(name="images", parse=parse_images, stream_parser=ImagesParser, enrich=_lay_in_size)
+_VIDEO = Endpoint(name="videos", parse=parse_video, job_phase="begins")
 
 POSTS = {
     "/images/generations": _IMAGES,
     "/images/edits": _IMAGES,
     "/images/variations": _IMAGES,
-    "/audio/transcriptions": Endpoint(name="transcriptions", read=read_transcript, reader=TranscriptReader),
-    "/audio/translations": Endpoint(name="translations", read=read_transcript),
-    "/audio/speech": Endpoint(name="speech", read=read_speech, complete=_lay_in_characters),
+    "/audio/transcriptions": Endpoint(name="transcriptions", parse=parse_transcript, stream_parser=TranscriptParser),
+    "/audio/translations": Endpoint(name="translations", parse=parse_transcript),
+    "/audio/speech": Endpoint(name="speech", parse=parse_speech, enrich=_lay_in_characters),
     "/videos": _VIDEO,
     "/videos/edits": _VIDEO,
-    "/videos/extensions": Endpoint(name="videos", read=read_video, later="begins", complete=_lay_in_added_seconds),
+    "/videos/extensions": Endpoint(name="videos", parse=parse_video, job_phase="begins", enrich=_lay_in_added_seconds),
 }
 PATTERNS = [
     ("POST", r"/videos/[^/]+/remix", _VIDEO),
-    ("GET", r"/videos/[^/]+", Endpoint(name="videos", read=read_video, later="tells")),
+    ("GET", r"/videos/[^/]+", Endpoint(name="videos", parse=parse_video, job_phase="tells")),
 ]

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from voight_middleware.diagnostics import report_internal_error
-from voight_middleware.providers.base import NULL, Answer, text_or_none, usage_json
+from voight_middleware.providers.base import NULL, ResponseSummary, text_or_none, usage_json
 from voight_middleware.providers.finish_reasons import in_order, note_reasons
 
 _COUNTS = ("prompt_tokens", "completion_tokens", "input_tokens", "output_tokens", "total_tokens")
@@ -30,7 +30,7 @@ def weight(usage: Any) -> int:
     return 2 if any(counts) else 1 if counts else 0
 
 
-class ChatReader:
+class ChatParser:
     """
     A stream of chat completion chunks.
 
@@ -48,7 +48,7 @@ class ChatReader:
         self._chunks = 0
         self._characters = 0
 
-    def see(self, event: Any) -> None:
+    def feed(self, event: Any) -> None:
         try:
             self._last = event
             choices = event.choices
@@ -112,11 +112,11 @@ class ChatReader:
             if (found := weight(usage)) and found >= self._weight:
                 self._usage, self._weight, self.done = usage, found, True
 
-    def answer(self) -> Answer:
+    def summary(self) -> ResponseSummary:
         last = self._last
         identity, model, tier = (text_or_none(getattr(last, name, None)) for name in ("id", "model", "service_tier"))
         usage = usage_json(self._usage) if self._weight else NULL
-        return Answer(identity, model, tier, usage, finish_reasons=in_order(self._reasons))
+        return ResponseSummary(identity, model, tier, usage, finish_reasons=in_order(self._reasons))
 
     def estimated_output(self) -> int | None:
         # OpenAI streams about one token per content chunk; compatible servers send longer ones.
@@ -148,7 +148,7 @@ def _length(text: object) -> int:
     return len(text) if isinstance(text, str) else 0
 
 
-class CompletionsReader(ChatReader):
+class CompletionsParser(ChatParser):
     """A stream of legacy completions, which differ from those of a chat in where the text is."""
 
     def _size(self, choice: Any) -> int:

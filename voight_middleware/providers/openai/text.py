@@ -14,19 +14,19 @@ import msgspec
 from voight_middleware.diagnostics import report_internal_error
 from voight_middleware.providers.base import (
     NULL,
-    Answer,
     Endpoint,
+    ResponseSummary,
     Routes,
     failure_of,
     is_null,
-    merged,
-    read_answer,
+    parse_response,
     text_or_none,
     usage_json,
+    with_usage,
 )
 from voight_middleware.providers.finish_reasons import only_reason
 from voight_middleware.providers.openai import jobs, media
-from voight_middleware.providers.openai.streams import ChatReader, CompletionsReader, weight
+from voight_middleware.providers.openai.streams import ChatParser, CompletionsParser, weight
 
 
 class _Item(msgspec.Struct):
@@ -64,16 +64,16 @@ _UNFINISHED = ("queued", "in_progress")
 _FAILED = ("failed", "cancelled")
 
 
-def read_responses(body: bytes) -> Answer:
+def parse_responses(body: bytes) -> ResponseSummary:
     """Read a whole response, or one that has only been queued."""
     try:
         answer = _read_responses_body(body)
     except msgspec.ValidationError:
-        return read_answer(body)
+        return parse_response(body)
     kinds = [_billed_kind(item.type, item.action) for item in answer.output]
     details = None if answer.incomplete_details is NULL else msgspec.json.decode(answer.incomplete_details)
     reasons = _reasons(answer.status, details.get("reason") if isinstance(details, dict) else None, kinds)
-    read = Answer(answer.id, answer.model, answer.service_tier, answer.usage, _tool_calls(kinds), finish_reasons=reasons)
+    read = ResponseSummary(answer.id, answer.model, answer.service_tier, answer.usage, _tool_calls(kinds), finish_reasons=reasons)
     read.failure = f"response.{answer.status}" if answer.status in _FAILED else failure_of(answer.error)
     if answer.tool_usage is not NULL and not is_null(answer.tool_usage):
         _lay_in_tool_usage(read, msgspec.json.decode(answer.tool_usage), msgspec.json.decode(answer.tools))
@@ -82,14 +82,14 @@ def read_responses(body: bytes) -> Answer:
     return read
 
 
-def _make_job(read: Answer, status: object, created_at: object) -> None:
+def _make_job(read: ResponseSummary, status: object, created_at: object) -> None:
     """A response in the background is answered when it is retrieved, as often as that is done."""
     read.job = read.id
     read.created_at = int(created_at) if isinstance(created_at, int | float) else None
     read.failure = "response.failed" if status == "failed" else None
 
 
-def _lay_in_tool_usage(read: Answer, tool_usage: Any, tools: Any) -> None:
+def _lay_in_tool_usage(read: ResponseSummary, tool_usage: Any, tools: Any) -> None:
     """
     What hosted tools were billed beside ``usage``. Web searches are counted here and no longer in the output, where discounted ones
     are too.
@@ -112,7 +112,7 @@ def _lay_in_tool_usage(read: Answer, tool_usage: Any, tools: Any) -> None:
     if read.tool_calls is not None:
         read.tool_calls = {name: count for name, count in read.tool_calls.items() if name not in counted} or None
     if billed:
-        read.usage = merged(read.usage, tool_usage=billed)
+        read.usage = with_usage(read.usage, tool_usage=billed)
 
 
 def _reasons(status: object, incomplete: object, kinds: Sequence[object]) -> tuple[str, ...] | None:
@@ -148,7 +148,7 @@ def _tool_calls(types: Iterable[Any]) -> dict[str, int] | None:
     return counts or None
 
 
-class ResponsesReader:
+class ResponsesParser:
     """A stream of Responses events. The terminal event carries the whole response, usage included."""
 
     _TERMINAL = frozenset({"response.completed", "response.incomplete", "response.failed"})
@@ -159,7 +159,7 @@ class ResponsesReader:
         self._response: Any = None
         self._characters = 0
 
-    def see(self, event: Any) -> None:
+    def feed(self, event: Any) -> None:
         try:
             kind = event.type
             if kind == "response.output_text.delta":
@@ -178,17 +178,19 @@ class ResponsesReader:
         except Exception as error:
             report_internal_error(error)
 
-    def answer(self) -> Answer:
+    def summary(self) -> ResponseSummary:
         response = self._response
         if response is None:
-            return Answer()
+            return ResponseSummary()
         usage = getattr(response, "usage", None)
         kinds = [
             _billed_kind(getattr(item, "type", None), getattr(item, "action", None)) for item in getattr(response, "output", None) or ()
         ]
         reasons = _reasons(getattr(response, "status", None), getattr(getattr(response, "incomplete_details", None), "reason", None), kinds)
         identity, model, tier = (text_or_none(getattr(response, name, None)) for name in ("id", "model", "service_tier"))
-        read = Answer(identity, model, tier, usage_json(usage) if weight(usage) else NULL, _tool_calls(kinds), finish_reasons=reasons)
+        read = ResponseSummary(
+            identity, model, tier, usage_json(usage) if weight(usage) else NULL, _tool_calls(kinds), finish_reasons=reasons
+        )
         tool_usage = getattr(response, "tool_usage", None)
         if tool_usage is not None:
             _lay_in_tool_usage(read, plain(tool_usage), [plain(tool) for tool in getattr(response, "tools", None) or ()])
@@ -205,25 +207,25 @@ def plain(model: Any) -> Any:
     return msgspec.json.decode(usage_json(model))
 
 
-def _read_batch_line(line: bytes) -> Answer | None:
-    return jobs.read_line(line, {"response": read_responses, "list": read_answer})
+def _read_batch_line(line: bytes) -> ResponseSummary | None:
+    return jobs.parse_line(line, {"response": parse_responses, "list": parse_response})
 
 
-_CHAT = Endpoint(name="chat", read=read_answer, reader=ChatReader, asks_for_usage=True)
-_RESPONSES = Endpoint(name="responses", read=read_responses, reader=ResponsesReader, later="begins")
-_STORED_RESPONSE = Endpoint(name="responses", read=read_responses, reader=ResponsesReader, later="tells")
-_FREE = Endpoint(name="count_tokens", read=read_answer)
+_CHAT = Endpoint(name="chat", parse=parse_response, stream_parser=ChatParser, asks_for_usage=True)
+_RESPONSES = Endpoint(name="responses", parse=parse_responses, stream_parser=ResponsesParser, job_phase="begins")
+_STORED_RESPONSE = Endpoint(name="responses", parse=parse_responses, stream_parser=ResponsesParser, job_phase="tells")
+_FREE = Endpoint(name="count_tokens", parse=parse_response)
 
 ROUTES = Routes(
     {
         "/chat/completions": _CHAT,
         "/responses": _RESPONSES,
-        "/embeddings": Endpoint(name="embeddings", read=read_answer),
-        "/completions": Endpoint(name="completions", read=read_answer, reader=CompletionsReader, asks_for_usage=True),
-        "/responses/compact": Endpoint(name="compact", read=read_answer),
+        "/embeddings": Endpoint(name="embeddings", parse=parse_response),
+        "/completions": Endpoint(name="completions", parse=parse_response, stream_parser=CompletionsParser, asks_for_usage=True),
+        "/responses/compact": Endpoint(name="compact", parse=parse_response),
         "/responses/input_tokens": _FREE,
-        "/decisions": Endpoint(name="decisions", read=read_responses),
-        "/moderations": Endpoint(name="moderations", read=read_answer),
+        "/decisions": Endpoint(name="decisions", parse=parse_responses),
+        "/moderations": Endpoint(name="moderations", parse=parse_response),
         **media.POSTS,
         **jobs.POSTS,
     },
@@ -232,7 +234,7 @@ ROUTES = Routes(
         ("POST", r"/responses/[^/]+/cancel", _STORED_RESPONSE),
         *media.PATTERNS,
         *jobs.PATTERNS,
-        ("GET", r"/files/[^/]+/content", Endpoint(name="batch", lines=_read_batch_line)),
+        ("GET", r"/files/[^/]+/content", Endpoint(name="batch", parse_line=_read_batch_line)),
     ],
     prefix="/v1",
 )

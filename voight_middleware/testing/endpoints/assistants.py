@@ -8,9 +8,9 @@ from typing import Any
 
 import msgspec
 
-from voight_middleware.testing.accounting import Bill
+from voight_middleware.testing.accounting import Charge
 from voight_middleware.testing.endpoints.response import EVENTS, Answer, Asked, need, now, page, plain, polled, reported
-from voight_middleware.testing.fake_data import Json, Made, hexadecimal
+from voight_middleware.testing.fake_data import FakeAnswer, Json, hexadecimal
 from voight_middleware.testing.store import Job
 
 _MINUTES = 600
@@ -126,7 +126,7 @@ def _run(asked: Asked, thread: Thread, before: list[tuple[str, Json]]) -> Answer
     instructions = body.get("instructions") or by["instructions"] or ""
     said = [part["text"]["value"] for message in thread.messages for part in message["content"]]
     prompt = {"model": body.get("model") or by["model"], "messages": said, "instructions": instructions}
-    made = Made(prompt, None, body.get("max_completion_tokens"))
+    made = FakeAnswer(prompt, None, body.get("max_completion_tokens"))
     usage = reported(asked.options, lambda: _usage(made))
     begun: Json = {
         "id": f"run_{hexadecimal(24)}",
@@ -160,7 +160,7 @@ def _run(asked: Asked, thread: Thread, before: list[tuple[str, Json]]) -> Answer
         finished |= {"status": "incomplete", "completed_at": None, "incomplete_details": {"reason": "max_completion_tokens"}}
     pieces, polls = made.pieces(asked.options.chunks), asked.options.polls
     reply = _message(thread, "assistant", "".join(pieces), assistant_id=by["id"], run_id=begun["id"])
-    job = Job(begun, finished, 1 if polls is None else polls, [Bill(usage, asked.user)])
+    job = Job(begun, finished, 1 if polls is None else polls, [Charge(usage, asked.user)])
     asked.store.keep("run", begun["id"], job, asked.user)
     thread.replies[begun["id"]] = reply
     if not body.get("stream"):
@@ -209,7 +209,7 @@ def _events(begun: Json, finished: Json, reply: Json, pieces: Sequence[str]) -> 
     ]
 
 
-def _usage(made: Made) -> Json:
+def _usage(made: FakeAnswer) -> Json:
     counts = made.openai_usage("prompt", "completion")
     cached, reasoning = counts["prompt_tokens_details"]["cached_tokens"], made.reasoning_tokens
     totals = {name: counts[name] for name in ("prompt_tokens", "completion_tokens", "total_tokens")}

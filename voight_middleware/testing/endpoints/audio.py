@@ -7,9 +7,9 @@ import random
 import zlib
 from collections.abc import Sequence
 
-from voight_middleware.testing.accounting import Bill
+from voight_middleware.testing.accounting import Charge
 from voight_middleware.testing.endpoints.response import Answer, Asked, need, plain, present, reported, stream
-from voight_middleware.testing.fake_data import Json, Made
+from voight_middleware.testing.fake_data import FakeAnswer, Json
 from voight_middleware.testing.multipart import Upload
 
 _AUDIO_TOKENS_A_SECOND = 10
@@ -22,7 +22,7 @@ def transcribe(asked: Asked) -> Answer:
     body, options = asked.body, asked.options
     need(body, "file", "model")
     form, whisper = body.get("response_format") or "json", str(body["model"]).startswith("whisper")
-    made, seconds = Made(body, None, None), _seconds(body["file"])
+    made, seconds = FakeAnswer(body, None, None), _seconds(body["file"])
     pieces = made.pieces(options.chunks)
     text = "".join(pieces)
     if form in _TEXT_FORMATS:
@@ -31,27 +31,27 @@ def transcribe(asked: Asked) -> Answer:
     usage = reported(options, lambda: {"type": "duration", "seconds": float(seconds)} if whisper else tokens)
     if body.get("stream") and not whisper:  # which ignores it
         deltas = [{"type": "transcript.text.delta", "delta": piece} for piece in pieces]
-        return stream([*deltas, {"type": "transcript.text.done", "text": text, **present(usage)}], Bill(usage))
+        return stream([*deltas, {"type": "transcript.text.done", "text": text, **present(usage)}], Charge(usage))
     if form == "json":
-        return plain({"text": text, **present(usage)}, Bill(usage))
+        return plain({"text": text, **present(usage)}, Charge(usage))
     if form == "diarized_json":
         segment = {"id": "seg_0", "type": "transcript.text.segment", "speaker": "A", "start": 0.0, "end": float(seconds), "text": text}
         shown: Json = {"task": "transcribe", "duration": float(seconds), "text": text, "segments": [segment]}
     else:
         shown = {"task": "transcribe", **_verbose(text, seconds)}
-    return plain({**shown, **present(usage)}, Bill(usage, seconds=0 if usage else seconds))
+    return plain({**shown, **present(usage)}, Charge(usage, seconds=0 if usage else seconds))
 
 
 def translate(asked: Asked) -> Answer:
     """``POST /v1/audio/translations``: only the verbose one says how long it was."""
     need(asked.body, "file", "model")
     form, seconds = asked.body.get("response_format") or "json", _seconds(asked.body["file"])
-    text = "".join(Made(asked.body, None, None).pieces(asked.options.chunks))
+    text = "".join(FakeAnswer(asked.body, None, None).pieces(asked.options.chunks))
     if form in _TEXT_FORMATS:
         return _text(form, text, seconds)
     if form == "verbose_json":
-        return plain({"task": "translate", **_verbose(text, seconds)}, Bill(seconds=seconds))
-    return plain({"text": text}, Bill())
+        return plain({"task": "translate", **_verbose(text, seconds)}, Charge(seconds=seconds))
+    return plain({"text": text}, Charge())
 
 
 def speak(asked: Asked) -> Answer:
@@ -60,15 +60,15 @@ def speak(asked: Asked) -> Answer:
     need(body, "model", "input", "voice")
     form, characters = body.get("response_format") or "mp3", len(body["input"])
     if body.get("stream_format") != "sse":
-        return Answer(_audio(options.chunks), [Bill(characters=characters)], options.chunks - 1, _MEDIA_TYPES.get(form, "audio/mpeg"))
-    made = Made(body, None, None)
+        return Answer(_audio(options.chunks), [Charge(characters=characters)], options.chunks - 1, _MEDIA_TYPES.get(form, "audio/mpeg"))
+    made = FakeAnswer(body, None, None)
     counts = {"input_tokens": characters // 4 + 1, "output_tokens": made.output_tokens}
     usage = reported(options, lambda: {**counts, "total_tokens": sum(counts.values())})
     deltas = [{"type": "speech.audio.delta", "audio": base64.b64encode(part).decode()} for part in _audio(options.chunks)]
-    return stream([*deltas, {"type": "speech.audio.done", **present(usage)}], Bill(usage, characters=characters))
+    return stream([*deltas, {"type": "speech.audio.done", **present(usage)}], Charge(usage, characters=characters))
 
 
-def transcript_usage(made: Made, seconds: int) -> Json:
+def transcript_usage(made: FakeAnswer, seconds: int) -> Json:
     """The tokens of a transcription."""
     audio, text = seconds * _AUDIO_TOKENS_A_SECOND, made.number("prompt tokens", 0, 40)
     counts = {"input_tokens": audio + text, "output_tokens": made.output_tokens, "total_tokens": audio + text + made.output_tokens}
@@ -93,7 +93,7 @@ def _text(form: str, text: str, seconds: int) -> Answer:
         "srt": f"1\n00:00:00,000 --> {end},000\n{text}\n\n",
         "vtt": f"WEBVTT\n\n00:00:00.000 --> {end}.000\n{text}\n\n",
     }[form]
-    return Answer([shown.encode()], [Bill()], media_type="text/plain")
+    return Answer([shown.encode()], [Charge()], media_type="text/plain")
 
 
 def _audio(chunks: int) -> Sequence[bytes]:

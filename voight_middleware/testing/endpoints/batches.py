@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from voight_middleware.testing.accounting import Bill, Tokens, tokens_of
+from voight_middleware.testing.accounting import Charge, Tokens, tokens_of
 from voight_middleware.testing.endpoints import chat, embeddings, images, responses, videos
 from voight_middleware.testing.endpoints.errors import Refusal, openai_error
 from voight_middleware.testing.endpoints.response import Answer, Asked, Endpoint, lines, need, now, page, plain, polled, reported
@@ -37,7 +37,7 @@ class File:
 
     shown: Json
     data: bytes
-    bills: list[Bill]
+    bills: list[Charge]
     """What its lines cost."""
 
 
@@ -54,7 +54,7 @@ class _Line:
 
     answered: Json
     status: int
-    bills: list[Bill]
+    bills: list[Charge]
 
 
 def upload(asked: Asked) -> Answer:
@@ -131,7 +131,7 @@ def every(asked: Asked) -> Answer:
     return plain(page([job.shown for job in jobs], asked.query))
 
 
-def _finished(asked: Asked, begun: Json, source: bytes) -> tuple[Json, list[Bill]]:
+def _finished(asked: Asked, begun: Json, source: bytes) -> tuple[Json, list[Charge]]:
     """The batch at its end, and what its lines cost."""
     try:
         requests = [msgspec.json.decode(line, type=_Request) for line in source.splitlines() if line.strip()]
@@ -160,7 +160,7 @@ def _answered(asked: Asked, begun: Json, requests: list[_Request]) -> Iterator[_
         body = {name: value for name, value in request.body.items() if name not in ("background", "stream", "stream_options")}
         prompt = list(prompt_texts(body))
         user = marked_user(prompt) or asked.user
-        bills: list[Bill] = []
+        bills: list[Charge] = []
         try:
             faults = read_faults({}, prompt)
             if faults.status is not None:
@@ -185,7 +185,7 @@ def _write(asked: Asked, name: str, answered: list[_Line]) -> str | None:
     return made
 
 
-def _keep(asked: Asked, name: str, data: bytes, purpose: str, bills: list[Bill]) -> Json:
+def _keep(asked: Asked, name: str, data: bytes, purpose: str, bills: list[Charge]) -> Json:
     made = f"file-{hexadecimal(24)}"
     shown = {"object": "file", "id": made, "purpose": purpose, "filename": name, "bytes": len(data), "created_at": now()}
     shown |= {"expires_at": None, "status": "processed", "status_details": None}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
-from voight_middleware.testing.accounting import Bill
+from voight_middleware.testing.accounting import Charge
 from voight_middleware.testing.endpoints.errors import Refusal
 from voight_middleware.testing.endpoints.response import EVENTS, Answer, Asked, data, need, now, plain, present, reported, schema, tier
-from voight_middleware.testing.fake_data import Json, Made
+from voight_middleware.testing.fake_data import FakeAnswer, Json
 
 
 def chat(asked: Asked) -> Answer:
@@ -16,7 +16,7 @@ def chat(asked: Asked) -> Answer:
     body, options = asked.body, asked.options
     need(body, "model", "messages")
     with_usage = _include_usage(body)
-    made = Made(body, schema(body, "response_format", "json_schema"), body.get("max_completion_tokens") or body.get("max_tokens"))
+    made = FakeAnswer(body, schema(body, "response_format", "json_schema"), body.get("max_completion_tokens") or body.get("max_tokens"))
     usage = reported(options, lambda: made.openai_usage("prompt", "completion"))
     base = {
         "id": f"chatcmpl-{uuid.uuid4().hex[:29]}",
@@ -29,7 +29,7 @@ def chat(asked: Asked) -> Answer:
     if not body.get("stream"):
         message: Json = {"role": "assistant", "content": "".join(made.pieces(options.chunks)), "refusal": None, "annotations": []}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish}
-        return plain({**base, "choices": [choice], **present(usage), **billing}, Bill(usage))
+        return plain({**base, "choices": [choice], **present(usage), **billing}, Charge(usage))
 
     tail: Json = {**({"usage": None} if with_usage else {}), "obfuscation": "Wt2QrSUUiJ"}
 
@@ -48,7 +48,7 @@ def completions(asked: Asked) -> Answer:
     body, options = asked.body, asked.options
     need(body, "model", "prompt")
     with_usage = _include_usage(body)
-    made = Made(body, None, body.get("max_tokens") or 16)
+    made = FakeAnswer(body, None, body.get("max_tokens") or 16)
     counts = {"prompt_tokens": made.input_tokens, "completion_tokens": made.output_tokens}
     usage = reported(options, lambda: {**counts, "total_tokens": made.input_tokens + made.output_tokens})
     base = {"id": f"cmpl-{uuid.uuid4().hex[:29]}", "object": "text_completion", "created": now(), "model": made.model}
@@ -58,7 +58,7 @@ def completions(asked: Asked) -> Answer:
 
     finish = "length" if made.cut_short else "stop"
     if not body.get("stream"):
-        return plain({**base, "choices": choice("".join(made.pieces(options.chunks)), finish), **present(usage)}, Bill(usage))
+        return plain({**base, "choices": choice("".join(made.pieces(options.chunks)), finish), **present(usage)}, Charge(usage))
     tail: Json = {"usage": None} if with_usage else {}
     chunks = [{**base, "choices": choice(piece, None), **tail} for piece in made.pieces(options.chunks)]
     chunks.append({**base, "choices": choice("", finish), **tail})
@@ -77,4 +77,4 @@ def _chunks(chunks: list[Json], usage: Any, last: Json) -> Answer:
     complete_at = len(chunks)
     if usage is not None:
         chunks = [*chunks, {**last, "usage": usage}]
-    return Answer([*map(data, chunks), b"data: [DONE]\n\n"], [Bill(usage)], complete_at, EVENTS)
+    return Answer([*map(data, chunks), b"data: [DONE]\n\n"], [Charge(usage)], complete_at, EVENTS)

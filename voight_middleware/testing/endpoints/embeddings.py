@@ -6,7 +6,7 @@ import zlib
 
 import msgspec
 
-from voight_middleware.testing.accounting import Bill
+from voight_middleware.testing.accounting import Charge
 from voight_middleware.testing.endpoints.response import Answer, Asked, need, plain, present, reported
 from voight_middleware.testing.fake_data import SNAPSHOTS, Json, hexadecimal, vector
 
@@ -30,7 +30,7 @@ def embeddings(asked: Asked) -> Answer:
     for index, one in enumerate(inputs):
         values, encoded = vector(zlib.crc32(msgspec.json.encode(one)) % 64, dimensions)
         data.append({"object": "embedding", "index": index, "embedding": encoded if body.get("encoding_format") == "base64" else values})
-    return plain({"object": "list", "data": data, "model": SNAPSHOTS.get(model, model), **present(usage)}, Bill(usage))
+    return plain({"object": "list", "data": data, "model": SNAPSHOTS.get(model, model), **present(usage)}, Charge(usage))
 
 
 def moderations(asked: Asked) -> Answer:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import msgspec
 
-from voight_middleware.testing.accounting import Bill
+from voight_middleware.testing.accounting import Charge
 from voight_middleware.testing.endpoints.response import EVENTS, Answer, Asked, need, present, reported
-from voight_middleware.testing.fake_data import Json, Made, hexadecimal
+from voight_middleware.testing.fake_data import FakeAnswer, Json, hexadecimal
 
 _THINKS = re.compile(r"gemini-(2\.5|[3-9])")
 
@@ -32,17 +32,17 @@ def stream(asked: Asked) -> Answer:
 
 def count_tokens(asked: Asked) -> Answer:
     """``POST /v1beta/models/{model}:countTokens``: costs nothing."""
-    made = Made({"model": asked.ids["model"], **asked.body}, None, None)
+    made = FakeAnswer({"model": asked.ids["model"], **asked.body}, None, None)
     return Answer([msgspec.json.encode({"totalTokens": made.input_tokens})], ())
 
 
-def _chunks(asked: Asked, number: int) -> tuple[Sequence[Json], Bill]:
+def _chunks(asked: Asked, number: int) -> tuple[Sequence[Json], Charge]:
     """The answer in so many chunks; the usage of the last one is the final one."""
     body, model = asked.body, asked.ids["model"]
     need(body, "contents", message="* GenerateContentRequest.{}: contents is not specified")
     config = body.get("generationConfig") or {}
     schema = config.get("responseJsonSchema") or config.get("responseSchema")
-    made = Made({"model": model, **body}, schema, config.get("maxOutputTokens"))
+    made = FakeAnswer({"model": model, **body}, schema, config.get("maxOutputTokens"))
     usage = reported(asked.options, lambda: _usage(made, model))
     first = {name: count for name, count in usage.items() if name.startswith("prompt")} if isinstance(usage, dict) else None
     pieces = made.pieces(number) if number > 1 else ["".join(made.pieces(asked.options.chunks))]
@@ -53,10 +53,10 @@ def _chunks(asked: Asked, number: int) -> tuple[Sequence[Json], Bill]:
         finish = {"finishReason": "MAX_TOKENS" if made.cut_short else "STOP"} if last else {}
         candidate = {"content": {"parts": [{"text": piece}], "role": "model"}, **finish, "index": 0}
         chunks.append({"candidates": [candidate], **present(usage if last else first, "usageMetadata"), **about})
-    return chunks, Bill(usage)
+    return chunks, Charge(usage)
 
 
-def _usage(made: Made, model: str) -> Json:
+def _usage(made: FakeAnswer, model: str) -> Json:
     """The prompt's tokens include cached ones; thoughts are not among the candidates'."""
     cached = made.number("cached", 0, 2) * made.input_tokens // 2 if made.input_tokens >= 1024 else 0
     thoughts = made.number("thoughts", 20, 600) if _THINKS.match(model) and not made.cut_short else 0

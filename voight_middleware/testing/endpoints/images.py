@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from voight_middleware.testing.accounting import Bill
+from voight_middleware.testing.accounting import Charge
 from voight_middleware.testing.endpoints.response import Answer, Asked, need, now, plain, present, reported, stream
-from voight_middleware.testing.fake_data import IMAGE, SVG, SVG_MODEL, Json, Made
+from voight_middleware.testing.fake_data import IMAGE, SVG, SVG_MODEL, FakeAnswer, Json
 
 _OUTPUT_TOKENS = {"low": 272, "high": 4160, "xhigh": 4160, "max": 4160}
 _MEDIUM_TOKENS = 1056
@@ -37,14 +37,14 @@ def _draw(asked: Asked, kind: Literal["image_generation", "image_edit"], images:
     body = {"model": "gpt-image-1.5", **asked.body}
     if str(body["model"]).startswith("dall-e"):
         return _per_image(body)
-    made, number = Made(body, None, None), _number(body, "n", 1)
+    made, number = FakeAnswer(body, None, None), _number(body, "n", 1)
     author: Any = body.get("svg") or ({} if body.get("output_format") == "svg" else None)
     shape = {"background": "opaque", "output_format": "png" if author is None else "svg", "quality": "medium", "size": "1024x1024"}
     shape |= {name: body[name] for name in shape if body.get(name) not in (None, "auto")}
     output = number * _OUTPUT_TOKENS.get(shape["quality"], _MEDIUM_TOKENS)
     details = {} if body.get("stream") else {"output_tokens_details": {"image_tokens": output, "text_tokens": 0}}  # not in the events
     usage = reported(asked.options, lambda: _usage(made.input_tokens, images * _INPUT_IMAGE_TOKENS, output) | details)
-    bill = Bill(usage, images=number)
+    bill = Charge(usage, images=number)
     if body.get("stream"):
         picture = {"b64_json": IMAGE, "created_at": now(), **shape}
         partial = [
@@ -55,13 +55,13 @@ def _draw(asked: Asked, kind: Literal["image_generation", "image_edit"], images:
     svg_usage = None if author is None else made.svg_usage(author.get("model") or SVG_MODEL)
     data = [{"b64_json": IMAGE if author is None else SVG} for _ in range(number)]
     drawn = {"created": now(), **shape, "data": data, **present(usage), **present(svg_usage, "svg_usage")}
-    return plain(drawn, bill, Bill(svg_usage))
+    return plain(drawn, bill, Charge(svg_usage))
 
 
 def _per_image(body: Json) -> Answer:
     number = _number(body, "n", 1)
     one = {"b64_json": IMAGE} if body.get("response_format") == "b64_json" else {"url": "https://images.invalid/img-1.png"}
-    return plain({"created": now(), "data": [one] * number}, Bill(images=number))
+    return plain({"created": now(), "data": [one] * number}, Charge(images=number))
 
 
 def _number(body: Json, name: str, default: int) -> int:

@@ -6,7 +6,7 @@ import base64
 import math
 from collections.abc import Sequence
 
-from voight_middleware.testing.accounting import Bill
+from voight_middleware.testing.accounting import Charge
 from voight_middleware.testing.endpoints import responses
 from voight_middleware.testing.endpoints.errors import Refusal
 from voight_middleware.testing.endpoints.response import Asked, now, present, reported
@@ -101,8 +101,8 @@ class LiveSession:
         usage: Json | None = reported(options, lambda: {"seconds": float(self._seconds)})
         return usage
 
-    def _bill(self, usage: Json | None) -> list[Bill]:
+    def _bill(self, usage: Json | None) -> list[Charge]:
         """What was not reported yet: the usage is that of the whole session so far."""
         new = max(0.0, (usage or {}).get("seconds", 0.0) - self._billed)
         self._billed += new
-        return [Bill(seconds=new)]
+        return [Charge(seconds=new)]

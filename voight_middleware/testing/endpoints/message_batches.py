@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import msgspec
 
-from voight_middleware.testing.accounting import Bill
+from voight_middleware.testing.accounting import Charge
 from voight_middleware.testing.endpoints import messages
 from voight_middleware.testing.endpoints.errors import Refusal, anthropic_error
 from voight_middleware.testing.endpoints.response import Answer, Asked, lines, need, one_line, page
@@ -42,7 +42,7 @@ def create(asked: Asked) -> Answer:
         "cancel_initiated_at": None,
         "results_url": None,
     }
-    bills: list[Bill] = []
+    bills: list[Charge] = []
     results = [
         {"custom_id": request["custom_id"], "result": _result(asked, request["params"], bills)} for request in asked.body["requests"]
     ]
@@ -83,7 +83,7 @@ def results(asked: Asked) -> Answer:
     return replace(lines(batch.results, *batch.job.bills), media_type="application/x-jsonl")
 
 
-def _result(asked: Asked, params: Json, bills: list[Bill]) -> Json:
+def _result(asked: Asked, params: Json, bills: list[Charge]) -> Json:
     prompt = list(prompt_texts(params))
     try:
         faults = read_faults({}, prompt)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import uuid
 
-from voight_middleware.testing.accounting import Bill
+from voight_middleware.testing.accounting import Charge
 from voight_middleware.testing.endpoints.response import Answer, Asked, need, one_line, present, reported, schema, stream
-from voight_middleware.testing.fake_data import Json, Made
+from voight_middleware.testing.fake_data import FakeAnswer, Json
 
 FIELD_REQUIRED = "{}: Field required"
 
@@ -15,14 +15,14 @@ def create(asked: Asked) -> Answer:
     """``POST /v1/messages``."""
     body, options = asked.body, asked.options
     need(body, "model", "max_tokens", "messages", message=FIELD_REQUIRED)
-    made = Made(body, schema(body, "output_config", "format") or schema(body, "output_format"), body["max_tokens"])
+    made = FakeAnswer(body, schema(body, "output_config", "format") or schema(body, "output_format"), body["max_tokens"])
     usage = reported(options, made.anthropic_usage)
     pieces = made.pieces(options.chunks)
     stop_reason = "max_tokens" if made.cut_short else "end_turn"
     message: Json = {"model": made.model, "id": f"msg_01{uuid.uuid4().hex[:22]}", "type": "message", "role": "assistant"}
     if not body.get("stream"):
         content = [{"type": "text", "text": "".join(pieces)}]
-        return one_line({**message, "content": content, "stop_reason": stop_reason, "stop_sequence": None, **present(usage)}, Bill(usage))
+        return one_line({**message, "content": content, "stop_reason": stop_reason, "stop_sequence": None, **present(usage)}, Charge(usage))
 
     first, final = usage, usage
     if isinstance(usage, dict):  # the output is a placeholder at first; the counts at the end are cumulative, and fewer
@@ -37,10 +37,10 @@ def create(asked: Asked) -> Answer:
         {"type": "message_delta", "delta": {"stop_reason": stop_reason, "stop_sequence": None}, **present(final)},
         {"type": "message_stop"},
     ]
-    return stream(events, Bill(usage), complete_at=-1 if usage is None else -2)
+    return stream(events, Charge(usage), complete_at=-1 if usage is None else -2)
 
 
 def count_tokens(asked: Asked) -> Answer:
     """``POST /v1/messages/count_tokens``: costs nothing."""
     need(asked.body, "model", "messages", message=FIELD_REQUIRED)
-    return one_line({"input_tokens": Made(asked.body, None, None).input_tokens})
+    return one_line({"input_tokens": FakeAnswer(asked.body, None, None).input_tokens})

@@ -7,12 +7,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from voight_middleware.testing.accounting import Bill
+from voight_middleware.testing.accounting import Charge
 from voight_middleware.testing.endpoints.audio import transcript_usage
 from voight_middleware.testing.endpoints.errors import Refusal
 from voight_middleware.testing.endpoints.response import Asked, now, present, reported
 from voight_middleware.testing.endpoints.session import Turn, described, merged, numbered
-from voight_middleware.testing.fake_data import Json, Made, hexadecimal
+from voight_middleware.testing.fake_data import FakeAnswer, Json, hexadecimal
 
 _BYTES_A_SECOND = 48_000
 """PCM of 24 kHz and 16 bits."""
@@ -93,14 +93,14 @@ class RealtimeSession:
         writer = (self._session["audio"]["input"].get("transcription") or {}).get("model")
         if writer is None:
             return Turn(numbered(events))
-        made = Made({"model": writer, "input": str(seconds)}, None, None)
+        made = FakeAnswer({"model": writer, "input": str(seconds)}, None, None)
         tokens = transcript_usage(made, seconds)
         usage = reported(asked.options, lambda: {"type": "duration", "seconds": float(seconds)} if "whisper" in writer else tokens)
         kind, pieces = "conversation.item.input_audio_transcription", made.pieces(asked.options.chunks)
         place = {"item_id": item["id"], "content_index": 0}
         events += [{"type": f"{kind}.delta", **place, "delta": piece} for piece in pieces]
         events.append({"type": f"{kind}.completed", **place, "transcript": "".join(pieces), **present(usage)})
-        return Turn(numbered(events), [Bill(usage)], begins=True, completes=True)
+        return Turn(numbered(events), [Charge(usage)], begins=True, completes=True)
 
     def _respond(self, asked: Asked) -> Turn:
         wanted = merged(self._session, asked.body.get("response") or {})
@@ -108,7 +108,7 @@ class RealtimeSession:
         parts = [part for one in [*self._items, *(wanted.get("input") or ())] for part in one.get("content") or ()]
         heard = [part.get("text") or part.get("transcript") or "" for part in parts]
         prompt = {"model": self._session["model"], "input": heard, "instructions": wanted["instructions"]}
-        made = Made(prompt, None, limit if isinstance(limit, int) else None)
+        made = FakeAnswer(prompt, None, limit if isinstance(limit, int) else None)
         usage = reported(asked.options, lambda: self._usage(made, audible=audible))
         pieces = made.pieces(asked.options.chunks)
         part = {"type": "audio", "transcript": "".join(pieces)} if audible else {"type": "text", "text": "".join(pieces)}
@@ -133,7 +133,7 @@ class RealtimeSession:
         events = [{"type": "response.created", "response": begun}, *self._spoken(begun["id"], item, part, pieces)]
         events += self._add(whole)[1:]
         events.append({"type": "response.done", "response": done})
-        return Turn(numbered(events), [Bill(usage)], begins=True, completes=True)
+        return Turn(numbered(events), [Charge(usage)], begins=True, completes=True)
 
     def _spoken(self, response: str, item: Json, part: Json, pieces: Sequence[str]) -> list[Json]:
         opened: Json = {**item, "status": "in_progress", "content": []}
@@ -159,7 +159,7 @@ class RealtimeSession:
             {"type": "response.output_item.done", **place, "item": done},
         ]
 
-    def _usage(self, made: Made, *, audible: bool) -> Json:
+    def _usage(self, made: FakeAnswer, *, audible: bool) -> Json:
         """Cached tokens are the same part of text and audio."""
         text, audio, output = made.input_tokens, self._seconds * _AUDIO_TOKENS_A_SECOND, made.output_tokens
         cached: dict[str, Any] = {"text_tokens": 0, "audio_tokens": 0, "image_tokens": 0}

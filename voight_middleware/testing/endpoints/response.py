@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from voight_middleware.testing.accounting import Bill
+from voight_middleware.testing.accounting import Charge
 from voight_middleware.testing.endpoints.errors import Maker, Refusal
 from voight_middleware.testing.fake_data import Json, Options
 from voight_middleware.testing.store import Job, Store
@@ -38,7 +38,7 @@ class Answer:
     """One whole answer: a body, or the pieces of a stream."""
 
     parts: Sequence[bytes]
-    bills: Sequence[Bill]
+    bills: Sequence[Charge]
     """What it reports."""
     complete_at: int = 0
     """The part that completes the answer: the one with the final usage, or the last one where no usage is reported."""
@@ -48,23 +48,23 @@ class Answer:
 Endpoint = Callable[[Asked], Answer]
 
 
-def plain(body: Json, *bills: Bill) -> Answer:
+def plain(body: Json, *bills: Charge) -> Answer:
     """JSON over several lines, as OpenAI sends it."""
     return Answer([msgspec.json.format(msgspec.json.encode(body), indent=2) + b"\n"], bills)
 
 
-def one_line(body: Json, *bills: Bill) -> Answer:
+def one_line(body: Json, *bills: Charge) -> Answer:
     """JSON on one line, as Anthropic sends it."""
     return Answer([msgspec.json.encode(body)], bills)
 
 
-def stream(events: Iterable[Json], *bills: Bill, complete_at: int = -1) -> Answer:
+def stream(events: Iterable[Json], *bills: Charge, complete_at: int = -1) -> Answer:
     """Server-sent events that have their type as a name; the last one completes them, or that of this index."""
     parts = [event(one) for one in events]
     return Answer(parts, bills, complete_at % len(parts), EVENTS)
 
 
-def lines(items: Iterable[Json], *bills: Bill) -> Answer:
+def lines(items: Iterable[Json], *bills: Charge) -> Answer:
     """A file with one JSON object per line, sent line by line."""
     parts = [msgspec.json.encode(item) + b"\n" for item in items] or [b""]
     return Answer(parts, bills, len(parts) - 1, "application/octet-stream")

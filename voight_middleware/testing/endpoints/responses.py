@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from voight_middleware.testing.accounting import Bill
+from voight_middleware.testing.accounting import Charge
 from voight_middleware.testing.endpoints.errors import Refusal
 from voight_middleware.testing.endpoints.response import Answer, Asked, need, now, plain, polled, present, reported, schema, stream, tier
-from voight_middleware.testing.fake_data import IMAGE, SVG_MODEL, Json, Made, Options, hexadecimal
+from voight_middleware.testing.fake_data import IMAGE, SVG_MODEL, FakeAnswer, Json, Options, hexadecimal
 from voight_middleware.testing.store import Job
 
 _ECHOED: Json = {
@@ -40,7 +40,7 @@ class Response:
     whole: Json
     begun: Json
     pieces: Sequence[str]
-    bills: Sequence[Bill]
+    bills: Sequence[Charge]
 
     def events(self) -> Sequence[Json]:
         """The same as a stream."""
@@ -97,16 +97,16 @@ def compact(asked: Asked) -> Answer:
     """``POST /v1/responses/compact``."""
     body = asked.body
     need(body, "model")
-    made = Made(body, None, None)
+    made = FakeAnswer(body, None, None)
     usage = reported(asked.options, lambda: made.openai_usage("input", "output"))
     summary = {"id": f"cmp_{hexadecimal(50)}", "type": "compaction", "encrypted_content": f"gAAAAAB{hexadecimal(57)}"}
     compacted = {"id": f"resp_{hexadecimal(50)}", "object": "response.compaction", "created_at": now(), "output": [summary]}
-    return plain({**compacted, **present(usage)}, Bill(usage))
+    return plain({**compacted, **present(usage)}, Charge(usage))
 
 
 def count_input(asked: Asked) -> Answer:
     """``POST /v1/responses/input_tokens``: costs nothing."""
-    made = Made({"model": "-", **asked.body}, None, None)
+    made = FakeAnswer({"model": "-", **asked.body}, None, None)
     return plain({"object": "response.input_tokens", "input_tokens": made.input_tokens})
 
 
@@ -114,9 +114,9 @@ def decide(asked: Asked) -> Answer:
     """``POST /v1/decisions``: the first choice, and the middle of everything else."""
     body = asked.body
     need(body, "model", "input", "questions")
-    made = Made(body, None, None)
+    made = FakeAnswer(body, None, None)
     usage = reported(asked.options, lambda: made.openai_usage("input", "output"))
-    return plain({"answers": [_decision(question) for question in body["questions"]], "model": made.model, **present(usage)}, Bill(usage))
+    return plain({"answers": [_decision(question) for question in body["questions"]], "model": made.model, **present(usage)}, Charge(usage))
 
 
 def respond(body: Json, options: Options) -> Response:
@@ -125,7 +125,7 @@ def respond(body: Json, options: Options) -> Response:
     if "include_usage" in (body.get("stream_options") or {}):
         name = "stream_options.include_usage"
         raise Refusal(400, f"Unknown parameter: '{name}'.", name, "unknown_parameter")
-    made = Made(body, schema(body, "text", "format"), body.get("max_output_tokens"))
+    made = FakeAnswer(body, schema(body, "text", "format"), body.get("max_output_tokens"))
     usage = reported(options, lambda: made.openai_usage("input", "output"))
     pieces = made.pieces(options.chunks)
     part: Json = {"type": "output_text", "annotations": [], "logprobs": [], "text": "".join(pieces)}
@@ -153,7 +153,7 @@ def respond(body: Json, options: Options) -> Response:
     begun |= {"status": "queued" if body.get("background") else "in_progress", "service_tier": body.get("service_tier") or "auto"}
     if tool_usage is not None:
         begun["tool_usage"] = _tool_usage(0, 0)
-    return Response(whole, begun, pieces, [Bill(usage), *tool_bills])
+    return Response(whole, begun, pieces, [Charge(usage), *tool_bills])
 
 
 def _message_events(message: Json, pieces: Sequence[str], index: int) -> list[Json]:
@@ -184,7 +184,7 @@ def _item_events(item: Json, index: int) -> list[Json]:
     ]
 
 
-def _tools(body: Json, made: Made) -> tuple[list[Json], Json | None, list[Bill]]:
+def _tools(body: Json, made: FakeAnswer) -> tuple[list[Json], Json | None, list[Charge]]:
     """The calls of the tools that OpenAI itself runs and bills, what they used, and their bill."""
     items: list[Json] = []
     searches, images = 0, 0
@@ -200,11 +200,11 @@ def _tools(body: Json, made: Made) -> tuple[list[Json], Json | None, list[Bill]]
     if not items:
         return [], None, []
     used = _tool_usage(searches, made.number("image text", 20, 400) if images else 0)
-    drawn_by_others = [Bill(item["svg_usage"]) for item in items if "svg_usage" in item]
-    return items, used, [Bill(used["image_gen"], images=images, web_searches=searches), *drawn_by_others]
+    drawn_by_others = [Charge(item["svg_usage"]) for item in items if "svg_usage" in item]
+    return items, used, [Charge(used["image_gen"], images=images, web_searches=searches), *drawn_by_others]
 
 
-def _drawing(tool: Json, made: Made) -> Json:
+def _drawing(tool: Json, made: FakeAnswer) -> Json:
     shape = {"action": "generate", "background": "opaque", "output_format": "png", "quality": "low", "size": "1024x1024"}
     asked = {name: tool[name] for name in shape if tool.get(name) not in (None, "auto")}
     drawn: Json = {"id": f"ig_{hexadecimal(50)}", "type": "image_generation_call", "status": "completed", **shape, **asked}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from voight_middleware.testing.accounting import Bill
+from voight_middleware.testing.accounting import Charge
 from voight_middleware.testing.endpoints import responses
 from voight_middleware.testing.endpoints.errors import Refusal, error_kind
 from voight_middleware.testing.endpoints.response import Asked
@@ -19,7 +19,7 @@ class Turn:
     """What is said after one message; the last event is what completes it."""
 
     events: Sequence[Json] = ()
-    bills: Sequence[Bill] = ()
+    bills: Sequence[Charge] = ()
     """What the last event reports."""
     begins: bool = False
     """Whether an answer begins that is counted as a call."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from voight_middleware.testing.accounting import Bill
+from voight_middleware.testing.accounting import Charge
 from voight_middleware.testing.endpoints.errors import Refusal
 from voight_middleware.testing.endpoints.response import Answer, Asked, need, now, page, plain
 from voight_middleware.testing.fake_data import Json, hexadecimal
@@ -78,4 +78,4 @@ def _make(asked: Asked, like: Json, **more: Any) -> Answer:
     finished = {**begun, "status": "completed", "progress": 100, "completed_at": now(), "expires_at": now() + _DAY}
     polls = asked.options.polls
     asked.store.keep("video", begun["id"], Job(begun, finished, 1 if polls is None else polls), asked.user)
-    return plain(begun, Bill(seconds=float(begun["seconds"])))
+    return plain(begun, Charge(seconds=float(begun["seconds"])))
