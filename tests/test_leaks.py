@@ -13,7 +13,7 @@ from .support.depth import times
 
 CALLS = times(3, 20) * 3 * 14
 """So many rounds in each of three steps, of fourteen ways to make a call."""
-ANSWERED = Counter({"voight_middleware.pipeline.worker._Wish": 1})
+ANSWERED = Counter({"voight_middleware.pipeline.worker._FlushRequest": 1})
 """A round that has answered a flush holds what it was asked until it returns: in another thread, a moment later."""
 LEAKS = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "leaks.py"))
 

@@ -132,13 +132,13 @@ def test_a_getter_that_raises_does_not_stop_a_task(worker: Callable[[str], Queue
         from celery_app import *
 
         from voight_middleware.middleware.getters import Getters
-        from voight_middleware.middleware.request_scope import Scope
-        from voight_middleware.context.context import bind
+        from voight_middleware.middleware.request_scope import RequestScope
+        from voight_middleware.context.context import use_scope
 
         def broken(_):
             raise RuntimeError
 
-        with bind(Scope(lambda: None, Getters(broken), lambda: "POST /chat")):
+        with use_scope(RequestScope(lambda: None, Getters(broken), lambda: "POST /chat")):
             work.delay("broken getter")
         """
     )

@@ -182,10 +182,10 @@ def test_the_local_key_can_be_moved_into_the_environment(settings: Make, tmp_pat
 
 PROCESSES = """
 import sys
-from voight_middleware.pipeline.pseudonyms import Guard
+from voight_middleware.pipeline.pseudonyms import Pseudonymizer
 from voight_middleware.config.settings import Settings
 from voight_middleware.records.tags import Tags
-guard = Guard(Settings.from_environment())
+guard = Pseudonymizer(Settings.from_environment())
 print("ready", flush=True)
 sys.stdin.readline()
 print(guard(Tags(user_id="alice@example.com")).user_id)

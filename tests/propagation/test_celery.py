@@ -17,17 +17,17 @@ from anyio import to_thread
 import voight_middleware as voight
 from celery_app import *
 from voight_middleware.middleware.getters import Getters
-from voight_middleware.middleware.request_scope import Scope
-from voight_middleware.context.context import bind
+from voight_middleware.middleware.request_scope import RequestScope
+from voight_middleware.context.context import use_scope
 
 async def user(request):
     await asyncio.sleep(0)
     return "alice"
 
 async def on_the_loop():
-    with bind(Scope(lambda: None, Getters(user), lambda: None)):
+    with use_scope(RequestScope(lambda: None, Getters(user), lambda: None)):
         work.delay("delay() on the event loop, with an asynchronous getter")
-    with bind(Scope(lambda: None, Getters(user), lambda: None)):
+    with use_scope(RequestScope(lambda: None, Getters(user), lambda: None)):
         await to_thread.run_sync(work.delay, "anyio.to_thread.run_sync(task.delay), with an asynchronous getter")
 
 with voight.tag(user_id="alice"):

@@ -132,7 +132,7 @@ def test_a_stream_that_is_open_across_a_fork_is_its_parents(begin: Any, calls: C
         status = 1
         try:
             open_calls.end_all()
-            stream._iterator._ending.dropped()
+            stream._iterator._completion.drop()
             status = len(calls.heard) + calls.meter.journal.written
         finally:
             os._exit(status)

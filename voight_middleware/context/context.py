@@ -86,7 +86,7 @@ def overlay(found: Owner, explicit: Tags) -> Owner:
 
 
 NOBODY = Owner(NO_TAGS, "none")
-_context: ContextVar[TagContext] = ContextVar("voight_tags", default=TagContext(None, NO_TAGS))  # noqa: B039 - it is immutable
+_context: ContextVar[TagContext] = ContextVar("voight_tags", default=TagContext(None, NO_TAGS))
 
 current_context = _context.get
 set_context = _context.set

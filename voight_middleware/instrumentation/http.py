@@ -262,7 +262,7 @@ def _named_in_path(provider: str, path: str) -> Target | None:
 
 
 def _enter(request: Any) -> RawHttpRequest | None:
-    """Return the metered request of a request that is billed and not metered elsewhere; None for any other, and wherever something of ours fails."""
+    """Start the metered request of a billed request. Return None if it is metered elsewhere, is not billed, or on an error of ours."""
     try:
         if not _metering or in_manual_block() or request_here() is not None:
             return None

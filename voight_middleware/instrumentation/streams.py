@@ -117,13 +117,13 @@ def _see_failure(reader: StreamParser, error: BaseException) -> None:
 class MeteredIterator(Generic[T]):
     """Stands where the SDK keeps a stream's iterator."""
 
-    __slots__ = ("_ending", "_hide", "_next", "_see")
+    __slots__ = ("_completion", "_hide", "_next", "_see")
 
     def __init__(self, iterator: Iterator[T], completion: StreamCompletion) -> None:
         self._next = iterator.__next__
         self._see = completion.reader.feed
         self._hide = UsageChunks().take_out if completion.hides_usage else None
-        self._ending = completion
+        self._completion = completion
 
     def __iter__(self) -> Iterator[T]:
         return self
@@ -138,7 +138,7 @@ class MeteredIterator(Generic[T]):
         return self.__next__()
 
     def __next__(self) -> T:
-        completion = self._ending
+        completion = self._completion
         completion.inside = True
         while True:
             try:
@@ -161,19 +161,19 @@ class MeteredIterator(Generic[T]):
             return event
 
     def __del__(self) -> None:
-        call_guarded(self._ending.drop)
+        call_guarded(self._completion.drop)
 
 
 class AsyncMeteredIterator(Generic[T]):
     """Stands where the SDK keeps an asynchronous stream's iterator."""
 
-    __slots__ = ("_ending", "_hide", "_next", "_see")
+    __slots__ = ("_completion", "_hide", "_next", "_see")
 
     def __init__(self, iterator: AsyncIterator[T], completion: StreamCompletion) -> None:
         self._next = iterator.__anext__
         self._see = completion.reader.feed
         self._hide = UsageChunks().take_out if completion.hides_usage else None
-        self._ending = completion
+        self._completion = completion
 
     def __aiter__(self) -> AsyncIterator[T]:
         return self
@@ -188,7 +188,7 @@ class AsyncMeteredIterator(Generic[T]):
         return await self.__anext__()
 
     async def __anext__(self) -> T:
-        completion = self._ending
+        completion = self._completion
         completion.inside = True
         while True:
             try:
@@ -211,7 +211,7 @@ class AsyncMeteredIterator(Generic[T]):
             return event
 
     def __del__(self) -> None:
-        call_guarded(self._ending.drop)
+        call_guarded(self._completion.drop)
 
 
 def hide_usage(result: Any) -> None:

@@ -199,7 +199,7 @@ def _marking(original: Callable[..., Any]) -> Callable[..., Any]:
     return copy
 
 
-# -- the start of a request ---------------------------------------------------------------------------------------------------------------------
+# -- the start of a request ----------------------------------------------------------------------------------------------------
 
 
 def _is_on_its_way(place: RequestSlot, client: Any, level: object, options: Any, stream: bool) -> bool:

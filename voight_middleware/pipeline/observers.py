@@ -17,7 +17,7 @@ from voight_middleware.records.tags import Owner
 class CallObserver(Protocol):
     """
     Sees calls as they run, on the threads of the application: nothing in it may wait. What it raises is counted
-    (``watcher_errors``), and never passed on. A listener that has these three methods watches too.
+    (``observer_errors``), and never passed on. A listener that has these three methods watches too.
     """
 
     def on_call_start(self, start: CallStart) -> object:
