@@ -98,8 +98,8 @@ def main() -> int:
                 expected += sum(after.cost_femto - (before.cost_femto or 0) for before, after in changes if after.cost_femto is not None)
         with timed("spend() after it"):
             now = ledger.spend()
-        with timed("spend(as_priced=True)"):
-            then = ledger.spend(as_priced=True)
+        with timed("spend(original_prices=True)"):
+            then = ledger.spend(original_prices=True)
         check("total after it", now[0].cost_femto, expected)
         check("total as priced", then, original)
     return 1 if wrong else 0

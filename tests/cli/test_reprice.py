@@ -1,4 +1,4 @@
-"""`voight reprice` and `--as-priced`, as a user sees them."""
+"""`voight reprice` and `--original-prices`, as a user sees them."""
 
 import csv
 import io
@@ -35,7 +35,7 @@ def test_reprice(ledger: Path, prices: Path, capsys: Captured) -> None:
     assert "2 calls got a new price" in again
     assert main(options) == 0
     assert "3 calls looked at: no price has changed" in capsys.readouterr().out
-    assert main(["spend", "--format", "json"]) == main(["spend", "--format", "json", "--as-priced"]) == 0
+    assert main(["spend", "--format", "json"]) == main(["spend", "--format", "json", "--original-prices"]) == 0
     out = capsys.readouterr().out
     assert re.findall(r'"cost_usd": "(.*)"', out) == ["4.025", "4.025", "2.05", "2.05"], "the total, and one row"
     assert main(["reprice", "--since", "2026-12-01"]) == 0
@@ -80,7 +80,7 @@ def test_prices_of_your_own_stay_where_none_are_named(ledger: Path, prices: Path
 
 @pytest.mark.slow
 def test_as_priced(ledger: Path, prices: Path, capsys: Captured) -> None:
-    """`--as-priced` is what reports and the export said before a repricing, and the table says which figures it has."""
+    """`--original-prices` is what reports and the export said before a repricing, and the table says which figures it has."""
     for number in range(5):
         keep_priced(ledger, f"u_{number % 2}", raw_usage=f'{{"prompt_tokens":{10**number},"completion_tokens":7}}')
     keep_priced(ledger, model="house-model")
@@ -89,7 +89,7 @@ def test_as_priced(ledger: Path, prices: Path, capsys: Captured) -> None:
     assert main(["reprice", "--since", "2026-11-01", "--prices", str(prices)]) == 0
     capsys.readouterr()
     now = [(main(command), capsys.readouterr().out) for command in commands]
-    then = [(main([*command, "--as-priced"]), capsys.readouterr().out) for command in commands]
+    then = [(main([*command, "--original-prices"]), capsys.readouterr().out) for command in commands]
     assert all(one != other for one, other in zip(now, before, strict=True))
     assert then[:3] == before[:3]
     assert then[3][1] == before[3][1].replace("Spend by user_id", "Spend by user_id, as first priced")

@@ -36,7 +36,7 @@ def test_the_defaults_are_in_the_state_folder() -> None:
     assert (settings.release, settings.enabled) == (None, True)
     assert settings.request_identity is None
     names = ("ledger", "journal", "release", "enabled", "request_identity", "prices", "tags", "tz", "pii", "pseudonym_key")
-    names += ("header_key", "key", "agent", "events_url", "events_per_minute")
+    names += ("header_key", "voight_api_key", "voight_agent", "events_url", "events_per_minute")
     assert settings.sources == dict.fromkeys((*names, "ingest", "journal_limit", "exit_timeout", "delivery"), "default")
     assert (settings.pii, settings.pseudonym_keys) == ({}, ())
     assert (settings.ingest, settings.journal_limit, settings.exit_timeout, settings.delivery) == (True, 10**9, 5.0, "background")
@@ -91,8 +91,8 @@ def test_every_variable_is_read() -> None:
         "pii": "VOIGHT_PII",
         "pseudonym_key": "VOIGHT_PSEUDONYM_KEY",
         "header_key": "VOIGHT_HEADER_KEY",
-        "key": "VOIGHT_KEY",
-        "agent": "VOIGHT_AGENT",
+        "voight_api_key": "VOIGHT_KEY",
+        "voight_agent": "VOIGHT_AGENT",
         "events_url": "VOIGHT_EVENTS_URL",
         "events_per_minute": "VOIGHT_EVENTS_PER_MINUTE",
         "ingest": "VOIGHT_INGEST",
@@ -113,13 +113,13 @@ def test_without_a_key_nothing_is_sent_and_with_one_to_voight() -> None:
     assert Settings.from_environment(environ={**HOME, "VOIGHT_KEY": "vk_1", "HOSTNAME": "web-1"}).events == EventsTarget(
         "https://api.voight.xyz", "vk_1", "web-1", 60
     )
-    named = Settings.from_environment(key="vk_1", environ=HOME).events
+    named = Settings.from_environment(voight_api_key="vk_1", environ=HOME).events
     assert named is not None
     assert named.agent == socket.gethostname()
     with pytest.raises(SettingsError, match="begins with vk_"):
-        Settings.from_environment(key="sk-proj-1234", environ=HOME)
+        Settings.from_environment(voight_api_key="sk-proj-1234", environ=HOME)
     for url in ("http://localhost:8080", "http://127.0.0.1:1", "http://[::1]:8080/"):
-        assert Settings.from_environment(key="vk_1", events_url=url, environ=HOME).events is not None
+        assert Settings.from_environment(voight_api_key="vk_1", events_url=url, environ=HOME).events is not None
 
 
 def test_what_is_given_wins_over_the_environment() -> None:
@@ -156,13 +156,13 @@ def test_switches_are_read_the_way_people_write_them(text: str, enabled: bool) -
         ({"ledger": "sqlite:ledger.db"}, {}, ["sqlite:ledger.db"]),
         ({}, {"VOIGHT_LEDGER": "sqlite:///"}, ["sqlite:///"]),
         ({}, {"VOIGHT_HEADER_KEY": "short"}, ["VOIGHT_HEADER_KEY", "header key v1", "32 characters"]),
-        ({"key": "vk 1"}, {}, ["configure()", "no key of Voight's"]),
-        ({"key": "vk_1"}, {"VOIGHT_AGENT": "a" * 121}, ["VOIGHT_AGENT", "120"]),
-        ({"key": "vk_1", "events_url": "http://events.example"}, {}, ["https://host", "this machine"]),
-        ({"key": "vk_1", "events_url": "https://user:pw@events.example"}, {}, ["https://host"]),
-        ({"key": "vk_1", "events_url": "ftp://events.example"}, {}, ["https://host"]),
-        ({"key": "vk_1", "events_per_minute": 0}, {}, ["whole number", "'0'"]),
-        ({"key": "vk_1"}, {"VOIGHT_EVENTS_PER_MINUTE": "a few"}, ["VOIGHT_EVENTS_PER_MINUTE", "'a few'"]),
+        ({"voight_api_key": "vk 1"}, {}, ["configure()", "no key of Voight's"]),
+        ({"voight_api_key": "vk_1"}, {"VOIGHT_AGENT": "a" * 121}, ["VOIGHT_AGENT", "120"]),
+        ({"voight_api_key": "vk_1", "events_url": "http://events.example"}, {}, ["https://host", "this machine"]),
+        ({"voight_api_key": "vk_1", "events_url": "https://user:pw@events.example"}, {}, ["https://host"]),
+        ({"voight_api_key": "vk_1", "events_url": "ftp://events.example"}, {}, ["https://host"]),
+        ({"voight_api_key": "vk_1", "events_per_minute": 0}, {}, ["whole number", "'0'"]),
+        ({"voight_api_key": "vk_1"}, {"VOIGHT_EVENTS_PER_MINUTE": "a few"}, ["VOIGHT_EVENTS_PER_MINUTE", "'a few'"]),
         ({}, {"VOIGHT_PII": "hide"}, ["VOIGHT_PII", "hide", "pseudonym, redact or allow"]),
         ({"pii": {"user": "allow"}}, {}, ["configure()", "'user'", "user_id"]),
         ({"pii": {"user id": "allow"}}, {}, ["user id"]),

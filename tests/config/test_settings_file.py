@@ -34,7 +34,7 @@ enabled = true
 request_identity = false
 prices = "mine.toml"
 tz = "Europe/Berlin"
-agent = "api"
+voight_agent = "api"
 events_url = "https://events.example"
 events_per_minute = 600
 ingest = false
@@ -63,7 +63,7 @@ def test_every_setting_but_the_secrets(home: dict[str, str]) -> None:
     assert settings.file == file
     assert settings.sources["ledger"] == f"{file}:1"
     assert settings.sources["tags"] == f"{file}:16"
-    assert set(NAMES) == set(VARIABLES) - {"key", "pseudonym_key", "header_key"}
+    assert set(NAMES) == set(VARIABLES) - {"voight_api_key", "pseudonym_key", "header_key"}
 
 
 def test_arguments_then_variables_then_the_file(home: dict[str, str]) -> None:
@@ -119,7 +119,7 @@ def test_another_tools_mistake_is_not_ours(home: dict[str, str]) -> None:
     [
         ('release = "1"\nledgre = "x"\n', r"voight\.toml:2: there is no setting 'ledgre': did you mean ledger\?"),
         ('zzz = "x"\n', r"voight\.toml:1: there is no setting 'zzz': use one of ledger, journal"),
-        ('\nkey = "vk_1"\n', r"voight\.toml:2: a secret does not belong into a file that is shared: set VOIGHT_KEY"),
+        ('\nvoight_api_key = "vk_1"\n', r"voight\.toml:2: a secret does not belong into a file that is shared: set VOIGHT_KEY"),
         ("ledger = [1]\n", r"voight\.toml:1: ledger must be a text, a number, true or false, not \[1\]"),
         ('release = ""\n', r"voight\.toml:1: release must be"),
         ("\n\nenabled = 'perhaps'\n", r"voight\.toml:3: enabled is 'perhaps'; use one of"),

@@ -119,7 +119,7 @@ def configured(voight_calls: Any, server: EventServer) -> Callable[..., Path]:
     """Configures this process to send to the server; answers the folder of the journal."""
 
     def configure(**values: Any) -> Path:
-        given: dict[str, Any] = {"key": "vk_test", "agent": "tests", "events_url": server.url, "events_per_minute": FAST}
+        given: dict[str, Any] = {"voight_api_key": "vk_test", "voight_agent": "tests", "events_url": server.url, "events_per_minute": FAST}
         voight.configure(**(given | values))
         return Path(current_meter().settings.journal)
 

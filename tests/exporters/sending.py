@@ -100,7 +100,12 @@ class Sending:
     def send_waiting(self, seconds: float | None = 20) -> Status:
         """Do as `voight events send` does; return what is left."""
         settings = Settings.from_environment(
-            ledger=self.ledger, journal=self.folder, environ={}, key="vk_test", events_url=self.server.url, events_per_minute=FAST
+            ledger=self.ledger,
+            journal=self.folder,
+            environ={},
+            voight_api_key="vk_test",
+            events_url=self.server.url,
+            events_per_minute=FAST,
         )
         left = send_waiting(settings, seconds)
         assert left is not None

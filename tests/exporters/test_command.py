@@ -333,7 +333,7 @@ def test_nobody(ledger: Path, capsys: Captured) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [["--format", "csv"], ["--where", "plan=pro"], ["--since", "today"], ["--as-priced"]])
+@pytest.mark.parametrize("more", [["--format", "csv"], ["--where", "plan=pro"], ["--since", "today"], ["--original-prices"]])
 def test_one_person_is_not_filtered(ledger: Path, capsys: Captured, more: list[str]) -> None:
     """What would leave something out of the document is refused."""
     assert main(["export", "--user", "u_1", *more]) == 1

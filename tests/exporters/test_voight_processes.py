@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("impatient")
 
 KILLED = """
 import sys, time, voight_middleware as voight
-voight.configure(key="vk_test", events_url=sys.argv[1], events_per_minute=60000)
+voight.configure(voight_api_key="vk_test", events_url=sys.argv[1], events_per_minute=60000)
 usage = {"prompt_tokens": 1, "completion_tokens": 1}
 number = 0
 while True:
@@ -66,7 +66,7 @@ def test_a_process_that_is_killed_loses_no_event_and_repeats_one_at_most(scripts
 
 FORKED = """
 import os, sys, time, voight_middleware as voight
-voight.configure(key="vk_test", events_url=sys.argv[1], events_per_minute=60000)
+voight.configure(voight_api_key="vk_test", events_url=sys.argv[1], events_per_minute=60000)
 
 def spend(count):
     for _ in range(count):
@@ -108,7 +108,7 @@ def test_a_process_that_ends_leaves_the_rest_to_the_next(scripts: Any) -> None:
     """It does not wait for the server; the next one begins where it ended, and not before its time."""
     source = """
     import sys, voight_middleware as voight
-    voight.configure(key="vk_test", events_url=sys.argv[1], events_per_minute=120)
+    voight.configure(voight_api_key="vk_test", events_url=sys.argv[1], events_per_minute=120)
     for _ in range(5):
         with voight.tag(user_id="u"):
             print(voight.record(provider="openai", model="gpt-5-nano", usage={"prompt_tokens": 1}), flush=True)
@@ -136,14 +136,14 @@ def test_what_short_programs_leave_can_be_sent(scripts: Any, server: EventServer
     """By a process that makes no calls; beside one that is sending it does nothing."""
     source = """
     import sys, voight_middleware as voight
-    voight.configure(key="vk_test", events_url=sys.argv[1], events_per_minute=1)
+    voight.configure(voight_api_key="vk_test", events_url=sys.argv[1], events_per_minute=1)
     for number in range(100):
         with voight.tag(user_id="u"):
             print(voight.record(provider="openai", model="gpt-5-nano", usage={"prompt_tokens": 1}, call_id=f"import-{number}"))
     """
     ids = scripts.run(source, server.url).split()
     settings = Settings.from_environment(
-        ledger=scripts.ledger, journal=scripts.journal, key="vk_test", events_url=server.url, events_per_minute=FAST, environ={}
+        ledger=scripts.ledger, journal=scripts.journal, voight_api_key="vk_test", events_url=server.url, events_per_minute=FAST, environ={}
     )
     assert send_waiting(Settings.from_environment(ledger=scripts.ledger, environ={})) is None
     lock = IngestLock(scripts.journal)
@@ -169,7 +169,7 @@ def test_a_server_that_hangs_does_not_hold_up_the_end(scripts: Any, server: Even
     import atexit, sys, time
     atexit.register(lambda: print(time.monotonic() - begun))  # before ours is, and so called after it
     import voight_middleware as voight
-    voight.configure(key="vk_test", events_url=sys.argv[1], events_per_minute=60000)
+    voight.configure(voight_api_key="vk_test", events_url=sys.argv[1], events_per_minute=60000)
     with voight.tag(user_id="u"):
         print(voight.record(provider="openai", model="gpt-5-nano", usage={"prompt_tokens": 1}), flush=True)
     assert voight.flush()

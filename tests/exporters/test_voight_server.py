@@ -113,7 +113,7 @@ def test_a_refused_key_stops_and_keeps_everything(
     assert found.waiting == 10
     assert words in (found.state.problem or "")
     server.fault = None
-    configured(agent="another")
+    configured(voight_agent="another")
     ids.append(spend())  # a process without calls has no thread
     pump(server, 11)
     assert server.call_ids() == ids
@@ -123,7 +123,7 @@ def test_a_refused_key_stops_and_keeps_everything(
 
 def test_a_wrong_key_is_one_that_stops(server: EventServer, configured: Any) -> None:
     """The server's own 401, not one of the test's."""
-    journal = configured(key="vk_wrong")
+    journal = configured(voight_api_key="vk_wrong")
     spend()
     pump_until(lambda: (found := status(journal)) and found.state.stopped)
     assert server.events == []

@@ -101,7 +101,7 @@ def test_of_two_rows_the_first_counts(ledger: ClickHouseLedger, merged: bool) ->
         assert count(ledger) == 1
     assert list(ledger.calls()) == [after] == [ledger.call(call.call_id)]
     assert [(row.calls, row.cost_femto) for row in ledger.spend(["user_id"])] == [(1, 6)]
-    assert [(row.calls, row.cost_femto) for row in ledger.spend(as_priced=True)] == [(1, 5)]
+    assert [(row.calls, row.cost_femto) for row in ledger.spend(original_prices=True)] == [(1, 5)]
     assert ledger.personal_data(["u"]).calls == 1
     assert ledger.expired(NOON + DAY).calls == 1
 
@@ -205,7 +205,7 @@ def test_a_repricing_that_was_broken_off(opened: Callable[..., ClickHouseLedger]
     assert [price.cost_femto for price in again.price_history(first.call_id)] == [5]
     assert again.price_history(second.call_id) == []
     assert again.spend()[0].cost_femto == 13
-    assert again.spend(as_priced=True)[0].cost_femto == 11
+    assert again.spend(original_prices=True)[0].cost_femto == 11
     assert again.reprice([(priced(first, 7), priced(first, 9)), (second, priced(second, 10))]) == 2
     assert [(price.version, price.cost_femto) for price in again.price_history(first.call_id)] == [(1, 5), (2, 7)]
     assert [(price.version, price.cost_femto) for price in again.price_history(second.call_id)] == [(1, 6)]

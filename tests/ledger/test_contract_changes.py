@@ -312,9 +312,9 @@ def test_the_original_figures_stay(ledger: Ledger, seed: int) -> None:
             newest[old.call_id] = new
             if new.cost_femto != old.cost_femto:
                 expected[old.call_id].append(new.cost_femto)
-    assert [ledger.spend(by, as_priced=True) for by in questions] == before
-    assert list(ledger.calls(as_priced=True)) == kept
-    assert list(ledger.calls({"cost_status": "unpriced"}, as_priced=True)) == oracle.chosen(kept, {"cost_status": "unpriced"})
+    assert [ledger.spend(by, original_prices=True) for by in questions] == before
+    assert list(ledger.calls(original_prices=True)) == kept
+    assert list(ledger.calls({"cost_status": "unpriced"}, original_prices=True)) == oracle.chosen(kept, {"cost_status": "unpriced"})
     assert list(ledger.calls()) == list(newest.values())
     former = ledger.price_histories([call.call_id for call in kept])
     assert former.keys() == {call_id for call_id, costs in expected.items() if len(costs) > 1}
@@ -352,7 +352,7 @@ def test_there_and_back(ledger: Ledger) -> None:
         (2, 6, "b"),
         (3, 5, "a"),
     ]
-    assert (ledger.spend()[0].cost_femto, ledger.spend(as_priced=True)[0].cost_femto) == (6, 5)
+    assert (ledger.spend()[0].cost_femto, ledger.spend(original_prices=True)[0].cost_femto) == (6, 5)
 
 
 def test_a_change_of_reasons_is_a_version(ledger: Ledger) -> None:
@@ -361,9 +361,9 @@ def test_a_change_of_reasons_is_a_version(ledger: Ledger) -> None:
     ledger.insert([call])
     assert ledger.reprice([(call, priced(call, 5, "partial", cost_reasons=("tier",)))]) == 1
     assert ledger.spend()[0].partial_calls == 1
-    assert ledger.spend(as_priced=True)[0].partial_calls == 0
+    assert ledger.spend(original_prices=True)[0].partial_calls == 0
     assert ledger.spend(where={"cost_status": "priced"})[0].calls == 0
-    assert ledger.spend(where={"cost_status": "priced"}, as_priced=True)[0].calls == 1
+    assert ledger.spend(where={"cost_status": "priced"}, original_prices=True)[0].calls == 1
 
 
 def test_a_call_is_known_by_what_was_read(ledger: Ledger) -> None:

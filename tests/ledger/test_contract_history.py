@@ -69,4 +69,4 @@ def test_any_history(ledger: Ledger, seed: int) -> None:
             assert ledger.spend(by) == oracle.spend(kept, by)
     check_sums(ledger)
     assert ledger.spend(["k"]) == oracle.spend(ledger.calls(), ["k"])
-    assert ledger.spend(["user_id"], as_priced=True) == oracle.spend(ledger.calls(as_priced=True), ["user_id"])
+    assert ledger.spend(["user_id"], original_prices=True) == oracle.spend(ledger.calls(original_prices=True), ["user_id"])

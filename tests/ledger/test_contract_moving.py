@@ -63,7 +63,7 @@ def test_kept_calls_count(ledger: Ledger) -> None:
     assert ledger.import_calls(kept, former) == 41
     check_sums(ledger)
     assert ledger.spend(["feature"], {"feature": "x"})[0].calls == 40
-    assert ledger.spend(as_priced=True)[0].cost_femto == sum(range(40)) - 3 + 100
+    assert ledger.spend(original_prices=True)[0].cost_femto == sum(range(40)) - 3 + 100
     assert ledger.time_range() == (NOON, NOON + 39 * DAY)
     assert ledger.insert(kept) == 0
 

@@ -183,4 +183,4 @@ def test_thousands_of_calls_add_up(ledger: Ledger) -> None:
     repriced = list(ledger.calls(where={"user_id": "u_7"}))
     assert ledger.reprice([(call, priced(call, rng.randrange(10**15))) for call in repriced]) == len(repriced)
     assert ledger.spend()[0].cost_femto == sum(call.cost_femto for call in ledger.calls() if call.cost_femto is not None)
-    assert ledger.spend(as_priced=True) == original
+    assert ledger.spend(original_prices=True) == original

@@ -92,7 +92,7 @@ def test_a_reader_reads_everything_and_writes_nothing(ledger: PostgresLedger, ma
     ledger.reprice([(call, after := priced(call, 6))])
     with closing(open_ledger(url, create=False)) as reader:
         assert reader.spend(["k"], {"user_id": "u_1"}) == ledger.spend(["k"], {"user_id": "u_1"})
-        assert list(reader.calls(as_priced=True)) == [call]
+        assert list(reader.calls(original_prices=True)) == [call]
         assert (reader.call(call.call_id), reader.time_range(), len(reader.price_history(call.call_id))) == (after, (NOON, NOON), 1)
         assert reader.personal_data(["u_1"]) == ledger.personal_data(["u_1"])
         assert reader.submissions(["openai/1"]).keys() == {"openai/1"}

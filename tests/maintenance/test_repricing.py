@@ -121,7 +121,7 @@ def test_the_difference_by_user_and_model(ledger: Ledger, half: PriceBook, keep:
     assert (total.before_femto, total.after_femto) == (2_150_000 * micro, 4_075_000 * micro)
     assert (total.unpriced_before, total.unpriced_after) == (2, 1)
     assert ledger.spend()[0].cost_femto == total.after_femto
-    assert ledger.spend(as_priced=True)[0].cost_femto == total.before_femto
+    assert ledger.spend(original_prices=True)[0].cost_femto == total.before_femto
 
 
 @in_a_file
@@ -148,7 +148,7 @@ def test_twice_and_back(ledger: Ledger, book: PriceBook, half: PriceBook, keep: 
     assert [reprice(ledger, one).written for one in (half, half, book, plain, plain)] == [1, 0, 0, 1, 0]
     assert sorted(versions(ledger)) == [0, 2]
     assert list(ledger.calls()) == original
-    assert list(ledger.calls(as_priced=True)) == original
+    assert list(ledger.calls(original_prices=True)) == original
     (call_id,) = [call.call_id for call in original if call.cost_femto]
     cost = original[0].cost_femto or original[1].cost_femto or 0
     assert [price.cost_femto for price in ledger.price_history(call_id)] == [cost, cost // 2]
@@ -287,7 +287,7 @@ def test_killed_in_the_middle(
     assert (report.total.calls, report.total.changed, report.written) == (2_200, 1_200, 1_200)
     assert versions(ledger) == [1] * 2_200
     assert reprice(ledger, half).written == 0
-    assert ledger.spend(as_priced=True) == before
+    assert ledger.spend(original_prices=True) == before
     assert ledger.spend()[0].cost_femto == (before[0].cost_femto or 0) // 2
 
 

@@ -93,13 +93,14 @@ def contents(ledger: Ledger) -> dict[str, Any]:
     calls = list(ledger.calls())
     return {
         "calls": calls,
-        "first": list(ledger.calls(as_priced=True)),
+        "first": list(ledger.calls(original_prices=True)),
         "former": ledger.price_histories([call.call_id for call in calls]),
         "jobs": ledger.jobs(),
         "days": ledger.spend(["day"]),
         "users": ledger.spend(["user_id", "plan", "month"]),
         "statuses": ledger.spend(
-            ["cost_status", *dict.fromkeys(key for call in calls for key in sorted(call.tags.extra) if key.isidentifier())], as_priced=True
+            ["cost_status", *dict.fromkeys(key for call in calls for key in sorted(call.tags.extra) if key.isidentifier())],
+            original_prices=True,
         ),
         "expired": ledger.expired(NOON + 10_000 * DAY),
     }

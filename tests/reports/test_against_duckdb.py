@@ -213,10 +213,10 @@ def test_after_a_repricing_and_late_owners(both: Both, tmp_path: Path) -> None:
         assert ledger.reprice(changes) > 3 * COUNT // 100
         both.load("repriced", list(ledger.calls()), zones={})
         for by in ((), ("user_id",), ("month", "plan"), ("day", "model"), ("cost_status",), ("feature",)):
-            now, then = spend(ledger, by), spend(ledger, by, as_priced=True)
+            now, then = spend(ledger, by), spend(ledger, by, original_prices=True)
             assert found(now.rows, by) == both.figures(by, table="repriced")
             assert found(then.rows, by) == both.figures(by)
-        assert spend(ledger).total.cost_femto != spend(ledger, as_priced=True).total.cost_femto
+        assert spend(ledger).total.cost_femto != spend(ledger, original_prices=True).total.cost_femto
     both.db.execute("DROP TABLE repriced")
 
 

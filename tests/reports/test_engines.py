@@ -108,7 +108,9 @@ def revenue(ledger: Ledger) -> dict[str, int]:
 
 REPORTS: dict[str, Callable[[Ledger, Where, Window, tzinfo | None], Any]] = {
     "spend": lambda ledger, where, window, zone: spend(ledger, ("plan", "day"), where, window, zone=zone),
-    "spend as priced": lambda ledger, where, window, zone: spend(ledger, ("model", "feature"), where, window, 7, as_priced=True, zone=zone),
+    "spend as priced": lambda ledger, where, window, zone: spend(
+        ledger, ("model", "feature"), where, window, 7, original_prices=True, zone=zone
+    ),
     "top": lambda ledger, where, window, zone: top(ledger, ("user_id",), where, window, 25, zone=zone, now=NOW),
     "top, two": lambda ledger, where, window, zone: top(ledger, ("tenant_id", "model"), where, window, None, zone=zone, now=NOW),
     "plans": lambda ledger, where, window, zone: plans(
@@ -181,7 +183,7 @@ def test_a_grid_of_questions(file: Ledger, server: Ledger) -> None:
     names = (*DIMENSIONS, *EXTRA)
     values = {name: [row.dimensions[name] for row in file.spend([name])] for name in names}
     for _ in range(times(20, 60)):
-        zone, as_priced, limit = rng.choice(ZONES), rng.random() < 0.2, rng.choice([None, None, 1, 9])
+        zone, original_prices, limit = rng.choice(ZONES), rng.random() < 0.2, rng.choice([None, None, 1, 9])
         by = rng.sample(names, rng.randrange(4))
         where: dict[str, Any] = {}
         for name in rng.sample(names, rng.randrange(3)):
@@ -190,15 +192,15 @@ def test_a_grid_of_questions(file: Ledger, server: Ledger) -> None:
             where[name] = rng.choice([there, None if there is None else f"{there[:2]}*", several])
         window = rng.choice([*WINDOWS, Window(since := NOVEMBER.since and NOVEMBER.since + rng.randrange(10**12), (since or 0) + 10**11)])
         asked = by, where, window, limit
-        found = server.spend(*asked, as_priced=as_priced, zone=zone)
-        assert found == file.spend(*asked, as_priced=as_priced, zone=zone), (asked, as_priced, zone)
+        found = server.spend(*asked, original_prices=original_prices, zone=zone)
+        assert found == file.spend(*asked, original_prices=original_prices, zone=zone), (asked, original_prices, zone)
 
 
 def test_calls(file: Ledger, server: Ledger) -> None:
     """Every call, as it is and as it was priced first, in order; and in pages of a filter."""
     assert list(server.calls()) == list(file.calls())
-    assert list(server.calls({"plan": "pro"}, NOVEMBER, 500, as_priced=True)) == list(
-        file.calls({"plan": "pro"}, NOVEMBER, 500, as_priced=True)
+    assert list(server.calls({"plan": "pro"}, NOVEMBER, 500, original_prices=True)) == list(
+        file.calls({"plan": "pro"}, NOVEMBER, 500, original_prices=True)
     )
     ids = [call.call_id for call in file.calls(limit=COUNT // 10)]
     assert server.price_histories(ids).keys() == file.price_histories(ids).keys()

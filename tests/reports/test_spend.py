@@ -124,6 +124,6 @@ def test_as_priced(ledger: Ledger) -> None:
     assert ledger.reprice(changes) == 4
     assert spend(ledger).total.cost_femto == 4
     assert unattributed_share(ledger).unowned.cost_femto == 2
-    again = spend(ledger, ["user_id"], as_priced=True)
-    assert (again.rows, again.total, again.as_priced) == (before.rows, before.total, True)
-    assert unattributed_share(ledger, as_priced=True) == none_before
+    again = spend(ledger, ["user_id"], original_prices=True)
+    assert (again.rows, again.total, again.original_prices) == (before.rows, before.total, True)
+    assert unattributed_share(ledger, original_prices=True) == none_before

@@ -74,7 +74,7 @@ examples:
     "export": export.EXAMPLES,
     "otlp": otlp.EXAMPLES,
     "reprice": """\
-The prices of today at the time of each call: dated prices, your own prices. The figures before stay readable: --as-priced.
+The prices of today at the time of each call: dated prices, your own prices. The figures before stay readable: --original-prices.
 
 examples:
   voight reprice --since month --dry-run          what would change
@@ -172,7 +172,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     choice, dated_choice = _choice(), _choice(since_required=True)
     original = argparse.ArgumentParser(add_help=False)
-    original.add_argument("--as-priced", action="store_true", help="the costs that calls were given first, whatever has replaced them")
+    original.add_argument(
+        "--original-prices", action="store_true", help="the costs that calls were given first, whatever has replaced them"
+    )
     prices = argparse.ArgumentParser(add_help=False)
     prices.add_argument("--prices", metavar="FILE", type=Path, help="your own prices (default: VOIGHT_PRICES)")
     rows = argparse.ArgumentParser(add_help=False)
@@ -274,7 +276,7 @@ def _spend(args: Any) -> int:
     picture = plot.check(args.plot, by)
     with _ledger(args) as ledger:
         where = filters.exact(ledger, where)
-        report = spend(ledger, by, where, window, args.limit, as_priced=args.as_priced, zone=zone)
+        report = spend(ledger, by, where, window, args.limit, original_prices=args.original_prices, zone=zone)
         if picture is not None:
             plot.spend_over_time(report, render.title_of(f"Spend by {', '.join(by)}", window, where, zone), picture)
         if args.format == "json":
@@ -292,7 +294,13 @@ def _without_owner(ledger: Ledger, report: SpendReport, where: Where, window: Wi
     if not report.total.calls:
         return None
     return unattributed_beside(
-        ledger, report.total, report.rows if not report.more else (), where, window, as_priced=report.as_priced, zone=report.zone
+        ledger,
+        report.total,
+        report.rows if not report.more else (),
+        where,
+        window,
+        original_prices=report.original_prices,
+        zone=report.zone,
     )
 
 

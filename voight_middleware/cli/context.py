@@ -35,9 +35,9 @@ class ReportContext:
     settings: Settings
 
     @property
-    def as_priced(self) -> bool:
+    def original_prices(self) -> bool:
         """Whether costs are those that calls were given first."""
-        return bool(getattr(self.args, "as_priced", False))
+        return bool(getattr(self.args, "original_prices", False))
 
     def answer(
         self,

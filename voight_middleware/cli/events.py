@@ -156,8 +156,8 @@ def target(settings: Settings) -> Iterator[Line]:
     if events is None:
         yield Line("events", "off here: VOIGHT_KEY is not set")
         return
-    yield Line("events", f"on ({sources.get('key', 'default')})", _nobody(settings))
-    yield Line("agent", f"{events.agent} ({sources.get('agent', 'default')})")
+    yield Line("events", f"on ({sources.get('voight_api_key', 'default')})", _nobody(settings))
+    yield Line("agent", f"{events.agent} ({sources.get('voight_agent', 'default')})")
     yield Line("server", f"{shown_url(events.url)} ({sources.get('events_url', 'default')})")
     yield Line("rate", f"{events.per_minute:,} a minute ({sources.get('events_per_minute', 'default')})")
 

@@ -60,7 +60,7 @@ def run(ledger: Ledger, where: Where, window: Window, settings: Settings, args: 
     if chosen == "parquet" and args.output is None:
         raise UserError("Parquet is not text: give it a file, such as -o calls.parquet")
     with _progress(ledger, where, window, args) as watched:
-        calls = watched(ledger.calls(where, window, as_priced=args.as_priced))
+        calls = watched(ledger.calls(where, window, original_prices=args.original_prices))
         if chosen == "parquet":
             _write_parquet(calls, args.output)
         else:
@@ -85,7 +85,7 @@ def _lines(chosen: str) -> Callable[[Iterable[Call]], Iterator[bytes]]:
 def _person(ledger: Ledger, where: Where, window: Window, settings: Settings, args: Any) -> int:
     from voight_middleware.exporters.files import person
 
-    if args.format is not None or where or window != Window() or args.as_priced:
+    if args.format is not None or where or window != Window() or args.original_prices:
         raise UserError("--user is for everything that is kept about one person, as JSON: leave out the format, the filters and the times")
     try:
         args.user.encode()

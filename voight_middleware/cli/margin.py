@@ -64,7 +64,7 @@ def answer(asked: ReportContext) -> int:
             asked.where,
             asked.window,
             known_as=_known_as(asked.settings),
-            as_priced=asked.as_priced,
+            original_prices=asked.original_prices,
             zone=asked.zone,
         )
     except (RevenueError, AmbiguousCustomers, StripeMissing) as error:
@@ -126,7 +126,7 @@ def _row(row: MarginRow) -> dict[str, Any]:
 
 
 def _print(report: MarginReport, rows: Sequence[MarginRow], revenue: Revenue, asked: ReportContext) -> None:
-    subject = f"Margin by {report.on}" + (", as first priced" if report.as_priced else "")
+    subject = f"Margin by {report.on}" + (", as first priced" if report.original_prices else "")
     print_title(title_of(subject, report.window, asked.where, asked.zone))
     total_cost = report.total.cost_femto if report.total.calls else 0
     columns = [

@@ -48,7 +48,7 @@ def answer(asked: ReportContext) -> int:
             asked.window,
             threshold_femto=threshold,
             prices=read_prices(asked.args.price),
-            as_priced=asked.as_priced,
+            original_prices=asked.original_prices,
             zone=asked.zone,
         )
     except UnknownDimension:
@@ -115,7 +115,7 @@ def _row(row: PlanRow) -> dict[str, Any]:
 
 
 def _print(report: PlansReport, asked: ReportContext) -> None:
-    print_title(title_of("Plans" + (", as first priced" if report.as_priced else ""), report.window, asked.where, asked.zone))
+    print_title(title_of("Plans" + (", as first priced" if report.original_prices else ""), report.window, asked.where, asked.zone))
     if not report.total.calls:
         print_notes(["No call matches. `voight spend` shows what there is; `voight doctor` says where calls go."])
         return

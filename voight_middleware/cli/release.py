@@ -49,7 +49,7 @@ def answer(asked: ReportContext) -> int:
             asked.where,
             asked.window,
             args.limit,
-            as_priced=asked.as_priced,
+            original_prices=asked.original_prices,
             zone=asked.zone,
         )
     except UnknownDimension:
@@ -118,7 +118,7 @@ def _test(report: ReleaseReport) -> dict[str, Any]:
 def _print(report: ReleaseReport, asked: ReportContext) -> None:
     before, after = report.before, report.after
     conditions = "".join(f" · {condition(item)}" for item in asked.where.items())
-    priced = ", as first priced" if asked.as_priced else ""
+    priced = ", as first priced" if asked.original_prices else ""
     print_title(f"Release {after.release} against {before.release}, US dollars per day{priced}{conditions}")
     rows = (*report.rows, report.total)
     split = [asdict(row.causes) if row.causes is not None else {} for row in rows]

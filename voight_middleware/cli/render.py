@@ -85,7 +85,7 @@ def print_table(report: SpendReport, where: Where, ownership: Unattributed | Non
 
     console = console_for_tables()
     subject = f"Spend by {', '.join(report.by)}" if report.by else "Spend"
-    if report.as_priced:
+    if report.original_prices:
         subject += ", as first priced"
     console.print(Text(title_of(subject, report.window, where, report.zone or UTC), style="bold"), soft_wrap=True)
     if not report.total.calls:

@@ -77,7 +77,7 @@ def _notes(report: Repricing) -> Iterator[str]:
     elif report.dry_run:
         yield f"{note_of_calls(total.changed)} would get a new price; nothing was written: run it without --dry-run"
     else:
-        yield f"{note_of_calls(report.written)} got a new price; --as-priced shows what was there before, as does voight explain CALL_ID"
+        yield f"{note_of_calls(report.written)} got a new price; --original-prices shows what was there before, as does voight explain CALL_ID"
     if not report.dry_run and report.written < total.changed:
         yield f"{note_of_calls(total.changed - report.written)} changed in another process meanwhile: run it again"
     for name, before, after in (

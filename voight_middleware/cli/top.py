@@ -34,7 +34,7 @@ def answer(asked: ReportContext) -> int:
     by = names(asked.args.by)
     if not by:
         raise UserError("--by needs a dimension, such as user, plan or model")
-    report = top(asked.ledger, by, asked.where, asked.window, asked.args.limit, as_priced=asked.as_priced, zone=asked.zone)
+    report = top(asked.ledger, by, asked.where, asked.window, asked.args.limit, original_prices=asked.original_prices, zone=asked.zone)
     rows = list(map(_row, (*report.rows, *report.gone)))
     compared = None if report.compared_with is None else span(report.compared_with, asked.zone)
     about = {
@@ -71,7 +71,7 @@ def _figures(row: TopRow) -> dict[str, object]:
 
 
 def _print(report: TopReport, asked: ReportContext) -> None:
-    subject = f"Spend by {', '.join(report.by)}" + (", as first priced" if report.as_priced else "")
+    subject = f"Spend by {', '.join(report.by)}" + (", as first priced" if report.original_prices else "")
     print_title(title_of(subject, report.window, asked.where, asked.zone))
     if not report.total.spend.calls:
         print_notes(["No call matches. `voight spend` shows what there is; `voight doctor` says where calls go."])

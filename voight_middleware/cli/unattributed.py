@@ -35,7 +35,9 @@ def answer(asked: ReportContext) -> int:
     groupings = [by] if by else [["route"], ["model"]]
     if asked.args.format == "csv" and not by:
         groupings = [["attribution", "route", "model"]]
-    report = unattributed(asked.ledger, groupings, asked.where, asked.window, asked.args.limit, as_priced=asked.as_priced, zone=asked.zone)
+    report = unattributed(
+        asked.ledger, groupings, asked.where, asked.window, asked.args.limit, original_prices=asked.original_prices, zone=asked.zone
+    )
     about = {
         "share_of_calls": rate(report.owners.share_of_calls),
         "share_of_spend": rate(report.owners.share_of_spend),
@@ -74,7 +76,7 @@ def _row(row: UnattributedRow) -> dict[str, Any]:
 
 def _print(report: UnattributedReport, asked: ReportContext) -> None:
     owners = report.owners
-    subject = "Without an owner" + (", as first priced" if report.as_priced else "")
+    subject = "Without an owner" + (", as first priced" if report.original_prices else "")
     print_title(title_of(subject, report.window, asked.where, asked.zone))
     if not owners.total.calls:
         print_notes(["No call matches. `voight spend` shows what there is; `voight doctor` says where calls go."])

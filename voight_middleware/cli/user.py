@@ -52,7 +52,7 @@ def answer(asked: ReportContext) -> int:
         asked.window,
         known_as=called(asked.ledger, asked.args.user, asked.settings),
         last=asked.args.last,
-        as_priced=asked.as_priced,
+        original_prices=asked.original_prices,
         zone=asked.zone,
     )
     if not report.total.calls:
@@ -100,7 +100,7 @@ def _call(call: Call, asked: ReportContext) -> dict[str, Any]:
 
 def _print(report: UserReport, asked: ReportContext) -> None:
     print_title(
-        title_of(f"User {report.user_id}" + (", as first priced" if report.as_priced else ""), report.window, asked.where, asked.zone)
+        title_of(f"User {report.user_id}" + (", as first priced" if report.original_prices else ""), report.window, asked.where, asked.zone)
     )
     for name in PARTS:
         rows = report.parts[name]

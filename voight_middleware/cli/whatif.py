@@ -36,8 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser, positive: Callable[[str], int
 def answer(asked: ReportContext) -> int:
     """Print the report."""
     args = asked.args
-    if asked.as_priced:
-        raise UserError("--as-priced has no meaning here: the prices are those of today's price book")
+    if asked.original_prices:
+        raise UserError("--original-prices has no meaning here: the prices are those of today's price book")
     by = names(args.by)
     if not by:
         raise UserError("--by needs a dimension, such as user, plan or model")

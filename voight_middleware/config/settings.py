@@ -130,8 +130,8 @@ class Settings(msgspec.Struct, frozen=True):
         pii: str | Mapping[str, str] | None = None,
         pseudonym_key: str | None = None,
         header_key: str | None = None,
-        key: str | None = None,
-        agent: str | None = None,
+        voight_api_key: str | None = None,
+        voight_agent: str | None = None,
         events_url: str | None = None,
         events_per_minute: int | str | None = None,
         ingest: bool | None = None,
@@ -165,8 +165,8 @@ class Settings(msgspec.Struct, frozen=True):
         policies, all_tags = given.table("pii", pii), given.table("tags", tags)
         keys = first("pseudonym_key", pseudonym_key)
         signing = first("header_key", header_key)
-        bearer = first("key", key)
-        name = first("agent", agent) or environ.get("HOSTNAME") or socket.gethostname()
+        bearer = first("voight_api_key", voight_api_key)
+        name = first("voight_agent", voight_agent) or environ.get("HOSTNAME") or socket.gethostname()
         base = first("events_url", events_url) or EVENTS_URL
         rate = first("events_per_minute", events_per_minute)
         return cls(
@@ -283,9 +283,9 @@ VARIABLES = {
     name: f"VOIGHT_{name.upper()}"
     for name in (
         *("ledger", "journal", "release", "enabled", "request_identity", "prices", "tags", "tz", "pii", "pseudonym_key", "header_key"),
-        *("key", "agent", "events_url", "events_per_minute", "ingest", "journal_limit", "exit_timeout", "delivery"),
+        *("events_url", "events_per_minute", "ingest", "journal_limit", "exit_timeout", "delivery"),
     )
-}
+} | {"voight_api_key": "VOIGHT_KEY", "voight_agent": "VOIGHT_AGENT"}
 """The variable of each setting."""
 
 
@@ -346,7 +346,7 @@ def usable_settings(environ: Mapping[str, str] = os.environ) -> tuple[Settings, 
         settings = Settings.from_environment(environ={**others, **used}, file=replace(found, values=values, problems=()))
     except SettingsError as error:  # what is sent with a key is only looked at where there is one; or there is nowhere to write
         errors.append(error)
-        used.pop(VARIABLES["key"], None)
+        used.pop(VARIABLES["voight_api_key"], None)
         if alone is not others:
             used |= {VARIABLES[name]: value for name, value in STRICTER.items()}
         settings = Settings.from_environment(environ={**alone, **used}, file=replace(found, values=values, problems=()))

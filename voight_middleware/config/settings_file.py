@@ -21,9 +21,9 @@ CONFIG = "VOIGHT_CONFIG"
 """The variable that names the file; ``none`` reads none."""
 NAMES = (
     *("ledger", "journal", "release", "enabled", "request_identity", "prices", "pii", "tags", "tz"),
-    *("agent", "events_url", "events_per_minute", "ingest", "journal_limit", "exit_timeout", "delivery"),
+    *("voight_agent", "events_url", "events_per_minute", "ingest", "journal_limit", "exit_timeout", "delivery"),
 )
-_SECRETS = {"key": "VOIGHT_KEY", "pseudonym_key": "VOIGHT_PSEUDONYM_KEY", "header_key": "VOIGHT_HEADER_KEY"}
+_SECRETS = {"voight_api_key": "VOIGHT_KEY", "pseudonym_key": "VOIGHT_PSEUDONYM_KEY", "header_key": "VOIGHT_HEADER_KEY"}
 _PATHS = ("ledger", "journal", "prices")
 _TABLES = ("pii", "tags")
 _ROOTS = ((".git", ".hg"), (PROJECT, "setup.py", "manage.py"))

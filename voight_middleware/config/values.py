@@ -157,11 +157,11 @@ _LOOPBACK = re.compile(r"localhost|127(\.[0-9]{1,3}){3}|\[::1\]")
 def read_events(key: str, agent: str, base: str, rate: str, sources: Mapping[str, str]) -> EventsTarget:
     if not _BEARER.fullmatch(key.strip()):
         raise SettingsError(
-            f"{sources['key']}: this is no key of Voight's, which begins with vk_; another service's must not be sent there"
+            f"{sources['voight_api_key']}: this is no key of Voight's, which begins with vk_; another service's must not be sent there"
         )
     name = clean_value(agent)
     if name is None or len(name) > 120:
-        raise SettingsError(f"{sources['agent']}: an agent has a name of 1 to 120 characters")
+        raise SettingsError(f"{sources['voight_agent']}: an agent has a name of 1 to 120 characters")
     match = _BASE.fullmatch(base.strip())
     if match is None or (match["scheme"] == "http" and not _LOOPBACK.fullmatch(match["host"])):
         advice = "write https://host, without a user, a query or /v1/events; http only for this machine, as the key is sent along"

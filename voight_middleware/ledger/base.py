@@ -222,13 +222,13 @@ class Ledger(Protocol):
         window: Window = Window(),
         limit: int | None = None,
         *,
-        as_priced: bool = False,
+        original_prices: bool = False,
         zone: tzinfo | None = None,
     ) -> list[Spend]:
         """
         Calls added up by dimensions, the most expensive first (unpriced groups last, then by calls).
 
-        With *as_priced*, by the price that each was given first, whatever has replaced it. Hours, days and months are cut in *zone*, by
+        With *original_prices*, by the price that each was given first, whatever has replaced it. Hours, days and months are cut in *zone*, by
         default UTC; an hour is written with its offset then.
 
         Raises:
@@ -243,11 +243,11 @@ class Ledger(Protocol):
         limit: int | None = None,
         *,
         after: tuple[int, str] | None = None,
-        as_priced: bool = False,
+        original_prices: bool = False,
         zone: tzinfo | None = None,
     ) -> Iterator[Call]:
         """
-        Every call, the oldest first, with the price that *as_priced* says; *zone* is what days in *where* are cut in.
+        Every call, the oldest first, with the price that *original_prices* says; *zone* is what days in *where* are cut in.
 
         For reading in pieces: at most *limit* calls, from behind the one of this ``occurred_at`` and ``call_id`` on.
         """

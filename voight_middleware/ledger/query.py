@@ -91,14 +91,14 @@ class Query:
         self._zone = None if zone is UTC else zone
         self._extent = extent or (0, 0)
 
-    def spend(self, by: Sequence[str], where: Where, window: Window, limit: int | None, *, as_priced: bool = False) -> Sql:
+    def spend(self, by: Sequence[str], where: Where, window: Window, limit: int | None, *, original_prices: bool = False) -> Sql:
         """Sums by dimensions, the most expensive group first; ``read_spend`` reads a row."""
         dialect = self._dialect
         timed = self._zone is not None and bool({*TIMES} & {*by, *where})
-        usable = () if as_priced else self._usable(timed)
+        usable = () if original_prices else self._usable(timed)
         rolled, windows = plan_query(by, where, window, usable)
         parts = [self._from_rollup(rollup, by, where, first, end) for rollup, first, end in rolled]
-        parts += [self._from_calls(by, where, edge, dialect.calls_as_priced if as_priced else dialect.calls) for edge in windows]
+        parts += [self._from_calls(by, where, edge, dialect.calls_as_priced if original_prices else dialect.calls) for edge in windows]
         groups = [f"d{position}" for position in range(len(by))]
         sums = [f"SUM(m{position})" for position in range(len(dialect.sums))]
         calls, costs, unpriced = sums[0], sums[1 : 1 + dialect.costs], sums[1 + dialect.costs]

@@ -26,8 +26,8 @@ def configure(
     pii: str | Mapping[str, str] | None = None,
     pseudonym_key: str | None = None,
     header_key: str | None = None,
-    key: str | None = None,
-    agent: str | None = None,
+    voight_api_key: str | None = None,
+    voight_agent: str | None = None,
     events_url: str | None = None,
     events_per_minute: int | None = None,
     ingest: bool | None = None,
@@ -63,8 +63,8 @@ def configure(
             before>``. Without one, a local ledger gets a file with one beside it. ``VOIGHT_PSEUDONYM_KEY``.
         header_key: The secret that tags are signed with on their way to another service of yours, of the same form; in all services
             the same, and another than the one for pseudonyms. ``VOIGHT_HEADER_KEY``.
-        key: Your key of Voight's (``vk_…``): every call is sent there as an event, by the process that ingests. ``VOIGHT_KEY``.
-        agent: The name of this application there; by default the host's. ``VOIGHT_AGENT``.
+        voight_api_key: Your key of Voight's (``vk_…``): every call is sent there as an event, by the process that ingests. ``VOIGHT_KEY``.
+        voight_agent: The name of this application there; by default the host's. ``VOIGHT_AGENT``.
         events_url: Another server than Voight's own. ``VOIGHT_EVENTS_URL``.
         events_per_minute: How many events are sent in a minute at most: 60, as the free plan allows; Pro allows 600.
             ``VOIGHT_EVENTS_PER_MINUTE``.
@@ -92,8 +92,8 @@ def configure(
         pii=pii,
         pseudonym_key=pseudonym_key,
         header_key=header_key,
-        key=key,
-        agent=agent,
+        voight_api_key=voight_api_key,
+        voight_agent=voight_agent,
         events_url=events_url,
         events_per_minute=events_per_minute,
         ingest=ingest,

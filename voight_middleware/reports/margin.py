@@ -64,7 +64,7 @@ class MarginReport:
     unowned: Spend
     """Calls without an id: in the total, and in no row."""
     owners: Unattributed
-    as_priced: bool = False
+    original_prices: bool = False
 
     @property
     def margin_femto(self) -> int | None:
@@ -87,7 +87,7 @@ def margin(
     window: Window = Window(),
     *,
     known_as: KnownAs = lambda id_: (id_,),
-    as_priced: bool = False,
+    original_prices: bool = False,
     zone: tzinfo | None = None,
 ) -> MarginReport:
     """
@@ -100,7 +100,7 @@ def margin(
         where: Values that calls must have: ``*`` stands for any text, None for no value.
         window: The time that calls must lie in.
         known_as: The names that a customer may have in the ledger, such as a pseudonym: his calls are those of all of them.
-        as_priced: By the price that each call was given first, whatever has replaced it.
+        original_prices: By the price that each call was given first, whatever has replaced it.
         zone: Where days in *where* are cut; None means UTC.
 
     Raises:
@@ -108,7 +108,7 @@ def margin(
         UnknownDimension: *on*, or a name in *where*, is no dimension, and no extra key of any call.
         LedgerError: The ledger cannot be read.
     """
-    groups = ledger.spend((on,), where, window, as_priced=as_priced, zone=zone)
+    groups = ledger.spend((on,), where, window, original_prices=original_prices, zone=zone)
     by_name = {group.dimensions[on]: group for group in groups}
     rows = []
     taken: dict[str, str] = {}
@@ -130,5 +130,5 @@ def margin(
         revenue_femto=sum(revenue.values()),
         unowned=unowned,
         owners=Unattributed(unowned, total),
-        as_priced=as_priced,
+        original_prices=original_prices,
     )

@@ -99,7 +99,7 @@ class PlansReport:
     """How many months of the prices the window has; None where no price was given."""
     unused_prices: tuple[str, ...]
     """Plans with a price and without a call."""
-    as_priced: bool = False
+    original_prices: bool = False
 
     @property
     def revenue_femto(self) -> int | None:
@@ -121,7 +121,7 @@ def plans(
     *,
     threshold_femto: int | None = None,
     prices: Mapping[str | None, Decimal] | None = None,
-    as_priced: bool = False,
+    original_prices: bool = False,
     zone: tzinfo | None = None,
     now: datetime | None = None,
 ) -> PlansReport:
@@ -135,7 +135,7 @@ def plans(
         threshold_femto: Users who cost more in the window are heavy. By default, who costs more than he pays where the price of his
             plan is known and above 0, otherwise more than ``TIMES_THE_MEDIAN`` times the median user of his plan.
         prices: What a user of a plan pays for a month, in US dollars; for other windows, the part of the months that they cover.
-        as_priced: By the price that each call was given first, whatever has replaced it.
+        original_prices: By the price that each call was given first, whatever has replaced it.
         zone: Where months begin; None means UTC.
         now: Up to when a window that is still running counts; by default the clock's time.
 
@@ -147,7 +147,7 @@ def plans(
     months = months_in(window, now, zone or UTC) if prices else None
     if prices and months is None:
         raise ValueError("a price is for a month: say with --since from when on users have paid it, such as --since month")
-    groups = ledger.spend(("plan", "user_id"), where, window, as_priced=as_priced, zone=zone)
+    groups = ledger.spend(("plan", "user_id"), where, window, original_prices=original_prices, zone=zone)
     total = add_up(groups)
     by_plan: dict[str | None, list[Spend]] = {}
     for group in groups:
@@ -162,10 +162,10 @@ def plans(
         window=window,
         rows=tuple(rows),
         total=total,
-        owners=unattributed_beside(ledger, total, groups, where, window, as_priced=as_priced, zone=zone),
+        owners=unattributed_beside(ledger, total, groups, where, window, original_prices=original_prices, zone=zone),
         months=months,
         unused_prices=tuple("-" if plan is None else plan for plan in prices or () if plan not in by_plan),
-        as_priced=as_priced,
+        original_prices=original_prices,
     )
 
 

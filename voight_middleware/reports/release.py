@@ -125,7 +125,7 @@ def release(
     window: Window = Window(),
     limit: int | None = 10,
     *,
-    as_priced: bool = False,
+    original_prices: bool = False,
     zone: tzinfo | None = None,
 ) -> ReleaseReport:
     """
@@ -141,7 +141,7 @@ def release(
         where: Values that calls must have: ``*`` stands for any text, None for no value.
         window: The time in which both are looked at.
         limit: How many rows to keep.
-        as_priced: By the price that each call was given first, whatever has replaced it.
+        original_prices: By the price that each call was given first, whatever has replaced it.
         zone: Where the days begin that are compared; None means UTC.
 
     Raises:
@@ -153,7 +153,7 @@ def release(
     where = dict(where or {})
     if taken := {"release", "hour", "day", "week", "month"} & {key.removesuffix("!") for key in where}:
         raise ValueError(f"a release has its own time: filter by other things than {min(taken)}, and give the time as a window")
-    asking = _Asking(ledger, where, as_priced, zone)
+    asking = _Asking(ledger, where, original_prices, zone)
     first = _first_calls(ledger, where, window)
     if name not in first:
         raise NoSuchRelease(f"there are no calls of the release {name!r}; there are {_listed(first)}")
@@ -213,7 +213,7 @@ class _Asking:
 
     ledger: Ledger
     where: Where
-    as_priced: bool
+    original_prices: bool
     zone: tzinfo | None
     sides: list[Side] = field(default_factory=list)
     """Both releases, once they are known."""
@@ -230,7 +230,7 @@ class _Asking:
             where["user_id"] = only.user_id
             if only.user_id is not None and "*" in only.user_id:
                 exact["user_id"] = only.user_id
-        groups = self.ledger.spend((*by, *exact), where, window, as_priced=self.as_priced, zone=self.zone)
+        groups = self.ledger.spend((*by, *exact), where, window, original_prices=self.original_prices, zone=self.zone)
         return [group for group in groups if all(group.dimensions[name] == value for name, value in exact.items())]
 
     def side(self, release: str, first: Mapping[str, int], window: Window) -> tuple[Side, dict[str | None, Spend]]:
@@ -292,7 +292,7 @@ class _Asking:
         if key not in self.rates:
             self.rates[key] = {}
             where = {**self.where, "release": side.release, "model": model, "cost_status": ("priced", "partial")}
-            for call in self.ledger.calls(where, side.window, SAMPLE, as_priced=self.as_priced, zone=self.zone):
+            for call in self.ledger.calls(where, side.window, SAMPLE, original_prices=self.original_prices, zone=self.zone):
                 if call.list_femto is not None:
                     self.reported.add(key)
                 if call.price is not None and (prices := _unit_prices(call.price)) is not None:

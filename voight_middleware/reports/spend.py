@@ -29,7 +29,7 @@ class SpendReport:
     total: Spend
     more: int = 0
     """How many groups the limit has left out of ``rows``."""
-    as_priced: bool = False
+    original_prices: bool = False
     """Whether costs are those that calls were given first, whatever has replaced them."""
     zone: tzinfo | None = None
     """Where days begin; None means UTC."""
@@ -51,7 +51,7 @@ def spend(
     window: Window = Window(),
     limit: int | None = None,
     *,
-    as_priced: bool = False,
+    original_prices: bool = False,
     zone: tzinfo | None = None,
 ) -> SpendReport:
     """
@@ -63,7 +63,7 @@ def spend(
         where: Values that calls must have: ``*`` stands for any text, None for no value, and of several one is enough.
         window: The time that calls must lie in.
         limit: How many rows to keep: the most expensive ones; the newest, where the first dimension is a time.
-        as_priced: By the price that each call was given first, whatever has replaced it.
+        original_prices: By the price that each call was given first, whatever has replaced it.
         zone: Where hours, days and months are cut; None means UTC.
 
     Raises:
@@ -72,14 +72,14 @@ def spend(
     """
     # All groups are fetched and added up here: a second query for the total might see calls that came in between.
     by = tuple(dict.fromkeys(by))
-    groups = ledger.spend(by, where, window, as_priced=as_priced, zone=zone)
+    groups = ledger.spend(by, where, window, original_prices=original_prices, zone=zone)
     total = add_up(groups)
     if by and by[0] in TIMES:
         groups = sorted(groups, key=lambda group: _moment(group.dimensions[by[0]]))
         rows = groups if limit is None else groups[-limit:]
     else:
         rows = groups if limit is None else groups[:limit]
-    return SpendReport(by, window, tuple(rows), total, len(groups) - len(rows), as_priced, zone)
+    return SpendReport(by, window, tuple(rows), total, len(groups) - len(rows), original_prices, zone)
 
 
 def add_up(groups: Sequence[Spend]) -> Spend:

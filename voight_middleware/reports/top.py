@@ -65,7 +65,7 @@ class TopReport:
     """When the first call of the ledger happened, if that is within the time before, which is not whole then."""
     owners: Unattributed | None
     """What of the total has no user; None where certain users were asked for."""
-    as_priced: bool = False
+    original_prices: bool = False
 
 
 def top(
@@ -75,7 +75,7 @@ def top(
     window: Window = Window(),
     limit: int | None = 10,
     *,
-    as_priced: bool = False,
+    original_prices: bool = False,
     zone: tzinfo | None = None,
     now: datetime | None = None,
 ) -> TopReport:
@@ -88,7 +88,7 @@ def top(
         where: Values that calls must have: ``*`` stands for any text, None for no value.
         window: The time that calls must lie in. ``timespan.preceding`` says which time it is compared with.
         limit: How many rows to keep.
-        as_priced: By the price that each call was given first, whatever has replaced it.
+        original_prices: By the price that each call was given first, whatever has replaced it.
         zone: Where days and months are cut; None means UTC.
         now: Up to when a window that is still running counts; by default the clock's time.
 
@@ -97,12 +97,12 @@ def top(
         LedgerError: The ledger cannot be read.
     """
     by = tuple(dict.fromkeys(by))
-    groups = ledger.spend(by, where, window, as_priced=as_priced, zone=zone)
+    groups = ledger.spend(by, where, window, original_prices=original_prices, zone=zone)
     total = add_up(groups)
     earlier = preceding(window, now, zone or UTC)
     before: dict[tuple[str | None, ...], Spend] = {}
     if earlier is not None:
-        before = {_key(group): group for group in ledger.spend(by, where, earlier, as_priced=as_priced, zone=zone)}
+        before = {_key(group): group for group in ledger.spend(by, where, earlier, original_prices=original_prices, zone=zone)}
 
     def row(group: Spend) -> TopRow:
         past = None if earlier is None else before.get(_key(group), Spend(group.dimensions))
@@ -121,8 +121,8 @@ def top(
         gone=tuple(gone),
         compared_with=earlier,
         begins=None if earlier is None else _begins_in(ledger, earlier),
-        owners=unattributed_beside(ledger, total, groups, where, window, as_priced=as_priced, zone=zone),
-        as_priced=as_priced,
+        owners=unattributed_beside(ledger, total, groups, where, window, original_prices=original_prices, zone=zone),
+        original_prices=original_prices,
     )
 
 

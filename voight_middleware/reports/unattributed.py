@@ -66,7 +66,7 @@ class UnattributedReport:
     owners: Unattributed
     sources: tuple[Source, ...]
     sections: tuple[Section, ...]
-    as_priced: bool = False
+    original_prices: bool = False
 
 
 def unattributed(
@@ -76,7 +76,7 @@ def unattributed(
     window: Window = Window(),
     limit: int | None = 10,
     *,
-    as_priced: bool = False,
+    original_prices: bool = False,
     zone: tzinfo | None = None,
 ) -> UnattributedReport:
     """
@@ -88,7 +88,7 @@ def unattributed(
         where: Values that calls must have: ``*`` stands for any text, None for no value. Without ``user_id``.
         window: The time that calls must lie in.
         limit: How many rows to keep of each grouping.
-        as_priced: By the price that each call was given first, whatever has replaced it.
+        original_prices: By the price that each call was given first, whatever has replaced it.
         zone: Where hours, days and months are cut; None means UTC.
 
     Raises:
@@ -99,7 +99,7 @@ def unattributed(
 
     def groups(names: Sequence[str], *, unowned: bool) -> list[Spend]:
         only: dict[str, str | tuple[str | None, ...] | None] = {**where, "user_id": None} if unowned else where
-        return ledger.spend(names, only, window, as_priced=as_priced, zone=zone)
+        return ledger.spend(names, only, window, original_prices=original_prices, zone=zone)
 
     everything = groups(("attribution",), unowned=False)
     without = {group.dimensions["attribution"]: group for group in groups(("attribution",), unowned=True)}
@@ -118,7 +118,7 @@ def unattributed(
         shown = rows if limit is None else rows[:limit]
         kept = tuple(_row(row, of_all, owners.unowned) for row in shown)
         sections.append(Section(tuple(dict.fromkeys(names)), kept, len(rows) - len(shown)))
-    return UnattributedReport(window, owners, tuple(sources), tuple(sections), as_priced)
+    return UnattributedReport(window, owners, tuple(sources), tuple(sections), original_prices)
 
 
 def _row(group: Spend, of_all: Mapping[tuple[str | None, ...], Spend], total: Spend) -> UnattributedRow:

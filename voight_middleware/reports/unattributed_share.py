@@ -34,18 +34,18 @@ def unattributed_share(
     where: Where | None = None,
     window: Window = Window(),
     *,
-    as_priced: bool = False,
+    original_prices: bool = False,
     zone: tzinfo | None = None,
 ) -> Unattributed:
     """
-    What the calls without a user cost, and their share; with *as_priced*, by the price that each was given first.
+    What the calls without a user cost, and their share; with *original_prices*, by the price that each was given first.
 
     Raises:
         UnknownDimension: A name in *where* is no dimension, and no extra key of any call.
         LedgerError: The ledger cannot be read.
     """
-    total = add_up(ledger.spend((), where, window, as_priced=as_priced, zone=zone))
-    return unattributed_beside(ledger, total, (), where, window, as_priced=as_priced, zone=zone) or Unattributed(Spend(), total)
+    total = add_up(ledger.spend((), where, window, original_prices=original_prices, zone=zone))
+    return unattributed_beside(ledger, total, (), where, window, original_prices=original_prices, zone=zone) or Unattributed(Spend(), total)
 
 
 def unattributed_beside(
@@ -55,7 +55,7 @@ def unattributed_beside(
     where: Where | None = None,
     window: Window = Window(),
     *,
-    as_priced: bool = False,
+    original_prices: bool = False,
     zone: tzinfo | None = None,
 ) -> Unattributed | None:
     """
@@ -74,5 +74,5 @@ def unattributed_beside(
     if groups and "user_id" in groups[0].dimensions:
         without = [group for group in groups if group.dimensions["user_id"] is None]
     else:
-        without = ledger.spend((), {**where, "user_id": None}, window, as_priced=as_priced, zone=zone)
+        without = ledger.spend((), {**where, "user_id": None}, window, original_prices=original_prices, zone=zone)
     return Unattributed(add_up(without), total)

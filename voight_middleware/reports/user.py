@@ -28,7 +28,7 @@ class UserReport:
     """By each of ``PARTS``, the most expensive first."""
     last: tuple[Call, ...]
     """The last calls, the newest first."""
-    as_priced: bool = False
+    original_prices: bool = False
 
 
 def user(
@@ -39,7 +39,7 @@ def user(
     *,
     known_as: Sequence[str] = (),
     last: int = 10,
-    as_priced: bool = False,
+    original_prices: bool = False,
     zone: tzinfo | None = None,
 ) -> UserReport:
     """
@@ -52,7 +52,7 @@ def user(
         where: Values that calls must have: ``*`` stands for any text, None for no value. Without ``user_id``.
         window: The time that calls must lie in.
         last: How many of the last calls to read.
-        as_priced: By the price that each call was given first, whatever has replaced it.
+        original_prices: By the price that each call was given first, whatever has replaced it.
         zone: Where days begin; None means UTC.
 
     Raises:
@@ -62,7 +62,7 @@ def user(
     ids = tuple(dict.fromkeys((user_id, *known_as)))
     where = {**(where or {}), "user_id": tuple(map(literal, ids))}
     # One question for all: the calls of one user are few, and each question reads all of them.
-    groups = ledger.spend(("day", *PARTS), where, window, as_priced=as_priced, zone=zone)
+    groups = ledger.spend(("day", *PARTS), where, window, original_prices=original_prices, zone=zone)
     days = sorted(_by("day", groups), key=lambda day: str(day.dimensions["day"]))
     calls: deque[Call] = deque(maxlen=last)
     if days and last:
@@ -73,7 +73,7 @@ def user(
                 break
         for day in days:
             if str(day.dimensions["day"]) >= str(first):
-                some = ledger.calls({**where, "day": day.dimensions["day"]}, window, as_priced=as_priced, zone=zone)
+                some = ledger.calls({**where, "day": day.dimensions["day"]}, window, original_prices=original_prices, zone=zone)
                 calls.extend(some)
     return UserReport(
         user_id=user_id,
@@ -82,7 +82,7 @@ def user(
         days=tuple(days),
         parts={name: tuple(_by(name, groups)) for name in PARTS},
         last=tuple(reversed(calls)),
-        as_priced=as_priced,
+        original_prices=original_prices,
     )
 
 

@@ -132,7 +132,7 @@ class ClickHouseLedger:
         window: Window = Window(),
         limit: int | None = None,
         *,
-        as_priced: bool = False,
+        original_prices: bool = False,
         zone: tzinfo | None = None,
     ) -> list[Spend]:
         """
@@ -142,7 +142,7 @@ class ClickHouseLedger:
             UnknownDimension: A name in *by* or *where* is neither in ``DIMENSIONS`` nor an extra key of any call.
         """
         by = tuple(dict.fromkeys(by))
-        rows = self._db.rows(*self._question(zone).spend(by, where or {}, window, limit, as_priced=as_priced))
+        rows = self._db.rows(*self._question(zone).spend(by, where or {}, window, limit, original_prices=original_prices))
         return [read_spend(by, row, self._dialect) for row in rows]
 
     def calls(
@@ -152,7 +152,7 @@ class ClickHouseLedger:
         limit: int | None = None,
         *,
         after: tuple[int, str] | None = None,
-        as_priced: bool = False,
+        original_prices: bool = False,
         zone: tzinfo | None = None,
     ) -> Iterator[Call]:
         """
@@ -166,11 +166,11 @@ class ClickHouseLedger:
         if after is not None:
             window = Window(max(after[0], window.since or after[0]), window.until)
         condition, values = self._question(zone).condition(where or {}, window)
-        source = self._dialect.calls_as_priced if as_priced else self._dialect.calls
+        source = self._dialect.calls_as_priced if original_prices else self._dialect.calls
         left = limit
         size = _PIECE if limit is None else min(_PIECE, limit)
         # Rows that others have replaced do no harm in a count that only says where to cut.
-        counted = source if as_priced else source.removesuffix(" FINAL")
+        counted = source if original_prices else source.removesuffix(" FINAL")
         for begin, end in self._spans(f"{counted} WHERE {condition}", values, size):
             while left is None or left > 0:
                 size = _PIECE if left is None else min(_PIECE, left)

@@ -136,7 +136,7 @@ class PostgresLedger:
         window: Window = Window(),
         limit: int | None = None,
         *,
-        as_priced: bool = False,
+        original_prices: bool = False,
         zone: tzinfo | None = None,
     ) -> list[Spend]:
         """
@@ -147,7 +147,7 @@ class PostgresLedger:
         """
         by = tuple(dict.fromkeys(by))
         with explained(self._place):
-            rows = self._run(*self._question(zone).spend(by, where or {}, window, limit, as_priced=as_priced)).fetchall()
+            rows = self._run(*self._question(zone).spend(by, where or {}, window, limit, original_prices=original_prices)).fetchall()
         return [read_spend(by, row, DIALECT) for row in rows]
 
     def calls(
@@ -157,7 +157,7 @@ class PostgresLedger:
         limit: int | None = None,
         *,
         after: tuple[int, str] | None = None,
-        as_priced: bool = False,
+        original_prices: bool = False,
         zone: tzinfo | None = None,
     ) -> Iterator[Call]:
         """
@@ -176,9 +176,7 @@ class PostgresLedger:
             if after is not None:
                 condition += " AND (occurred_at, call_id) > (?, ?)"
                 values += after
-            query = (
-                f"{SELECT} FROM {CALLS_AS_PRICED if as_priced else CALLS} {SELECT_PRICE} WHERE {condition} ORDER BY occurred_at, call_id"
-            )
+            query = f"{SELECT} FROM {CALLS_AS_PRICED if original_prices else CALLS} {SELECT_PRICE} WHERE {condition} ORDER BY occurred_at, call_id"
             if limit is not None and limit <= _PAGE:
                 yield from map(from_row, self._run(f"{query} LIMIT ?", [*values, limit]).fetchall())
                 return

@@ -118,14 +118,14 @@ class SQLiteLedger:
         window: Window = Window(),
         limit: int | None = None,
         *,
-        as_priced: bool = False,
+        original_prices: bool = False,
         zone: tzinfo | None = None,
     ) -> list[Spend]:
         """
         Calls added up by dimensions, the most expensive first (unpriced groups last, then by calls).
 
         A value in *where* is compared exactly, ``*`` standing for any text; None means that the call has no value, and of several
-        values one is enough. With *as_priced*, costs and statuses are those that each call was given first. Hours, days and months are
+        values one is enough. With *original_prices*, costs and statuses are those that each call was given first. Hours, days and months are
         cut in *zone*, by default UTC.
 
         Raises:
@@ -133,7 +133,7 @@ class SQLiteLedger:
         """
         by = tuple(dict.fromkeys(by))
         with explained(self.path):
-            rows = self._db.execute(*self._question(zone).spend(by, where or {}, window, limit, as_priced=as_priced)).fetchall()
+            rows = self._db.execute(*self._question(zone).spend(by, where or {}, window, limit, original_prices=original_prices)).fetchall()
         return [read_spend(by, row, DIALECT) for row in rows]
 
     def calls(
@@ -143,7 +143,7 @@ class SQLiteLedger:
         limit: int | None = None,
         *,
         after: tuple[int, str] | None = None,
-        as_priced: bool = False,
+        original_prices: bool = False,
         zone: tzinfo | None = None,
     ) -> Iterator[Call]:
         """
@@ -159,7 +159,7 @@ class SQLiteLedger:
             if after is not None:
                 condition += " AND (occurred_at, call_id) > (?, ?)"
                 values += after
-            source = CALLS_AS_PRICED if as_priced else CALLS
+            source = CALLS_AS_PRICED if original_prices else CALLS
             for row in self._db.execute(
                 f"{SELECT} FROM {source} {SELECT_PRICE} WHERE {condition} ORDER BY occurred_at, call_id LIMIT ?",
                 (*values, -1 if limit is None else limit),
