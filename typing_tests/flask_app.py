@@ -8,7 +8,7 @@ from wsgiref.types import WSGIApplication
 from flask import Flask, Request
 
 from voight_flask import CostTags
-from voight_middleware.middleware.wsgi import CostTagMiddleware
+from voight_middleware.wsgi import CostTagMiddleware
 
 
 class Application(Flask):

@@ -43,3 +43,21 @@ __all__ = [
     "wrap_anthropic",
     "wrap_openai",
 ]
+
+_PUBLIC_MODULES = (
+    "cli",
+    "diagnostics",
+    "ledger",
+    "observers",
+    "otel",
+    "otlp",
+    "prometheus",
+    "reports",
+    "testing",
+    "threads",
+    "wsgi",
+)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, *_PUBLIC_MODULES]

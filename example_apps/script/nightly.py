@@ -12,7 +12,7 @@ import openai
 
 import voight_middleware as voight
 from voight_middleware.cli import main as voight_command
-from voight_middleware.context.executors import CarryingThreadPoolExecutor
+from voight_middleware.threads import CarryingThreadPoolExecutor
 
 
 class User(NamedTuple):

@@ -29,6 +29,8 @@ from voight_middleware.reports import timespan
 from voight_middleware.reports.spend import SpendReport, as_row, spend
 from voight_middleware.reports.unattributed_share import unattributed_beside
 
+__all__ = ("main",)
+
 _TERMS = {"tier": "service tier", "geo": "place of inference", "size": "size of pictures", "quality": "quality of pictures"}
 _DRAINED_WORTH_A_NOTE = 1000
 
