@@ -121,7 +121,7 @@ MUTATIONS: list[Mutation] = [
             '    return host in names or any(name.startswith(".") and host.endswith(name) for name in names)',
             "    return any(host.endswith(name) for name in names)",
         ),
-        tests="tests/middleware",
+        tests="tests/propagation/test_headers.py",
     ),
     *at(
         "propagation/messages.py",
@@ -135,7 +135,7 @@ MUTATIONS: list[Mutation] = [
             "        if pending and len(self._users) == 1 and",
             "        if pending and",
         ),
-        tests="tests/middleware tests/propagation",
+        tests="tests/propagation/test_messages.py",
     ),
     *at(
         "voight_celery/__init__.py",
