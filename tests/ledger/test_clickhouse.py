@@ -121,8 +121,8 @@ def test_a_job_that_two_have_told_of_in_different_months(ledger: ClickHouseLedge
     told = job_call("openai/r1", cost=8, raw_usage="{}", at=NOON + 2 * MONTH)
     add(ledger, unread("openai/r1", at=NOON))
     begun = count(ledger)
-    ledger._intake.add({told.call_id: schema.checked(told)}, {told.call_id: told})
-    ledger._intake._drop_doubles([told.call_id])
+    ledger._writer.add({told.call_id: schema.checked(told)}, {told.call_id: told})
+    ledger._writer._drop_doubles([told.call_id])
     assert (begun, count(ledger)) == (1, 1)
 
 
@@ -131,7 +131,7 @@ def test_usage_counts_before_none(ledger: ClickHouseLedger) -> None:
     begun, told = unread("openai/r1"), job_call("openai/r1", cost=8, raw_usage="{}")
     for first, second in ((begun, told), (told, begun)):
         for call in (first, second):
-            ledger._intake.add({call.call_id: schema.checked(call)}, {call.call_id: call})
+            ledger._writer.add({call.call_id: schema.checked(call)}, {call.call_id: call})
         assert [call.cost_femto for call in ledger.calls()] == [8]
 
 

@@ -262,7 +262,7 @@ class Slow(Intake):
             sys.stdin.read()
         return super()._price_id(price)
 
-store.Intake = Slow
+store.Writer = Slow
 ledger = Ledger(Path(sys.argv[1]))
 reprice(ledger, open_book(Path(sys.argv[2])))
 """

@@ -67,8 +67,8 @@ class Stamp:
 
 def stamp_of(segment: str) -> str:
     """Return the stamp in the name of a segment; "" where it has none."""
-    found = _STAMP.fullmatch(segment)
-    return found[1] if found else ""
+    match = _STAMP.fullmatch(segment)
+    return match[1] if match else ""
 
 
 def kept_prices(folder: Path, stamp: str) -> KeptPrices:

@@ -29,12 +29,12 @@ def ledger_url(place: str) -> str:
         SettingsError: *place* is empty, an SQLite URL without a path, a connection string, or of an engine that there is not. The message
             shows no password.
     """
-    found = _SCHEME.match(place)
-    scheme = found[1].lower() if found is not None else "sqlite"
-    if scheme not in SCHEMES or (found is None and _WITHOUT_SLASHES.match(place)):
+    match = _SCHEME.match(place)
+    scheme = match[1].lower() if match is not None else "sqlite"
+    if scheme not in SCHEMES or (match is None and _WITHOUT_SLASHES.match(place)):
         raise SettingsError(f"a ledger cannot be {shown_url(place)!r}; {_FORMS}")
-    if found is not None and scheme != "sqlite":
-        if not _has_port(place[found.end() :]):
+    if match is not None and scheme != "sqlite":
+        if not _has_port(place[match.end() :]):
             raise SettingsError(f"the port of the ledger {shown_url(place)!r} is not a number: write {scheme}://{_SERVER}")
         return scheme + place[len(scheme) :]
     path = sqlite_path(place) if place.startswith("sqlite:") else place
@@ -64,10 +64,10 @@ def shown_url(url: str) -> str:
 
     A URL that is not in order, such as one whose password has a slash in it, loses more than the password rather than less.
     """
-    found = _URL.fullmatch(url)
-    if found is None or url.startswith("sqlite:///"):
+    match = _URL.fullmatch(url)
+    if match is None or url.startswith("sqlite:///"):
         return url
-    scheme, slashes, rest = found[1], found[2], found[3]
+    scheme, slashes, rest = match[1], match[2], match[3]
     if len(slashes) < 2:  # postgres:secret@host
         return f"{scheme}***@{rest.rpartition('@')[2]}" if "@" in rest else url
     address, mark, query = rest.partition("?")

@@ -87,8 +87,8 @@ def usable_journal(url: str, environ: Mapping[str, str] = os.environ) -> Path:
 def can_be_made(folder: Path) -> bool:
     """Whether *folder* can be written, or made where it is not there yet."""
     try:
-        place = next(one for one in (folder, *folder.parents) if one.exists())
-        return place.is_dir() and os.access(place, os.W_OK | os.X_OK)
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+        return existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
     except OSError:  # a folder on the way may not even be looked into
         return False
 
@@ -107,9 +107,11 @@ def _journal_name(url: str, environ: Mapping[str, str]) -> str:
     address, _, query = rest.partition("?")
     place = address.rpartition("@")[2]
     given = {name: value for name, _, value in (pair.partition("=") for pair in query.split("&")) if value}
-    said = {name: given[name] for name in (*_LIBPQ, "database", "cluster") if name in given}
+    parameters = {name: given[name] for name in (*_LIBPQ, "database", "cluster") if name in given}
     if engine.startswith("postgres"):
         engine = "postgresql"
-        said = {name: value for name, variable in _LIBPQ.items() if (value := environ.get(variable))} | said
-    digest = hashlib.blake2b("\n".join([engine, place, *(f"{name}={said[name]}" for name in sorted(said))]).encode(), digest_size=4)
+        parameters = {name: value for name, variable in _LIBPQ.items() if (value := environ.get(variable))} | parameters
+    digest = hashlib.blake2b(
+        "\n".join([engine, place, *(f"{name}={parameters[name]}" for name in sorted(parameters))]).encode(), digest_size=4
+    )
     return f"{engine}-{digest.hexdigest()}.journal"

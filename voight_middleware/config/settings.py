@@ -152,16 +152,16 @@ class Settings(msgspec.Struct, frozen=True):
         Raises:
             SettingsError: A value cannot be used, or there is a mistake in the file.
         """
-        said = settings_file(environ, ledger) if file is None else file
-        if said.problems:
-            raise SettingsError("; ".join(said.problems))
-        given = _Given(environ, said)
+        used_file = settings_file(environ, ledger) if file is None else file
+        if used_file.problems:
+            raise SettingsError("; ".join(used_file.problems))
+        given = _Given(environ, used_file)
         first, sources = given.first, given.sources
         url = given.ledger(ledger)
         folder = given.path("journal", journal, "the journal")
-        own_release = first("release", release)
-        if own_release is None:
-            own_release, sources["release"] = deployed_release(environ) or (None, "default")
+        release_name = first("release", release)
+        if release_name is None:
+            release_name, sources["release"] = deployed_release(environ) or (None, "default")
         policies, all_tags = given.table("pii", pii), given.table("tags", tags)
         keys = first("pseudonym_key", pseudonym_key)
         signing = first("header_key", header_key)
@@ -172,7 +172,7 @@ class Settings(msgspec.Struct, frozen=True):
         return cls(
             ledger=url,
             journal=usable_journal(url, environ) if folder is None else folder,
-            release=clean_value(own_release or ""),
+            release=clean_value(release_name or ""),
             enabled=given.switch("enabled", enabled),
             request_identity=given.maybe("request_identity", request_identity),
             prices=given.path("prices", prices, "the file of prices"),
@@ -187,7 +187,7 @@ class Settings(msgspec.Struct, frozen=True):
             exit_timeout=given.read("exit_timeout", exit_timeout, read_seconds, EXIT_SECONDS),
             delivery=given.read("delivery", delivery, read_delivery, "background"),
             sources=sources,
-            file=said.path,
+            file=used_file.path,
         )
 
 
@@ -225,9 +225,9 @@ class _Given:
         if given is not None:
             self.sources[name] = "configure()"
             return str(given)
-        if (said := self._project.get(name)) is not None:
+        if (value := self._project.get(name)) is not None:
             self.sources[name] = self._source(name)
-            return str(said)
+            return str(value)
         if value := self._environ.get(VARIABLES[name]):
             self.sources[name] = VARIABLES[name]
             return value
@@ -241,8 +241,8 @@ class _Given:
         text = self.first(name, None if given is None else "") or ""
         if given is not None:
             return given
-        if (said := self._project.get(name)) is not None:
-            return said if isinstance(said, Mapping) else text
+        if (value := self._project.get(name)) is not None:
+            return value if isinstance(value, Mapping) else text
         return self._file.values[name] if self._is_of_file(name) else text
 
     def switch(self, name: str, given: bool | None) -> bool:
@@ -314,44 +314,44 @@ def usable_settings(environ: Mapping[str, str] = os.environ) -> tuple[Settings, 
     Return the settings of the environment and the settings file, and what is wrong with them. A value that cannot be read leaves all
     others as they are, and falls back itself to what does less.
     """
-    found = settings_file(environ)
-    errors = [SettingsError(problem) for problem in found.problems]
+    file = settings_file(environ)
+    errors = [SettingsError(problem) for problem in file.problems]
     others = {name: value for name, value in environ.items() if not name.startswith("VOIGHT_")}
     ours = {name: value for name, variable in VARIABLES.items() if (value := environ.get(variable))}
-    values = dict(found.values)
+    values = dict(file.values)
     alone = others
     try:
         state_folder(others)
     except SettingsError:  # it is said below, if no value of ours makes it good
         alone = {**others, "XDG_STATE_HOME": "/"}
-    forced: dict[str, str] = {"pii": STRICTER["pii"], "request_identity": "false", "ingest": "false"} if found.unreadable else {}
-    for name, said in found.values.items():
+    forced: dict[str, str] = {"pii": STRICTER["pii"], "request_identity": "false", "ingest": "false"} if file.unreadable else {}
+    for name, value in file.values.items():
         try:
-            Settings.from_environment(environ=alone, file=replace(found, values={name: said}, problems=()))
+            Settings.from_environment(environ=alone, file=replace(file, values={name: value}, problems=()))
         except SettingsError as error:
             errors.append(error)
             del values[name]
             if name not in ours:
-                forced |= _instead(name, said)
-    for name, value in list(ours.items()):
+                forced |= _instead(name, value)
+    for name, text in list(ours.items()):
         try:
-            Settings.from_environment(environ={**alone, VARIABLES[name]: value}, file=NO_FILE)
+            Settings.from_environment(environ={**alone, VARIABLES[name]: text}, file=NO_FILE)
         except SettingsError as error:
             errors.append(error if VARIABLES[name] in str(error) else SettingsError(f"{VARIABLES[name]}: {error}"))
             del ours[name]
             values.pop(name, None)
-            forced |= _instead(name, value)
+            forced |= _instead(name, text)
     used = {VARIABLES[name]: value for name, value in (ours | forced).items()}
     try:
-        settings = Settings.from_environment(environ={**others, **used}, file=replace(found, values=values, problems=()))
+        settings = Settings.from_environment(environ={**others, **used}, file=replace(file, values=values, problems=()))
     except SettingsError as error:  # what is sent with a key is only looked at where there is one; or there is nowhere to write
         errors.append(error)
         used.pop(VARIABLES["voight_api_key"], None)
         if alone is not others:
             used |= {VARIABLES[name]: value for name, value in STRICTER.items()}
-        settings = Settings.from_environment(environ={**alone, **used}, file=replace(found, values=values, problems=()))
+        settings = Settings.from_environment(environ={**alone, **used}, file=replace(file, values=values, problems=()))
     sources = {**settings.sources, **dict.fromkeys(forced, "in the place of a value that cannot be read")}
-    broken = found.path if found.unreadable else None
+    broken = file.path if file.unreadable else None
     return msgspec.structs.replace(settings, sources=sources, broken_file=broken), errors
 
 

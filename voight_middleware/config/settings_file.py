@@ -69,8 +69,8 @@ def find_settings_file(environ: Mapping[str, str] = os.environ, beside: Path | N
     for folder in _folders():
         if _is_file(folder / NAME):
             return read_settings_file(folder / NAME)
-        if _is_file(folder / PROJECT) and (found := read_settings_file(folder / PROJECT)).path is not None:
-            return found
+        if _is_file(folder / PROJECT) and (file := read_settings_file(folder / PROJECT)).path is not None:
+            return file
     if beside is not None and _is_file(beside / NAME):
         return read_settings_file(beside / NAME)
     return NO_FILE

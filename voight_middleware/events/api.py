@@ -21,13 +21,13 @@ from voight_middleware.config.version import VERSION
 PATH = "/v1/events"
 TIMEOUT = 20.0
 """Seconds for a connection, and for each piece of an answer."""
-_ANSWER_BYTES = 64 * 1024
+_RESPONSE_BYTES = 64 * 1024
 
 _looked_up_with = encodings.idna
 """Imported here, as a child that is forked while the thread below imports it, to look up a name, could never import it."""
 
 
-class Answer(NamedTuple):
+class Response(NamedTuple):
     """What the server has said; status 0 where there was no answer."""
 
     status: int
@@ -48,7 +48,7 @@ class EventApi:
         self._target = target
         self._context = ssl.create_default_context() if target.url.startswith("https") else None
 
-    def post(self, body: bytes) -> Answer:
+    def post(self, body: bytes) -> Response:
         """Send one event, once. Raises nothing that a network or a server could cause."""
         target = self._target
         headers = {
@@ -68,14 +68,14 @@ class EventApi:
                 # A page that answers everything with 200 has taken nothing. The rest of an answer tells nothing more, if it comes at all.
                 taken = status == 202 or (200 <= status < 300 and "json" in response.headers.get("Content-Type", "").lower())
                 _read(response)
-                return Answer(status, accepted=taken)
+                return Response(status, accepted=taken)
         except urllib.error.HTTPError as error:
             with error:
-                return Answer(error.code, retry_after(error.headers.get("Retry-After")), _read(error))
+                return Response(error.code, retry_after(error.headers.get("Retry-After")), _read(error))
         except urllib.error.URLError as error:
-            return Answer(0, error=_kind(error.reason))
+            return Response(0, error=_kind(error.reason))
         except (OSError, ValueError, OverflowError, http.client.HTTPException) as error:  # OverflowError: of a port that there is not
-            return Answer(0, error=_kind(error))
+            return Response(0, error=_kind(error))
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
@@ -89,13 +89,13 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 
 def _read(response: Any) -> bytes:
     """What an answer says, as far as it comes in time."""
-    said, until = b"", time.monotonic() + TIMEOUT
+    body, until = b"", time.monotonic() + TIMEOUT
     try:
-        while len(said) < _ANSWER_BYTES and time.monotonic() < until and (more := response.read1(_ANSWER_BYTES)):
-            said += more
+        while len(body) < _RESPONSE_BYTES and time.monotonic() < until and (more := response.read1(_RESPONSE_BYTES)):
+            body += more
     except (OSError, ValueError, http.client.HTTPException):
         pass
-    return said
+    return body
 
 
 def _kind(error: object) -> str:
@@ -119,18 +119,18 @@ def retry_after(value: str | None) -> float | None:
         return None
 
 
-def reason(answer: Answer) -> object:
+def reason(response: Response) -> object:
     """What a refusal says: paths and messages, and nothing else of the body."""
     try:
-        said = msgspec.json.decode(answer.body)
+        body = msgspec.json.decode(response.body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    if not isinstance(said, Mapping):
+    if not isinstance(body, Mapping):
         return None
-    details = said.get("details")
+    details = body.get("details")
     paths = [
-        {"path": str(one.get("path"))[:200], "message": str(one.get("message"))[:200]}
-        for one in (details if isinstance(details, list) else ())[:20]
-        if isinstance(one, Mapping)
+        {"path": str(detail.get("path"))[:200], "message": str(detail.get("message"))[:200]}
+        for detail in (details if isinstance(details, list) else ())[:20]
+        if isinstance(detail, Mapping)
     ]
-    return {"error": str(said.get("error"))[:200], "details": paths}
+    return {"error": str(body.get("error"))[:200], "details": paths}

@@ -166,7 +166,7 @@ class Outbox:
                         yield Pending(Entry(*call), batch.segment, batch.end, behind)
                 offset = after
 
-    def settle(self, behind: Cursor, **changes: object) -> None:
+    def advance(self, behind: Cursor, **changes: object) -> None:
         """
         Go on behind a call, and keep that with the *changes* of the state, before anything else is sent.
 

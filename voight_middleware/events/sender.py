@@ -2,7 +2,7 @@
 Voight's event API: every call as an event to ``POST {base}/v1/events``, by the one process of a host that ingests.
 
 Never on the request's path: what is sent comes from the outbox and the ledger. At least once: the place in the outbox is kept after every
-answer, and nothing is sent again that was accepted. Twice goes only an event whose acceptance was not heard of: one for a process that is
+response, and nothing is sent again that was accepted. Twice goes only an event whose acceptance was not heard of: one for a process that is
 killed just then, and one whose connection broke or timed out after the server had taken it. Sources: Voight's published
 documentation, "Events API"; its Apache-2.0 wrappers ``@voightxyz/sdk`` 0.6.5 and ``@voightxyz/openai`` 0.1.6.
 """
@@ -19,12 +19,12 @@ import msgspec
 
 from voight_middleware.config.values import EventsTarget
 from voight_middleware.diagnostics import report_internal_error, warn_once
-from voight_middleware.events.api import Answer, EventApi, reason
+from voight_middleware.events.api import EventApi, Response, reason
 from voight_middleware.events.event import event
 from voight_middleware.events.outbox import Cursor, Entry, Outbox
 from voight_middleware.ledger import Ledger
 from voight_middleware.ledger.find_call import call_at
-from voight_middleware.records.call import Call
+from voight_middleware.records.call import REATTRIBUTABLE, Call
 
 SETTLE_SECONDS = 15.0
 """How long a call without a certain owner waits for the end of its request. Those behind it wait too, once for all of them."""
@@ -131,7 +131,7 @@ class EventSender:
 
     def _is_settled(self, call: Call) -> bool:
         """Whether the owner is certain, or will not be any more."""
-        if call.attribution not in ("none", "error", "request"):
+        if call.attribution not in REATTRIBUTABLE:
             return True
         if time.time() - (call.occurred_at + (call.duration or 0)) / 1e6 >= SETTLE_SECONDS:
             return True
@@ -194,32 +194,32 @@ class EventSender:
     def _deliver(self, ready: _Ready) -> float:
         """Send one event, once; answers the seconds until the next is due, or this one again."""
         begun = time.monotonic()
-        answer = None if ready.body is None else self._api.post(ready.body)
+        response = None if ready.body is None else self._api.post(ready.body)
         with self._answering:
-            return 0.0 if self._abandoned else self._heard(ready, answer, begun)
+            return 0.0 if self._abandoned else self._handle(ready, response, begun)
 
-    def _heard(self, ready: _Ready, answer: Answer | None, begun: float) -> float:
+    def _handle(self, ready: _Ready, response: Response | None, begun: float) -> float:
         outbox = self._outbox
-        if answer is None:
+        if response is None:
             if ready.defect is None:
                 self._keep(ready, gone=outbox.state.gone + 1)
             else:
                 outbox.reject(ready.call_id, 0, ready.defect)
                 self._keep(ready, refused=outbox.state.refused + 1)
             return 0.0
-        if answer.accepted:
+        if response.accepted:
             self._keep(ready, sent=outbox.state.sent + 1, sent_at=time.time_ns() // 1000, problem=None, stopped=False)
-        elif answer.status in _STOPS:
-            self._stop_for(answer)
+        elif response.status in _STOPS:
+            self._stop_for(response)
             return 0.0
-        elif answer.status in _REFUSED:
-            outbox.reject(ready.call_id, answer.status, reason(answer))
-            warn_once(f"Voight refuses events (HTTP {answer.status}): they are set aside with the reason, in {outbox.folder}")
+        elif response.status in _REFUSED:
+            outbox.reject(ready.call_id, response.status, reason(response))
+            warn_once(f"Voight refuses events (HTTP {response.status}): they are set aside with the reason, in {outbox.folder}")
             self._keep(ready, refused=outbox.state.refused + 1, problem=None, stopped=False)
         else:
             self._failures += 1
-            self._complain(answer)
-            return max(self._interval, self._pause(answer, self._failures))
+            self._complain(response)
+            return max(self._interval, self._pause(response, self._failures))
         self._failures = 0
         return max(0.0, self._interval - (time.monotonic() - begun))
 
@@ -227,7 +227,7 @@ class EventSender:
         """Keep that a call is done, however long the disk refuses: it must not be sent a second time."""
         while True:
             try:
-                self._outbox.settle(ready.behind, **changes)
+                self._outbox.advance(ready.behind, **changes)
             except OSError as error:
                 self._complain_of_disk(error)
                 if self._stopping.wait(MAX_PAUSE):
@@ -236,30 +236,30 @@ class EventSender:
                 self._ready.popleft()
                 return
 
-    def _stop_for(self, answer: Answer) -> None:
-        what = _STOPS[answer.status]
+    def _stop_for(self, response: Response) -> None:
+        problem = _STOPS[response.status]
         self.stopped = True
-        self._outbox.note(problem=f"{what} (HTTP {answer.status})", stopped=True)
-        warn_once(f"no events are sent any more: Voight says that {what} (HTTP {answer.status}); they wait, up to a million of them")
+        self._outbox.note(problem=f"{problem} (HTTP {response.status})", stopped=True)
+        warn_once(f"no events are sent any more: Voight says that {problem} (HTTP {response.status}); they wait, up to a million of them")
 
     def _complain_of_disk(self, error: OSError) -> None:
         warn_once(f"no events are sent: {self._outbox.folder} cannot be written ({error.strerror or error})")
 
-    def _complain(self, answer: Answer) -> None:
-        what = _PROBLEMS.get(answer.status) or (f"HTTP {answer.status}" if answer.status else answer.error)
-        if 200 <= answer.status < 400:
-            what = f"what is at this URL is not the event API (HTTP {answer.status})"
-        if self._outbox.state.problem != what or self._outbox.state.stopped:
-            self._outbox.note(problem=what, stopped=False)
-        warn_once(f"events wait, as Voight does not take them: {what}")
+    def _complain(self, response: Response) -> None:
+        problem = _PROBLEMS.get(response.status) or (f"HTTP {response.status}" if response.status else response.error)
+        if 200 <= response.status < 400:
+            problem = f"this URL is not the event API (HTTP {response.status})"
+        if self._outbox.state.problem != problem or self._outbox.state.stopped:
+            self._outbox.note(problem=problem, stopped=False)
+        warn_once(f"events wait, as Voight does not take them: {problem}")
 
-    def _pause(self, answer: Answer, failures: int) -> float:
+    def _pause(self, response: Response, failures: int) -> float:
         """Seconds until the next attempt."""
-        if answer.retry_after is not None:
-            return min(answer.retry_after, MAX_WAIT) + self._chance.uniform(0, FIRST_PAUSE / 4)
-        if answer.status == 402:
+        if response.retry_after is not None:
+            return min(response.retry_after, MAX_WAIT) + self._chance.uniform(0, FIRST_PAUSE / 4)
+        if response.status == 402:
             return MAX_WAIT
-        longest = MAX_PAUSE if answer.status in _AGAIN or answer.status == 0 or answer.status >= 500 else MAX_WAIT / 4
+        longest = MAX_PAUSE if response.status in _AGAIN or response.status == 0 or response.status >= 500 else MAX_WAIT / 4
         return float(min(longest, FIRST_PAUSE * 2 ** min(failures - 1, 20)) * self._chance.uniform(0.5, 1.0))
 
 
@@ -277,5 +277,5 @@ _PROBLEMS = {
 
 def _find(ledger: Ledger, entry: Entry) -> Call | None:
     """By its time, which every engine is ordered by; a job's answer may be kept under the time at which the job was submitted."""
-    found = call_at(ledger, entry.call_id, entry.occurred_at)
-    return ledger.call(entry.call_id) if found is None and entry.job else found
+    call = call_at(ledger, entry.call_id, entry.occurred_at)
+    return ledger.call(entry.call_id) if call is None and entry.job else call

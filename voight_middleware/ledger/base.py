@@ -71,10 +71,10 @@ def has_wildcard(value: str) -> bool:
 def wildcard_parts(value: str) -> list[str]:
     """Return the texts between the wildcards of a filter's value, as they are."""
     parts, end = [""], 0
-    for found in _STARS.finditer(value):
-        parts[-1] += value[end : found.start()]
-        end = found.end()
-        if found[0] == "*":
+    for match in _STARS.finditer(value):
+        parts[-1] += value[end : match.start()]
+        end = match.end()
+        if match[0] == "*":
             parts.append("")
         else:
             parts[-1] += "*"
@@ -283,13 +283,13 @@ class Ledger(Protocol):
         """Submitted jobs in the bytewise order of their names: at most *limit*, from behind the name *after* on."""
         ...
 
-    def import_calls(self, calls: Sequence[Call], former: Mapping[str, Sequence[PriceVersion]] = {}, *, anew: bool = False) -> int:
+    def import_calls(self, calls: Sequence[Call], former: Mapping[str, Sequence[PriceVersion]] = {}, *, replace: bool = False) -> int:
         """
         Keep calls of another ledger as they are there, each with the prices that it had before, in one transaction; answers how many
         were written.
 
         Nothing is settled, completed or repriced by it. A call whose id is here already is left as it is, and its former prices with
-        it; with *anew* it is replaced, together with them.
+        it; with *replace* it is replaced, together with them.
 
         Raises:
             ValueError: A call cannot be kept, and nothing of *calls* was.

@@ -19,10 +19,10 @@ _decode = msgspec.json.Decoder(dict[str, str]).decode
 
 def erased_tags(tags: Tags, names: Collection[str], token: str) -> Tags:
     """*tags* with *token* in the place of every one of *names*; the session of a call of the person's own is taken off."""
-    own = tags.user_id in names
+    is_user = tags.user_id in names
     return Tags(
         **{name: token if (value := getattr(tags, name)) in names else value for name in ("user_id", *PLACES)},
-        session_id=None if own or tags.session_id in names else tags.session_id,
+        session_id=None if is_user or tags.session_id in names else tags.session_id,
         extra=erased_extra(tags.extra, names, token),
     )
 

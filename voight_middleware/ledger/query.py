@@ -33,7 +33,7 @@ class Dialect(Protocol):
     """What stands in front of their names, such as ``voight.``."""
     calls: str
     """What to read calls from."""
-    calls_as_priced: str
+    calls_at_original_prices: str
     """The same with the price that each call was given first."""
 
     def cost(self, columns: Sequence[Any]) -> int:
@@ -98,7 +98,9 @@ class Query:
         usable = () if original_prices else self._usable(timed)
         rolled, windows = plan_query(by, where, window, usable)
         parts = [self._from_rollup(rollup, by, where, first, end) for rollup, first, end in rolled]
-        parts += [self._from_calls(by, where, edge, dialect.calls_as_priced if original_prices else dialect.calls) for edge in windows]
+        parts += [
+            self._from_calls(by, where, edge, dialect.calls_at_original_prices if original_prices else dialect.calls) for edge in windows
+        ]
         groups = [f"d{position}" for position in range(len(by))]
         sums = [f"SUM(m{position})" for position in range(len(dialect.sums))]
         calls, costs, unpriced = sums[0], sums[1 : 1 + dialect.costs], sums[1 + dialect.costs]
@@ -255,16 +257,16 @@ def _offsets(zone: tzinfo, first: int, last: int) -> list[tuple[int, timedelta]]
     def offset_at(microseconds: int) -> timedelta:
         return (_EPOCH + timedelta(microseconds=microseconds)).astimezone(zone).utcoffset() or timedelta()
 
-    found = [(first, offset_at(first))]
+    offsets = [(first, offset_at(first))]
     week = 7 * 24 * 3600 * 1_000_000
     for begin, end in pairwise([*range(first, last, week), last]):
-        while found[-1][1] != offset_at(end):  # a clock is changed for longer than a week
+        while offsets[-1][1] != offset_at(end):  # a clock is changed for longer than a week
             low, high = begin, end
             while high - low > 1:
                 middle = (low + high) // 2
-                low, high = (middle, high) if offset_at(middle) == found[-1][1] else (low, middle)
-            found.append((high, offset_at(high)))
-    return found
+                low, high = (middle, high) if offset_at(middle) == offsets[-1][1] else (low, middle)
+            offsets.append((high, offset_at(high)))
+    return offsets
 
 
 def _case(at: str, values: Sequence[tuple[int, str]]) -> str:

@@ -78,11 +78,11 @@ class Rollup:
 
     def buckets(self, first: int, last: int) -> list[Bucket]:
         """Every bucket between two moments."""
-        found, at = [], self.floor(first)
+        buckets, at = [], self.floor(first)
         while _microseconds(at) <= last:
-            found.append(self.name(at))
+            buckets.append(self.name(at))
             at = self.ceil(_microseconds(at) + 1)
-        return found
+        return buckets
 
 
 Bucket: TypeAlias = str | int
@@ -97,14 +97,14 @@ USER_DAYS = Rollup("days_of_users", "day", ("user_id", "plan", "tenant_id", "rel
 ROLLUPS = (MODELS, PLANS, USERS, USER_DAYS)
 _CHAINS = ((MODELS, PLANS), (USERS, USER_DAYS))
 """The smaller tables first, and of each chain the coarser one: what it leaves at the edges of a window, the next one has."""
-_TELLING = 8
+_SELECTIVE = 8
 """From how many characters on the beginning of an id is taken to mean few users."""
 
 
 def is_one_user(value: str | tuple[str | None, ...] | None) -> bool:
     """Whether a filter on users is about single ones, whose few calls an index finds."""
     values = value if isinstance(value, tuple) else (value,)
-    return all(one is not None and (not has_wildcard(one) or len(wildcard_parts(one)[0]) >= _TELLING) for one in values)
+    return all(user is not None and (not has_wildcard(user) or len(wildcard_parts(user)[0]) >= _SELECTIVE) for user in values)
 
 
 Part: TypeAlias = tuple[Rollup, Bucket | None, Bucket | None]
@@ -120,9 +120,9 @@ def plan_query(by: Collection[str], where: Where, window: Window, usable: Collec
             if rollup not in usable or not rollup.supports(by, where):
                 continue
             left: list[Window] = []
-            for one in windows:
-                if (whole := rollup.split_window(one)) is None:
-                    left.append(one)
+            for part in windows:
+                if (whole := rollup.split_window(part)) is None:
+                    left.append(part)
                 else:
                     parts.append((rollup, whole[0], whole[1]))
                     left += whole[2]

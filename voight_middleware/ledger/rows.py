@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from voight_middleware.ledger.base import MAX_COUNT, LedgerError
-from voight_middleware.records.call import Call
+from voight_middleware.records.call import FIXED_AT_SUBMISSION, REATTRIBUTABLE, Call
 from voight_middleware.records.tags import Tags
 from voight_middleware.records.usage import Component, Usage
 
@@ -35,9 +35,10 @@ SELECTED = (
     *(*COUNTS, "tools", "components", "tool_calls", "raw_usage", *FIGURES),
 )
 """The columns of a call, in the order that ``to_row`` makes and ``from_row`` reads; what is missing is NULL."""
-_BEGUN = ("occurred_at", "call_id", *OWNER, "attribution", "job", "requested_model", "duration", "streamed", "batch")
-TOLD = tuple(name for name in SELECTED if name not in _BEGUN)
+RESULT_COLUMNS = tuple(name for name in SELECTED if name not in (*FIXED_AT_SUBMISSION, *OWNER))
 """What is filled in when a job is answered that was kept when it was begun."""
+REATTRIBUTABLE_SQL = f"({', '.join(map(repr, REATTRIBUTABLE))})"
+"""``REATTRIBUTABLE`` as a list in SQL."""
 REQUIRED = frozenset(
     ("occurred_at", "call_id", "attribution", "provider", "endpoint", "streamed", "outcome", "attempts", "batch", "cost_status")
 )
@@ -91,7 +92,7 @@ def to_row(call: Call) -> Row:
         call.price,
     )
     if "" in row:
-        return tuple(None if one == "" and name not in REQUIRED else one for name, one in zip(SELECTED, row, strict=True))
+        return tuple(None if value == "" and name not in REQUIRED else value for name, value in zip(SELECTED, row, strict=True))
     return row
 
 

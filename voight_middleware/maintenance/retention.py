@@ -27,9 +27,9 @@ def retain(ledger: Ledger, until: int, *, dry_run: bool = False, done: Callable[
         return ledger.expired(until)
     total = Expired()
     while True:
-        some = ledger.expire(until, BATCH)
-        total = Expired(total.calls + some.calls, total.former_prices + some.former_prices, total.submissions + some.submissions)
+        batch = ledger.expire(until, BATCH)
+        total = Expired(total.calls + batch.calls, total.former_prices + batch.former_prices, total.submissions + batch.submissions)
         if done is not None:
-            done(some.calls)
-        if some.calls < BATCH:
+            done(batch.calls)
+        if batch.calls < BATCH:
             return total

@@ -14,14 +14,12 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 
 from voight_middleware.ledger import Ledger, LedgerError, PriceVersion, Progress, Window
-from voight_middleware.records.call import Call, LateAttribution, Record, Submission, new_call_id
+from voight_middleware.records.call import REATTRIBUTABLE, Call, LateAttribution, Record, Submission, is_open_job, new_call_id, with_result
 from voight_middleware.records.tags import Tags
 
 BATCH = 5_000
 _ROUNDS = 3
 """How often days that differ are gone through again: the source may be written meanwhile."""
-_OPEN = ("none", "error", "request")
-"""Attributions of calls that may still get an owner."""
 _ERASED = "erased:"
 
 History = Sequence[PriceVersion]
@@ -99,8 +97,8 @@ def move(source: Ledger, target: Ledger | None, *, dry_run: bool = False, done: 
     if not dry_run:
         _refuse_the_same(source, target)
     erased = _bring_jobs(source, target, report)
-    there = {row.dimensions["day"] for row in target.spend(["day"])}
-    _bring_calls(source, target, Window(), report, erased, done=done, days=there)
+    days = {row.dimensions["day"] for row in target.spend(["day"])}
+    _bring_calls(source, target, Window(), report, erased, done=done, days=days)
     if dry_run:
         return report
     report.differences = _compare(source, target)
@@ -145,16 +143,17 @@ def _bring_jobs(source: Ledger, target: Ledger, report: Transfer) -> dict[str, s
     """Bring the submissions; answers the tokens of persons that were erased in the source and are not in the target, by their ids."""
     erased: dict[str, str] = {}
     for page in _jobs(source):
-        known = target.submissions([one.job for one in page])
+        known = target.submissions([submission.job for submission in page])
         records: list[Record] = []
-        for one in page:
-            there = known.get(one.job)
-            if there is None:
-                records.append(one)
-            elif there.attribution in _OPEN and one.attribution not in _OPEN:
-                records.append(LateAttribution(call_ids=(one.job,), tags=one.tags, attribution=one.attribution))
+        for submission in page:
+            existing = known.get(submission.job)
+            if existing is None:
+                records.append(submission)
+            elif existing.attribution in REATTRIBUTABLE and submission.attribution not in REATTRIBUTABLE:
+                late = LateAttribution(call_ids=(submission.job,), tags=submission.tags, attribution=submission.attribution)
+                records.append(late)
             else:
-                erased |= _erased_names(one.tags, there.tags)
+                erased |= _erased_names(submission.tags, existing.tags)
         report.jobs += len(records)
         if not report.dry_run:
             target.insert(records)
@@ -182,17 +181,17 @@ def _bring_calls(
     while page := list(source.calls({}, window, BATCH, after=after)):
         after = page[-1].occurred_at, page[-1].call_id
         span = Window(page[0].occurred_at, page[-1].occurred_at + 1)
-        there: dict[str, Call] = {}
+        existing: dict[str, Call] = {}
         if known is None or not known.isdisjoint(_days(span)):
-            there = _same(target, page, span)
+            existing = _same(target, page, span)
         former = source.price_histories([call.call_id for call in page])
-        missing = [call for call in page if call.call_id not in there]
+        missing = [call for call in page if call.call_id not in existing]
         if report.dry_run:
             report.copied += len(missing)
         elif missing:
-            report.copied += _keep(target, missing, former, report)
-        if there:
-            _bring_changes(target, [call for call in page if call.call_id in there], there, former, report, erased)
+            report.copied += _import_calls(target, missing, former, report)
+        if existing:
+            _bring_changes(target, [call for call in page if call.call_id in existing], existing, former, report, erased)
         report.calls += len(page)
         if done is not None:
             done(len(page))
@@ -207,7 +206,7 @@ def _same(target: Ledger, page: Sequence[Call], span: Window) -> dict[str, Call]
 def _bring_changes(
     target: Ledger,
     page: Sequence[Call],
-    there: dict[str, Call],
+    existing: dict[str, Call],
     former: dict[str, list[PriceVersion]],
     report: Transfer,
     erased: dict[str, str],
@@ -215,62 +214,62 @@ def _bring_changes(
     """Bring what the source knows more of calls that the target has."""
     fresh: dict[str, str] = {}
     for call in page:
-        if (own := there[call.call_id]).attribution not in _OPEN:
-            fresh |= _erased_names(call.tags, own.tags)
+        if (target_call := existing[call.call_id]).attribution not in REATTRIBUTABLE:
+            fresh |= _erased_names(call.tags, target_call.tags)
     fresh = {name: token for name, token in fresh.items() if name not in erased}
     erased |= fresh
     if fresh and not report.dry_run:  # whoever was erased in the source since is erased in the target, wherever the name stands
         _erase(target, fresh)
-        there |= _same(target, page, Window(page[0].occurred_at, page[-1].occurred_at + 1))
+        existing |= _same(target, page, Window(page[0].occurred_at, page[-1].occurred_at + 1))
     before = target.price_histories([call.call_id for call in page])
     changed: list[Call] = []
     histories: dict[str, History] = {}
     for call in page:
-        own, old, new = there[call.call_id], before.get(call.call_id, []), former.get(call.call_id, [])
-        merged, history = _merged(call, new, own, old)
-        if (merged, history) != (own, old):
+        target_call, target_history = existing[call.call_id], before.get(call.call_id, [])
+        source_history = former.get(call.call_id, [])
+        merged, history = _merged(call, source_history, target_call, target_history)
+        if (merged, history) != (target_call, target_history):
             changed.append(merged)
             histories[call.call_id] = history
-        if (merged, history) != (call, new):
+        if (merged, history) != (call, source_history):
             report.left += 1
     report.changed += len(changed)
     if changed and not report.dry_run:
-        _keep(target, changed, histories, report, anew=True)
+        _import_calls(target, changed, histories, report, replace=True)
 
 
-def _keep(target: Ledger, calls: Sequence[Call], former: Mapping[str, History], report: Transfer, *, anew: bool = False) -> int:
+def _import_calls(target: Ledger, calls: Sequence[Call], former: Mapping[str, History], report: Transfer, *, replace: bool = False) -> int:
     """Keep calls; one that the target cannot keep does not stop the others."""
     try:
-        return target.import_calls(calls, former, anew=anew)
+        return target.import_calls(calls, former, replace=replace)
     except ValueError as error:
         if len(calls) == 1:
             report.refused[calls[0].call_id] = str(error)
             return 0
-    return sum(_keep(target, [call], former, report, anew=anew) for call in calls)
+    return sum(_import_calls(target, [call], former, report, replace=replace) for call in calls)
 
 
-def _merged(call: Call, new: History, own: Call, old: History) -> tuple[Call, History]:
+def _merged(source: Call, source_history: History, target: Call, target_history: History) -> tuple[Call, History]:
     """What is known of a call and its former prices: *call* and *new* in the source, *own* and *old* in the target."""
-    merged, history = own, old
-    if own.job is not None and own.raw_usage is None and (call.raw_usage is not None or (own.outcome == "ok" != call.outcome)):
+    merged, history = target, target_history
+    if is_open_job(target) and (source.raw_usage is not None or (target.outcome == "ok" != source.outcome)):
         # Only told of in the source; its time, owner and what it was begun with are those of its beginning.
-        begun = ("occurred_at", "tags", "attribution", "job", "requested_model", "duration", "streamed", "batch")
-        merged, history = msgspec.structs.replace(call, **{name: getattr(own, name) for name in begun}), new
+        merged, history = with_result(target, source), source_history
     else:
-        prices, others = _figures(call, new), _figures(own, old)
+        prices, others = _figures(source, source_history), _figures(target, target_history)
         if len(prices) > len(others) and prices[: len(others)] == others:  # repriced in the source since
-            kept = ("usage", "components", "cost_femto", "list_femto", "cost_status", "cost_reasons", "price")
-            merged, history = msgspec.structs.replace(own, **{name: getattr(call, name) for name in kept}), new
-    settled = own.attribution in _OPEN and call.attribution not in _OPEN
-    if (settled or _is_erased(call.tags)) and not _is_erased(own.tags):
-        merged = msgspec.structs.replace(merged, tags=call.tags, attribution=call.attribution, response_id=call.response_id)
+            repriced = ("usage", "components", "cost_femto", "list_femto", "cost_status", "cost_reasons", "price")
+            merged, history = msgspec.structs.replace(target, **{name: getattr(source, name) for name in repriced}), source_history
+    has_owner = target.attribution in REATTRIBUTABLE and source.attribution not in REATTRIBUTABLE
+    if (has_owner or _is_erased(source.tags)) and not _is_erased(target.tags):
+        merged = msgspec.structs.replace(merged, tags=source.tags, attribution=source.attribution, response_id=source.response_id)
     return merged, history
 
 
 def _figures(call: Call, history: History) -> list[tuple[object, ...]]:
     """Every price of a call, the original first."""
     prices: list[PriceVersion | Call] = [*history, call]
-    return [(one.cost_femto, one.list_femto, one.cost_status, one.cost_reasons, one.price) for one in prices]
+    return [(price.cost_femto, price.list_femto, price.cost_status, price.cost_reasons, price.price) for price in prices]
 
 
 # -- persons that were erased --------------------------------------------------------------------------------------------------------
@@ -291,7 +290,7 @@ def _erased_names(erased: Tags, named: Tags) -> dict[str, str]:
 
 def _erase(target: Ledger, erased: dict[str, str]) -> None:
     for token in dict.fromkeys(erased.values()):
-        target.erase([name for name, one in erased.items() if one == token], token)
+        target.erase([name for name, token_of_name in erased.items() if token_of_name == token], token)
 
 
 # -- comparing -----------------------------------------------------------------------------------------------------------------------
@@ -300,35 +299,35 @@ def _erase(target: Ledger, erased: dict[str, str]) -> None:
 def _compare(source: Ledger, target: Ledger) -> list[Difference]:
     """The days on which the target does not have what the source has, by the sums that each keeps and by its calls themselves."""
     differences = []
-    expected, found, kept = _by_day(source), _by_day(target), _by_day(target, kept=True)
+    expected, actual, rolled_up = _by_day(source), _by_day(target), _by_day(target, rollups=True)
     for day in sorted(expected):
-        if found.get(day) == expected[day]:
-            if kept.get(day) != found[day]:
-                differences.append(Difference(day, expected[day], kept.get(day, Sums()), rollups=True))
+        if actual.get(day) == expected[day]:
+            if rolled_up.get(day) != actual[day]:
+                differences.append(Difference(day, expected[day], rolled_up.get(day, Sums()), rollups=True))
             continue
         window = _window_of(day)
         shared = _added_up(_shared(source.calls(window=window), target.calls(window=window)))
         whole = _added_up(source.calls(window=window))
         if shared != whole:
             differences.append(Difference(day, whole, shared))
-        elif kept.get(day) != found.get(day):
-            differences.append(Difference(day, found.get(day, Sums()), kept.get(day, Sums()), rollups=True))
+        elif rolled_up.get(day) != actual.get(day):
+            differences.append(Difference(day, actual.get(day, Sums()), rolled_up.get(day, Sums()), rollups=True))
     return differences
 
 
-def _by_day(ledger: Ledger, *, kept: bool = False) -> dict[str, Sums]:
+def _by_day(ledger: Ledger, *, rollups: bool = False) -> dict[str, Sums]:
     """The sums of each day in UTC, from the calls; or from what is *kept* beside them, where an engine does that."""
-    found: dict[str, Sums] = {}
-    for row in ledger.spend(["day"] if kept else ["day", "cost_status"]):
+    sums: dict[str, Sums] = {}
+    for row in ledger.spend(["day"] if rollups else ["day", "cost_status"]):
         day = str(row.dimensions["day"])
-        before = found.get(day, Sums())
-        found[day] = Sums(
+        before = sums.get(day, Sums())
+        sums[day] = Sums(
             before.calls + row.calls,
             before.cost_femto + (row.cost_femto or 0),
             before.unpriced_calls + row.unpriced_calls,
             before.partial_calls + row.partial_calls,
         )
-    return found
+    return sums
 
 
 def _shared(calls: Iterable[Call], others: Iterator[Call]) -> Iterator[Call]:

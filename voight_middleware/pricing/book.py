@@ -112,7 +112,7 @@ class RateTable:
 
 
 @dataclass(slots=True)
-class _Found:
+class _ListPrice:
     """A model of the list, and what is to be said about its price under some terms."""
 
     model: ModelInfo | None = None
@@ -170,53 +170,53 @@ class PriceBook:
             called = (ref,) if listed is None else (ref, listed.id)
             rules = [rule for rule in self._rules if rule.holds(call.provider, called, call.host, at, terms)]
             if listed is not None and provider is not None:
-                found = _find(provider, listed, ref, call, terms)
+                entry = _find(provider, listed, ref, call, terms)
             elif any(rule.usd for rule in rules):
-                found = _Found(reasons=_unlisted(terms))
+                entry = _ListPrice(reasons=_unlisted(terms))
             else:
                 served = served or ref
                 continue
             if served is not None and _core(served) != _core(ref) and not any(rule.own and rule.usd for rule in rules):
-                found.reasons["served"] = f"no price for model {served!r}, which answered: priced as {ref!r}, which was asked for"
-            return self._table(call, provider, ref, found, rules), not found.by_hour or any(rule.whole for rule in rules)
+                entry.reasons["served"] = f"no price for model {served!r}, which answered: priced as {ref!r}, which was asked for"
+            return self._table(call, provider, ref, entry, rules), not entry.by_hour or any(rule.whole for rule in rules)
         return None, True
 
-    def _standard(self, call: Call, found: _Found, rules: Sequence[Rule]) -> Units:
+    def _standard(self, call: Call, entry: _ListPrice, rules: Sequence[Rule]) -> Units:
         """The unit prices of the same model under standard terms, for a short input and at no place in particular."""
-        if found.model is None or not any(rule.own and rule.usd for rule in rules):
+        if entry.model is None or not any(rule.own and rule.usd for rule in rules):
             return {}
         at = datetime.fromtimestamp(call.occurred_at // 1_000_000, UTC)
-        listed = dict(_unit_prices(found.model.get_prices(at), found.model, 1))
+        listed = dict(_unit_prices(entry.model.get_prices(at), entry.model, 1))
         return overlay(listed, [rule for rule in rules if not rule.own and not rule.when and rule.host == "*" and not rule.above], {})
 
-    def _table(self, call: Call, provider: Provider | None, ref: str, found: _Found, rules: Sequence[Rule]) -> RateTable:
-        doubt = None if found.model is None else place_doubt(call, ref, found.model.id)
+    def _table(self, call: Call, provider: Provider | None, ref: str, entry: _ListPrice, rules: Sequence[Rule]) -> RateTable:
+        doubt = None if entry.model is None else place_doubt(call, ref, entry.model.id)
         if doubt is not None and not any(rule.host != "*" for rule in rules):
-            found.reasons["host"] = doubt
-        prices = found.prices
+            entry.reasons["host"] = doubt
+        prices = entry.prices
         tiers = (tier.start for price in vars(prices).values() for tier in getattr(price, "tiers", ())) if prices else ()
         starts = sorted({*tiers, *(rule.above for rule in rules if rule.above)})
-        standard = self._standard(call, found, rules)
+        standard = self._standard(call, entry, rules)
         rows = []
         for above in (0, *starts):
             held = [rule for rule in rules if rule.above <= above]
-            rows.append((above, _rates_above(above, held, standard, found, ref, call.provider if provider is None else provider.id)))
+            rows.append((above, _rates_above(above, held, standard, entry, ref, call.provider if provider is None else provider.id)))
         return RateTable(tuple(rows))
 
 
-def _rates_above(above: int, rules: Sequence[Rule], standard: Units, found: _Found, ref: str, provider: str) -> Rates:
+def _rates_above(above: int, rules: Sequence[Rule], standard: Units, entry: _ListPrice, ref: str, provider: str) -> Rates:
     """The rates for an input longer than *above*."""
-    reasons = dict(found.reasons)
+    reasons = dict(entry.reasons)
     for index, rule in enumerate(rules):
         if rule.doubt is not None and not any(later.own and (later.whole or later.usd.keys() & _FEES) for later in rules[index:]):
             reasons[rule.id] = rule.doubt
     settled = {name for rule in rules for name in rule.when}
     whole = any(rule.whole for rule in rules)
     kept = tuple(reason for term, reason in reasons.items() if term not in settled and (term in _OF_THE_MODEL or not whole))
-    prices = found.prices
-    listed = dict(_unit_prices(prices, found.model, above + 1)) if prices is not None else {}
+    prices = entry.prices
+    listed = dict(_unit_prices(prices, entry.model, above + 1)) if prices is not None else {}
     units = overlay(listed, rules, standard)
-    doubts = {} if whole else _doubts(found, rules, listed, settled)
+    doubts = {} if whole else _doubts(entry, rules, listed, settled)
     for name, instead in _INSTEAD:
         if name not in units and instead in units:
             units[name] = units[instead]
@@ -227,8 +227,8 @@ def _rates_above(above: int, rules: Sequence[Rule], standard: Units, found: _Fou
         "version": _source_version(),
         "data": _source_hash(),
         "provider": provider,
-        "model": ref if found.model is None else found.model.id,
-        "context": found.context,
+        "model": ref if entry.model is None else entry.model.id,
+        "context": entry.context,
         "unit_usd": {name: usd_text(amount) for name, amount in units.items()},
         "rules": [{"id": rule.id, "source": rule.source} for rule in rules],
         **({"minimum": minimum} if minimum else {}),
@@ -244,53 +244,53 @@ def _unlisted(terms: Terms) -> dict[str, str]:
     return reasons
 
 
-def _find(provider: Provider, model: ModelInfo, ref: str, call: Call, terms: Terms) -> _Found:
+def _find(provider: Provider, model: ModelInfo, ref: str, call: Call, terms: Terms) -> _ListPrice:
     """The list price of a model under some terms, and every way in which those terms are not in the list."""
     from genai_prices.types import TimeOfDateConstraint
 
     at = datetime.fromtimestamp(call.occurred_at // 1_000_000, UTC)
-    found = _Found(model=model, prices=model.get_prices(at))
+    entry = _ListPrice(model=model, prices=model.get_prices(at))
     conditional = model.prices if isinstance(model.prices, list) else ()
-    found.by_hour = any(isinstance(one.constraint, TimeOfDateConstraint) for one in conditional)
+    entry.by_hour = any(isinstance(price.constraint, TimeOfDateConstraint) for price in conditional)
     if not _same_model(ref, model.id):
-        found.reasons["model"] = f"model {ref!r} is priced as {model.id!r}, which its name only begins with"
-    if found.by_hour:  # genai-prices cannot combine an hour with a weekday or a date
-        found.reasons["hour"] = "priced by the hour of the day: weekends and former prices are not in the price data"
+        entry.reasons["model"] = f"model {ref!r} is priced as {model.id!r}, which its name only begins with"
+    if entry.by_hour:  # genai-prices cannot combine an hour with a weekday or a date
+        entry.reasons["hour"] = "priced by the hour of the day: weekends and former prices are not in the price data"
     if terms.geo not in _STANDARD_PLACES:
-        found.reasons["geo"] = f"inference_geo {terms.geo!r} has no price of its own: standard prices used"
-    if not any(model is one for one in provider.models):  # genai-prices has the prices of tiers for a provider's own models only
+        entry.reasons["geo"] = f"inference_geo {terms.geo!r} has no price of its own: standard prices used"
+    if not any(model is listed for listed in provider.models):  # genai-prices has the prices of tiers for a provider's own models only
         for term, key, value in _wanted(terms):
-            found.reasons[term] = f"{key} {value!r} has no price of its own: standard prices used"
-        return found
+            entry.reasons[term] = f"{key} {value!r} has no price of its own: standard prices used"
+        return entry
     overrides: dict[str, Any] = {}
     for term, key, value in _wanted(terms):
-        variants = [one for one in model.price_variants or () if one.when == {key: value}]
+        variants = [variant for variant in model.price_variants or () if variant.when == {key: value}]
         if not variants:
-            found.reasons[term] = f"{key} {value!r} has no price of its own: standard prices used"
+            entry.reasons[term] = f"{key} {value!r} has no price of its own: standard prices used"
             continue
-        found.context[key] = value
+        entry.context[key] = value
         for variant in variants:
             start = getattr(variant.constraint, "start_date", None)
             if variant.constraint is not None and not variant.constraint.active(at):
                 if start is None or at.date() > start:
-                    found.reasons[term] = f"{key} {value!r} has no price of its own at that time: standard prices used"
+                    entry.reasons[term] = f"{key} {value!r} has no price of its own at that time: standard prices used"
                     continue
                 then = datetime.combine(start, time(12), UTC)
-                if vars(model.get_prices(then)) != vars(found.prices):
-                    found.reasons[term] = f"{key} {value!r} has no price of its own before {start}: standard prices used"
+                if vars(model.get_prices(then)) != vars(entry.prices):
+                    entry.reasons[term] = f"{key} {value!r} has no price of its own before {start}: standard prices used"
                     continue
                 # Most variants begin on the day on which they were added to the price data, and not when the provider introduced them.
-                found.reasons[term] = f"the price of {key} {value!r} is known from {start} on, and used for an earlier call"
+                entry.reasons[term] = f"the price of {key} {value!r} is known from {start} on, and used for an earlier call"
             for name, amount in vars(variant.prices).items():
                 if amount is not None:
                     overrides.setdefault(name, amount)
     if overrides:
         from copy import copy
 
-        found.prices = copy(found.prices)
-        vars(found.prices).update(overrides)
-    found.own = frozenset(overrides)
-    return found
+        entry.prices = copy(entry.prices)
+        vars(entry.prices).update(overrides)
+    entry.own = frozenset(overrides)
+    return entry
 
 
 def _wanted(terms: Terms) -> Iterator[tuple[str, str, str]]:
@@ -303,15 +303,15 @@ def _wanted(terms: Terms) -> Iterator[tuple[str, str, str]]:
         yield "speed", "speed", str(terms.speed)
 
 
-def _doubts(found: _Found, rules: Sequence[Rule], listed: Mapping[str, Decimal], settled: set[str]) -> dict[str, str]:
+def _doubts(entry: _ListPrice, rules: Sequence[Rule], listed: Mapping[str, Decimal], settled: set[str]) -> dict[str, str]:
     """Counts that have a standard price only, though others have one under these terms."""
-    own = {name for name, keys in _UNITS.items() for key, _ in keys if key in found.own}
-    own |= {name for rule in rules if rule.when or not rule.own for name in rule.usd}
-    if not found.own and not (settled & {"tier", "batch", "speed"}):
+    priced = {name for name, keys in _UNITS.items() for key, _ in keys if key in entry.own}
+    priced |= {name for rule in rules if rule.when or not rule.own for name in rule.usd}
+    if not entry.own and not (settled & {"tier", "batch", "speed"}):
         return {}
-    terms = ", ".join(found.context.values()) or "these terms"
+    terms = ", ".join(entry.context.values()) or "these terms"
     return {
-        name: f"{name} has no price of its own for {terms}: standard price used" for name in listed if name in TOKENS and name not in own
+        name: f"{name} has no price of its own for {terms}: standard price used" for name in listed if name in TOKENS and name not in priced
     }
 
 

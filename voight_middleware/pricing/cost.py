@@ -86,7 +86,7 @@ def price(call: Call, book: PriceBook, terms: Terms = STANDARD, reported: Decima
         call.cost_femto = int(CONTEXT.to_integral_value(CONTEXT.scaleb(reported, 15)))
         call.cost_status = "partial" if call.possibly_billed else "priced"
         # The bill settles what our prices lack, and not what is unknown about the call itself.
-        call.cost_reasons = asides if call.possibly_billed else tuple(one for one in asides if one.startswith(UNREADABLE))
+        call.cost_reasons = asides if call.possibly_billed else tuple(reason for reason in asides if reason.startswith(UNREADABLE))
 
 
 def _price_by_list(call: Call, book: PriceBook, terms: Terms) -> None:

@@ -52,10 +52,10 @@ def configured_prices(folder: Path, stamp: str) -> Overrides | None:
         raise OverridesError([f"{folder}/prices-{stamp}.json, which the application has kept for them, cannot be read: {why}"]) from error
     path = Path(kept.path)
     if kept.settings:
-        found = read_settings_file(path)
-        if found.problems:
-            raise OverridesError(list(found.problems))
-        prices = found.values.get("prices")
+        file = read_settings_file(path)
+        if file.problems:
+            raise OverridesError(list(file.problems))
+        prices = file.values.get("prices")
         return read_overrides(Path(str(prices)).expanduser()) if prices else None
     if kept.content is not None:
         try:

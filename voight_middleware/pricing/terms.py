@@ -56,8 +56,8 @@ def billed_by_the_hour(call: Call) -> str | None:
 
     Source: Amazon Bedrock pricing, "Provisioned Throughput" and "Custom Model Import": model units, billed by the hour or the minute.
     """
-    found = _HOURLY.search(call.requested_model or "")
-    return None if found is None else found[1]
+    match = _HOURLY.search(call.requested_model or "")
+    return None if match is None else match[1]
 
 
 def _tier(raw: Mapping[str, Any]) -> str | None:

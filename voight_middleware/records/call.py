@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import msgspec
+from msgspec.structs import replace
 
 from voight_middleware.records.money import from_femto
 from voight_middleware.records.tags import Tags
@@ -18,6 +19,10 @@ from voight_middleware.records.usage import Component, Usage
 
 OUTCOMES = ("ok", "error", "aborted", "cancelled", "truncated")
 ATTRIBUTIONS = ("tag", "dependency", "getter", "settled", "request", "none", "error")
+REATTRIBUTABLE = ("none", "error", "request")
+"""The attributions that a late attribution may still replace."""
+FIXED_AT_SUBMISSION = (*("occurred_at", "call_id", "tags", "attribution", "job", "requested_model", "duration", "streamed", "batch"),)
+"""The fields of a job's call that its result does not change."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -167,6 +172,16 @@ class Submission(msgspec.Struct, omit_defaults=True, kw_only=True, tag="submissi
     part_of: str | None = None
     tags: Tags = Tags()
     attribution: str = "none"
+
+
+def is_open_job(call: Call) -> bool:
+    """Return whether *call* is a job whose usage is not known yet."""
+    return call.job is not None and call.raw_usage is None
+
+
+def with_result(submitted: Call, result: Call) -> Call:
+    """Return *result* with the fields of *submitted* that a job's result does not change."""
+    return replace(result, **{name: getattr(submitted, name) for name in FIXED_AT_SUBMISSION})
 
 
 Record = Call | LateAttribution | Submission

@@ -17,20 +17,6 @@ MAX_FEMTO = 2**63 - 1
 """The largest amount that one ledger column holds: 9,223 USD."""
 
 
-def to_femto(usd: Decimal) -> int:
-    """
-    Femto-dollars of *usd*, rounded half to even where a price is finer than that.
-
-    Raises:
-        ValueError: *usd* is not finite, or beyond what one column holds (9,223 USD).
-    """
-    if not usd.is_finite():
-        raise ValueError(f"not an amount of money: {usd!r}")
-    if usd.adjusted() > 4 or abs(femto := int(CONTEXT.to_integral_value(CONTEXT.scaleb(usd, 15)))) > MAX_FEMTO:
-        raise ValueError(f"an amount of {usd} USD is larger than one call can cost (9,223 USD)")
-    return femto
-
-
 def from_femto(femto: int) -> Decimal:
     """US dollars of an integer number of femto-dollars, without trailing zeros."""
     return plain(CONTEXT.scaleb(Decimal(femto), -15))

@@ -13,7 +13,6 @@ import unicodedata
 from collections.abc import Callable
 from typing import NamedTuple
 
-KINDS = ("key", "email", "wallet", "card", "phone")
 MAX_LOOK = 1024
 """How much of a text is looked at, in characters."""
 _MIN_LENGTH = 6
@@ -24,7 +23,7 @@ class Found(NamedTuple):
     """What was found in a text, in the one form that all its spellings have."""
 
     kind: str
-    """One of ``KINDS``."""
+    """``key``, ``email``, ``wallet``, ``card`` or ``phone``."""
     normal: str
     alone: bool
     """Whether the text says nothing else, a display name or a scheme aside."""

@@ -50,8 +50,8 @@ def clean_value(value: object) -> str | None:
         import hashlib
 
         begin = value[: MAX_LENGTH - 17]
-        if (found := find(value)) is not None and found.end > len(begin):  # half an e-mail address is one that nothing recognises
-            begin = value[found.end - len(begin) : found.end]
+        if (pii := find(value)) is not None and pii.end > len(begin):  # half an e-mail address is one that nothing recognises
+            begin = value[pii.end - len(begin) : pii.end]
         value = f"{begin}~{hashlib.sha256(value.encode()).hexdigest()[:16]}"
     return value or None
 
@@ -75,8 +75,8 @@ def user_and_session(named: str) -> tuple[str | None, str | None]:
     the user, or else the device. With the session in it, the whole text would make a new user of each session.
     """
     parts: Mapping[str, object] = {}
-    if (found := _COMPOSITE.fullmatch(named)) is not None:
-        parts = {"account_uuid": found["account"], "device_id": found["device"], "session_id": found["session"]}
+    if (match := _COMPOSITE.fullmatch(named)) is not None:
+        parts = {"account_uuid": match["account"], "device_id": match["device"], "session_id": match["session"]}
     elif named.startswith("{") and len(named) <= 4 * MAX_LENGTH:
         try:
             parts = msgspec.json.decode(named, type=dict[str, object])

@@ -56,12 +56,12 @@ class Database:
         """The same, of a person who wants to be forgotten: not to be found in the server's log of queries."""
         return self.rows(sql, values, **({} if self.readonly else {"log_queries": 0}))
 
-    def about(self, call_ids: Collection[str], sql: str, behind: str = "") -> Iterator[Sequence[Any]]:
+    def about(self, call_ids: Collection[str], sql: str, suffix: str = "") -> Iterator[Sequence[Any]]:
         """The rows of a question about these calls; *sql* ends with WHERE."""
         ids = list(dict.fromkeys(call_ids))
         for start in range(0, len(ids), _IDS):
-            some = ids[start : start + _IDS]
-            yield from self.rows(f"{sql} call_id IN ({', '.join('?' * len(some))}) {behind}", some)
+            batch = ids[start : start + _IDS]
+            yield from self.rows(f"{sql} call_id IN ({', '.join('?' * len(batch))}) {suffix}", batch)
 
     def run(self, sql: str, **settings: Any) -> None:
         """Have something done."""

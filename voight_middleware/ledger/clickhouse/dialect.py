@@ -82,7 +82,7 @@ class ClickHouseDialect:
             f"IF(original.number = 1, original.{name}, calls.{name}) AS {name}" if name in _FIGURES else f"calls.{name} AS {name}"
             for name in SELECT.split(", ")
         )
-        self.calls_as_priced = (
+        self.calls_at_original_prices = (
             f"(SELECT {columns} FROM {database}.calls AS calls FINAL LEFT JOIN "
             f"(SELECT * FROM {database}.former_costs FINAL WHERE number = 1) AS original ON original.call_id = calls.call_id)"
         )

@@ -27,15 +27,17 @@ _PLACES = (*PLACES, "session_id")
 _decode = msgspec.json.Decoder(Submission).decode
 
 
-def holdings(db: Database, names: Collection[str]) -> PersonalData:
+def personal_data(db: Database, names: Collection[str]) -> PersonalData:
     """What is kept under any of *names*."""
     names = _given(names)
     if not names:
         return PersonalData()
-    own, elsewhere = _own(names), _elsewhere(names)
+    of_person, elsewhere = _of_person(names), _elsewhere(names)
     calls = f"{db.name}.calls FINAL"
-    count, cost, first, last = db.private(f"SELECT COUNT(*), SUM(cost), MIN(occurred_at), MAX(occurred_at) FROM {calls} WHERE {own}")[0]
-    others = db.private(f"SELECT COUNT(*) FROM {calls} WHERE ({elsewhere}) AND NOT ifNull({own}, 0)")[0][0]
+    count, cost, first, last = db.private(f"SELECT COUNT(*), SUM(cost), MIN(occurred_at), MAX(occurred_at) FROM {calls} WHERE {of_person}")[
+        0
+    ]
+    others = db.private(f"SELECT COUNT(*) FROM {calls} WHERE ({elsewhere}) AND NOT ifNull({of_person}, 0)")[0][0]
     submissions = sum(1 for _ in _mentioning(db, names))
     return PersonalData(count, femto(cost), first if count else None, last if count else None, others, submissions)
 
@@ -43,14 +45,14 @@ def holdings(db: Database, names: Collection[str]) -> PersonalData:
 def erase(db: Database, names: Collection[str], token: str) -> PersonalData:
     """Put *token* in the place of every one of *names*; answers what was there."""
     names = _given(names)
-    found = holdings(db, names)
-    if found.calls or found.elsewhere:
+    data = personal_data(db, names)
+    if data.calls or data.elsewhere:
         db.rewrite(_change(db, names, token))
-    changed = [replace(one, tags=erased_tags(one.tags, names, token)) for one in _mentioning(db, names)]
+    changed = [replace(job, tags=erased_tags(job.tags, names, token)) for job in _mentioning(db, names)]
     if changed:
         db.add("jobs", JOB, [job_row(submission, replaced=True) for submission in changed])
         _rewrite_jobs(db)
-    return found
+    return data
 
 
 def purge(db: Database, names: Collection[str]) -> list[str]:
@@ -61,7 +63,7 @@ def purge(db: Database, names: Collection[str]) -> list[str]:
     if list(_mentioning(db, names, " ")):
         _rewrite_jobs(db)
     remains = []
-    if db.private(f"SELECT 1 FROM {db.name}.calls WHERE {_own(names)} OR {_elsewhere(names)} LIMIT 1"):
+    if db.private(f"SELECT 1 FROM {db.name}.calls WHERE {_of_person(names)} OR {_elsewhere(names)} LIMIT 1"):
         remains.append(f"{db.server.name}: calls")
     if list(_mentioning(db, names, " ")):
         remains.append(f"{db.server.name}: jobs")
@@ -76,30 +78,31 @@ def _change(db: Database, names: Collection[str], token: str) -> Change:
 
     # A longer text of an extra key that contains an id goes as a whole.
     long = literal([name for name in names if len(name) >= MIN_SEARCHED_LENGTH])
-    values = f"SELECT DISTINCT arrayJoin(mapValues(tags_extra)) AS value FROM {db.name}.calls WHERE {_own(names)} OR {_elsewhere(names)}"
+    values = (
+        f"SELECT DISTINCT arrayJoin(mapValues(tags_extra)) AS value FROM {db.name}.calls WHERE {_of_person(names)} OR {_elsewhere(names)}"
+    )
     texts = db.private(f"SELECT value FROM ({values}) WHERE arrayExists(name -> position(value, name) > 0, {long})") if long != "[]" else []
     ids = db.private(f"SELECT {hashed('arrayJoin(?)')}", [list(names)])
     mentions = db.private(f"SELECT {hashed('arrayJoin(?)')}", [[text for (text,) in texts]]) if texts else []
-    known = f"({', '.join(literal(one) for (one,) in ids)})"
-    erased = f"({', '.join(literal(one) for (one,) in dict.fromkeys((*ids, *mentions)))})"
+    known = f"({', '.join(literal(hash_) for (hash_,) in ids)})"
+    erased = f"({', '.join(literal(hash_) for (hash_,) in dict.fromkeys((*ids, *mentions)))})"
 
     def named(column: str) -> str:
         text = f"ifNull(CAST({column}, 'Nullable(String)'), '')"
         return f"{hashed(text)} IN {known}"
 
-    own, new = named("user_id"), literal(token)
+    is_user, new = named("user_id"), literal(token)
     sets = {
-        "user_id": f"IF({own}, {new}, user_id)",
-        "session_id": f"IF({own}, NULL, IF({named('session_id')}, {new}, session_id))",
-        "response_id": f"IF({own}, NULL, response_id)",
+        "user_id": f"IF({is_user}, {new}, user_id)",
+        "session_id": f"IF({is_user}, NULL, IF({named('session_id')}, {new}, session_id))",
+        "response_id": f"IF({is_user}, NULL, response_id)",
         **{name: f"IF({named(name)}, {new}, {name})" for name in PLACES},
         "tags_extra": f"mapApply((key, value) -> (key, IF({hashed('value')} IN {erased}, {new}, value)), tags_extra)",
     }
     values_named = f"arrayExists(value -> {hashed('value')} IN {known}, mapValues(tags_extra))"
     # The hashes are slow to tell of all calls, and fast of those months in which there is something.
-    calls = f"SELECT MIN(occurred_at), MAX(occurred_at) FROM {db.name}.calls WHERE {_own(names)} OR {_elsewhere(names)}"
-    first, last = db.private(calls)[0]
-    return Change(sets, f"occurred_at BETWEEN {first} AND {last} AND ({' OR '.join((own, *map(named, _PLACES), values_named))})")
+    first, last = db.private(f"SELECT MIN(occurred_at), MAX(occurred_at) FROM {affected}")[0]
+    return Change(sets, f"occurred_at BETWEEN {first} AND {last} AND ({' OR '.join((is_user, *map(named, _PLACES), values_named))})")
 
 
 def _given(names: Collection[str]) -> list[str]:
@@ -107,7 +110,7 @@ def _given(names: Collection[str]) -> list[str]:
     return [name for name in dict.fromkeys(names) if name]
 
 
-def _own(names: Collection[str]) -> str:
+def _of_person(names: Collection[str]) -> str:
     return f"(user_id IN ({', '.join(map(literal, names))}))"
 
 

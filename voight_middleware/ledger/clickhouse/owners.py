@@ -1,4 +1,4 @@
-"""Late owners: what the settlements and submissions of a batch do to calls and jobs, in the order in which they were told."""
+"""Late owners: what the lates and submissions of a batch do to calls and jobs, in the order in which they were told."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TypeAlias
 
 from msgspec.structs import replace
 
-from voight_middleware.ledger.clickhouse.changes import UNSETTLED, settled
-from voight_middleware.records.call import Call, LateAttribution, Submission
+from voight_middleware.ledger.clickhouse.changes import attributed_late
+from voight_middleware.records.call import REATTRIBUTABLE, Call, LateAttribution, Submission
 from voight_middleware.records.tags import Tags
 
 
@@ -53,26 +53,26 @@ class Owners:
     def submit(self, submission: Submission) -> None:
         """Somebody has submitted a job; the first one counts."""
         if submission.job not in self.known:
-            self._keep(submission, replaced=False)
+            self._store(submission, replaced=False)
 
-    def settle(self, settlement: LateAttribution) -> None:
+    def attribute_late(self, late: LateAttribution) -> None:
         """The owner of calls and jobs has become known."""
-        if settlement.tags.user_id is None:
+        if late.tags.user_id is None:
             return
-        for name in settlement.call_ids:
+        for name in late.call_ids:
             if name in self.fresh:
-                self.fresh[name] = settled(self.fresh[name], settlement)
+                self.fresh[name] = attributed_late(self.fresh[name], late)
             elif self.steps and isinstance(last := self.steps[-1], dict) and name not in last:
-                last[name] = settlement
+                last[name] = late
             else:
-                self.steps.append({name: settlement})
-        for name in settlement.call_ids:
+                self.steps.append({name: late})
+        for name in late.call_ids:
             submission = self.known.get(name) if "/" in name else None
-            if submission is not None and submission.attribution in UNSETTLED:
-                tags = submission.tags.merge(settlement.tags)
-                self._keep(replace(submission, tags=tags, attribution=settlement.attribution), replaced=True)
+            if submission is not None and submission.attribution in REATTRIBUTABLE:
+                tags = submission.tags.merge(late.tags)
+                self._store(replace(submission, tags=tags, attribution=late.attribution), replaced=True)
 
-    def _keep(self, submission: Submission, *, replaced: bool) -> None:
+    def _store(self, submission: Submission, *, replaced: bool) -> None:
         self.known[submission.job] = submission
         self.jobs.append((submission, replaced))
         whole = submission.part_of

@@ -14,7 +14,7 @@ from voight_middleware.ledger.rows import COUNTED, FIGURES, SELECTED, decode_rea
 from voight_middleware.records.call import Call
 
 if TYPE_CHECKING:
-    from voight_middleware.ledger.clickhouse.writer import Intake
+    from voight_middleware.ledger.clickhouse.writer import Writer
 
 _STATE = "sipHash64(toString((raw_usage, cost, list_cost, cost_status, cost_reasons)))"
 """What tells whether anybody has changed a call since it was read."""
@@ -29,81 +29,85 @@ def reprice(db: Database, wanted: Sequence[tuple[Call, Call]]) -> int:
         checked(after)
     count = 0
     while left:  # the same call again waits for what was done to it
-        now_: dict[str, tuple[Call, Call]] = {}
+        round_: dict[str, tuple[Call, Call]] = {}
         later = []
         for change in left:
-            if change[0].call_id in now_:
+            if change[0].call_id in round_:
                 later.append(change)
             else:
-                now_[change[0].call_id] = change
-        count += _reprice(db, now_)
+                round_[change[0].call_id] = change
+        count += _reprice(db, round_)
         left = later
     return count
 
 
 def _reprice(db: Database, wanted: Mapping[str, tuple[Call, Call]]) -> int:
-    asked = (
+    query = (
         f"SELECT call_id, raw_usage, cost, list_cost, cost_status, cost_reasons, price, occurred_at, {_STATE} "
         f"FROM {db.name}.calls FINAL WHERE"
     )
-    found = {}
-    for call_id, raw, cost, list_cost, *rest in db.about(wanted, asked):
+    matching = {}
+    for call_id, raw, cost, list_cost, *rest in db.about(wanted, query):
         read = (raw, femto(cost), femto(list_cost), *rest)
         if read[:5] == _read(wanted[call_id][0]):
-            found[call_id] = read
-    if not found:
+            matching[call_id] = read
+    if not matching:
         return 0
     at = now()
-    numbers = {call_id: len(prices) + 1 for call_id, prices in _before(db, {one: read[-1] for one, read in found.items()}).items()}
+    numbers = {
+        call_id: len(prices) + 1 for call_id, prices in _before(db, {call_id: read[-1] for call_id, read in matching.items()}).items()
+    }
     lines = []
-    for call_id, (_, cost_femto, list_femto, status, reasons, price, occurred_at, state) in found.items():
+    for call_id, (_, cost_femto, list_femto, status, reasons, price, occurred_at, state) in matching.items():
         last = PriceVersion(numbers.get(call_id, 1), cost_femto, list_femto, status, decode_reasons(reasons or "[]"), price, at)
         lines.append(_line(call_id, last, occurred_at, state))
     db.add("former_costs", INSERTED_FORMER, lines)
-    rows = {call_id: (checked(before), checked(after)) for call_id, (before, after) in wanted.items() if call_id in found}
+    rows = {call_id: (checked(before), checked(after)) for call_id, (before, after) in wanted.items() if call_id in matching}
     differing = [(index, name) for index, name in _REPRICED if any(old[index] != new[index] for old, new in rows.values())]
     for piece in changes.pieces(list(rows)):
-        states = f"transform(call_id, {literal(piece)}, {literal([found[call_id][-1] for call_id in piece])}, toUInt64(0))"
+        states = f"transform(call_id, {literal(piece)}, {literal([matching[call_id][-1] for call_id in piece])}, toUInt64(0))"
         values = {call_id: {name: rows[call_id][1][index] for index, name in differing} for call_id in piece}
         db.change(changes.values(values, f"{_STATE} = {states}"))
-    asked = f"SELECT call_id, raw_usage, cost, list_cost, cost_status, cost_reasons FROM {db.name}.calls FINAL WHERE"
-    got = ((call_id, (raw, femto(cost), femto(list_cost), *rest)) for call_id, raw, cost, list_cost, *rest in db.about(rows, asked))
-    return sum(figures == _read(wanted[call_id][1]) for call_id, figures in got)
+    query = f"SELECT call_id, raw_usage, cost, list_cost, cost_status, cost_reasons FROM {db.name}.calls FINAL WHERE"
+    figures_now = ((call_id, (raw, femto(cost), femto(list_cost), *rest)) for call_id, raw, cost, list_cost, *rest in db.about(rows, query))
+    return sum(figures == _read(wanted[call_id][1]) for call_id, figures in figures_now)
 
 
-def former(db: Database, call_ids: Collection[str]) -> dict[str, list[PriceVersion]]:
-    """As ``Ledger.former``: without what a run has written that came no further, as the call still is what it was then."""
-    states = {one: int(state) for one, state in db.about(call_ids, f"SELECT call_id, {_STATE} FROM {db.name}.calls FINAL WHERE")}
+def price_histories(db: Database, call_ids: Collection[str]) -> dict[str, list[PriceVersion]]:
+    """As ``Ledger.price_histories``: without what a run has written that came no further, as the call still is what it was then."""
+    states = {call_id: int(state) for call_id, state in db.about(call_ids, f"SELECT call_id, {_STATE} FROM {db.name}.calls FINAL WHERE")}
     return {call_id: prices for call_id, prices in _before(db, states).items() if prices}
 
 
 def _before(db: Database, states: Mapping[str, int]) -> dict[str, list[PriceVersion]]:
     """The prices that calls had before they were in these states."""
-    found: dict[str, list[PriceVersion]] = {}
-    made: dict[str, int] = {}
-    asked = f"SELECT call_id, state, {FORMER} FROM {db.name}.former_costs FINAL WHERE"
-    for call_id, state, *row in db.about(states, asked, "ORDER BY call_id, number"):
-        found.setdefault(call_id, []).append(former_price(row))
-        made[call_id] = state
-    for call_id, prices in found.items():
-        if made[call_id] == states[call_id]:
+    histories: dict[str, list[PriceVersion]] = {}
+    newest: dict[str, int] = {}
+    query = f"SELECT call_id, state, {FORMER} FROM {db.name}.former_costs FINAL WHERE"
+    for call_id, state, *row in db.about(states, query, "ORDER BY call_id, number"):
+        histories.setdefault(call_id, []).append(former_price(row))
+        newest[call_id] = state
+    for call_id, prices in histories.items():
+        if newest[call_id] == states[call_id]:
             prices.pop()
-    return found
+    return histories
 
 
-def keep(db: Database, intake: Intake, calls: Sequence[Call], former: Mapping[str, Sequence[PriceVersion]], *, anew: bool) -> int:
-    """As ``Ledger.keep``."""
-    wanted = {call.call_id: call for call in (calls if anew else reversed(calls))}
+def import_calls(
+    db: Database, writer: Writer, calls: Sequence[Call], former: Mapping[str, Sequence[PriceVersion]], *, replace: bool
+) -> int:
+    """As ``Ledger.import_calls``."""
+    wanted = {call.call_id: call for call in (calls if replace else reversed(calls))}
     kept = {call_id for (call_id,) in db.about(wanted, f"SELECT call_id FROM {db.name}.calls FINAL WHERE")}
-    rows = {call_id: checked(call) for call_id, call in wanted.items() if anew or call_id not in kept}
-    if anew:
-        for table, there in (("former_costs", _with_former(db, rows)), ("calls", kept)):
-            for piece in changes.pieces(sorted(there)):
+    rows = {call_id: checked(call) for call_id, call in wanted.items() if replace or call_id not in kept}
+    if replace:
+        for table, call_ids in (("former_costs", _with_former(db, rows)), ("calls", kept)):
+            for piece in changes.pieces(sorted(call_ids)):
                 db.alter(table, f"DELETE WHERE call_id IN ({', '.join(map(literal, piece))})")
-    intake.learn([wanted[call_id].tags.extra for call_id in rows])
+    writer.learn([wanted[call_id].tags.extra for call_id in rows])
     lines = [_line(call_id, price, wanted[call_id].occurred_at) for call_id in rows for price in former.get(call_id, ())]
     db.add("former_costs", INSERTED_FORMER, lines)
-    intake.add(rows, wanted)
+    writer.add(rows, wanted)
     return len(rows)
 
 

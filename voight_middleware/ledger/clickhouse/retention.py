@@ -32,8 +32,8 @@ def keep_for(db: Database, days: int) -> None:
 
 def _ttl(db: Database, table: str) -> int:
     rows = db.rows("SELECT engine_full FROM system.tables WHERE database = ? AND name = ?", [db.server.database, table])
-    found = _DAYS.search(rows[0][0]) if rows else None
-    return int(found[1]) if found else 0
+    match = _DAYS.search(rows[0][0]) if rows else None
+    return int(match[1]) if match else 0
 
 
 def expired(db: Database, until: int) -> Expired:

@@ -174,14 +174,14 @@ def explained(server: Server) -> Generator[None]:
     try:
         yield
     except ClickHouseError as error:
-        said = str(error)
-        code = 164 if _READING.search(said) else code_of(error)
+        text = str(error)
+        code = 164 if _READING.search(text) else code_of(error)
         if code in _ADVICE:
             message = f"the ledger {server.name} refused ({code}): {_ADVICE[code]}"
         elif code is None:
-            message = f"the ledger {server.name} does not answer ({_short(said, server)}): check that the server runs and can be reached"
+            message = f"the ledger {server.name} does not answer ({_short(text, server)}): check that the server runs and can be reached"
         else:
-            message = f"the ledger {server.name} failed ({code}): {_short(said, server)}"
+            message = f"the ledger {server.name} failed ({code}): {_short(text, server)}"
         raise LedgerError(message) from error
     except (OSError, HTTPError) as error:  # what the driver leaves unexplained of the network
         raise LedgerError(f"the ledger {server.name} does not answer ({_short(str(error), server)}): check the server") from error
@@ -194,8 +194,8 @@ def code_of(error: BaseException) -> int | None:
     code: Any = getattr(error, "code", None)
     if isinstance(code, int):
         return code
-    found = _CODE.search(str(error))
-    return int(found[1]) if found else None
+    match = _CODE.search(str(error))
+    return int(match[1]) if match else None
 
 
 def _short(text: str, server: Server) -> str:

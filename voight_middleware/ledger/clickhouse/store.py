@@ -26,7 +26,7 @@ from voight_middleware.ledger.clickhouse.database import Database
 from voight_middleware.ledger.clickhouse.dialect import ClickHouseDialect
 from voight_middleware.ledger.clickhouse.schema import SELECT, last_wins, now, readable
 from voight_middleware.ledger.clickhouse.server import connect, read_url
-from voight_middleware.ledger.clickhouse.writer import Intake
+from voight_middleware.ledger.clickhouse.writer import Writer
 from voight_middleware.ledger.query import Query, read_spend
 from voight_middleware.ledger.rows import encode, from_row, the_one, within_range
 from voight_middleware.records.call import Call, Record, Submission
@@ -73,7 +73,7 @@ class ClickHouseLedger:
         self._own_client = client is None
         self._db = Database(self._client, self.server)
         self._dialect = ClickHouseDialect(self._db.name)
-        self._intake = Intake(self._db)
+        self._writer = Writer(self._db)
         self.schema_version = 0
         try:
             self._prepare(create)
@@ -84,17 +84,17 @@ class ClickHouseLedger:
     def info(self) -> list[tuple[str, str]]:
         """What ``voight doctor`` says of the ledger."""
         version, user = self._db.rows("SELECT version(), currentUser()")[0]
-        found = [
+        info = [
             ("engine", f"ClickHouse {version}"),
             ("database", self.server.name),
             ("schema", f"version {self.schema_version}"),
             ("user", f"{user}{', who may only read' if self._db.readonly else ''}"),
         ]
         if self.server.cluster:
-            found.append(("cluster", self.server.cluster))
+            info.append(("cluster", self.server.cluster))
         if ttl := retention.ttl(self._db):
-            found.append(("retention", f"calls are deleted after {ttl} days"))
-        return found
+            info.append(("retention", f"calls are deleted after {ttl} days"))
+        return info
 
     def insert(self, records: Sequence[Record], progress: Progress | None = None) -> int:
         """
@@ -109,11 +109,11 @@ class ClickHouseLedger:
             LedgerError: The server has failed: some of it may have been done, and the same again does the rest.
         """
         calls = [within_range(record) for record in records if isinstance(record, Call)]
-        return self._intake.insert(calls, [record for record in records if not isinstance(record, Call)], progress)
+        return self._writer.insert(calls, [record for record in records if not isinstance(record, Call)], progress)
 
     def submissions(self, jobs: Collection[str]) -> dict[str, Submission]:
         """Those of *jobs* that are known."""
-        return self._intake.submissions(jobs)
+        return self._writer.submissions(jobs)
 
     def progress(self, segment: str) -> int:
         """The offset in bytes up to which *segment* has been ingested; 0 for an unknown one."""
@@ -142,7 +142,7 @@ class ClickHouseLedger:
             UnknownDimension: A name in *by* or *where* is neither in ``DIMENSIONS`` nor an extra key of any call.
         """
         by = tuple(dict.fromkeys(by))
-        rows = self._db.rows(*self._question(zone).spend(by, where or {}, window, limit, original_prices=original_prices))
+        rows = self._db.rows(*self._query(zone).spend(by, where or {}, window, limit, original_prices=original_prices))
         return [read_spend(by, row, self._dialect) for row in rows]
 
     def calls(
@@ -165,8 +165,8 @@ class ClickHouseLedger:
         """
         if after is not None:
             window = Window(max(after[0], window.since or after[0]), window.until)
-        condition, values = self._question(zone).condition(where or {}, window)
-        source = self._dialect.calls_as_priced if original_prices else self._dialect.calls
+        condition, values = self._query(zone).condition(where or {}, window)
+        source = self._dialect.calls_at_original_prices if original_prices else self._dialect.calls
         left = limit
         size = _PIECE if limit is None else min(_PIECE, limit)
         # Rows that others have replaced do no harm in a count that only says where to cut.
@@ -194,11 +194,11 @@ class ClickHouseLedger:
             LedgerError: Several calls begin with it.
         """
         query = f"SELECT {SELECT} FROM {self._dialect.calls} WHERE"
-        found = self._db.rows(f"{query} call_id = ?", [call_id])
-        if not found and len(call_id) >= MIN_ID_LENGTH:
+        rows = self._db.rows(f"{query} call_id = ?", [call_id])
+        if not rows and len(call_id) >= MIN_ID_LENGTH:
             range_ = [call_id, call_id + "\U0010ffff"]
-            found = self._db.rows(f"{query} call_id > ? AND call_id < ? ORDER BY call_id LIMIT 2", range_)
-        return the_one([from_row(readable(row)) for row in found], call_id)
+            rows = self._db.rows(f"{query} call_id > ? AND call_id < ? ORDER BY call_id LIMIT 2", range_)
+        return the_one([from_row(readable(row)) for row in rows], call_id)
 
     def reprice(self, changes: Sequence[tuple[Call, Call]]) -> int:
         """
@@ -215,24 +215,24 @@ class ClickHouseLedger:
 
     def price_histories(self, call_ids: Collection[str]) -> dict[str, list[PriceVersion]]:
         """The prices that calls had before their newest one, the original first, by ``call_id``; a call without any is missing."""
-        return prices.former(self._db, call_ids)
+        return prices.price_histories(self._db, call_ids)
 
     def jobs(self, after: str = "", limit: int = 1_000) -> list[Submission]:
         """Submitted jobs in the bytewise order of their names: at most *limit*, from behind the name *after* on."""
         sql = f"SELECT submission FROM {self._db.name}.jobs FINAL WHERE job > ? ORDER BY job LIMIT ?"
         return [_decode_submission(text) for (text,) in self._db.rows(sql, [after, limit])]
 
-    def import_calls(self, calls: Sequence[Call], former: Mapping[str, Sequence[PriceVersion]] = {}, *, anew: bool = False) -> int:
+    def import_calls(self, calls: Sequence[Call], former: Mapping[str, Sequence[PriceVersion]] = {}, *, replace: bool = False) -> int:
         """
         Keep calls of another ledger as they are there, each with the prices that it had before; answers how many were written.
 
         Nothing is settled, completed or repriced by it. A call whose id is here already is left as it is, and its former prices with
-        it; with *anew* it is replaced, together with them.
+        it; with *replace* it is replaced, together with them.
 
         Raises:
             ValueError: A call cannot be kept, and nothing of *calls* was.
         """
-        return prices.keep(self._db, self._intake, calls, former, anew=anew)
+        return prices.import_calls(self._db, self._writer, calls, former, replace=replace)
 
     def time_range(self) -> tuple[int, int] | None:
         """When the oldest and the newest call happened, in microseconds since 1970 UTC; None for an empty ledger."""
@@ -242,7 +242,7 @@ class ClickHouseLedger:
 
     def personal_data(self, names: Collection[str]) -> PersonalData:
         """What is kept about the person who is known by any of *names*."""
-        return erasure.holdings(self._db, names)
+        return erasure.personal_data(self._db, names)
 
     def erase(self, names: Collection[str], token: str) -> PersonalData:
         """
@@ -334,6 +334,6 @@ class ClickHouseLedger:
             "go, `voight demo` shows the whole line)"
         )
 
-    def _question(self, zone: tzinfo | None) -> Query:
+    def _query(self, zone: tzinfo | None) -> Query:
         keys = [key for (key,) in self._db.rows(f"SELECT DISTINCT key FROM {self._db.name}.extra_keys")]
         return Query(self._dialect, keys, zone, self.time_range())

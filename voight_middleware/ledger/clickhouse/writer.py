@@ -13,20 +13,19 @@ import msgspec
 
 from voight_middleware.ledger.base import Progress
 from voight_middleware.ledger.clickhouse import changes
-from voight_middleware.ledger.clickhouse.changes import UNSETTLED
 from voight_middleware.ledger.clickhouse.database import Database
 from voight_middleware.ledger.clickhouse.dialect import literal
 from voight_middleware.ledger.clickhouse.owners import Owned, Owners
 from voight_middleware.ledger.clickhouse.schema import INSERTED, checked, first_wins, insertable, last_wins, now
-from voight_middleware.ledger.rows import Row, encode
-from voight_middleware.records.call import Call, LateAttribution, Submission
+from voight_middleware.ledger.rows import REATTRIBUTABLE_SQL, Row, encode
+from voight_middleware.records.call import Call, LateAttribution, Submission, is_open_job, with_result
 
 JOB = ("job", "part_of", "submitted_at", "submission", "version")
 """The columns of a submitted job."""
 _decode = msgspec.json.Decoder(Submission).decode
 
 
-class Intake:
+class Writer:
     """Brings records into *db*."""
 
     def __init__(self, db: Database) -> None:
@@ -40,32 +39,32 @@ class Intake:
         Raises:
             ValueError: A record cannot be kept, and nothing was.
         """
-        fresh, told, repeated = self._sorted_out(calls)
+        fresh, results, repeated = self._sorted_out(calls)
         owners = self._owners(fresh, others)
         rows = {call_id: checked(call) for call_id, call in fresh.items()}
-        answers = [checked(call) for call in told.values()]
+        result_rows = [checked(call) for call in results.values()]
         submitted = [job_row(submission, replaced) for submission, replaced in owners.jobs]
-        self.learn([call.tags.extra for call in (*fresh.values(), *told.values())])
+        self.learn([call.tags.extra for call in (*fresh.values(), *results.values())])
         self.learn([record.tags.extra for record in others])
         self.add(rows, fresh)
         self._drop_doubles([call_id for call_id, call in fresh.items() if call.job is not None])
-        self._db.change(changes.answers(answers))
+        self._db.change(changes.results(result_rows))
         for step in owners.steps:
             if isinstance(step, list):
                 self._own(step, fresh)
             else:
-                self._settle(step)
+                self._attribute_late(step)
         if submitted:
             self._db.add("jobs", JOB, submitted)  # from here on, who adds an answer knows its owner
             self._own([owned for step in owners.steps if isinstance(step, list) for owned in step], fresh, lacking=True)
         if progress is not None:
             self._db.add("segments", ("name", "offset", "version"), [encode((progress.segment, progress.offset, last_wins(now())))])
-        return len(fresh) + len(answers) + repeated
+        return len(fresh) + len(result_rows) + repeated
 
     def add(self, rows: Mapping[str, Row], calls: Mapping[str, Call]) -> None:
         """Add calls that are not there yet."""
         at = now()
-        lines = [insertable(row, first_wins(at, told=not changes.is_open(calls[call_id]))) for call_id, row in rows.items()]
+        lines = [insertable(row, first_wins(at, told=not is_open_job(calls[call_id]))) for call_id, row in rows.items()]
         self._db.add("calls", INSERTED, lines)
 
     def learn(self, extras: Iterable[Mapping[str, str]]) -> None:
@@ -84,44 +83,45 @@ class Intake:
 
     def _sorted_out(self, calls: Sequence[Call]) -> tuple[dict[str, Call], dict[str, Call], int]:
         """Calls that are not in the ledger, what is told of jobs that are, and how many jobs were begun and told of in *calls*."""
-        asked = f"SELECT call_id, {changes.OPEN} FROM {self._db.name}.calls FINAL WHERE"
-        kept = {call_id: bool(unread) for call_id, unread in self._db.about([call.call_id for call in calls], asked)}
-        fresh, told, repeated = dict[str, Call](), dict[str, Call](), 0
+        query = f"SELECT call_id, {changes.OPEN} FROM {self._db.name}.calls FINAL WHERE"
+        kept = {call_id: bool(unread) for call_id, unread in self._db.about([call.call_id for call in calls], query)}
+        fresh, results, repeated = dict[str, Call](), dict[str, Call](), 0
         for call in calls:
             if call.call_id in kept:
-                if kept[call.call_id] and changes.tells(call):
-                    before = told.get(call.call_id)
+                if kept[call.call_id] and changes.has_result(call):
+                    before = results.get(call.call_id)
                     if before is None or before.raw_usage is None:
-                        told[call.call_id] = call
+                        results[call.call_id] = call
             elif (first := fresh.get(call.call_id)) is None:
                 fresh[call.call_id] = call
-            elif changes.is_open(first) and changes.tells(call):
-                fresh[call.call_id] = changes.answered(first, call)
+            elif is_open_job(first) and changes.has_result(call):
+                fresh[call.call_id] = with_result(first, call)
                 repeated += 1
-        return fresh, told, repeated
+        return fresh, results, repeated
 
     def _owners(self, fresh: dict[str, Call], others: Sequence[LateAttribution | Submission]) -> Owners:
         """Give *fresh* calls their owners, and find out what is to be done to calls and jobs that are in the ledger already."""
         named = {name for record in others if isinstance(record, LateAttribution) for name in record.call_ids if "/" in name}
         submitted = {record.job: record for record in others if isinstance(record, Submission)}
         known = self.submissions(named | submitted.keys())
-        wholes = {one.part_of for one in (*known.values(), *submitted.values()) if one.part_of is not None} - known.keys()
+        submissions = (*known.values(), *submitted.values())
+        wholes = {submission.part_of for submission in submissions if submission.part_of is not None} - known.keys()
         owners = Owners(fresh, known, self.submissions(wholes), self._parts(known.keys() | submitted.keys()))
         for record in others:
             if isinstance(record, Submission):
                 owners.submit(record)
             else:
-                owners.settle(record)
+                owners.attribute_late(record)
         return owners
 
     def _parts(self, jobs: Collection[str]) -> dict[str, set[str]]:
         """The parts of jobs whose names do not tell it."""
-        found: dict[str, set[str]] = {}
+        parts: dict[str, set[str]] = {}
         if jobs:
             marks = ", ".join("?" * len(jobs))
             for job, whole in self._db.rows(f"SELECT job, part_of FROM {self._db.name}.jobs FINAL WHERE part_of IN ({marks})", jobs):
-                found.setdefault(whole, set()).add(job)
-        return found
+                parts.setdefault(whole, set()).add(job)
+        return parts
 
     def _own(self, owners: Sequence[Owned], fresh: Collection[str], *, lacking: bool = False) -> None:
         """Give the answers of jobs to who has submitted them, the last of *owners* last; *lacking* says only those without an owner."""
@@ -130,31 +130,30 @@ class Intake:
             return
         either = []
         for slashes in sorted({name.count("/") for name in names}):
-            some = ", ".join(literal(name) for name in sorted(names) if name.count("/") == slashes)
-            either.append(f"arrayStringConcat(arraySlice(splitByChar('/', assumeNotNull(job)), 1, {slashes + 1}), '/') IN ({some})")
+            jobs = ", ".join(literal(name) for name in sorted(names) if name.count("/") == slashes)
+            either.append(f"arrayStringConcat(arraySlice(splitByChar('/', assumeNotNull(job)), 1, {slashes + 1}), '/') IN ({jobs})")
         # Without FINAL, which would look at every call; what is found is read again by its id.
         rows = self._db.rows(f"SELECT DISTINCT call_id FROM {self._db.name}.calls WHERE job IS NOT NULL AND ({' OR '.join(either)})")
-        asked = f"SELECT call_id, job, user_id, attribution FROM {self._db.name}.calls FINAL WHERE"
+        query = f"SELECT call_id, job, user_id, attribution FROM {self._db.name}.calls FINAL WHERE"
         given: dict[str, Owned] = {}
-        for call_id, job, user_id, attribution in self._db.about([one for (one,) in rows if one not in fresh], asked):
-            owned = next((one for one in reversed(owners) if one.has(job)), None)
+        for call_id, job, user_id, attribution in self._db.about([call_id for (call_id,) in rows if call_id not in fresh], query):
+            owned = next((owner for owner in reversed(owners) if owner.has(job)), None)
             if owned is not None and (user_id is None if lacking else (user_id, attribution) != (owned.tags.user_id, owned.attribution)):
                 given[call_id] = owned
         self._db.change(changes.owners({call_id: (owned.tags, owned.attribution) for call_id, owned in given.items()}))
 
-    def _settle(self, owners: Mapping[str, LateAttribution]) -> None:
-        unsettled = ", ".join(map(literal, UNSETTLED))
-        asked = f"SELECT call_id FROM {self._db.name}.calls FINAL WHERE attribution IN ({unsettled}) AND"
-        here = [call_id for (call_id,) in self._db.about(owners, asked)]
-        self._db.change(changes.settlements({call_id: owners[call_id] for call_id in here}))
+    def _attribute_late(self, owners: Mapping[str, LateAttribution]) -> None:
+        query = f"SELECT call_id FROM {self._db.name}.calls FINAL WHERE attribution IN {REATTRIBUTABLE_SQL} AND"
+        call_ids = [call_id for (call_id,) in self._db.about(owners, query)]
+        self._db.change(changes.late_attributions({call_id: owners[call_id] for call_id in call_ids}))
 
     def _drop_doubles(self, call_ids: Collection[str]) -> None:
         """
         Of a job that two processes have told of at the same moment, perhaps at times in different months, one row stays: a question
         about one of the months would not see the other.
         """
-        asked = f"SELECT call_id, MAX(version) FROM {self._db.name}.calls WHERE"
-        for call_id, version in list(self._db.about(call_ids, asked, "GROUP BY call_id HAVING COUNT(DISTINCT version) > 1")):
+        query = f"SELECT call_id, MAX(version) FROM {self._db.name}.calls WHERE"
+        for call_id, version in list(self._db.about(call_ids, query, "GROUP BY call_id HAVING COUNT(DISTINCT version) > 1")):
             self._db.alter("calls", f"DELETE WHERE call_id = {literal(call_id)} AND version < {version}")
 
 

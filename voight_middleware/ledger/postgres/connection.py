@@ -32,17 +32,17 @@ def connect(url: str) -> Connection:
     Raises:
         LedgerError: There is none; the message has no password in it.
     """
-    given = _parameters(url)
+    parameters = _parameters(url)
     values: dict[str, Any] = {"fallback_application_name": "voight", "client_encoding": "UTF8"}
-    if "service" not in given and "PGSERVICE" not in os.environ:  # the service may say otherwise
+    if "service" not in parameters and "PGSERVICE" not in os.environ:  # the service may say otherwise
         values |= _KEPT_ALIVE
         if "PGCONNECT_TIMEOUT" not in os.environ:
             values["connect_timeout"] = CONNECT_SECONDS
-    host = given.get("host") or given.get("hostaddr") or os.environ.get("PGHOST") or "this machine"
-    place = f"{host}/{given.get('dbname') or os.environ.get('PGDATABASE') or ''}"
+    host = parameters.get("host") or parameters.get("hostaddr") or os.environ.get("PGHOST") or "this machine"
+    place = f"{host}/{parameters.get('dbname') or os.environ.get('PGDATABASE') or ''}"
     try:
         # No prepared statements: a pooler may hand the next transaction to another session.
-        db = psycopg.connect("", autocommit=True, prepare_threshold=None, **{**values, **given})
+        db = psycopg.connect("", autocommit=True, prepare_threshold=None, **{**values, **parameters})
     except psycopg.Error as error:
         raise LedgerError(_of_connecting(f"the ledger {place}", error)) from error
     db.isolation_level = psycopg.IsolationLevel.READ_COMMITTED  # whatever the role's default: writers wait for each other
@@ -61,9 +61,9 @@ def run_many(db: Connection, query: str, rows: Sequence[Sequence[Any]]) -> None:
 
 def row(db: Connection, query: str, *values: Any) -> tuple[Any, ...]:
     """The only row that a statement answers."""
-    found = run(db, query, values).fetchone()
-    assert found is not None
-    return found
+    result = run(db, query, values).fetchone()
+    assert result is not None
+    return result
 
 
 def bound(query: str) -> bytes:
@@ -84,16 +84,16 @@ def quoted(name: str) -> str:
 def _parameters(url: str) -> dict[str, Any]:
     """What the URL says; libpq's own message about one that cannot be read may quote the password."""
     try:
-        given = conninfo_to_dict(url)
+        parameters = conninfo_to_dict(url)
     except psycopg.ProgrammingError:
-        given = {"host": "@"}
-    ports = str(given.get("port") or "").split(",")
-    if "@" in str(given.get("host") or "") or not all(port.isdecimal() or not port for port in ports):
+        parameters = {"host": "@"}
+    ports = str(parameters.get("port") or "").split(",")
+    if "@" in str(parameters.get("host") or "") or not all(port.isdecimal() or not port for port in ports):
         raise LedgerError(
             "the URL of the ledger cannot be read: write postgresql://user:password@host:5432/database, with the characters of the "
             "password that are special in a URL percent-encoded (@ as %40, / as %2F, : as %3A, # as %23, ? as %3F, % as %25)"
         ) from None
-    return dict(given)
+    return dict(parameters)
 
 
 def _of_connecting(ledger: str, error: psycopg.Error) -> str:
@@ -107,9 +107,9 @@ def _of_connecting(ledger: str, error: psycopg.Error) -> str:
         (("SSL", "certificate"), "check sslmode and sslrootcert in the URL, and that the server has TLS on"),
         (("starting up", "shutting down", "recovery"), "the server is not ready yet: it is tried again"),
     )
-    for words, what in advice:
+    for words, action in advice:
         if any(word in text for word in words):
-            return f"{ledger} cannot be opened ({text}): {what}"
+            return f"{ledger} cannot be opened ({text}): {action}"
     return f"{ledger} cannot be reached ({text}): check that the server runs, and host and port in the URL"
 
 
@@ -133,8 +133,8 @@ def _meaning(error: psycopg.Error) -> str:
             what = f"cannot be written ({text}): give the URL of the primary server (target_session_attrs=read-write finds it), or a role"
             return f"{what} whose default_transaction_read_only is off"
         case errors.InsufficientPrivilege():
-            what = "its owner gives rights with `voight migrate --writer ROLE --reader ROLE`, after an upgrade again"
-            return f"refuses this role ({text}): {what}"
+            action = "ask its owner to run `voight migrate --writer ROLE --reader ROLE`, also after each upgrade"
+            return f"refuses this role ({text}): {action}"
         case errors.UndefinedObject():
             return f"cannot give rights ({text}): create the role before, with CREATE ROLE … LOGIN"
         case errors.DiskFull():

@@ -9,7 +9,7 @@ from typing import Any
 
 from voight_middleware.ledger.base import wildcard_parts
 from voight_middleware.ledger.postgres import triggers
-from voight_middleware.ledger.postgres.schema import CALLS, CALLS_AS_PRICED
+from voight_middleware.ledger.postgres.schema import CALLS, CALLS_AT_ORIGINAL_PRICES
 from voight_middleware.ledger.query import Sql
 from voight_middleware.ledger.rollups import ROLLUPS, Bucket, Rollup
 from voight_middleware.records.money import CONTEXT
@@ -25,7 +25,7 @@ class PostgresDialect:
     rollups: Collection[Rollup] = ROLLUPS
     schema = "voight."
     calls = CALLS
-    calls_as_priced = CALLS_AS_PRICED
+    calls_at_original_prices = CALLS_AT_ORIGINAL_PRICES
 
     def cost(self, columns: Sequence[Any]) -> int:
         """Femto-dollars, of the sum in dollars."""

@@ -47,7 +47,7 @@ _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Submission).decode
 
 
-def holdings(run: Run, names: Collection[str]) -> PersonalData:
+def personal_data(run: Run, names: Collection[str]) -> PersonalData:
     """What is kept under any of *names*."""
     calls, cost, first, last = run(_COUNT, [list(names)]).fetchone()
     (elsewhere,) = run(_COUNT_ELSEWHERE, [list(names), ""]).fetchone()
@@ -56,13 +56,13 @@ def holdings(run: Run, names: Collection[str]) -> PersonalData:
 
 def erase(run: Run, names: Collection[str], token: str) -> PersonalData:
     """Put *token* in the place of every one of *names*; answers what was there. Inside a transaction."""
-    found = holdings(run, names)
+    data = personal_data(run, names)
     run(_ERASE, [list(names), token])
     run(_ERASE_ELSEWHERE, [list(names), token])
     for job, submission in list(_mentioning(run, names)):
         changed = msgspec.structs.replace(submission, tags=erased_tags(submission.tags, names, token))
         run("UPDATE voight.jobs SET submission = ? WHERE job = ?", [_encode(changed).decode(), job])
-    return found
+    return data
 
 
 def _mentioning(run: Run, names: Collection[str]) -> Iterator[tuple[str, Submission]]:

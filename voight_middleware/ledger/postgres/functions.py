@@ -8,7 +8,7 @@ Each takes rows as a JSON array of objects whose keys are the columns of ``calls
 from __future__ import annotations
 
 from voight_middleware.ledger.postgres.values import STORED, stored
-from voight_middleware.ledger.rows import OWNER, TOLD
+from voight_middleware.ledger.rows import OWNER, REATTRIBUTABLE_SQL, RESULT_COLUMNS
 
 _ROWS = "jsonb_populate_recordset(NULL::voight.calls, $1)"
 _HEAD = "SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$"
@@ -18,7 +18,7 @@ CREATE FUNCTION voight.tell(calls jsonb) RETURNS bigint LANGUAGE plpgsql {_HEAD}
 DECLARE number bigint;
 BEGIN
     INSERT INTO voight.calls AS kept ({", ".join(STORED)}) SELECT {", ".join(STORED)} FROM {_ROWS}
-    ON CONFLICT (call_id) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in stored(TOLD))}
+    ON CONFLICT (call_id) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in stored(RESULT_COLUMNS))}
     WHERE kept.job IS NOT NULL AND kept.raw_usage IS NULL AND (excluded.raw_usage IS NOT NULL OR excluded.outcome <> 'ok');
     GET DIAGNOSTICS number = ROW_COUNT;
     RETURN number;
@@ -26,7 +26,7 @@ END $body$"""
 """Calls of jobs: one that was kept when its job was begun gets what was told of it later, and keeps its owner and its time."""
 
 _FILLED = tuple(name for name in OWNER if name not in ("user_id", "tags_extra"))
-_SETTLE = f"""
+_ATTRIBUTE_LATE = f"""
 CREATE FUNCTION voight.settle(owners jsonb) RETURNS void LANGUAGE sql {_HEAD}
     UPDATE voight.calls SET
         user_id = CASE WHEN calls.attribution = 'request' THEN owner.user_id ELSE COALESCE(calls.user_id, owner.user_id) END,
@@ -34,7 +34,7 @@ CREATE FUNCTION voight.settle(owners jsonb) RETURNS void LANGUAGE sql {_HEAD}
         tags_extra = COALESCE(owner.tags_extra || COALESCE(calls.tags_extra, '{{}}'), calls.tags_extra),
         attribution = owner.attribution
     FROM {_ROWS} AS owner
-    WHERE calls.call_id = owner.call_id AND calls.attribution IN ('none', 'error', 'request')
+    WHERE calls.call_id = owner.call_id AND calls.attribution IN {REATTRIBUTABLE_SQL}
 $body$"""
 """Owners of calls that were kept without one, each call once."""
 
@@ -64,6 +64,6 @@ END $body$"""
 
 SIGNATURES = ("tell(jsonb)", "settle(jsonb)", "submitted(text[])", "submit(text, text, bigint, text, jsonb)")
 STATEMENTS = (
-    *(_TELL, _SETTLE, _SUBMITTED, _SUBMIT),
+    *(_TELL, _ATTRIBUTE_LATE, _SUBMITTED, _SUBMIT),
     *(f"REVOKE ALL ON FUNCTION voight.{signature} FROM PUBLIC" for signature in SIGNATURES),
 )

@@ -65,7 +65,7 @@ INSERT = f"INSERT INTO voight.calls ({', '.join(STORED)}) SELECT {', '.join(STOR
 
 CALLS = "voight.calls AS calls"
 _FIGURES = stored(FIGURES)
-CALLS_AS_PRICED = (
+CALLS_AT_ORIGINAL_PRICES = (
     f"(SELECT {', '.join(f'calls.{name}' for name in STORED if name not in _FIGURES)}, "
     f"{', '.join(f'CASE WHEN original.version IS NULL THEN calls.{name} ELSE original.{name} END AS {name}' for name in _FIGURES)} "
     "FROM voight.calls LEFT JOIN voight.former_costs AS original ON original.call_id = calls.call_id AND original.version = 1) AS calls"

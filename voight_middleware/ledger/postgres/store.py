@@ -19,9 +19,9 @@ from voight_middleware.ledger.postgres import erasure, triggers
 from voight_middleware.ledger.postgres.connection import bound, connect, explained, place_of, row, run
 from voight_middleware.ledger.postgres.dialect import DIALECT
 from voight_middleware.ledger.postgres.roles import grants
-from voight_middleware.ledger.postgres.schema import CALLS, CALLS_AS_PRICED, LOCK, SELECT, SELECT_FORMER, SELECT_PRICE, prepare
+from voight_middleware.ledger.postgres.schema import CALLS, CALLS_AT_ORIGINAL_PRICES, LOCK, SELECT, SELECT_FORMER, SELECT_PRICE, prepare
 from voight_middleware.ledger.postgres.values import former_price, has_changed, storable
-from voight_middleware.ledger.postgres.writer import Intake, submissions
+from voight_middleware.ledger.postgres.writer import Writer, submissions
 from voight_middleware.ledger.query import Query, read_spend
 from voight_middleware.ledger.rollups import ROLLUPS, month_of
 from voight_middleware.ledger.rows import from_row, the_one, within_range
@@ -56,7 +56,7 @@ class PostgresLedger:
         self.url = shown_url(url)
         self._given = url
         self._db = connect(url)
-        self._intake = Intake(self._db)
+        self._writer = Writer(self._db)
         self._place = place_of(self._db)
         try:
             self.schema_version = prepare(self._db, create)
@@ -105,11 +105,11 @@ class PostgresLedger:
         others = [record for record in records if not isinstance(record, Call)]
         with explained(self._place):
             try:
-                return self._write(lambda: self._intake.insert(calls, others, progress))
+                return self._write(lambda: self._writer.insert(calls, others, progress))
             except _REFUSED:
                 calls = [within_range(call) for call in calls]
             try:
-                return self._write(lambda: self._intake.insert(calls, others, progress))
+                return self._write(lambda: self._writer.insert(calls, others, progress))
             except _REFUSED as error:
                 raise ValueError(f"a call cannot be kept: {error.diag.message_primary or error}") from error
 
@@ -147,7 +147,7 @@ class PostgresLedger:
         """
         by = tuple(dict.fromkeys(by))
         with explained(self._place):
-            rows = self._run(*self._question(zone).spend(by, where or {}, window, limit, original_prices=original_prices)).fetchall()
+            rows = self._run(*self._query(zone).spend(by, where or {}, window, limit, original_prices=original_prices)).fetchall()
         return [read_spend(by, row, DIALECT) for row in rows]
 
     def calls(
@@ -172,11 +172,12 @@ class PostgresLedger:
         with explained(self._place):
             if after is not None:  # a page begins where the last one ended, and not at the beginning of the window
                 window = Window(after[0] if window.since is None else max(after[0], window.since), window.until)
-            condition, values = self._question(zone).condition(where or {}, window)
+            condition, values = self._query(zone).condition(where or {}, window)
             if after is not None:
                 condition += " AND (occurred_at, call_id) > (?, ?)"
                 values += after
-            query = f"{SELECT} FROM {CALLS_AS_PRICED if original_prices else CALLS} {SELECT_PRICE} WHERE {condition} ORDER BY occurred_at, call_id"
+            source = CALLS_AT_ORIGINAL_PRICES if original_prices else CALLS
+            query = f"{SELECT} FROM {source} {SELECT_PRICE} WHERE {condition} ORDER BY occurred_at, call_id"
             if limit is not None and limit <= _PAGE:
                 yield from map(from_row, self._run(f"{query} LIMIT ?", [*values, limit]).fetchall())
                 return
@@ -196,11 +197,11 @@ class PostgresLedger:
         """
         query = f"{SELECT} FROM {CALLS} {SELECT_PRICE} WHERE"
         with explained(self._place):
-            found = self._run(f"{query} call_id = ?", [call_id]).fetchall()
-            if not found and len(call_id) >= MIN_ID_LENGTH:
+            rows = self._run(f"{query} call_id = ?", [call_id]).fetchall()
+            if not rows and len(call_id) >= MIN_ID_LENGTH:
                 range_ = (call_id, call_id + "\U0010ffff")
-                found = self._run(f"{query} call_id > ? AND call_id < ? ORDER BY call_id LIMIT 2", range_).fetchall()
-        return the_one([from_row(row) for row in found], call_id)
+                rows = self._run(f"{query} call_id > ? AND call_id < ? ORDER BY call_id LIMIT 2", range_).fetchall()
+        return the_one([from_row(row) for row in rows], call_id)
 
     def reprice(self, changes: Sequence[tuple[Call, Call]]) -> int:
         """
@@ -212,11 +213,10 @@ class PostgresLedger:
         now = time.time_ns() // 1000
         changes = [(before, within_range(after)) for before, after in changes]
         changes = [(before, after) for before, after in changes if has_changed(before, after)]
-
         if not changes:
             return 0
         with explained(self._place):
-            return self._write(lambda: self._intake.reprice(changes, now))
+            return self._write(lambda: self._writer.reprice(changes, now))
 
     def price_history(self, call_id: str) -> list[PriceVersion]:
         """The prices that a call had before its newest one, the original first."""
@@ -224,11 +224,11 @@ class PostgresLedger:
 
     def price_histories(self, call_ids: Collection[str]) -> dict[str, list[PriceVersion]]:
         """The prices that calls had before their newest one, the original first, by ``call_id``; a call without any is missing."""
-        found: dict[str, list[PriceVersion]] = {}
+        histories: dict[str, list[PriceVersion]] = {}
         with explained(self._place):
             for call_id, *row in self._run(SELECT_FORMER, [list(call_ids)]).fetchall():
-                found.setdefault(call_id, []).append(former_price(row))
-        return found
+                histories.setdefault(call_id, []).append(former_price(row))
+        return histories
 
     def jobs(self, after: str = "", limit: int = 1_000) -> list[Submission]:
         """Submitted jobs in the bytewise order of their names: at most *limit*, from behind the name *after* on."""
@@ -236,20 +236,20 @@ class PostgresLedger:
             rows = self._run("SELECT submission FROM voight.jobs WHERE job > ? ORDER BY job LIMIT ?", [after, limit]).fetchall()
         return [_decode_submission(text) for (text,) in rows]
 
-    def import_calls(self, calls: Sequence[Call], former: Mapping[str, Sequence[PriceVersion]] = {}, *, anew: bool = False) -> int:
+    def import_calls(self, calls: Sequence[Call], former: Mapping[str, Sequence[PriceVersion]] = {}, *, replace: bool = False) -> int:
         """
         Keep calls of another ledger as they are there, each with the prices that it had before, in one transaction; answers how many
         were written.
 
         Nothing is settled, completed or repriced by it. A call whose id is here already is left as it is, and its former prices with
-        it; with *anew* it is replaced, together with them.
+        it; with *replace* it is replaced, together with them.
 
         Raises:
             ValueError: A call cannot be kept, and nothing of *calls* was.
         """
         with explained(self._place):
             try:
-                return self._write(lambda: self._intake.keep(calls, former, anew))
+                return self._write(lambda: self._writer.import_calls(calls, former, replace))
             except _REFUSED as error:
                 raise ValueError(f"a call cannot be kept: {error.diag.message_primary or error}") from error
 
@@ -262,7 +262,7 @@ class PostgresLedger:
     def personal_data(self, names: Collection[str]) -> PersonalData:
         """What is kept about the person who is known by any of *names*."""
         with explained(self._place):
-            return erasure.holdings(self._run, names)
+            return erasure.personal_data(self._run, names)
 
     def erase(self, names: Collection[str], token: str) -> PersonalData:
         """
@@ -348,11 +348,11 @@ class PostgresLedger:
                 with self._db.transaction():
                     return work()
             except BaseException as error:
-                self._intake.rolled_back()
+                self._writer.rolled_back()
                 if not isinstance(error, errors.DeadlockDetected | errors.SerializationFailure) or attempt == ATTEMPTS:
                     raise
         raise AssertionError("unreachable")
 
-    def _question(self, zone: tzinfo | None) -> Query:
+    def _query(self, zone: tzinfo | None) -> Query:
         keys = [key for (key,) in self._run("SELECT key FROM voight.extra_keys").fetchall()]
         return Query(DIALECT, keys, zone, self.time_range())

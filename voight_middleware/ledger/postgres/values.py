@@ -43,7 +43,7 @@ def dollars(femto: int | None) -> str | None:
 def storable(value: Any) -> Any:
     """*value*; a text without NUL characters, which PostgreSQL's text cannot hold."""
     if type(value) is list:
-        return [storable(one) for one in value]
+        return [storable(item) for item in value]
     return value.replace("\0", "\ufffd") if type(value) is str and "\0" in value else value
 
 
@@ -68,7 +68,7 @@ def _line(row: Row) -> str:
     return "\t".join(["\\N" if value is None else str(value).translate(_ESCAPES) for value in row])
 
 
-def told(rows: Iterable[Row]) -> str:
+def calls_json(rows: Iterable[Row]) -> str:
     """Calls as JSON, for ``jsonb_populate_recordset``."""
     return _encode([_object(row) for row in rows]).decode()
 

@@ -100,10 +100,10 @@ def checkpoint(db: sqlite3.Connection, path: Path) -> None:
 def file_at(path: Path) -> tuple[int, int] | None:
     """What tells the file at *path* from another one; None where there is none."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 from voight_middleware.ledger.base import wildcard_parts
 from voight_middleware.ledger.query import Sql
 from voight_middleware.ledger.rollups import ROLLUPS, Bucket, Rollup
-from voight_middleware.ledger.sqlite.schema import CALLS, CALLS_AS_PRICED
+from voight_middleware.ledger.sqlite.schema import CALLS, CALLS_AT_ORIGINAL_PRICES
 from voight_middleware.ledger.sqlite.triggers import LIMB, SUMS
 
 _FORMS = {"hour": "%Y-%m-%dT%H:00", "day": "%Y-%m-%d", "week": "%Y-%m-%d", "month": "%Y-%m"}
@@ -25,7 +25,7 @@ class SQLiteDialect:
     rollups: Collection[Rollup] = ROLLUPS
     schema = ""
     calls = CALLS
-    calls_as_priced = CALLS_AS_PRICED
+    calls_at_original_prices = CALLS_AT_ORIGINAL_PRICES
 
     def cost(self, columns: Sequence[Any]) -> int:
         """Femto-dollars, of the two limbs."""

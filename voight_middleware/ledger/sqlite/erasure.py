@@ -39,7 +39,7 @@ _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Submission).decode
 
 
-def holdings(db: sqlite3.Connection, names: Collection[str]) -> PersonalData:
+def personal_data(db: sqlite3.Connection, names: Collection[str]) -> PersonalData:
     """What is kept under any of *names*."""
     bound = {"names": _encode(list(names)).decode()}
     calls, high, low, first, last = db.execute(_COUNT, bound).fetchone()
@@ -52,7 +52,7 @@ def holdings(db: sqlite3.Connection, names: Collection[str]) -> PersonalData:
 
 def erase(db: sqlite3.Connection, names: Collection[str], token: str) -> PersonalData:
     """Put *token* in the place of every one of *names*; answers what was there. Inside a transaction."""
-    found = holdings(db, names)
+    data = personal_data(db, names)
     bound = {"names": _encode(list(names)).decode(), "token": token}
     db.create_function("erased", 1, lambda extra: None if extra is None else erased_text(extra, names, token), deterministic=True)
     db.execute(_ERASE, bound)
@@ -62,7 +62,7 @@ def erase(db: sqlite3.Connection, names: Collection[str], token: str) -> Persona
         db.execute(
             "UPDATE jobs SET submission = ? WHERE job = ?", (_encode(msgspec.structs.replace(submission, tags=changed)).decode(), job)
         )
-    return found
+    return data
 
 
 def _mentioning(db: sqlite3.Connection, names: Collection[str]) -> Iterable[tuple[str, Submission]]:
@@ -75,11 +75,11 @@ def _mentioning(db: sqlite3.Connection, names: Collection[str]) -> Iterable[tupl
 def remains(paths: Iterable[Path], names: Collection[str]) -> list[Path]:
     """Which files still have the bytes of one of *names* in them; ids that are too short to be looked for are passed over."""
     wanted = [name.encode() for name in spellings(names) if len(name) >= MIN_SEARCHED_LENGTH]
-    found = []
+    remaining = []
     for path in paths:
         if not path.exists() or not path.stat().st_size:
             continue
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             if any(data.find(name) >= 0 for name in wanted):
-                found.append(path)
-    return found
+                remaining.append(path)
+    return remaining

@@ -12,8 +12,8 @@ from voight_middleware.ledger.rows import (
     COUNTS,
     FIGURES,
     NO_USAGE,
+    RESULT_COLUMNS,
     SELECTED,
-    TOLD,
     USAGE_COUNTS,
     Row,
     components_text,
@@ -157,17 +157,17 @@ INSERT_COMMON = {rows: _insert(_COMMON, rows) for rows in (100, 10, 1)}
 Statements by how many calls they insert. sqlite3 gives up the interpreter's lock for each statement, and inside a busy application
 waits milliseconds to have it back: a statement for a hundred calls disturbs it a hundred times less than a hundred statements.
 """
-_ANSWERED = (*TOLD[:-1], "price_id")
+_RESULT = (*RESULT_COLUMNS[:-1], "price_id")
 INSERT_AS_IT_IS = _insert(_COMMON + _RARE)
 INSERT_ALL = _insert(
     _COMMON + _RARE,
-    conflict=f"UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in (*TOLD[:-1], 'price_id'))} "
+    conflict=f"UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _RESULT)} "
     "WHERE calls.job IS NOT NULL AND calls.raw_usage IS NULL AND (excluded.raw_usage IS NOT NULL OR excluded.outcome <> 'ok')",
 )
 """A call that was kept when its job was begun gets what was told of it later, and keeps its owner and its time."""
 CALLS = "calls"
 _FIGURES = (*FIGURES[:-1], "price_id")
-CALLS_AS_PRICED = (
+CALLS_AT_ORIGINAL_PRICES = (
     f"(SELECT {', '.join(f'calls.{name}' for name in (*_COMMON, *_RARE) if name not in _FIGURES)}, "
     f"{', '.join(f'IIF(original.version IS NULL, calls.{name}, original.{name}) AS {name}' for name in _FIGURES)} "
     "FROM calls LEFT JOIN former_costs AS original ON original.call_id = calls.call_id AND original.version = 1) AS calls"

@@ -22,7 +22,7 @@ from voight_middleware.ledger.sqlite.connection import checkpoint, connect, expl
 from voight_middleware.ledger.sqlite.dialect import DIALECT
 from voight_middleware.ledger.sqlite.schema import (
     CALLS,
-    CALLS_AS_PRICED,
+    CALLS_AT_ORIGINAL_PRICES,
     SELECT,
     SELECT_FORMER,
     SELECT_FORMER_OF_MANY,
@@ -30,7 +30,7 @@ from voight_middleware.ledger.sqlite.schema import (
     former_price,
     read_values,
 )
-from voight_middleware.ledger.sqlite.writer import Intake, submissions
+from voight_middleware.ledger.sqlite.writer import Writer, submissions
 from voight_middleware.records.call import Call, Record, Submission
 
 _FAR = 253_402_300_799_000_000
@@ -56,7 +56,7 @@ class SQLiteLedger:
         self.path = path
         self.url = f"sqlite:///{path}"
         self._db = connect(path, create)
-        self._intake = Intake(self._db)
+        self._writer = Writer(self._db)
         try:
             with explained(path):
                 self.schema_version = prepare(self._db, path, create)
@@ -86,12 +86,12 @@ class SQLiteLedger:
         with explained(self.path):
             try:
                 with self._transaction():
-                    return self._intake.insert(calls, others, progress)
+                    return self._writer.insert(calls, others, progress)
             except (OverflowError, sqlite3.IntegrityError):
                 calls = [within_range(call) for call in calls]
             try:
                 with self._transaction():
-                    return self._intake.insert(calls, others, progress)
+                    return self._writer.insert(calls, others, progress)
             except (OverflowError, sqlite3.IntegrityError) as error:
                 raise ValueError(f"a call cannot be kept: {error}") from error
 
@@ -133,7 +133,7 @@ class SQLiteLedger:
         """
         by = tuple(dict.fromkeys(by))
         with explained(self.path):
-            rows = self._db.execute(*self._question(zone).spend(by, where or {}, window, limit, original_prices=original_prices)).fetchall()
+            rows = self._db.execute(*self._query(zone).spend(by, where or {}, window, limit, original_prices=original_prices)).fetchall()
         return [read_spend(by, row, DIALECT) for row in rows]
 
     def calls(
@@ -155,11 +155,11 @@ class SQLiteLedger:
         with explained(self.path):
             if after is not None:  # a page begins where the last one ended, and not at the beginning of the window
                 window = Window(after[0] if window.since is None else max(after[0], window.since), window.until)
-            condition, values = self._question(zone).condition(where or {}, window)
+            condition, values = self._query(zone).condition(where or {}, window)
             if after is not None:
                 condition += " AND (occurred_at, call_id) > (?, ?)"
                 values += after
-            source = CALLS_AS_PRICED if original_prices else CALLS
+            source = CALLS_AT_ORIGINAL_PRICES if original_prices else CALLS
             for row in self._db.execute(
                 f"{SELECT} FROM {source} {SELECT_PRICE} WHERE {condition} ORDER BY occurred_at, call_id LIMIT ?",
                 (*values, -1 if limit is None else limit),
@@ -175,11 +175,11 @@ class SQLiteLedger:
         """
         query = f"{SELECT} FROM {CALLS} {SELECT_PRICE} WHERE"
         with explained(self.path):
-            found = self._db.execute(f"{query} call_id = ?", (call_id,)).fetchall()
-            if not found and len(call_id) >= MIN_ID_LENGTH:
+            rows = self._db.execute(f"{query} call_id = ?", (call_id,)).fetchall()
+            if not rows and len(call_id) >= MIN_ID_LENGTH:
                 range_ = (call_id, call_id + "\U0010ffff")
-                found = self._db.execute(f"{query} call_id > ? AND call_id < ? ORDER BY call_id LIMIT 2", range_).fetchall()
-        return the_one([from_row(row) for row in found], call_id)
+                rows = self._db.execute(f"{query} call_id > ? AND call_id < ? ORDER BY call_id LIMIT 2", range_).fetchall()
+        return the_one([from_row(row) for row in rows], call_id)
 
     def reprice(self, changes: Sequence[tuple[Call, Call]]) -> int:
         """
@@ -195,7 +195,7 @@ class SQLiteLedger:
             return 0
         self._check_file()
         with explained(self.path), self._transaction():
-            return self._intake.reprice(changed, now)
+            return self._writer.reprice(changed, now)
 
     def price_history(self, call_id: str) -> list[PriceVersion]:
         """The prices that a call had before its newest one, the original first."""
@@ -204,11 +204,11 @@ class SQLiteLedger:
 
     def price_histories(self, call_ids: Collection[str]) -> dict[str, list[PriceVersion]]:
         """The prices that calls had before their newest one, the original first, by ``call_id``; a call without any is missing."""
-        found: dict[str, list[PriceVersion]] = {}
+        histories: dict[str, list[PriceVersion]] = {}
         with explained(self.path):
             for call_id, *row in self._db.execute(SELECT_FORMER_OF_MANY, (json.dumps(list(call_ids)),)):
-                found.setdefault(call_id, []).append(former_price(tuple(row)))
-        return found
+                histories.setdefault(call_id, []).append(former_price(tuple(row)))
+        return histories
 
     def jobs(self, after: str = "", limit: int = 1_000) -> list[Submission]:
         """Submitted jobs in the bytewise order of their names: at most *limit*, from behind the name *after* on."""
@@ -216,13 +216,13 @@ class SQLiteLedger:
             rows = self._db.execute("SELECT submission FROM jobs WHERE job > ? ORDER BY job LIMIT ?", (after, limit))
             return [_decode_submission(text) for (text,) in rows]
 
-    def import_calls(self, calls: Sequence[Call], former: Mapping[str, Sequence[PriceVersion]] = {}, *, anew: bool = False) -> int:
+    def import_calls(self, calls: Sequence[Call], former: Mapping[str, Sequence[PriceVersion]] = {}, *, replace: bool = False) -> int:
         """
         Keep calls of another ledger as they are there, each with the prices that it had before, in one transaction; answers how many
         were written.
 
         Nothing is settled, completed or repriced by it. A call whose id is here already is left as it is, and its former prices with
-        it; with *anew* it is replaced, together with them.
+        it; with *replace* it is replaced, together with them.
 
         Raises:
             ValueError: A call cannot be kept, and nothing of *calls* was.
@@ -231,7 +231,7 @@ class SQLiteLedger:
         with explained(self.path):
             try:
                 with self._transaction():
-                    return self._intake.keep(calls, former, anew)
+                    return self._writer.import_calls(calls, former, replace)
             except (OverflowError, sqlite3.IntegrityError) as error:
                 raise ValueError(f"a call cannot be kept: {error}") from error
 
@@ -246,7 +246,7 @@ class SQLiteLedger:
     def personal_data(self, names: Collection[str]) -> PersonalData:
         """What is kept about the person who is known by any of *names*."""
         with explained(self.path):
-            return erasure.holdings(self._db, names)
+            return erasure.personal_data(self._db, names)
 
     def erase(self, names: Collection[str], token: str) -> PersonalData:
         """
@@ -326,8 +326,8 @@ class SQLiteLedger:
             raise LedgerError(f"the ledger {self.path} was moved or deleted under way: it is begun anew at the next try")
 
     def _transaction(self) -> AbstractContextManager[None]:
-        return transaction(self._db, self._intake.rolled_back)
+        return transaction(self._db, self._writer.rolled_back)
 
-    def _question(self, zone: tzinfo | None) -> Query:
+    def _query(self, zone: tzinfo | None) -> Query:
         keys = [key for (key,) in self._db.execute("SELECT key FROM extra_keys")]
         return Query(DIALECT, keys, zone, self.time_range())
