@@ -242,7 +242,7 @@ KILLED = """
 import sys
 from pathlib import Path
 from voight_middleware.ledger.sqlite import SQLiteLedger, store
-from voight_middleware.ledger.sqlite.writer import Intake
+from voight_middleware.ledger.sqlite.writer import Writer
 from voight_middleware.pricing import open_book
 from voight_middleware.maintenance.repricing import reprice
 
@@ -255,7 +255,7 @@ class Ledger(SQLiteLedger):
         print(count, flush=True)
         return count
 
-class Slow(Intake):
+class Slow(Writer):
     def _price_id(self, price):
         if ledger.batches == 3:  # in the middle of the third transaction
             print("writing", flush=True)

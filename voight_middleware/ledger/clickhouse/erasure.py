@@ -78,9 +78,8 @@ def _change(db: Database, names: Collection[str], token: str) -> Change:
 
     # A longer text of an extra key that contains an id goes as a whole.
     long = literal([name for name in names if len(name) >= MIN_SEARCHED_LENGTH])
-    values = (
-        f"SELECT DISTINCT arrayJoin(mapValues(tags_extra)) AS value FROM {db.name}.calls WHERE {_of_person(names)} OR {_elsewhere(names)}"
-    )
+    affected = f"{db.name}.calls WHERE {_of_person(names)} OR {_elsewhere(names)}"
+    values = f"SELECT DISTINCT arrayJoin(mapValues(tags_extra)) AS value FROM {affected}"
     texts = db.private(f"SELECT value FROM ({values}) WHERE arrayExists(name -> position(value, name) > 0, {long})") if long != "[]" else []
     ids = db.private(f"SELECT {hashed('arrayJoin(?)')}", [list(names)])
     mentions = db.private(f"SELECT {hashed('arrayJoin(?)')}", [[text for (text,) in texts]]) if texts else []

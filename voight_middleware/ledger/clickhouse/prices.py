@@ -54,9 +54,8 @@ def _reprice(db: Database, wanted: Mapping[str, tuple[Call, Call]]) -> int:
     if not matching:
         return 0
     at = now()
-    numbers = {
-        call_id: len(prices) + 1 for call_id, prices in _before(db, {call_id: read[-1] for call_id, read in matching.items()}).items()
-    }
+    histories = _before(db, {call_id: read[-1] for call_id, read in matching.items()})
+    numbers = {call_id: len(prices) + 1 for call_id, prices in histories.items()}
     lines = []
     for call_id, (_, cost_femto, list_femto, status, reasons, price, occurred_at, state) in matching.items():
         last = PriceVersion(numbers.get(call_id, 1), cost_femto, list_femto, status, decode_reasons(reasons or "[]"), price, at)
