@@ -20,7 +20,7 @@ _MAX_AT_SIGNS = 16
 
 
 class Found(NamedTuple):
-    """What was found in a text, in the one form that all its spellings have."""
+    """What was result in a text, in the one form that all its spellings have."""
 
     kind: str
     """``key``, ``email``, ``wallet``, ``card`` or ``phone``."""
@@ -40,10 +40,10 @@ def find(text: str) -> Found | None:
     if text.isascii() and "\\u" not in text:
         return _find(text)
     seen, at = _visible(text)
-    found = _find(seen)
-    if found is None or at is None:
-        return found
-    return found._replace(end=at[found.end - 1] + 1)
+    result = _find(seen)
+    if result is None or at is None:
+        return result
+    return result._replace(end=at[result.end - 1] + 1)
 
 
 _INVISIBLE = re.compile(
@@ -66,12 +66,12 @@ def _visible(text: str) -> tuple[str, list[int] | None]:
 
 
 def _find(text: str) -> Found | None:
-    if (found := _key(text)) is not None:
-        return found
-    if ("@" in text or "%40" in text or "\uff20" in text) and (found := _email(text)) is not None:
-        return found
-    if (found := _wallet(text)) is not None:
-        return found
+    if (result := _key(text)) is not None:
+        return result
+    if ("@" in text or "%40" in text or "\uff20" in text) and (result := _email(text)) is not None:
+        return result
+    if (result := _wallet(text)) is not None:
+        return result
     if _DIGITS.search(text) is not None:
         return _card(text) or _phone(text)
     return None

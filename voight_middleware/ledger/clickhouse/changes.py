@@ -1,8 +1,8 @@
 """
-What changes calls that are in a ClickHouse ledger already: a late owner, the answer of a job, another price.
+Changes to existing calls of a ClickHouse ledger: late attributions, results of jobs, repricings.
 
-A change names columns and never writes a row anew, so that an owner and a price that two processes change at once both stay. Its
-condition is evaluated by the engine when the change is made, one change after the other.
+A change names columns and never rewrites a row, so that concurrent changes of owner and price both
+survive. The engine evaluates the condition when it makes the change, one change after the other.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from voight_middleware.records.call import REATTRIBUTABLE, Call, LateAttribution
 from voight_middleware.records.tags import Tags
 
 OPEN = "job IS NOT NULL AND raw_usage IS NULL"
-"""What is kept of a job whose usage nobody has read yet."""
+"""The condition for a job's call without usage."""
 _PIECE = 500
-"""How many calls one statement changes at most: the engine keeps its text."""
+"""The maximum number of calls in one statement: the engine keeps its text."""
 _POSITIONS = {name: index for index, name in enumerate(SELECTED)}
 
 
@@ -31,7 +31,7 @@ class Change:
 
     Args:
         sets: SQL of the new value of each column, by its name in ``rows.SELECTED``.
-        condition: Which calls it is for.
+        condition: SQL that selects the calls.
     """
 
     def __init__(self, sets: Mapping[str, str], condition: str) -> None:
@@ -39,12 +39,12 @@ class Change:
 
 
 def has_result(call: Call) -> bool:
-    """Whether *call* says something about a job that is open."""
+    """Return whether *call* is the result of a job."""
     return call.raw_usage is not None or call.outcome != "ok"
 
 
 def attributed_late(call: Call, late: LateAttribution) -> Call:
-    """*call* with the owner that it lacks."""
+    """Return *call* with the owner that it lacks."""
     if late.tags.user_id is None or call.attribution not in REATTRIBUTABLE:
         return call
     tags = late.tags.merge(call.tags)
@@ -54,7 +54,7 @@ def attributed_late(call: Call, late: LateAttribution) -> Call:
 
 
 def results(rows: Sequence[Row]) -> Iterator[Change]:
-    """Tell of jobs that were kept when they were begun."""
+    """Yield changes that add the results of jobs."""
     for piece in pieces(rows):
         by_call = {row[_POSITIONS["call_id"]]: row for row in piece}
         sets = {name: _of(name, {call_id: row[_POSITIONS[name]] for call_id, row in by_call.items()}) for name in RESULT_COLUMNS}
@@ -62,7 +62,7 @@ def results(rows: Sequence[Row]) -> Iterator[Change]:
 
 
 def late_attributions(owners: Mapping[str, LateAttribution]) -> Iterator[Change]:
-    """Fill in the owners of calls that lack one."""
+    """Yield changes that add owners to calls without one."""
     for piece in pieces(list(owners)):
         sets = {}
         for name in OWNER:
@@ -76,12 +76,14 @@ def late_attributions(owners: Mapping[str, LateAttribution]) -> Iterator[Change]
 
 
 def owners(given: Mapping[str, tuple[Tags, str]]) -> Iterator[Change]:
-    """Give calls to who has submitted their job: tags and attribution, by ``call_id``."""
+    """
+    Yield changes that give calls the owner of their job: tags and attribution, by ``call_id``.
+    """
     return values({call_id: {name: _tag(tags, name) for name in OWNER} | {"attribution": by} for call_id, (tags, by) in given.items()})
 
 
 def values(changed: Mapping[str, Mapping[str, Any]], condition: str = "1") -> Iterator[Change]:
-    """Give calls other values: by ``call_id``, the same columns for each."""
+    """Yield changes to other values, by ``call_id``. Each call has the same columns."""
     for piece in pieces(list(changed)):
         names = changed[piece[0]]
         yield Change(
@@ -99,7 +101,7 @@ def _among(call_ids: Sequence[str] | Mapping[str, Any]) -> str:
 
 
 def _of(name: str, by_call: Mapping[str, Any]) -> str:
-    """SQL for the value of a column, by the id of the call."""
+    """Return SQL for the value of a column, by the id of the call."""
     texts = {call_id: _text(name, value) for call_id, value in by_call.items()}
     first = next(iter(texts.values()))
     if all(text == first for text in texts.values()):
@@ -108,7 +110,7 @@ def _of(name: str, by_call: Mapping[str, Any]) -> str:
 
 
 def _text(name: str, value: Any) -> str:
-    """A value as text; an empty one is none."""
+    """Return a value as text, empty for None."""
     if name == "tags_extra":
         return value or "{}"
     if name in MONEY:

@@ -1,8 +1,8 @@
 """
-Erasure in a ClickHouse ledger: a person's ids in every column that can hold them, all in one change.
+Erasure in a ClickHouse ledger: replace a person's ids in every column, all in one change.
 
-The server keeps the text of its last hundred changes, so that no change names the person: it knows the ids by hashes with a key that is
-made for the occasion.
+The server keeps the text of its last hundred changes. So the change does not contain the ids, but
+hashes of them with a one-time key.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _decode = msgspec.json.Decoder(Submission).decode
 
 
 def personal_data(db: Database, names: Collection[str]) -> PersonalData:
-    """What is kept under any of *names*."""
+    """Return the records under any of *names*."""
     names = _given(names)
     if not names:
         return PersonalData()
@@ -43,7 +43,7 @@ def personal_data(db: Database, names: Collection[str]) -> PersonalData:
 
 
 def erase(db: Database, names: Collection[str], token: str) -> PersonalData:
-    """Put *token* in the place of every one of *names*; answers what was there."""
+    """Replace each of *names* by *token*. Return the records found."""
     names = _given(names)
     data = personal_data(db, names)
     if data.calls or data.elsewhere:
@@ -56,7 +56,10 @@ def erase(db: Database, names: Collection[str], token: str) -> PersonalData:
 
 
 def purge(db: Database, names: Collection[str]) -> list[str]:
-    """As ``Ledger.purge``: the tables in which one of *names* still is, rows that others have replaced among them."""
+    """
+    See ``Ledger.purge``. Return the tables that still contain one of *names*, replaced rows
+    included.
+    """
     names = _given(names)
     if not names:
         return []
@@ -76,7 +79,7 @@ def _change(db: Database, names: Collection[str], token: str) -> Change:
     def hashed(text: str) -> str:
         return f"hex(sipHash128Keyed(({key}), {text}))"
 
-    # A longer text of an extra key that contains an id goes as a whole.
+    # A longer text of an extra key is replaced as a whole if it contains an id.
     long = literal([name for name in names if len(name) >= MIN_SEARCHED_LENGTH])
     affected = f"{db.name}.calls WHERE {_of_person(names)} OR {_elsewhere(names)}"
     values = f"SELECT DISTINCT arrayJoin(mapValues(tags_extra)) AS value FROM {affected}"
@@ -99,13 +102,13 @@ def _change(db: Database, names: Collection[str], token: str) -> Change:
         "tags_extra": f"mapApply((key, value) -> (key, IF({hashed('value')} IN {erased}, {new}, value)), tags_extra)",
     }
     values_named = f"arrayExists(value -> {hashed('value')} IN {known}, mapValues(tags_extra))"
-    # The hashes are slow to tell of all calls, and fast of those months in which there is something.
+    # Hashing all calls is slow. The time range limits it to the months with matches.
     first, last = db.private(f"SELECT MIN(occurred_at), MAX(occurred_at) FROM {affected}")[0]
     return Change(sets, f"occurred_at BETWEEN {first} AND {last} AND ({' OR '.join((is_user, *map(named, _PLACES), values_named))})")
 
 
 def _given(names: Collection[str]) -> list[str]:
-    """An empty text is nobody's id: it stands for none."""
+    """Return *names* without duplicates and empty texts. An empty text stands for no value."""
     return [name for name in dict.fromkeys(names) if name]
 
 
@@ -119,7 +122,7 @@ def _elsewhere(names: Collection[str]) -> str:
 
 
 def _mentioning(db: Database, names: Collection[str], final: str = "FINAL") -> Iterator[Submission]:
-    spelled = literal([encode(name).decode()[1:-1] for name in names])  # as JSON text spells it
+    spelled = literal([encode(name).decode()[1:-1] for name in names])  # as spelled in JSON text
     mentions = f"arrayExists(name -> position(submission, name) > 0, {spelled})"
     for (text,) in db.private(f"SELECT submission FROM {db.name}.jobs {final} WHERE {mentions}"):
         submission = _decode(text)
@@ -128,5 +131,5 @@ def _mentioning(db: Database, names: Collection[str], final: str = "FINAL") -> I
 
 
 def _rewrite_jobs(db: Database) -> None:
-    """Leave nothing of rows that others have replaced."""
+    """Remove replaced rows."""
     db.run(f"OPTIMIZE TABLE {db.name}.jobs FINAL")

@@ -1,4 +1,4 @@
-"""Late owners: what the lates and submissions of a batch do to calls and jobs, in the order in which they were told."""
+"""Apply the late attributions and submissions of a batch to calls and jobs, in order."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from voight_middleware.records.tags import Tags
 
 @dataclass(frozen=True, slots=True)
 class Owned:
-    """Jobs, and whose their answers are."""
+    """Jobs and the owner of their calls."""
 
     jobs: set[str]
     tags: Tags
     attribution: str
 
     def has(self, job: str | None) -> bool:
-        """Whether *job* is one of them, or a part of one by its name."""
+        """Return whether *job* is one of the jobs, or a part of one by its name."""
         while job:
             if job in self.jobs:
                 return True
@@ -30,33 +30,33 @@ class Owned:
 
 
 Step: TypeAlias = list[Owned] | dict[str, LateAttribution]
-"""Jobs that have got an owner, or calls that are settled, by their id."""
+"""Jobs with a new owner, or late attributions by the id of their call."""
 
 
 @dataclass(slots=True)
 class Owners:
-    """The owners that a batch tells of."""
+    """The owners in a batch."""
 
     fresh: dict[str, Call]
-    """Calls that are not in the ledger yet: they are given their owners here."""
+    """Calls that are not in the ledger yet. They get their owners here."""
     known: dict[str, Submission]
-    """The submissions that the batch speaks of, as far as they are in the ledger."""
+    """The submissions named in the batch that are in the ledger."""
     wholes: dict[str, Submission]
-    """Those that others are parts of."""
+    """The submissions of jobs that other jobs are parts of."""
     parts: dict[str, set[str]]
-    """The parts of jobs whose names do not tell it."""
+    """Parts of jobs whose names do not show it."""
     jobs: list[tuple[Submission, bool]] = field(default_factory=list)
-    """Submissions to be kept, each with whether it takes the place of another one."""
+    """Submissions to store, each with whether it replaces another one."""
     steps: list[Step] = field(default_factory=list)
-    """What is to be done to calls in the ledger."""
+    """The changes to make to calls in the ledger."""
 
     def submit(self, submission: Submission) -> None:
-        """Somebody has submitted a job; the first one counts."""
+        """Add a submission. The first one of a job counts."""
         if submission.job not in self.known:
             self._store(submission, replaced=False)
 
     def attribute_late(self, late: LateAttribution) -> None:
-        """The owner of calls and jobs has become known."""
+        """Add the owner of earlier calls and jobs."""
         if late.tags.user_id is None:
             return
         for name in late.call_ids:

@@ -1,4 +1,7 @@
-"""Prices in a ClickHouse ledger: a new one in the call, the one before it in a table of its own, which is written first."""
+"""
+Prices in a ClickHouse ledger: the newest in the call, earlier ones in another table, which is
+written first.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +20,18 @@ if TYPE_CHECKING:
     from voight_middleware.ledger.clickhouse.writer import Writer
 
 _STATE = "sipHash64(toString((raw_usage, cost, list_cost, cost_status, cost_reasons)))"
-"""What tells whether anybody has changed a call since it was read."""
+"""A hash that shows whether a call has changed since it was read."""
 _REPRICED = tuple((SELECTED.index(name), name) for name in (*COUNTED, *FIGURES))
 
 
 def reprice(db: Database, wanted: Sequence[tuple[Call, Call]]) -> int:
-    """As ``Ledger.reprice``."""
+    """See ``Ledger.reprice``."""
     left = [(before, within_range(after)) for before, after in wanted]
     left = [(before, after) for before, after in left if _read(before)[1:] != _read(after)[1:]]
     for _, after in left:
         checked(after)
     count = 0
-    while left:  # the same call again waits for what was done to it
+    while left:  # a second change of the same call waits for the first one
         round_: dict[str, tuple[Call, Call]] = {}
         later = []
         for change in left:
@@ -73,13 +76,16 @@ def _reprice(db: Database, wanted: Mapping[str, tuple[Call, Call]]) -> int:
 
 
 def price_histories(db: Database, call_ids: Collection[str]) -> dict[str, list[PriceVersion]]:
-    """As ``Ledger.price_histories``: without what a run has written that came no further, as the call still is what it was then."""
+    """
+    See ``Ledger.price_histories``. Prices from an unfinished repricing are omitted: their call has
+    not changed.
+    """
     states = {call_id: int(state) for call_id, state in db.about(call_ids, f"SELECT call_id, {_STATE} FROM {db.name}.calls FINAL WHERE")}
     return {call_id: prices for call_id, prices in _before(db, states).items() if prices}
 
 
 def _before(db: Database, states: Mapping[str, int]) -> dict[str, list[PriceVersion]]:
-    """The prices that calls had before they were in these states."""
+    """Return the prices of calls before these states."""
     histories: dict[str, list[PriceVersion]] = {}
     newest: dict[str, int] = {}
     query = f"SELECT call_id, state, {FORMER} FROM {db.name}.former_costs FINAL WHERE"
@@ -95,7 +101,7 @@ def _before(db: Database, states: Mapping[str, int]) -> dict[str, list[PriceVers
 def import_calls(
     db: Database, writer: Writer, calls: Sequence[Call], former: Mapping[str, Sequence[PriceVersion]], *, replace: bool
 ) -> int:
-    """As ``Ledger.import_calls``."""
+    """See ``Ledger.import_calls``."""
     wanted = {call.call_id: call for call in (calls if replace else reversed(calls))}
     kept = {call_id for (call_id,) in db.about(wanted, f"SELECT call_id FROM {db.name}.calls FINAL WHERE")}
     rows = {call_id: checked(call) for call_id, call in wanted.items() if replace or call_id not in kept}
@@ -115,11 +121,14 @@ def _with_former(db: Database, call_ids: Collection[str]) -> set[str]:
 
 
 def _line(call_id: str, price: PriceVersion, occurred_at: int, state: int = 0) -> bytes:
-    """A former price as a line of ``JSONCompactEachRow``; *state* is that of its call before it gets another one."""
+    """
+    Return a previous price as a line of ``JSONCompactEachRow``. *state* is the call's state before
+    it gets another price.
+    """
     figures = (usd(price.cost_femto), usd(price.list_femto), price.cost_status, reasons_text(price.cost_reasons), price.price)
     return encode((call_id, price.version, *figures, price.replaced_at, occurred_at, state, last_wins(now())))
 
 
 def _read(call: Call) -> tuple[Any, ...]:
-    """What a call is known by: its usage and its figures."""
+    """Return the values that identify a state of a call: its usage and its price."""
     return (call.raw_usage or None, call.cost_femto, call.list_femto, call.cost_status, reasons_text(call.cost_reasons))

@@ -1,8 +1,9 @@
 """
-How records get into a ClickHouse ledger, which has no transactions.
+Write records to a ClickHouse ledger, which has no transactions.
 
-Every step can be done again: calls that are there are not added again, owners and answers are only filled in where they are missing, and
-the progress comes last. What a crash has left half-way is finished by the repetition of the batch, which the journal still has.
+Every step can be repeated. Existing calls are not inserted again, owners and results are only added
+if missing, and the progress comes last. After a crash, the batch is ingested again from the
+journal.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _decode = msgspec.json.Decoder(Submission).decode
 
 
 class Writer:
-    """Brings records into *db*."""
+    """Writes records to *db*."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
@@ -34,10 +35,11 @@ class Writer:
 
     def insert(self, calls: Sequence[Call], others: Sequence[LateAttribution | Submission], progress: Progress | None) -> int:
         """
-        Keep *calls*, then apply *others* in their order, then note *progress*; answers how many calls were new or told of.
+        Store *calls*, apply *others* in their order, then save *progress*. Return the number of
+        calls that were new or got their usage.
 
         Raises:
-            ValueError: A record cannot be kept, and nothing was.
+            ValueError: A record cannot be stored, and nothing was.
         """
         fresh, results, repeated = self._sorted_out(calls)
         owners = self._owners(fresh, others)
@@ -55,26 +57,27 @@ class Writer:
             else:
                 self._attribute_late(step)
         if submitted:
-            self._db.add("jobs", JOB, submitted)  # from here on, who adds an answer knows its owner
+            # from here on, writers of results know their owner
+            self._db.add("jobs", JOB, submitted)
             self._own([owned for step in owners.steps if isinstance(step, list) for owned in step], fresh, lacking=True)
         if progress is not None:
             self._db.add("segments", ("name", "offset", "version"), [encode((progress.segment, progress.offset, last_wins(now())))])
         return len(fresh) + len(result_rows) + repeated
 
     def add(self, rows: Mapping[str, Row], calls: Mapping[str, Call]) -> None:
-        """Add calls that are not there yet."""
+        """Insert calls that are not there yet."""
         at = now()
         lines = [insertable(row, first_wins(at, told=not is_open_job(calls[call_id]))) for call_id, row in rows.items()]
         self._db.add("calls", INSERTED, lines)
 
     def learn(self, extras: Iterable[Mapping[str, str]]) -> None:
-        """Note the keys of the application's tags."""
+        """Store the keys of the application's tags."""
         new = {key for extra in extras for key in extra} - self._extra_keys
         self._db.add("extra_keys", ("key", "version"), [encode((key, 0)) for key in sorted(new)])
         self._extra_keys |= new
 
     def submissions(self, jobs: Collection[str]) -> dict[str, Submission]:
-        """Those of *jobs* that are known."""
+        """Return the submissions of those *jobs* that are known."""
         if not jobs:
             return {}
         marks = ", ".join("?" * len(jobs))
@@ -82,7 +85,10 @@ class Writer:
         return {job: _decode(text) for job, text in rows}
 
     def _sorted_out(self, calls: Sequence[Call]) -> tuple[dict[str, Call], dict[str, Call], int]:
-        """Calls that are not in the ledger, what is told of jobs that are, and how many jobs were begun and told of in *calls*."""
+        """
+        Return new calls, results of jobs in the ledger, and the number of jobs with both submission
+        and result in *calls*.
+        """
         query = f"SELECT call_id, {changes.OPEN} FROM {self._db.name}.calls FINAL WHERE"
         kept = {call_id: bool(unread) for call_id, unread in self._db.about([call.call_id for call in calls], query)}
         fresh, results, repeated = dict[str, Call](), dict[str, Call](), 0
@@ -100,7 +106,10 @@ class Writer:
         return fresh, results, repeated
 
     def _owners(self, fresh: dict[str, Call], others: Sequence[LateAttribution | Submission]) -> Owners:
-        """Give *fresh* calls their owners, and find out what is to be done to calls and jobs that are in the ledger already."""
+        """
+        Give *fresh* calls their owners. Collect the changes to calls and jobs that are in the
+        ledger already.
+        """
         named = {name for record in others if isinstance(record, LateAttribution) for name in record.call_ids if "/" in name}
         submitted = {record.job: record for record in others if isinstance(record, Submission)}
         known = self.submissions(named | submitted.keys())
@@ -115,7 +124,7 @@ class Writer:
         return owners
 
     def _parts(self, jobs: Collection[str]) -> dict[str, set[str]]:
-        """The parts of jobs whose names do not tell it."""
+        """Return the parts of jobs whose names do not show it."""
         parts: dict[str, set[str]] = {}
         if jobs:
             marks = ", ".join("?" * len(jobs))
@@ -124,7 +133,10 @@ class Writer:
         return parts
 
     def _own(self, owners: Sequence[Owned], fresh: Collection[str], *, lacking: bool = False) -> None:
-        """Give the answers of jobs to who has submitted them, the last of *owners* last; *lacking* says only those without an owner."""
+        """
+        Give the calls of jobs to their submitters. The last of *owners* wins. With *lacking*, only
+        calls without a user.
+        """
         names = {name for owned in owners for name in owned.jobs}
         if not names:
             return
@@ -132,7 +144,7 @@ class Writer:
         for slashes in sorted({name.count("/") for name in names}):
             jobs = ", ".join(literal(name) for name in sorted(names) if name.count("/") == slashes)
             either.append(f"arrayStringConcat(arraySlice(splitByChar('/', assumeNotNull(job)), 1, {slashes + 1}), '/') IN ({jobs})")
-        # Without FINAL, which would look at every call; what is found is read again by its id.
+        # Without FINAL, which would scan every call. The calls found are read again by id.
         rows = self._db.rows(f"SELECT DISTINCT call_id FROM {self._db.name}.calls WHERE job IS NOT NULL AND ({' OR '.join(either)})")
         query = f"SELECT call_id, job, user_id, attribution FROM {self._db.name}.calls FINAL WHERE"
         given: dict[str, Owned] = {}
@@ -149,8 +161,10 @@ class Writer:
 
     def _drop_doubles(self, call_ids: Collection[str]) -> None:
         """
-        Of a job that two processes have told of at the same moment, perhaps at times in different months, one row stays: a question
-        about one of the months would not see the other.
+        Keep one row of a job that two processes have reported at once.
+
+        The rows may be in different months. A query on one of the months would not see the other
+        row.
         """
         query = f"SELECT call_id, MAX(version) FROM {self._db.name}.calls WHERE"
         for call_id, version in list(self._db.about(call_ids, query, "GROUP BY call_id HAVING COUNT(DISTINCT version) > 1")):
@@ -158,6 +172,9 @@ class Writer:
 
 
 def job_row(submission: Submission, replaced: bool) -> bytes:
-    """A submitted job as a line of ``JSONCompactEachRow``; *replaced* says that it takes the place of another row."""
+    """
+    Return a submission as a line of ``JSONCompactEachRow``. *replaced* means that it replaces
+    another row.
+    """
     version = last_wins(now()) if replaced else first_wins(now())
     return encode((submission.job, submission.part_of, submission.submitted_at, encode(submission).decode(), version))

@@ -1,4 +1,4 @@
-"""The connection to a PostgreSQL server, and what its errors mean to people."""
+"""The connection to a PostgreSQL server, and explanations of its errors."""
 
 from __future__ import annotations
 
@@ -18,34 +18,37 @@ Connection: TypeAlias = psycopg.Connection[tuple[Any, ...]]
 
 CONNECT_SECONDS = 5
 LOCK_SECONDS = 30
-"""How long a writing statement waits for another one's lock."""
+"""How long a writing statement waits for another session's lock."""
 _KEPT_ALIVE = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
-"""A server that has vanished without a word is noticed within a minute, and not after the hours that systems wait."""
+"""Detect a lost server within a minute instead of the hours of the system's defaults."""
 
 
 def connect(url: str) -> Connection:
     """
-    A connection in autocommit: nothing stays open between statements that no transaction was begun for.
+    Open a connection in autocommit mode: it holds no transaction open between statements.
 
-    Everything that libpq knows works: its variables (``PGHOST``, ``PGSSLMODE``, …), ``PGPASSFILE``, service files, several hosts.
+    Everything in libpq works: its variables (``PGHOST``, ``PGSSLMODE``, …), ``PGPASSFILE``, service
+    files, several hosts.
 
     Raises:
-        LedgerError: There is none; the message has no password in it.
+        LedgerError: The connection fails. The message contains no password.
     """
     parameters = _parameters(url)
     values: dict[str, Any] = {"fallback_application_name": "voight", "client_encoding": "UTF8"}
-    if "service" not in parameters and "PGSERVICE" not in os.environ:  # the service may say otherwise
+    # the service may set other values
+    if "service" not in parameters and "PGSERVICE" not in os.environ:
         values |= _KEPT_ALIVE
         if "PGCONNECT_TIMEOUT" not in os.environ:
             values["connect_timeout"] = CONNECT_SECONDS
     host = parameters.get("host") or parameters.get("hostaddr") or os.environ.get("PGHOST") or "this machine"
     place = f"{host}/{parameters.get('dbname') or os.environ.get('PGDATABASE') or ''}"
     try:
-        # No prepared statements: a pooler may hand the next transaction to another session.
+        # No prepared statements: a pooler may give the next transaction another session.
         db = psycopg.connect("", autocommit=True, prepare_threshold=None, **{**values, **parameters})
     except psycopg.Error as error:
         raise LedgerError(_of_connecting(f"the ledger {place}", error)) from error
-    db.isolation_level = psycopg.IsolationLevel.READ_COMMITTED  # whatever the role's default: writers wait for each other
+    # regardless of the role's default: writers wait for each other
+    db.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
     return db
 
 
@@ -55,34 +58,34 @@ def run(db: Connection, query: str, values: Sequence[Any] = ()) -> psycopg.Curso
 
 
 def run_many(db: Connection, query: str, rows: Sequence[Sequence[Any]]) -> None:
-    """The same for each of *rows*, which are storable."""
+    """Execute a statement for each of *rows*, which must be storable."""
     db.cursor().executemany(bound(query), rows)
 
 
 def row(db: Connection, query: str, *values: Any) -> tuple[Any, ...]:
-    """The only row that a statement answers."""
+    """Return the only row of a statement's result."""
     result = run(db, query, values).fetchone()
     assert result is not None
     return result
 
 
 def bound(query: str) -> bytes:
-    """A statement with a ``?`` for each value as psycopg reads it."""
+    """Return a statement with a ``?`` for each value in psycopg's syntax."""
     return query.replace("%", "%%").replace("?", "%s").encode()
 
 
 def place_of(db: Connection) -> str:
-    """How messages name where the ledger is."""
+    """Return the location of the ledger for messages."""
     return f"{db.info.host}:{db.info.port}/{db.info.dbname}"
 
 
 def quoted(name: str) -> str:
-    """The name of a role as SQL."""
+    """Return the name of a role as SQL."""
     return '"' + name.replace('"', '""') + '"'
 
 
 def _parameters(url: str) -> dict[str, Any]:
-    """What the URL says; libpq's own message about one that cannot be read may quote the password."""
+    """Parse the URL. libpq's own message about an invalid URL may quote the password."""
     try:
         parameters = conninfo_to_dict(url)
     except psycopg.ProgrammingError:
@@ -97,7 +100,7 @@ def _parameters(url: str) -> dict[str, Any]:
 
 
 def _of_connecting(ledger: str, error: psycopg.Error) -> str:
-    """What to do about a connection that was refused. libpq tells the reasons apart by their words alone."""
+    """Return advice about a refused connection. libpq's errors differ only in their text."""
     text = " ".join(str(error).split())
     advice = (
         (("password authentication failed", "no password supplied", "no pg_hba.conf entry", "authentication failed"), _AUTHENTICATION),
@@ -119,7 +122,7 @@ _CONNECTIONS = "raise max_connections on the server, or put a pooler in front of
 
 @contextmanager
 def explained(place: str) -> Generator[None]:
-    """Turn the engine's errors into ``LedgerError``, with what to do."""
+    """Convert the engine's errors to ``LedgerError``, with advice."""
     try:
         yield
     except psycopg.Error as error:

@@ -1,4 +1,6 @@
-"""What becomes of a batch inside its transaction: calls are copied, prices and keys learned, owners found."""
+"""
+Write a batch inside its transaction: copy calls, store prices and extra keys, attribute calls.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,10 @@ _decode_submission = msgspec.json.Decoder(Submission).decode
 
 
 class Writer:
-    """The writing of one connection. Every method is called inside a transaction, and takes the lock of writers in it."""
+    """
+    Writes through one connection. Call every method inside a transaction. Each takes the writers'
+    lock.
+    """
 
     def __init__(self, db: Connection) -> None:
         self._db = db
@@ -39,12 +44,12 @@ class Writer:
         self._extra_keys: set[str] = set()
 
     def rolled_back(self) -> None:
-        """What was learned in the transaction is not known after all."""
+        """Forget the prices and extra keys learned in the transaction."""
         self._prices.clear()
         self._extra_keys.clear()
 
     def insert(self, calls: Sequence[Call], others: Sequence[LateAttribution | Submission], progress: Progress | None) -> int:
-        """As ``Ledger.insert``."""
+        """See ``Ledger.insert``."""
         plain = [call for call in calls if call.job is None]
         if plain:
             self._copy(plain)
@@ -66,7 +71,7 @@ class Writer:
         return new
 
     def import_calls(self, calls: Sequence[Call], former: Mapping[str, Sequence[PriceVersion]], replace: bool) -> int:
-        """As ``Ledger.import_calls``."""
+        """See ``Ledger.import_calls``."""
         written = 0
         for batch in _rounds(calls, lambda call: call.call_id):
             self._copy(batch)
@@ -84,7 +89,7 @@ class Writer:
         return written
 
     def reprice(self, changes: Sequence[tuple[Call, Call]], now: int) -> int:
-        """As ``Ledger.reprice``, of calls that have changed."""
+        """See ``Ledger.reprice``. *changes* has changed calls only."""
         run(self._db, LOCK)
         self._learn((), prices_of(after for _, after in changes))
         return sum(
@@ -93,7 +98,10 @@ class Writer:
         )
 
     def _copy(self, calls: Sequence[Call]) -> None:
-        """Put calls where they are inserted from: a table of this session, which a pooler may have changed since the last time."""
+        """
+        Copy calls to the session's staging table. A pooler may have changed the session since the
+        last time.
+        """
         if row(self._db, "SELECT to_regclass('pg_temp.voight_calls') IS NULL")[0]:
             run(self._db, STAGING)
         with self._db.cursor().copy(f"COPY pg_temp.voight_calls ({', '.join(STORED)}) FROM STDIN".encode()) as copy:
@@ -120,7 +128,7 @@ class Writer:
                 self._store(submission)
 
     def _store(self, submission: Submission) -> None:
-        """Keep who has submitted a job, and make it the owner of the answers that were here before."""
+        """Store a submission and make it the owner of its job's existing calls."""
         owned = submission
         if submission.tags.user_id is None and submission.part_of is not None:
             owned = submissions(self._db, [submission.part_of]).get(submission.part_of, submission)
@@ -132,7 +140,7 @@ class Writer:
         )
 
     def _learn(self, keys: Iterable[str], prices: Mapping[int, str]) -> None:
-        """Keep extra keys and prices that this ledger has not written yet."""
+        """Store extra keys and prices that this connection has not written yet."""
         if new_keys := {*map(storable, keys)} - self._extra_keys:
             run_many(self._db, "INSERT INTO voight.extra_keys VALUES (?) ON CONFLICT DO NOTHING", [(key,) for key in new_keys])
             self._extra_keys |= new_keys
@@ -143,7 +151,7 @@ class Writer:
 
 
 def submissions(db: Connection, jobs: Collection[str]) -> dict[str, Submission]:
-    """Those of *jobs* that are known."""
+    """Return the submissions of those *jobs* that are known."""
     if not jobs:
         return {}
     rows = run(db, "SELECT job, submission FROM voight.submitted(?::text[])", [list(jobs)]).fetchall()
@@ -151,7 +159,9 @@ def submissions(db: Connection, jobs: Collection[str]) -> dict[str, Submission]:
 
 
 def _rounds(items: Sequence[_Item], key: Callable[[_Item], str]) -> Iterator[list[_Item]]:
-    """*items* in their order, in lists in which no key is twice: what a statement does to a row, it does once."""
+    """
+    Yield *items* in order, in batches without duplicate keys. A statement changes a row only once.
+    """
     while items:
         batch, rest = dict[str, _Item](), list[_Item]()
         for item in items:

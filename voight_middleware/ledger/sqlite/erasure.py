@@ -1,4 +1,7 @@
-"""Erasure in an SQLite ledger: a person's ids in every column that can hold them, and in the bytes of the file."""
+"""
+Erasure in a SQLite ledger: replace a person's ids in every column, and find them in the bytes of
+the file.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,7 @@ _decode = msgspec.json.Decoder(Submission).decode
 
 
 def personal_data(db: sqlite3.Connection, names: Collection[str]) -> PersonalData:
-    """What is kept under any of *names*."""
+    """Return the records under any of *names*."""
     bound = {"names": _encode(list(names)).decode()}
     calls, high, low, first, last = db.execute(_COUNT, bound).fetchone()
     others = f"SELECT COUNT(*) FROM calls WHERE ({_ELSEWHERE}) AND (user_id IS NULL OR user_id NOT IN {_NAMED})"
@@ -51,7 +54,7 @@ def personal_data(db: sqlite3.Connection, names: Collection[str]) -> PersonalDat
 
 
 def erase(db: sqlite3.Connection, names: Collection[str], token: str) -> PersonalData:
-    """Put *token* in the place of every one of *names*; answers what was there. Inside a transaction."""
+    """Replace each of *names* by *token*, inside a transaction. Return the records found."""
     data = personal_data(db, names)
     bound = {"names": _encode(list(names)).decode(), "token": token}
     db.create_function("erased", 1, lambda extra: None if extra is None else erased_text(extra, names, token), deterministic=True)
@@ -73,7 +76,9 @@ def _mentioning(db: sqlite3.Connection, names: Collection[str]) -> Iterable[tupl
 
 
 def remains(paths: Iterable[Path], names: Collection[str]) -> list[Path]:
-    """Which files still have the bytes of one of *names* in them; ids that are too short to be looked for are passed over."""
+    """
+    Return the files that still contain one of *names*. Ids too short to search for are skipped.
+    """
     wanted = [name.encode() for name in spellings(names) if len(name) >= MIN_SEARCHED_LENGTH]
     remaining = []
     for path in paths:

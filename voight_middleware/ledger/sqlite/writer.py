@@ -1,4 +1,6 @@
-"""What becomes of a batch inside its transaction: calls are inserted, prices and keys learned, owners found."""
+"""
+Write a batch inside its transaction: insert calls, store prices and extra keys, attribute calls.
+"""
 
 from __future__ import annotations
 
@@ -38,14 +40,14 @@ _OWN = """
 UPDATE calls SET
     user_id = ?, plan = ?, tenant_id = ?, route = ?, release = ?, session_id = ?, tags_extra = NULLIF(?, ''), attribution = ?
 WHERE job = ? OR (job > ? AND job < ?)"""
-"""The parts of a job are between its name with a slash, and with the character behind that."""
+"""The parts of a job sort between its name with a slash and its name with the next character."""
 
 _encode = msgspec.json.Encoder().encode
 _decode_submission = msgspec.json.Decoder(Submission).decode
 
 
 class Writer:
-    """The writing of one connection. Every method is called inside a transaction."""
+    """Writes through one connection. Call every method inside a transaction."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
@@ -53,12 +55,12 @@ class Writer:
         self._extra_keys: set[str] = set()
 
     def rolled_back(self) -> None:
-        """What was learned in the transaction is not known after all."""
+        """Forget the prices and extra keys learned in the transaction."""
         self._price_ids.clear()
         self._extra_keys.clear()
 
     def insert(self, calls: Sequence[Call], others: Sequence[LateAttribution | Submission], progress: Progress | None) -> int:
-        """As ``Ledger.insert``."""
+        """See ``Ledger.insert``."""
         new = self._insert_calls(calls)
         for record in others:
             if isinstance(record, Submission):
@@ -73,14 +75,14 @@ class Writer:
         return new
 
     def import_calls(self, calls: Sequence[Call], former: Mapping[str, Sequence[PriceVersion]], replace: bool) -> int:
-        """As ``Ledger.import_calls``."""
+        """See ``Ledger.import_calls``."""
         single = [call for call in calls if replace or former.get(call.call_id)]
         others = [call for call in calls if not (replace or former.get(call.call_id))]
         new = sum(self._import_call(call, former.get(call.call_id, ()), replace) for call in single)
         return new + self._insert_calls(others, INSERT_AS_IT_IS)
 
     def reprice(self, changes: Sequence[tuple[Call, Call]], now: int) -> int:
-        """As ``Ledger.reprice``, of calls that have changed."""
+        """See ``Ledger.reprice``. *changes* has changed calls only."""
         count = 0
         for before, after in changes:
             if self._db.execute(KEEP_FORMER, (now, *read_values(before))).rowcount:
@@ -139,7 +141,7 @@ class Writer:
             self._store(submission)
 
     def _store(self, submission: Submission) -> None:
-        """Keep who has submitted a job, and make it the owner of the answers that were here before."""
+        """Store a submission and make it the owner of its job's existing calls."""
         self._learn(submission.tags.extra)
         self._db.execute(
             "INSERT OR REPLACE INTO jobs (job, part_of, submitted_at, submission) VALUES (?, ?, ?, ?)",
@@ -169,13 +171,13 @@ class Writer:
 
 
 def submissions(db: sqlite3.Connection, jobs: Collection[str]) -> dict[str, Submission]:
-    """Those of *jobs* that are known."""
-    found: dict[str, Submission] = {}
+    """Return the submissions of those *jobs* that are known."""
+    known: dict[str, Submission] = {}
     for job in jobs:
         row = db.execute("SELECT submission FROM jobs WHERE job = ?", (job,)).fetchone()
         if row is not None:
-            found[job] = _decode_submission(row[0])
-    return found
+            known[job] = _decode_submission(row[0])
+    return known
 
 
 def _owner_values(tags: Tags) -> Row:
