@@ -109,8 +109,8 @@ def from_row(row: Row) -> Call:
     try:
         return _from_row(row)
     except (msgspec.DecodeError, TypeError, ValueError) as error:
-        what = f"the call {ascii(row[SELECTED.index('call_id')])[:80]} in the ledger is damaged ({str(error)[:200]})"
-        raise LedgerError(f"{what}: restore a backup, or leave it out by a filter on its time") from error
+        problem = f"the call {ascii(row[SELECTED.index('call_id')])[:80]} in the ledger is damaged ({str(error)[:200]})"
+        raise LedgerError(f"{problem}: restore a backup, or exclude the call with a filter on its time") from error
 
 
 def _from_row(row: Row) -> Call:
@@ -133,7 +133,7 @@ def _from_row(row: Row) -> Call:
     )
 
 
-def the_one(calls: Sequence[Call], call_id: str) -> Call | None:
+def only_match(calls: Sequence[Call], call_id: str) -> Call | None:
     """
     Return the only one of *calls*, found by *call_id* or its beginning. Return None if there is
     none.
@@ -142,8 +142,8 @@ def the_one(calls: Sequence[Call], call_id: str) -> Call | None:
         LedgerError: There are several.
     """
     if len(calls) > 1:
-        several = " and ".join(call.call_id for call in calls)
-        raise LedgerError(f"several calls begin with {call_id!r}, such as {several}: give more of the id")
+        ids = " and ".join(call.call_id for call in calls)
+        raise LedgerError(f"several call ids begin with {call_id!r}, such as {ids}: give more characters")
     return calls[0] if calls else None
 
 

@@ -101,7 +101,7 @@ def create_table(name: str, database: str, cluster: str, *, patches: bool) -> st
 
 # -- versions: which of two rows with one key is the row ------------------------------------------------------------------------------
 
-_TOLD = 1 << 62
+_COMPLETE = 1 << 62
 _AHEAD = 1 << 61
 
 
@@ -110,19 +110,19 @@ def now() -> int:
     return time.time_ns() // 1000
 
 
-def first_wins(at: int, *, told: bool = True) -> int:
+def first_wins(at: int, *, complete: bool = True) -> int:
     """
     Return a version that decreases with time: of two rows, the first one counts, and repeating an
     insert changes nothing.
 
     A job's result beats its submission, so that its usage cannot get lost.
     """
-    return (_TOLD if told else 0) + _AHEAD - at
+    return (_COMPLETE if complete else 0) + _AHEAD - at
 
 
 def last_wins(at: int) -> int:
     """Return a version that increases with time, above all that decrease."""
-    return _TOLD + _AHEAD + at
+    return _COMPLETE + _AHEAD + at
 
 
 # -- rows ------------------------------------------------------------------------------------------------------------------------------
@@ -150,12 +150,12 @@ def checked(call: Call) -> Row:
     row = to_row(call)
     for index, name in _WHOLE:
         if (number := row[index]) is not None and not -(2**63) <= number < 2**63:
-            raise ValueError(f"a call cannot be kept: {name} is {number}")
+            raise ValueError(f"a call cannot be stored: {name} is {number}")
     for index, most in _LIMITED:
         if (number := row[index]) is not None and not 0 <= number <= most:
-            raise ValueError(f"a call cannot be kept: {SELECTED[index]} is {number}")
+            raise ValueError(f"a call cannot be stored: {SELECTED[index]} is {number}")
     if (call.cost_femto is None) != (call.cost_status == "unpriced"):
-        raise ValueError(f"a call cannot be kept: its cost is {call.cost_femto} and it is {call.cost_status}")
+        raise ValueError(f"a call cannot be stored: its cost is {call.cost_femto} and it is {call.cost_status}")
     return row
 
 

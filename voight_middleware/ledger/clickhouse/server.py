@@ -80,16 +80,16 @@ def read_url(url: str, environ: Mapping[str, str] = os.environ) -> Server:
     except ValueError:  # its text may contain the password
         raise LedgerError("the URL of the ledger cannot be read: write clickhouse://user:password@host:8123/voight") from None
     if unknown := [name for name in options if name not in _OPTIONS]:
-        raise LedgerError(f"the URL of the ledger has an option {unknown[0]!r}; it may have {', '.join(_OPTIONS)}")
+        raise LedgerError(f"the URL of the ledger has an unknown option {unknown[0]!r}: use {', '.join(_OPTIONS)}")
     database, cluster = unquote(parts.path.strip("/")) or DATABASE, options.get("cluster") or None
     for what, name in (("database", database), ("cluster", cluster)):
         if name is not None and not _NAME.fullmatch(name):
             # a slash in a password makes the rest of it the database
             shown = "such a name" if "@" in name else repr(name)
-            raise LedgerError(f"a {what} of the ledger cannot be called {shown}: use letters, digits, '_' and '-'")
+            raise LedgerError(f"the {what} of the ledger cannot be named {shown}: use letters, digits, '_' and '-'")
     ttl = options.get("ttl_days")
     if ttl is not None and not (ttl.isdecimal() and len(ttl) <= 5 and int(ttl) <= 36_500):
-        raise LedgerError(f"ttl_days in the URL of the ledger is a number of days, or 0 for never, not {ttl[:20]!r}")
+        raise LedgerError(f"ttl_days in the URL of the ledger must be a number of days, or 0 for never, not {ttl[:20]!r}")
     return Server(
         host=parts.hostname or "localhost",
         port=port,
@@ -112,7 +112,7 @@ def _flag(options: Mapping[str, str], name: str, *, default: bool) -> bool:
         return True
     if value.lower() in ("0", "false", "no", "off"):
         return False
-    raise LedgerError(f"{name} in the URL of the ledger is 1 or 0, not {value!r}")
+    raise LedgerError(f"{name} in the URL of the ledger must be 1 or 0, not {value!r}")
 
 
 def connect(server: Server) -> Client:
@@ -140,20 +140,20 @@ def connect(server: Server) -> Client:
 
 
 _ADVICE = {
-    81: "the database is not there: create it, or give the user the right to",
-    60: "a table of it is missing: open it for writing once, by the application or by `voight ingest`",
-    701: "there is no such cluster: check `cluster` in the URL of the ledger against system.clusters",
-    164: "this user may only read: give calls to a user that may write",
-    497: "this user lacks a right: grant it, as the documentation of the deployment has it",
-    516: "user or password are wrong: check the URL of the ledger, or CLICKHOUSE_PASSWORD",
-    192: "user or password are wrong: check the URL of the ledger",
-    193: "user or password are wrong: check the URL of the ledger",
+    81: "the database does not exist: create it, or grant the user the right to",
+    60: "one of its tables is missing: open it for writing once, with the application or `voight ingest`",
+    701: "the cluster does not exist: check `cluster` in the URL of the ledger against system.clusters",
+    164: "this user may only read: use one that may write",
+    497: "this user lacks a right: grant it, as the deployment documentation describes",
+    516: "the user or the password is wrong: check the URL of the ledger, or CLICKHOUSE_PASSWORD",
+    192: "the user or the password is wrong: check the URL of the ledger",
+    193: "the user or the password is wrong: check the URL of the ledger",
     243: "its disk is full: free some space; calls wait in the journal",
-    241: "it has too little memory for this: ask about a shorter time, or raise max_memory_usage",
-    252: "it has too many parts, and needs time to merge them: calls wait in the journal",
-    159: "it took too long: ask about a shorter time, or raise max_execution_time",
+    241: "it has too little memory for this: use a shorter time range, or raise max_memory_usage",
+    252: "it has too many parts and needs time to merge them: calls wait in the journal",
+    159: "it took too long: use a shorter time range, or raise max_execution_time",
     242: "the table is read-only on this replica: check its connection to ClickHouse Keeper",
-    999: "it has lost ClickHouse Keeper: calls wait in the journal",
+    999: "it lost its connection to ClickHouse Keeper: calls wait in the journal",
 }
 _CODE = re.compile(r"\bCode: (\d+)")
 _NOISE = re.compile(
@@ -195,12 +195,12 @@ def explained(server: Server) -> Generator[None]:
         if code in _ADVICE:
             message = f"the ledger {server.name} refused ({code}): {_ADVICE[code]}"
         elif code is None:
-            message = f"the ledger {server.name} does not answer ({_short(text, server)}): check that the server runs and can be reached"
+            message = f"the ledger {server.name} does not respond ({_short(text, server)}): check that the server runs and can be reached"
         else:
             message = f"the ledger {server.name} failed ({code}): {_short(text, server)}"
         raise LedgerError(message) from error
     except (OSError, HTTPError) as error:  # network errors that the driver passes on
-        raise LedgerError(f"the ledger {server.name} does not answer ({_short(str(error), server)}): check the server") from error
+        raise LedgerError(f"the ledger {server.name} does not respond ({_short(str(error), server)}): check the server") from error
     finally:
         _asking.reset(token)
 

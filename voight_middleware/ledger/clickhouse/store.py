@@ -28,7 +28,7 @@ from voight_middleware.ledger.clickhouse.schema import SELECT, last_wins, now, r
 from voight_middleware.ledger.clickhouse.server import connect, read_url
 from voight_middleware.ledger.clickhouse.writer import Writer
 from voight_middleware.ledger.query import Query, read_spend
-from voight_middleware.ledger.rows import encode, from_row, the_one, within_range
+from voight_middleware.ledger.rows import encode, from_row, only_match, within_range
 from voight_middleware.records.call import Call, Record, Submission
 
 _PIECE = 20_000
@@ -177,7 +177,7 @@ class ClickHouseLedger:
         if not rows and len(call_id) >= MIN_ID_LENGTH:
             range_ = [call_id, call_id + "\U0010ffff"]
             rows = self._db.rows(f"{query} call_id > ? AND call_id < ? ORDER BY call_id LIMIT 2", range_)
-        return the_one([from_row(readable(row)) for row in rows], call_id)
+        return only_match([from_row(readable(row)) for row in rows], call_id)
 
     def reprice(self, changes: Sequence[tuple[Call, Call]]) -> int:
         """
@@ -287,8 +287,8 @@ class ClickHouseLedger:
 
     def _missing(self) -> LedgerError:
         return LedgerError(
-            f"there is no ledger at {self.server.name} yet: it appears with the first call that is kept (`voight doctor` says where calls "
-            "go, `voight demo` shows the whole line)"
+            f"there is no ledger at {self.server.name} yet: the first stored call creates it (`voight doctor` shows where calls go, "
+            "`voight demo` shows an example)"
         )
 
     def _query(self, zone: tzinfo | None) -> Query:

@@ -41,7 +41,7 @@ class Writer:
         Raises:
             ValueError: A record cannot be stored, and nothing was.
         """
-        fresh, results, repeated = self._sorted_out(calls)
+        fresh, results, repeated = self._sort(calls)
         owners = self._owners(fresh, others)
         rows = {call_id: checked(call) for call_id, call in fresh.items()}
         result_rows = [checked(call) for call in results.values()]
@@ -53,13 +53,13 @@ class Writer:
         self._db.change(changes.results(result_rows))
         for step in owners.steps:
             if isinstance(step, list):
-                self._own(step, fresh)
+                self._attribute_jobs(step, fresh)
             else:
                 self._attribute_late(step)
         if submitted:
             # from here on, writers of results know their owner
             self._db.add("jobs", JOB, submitted)
-            self._own([owned for step in owners.steps if isinstance(step, list) for owned in step], fresh, lacking=True)
+            self._attribute_jobs([owned for step in owners.steps if isinstance(step, list) for owned in step], fresh, lacking=True)
         if progress is not None:
             self._db.add("segments", ("name", "offset", "version"), [encode((progress.segment, progress.offset, last_wins(now())))])
         return len(fresh) + len(result_rows) + repeated
@@ -67,7 +67,7 @@ class Writer:
     def add(self, rows: Mapping[str, Row], calls: Mapping[str, Call]) -> None:
         """Insert calls that are not there yet."""
         at = now()
-        lines = [insertable(row, first_wins(at, told=not is_open_job(calls[call_id]))) for call_id, row in rows.items()]
+        lines = [insertable(row, first_wins(at, complete=not is_open_job(calls[call_id]))) for call_id, row in rows.items()]
         self._db.add("calls", INSERTED, lines)
 
     def learn(self, extras: Iterable[Mapping[str, str]]) -> None:
@@ -84,7 +84,7 @@ class Writer:
         rows = self._db.rows(f"SELECT job, submission FROM {self._db.name}.jobs FINAL WHERE job IN ({marks})", jobs)
         return {job: _decode(text) for job, text in rows}
 
-    def _sorted_out(self, calls: Sequence[Call]) -> tuple[dict[str, Call], dict[str, Call], int]:
+    def _sort(self, calls: Sequence[Call]) -> tuple[dict[str, Call], dict[str, Call], int]:
         """
         Return new calls, results of jobs in the ledger, and the number of jobs with both submission
         and result in *calls*.
@@ -132,7 +132,7 @@ class Writer:
                 parts.setdefault(whole, set()).add(job)
         return parts
 
-    def _own(self, owners: Sequence[Owned], fresh: Collection[str], *, lacking: bool = False) -> None:
+    def _attribute_jobs(self, owners: Sequence[Owned], fresh: Collection[str], *, lacking: bool = False) -> None:
         """
         Give the calls of jobs to their submitters. The last of *owners* wins. With *lacking*, only
         calls without a user.

@@ -105,15 +105,15 @@ def _of_connecting(ledger: str, error: psycopg.Error) -> str:
     advice = (
         (("password authentication failed", "no password supplied", "no pg_hba.conf entry", "authentication failed"), _AUTHENTICATION),
         (("remaining connection slots", "too many clients", "too many connections"), _CONNECTIONS),
-        (("does not exist",), "check the names of the database and of the role in the URL; the database is made with CREATE DATABASE"),
+        (("does not exist",), "check the names of the database and of the role in the URL; create the database with CREATE DATABASE"),
         (("could not translate host name", "resolve host", "Name or service"), "check the host in the URL"),
         (("SSL", "certificate"), "check sslmode and sslrootcert in the URL, and that the server has TLS on"),
-        (("starting up", "shutting down", "recovery"), "the server is not ready yet: it is tried again"),
+        (("starting up", "shutting down", "recovery"), "the server is not ready yet: the next attempt connects again"),
     )
     for words, action in advice:
         if any(word in text for word in words):
             return f"{ledger} cannot be opened ({text}): {action}"
-    return f"{ledger} cannot be reached ({text}): check that the server runs, and host and port in the URL"
+    return f"{ledger} cannot be reached ({text}): check that the server runs, and check host and port in the URL"
 
 
 _AUTHENTICATION = "check user and password in the URL, PGPASSWORD or PGPASSFILE, and the server's pg_hba.conf"
@@ -133,24 +133,24 @@ def _meaning(error: psycopg.Error) -> str:
     text = " ".join((error.diag.message_primary or str(error)).split())
     match error:
         case errors.ReadOnlySqlTransaction():
-            what = f"cannot be written ({text}): give the URL of the primary server (target_session_attrs=read-write finds it), or a role"
-            return f"{what} whose default_transaction_read_only is off"
+            action = "use the URL of the primary server (target_session_attrs=read-write finds it), or a role"
+            return f"cannot be written ({text}): {action} whose default_transaction_read_only is off"
         case errors.InsufficientPrivilege():
             action = "ask its owner to run `voight migrate --writer ROLE --reader ROLE`, also after each upgrade"
             return f"refuses this role ({text}): {action}"
         case errors.UndefinedObject():
-            return f"cannot give rights ({text}): create the role before, with CREATE ROLE … LOGIN"
+            return f"cannot grant rights ({text}): create the role first, with CREATE ROLE … LOGIN"
         case errors.DiskFull():
-            return f"cannot be written, the server's disk is full ({text}): free some space there"
+            return f"cannot be written, as the server's disk is full ({text}): free some space there"
         case errors.LockNotAvailable():
             return f"was locked by another session for {LOCK_SECONDS} seconds: find it with SELECT * FROM pg_stat_activity"
         case errors.TooManyConnections():
             return f"has no connection left ({text}): {_CONNECTIONS}"
         case errors.UndefinedTable() | errors.InvalidSchemaName() | errors.UndefinedFunction() | errors.UndefinedColumn():
-            return f"is not as this version made it ({text}): restore the schema voight, or drop it and a new ledger is begun"
+            return f"does not match this version's schema ({text}): restore the schema voight, or drop it to start a new ledger"
         case errors.DataCorrupted() | errors.IndexCorrupted():
             return f"is damaged ({text}): restore a backup"
         case psycopg.OperationalError() if error.sqlstate is None or error.sqlstate[:2] in ("08", "57"):
-            return f"has gone ({text}): it is opened anew at the next try"
+            return f"lost its connection ({text}): the next attempt opens a new one"
         case _:
             return f"failed: {text}"

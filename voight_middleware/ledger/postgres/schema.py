@@ -127,8 +127,8 @@ def prepare(db: Connection, create: bool) -> int:
         version = _version(db, place)
         if version is None and not create:
             raise LedgerError(
-                f"there is no ledger at {place} yet: it appears with the first call that is kept (`voight doctor` says where calls go, "
-                "`voight demo` shows the whole line)"
+                f"there is no ledger at {place} yet: the first stored call creates it (`voight doctor` shows where calls go, "
+                "`voight demo` shows an example)"
             )
         if version is None or version < len(MIGRATIONS):
             version = _migrate(db, place)
@@ -164,8 +164,7 @@ def _version(db: Connection, place: str) -> int | None:
         return None
     if not usable:
         raise LedgerError(
-            f"the role {db.info.user} may not use the ledger {place}: its owner gives rights with "
-            "`voight migrate --writer ROLE --reader ROLE`"
+            f"the role {db.info.user} may not use the ledger {place}: ask its owner to run `voight migrate --writer ROLE --reader ROLE`"
         )
     return int(_one(db, "SELECT version FROM voight.schema_version WHERE ledger = 'voight-middleware'")[0])
 

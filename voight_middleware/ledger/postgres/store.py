@@ -26,7 +26,7 @@ from voight_middleware.ledger.postgres.values import former_price, has_changed, 
 from voight_middleware.ledger.postgres.writer import Writer, submissions
 from voight_middleware.ledger.query import Query, read_spend
 from voight_middleware.ledger.rollups import ROLLUPS, month_of
-from voight_middleware.ledger.rows import from_row, the_one, within_range
+from voight_middleware.ledger.rows import from_row, only_match, within_range
 from voight_middleware.records.call import Call, Record, Submission
 
 ATTEMPTS = 5
@@ -73,7 +73,7 @@ class PostgresLedger:
         with explained(self._place):
             reads, writes, deletes = self._row(rights)
             (writable,) = self._row("SELECT NOT pg_is_in_recovery() AND current_setting('transaction_read_only') = 'off'")
-        may = [word for right, word in ((writes, "bring calls in"), (deletes, "change and delete them"), (reads, "read them")) if right]
+        may = [word for right, word in ((writes, "insert calls"), (deletes, "change and delete them"), (reads, "read them")) if right]
         info = self._db.info
         return [
             ("engine", f"PostgreSQL {info.parameter_status('server_version')}"),
@@ -105,7 +105,7 @@ class PostgresLedger:
             try:
                 return self._write(lambda: self._writer.insert(calls, others, progress))
             except _REFUSED as error:
-                raise ValueError(f"a call cannot be kept: {error.diag.message_primary or error}") from error
+                raise ValueError(f"a call cannot be stored: {error.diag.message_primary or error}") from error
 
     def submissions(self, jobs: Collection[str]) -> dict[str, Submission]:
         with explained(self._place):
@@ -177,7 +177,7 @@ class PostgresLedger:
             if not rows and len(call_id) >= MIN_ID_LENGTH:
                 range_ = (call_id, call_id + "\U0010ffff")
                 rows = self._run(f"{query} call_id > ? AND call_id < ? ORDER BY call_id LIMIT 2", range_).fetchall()
-        return the_one([from_row(row) for row in rows], call_id)
+        return only_match([from_row(row) for row in rows], call_id)
 
     def reprice(self, changes: Sequence[tuple[Call, Call]]) -> int:
         now = time.time_ns() // 1000
@@ -208,7 +208,7 @@ class PostgresLedger:
             try:
                 return self._write(lambda: self._writer.import_calls(calls, former, replace))
             except _REFUSED as error:
-                raise ValueError(f"a call cannot be kept: {error.diag.message_primary or error}") from error
+                raise ValueError(f"a call cannot be stored: {error.diag.message_primary or error}") from error
 
     def time_range(self) -> tuple[int, int] | None:
         with explained(self._place):

@@ -26,7 +26,7 @@ def connect(path: Path, create: bool) -> sqlite3.Connection:
         LedgerError: The file cannot be opened, or it is missing and *create* is False.
     """
     if sqlite3.sqlite_version_info < (3, 37):
-        raise LedgerError(f"the ledger needs SQLite 3.37, and this Python has {sqlite3.sqlite_version}: use another build of Python")
+        raise LedgerError(f"the ledger needs SQLite 3.37 or later, and this Python has {sqlite3.sqlite_version}: use another Python build")
     try:
         if create:
             _make_file(path)
@@ -95,7 +95,7 @@ def checkpoint(db: sqlite3.Connection, path: Path) -> None:
     deadline = time.monotonic() + BUSY_SECONDS
     while db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
         if time.monotonic() > deadline:
-            raise LedgerError(f"another process is reading the ledger {path}: end it and try again (find it with `fuser {path}`)")
+            raise LedgerError(f"another process is reading the ledger {path}: find it with `fuser {path}`, stop it and try again")
         time.sleep(0.05)
 
 
@@ -116,9 +116,9 @@ def explained(path: Path) -> Generator[None]:
     except sqlite3.Error as error:
         name: str = getattr(error, "sqlite_errorname", "")
         if name.startswith("SQLITE_NOTADB"):
-            raise ForeignLedger(f"{path} is no SQLite file, or an encrypted one: choose another path") from error
+            raise ForeignLedger(f"{path} is not an SQLite file, or it is encrypted: choose another path") from error
         if name.startswith("SQLITE_CORRUPT"):
-            message = f"the ledger {path} is damaged ({error}): restore a copy, or move it aside and a new one is begun"
+            message = f"the ledger {path} is damaged ({error}): restore a backup, or move it away to start a new one"
         elif name.startswith("SQLITE_BUSY"):
             message = f"the ledger {path} was locked by another process for {BUSY_SECONDS} seconds: find it with `fuser {path}`"
         elif name.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM")):
@@ -176,6 +176,6 @@ def _make_file(path: Path) -> None:
 
 def _missing(path: Path) -> LedgerError:
     return LedgerError(
-        f"there is no ledger at {path} yet: it appears with the first call that is kept (`voight doctor` says where calls go, "
-        "`voight demo` shows the whole line)"
+        f"there is no ledger at {path} yet: the first stored call creates it (`voight doctor` shows where calls go, "
+        "`voight demo` shows an example)"
     )

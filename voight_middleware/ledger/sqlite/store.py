@@ -16,7 +16,7 @@ from voight_middleware.ledger.base import MIN_ID_LENGTH, Expired, LedgerError, P
 from voight_middleware.ledger.erasure import MIN_SEARCHED_LENGTH
 from voight_middleware.ledger.query import Query, read_spend
 from voight_middleware.ledger.rollups import ROLLUPS, month_of
-from voight_middleware.ledger.rows import from_row, the_one, within_range
+from voight_middleware.ledger.rows import from_row, only_match, within_range
 from voight_middleware.ledger.sqlite import erasure, triggers
 from voight_middleware.ledger.sqlite.connection import checkpoint, connect, explained, file_at, prepare, transaction
 from voight_middleware.ledger.sqlite.dialect import DIALECT
@@ -83,7 +83,7 @@ class SQLiteLedger:
                 with self._transaction():
                     return self._writer.insert(calls, others, progress)
             except (OverflowError, sqlite3.IntegrityError) as error:
-                raise ValueError(f"a call cannot be kept: {error}") from error
+                raise ValueError(f"a call cannot be stored: {error}") from error
 
     def submissions(self, jobs: Collection[str]) -> dict[str, Submission]:
         with explained(self.path):
@@ -145,7 +145,7 @@ class SQLiteLedger:
             if not rows and len(call_id) >= MIN_ID_LENGTH:
                 range_ = (call_id, call_id + "\U0010ffff")
                 rows = self._db.execute(f"{query} call_id > ? AND call_id < ? ORDER BY call_id LIMIT 2", range_).fetchall()
-        return the_one([from_row(row) for row in rows], call_id)
+        return only_match([from_row(row) for row in rows], call_id)
 
     def reprice(self, changes: Sequence[tuple[Call, Call]]) -> int:
         now = time.time_ns() // 1000
@@ -180,7 +180,7 @@ class SQLiteLedger:
                 with self._transaction():
                     return self._writer.import_calls(calls, former, replace)
             except (OverflowError, sqlite3.IntegrityError) as error:
-                raise ValueError(f"a call cannot be kept: {error}") from error
+                raise ValueError(f"a call cannot be stored: {error}") from error
 
     def time_range(self) -> tuple[int, int] | None:
         with explained(self.path):
@@ -258,7 +258,7 @@ class SQLiteLedger:
     def _check_file(self) -> None:
         # SQLite would keep writing to the file that was moved or deleted
         if file_at(self.path) != self._file:
-            raise LedgerError(f"the ledger {self.path} was moved or deleted under way: it is begun anew at the next try")
+            raise LedgerError(f"the ledger {self.path} was moved or deleted while in use: the next attempt creates a new one")
 
     def _transaction(self) -> AbstractContextManager[None]:
         return transaction(self._db, self._writer.rolled_back)
