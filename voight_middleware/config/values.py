@@ -1,4 +1,7 @@
-"""The values of settings, as people write them: each reader returns the value, or raises an error that says what to write."""
+"""
+Parsers for the values of settings. Each returns the value, or raises an error that says what to
+write.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +16,15 @@ from voight_middleware.records.tag_values import clean_value
 
 def absolute(path: str, what: str) -> Path:
     """
-    Return a path as it is meant, ``~`` included.
+    Return an absolute path, with ``~`` expanded.
 
     Raises:
-        SettingsError: It cannot be one; the message begins with *what*.
+        SettingsError: *path* is not a valid path. The message begins with *what*.
     """
     try:
         if path and "\0" not in path:
             return Path(path).expanduser().absolute()
-    except RuntimeError:  # ~user, who does not exist
+    except RuntimeError:  # ~user does not exist
         pass
     raise SettingsError(f"{what} needs a path that can be used, not {path!r}")
 
@@ -30,15 +33,17 @@ DELIVERIES = ("background", "synchronous")
 
 
 class SettingsError(ValueError):
-    """A value given to ``configure()`` or found in a ``VOIGHT_*`` variable cannot be used; the message names it."""
+    """
+    A value of ``configure()`` or a ``VOIGHT_*`` variable cannot be used. The message names it.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class EventsTarget:
-    """Where Voight's events of finished calls are sent, in whose name, and how many of them in a minute."""
+    """The destination of Voight's events, with the sender's name and the rate limit."""
 
     url: str
-    """Of the server, without ``/v1/events``."""
+    """The URL of the server, without ``/v1/events``."""
     key: str = field(repr=False)
     agent: str
     per_minute: int
@@ -73,7 +78,7 @@ def read_delivery(text: str) -> str:
 
 
 def read_zone(text: str) -> str:
-    """Return the name of a time zone as it is written: ``Europe/Berlin``."""
+    """Return the name of a time zone, such as ``Europe/Berlin``."""
     from zoneinfo import ZoneInfo
 
     try:
@@ -88,10 +93,10 @@ _OF_A_CALL = {"user_id": "user", "user": "user", "session_id": "session", "sessi
 
 def read_tags(given: str | Mapping[str, str], source: str) -> dict[str, str]:
     """
-    Return what every call of a process is tagged with: ``app=shop,region=eu``.
+    Parse the tags of every call of a process: ``app=shop,region=eu``.
 
     Raises:
-        SettingsError: A key or value cannot be kept, or is a call's own.
+        SettingsError: A key or value is invalid, or the key is reserved for single calls.
     """
     if isinstance(given, Mapping):
         pairs = [(str(key), value) for key, value in given.items()]
@@ -148,7 +153,10 @@ def read_policies(given: str | Mapping[str, str], source: str) -> dict[str, str]
 
 EVENTS_URL = "https://api.voight.xyz"
 EVENTS_PER_MINUTE = 60
-"""What Voight's free plan takes; its Pro plan takes 600. Source: Voight's documentation, "Events API", limits."""
+"""
+The limit of Voight's free plan. The Pro plan has 600. Source: Voight's documentation, "Events API",
+limits.
+"""
 _BEARER = re.compile(r"vk_[!-~]{1,512}")
 _BASE = re.compile(r"(?P<scheme>https?)://(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~/-]*)?")
 _LOOPBACK = re.compile(r"localhost|127(\.[0-9]{1,3}){3}|\[::1\]")

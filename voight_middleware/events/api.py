@@ -1,4 +1,4 @@
-"""One request to Voight's event API, and what its answer says."""
+"""One request to Voight's event API, and its response."""
 
 from __future__ import annotations
 
@@ -20,15 +20,18 @@ from voight_middleware.config.version import VERSION
 
 PATH = "/v1/events"
 TIMEOUT = 20.0
-"""Seconds for a connection, and for each piece of an answer."""
+"""Seconds for a connection, and for each piece of a response."""
 _RESPONSE_BYTES = 64 * 1024
 
 _looked_up_with = encodings.idna
-"""Imported here, as a child that is forked while the thread below imports it, to look up a name, could never import it."""
+"""
+Imported here, not at the first name lookup in the sender's thread: a child forked during that
+import could never import it.
+"""
 
 
 class Response(NamedTuple):
-    """What the server has said; status 0 where there was no answer."""
+    """The server's response. Status 0 means none."""
 
     status: int
     retry_after: float | None = None
@@ -40,8 +43,10 @@ class Response(NamedTuple):
 
 class EventApi:
     """
-    A connection for each event: one that is kept open may be closed by the server just when it is used, and nobody knows then whether
-    the event has arrived. Redirects are refused, and certificates are verified; ``HTTPS_PROXY`` and ``NO_PROXY`` are followed.
+    Sends each event through a new connection. The server may close a kept connection just when it
+    is used, and then the result is unknown.
+
+    Redirects are refused and certificates are verified. ``HTTPS_PROXY`` and ``NO_PROXY`` apply.
     """
 
     def __init__(self, target: EventsTarget) -> None:
@@ -49,7 +54,7 @@ class EventApi:
         self._context = ssl.create_default_context() if target.url.startswith("https") else None
 
     def post(self, body: bytes) -> Response:
-        """Send one event, once. Raises nothing that a network or a server could cause."""
+        """Send one event, once. Network and server errors are returned, not raised."""
         target = self._target
         headers = {
             "Authorization": f"Bearer {target.key}",
@@ -61,11 +66,13 @@ class EventApi:
         if self._context is not None:
             handlers.append(urllib.request.HTTPSHandler(context=self._context))
         else:
-            handlers.append(urllib.request.ProxyHandler({}))  # http is for this machine: a proxy would be shown the key
+            # http is for this machine only: a proxy would get the key
+            handlers.append(urllib.request.ProxyHandler({}))
         try:
             with urllib.request.build_opener(*handlers).open(request, timeout=TIMEOUT) as response:
                 status = response.status
-                # A page that answers everything with 200 has taken nothing. The rest of an answer tells nothing more, if it comes at all.
+                # A page that responds to everything with 200 has accepted nothing. The rest of the
+                # body is not needed.
                 taken = status == 202 or (200 <= status < 300 and "json" in response.headers.get("Content-Type", "").lower())
                 _read(response)
                 return Response(status, accepted=taken)
@@ -74,12 +81,13 @@ class EventApi:
                 return Response(error.code, retry_after(error.headers.get("Retry-After")), _read(error))
         except urllib.error.URLError as error:
             return Response(0, error=_kind(error.reason))
-        except (OSError, ValueError, OverflowError, http.client.HTTPException) as error:  # OverflowError: of a port that there is not
+        # OverflowError: an impossible port
+        except (OSError, ValueError, OverflowError, http.client.HTTPException) as error:
             return Response(0, error=_kind(error))
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """The key goes to the server that it was meant for, and to no other."""
+    """Refuses redirects: only the intended server may get the key."""
 
     def http_error_302(self, *_: Any, **__: Any) -> None:
         return None
@@ -88,7 +96,7 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 
 
 def _read(response: Any) -> bytes:
-    """What an answer says, as far as it comes in time."""
+    """Return the body, as far as it arrives in time."""
     body, until = b"", time.monotonic() + TIMEOUT
     try:
         while len(body) < _RESPONSE_BYTES and time.monotonic() < until and (more := response.read1(_RESPONSE_BYTES)):
@@ -99,7 +107,7 @@ def _read(response: Any) -> bytes:
 
 
 def _kind(error: object) -> str:
-    """An error without what the system has added to it, such as an address."""
+    """Return the kind of an error, without the system's details, such as an address."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"the certificate is not accepted: {error.verify_message}"
     if isinstance(error, TimeoutError):
@@ -108,7 +116,7 @@ def _kind(error: object) -> str:
 
 
 def retry_after(value: str | None) -> float | None:
-    """Seconds from now on; of seconds or an HTTP date. Source: RFC 9110, section 10.2.3."""
+    """Return seconds from now, from seconds or an HTTP date. Source: RFC 9110, section 10.2.3."""
     text = (value or "").strip()
     if text.isascii() and text.isdigit():
         return float(text[:9])
@@ -120,7 +128,7 @@ def retry_after(value: str | None) -> float | None:
 
 
 def reason(response: Response) -> object:
-    """What a refusal says: paths and messages, and nothing else of the body."""
+    """Return the paths and messages of a refusal, and nothing else of its body."""
     try:
         body = msgspec.json.decode(response.body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

@@ -1,9 +1,10 @@
 """
 The price book: unit prices by provider, model, terms and time.
 
-Three layers, each over the one before it: the list prices that ship inside the ``genai-prices`` package (no network, no update behind
-the user's back), our own dated rules, and the user's overrides. What they come to is resolved once an hour for each (provider, host,
-model, terms), and kept, so that pricing a warm call is a handful of integer multiplications.
+It has three layers, each over the previous one. The list prices are those inside the
+``genai-prices`` package, without network access or silent updates. Then come our own dated rules,
+then the user's overrides. The result is cached by provider, host, model, terms and hour. So pricing
+a call takes a few integer multiplications.
 """
 
 from __future__ import annotations
@@ -51,13 +52,16 @@ _UNITS: Mapping[str, tuple[tuple[str, int], ...]] = {
     "code_interpreter": (("code_executions_kcount", 1_000),),
     "request": (("requests_kcount", 1_000),),
 }
-"""Our counts, and the keys of genai-prices that price them, with the number of units that a price is for; the first one found is used."""
+"""
+Our counts, with their keys in genai-prices and the number of units per price. The first key present
+counts.
+"""
 
 _PROVIDERS = {"xai": "x-ai", "bedrock": "aws", "vertex": "google"}
 _STANDARD_TIERS = frozenset({None, "default", "standard", "auto", "on_demand"})
 _FEES = frozenset({"request", "web_search"})
 _OF_THE_MODEL = frozenset({"model", "served"})
-"""Reasons that a price of ours or the user's, for that name, does not settle."""
+"""Reasons that only a price for that exact name settles, our own or the user's."""
 _INSTEAD = (
     ("cache_read", "input"),
     ("cache_read_audio", "audio_in"),
@@ -66,12 +70,15 @@ _INSTEAD = (
     ("cache_write_5m", "cache_write"),
     ("cache_write_1h", "cache_write_5m"),
 )
-"""Counts that may lack a price of their own, and the count whose price is used then: such a cost is partial, and never leaves them out."""
+"""
+Counts that may lack a price, and the count whose price replaces it. Such a cost is partial, but
+never omits the count.
+"""
 _STANDARD_PLACES = frozenset({None, "global", "not_available"})
 _VERSION_SUFFIX = re.compile(r"(-latest|[-@]\d{4}-?\d{2}-?\d{2}|-\d{3,4}|-v\d+(:\d+)?|:\d+|:free)*")
 _TUNED = re.compile(r"^ft:(?P<base>[^:]+)(?::[^:]*){2,4}$")
 """
-A fine-tuned model of OpenAI: ``ft:<base>:<organization>:<name>:<id>``, perhaps with a checkpoint.
+A fine-tuned OpenAI model: ``ft:<base>:<organization>:<name>:<id>``, perhaps with a checkpoint.
 
 Source: OpenAI API reference, "Fine-tuning", ``fine_tuned_model``; "Checkpoints".
 """
@@ -84,26 +91,37 @@ _CACHE_ENTRIES = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Unit prices of one model at one time, in femto-dollars (1e-15 USD) per token, second, character, picture or request."""
+    """
+    The unit prices of one model at one time, in femto-dollars (1e-15 USD) per token, second,
+    character, image or request.
+    """
 
     femto: Mapping[str, int | Decimal]
     reasons: tuple[str, ...]
-    """Why these may not be the whole truth: a tier without a price of its own, a name matched by its beginning only."""
+    """
+    Why the cost may be incomplete: a tier without a price, or a name that matched only in part.
+    """
     provenance: str
-    """Source, version, matched model, rules and unit prices in USD, as JSON: enough to compute the cost again without the library."""
+    """
+    Source, version, matched model, rules and unit prices in USD, as JSON. Enough to recompute the
+    cost without the library.
+    """
     doubts: Mapping[str, str] = field(default_factory=dict)
-    """Reasons that concern one count only, such as a cache read whose tier has no price of its own."""
+    """Reasons that concern a single count, such as a cache read without a price in its tier."""
     minimum: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class RateTable:
-    """The rates of a model by length of its input: most have one row, long-context models have two."""
+    """The rates of a model by input length. Most models have one row, long-context models two."""
 
     rows: tuple[tuple[int, Rates], ...]
 
     def for_input(self, tokens: int) -> Rates:
-        """The row for that many input tokens, cached ones included: it applies to all of them."""
+        """
+        Return the rates for this many input tokens, including cached ones. They apply to all
+        tokens.
+        """
         chosen = self.rows[0][1]
         for above, rates in self.rows[1:]:
             if tokens > above:
@@ -113,20 +131,20 @@ class RateTable:
 
 @dataclass(slots=True)
 class _ListPrice:
-    """A model of the list, and what is to be said about its price under some terms."""
+    """A listed model, with its price under some terms and the doubts about it."""
 
     model: ModelInfo | None = None
     prices: ModelPrice | None = None
     context: dict[str, str] = field(default_factory=dict)
     own: frozenset[str] = frozenset()
-    """Keys of the list that have a price of their own under these terms."""
+    """Keys of the list with a separate price under these terms."""
     reasons: dict[str, str] = field(default_factory=dict)
-    """By the term that they are about; a rule for that term settles them."""
+    """By the term that they concern. A rule for that term settles them."""
     by_hour: bool = False
 
 
 class PriceBook:
-    """Resolves and remembers rates. Used from one thread at a time."""
+    """Resolves and caches rates. Use it from one thread at a time."""
 
     def __init__(self, overrides: Overrides | None = None) -> None:
         snapshot = _snapshot()
@@ -138,14 +156,19 @@ class PriceBook:
 
     @property
     def has_own(self) -> bool:
-        """Whether a file of the user's own prices is in it."""
+        """Whether it includes a file of the user's own prices."""
         return self._overrides is not NO_OVERRIDES
 
     def rates(self, call: Call, model: str | None, terms: Terms = STANDARD) -> RateTable | None:
-        """The rates for a call's *model* (its own, where None) at the time of the call; None where no price is known."""
+        """
+        Return the rates of *model* at the time of the call. None means the call's own model.
+
+        Returns None if no price is known.
+        """
         names: tuple[str | None, ...] = (model,) if model is not None else (call.model, call.requested_model)
         if model is None and billed_by_the_hour(call) is not None:
-            names = (call.requested_model,)  # the model that answers has no price here: yours for the name that was asked for has
+            # the reported model has no price here, but the user may have priced the requested name
+            names = (call.requested_model,)
         key = (call.provider, call.host, names, terms, call.occurred_at // HOUR)
         try:
             return self._cache[key]
@@ -182,7 +205,10 @@ class PriceBook:
         return None, True
 
     def _standard(self, call: Call, entry: _ListPrice, rules: Sequence[Rule]) -> Units:
-        """The unit prices of the same model under standard terms, for a short input and at no place in particular."""
+        """
+        Return the model's unit prices under standard terms, for a short input and no specific
+        region.
+        """
         if entry.model is None or not any(rule.own and rule.usd for rule in rules):
             return {}
         at = datetime.fromtimestamp(call.occurred_at // 1_000_000, UTC)
@@ -205,7 +231,7 @@ class PriceBook:
 
 
 def _rates_above(above: int, rules: Sequence[Rule], standard: Units, entry: _ListPrice, ref: str, provider: str) -> Rates:
-    """The rates for an input longer than *above*."""
+    """Return the rates for an input longer than *above*."""
     reasons = dict(entry.reasons)
     for index, rule in enumerate(rules):
         if rule.doubt is not None and not any(later.own and (later.whole or later.usd.keys() & _FEES) for later in rules[index:]):
@@ -237,7 +263,7 @@ def _rates_above(above: int, rules: Sequence[Rule], standard: Units, entry: _Lis
 
 
 def _unlisted(terms: Terms) -> dict[str, str]:
-    """Why the price of a model that is on no list may not be that of these terms."""
+    """Return why the price of an unlisted model may not apply under these terms."""
     reasons = {term: f"{key} {value!r} has no price of its own: your standard price is used" for term, key, value in _wanted(terms)}
     if terms.geo not in _STANDARD_PLACES:
         reasons["geo"] = f"inference_geo {terms.geo!r} has no price of its own: your standard price is used"
@@ -245,7 +271,7 @@ def _unlisted(terms: Terms) -> dict[str, str]:
 
 
 def _find(provider: Provider, model: ModelInfo, ref: str, call: Call, terms: Terms) -> _ListPrice:
-    """The list price of a model under some terms, and every way in which those terms are not in the list."""
+    """Return the list price of a model under some terms, and which terms the list lacks."""
     from genai_prices.types import TimeOfDateConstraint
 
     at = datetime.fromtimestamp(call.occurred_at // 1_000_000, UTC)
@@ -258,7 +284,8 @@ def _find(provider: Provider, model: ModelInfo, ref: str, call: Call, terms: Ter
         entry.reasons["hour"] = "priced by the hour of the day: weekends and former prices are not in the price data"
     if terms.geo not in _STANDARD_PLACES:
         entry.reasons["geo"] = f"inference_geo {terms.geo!r} has no price of its own: standard prices used"
-    if not any(model is listed for listed in provider.models):  # genai-prices has the prices of tiers for a provider's own models only
+    # genai-prices has tier prices for a provider's own models only
+    if not any(model is listed for listed in provider.models):
         for term, key, value in _wanted(terms):
             entry.reasons[term] = f"{key} {value!r} has no price of its own: standard prices used"
         return entry
@@ -279,7 +306,8 @@ def _find(provider: Provider, model: ModelInfo, ref: str, call: Call, terms: Ter
                 if vars(model.get_prices(then)) != vars(entry.prices):
                     entry.reasons[term] = f"{key} {value!r} has no price of its own before {start}: standard prices used"
                     continue
-                # Most variants begin on the day on which they were added to the price data, and not when the provider introduced them.
+                # Most variants start on the day they were added to the price data, not on the day
+                # the provider introduced them.
                 entry.reasons[term] = f"the price of {key} {value!r} is known from {start} on, and used for an earlier call"
             for name, amount in vars(variant.prices).items():
                 if amount is not None:
@@ -294,7 +322,9 @@ def _find(provider: Provider, model: ModelInfo, ref: str, call: Call, terms: Ter
 
 
 def _wanted(terms: Terms) -> Iterator[tuple[str, str, str]]:
-    """The terms that have prices of their own: our name, that of genai-prices, and the value."""
+    """
+    Yield the terms that may have separate prices: our name, genai-prices' name, and the value.
+    """
     if terms.tier not in _STANDARD_TIERS:
         yield "tier", "service_tier", str(terms.tier)
     if terms.batch:
@@ -304,7 +334,10 @@ def _wanted(terms: Terms) -> Iterator[tuple[str, str, str]]:
 
 
 def _doubts(entry: _ListPrice, rules: Sequence[Rule], listed: Mapping[str, Decimal], settled: set[str]) -> dict[str, str]:
-    """Counts that have a standard price only, though others have one under these terms."""
+    """
+    Return doubts about counts that have only a standard price while others have one for these
+    terms.
+    """
     priced = {name for name, keys in _UNITS.items() for key, _ in keys if key in entry.own}
     priced |= {name for rule in rules if rule.when or not rule.own for name in rule.usd}
     if not entry.own and not (settled & {"tier", "batch", "speed"}):
@@ -322,12 +355,17 @@ def _reference(name: str | None, provider: str) -> str:
 
 
 def _core(ref: str) -> list[str]:
-    """The words of a model's name, without vendor, place, date, version and length of context: Bedrock's models answer with other names."""
+    """
+    Return the words of a model's name without vendor, place, date, version and context length.
+    Bedrock's models report other names.
+    """
     return sorted(_WORDS.split(_ASIDES.sub("", _VENDORS.sub("", ref))))
 
 
 def _same_model(ref: str, model: str) -> bool:
-    """False for a name that some rule matched by its beginning alone, such as a model that is newer than the prices."""
+    """
+    Return False if only the beginning of the name matched, as for a model newer than the prices.
+    """
     if model.endswith(".ft-"):  # Azure: gpt-4o-mini-2024-07-18.ft-0e208cf33a6a466994aff31a08aba678
         return True
     tuned = _TUNED.match(ref)
@@ -348,7 +386,7 @@ def _unit_prices(prices: ModelPrice, model: ModelInfo | None, input_tokens: int)
                 amount = next((tier.price for tier in reversed(amount.tiers) if input_tokens > tier.start), amount.base)
             units[name] = CONTEXT.divide(amount, Decimal(per))
             break
-    # What such a model puts out are pictures, or sound: the list has their price under the plain name.
+    # These models output images or sound, and the list has their price under the plain name.
     for part, name in (("image", "image_out"), ("tts", "audio_out")):
         if model is not None and part in model.id and name not in units and "output" in units:
             units[name] = units["output"]
@@ -356,13 +394,16 @@ def _unit_prices(prices: ModelPrice, model: ModelInfo | None, input_tokens: int)
 
 
 def _femto(usd: Mapping[str, Decimal]) -> dict[str, int | Decimal]:
-    """Whole numbers where a unit price is a whole number of femto-dollars, as list prices per million tokens are."""
+    """
+    Return whole numbers for unit prices in whole femto-dollars, such as list prices per million
+    tokens.
+    """
     scaled = {name: CONTEXT.scaleb(amount, 15) for name, amount in usd.items()}
     return {name: int(amount) if amount == amount.to_integral_value(context=CONTEXT) else amount for name, amount in scaled.items()}
 
 
 def _snapshot() -> DataSnapshot:
-    """The data inside the package, whatever an application that uses it too has put in its place."""
+    """Return the data inside the package, even if the application has installed other data."""
     from genai_prices.data import providers
     from genai_prices.data_snapshot import DataSnapshot
 
@@ -378,7 +419,7 @@ def _source_version() -> str:
 
 @cache
 def _source_hash() -> str:
-    """The SHA-256 of the price data, its first 16 digits."""
+    """Return the first 16 digits of the SHA-256 of the price data."""
     import hashlib
     from pathlib import Path
 

@@ -1,8 +1,8 @@
 """
-The user's own prices, from one TOML file: negotiated rates, models of his own, self-hosted ones, Azure deployments.
+The user's own prices from one TOML file: negotiated rates, custom and self-hosted models, Azure
+deployments.
 
-The file is read as a whole, and refused as a whole where anything in it cannot be used: a price that was meant and not taken would be
-a wrong one.
+A mistake rejects the whole file: skipping an intended price would yield wrong costs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ _PER = {
     "request": Decimal(1),
     **{name: Decimal(1000) for name in ("web_search", "file_search", "code_interpreter")},
 }
-"""What a price in the file is for: a million tokens or characters, a minute, a second, a picture, a request, a thousand tool calls."""
+"""
+The unit of each price: a million tokens or characters, a minute, a second, an image, a request, a
+thousand tool calls.
+"""
 
 _TEXTS = ("provider", "model", "host", "note")
 _TERMS = ("tier", "speed", "geo", "size", "quality")
@@ -38,7 +41,9 @@ _KEYS = frozenset((*_TEXTS, *_TERMS, *_TIMES, *_PER, "batch", "discount", "free"
 
 
 class OverridesError(ValueError):
-    """A file of prices that cannot be used; ``problems`` has one line for each mistake, with the file and its line."""
+    """
+    A file of prices cannot be used. ``problems`` has one line per mistake, with file and line.
+    """
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("; ".join(problems))
@@ -47,13 +52,13 @@ class OverridesError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
-    """What the file says."""
+    """The content of a file of prices."""
 
     rules: tuple[Rule, ...] = ()
     deployments: Mapping[str, str] = field(default_factory=dict)
 
     def model_behind(self, name: str | None) -> str | None:
-        """The model behind a deployment's name; any other name as it is."""
+        """Return the model of a deployment. Other names are returned unchanged."""
         return name if name is None else self.deployments.get(name.lower(), name)
 
 
@@ -65,7 +70,7 @@ def read_overrides(path: Path) -> Overrides:
     Read a file of prices.
 
     Raises:
-        OverridesError: The file cannot be read, is no TOML, or something in it cannot be used.
+        OverridesError: The file cannot be read, is not TOML, or contains a mistake.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -76,16 +81,16 @@ def read_overrides(path: Path) -> Overrides:
 
 def parse_overrides(text: str, path: Path) -> Overrides:
     """
-    Read the content of a file of prices.
+    Parse the content of a file of prices.
 
     Raises:
-        OverridesError: It is no TOML, or something in it cannot be used.
+        OverridesError: It is not TOML, or it contains a mistake.
     """
     try:
         content = tomllib.loads(text, parse_float=Decimal)
     except RecursionError as error:
         raise OverridesError([f"{path}: lists or tables are nested too deeply"]) from error
-    except ValueError as error:  # beside what is not TOML, numbers of thousands of digits
+    except ValueError as error:  # not TOML, or a number of thousands of digits
         raise OverridesError([f"{path}: {error}"]) from error
     reader = _Reader(path, text)
     rules = reader.rules(content.pop("price", []))
@@ -108,7 +113,7 @@ class _Reader:
         self.problems.append(f"{self._path}:{line}: {problem}" if line else f"{self._path}: {problem}")
 
     def line_of(self, *starts: str, after: int = 1, before: int | None = None) -> int | None:
-        """The first line in a part of the file that begins with one of these."""
+        """Return the first line of a part of the file that begins with one of *starts*."""
         for number in range(after, (before or len(self._lines) + 1)):
             line = self._lines[number - 1].strip()
             if any(line.startswith(start) and (start[0] == "[" or re.match(r"[\s=.]", line[len(start) :])) for start in starts):
