@@ -86,7 +86,7 @@ def kept_prices(folder: Path, stamp: str) -> KeptPrices:
     """
     data = _place(folder, stamp).read_bytes()
     if _digest(data) != stamp:
-        raise ValueError("the file was changed or is torn")
+        raise ValueError("the file was changed or is incomplete")
     return msgspec.json.decode(data, type=KeptPrices)
 
 

@@ -40,8 +40,8 @@ def read_keys(text: str, source: str, what: str = "pseudonym key") -> tuple[Pseu
         keys = [PseudonymKey(match[1], match[2].strip()) for match in parts if match is not None]
     for key in keys:
         if len(key.secret) < MIN_SECRET:
-            advice = f"at least {MIN_SECRET} characters, such as those of: openssl rand -hex 32"
-            raise SettingsError(f"{source}: the secret of {what} {key.version} has {len(key.secret)} characters; it needs {advice}")
+            advice = f"at least {MIN_SECRET} characters, for example from: openssl rand -hex 32"
+            raise SettingsError(f"{source}: the secret of {what} {key.version} has {len(key.secret)} characters; use {advice}")
     if len({key.version for key in keys}) < len(keys):
         raise SettingsError(f"{source}: two {what}s have the same version; give the new one the next number")
     return tuple(keys)

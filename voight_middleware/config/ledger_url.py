@@ -35,16 +35,16 @@ def ledger_url(place: str) -> str:
     match = _SCHEME.match(place)
     scheme = match[1].lower() if match is not None else "sqlite"
     if scheme not in SCHEMES or (match is None and _WITHOUT_SLASHES.match(place)):
-        raise SettingsError(f"a ledger cannot be {shown_url(place)!r}; {_FORMS}")
+        raise SettingsError(f"{shown_url(place)!r} is not a ledger URL; {_FORMS}")
     if match is not None and scheme != "sqlite":
         if not _has_port(place[match.end() :]):
             raise SettingsError(f"the port of the ledger {shown_url(place)!r} is not a number: write {scheme}://{_SERVER}")
         return scheme + place[len(scheme) :]
     path = sqlite_path(place) if place.startswith("sqlite:") else place
     if _CONNECTION_STRING.match(path):
-        raise SettingsError(f"a ledger cannot be a connection string, such as host=… password=…; {_FORMS}")
+        raise SettingsError(f"a connection string, such as host=… password=…, is not a ledger URL; {_FORMS}")
     if _ADDRESS.match(path):
-        raise SettingsError(f"a ledger cannot be the address of a server without its engine in front; {_FORMS}")
+        raise SettingsError(f"a ledger URL must begin with its engine; {_FORMS}")
     if not path or path == ":memory:":
         raise SettingsError(f"the ledger needs a file, such as sqlite:////var/lib/app/ledger.db, not {place!r}")
     return f"sqlite:///{absolute(path, 'the ledger')}"

@@ -48,7 +48,7 @@ def temporary_folder() -> Path:
             check_own(folder)
     except OSError as error:
         raise SettingsError(
-            f"there is no home, and no safe folder for temporary files ({error}): set XDG_STATE_HOME to a folder"
+            f"there is no home directory and no safe folder for temporary files ({error}): set XDG_STATE_HOME to a folder"
         ) from error
     return folder
 

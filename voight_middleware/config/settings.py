@@ -381,7 +381,7 @@ def usable_settings(environ: Mapping[str, str] = os.environ) -> tuple[Settings, 
         if alone is not others:
             used |= {VARIABLES[name]: value for name, value in STRICTER.items()}
         settings = Settings.from_environment(environ={**alone, **used}, file=replace(file, values=values, problems=()))
-    sources = {**settings.sources, **dict.fromkeys(forced, "in the place of a value that cannot be read")}
+    sources = {**settings.sources, **dict.fromkeys(forced, "replacing an invalid value")}
     broken = file.path if file.unreadable else None
     return msgspec.structs.replace(settings, sources=sources, broken_file=broken), errors
 

@@ -118,11 +118,11 @@ def _read(path: Path, content: Mapping[str, Any], lines: list[str], begin: int) 
             places[name] = line
         where = f"{path}:{line}" if line else f"{path}"
         if name in _SECRETS:
-            problems.append(f"{where}: a secret does not belong into a file that is shared: set {_SECRETS[name]}")
+            problems.append(f"{where}: a secret does not belong in a shared file: set {_SECRETS[name]} instead")
         elif name not in NAMES:
             problems.append(f"{where}: there is no setting {name!r}{nearest(name, NAMES)}")
         elif (value := _value(name, given)) is None:
-            form = "a text or a table" if name in _TABLES else "a text, a number, true or false"
+            form = "text or a table" if name in _TABLES else "text, a number, true or false"
             problems.append(f"{where}: {name} must be {form}, not {given!r}")
         else:
             values[name] = _placed(value, path.parent) if name in _PATHS and isinstance(value, str) else value

@@ -26,7 +26,7 @@ def absolute(path: str, what: str) -> Path:
             return Path(path).expanduser().absolute()
     except RuntimeError:  # ~user does not exist
         pass
-    raise SettingsError(f"{what} needs a path that can be used, not {path!r}")
+    raise SettingsError(f"{what} needs a valid path, not {path!r}")
 
 
 DELIVERIES = ("background", "synchronous")
@@ -112,14 +112,14 @@ def read_tags(given: str | Mapping[str, str], source: str) -> dict[str, str]:
                 f"{source}: tags cannot name the {_OF_A_CALL[key]} of every call; write voight.tag({key}=…) around the work"
             )
         if key == "release":
-            raise SettingsError(f"{source}: tags cannot name the release; the setting release does")
+            raise SettingsError(f"{source}: tags cannot name the release; use the setting release")
         name = _SHORT_FOR.get(key, key)
         try:
             text = clean_value(value)
         except TypeError:
             text = None
         if text is None or not TAG_KEY.fullmatch(name) or name in tags:
-            form = "a key has letters, digits, '_', '.' or '-'; a value is a text"
+            form = "a key has letters, digits, '_', '.' or '-'; a value is text"
             raise SettingsError(f"{source}: tags cannot have {key}={value!s:.80}; {form}")
         tags[name] = text
     return tags
@@ -144,7 +144,7 @@ def read_policies(given: str | Mapping[str, str], source: str) -> dict[str, str]
     policies: dict[str, str] = {}
     for key, policy in ((key.strip(), policy.strip().lower()) for key, policy in pairs):
         if key in _SHORT_FOR:
-            raise SettingsError(f"{source}: pii names the tag {key!r}; write {_SHORT_FOR[key]}")
+            raise SettingsError(f"{source}: pii has no tag {key!r}; write {_SHORT_FOR[key]}")
         if policy not in PII_POLICIES or not _TAG_KEY.fullmatch(key) or key in policies:
             raise SettingsError(f"{source}: pii cannot be {key}={policy}; {_POLICY_FORMS}")
         policies[key] = policy
@@ -164,16 +164,14 @@ _LOOPBACK = re.compile(r"localhost|127(\.[0-9]{1,3}){3}|\[::1\]")
 
 def read_events(key: str, agent: str, base: str, rate: str, sources: Mapping[str, str]) -> EventsTarget:
     if not _BEARER.fullmatch(key.strip()):
-        raise SettingsError(
-            f"{sources['voight_api_key']}: this is no key of Voight's, which begins with vk_; another service's must not be sent there"
-        )
+        raise SettingsError(f"{sources['voight_api_key']}: a Voight key must start with vk_; never use the key of another service here")
     name = clean_value(agent)
     if name is None or len(name) > 120:
-        raise SettingsError(f"{sources['voight_agent']}: an agent has a name of 1 to 120 characters")
+        raise SettingsError(f"{sources['voight_agent']}: an agent name must have 1 to 120 characters")
     match = _BASE.fullmatch(base.strip())
     if match is None or (match["scheme"] == "http" and not _LOOPBACK.fullmatch(match["host"])):
-        advice = "write https://host, without a user, a query or /v1/events; http only for this machine, as the key is sent along"
-        raise SettingsError(f"{sources['events_url']}: events cannot be sent to this URL; {advice}")
+        advice = "write https://host, without a user, a query or /v1/events; http only for this machine, because the key is sent"
+        raise SettingsError(f"{sources['events_url']}: this URL cannot receive events; {advice}")
     if not re.fullmatch(r"[0-9]{1,6}", rate.strip()) or not 1 <= (per_minute := int(rate)) <= 100_000:
-        raise SettingsError(f"{sources['events_per_minute']}: events per minute are a whole number from 1 to 100000, not {rate!r}")
+        raise SettingsError(f"{sources['events_per_minute']}: events per minute must be a whole number from 1 to 100000, not {rate!r}")
     return EventsTarget(base.strip().rstrip("/"), key.strip(), name, per_minute)

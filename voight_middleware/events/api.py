@@ -111,7 +111,7 @@ def _kind(error: object) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"the certificate is not accepted: {error.verify_message}"
     if isinstance(error, TimeoutError):
-        return "no answer in time"
+        return "no response in time"
     return (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
 
 

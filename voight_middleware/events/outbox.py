@@ -179,11 +179,11 @@ class Outbox:
                 if batch is not None:
                     skipped = start.call if (number, offset) == (start.file, start.offset) else 0
                     for index, call in enumerate(batch.calls[skipped:], skipped + 1):
-                        behind = Cursor(number, offset, index) if index < len(batch.calls) else Cursor(number, after)
-                        yield Pending(Entry(*call), batch.segment, batch.end, behind)
+                        cursor = Cursor(number, offset, index) if index < len(batch.calls) else Cursor(number, after)
+                        yield Pending(Entry(*call), batch.segment, batch.end, cursor)
                 offset = after
 
-    def advance(self, behind: Cursor, **changes: object) -> None:
+    def advance(self, cursor: Cursor, **changes: object) -> None:
         """
         Move the position after a call and save *changes* of the state, before anything else is
         sent.
@@ -192,7 +192,7 @@ class Outbox:
             OSError: The disk refuses. After a crash, the call would be sent again.
         """
         with self._lock:
-            self._change(place=max(tuple(behind), self.state.place), **changes)
+            self._change(place=max(tuple(cursor), self.state.place), **changes)
             # the newest file stays: it shows what has been queued
             for number in _numbers(self.folder)[:-1]:
                 if number < self.state.place[0]:
@@ -281,7 +281,7 @@ def open_outbox(journal: Path, *, create: bool = False) -> Outbox | None:
     try:
         return Outbox(journal)
     except OSError as error:
-        warn_once(f"no events are queued for Voight: {journal / FOLDER} cannot be made ({error.strerror})")
+        warn_once(f"no events are queued for Voight: {journal / FOLDER} cannot be created ({error.strerror})")
         return None
 
 

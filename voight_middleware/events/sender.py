@@ -61,7 +61,7 @@ class _Ready(NamedTuple):
     call_id: str
     body: bytes | None
     """The event. None if the call is not in the ledger any more, or cannot become an event."""
-    behind: Cursor
+    next: Cursor
     read_at: float
     """By ``time.monotonic()``."""
     defect: str | None = None
@@ -121,7 +121,7 @@ class EventSender:
                     break  # its batch is not in the ledger yet
                 if call is not None and not self._is_settled(call):
                     break
-                ready = self._told(waiting.entry.call_id, call, waiting.next)
+                ready = self._event_of(waiting.entry.call_id, call, waiting.next)
                 with self._reading:
                     # the thread has dropped the data: this call comes after it
                     if generation != self._generation:
@@ -133,13 +133,13 @@ class EventSender:
                 self._start()
                 self._filled.set()
 
-    def _told(self, call_id: str, call: Call | None, behind: Cursor) -> _Ready:
-        ready = _Ready(call_id, None, behind, time.monotonic())
+    def _event_of(self, call_id: str, call: Call | None, after: Cursor) -> _Ready:
+        ready = _Ready(call_id, None, after, time.monotonic())
         try:
             return ready if call is None else ready._replace(body=_encode(event(call, self._target.agent)))
         except Exception as error:  # one unexpected call must not stop the others
             report_internal_error(error)
-            return ready._replace(defect=f"cannot be told as an event: {type(error).__name__}")
+            return ready._replace(defect=f"cannot become an event: {type(error).__name__}")
 
     def _is_there(self, segment: str) -> bool:
         return (self._outbox.folder.parent / segment).exists()
@@ -193,11 +193,11 @@ class EventSender:
             try:
                 pause = self._deliver(ready)
             except OSError as error:  # the position cannot be saved: the event would be sent again
-                self._complain_of_disk(error)
+                self._report_disk_error(error)
                 pause = MAX_PAUSE
             except Exception as error:
                 report_internal_error(error)
-                self._outbox.note(problem=f"an error of our own: {type(error).__name__}")
+                self._outbox.note(problem=f"an internal error: {type(error).__name__}")
                 pause = MAX_PAUSE
             self._stopping.wait(pause)
 
@@ -236,11 +236,11 @@ class EventSender:
             return 0.0
         elif response.status in _REFUSED:
             outbox.reject(ready.call_id, response.status, reason(response))
-            warn_once(f"Voight refuses events (HTTP {response.status}): they are set aside with the reason, in {outbox.folder}")
+            warn_once(f"Voight refuses events (HTTP {response.status}): the events and the reasons are in {outbox.folder}")
             self._keep(ready, refused=outbox.state.refused + 1, problem=None, stopped=False)
         else:
             self._failures += 1
-            self._complain(response)
+            self._report_problem(response)
             return max(self._interval, self._pause(response, self._failures))
         self._failures = 0
         return max(0.0, self._interval - (time.monotonic() - begun))
@@ -249,9 +249,9 @@ class EventSender:
         """Save that a call is done, however long the disk refuses. It must not be sent twice."""
         while True:
             try:
-                self._outbox.advance(ready.behind, **changes)
+                self._outbox.advance(ready.next, **changes)
             except OSError as error:
-                self._complain_of_disk(error)
+                self._report_disk_error(error)
                 if self._stopping.wait(MAX_PAUSE):
                     return
             else:
@@ -262,18 +262,18 @@ class EventSender:
         problem = _STOPS[response.status]
         self.stopped = True
         self._outbox.note(problem=f"{problem} (HTTP {response.status})", stopped=True)
-        warn_once(f"no events are sent any more: Voight says that {problem} (HTTP {response.status}); they wait, up to a million of them")
+        warn_once(f"events are no longer sent: Voight says that {problem} (HTTP {response.status}); up to a million of them wait")
 
-    def _complain_of_disk(self, error: OSError) -> None:
+    def _report_disk_error(self, error: OSError) -> None:
         warn_once(f"no events are sent: {self._outbox.folder} cannot be written ({error.strerror or error})")
 
-    def _complain(self, response: Response) -> None:
+    def _report_problem(self, response: Response) -> None:
         problem = _PROBLEMS.get(response.status) or (f"HTTP {response.status}" if response.status else response.error)
         if 200 <= response.status < 400:
-            problem = f"this URL is not the event API (HTTP {response.status})"
+            problem = f"there is no event API at this URL (HTTP {response.status})"
         if self._outbox.state.problem != problem or self._outbox.state.stopped:
             self._outbox.note(problem=problem, stopped=False)
-        warn_once(f"events wait, as Voight does not take them: {problem}")
+        warn_once(f"events wait, because Voight does not accept them: {problem}")
 
     def _pause(self, response: Response, failures: int) -> float:
         """Return the seconds until the next attempt."""
@@ -293,7 +293,7 @@ waits until it is accepted.
 """
 _AGAIN = (402, 404, 405, 408, 409, 421, 425, 429)
 _PROBLEMS = {
-    402: "the quota is spent (HTTP 402)",
+    402: "the quota is used up (HTTP 402)",
     404: "there is no event API at this URL (HTTP 404)",
     405: "there is no event API at this URL (HTTP 405)",
     429: "more events than the plan allows (HTTP 429)",

@@ -96,7 +96,9 @@ def parse_overrides(text: str, path: Path) -> Overrides:
     rules = reader.rules(content.pop("price", []))
     deployments = reader.deployments(content.pop("deployments", {}))
     for name in content:
-        reader.complain(reader.line_of(f"[{name}]", name), f"there is no {name!r} here; a price is [[price]], names are [deployments]")
+        reader.complain(
+            reader.line_of(f"[{name}]", name), f"unknown key {name!r}: write prices as [[price]] and deployments as [deployments]"
+        )
     if reader.problems:
         raise OverridesError(reader.problems)
     return Overrides(rules, deployments)
@@ -122,7 +124,7 @@ class _Reader:
 
     def rules(self, tables: Any) -> tuple[Rule, ...]:
         if not isinstance(tables, list):
-            self.complain(self.line_of("[price]", "price"), "a price is a table of its own: write [[price]]")
+            self.complain(self.line_of("[price]", "price"), "each price is a table of its own: write [[price]]")
             return ()
         made = []
         for index, table in enumerate(tables):
@@ -139,7 +141,7 @@ class _Reader:
             return (self.line_of(key, f'"{key}"', after=begin + 1, before=end) if begin else None) or begin
 
         if not isinstance(table, dict):
-            self.complain(begin, "a price is a table of its own: write [[price]]")
+            self.complain(begin, "each price is a table of its own: write [[price]]")
             return None
         for key in table.keys() - _KEYS:
             hint = (
@@ -149,10 +151,10 @@ class _Reader:
             )
             self.complain(at(key), f"there is no key {key!r}: {hint}")
         if "model" not in table:
-            self.complain(begin, 'a price needs a model, such as model = "gpt-4o*"; "*" is any')
+            self.complain(begin, 'a price needs a model, such as model = "gpt-4o*"; "*" matches any')
         for key in (*_TEXTS, *_TERMS):
             if key in table and (not isinstance(table[key], str) or not table[key].strip()):
-                self.complain(at(key), f"{key} must be a text, not {table[key]!r}")
+                self.complain(at(key), f"{key} must be text, not {table[key]!r}")
         if isinstance(table.get("host"), str) and re.search(r"[/@]", table["host"]):
             self.complain(at("host"), "host must be a host name such as api.openai.com, not a URL: calls keep their host name only")
         for key in ("batch", "free", "whole"):
@@ -164,7 +166,7 @@ class _Reader:
         usd = {key: self._amount(table[key], key, at(key)) for key in _PER if key in table}
         factor = self._discount(table["discount"], at("discount")) if "discount" in table else None
         if table.get("free") is True and (usd or factor is not None):
-            self.complain(at("free"), "what is free has no other price")
+            self.complain(at("free"), "a free model cannot have another price")
         if not usd and factor is None and table.get("free") is not True:
             self.complain(begin, "a price needs at least one amount (input, output, …), a discount, or free = true")
         if self.problems:
@@ -190,7 +192,7 @@ class _Reader:
             self.complain(line, f"{key} must be US dollars, 0 or more, not {value!r}")
             return Decimal(0)
         if value > 1_000_000:
-            self.complain(line, f"{key} = {value} is more than any price: it is US dollars for {_said(key)}")
+            self.complain(line, f"{key} = {value} is more than any price: the unit is US dollars for {_unit(key)}")
         return Decimal(value)
 
     def _discount(self, value: Any, line: int | None) -> Decimal | None:
@@ -215,16 +217,16 @@ class _Reader:
     def deployments(self, table: Any) -> Mapping[str, str]:
         begin = self.line_of("[deployments]")
         if not isinstance(table, dict):
-            self.complain(begin, '[deployments] is a table of names: "chat-prod" = "gpt-4o"')
+            self.complain(begin, '[deployments] maps names to models: "chat-prod" = "gpt-4o"')
             return {}
         for name, model in table.items():
             if not isinstance(model, str) or not model.strip():
                 line = self.line_of(name, f'"{name}"', after=(begin or 0) + 1)
-                self.complain(line or begin, f"the model behind {name!r} must be a text, not {model!r}")
+                self.complain(line or begin, f"the model of {name!r} must be text, not {model!r}")
         return {name.lower(): model for name, model in table.items() if isinstance(model, str)}
 
 
-def _said(key: str) -> str:
+def _unit(key: str) -> str:
     return {Decimal(1_000_000): f"a million {'characters' if key == 'characters' else 'tokens'}", Decimal(1000): "a thousand calls"}.get(
         _PER[key], f"one of {key}"
     )

@@ -50,7 +50,7 @@ def configured_prices(folder: Path, stamp: str) -> Overrides | None:
         kept = kept_prices(folder, stamp)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
-        raise OverridesError([f"{folder}/prices-{stamp}.json, which the application has kept for them, cannot be read: {why}"]) from error
+        raise OverridesError([f"{folder}/prices-{stamp}.json, the application's saved prices, cannot be read: {why}"]) from error
     path = Path(kept.path)
     if kept.settings:
         file = read_settings_file(path)

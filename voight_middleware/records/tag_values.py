@@ -46,7 +46,7 @@ def clean_value(value: object) -> str | None:
         try:
             value = str(value)
         except Exception as error:  # a whole number of more than 4300 digits, or a faulty subclass
-            raise TypeError(f"this {type(value).__name__} has no text") from error
+            raise TypeError(f"this {type(value).__name__} cannot be converted to text") from error
     value = value.strip()
     if not value.isprintable() and _UNSAFE.search(value):
         value = _UNSAFE.sub(lambda match: f"\\u{ord(match.group()):04x}", value)
@@ -68,7 +68,7 @@ def keep_value(key: str, value: object) -> str | None:
     try:
         return clean_value(value)
     except TypeError as error:
-        warn_once(f"tag {key[:80]!r} is left out: {error}")
+        warn_once(f"tag {key[:80]!r} is dropped: {error}")
         return None
 
 
@@ -101,7 +101,7 @@ def keep_extra(values: Mapping[Any, object]) -> dict[str, str]:
     extra: dict[str, str] = {}
     for key, value in values.items():
         if not isinstance(key, str) or not _KEY.fullmatch(key):
-            warn_once(f"tag key {str(key)[:80]!r} is left out: a key has letters, digits, '_', '.' or '-', at most 64")
+            warn_once(f"tag key {str(key)[:80]!r} is dropped: a key has at most 64 letters, digits, '_', '.' or '-'")
         elif (text := keep_value(key, value)) is not None:
             extra[key] = text
     return first_extra(extra)
@@ -111,5 +111,5 @@ def first_extra(extra: dict[str, str]) -> dict[str, str]:
     """Return *extra*, or its first ``MAX_EXTRA`` keys. Log once if any are dropped."""
     if len(extra) <= MAX_EXTRA:
         return extra
-    warn_once(f"extra tags are left out: a call has {MAX_EXTRA} at most")
+    warn_once(f"extra tags are dropped: a call has at most {MAX_EXTRA}")
     return dict(list(extra.items())[:MAX_EXTRA])
