@@ -98,7 +98,7 @@ class EventSender:
         self._api = EventApi(target)
         self._thread: threading.Thread | None = None
 
-    # -- rounds of the ingester -----------------------------------------------------------------------------------------------
+    # -- rounds of the ingester --------------------------------------------------------------------
 
     def refill(self, ledger: Ledger) -> None:
         """
@@ -179,7 +179,7 @@ class EventSender:
         if self._answering.acquire(timeout=timeout):  # wait for the state being written
             self._answering.release()
 
-    # -- the thread -----------------------------------------------------------------------------------------------------------
+    # -- the thread --------------------------------------------------------------------------------
 
     def _loop(self) -> None:
         if (before := self._outbox.state.sent_at) is not None:  # of the previous process

@@ -13,12 +13,11 @@ import msgspec
 from voight_middleware.ledger.base import MAX_COUNT, LedgerError
 from voight_middleware.records.call import FIXED_AT_SUBMISSION, REATTRIBUTABLE, Call
 from voight_middleware.records.tags import Tags
-from voight_middleware.records.usage import Component, Usage
+from voight_middleware.records.usage import COUNT_NAMES, Component, Usage
 
 Row: TypeAlias = tuple[Any, ...]
 
-USAGE_COUNTS = tuple(name for name in Usage.__struct_fields__ if name != "tools")
-COUNTS = (*USAGE_COUNTS, "estimated_input", "estimated_output")
+COUNTS = (*COUNT_NAMES, "estimated_input", "estimated_output")
 """Columns of counts: 0 to ``MAX_COUNT``, or NULL if unknown."""
 READ = ("cache_read", "cache_read_audio", "cache_read_image")
 WRITTEN = ("cache_write", "cache_write_5m", "cache_write_1h")
@@ -29,7 +28,7 @@ OUTPUT = ("output", "audio_out", "image_out")
 OWNER = ("user_id", "plan", "tenant_id", "route", "release", "session_id", "tags_extra")
 FIGURES = ("cost_femto", "list_femto", "cost_status", "cost_reasons", "price")
 """The columns that a repricing replaces. An engine may store the price elsewhere."""
-COUNTED = (*USAGE_COUNTS, "tools", "components")
+COUNTED = (*COUNT_NAMES, "tools", "components")
 """The columns that a newer parser of usage may fill better."""
 SELECTED = (
     *("occurred_at", "call_id", *OWNER, "attribution", "provider", "endpoint", "requested_model", "model", "host", "streamed", "outcome"),
@@ -64,7 +63,7 @@ _CONVERTED = {"tags", "streamed", "batch", "tool_calls", "usage", "components", 
 _tags_of = attrgetter(*OWNER[:-1])
 _begin_of = attrgetter(*SELECTED[SELECTED.index("attribution") : SELECTED.index("streamed")])
 _middle_of = attrgetter(*SELECTED[SELECTED.index("outcome") : SELECTED.index("batch")])
-_counts_of = attrgetter(*USAGE_COUNTS)
+_counts_of = attrgetter(*COUNT_NAMES)
 _AS_IT_IS = tuple(name for name in Call.__struct_fields__ if name not in _CONVERTED and name in SELECTED)
 
 
@@ -116,7 +115,7 @@ def from_row(row: Row) -> Call:
 def _from_row(row: Row) -> Call:
     value = dict(zip(SELECTED, row, strict=True))
     usage: Usage | None = Usage(
-        tools=None if value["tools"] is None else _counts(value["tools"]), **{name: value[name] for name in USAGE_COUNTS}
+        tools=None if value["tools"] is None else _counts(value["tools"]), **{name: value[name] for name in COUNT_NAMES}
     )
     if usage == NO_USAGE:
         usage = None
@@ -177,7 +176,7 @@ def within_range(call: Call) -> Call:
 
     ``raw_usage`` keeps the provider's report.
     """
-    counts = [getattr(call.usage, name) for name in USAGE_COUNTS] if call.usage is not None else []
+    counts = [getattr(call.usage, name) for name in COUNT_NAMES] if call.usage is not None else []
     counts += [call.estimated_input, call.estimated_output]
     amounts = (call.cost_femto or 0, call.list_femto or 0)
     if all(count is None or 0 <= count <= MAX_COUNT for count in counts) and all(0 <= amount < 2**63 for amount in amounts):

@@ -56,13 +56,13 @@ def erase(
     if dry_run:
         return ErasureResult(ledger.personal_data(names))
     waiting = _bring_in(ledger, settings, wait)
-    found = ledger.personal_data(names)
+    data = ledger.personal_data(names)
     token = None
-    if found:
+    if data:
         token = f"erased:{secrets.token_hex(8)}"
         ledger.erase(names, token)
     _scrub(ledger, settings.journal, names)
-    return ErasureResult(found, token, tuple(ledger.purge(names)), tuple(waiting))
+    return ErasureResult(data, token, tuple(ledger.purge(names)), tuple(waiting))
 
 
 def _bring_in(ledger: Ledger, settings: Settings, wait: float) -> list[str]:

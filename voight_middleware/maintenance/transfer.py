@@ -135,7 +135,7 @@ def _refuse_the_same(source: Ledger, target: Ledger) -> None:
         raise LedgerError("both are the same ledger: there is nothing to move")
 
 
-# -- jobs --------------------------------------------------------------------------------------------------------------------------
+# -- jobs ------------------------------------------------------------------------------------------
 
 
 def _jobs(source: Ledger) -> Iterator[list[Submission]]:
@@ -168,7 +168,7 @@ def _bring_jobs(source: Ledger, target: Ledger, report: Transfer) -> dict[str, s
     return erased
 
 
-# -- calls -------------------------------------------------------------------------------------------------------------------------
+# -- calls -----------------------------------------------------------------------------------------
 
 
 def _bring_calls(
@@ -282,7 +282,7 @@ def _figures(call: Call, history: History) -> list[tuple[object, ...]]:
     return [(price.cost_femto, price.list_femto, price.cost_status, price.cost_reasons, price.price) for price in prices]
 
 
-# -- persons that were erased --------------------------------------------------------------------------------------------------------
+# -- erased people ---------------------------------------------------------------------------------
 
 
 def _is_erased(tags: Tags) -> bool:
@@ -303,7 +303,7 @@ def _erase(target: Ledger, erased: dict[str, str]) -> None:
         target.erase([name for name, token_of_name in erased.items() if token_of_name == token], token)
 
 
-# -- comparing -----------------------------------------------------------------------------------------------------------------------
+# -- comparing -------------------------------------------------------------------------------------
 
 
 def _compare(source: Ledger, target: Ledger) -> list[Difference]:
@@ -368,7 +368,7 @@ def _added_up(calls: Iterable[Call]) -> Sums:
     return Sums(count, cost, unpriced, partial)
 
 
-# -- days ----------------------------------------------------------------------------------------------------------------------------
+# -- days ------------------------------------------------------------------------------------------
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _DAY = timedelta(days=1)

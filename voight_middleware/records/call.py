@@ -140,7 +140,7 @@ class Call(msgspec.Struct, omit_defaults=True, kw_only=True, tag="call"):
     attribution: str = "none"
     """How the call got its owner: one of ``ATTRIBUTIONS``."""
 
-    # -- filled in by the ingester ---------------------------------------------------------------------------------------
+    # -- filled in by the ingester -----------------------------------------------------------------
     usage: Usage | None = None
     """Totals over all components. None if the provider reported nothing."""
     components: tuple[Component, ...] = ()

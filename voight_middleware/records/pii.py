@@ -84,7 +84,7 @@ def _find(text: str) -> Found | None:
     return None
 
 
-# -- tokens and keys -------------------------------------------------------------------------------------------------------------
+# -- tokens and keys -------------------------------------------------------------------------------
 
 _KEY = re.compile(
     r"""(?<![A-Za-z0-9])(?:
@@ -130,7 +130,7 @@ def _key(text: str) -> Found | None:
     return Found("key", text, True, match.end())
 
 
-# -- e-mail addresses ------------------------------------------------------------------------------------------------------------
+# -- e-mail addresses ------------------------------------------------------------------------------
 
 _NOBODY = frozenset({"git", "hg", "svn"})
 """Users in the addresses of repositories, not people: ``git@github.com:org/repo``."""
@@ -167,7 +167,7 @@ def _folded(text: str) -> str:
     return text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
 
 
-# -- wallet addresses ------------------------------------------------------------------------------------------------------------
+# -- wallet addresses ------------------------------------------------------------------------------
 
 _WALLET = re.compile(
     r"""(?<![A-Za-z0-9])(?:
@@ -223,7 +223,7 @@ def _is_bech32(address: str) -> bool:
     return -1 not in values and checksum in (1, 0x2BC830A3)
 
 
-# -- card numbers ----------------------------------------------------------------------------------------------------------------
+# -- card numbers ----------------------------------------------------------------------------------
 
 _DIGITS = re.compile(r"\d[^A-Za-z]{5,}\d|\d{7}")
 """Every phone and card number contains this."""
@@ -267,7 +267,7 @@ def _luhn(number: str) -> bool:
     return (sum(digits[::2]) + sum(sum(divmod(2 * digit, 10)) for digit in digits[1::2])) % 10 == 0
 
 
-# -- phone numbers ---------------------------------------------------------------------------------------------------------------
+# -- phone numbers ---------------------------------------------------------------------------------
 
 _GAP = "[ \u00a0.()/\u2010\u2011\u2013-]"
 _AREA = r"[2-9](?!11)[0-8]\d"

@@ -99,7 +99,7 @@ def create_table(name: str, database: str, cluster: str, *, patches: bool) -> st
     return f"CREATE TABLE IF NOT EXISTS {database}.{name} {cluster} {columns} ENGINE = {engine}(version) {order}{settings}"
 
 
-# -- versions: which of two rows with one key is the row ------------------------------------------------------------------------------
+# -- versions: which of several rows with one key counts -------------------------------------------
 
 _COMPLETE = 1 << 62
 _AHEAD = 1 << 61
@@ -125,7 +125,7 @@ def last_wins(at: int) -> int:
     return _COMPLETE + _AHEAD + at
 
 
-# -- rows ------------------------------------------------------------------------------------------------------------------------------
+# -- rows ------------------------------------------------------------------------------------------
 
 _EXTRA = SELECTED.index("tags_extra")
 _AMOUNTS = tuple(SELECTED.index(name) for name in MONEY)

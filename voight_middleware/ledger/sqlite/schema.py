@@ -14,7 +14,6 @@ from voight_middleware.ledger.rows import (
     NO_USAGE,
     RESULT_COLUMNS,
     SELECTED,
-    USAGE_COUNTS,
     Row,
     components_text,
     decode_reasons,
@@ -25,6 +24,7 @@ from voight_middleware.ledger.rows import (
 )
 from voight_middleware.ledger.sqlite import triggers
 from voight_middleware.records.call import Call
+from voight_middleware.records.usage import COUNT_NAMES
 
 APPLICATION_ID = 0x564F4947
 """``VOIG``: the ``PRAGMA application_id`` of a ledger."""
@@ -295,7 +295,7 @@ def repriced_values(call: Call, price_id: int | None) -> Row:
     """
     usage = call.usage or NO_USAGE
     return (
-        *(getattr(usage, name) for name in USAGE_COUNTS),
+        *(getattr(usage, name) for name in COUNT_NAMES),
         None if usage.tools is None else encode(usage.tools).decode(),
         components_text(call),
         call.cost_femto,
