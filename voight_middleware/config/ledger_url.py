@@ -81,7 +81,7 @@ def shown_url(url: str) -> str:
     user, colon, _ = names.partition(":")
     if not at:
         server, colon, port = host.partition("/")[0].rpartition(":")
-        # a password: the host is missing, or comes after the ?
+        # A password: the host is missing, or comes after the question mark.
         no_port = bool(colon and port) and not port.isdigit() and not port.endswith("]")
         if no_port or ("@" in query and "=" not in query.partition("@")[0]):
             return f"{scheme}{slashes}{server}:***"

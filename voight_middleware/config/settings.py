@@ -374,7 +374,7 @@ def usable_settings(environ: Mapping[str, str] = os.environ) -> tuple[Settings, 
     used = {VARIABLES[name]: value for name, value in (ours | forced).items()}
     try:
         settings = Settings.from_environment(environ={**others, **used}, file=replace(file, values=values, problems=()))
-    # the settings for events are checked only with a key; or no folder is writable
+    # The settings for events are checked only with a key; or no folder is writable.
     except SettingsError as error:
         errors.append(error)
         used.pop(VARIABLES["voight_api_key"], None)
@@ -392,7 +392,7 @@ def _instead(name: str, bad: object) -> dict[str, str]:
         return {name: STRICTER[name]}
     if name == "ledger":  # no default can replace it: calls wait in the journal
         return {"ingest": "false"}
-    # no default here either, for any ingester: a missing file makes calls wait
+    # No default here either, for any ingester: a missing file makes calls wait.
     if name == "prices":
         return {"ingest": "false", "prices": f"/{bad}"}
     return {"pii": STRICTER["pii"]} if name == "pseudonym_key" else {}

@@ -66,7 +66,7 @@ class EventApi:
         if self._context is not None:
             handlers.append(urllib.request.HTTPSHandler(context=self._context))
         else:
-            # http is for this machine only: a proxy would get the key
+            # HTTP is for this machine only: a proxy would get the key.
             handlers.append(urllib.request.ProxyHandler({}))
         try:
             with urllib.request.build_opener(*handlers).open(request, timeout=TIMEOUT) as response:

@@ -193,7 +193,7 @@ class Outbox:
         """
         with self._lock:
             self._change(place=max(tuple(cursor), self.state.place), **changes)
-            # the newest file stays: it shows what has been queued
+            # The newest file stays: it shows what has been queued.
             for number in _numbers(self.folder)[:-1]:
                 if number < self.state.place[0]:
                     _file(self.folder, number).unlink(missing_ok=True)
@@ -222,7 +222,7 @@ class Outbox:
             with os.fdopen(open_private(temporary, os.O_WRONLY | os.O_TRUNC), "wb") as file:
                 file.write(_encode(new))
                 file.flush()
-                # an empty file after a power failure would resend everything
+                # An empty file after a power failure would resend everything.
                 os.fsync(file.fileno())
             temporary.replace(self.folder / "state.json")
             self._kept = True
@@ -252,7 +252,7 @@ class Outbox:
         path = _file(self.folder, numbers[-1] if numbers and numbers[-1] >= self.state.place[0] else self.state.place[0] + 1)
         if path.exists():
             size = path.stat().st_size
-            # the process died while writing it: the journal still has it
+            # The process died while writing it: the journal still has it.
             if not _ends_whole(path, size):
                 size = sum(map(len, _lines(self.folder, numbers[-1], 0)))
                 os.truncate(path, size)

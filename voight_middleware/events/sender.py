@@ -123,7 +123,7 @@ class EventSender:
                     break
                 ready = self._event_of(waiting.entry.call_id, call, waiting.next)
                 with self._reading:
-                    # the thread has dropped the data: this call comes after it
+                    # The thread has dropped the data: this call comes after it.
                     if generation != self._generation:
                         break
                     self._ready.append(ready)
@@ -152,7 +152,7 @@ class EventSender:
             return True
         if self._head is None or self._head[0] != call.call_id:
             self._head = (call.call_id, time.monotonic())
-        # a call with a future time waits no longer either
+        # A call with a future time waits no longer either.
         return time.monotonic() - self._head[1] >= SETTLE_SECONDS
 
     def _start(self) -> None:

@@ -226,7 +226,7 @@ def _bring_changes(
             fresh |= _erased_names(call.tags, target_call.tags)
     fresh = {name: token for name, token in fresh.items() if name not in erased}
     erased |= fresh
-    # people erased in the source since are erased in the target, in every column
+    # People erased in the source since are erased in the target, in every column.
     if fresh and not report.dry_run:
         _erase(target, fresh)
         existing |= _same(target, page, Window(page[0].occurred_at, page[-1].occurred_at + 1))
@@ -266,7 +266,7 @@ def _merged(source: Call, source_history: History, target: Call, target_history:
         merged, history = with_result(target, source), source_history
     else:
         prices, others = _figures(source, source_history), _figures(target, target_history)
-        # repriced in the source since
+        # Repriced in the source since.
         if len(prices) > len(others) and prices[: len(others)] == others:
             repriced = ("usage", "components", "cost_femto", "list_femto", "cost_status", "cost_reasons", "price")
             merged, history = msgspec.structs.replace(target, **{name: getattr(source, name) for name in repriced}), source_history

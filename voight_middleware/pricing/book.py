@@ -167,7 +167,7 @@ class PriceBook:
         """
         names: tuple[str | None, ...] = (model,) if model is not None else (call.model, call.requested_model)
         if model is None and billed_by_the_hour(call) is not None:
-            # the reported model has no price here, but the user may have priced the requested name
+            # The reported model has no price here, but the user may have priced the requested name.
             names = (call.requested_model,)
         key = (call.provider, call.host, names, terms, call.occurred_at // HOUR)
         try:

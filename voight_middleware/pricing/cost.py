@@ -53,7 +53,7 @@ def billed(usage: Usage, rates: Rates) -> Iterator[tuple[str, int]]:
     separate if it has a price of its own.
     """
     apart = usage.reasoning if "reasoning" in rates.femto else None
-    # not a part of the output, which violates the contract of Usage
+    # Not a part of the output, which violates the contract of Usage.
     beside = apart is not None and apart > (usage.output or 0)
     for name, count in zip(_FIELDS, astuple(usage), strict=True):
         if count and name in _BILLED:

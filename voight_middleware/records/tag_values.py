@@ -54,7 +54,7 @@ def clean_value(value: object) -> str | None:
         import hashlib
 
         begin = value[: MAX_LENGTH - 17]
-        # nothing detects half an e-mail address
+        # Nothing detects half an e-mail address.
         if (pii := find(value)) is not None and pii.end > len(begin):
             begin = value[pii.end - len(begin) : pii.end]
         value = f"{begin}~{hashlib.sha256(value.encode()).hexdigest()[:16]}"

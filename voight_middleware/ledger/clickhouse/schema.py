@@ -94,7 +94,7 @@ def create_table(name: str, database: str, cluster: str, *, patches: bool) -> st
     columns, order = TABLES[name]
     engine = "ReplicatedReplacingMergeTree" if cluster else "ReplacingMergeTree"
     keeping = "enable_block_number_column = 1, enable_block_offset_column = 1" if patches else "finished_mutations_to_keep = 1"
-    # without patches, the text of a change names the owner of a call
+    # Without patches, the text of a change names the owner of a call.
     settings = f" SETTINGS {keeping}" if name == "calls" else ""
     return f"CREATE TABLE IF NOT EXISTS {database}.{name} {cluster} {columns} ENGINE = {engine}(version) {order}{settings}"
 

@@ -84,7 +84,7 @@ def read_url(url: str, environ: Mapping[str, str] = os.environ) -> Server:
     database, cluster = unquote(parts.path.strip("/")) or DATABASE, options.get("cluster") or None
     for what, name in (("database", database), ("cluster", cluster)):
         if name is not None and not _NAME.fullmatch(name):
-            # a slash in a password makes the rest of it the database
+            # A slash in a password makes the rest of it the database.
             shown = "such a name" if "@" in name else repr(name)
             raise LedgerError(f"the {what} of the ledger cannot be named {shown}: use letters, digits, '_' and '-'")
     ttl = options.get("ttl_days")
@@ -133,7 +133,7 @@ def connect(server: Server) -> Client:
             ca_cert=server.ca_cert,
             connect_timeout=CONNECT_SECONDS,
             send_receive_timeout=ANSWER_SECONDS,
-            # a session allows one statement at a time, and is lost with its server
+            # A session allows one statement at a time, and is lost with its server.
             autogenerate_session_id=False,
             client_name="voight-middleware",
         )

@@ -57,7 +57,7 @@ class Writer:
             else:
                 self._attribute_late(step)
         if submitted:
-            # from here on, writers of results know their owner
+            # From here on, writers of results know their owner.
             self._db.add("jobs", JOB, submitted)
             self._attribute_jobs([owned for step in owners.steps if isinstance(step, list) for owned in step], fresh, lacking=True)
         if progress is not None:

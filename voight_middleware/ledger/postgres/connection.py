@@ -35,7 +35,7 @@ def connect(url: str) -> Connection:
     """
     parameters = _parameters(url)
     values: dict[str, Any] = {"fallback_application_name": "voight", "client_encoding": "UTF8"}
-    # the service may set other values
+    # The service may set other values.
     if "service" not in parameters and "PGSERVICE" not in os.environ:
         values |= _KEPT_ALIVE
         if "PGCONNECT_TIMEOUT" not in os.environ:
@@ -47,7 +47,7 @@ def connect(url: str) -> Connection:
         db = psycopg.connect("", autocommit=True, prepare_threshold=None, **{**values, **parameters})
     except psycopg.Error as error:
         raise LedgerError(_of_connecting(f"the ledger {place}", error)) from error
-    # regardless of the role's default: writers wait for each other
+    # Regardless of the role's default: writers wait for each other.
     db.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
     return db
 

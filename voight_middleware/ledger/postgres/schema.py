@@ -33,7 +33,7 @@ _TEXT = 'text COLLATE "C"'
 _REQUIRED = frozenset(stored(REQUIRED))
 _COLUMNS = [
     f"{name} {_TYPES.get(name, _TEXT)}{' NOT NULL' if name in _REQUIRED else ''}"
-    # the numbers first, to save padding
+    # The numbers first, to save padding.
     for name in (*_TYPES, *(name for name in STORED if name not in _TYPES))
 ]
 FORMER = ("call_id", "version", *stored(FIGURES), "replaced_at")

@@ -151,7 +151,7 @@ class PostgresLedger:
         The calls are then those of one moment, however long it takes, and the ledger stays usable.
         """
         with explained(self._place):
-            # a page begins where the last one ended, not at the beginning of the window
+            # A page begins where the last one ended, not at the beginning of the window.
             if after is not None:
                 window = Window(after[0] if window.since is None else max(after[0], window.since), window.until)
             condition, values = self._query(zone).condition(where or {}, window)

@@ -58,7 +58,7 @@ SUMS = {
 """The sums over many calls as SQL, by the names of the rollups' columns."""
 
 _BUCKETS = {
-    # for times before 1970: a division truncates towards 0
+    # For times before 1970: a division truncates towards 0.
     "hour": "(occurred_at + 3600000000000000) / 3600000000 - 1000000",
     "day": f"COALESCE({moment('day', 'occurred_at')}, '')",
     "month": f"COALESCE({moment('month', 'occurred_at')}, '')",

@@ -138,7 +138,7 @@ def _identity(db: sqlite3.Connection) -> tuple[int, int]:
 
 def _create(db: sqlite3.Connection) -> None:
     deadline = time.monotonic() + BUSY_SECONDS
-    # the switch to WAL reports "locked" at once if two processes try it at the same time
+    # The switch to WAL reports "locked" at once if two processes try it at the same time.
     while True:
         try:
             db.execute("PRAGMA page_size = 8192")

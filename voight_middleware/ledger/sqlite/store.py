@@ -124,7 +124,7 @@ class SQLiteLedger:
         zone: tzinfo | None = None,
     ) -> Iterator[Call]:
         with explained(self.path):
-            # a page begins where the last one ended, not at the beginning of the window
+            # A page begins where the last one ended, not at the beginning of the window.
             if after is not None:
                 window = Window(after[0] if window.since is None else max(after[0], window.since), window.until)
             condition, values = self._query(zone).condition(where or {}, window)

@@ -71,7 +71,7 @@ summing their totals. It is enough here to know whether any call has a count.
 """
 _COUNTED = (*INPUT, *OUTPUT, "cost_femto", "cost_status", "estimated_input", "estimated_output", "outcome", "occurred_at")
 _BUCKETS = {
-    # for times before 1970: a division truncates towards 0
+    # For times before 1970: a division truncates towards 0.
     "hour": "(@occurred_at + 3600000000000000) / 3600000000 - 1000000",
     "day": "COALESCE(strftime('%Y-%m-%d', @occurred_at / 1000000, 'unixepoch'), '')",
     "month": "COALESCE(strftime('%Y-%m', @occurred_at / 1000000, 'unixepoch'), '')",
