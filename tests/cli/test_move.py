@@ -136,7 +136,7 @@ def test_the_key_of_pseudonyms(place: Path, add: Callable[..., None], run: Run) 
         (("{folder}/none.db", "{folder}/target.db"), "there is no ledger at"),
         (("{folder}/newer.db", "{folder}/target.db"), "newer version"),
         (("{place}", "{folder}/newer.db"), "newer version"),
-        (("{place}", "{folder}/notes.txt"), "no SQLite file"),
+        (("{place}", "{folder}/notes.txt"), "not an SQLite file"),
         (("{place}", ""), "the ledger needs a file"),
     ],
 )

@@ -119,7 +119,7 @@ def test_a_foreign_file_is_refused(ledger: Path, capsys: Captured, command: str)
     """A file that is no ledger is refused by every report."""
     ledger.write_text("Dear diary, " * 100)
     assert main([command]) == 1
-    assert "no SQLite file" in capsys.readouterr().err
+    assert "not an SQLite file" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -45,7 +45,7 @@ def test_every_file_and_folder_is_its_owners_only(umask: int, tmp_path: Path) ->
     outbox = Outbox(settings.journal)
     outbox.append("1-x.jsonl", 10, [Entry("call", 1, 0, job=False)])
     outbox.reject("call", 400, "no")
-    outbox.settle(next(outbox.read()).next)
+    outbox.advance(next(outbox.read()).next)
 
     made = {path.name: stat.S_IMODE(path.lstat().st_mode) for path in tmp_path.rglob("*")}
     assert {"a", "b", "ledger.db", "ledger.db.key", "lost.log", "rejected.jsonl", "rejected.log", "ingest.lock", "state.json"} <= set(made)

@@ -116,7 +116,7 @@ def test_without_a_key_nothing_is_sent_and_with_one_to_voight() -> None:
     named = Settings.from_environment(voight_api_key="vk_1", environ=HOME).events
     assert named is not None
     assert named.agent == socket.gethostname()
-    with pytest.raises(SettingsError, match="begins with vk_"):
+    with pytest.raises(SettingsError, match="must start with vk_"):
         Settings.from_environment(voight_api_key="sk-proj-1234", environ=HOME)
     for url in ("http://localhost:8080", "http://127.0.0.1:1", "http://[::1]:8080/"):
         assert Settings.from_environment(voight_api_key="vk_1", events_url=url, environ=HOME).events is not None
@@ -156,7 +156,7 @@ def test_switches_are_read_the_way_people_write_them(text: str, enabled: bool) -
         ({"ledger": "sqlite:ledger.db"}, {}, ["sqlite:ledger.db"]),
         ({}, {"VOIGHT_LEDGER": "sqlite:///"}, ["sqlite:///"]),
         ({}, {"VOIGHT_HEADER_KEY": "short"}, ["VOIGHT_HEADER_KEY", "header key v1", "32 characters"]),
-        ({"voight_api_key": "vk 1"}, {}, ["configure()", "no key of Voight's"]),
+        ({"voight_api_key": "vk 1"}, {}, ["configure()", "must start with vk_"]),
         ({"voight_api_key": "vk_1"}, {"VOIGHT_AGENT": "a" * 121}, ["VOIGHT_AGENT", "120"]),
         ({"voight_api_key": "vk_1", "events_url": "http://events.example"}, {}, ["https://host", "this machine"]),
         ({"voight_api_key": "vk_1", "events_url": "https://user:pw@events.example"}, {}, ["https://host"]),
@@ -450,7 +450,7 @@ def test_the_keys_of_pseudonyms(text: str, keys: list[tuple[str, str]]) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("hunter2-hunter2", "has 15 characters; it needs at least 32"),
+        ("hunter2-hunter2", "has 15 characters; use at least 32"),
         (f"v2:hunter2-hunter2,v1:{SECRET}", "pseudonym key v2 has 15 characters"),
         (f"v2:{SECRET},hunter2-hunter2-hunter2-hunter2-hunter2", "without a comma in a secret"),
         (f"v1:{SECRET},v1:hunter2-hunter2-hunter2-hunter2-hunter2", "same version"),

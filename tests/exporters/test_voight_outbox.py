@@ -63,7 +63,7 @@ def test_it_goes_on_where_it_was(tmp_path: Path, patch: Patch) -> None:
     sent: list[Entry] = []
     while waiting := next(Outbox(tmp_path).read(), None):
         sent.append(waiting.entry)
-        Outbox(tmp_path).settle(waiting.next)
+        Outbox(tmp_path).advance(waiting.next)
     assert sent == everything
     assert len(list((tmp_path / FOLDER).glob("*.ids"))) == 1
 
@@ -142,7 +142,7 @@ def test_files_that_somebody_deletes_hide_nothing(tmp_path: Path, patch: Patch) 
     for start in range(0, 100, 5):
         outbox.append("s", (start + 5) * 10, [Entry(f"{number:032x}", number, number * 10, False) for number in range(start, start + 5)])
     for waiting in list(outbox.read()):
-        outbox.settle(waiting.next)
+        outbox.advance(waiting.next)
     for path in (tmp_path / FOLDER).glob("*.ids"):
         path.unlink()
     new = [Entry("a" * 32, 1, 0, False), Entry("b" * 32, 2, 10, False)]

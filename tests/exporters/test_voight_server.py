@@ -90,9 +90,9 @@ def test_the_forms_of_retry_after() -> None:
     assert event_api.retry_after("Thu, 01 Jan 1970 00:00:00 GMT") == 0
     assert 0 < (event_api.retry_after("9" * 50) or 0) <= 999_999_999
     sender = events.EventSender(EventsTarget("http://localhost", "k", "a", 60), None)  # type: ignore[arg-type]
-    assert sender._pause(events.Answer(429, retry_after=1e9), 1) <= events.MAX_WAIT + 1
-    assert sender._pause(events.Answer(402), 1) == events.MAX_WAIT
-    assert all(events.MAX_PAUSE / 2 <= sender._pause(events.Answer(503), failures) <= events.MAX_PAUSE for failures in (9, 99, 9999))
+    assert sender._pause(events.Response(429, retry_after=1e9), 1) <= events.MAX_WAIT + 1
+    assert sender._pause(events.Response(402), 1) == events.MAX_WAIT
+    assert all(events.MAX_PAUSE / 2 <= sender._pause(events.Response(503), failures) <= events.MAX_PAUSE for failures in (9, 99, 9999))
 
 
 @pytest.mark.slow

@@ -59,7 +59,7 @@ def test_any_history(ledger: Ledger, seed: int) -> None:
         reprice,
         lambda: ledger.erase(["u_1"], f"erased:{rng.randrange(99)}"),
         lambda: ledger.expire(NOON - 2 * DAY, 3),
-        lambda: ledger.import_calls([call()], anew=rng.random() < 0.5),
+        lambda: ledger.import_calls([call()], replace=rng.random() < 0.5),
     ]
     ledger.insert([call() for _ in range(20)])
     for step in oracle.some(ledger, rng.choices(steps, k=12), 1 / 2):

@@ -212,7 +212,7 @@ def test_times_far_away(ledger: Ledger, at: int) -> None:
 def test_a_record_that_cannot_be_kept_leaves_nothing_behind(ledger: Ledger) -> None:
     """Nothing of its batch is kept, progress and known keys included, and the ledger goes on."""
     good = make_call(tags=Tags(extra={"feature": "x"}), price="{}")
-    with pytest.raises(ValueError, match="cannot be kept"):
+    with pytest.raises(ValueError, match="cannot be stored"):
         ledger.insert([good, make_call(cost_status="unpriced")], Progress("s", 9))
     assert ledger.spend()[0].calls == 0
     assert ledger.progress("s") == 0

@@ -87,14 +87,14 @@ def test_keeping_anew(ledger: Ledger) -> None:
         call, 9, tags=Tags(user_id="b", extra={"k": "v"}), attribution="settled", occurred_at=NOON + 40 * DAY, usage=None, components=()
     )
     prices = [PriceVersion(1, 1, None, "priced", (), None, 2), PriceVersion(2, None, None, "unpriced", ("r",), "{}", 3)]
-    assert ledger.import_calls([after], {call.call_id: prices}, anew=True) == 1
+    assert ledger.import_calls([after], {call.call_id: prices}, replace=True) == 1
     assert list(ledger.calls()) == [other, after]
     assert ledger.price_history(call.call_id) == prices
     assert ledger.spend(["k"], {"k": "v"})[0].cost_femto == 9
     check_sums(ledger)
-    assert ledger.import_calls([after], anew=True) == 1
+    assert ledger.import_calls([after], replace=True) == 1
     assert ledger.price_history(call.call_id) == []
-    assert ledger.import_calls([new := make_call(3)], anew=True) == 1
+    assert ledger.import_calls([new := make_call(3)], replace=True) == 1
     assert ledger.insert([new, after, call]) == 0
     assert ledger.spend()[0].cost_femto == 19
     check_sums(ledger)

@@ -156,7 +156,7 @@ def test_a_call_by_its_id(ledger: Ledger) -> None:
 def test_a_beginning_that_several_calls_have(ledger: Ledger) -> None:
     """It is refused, with two of them."""
     ledger.insert([make_call(call_id=f"01234567-{number}") for number in range(3)])
-    with pytest.raises(LedgerError, match="several calls begin with '01234567', such as 01234567-0 and 01234567-1"):
+    with pytest.raises(LedgerError, match="several call ids begin with '01234567', such as 01234567-0 and 01234567-1"):
         ledger.call("01234567")
 
 

@@ -23,7 +23,7 @@ ALICE = "alice-9d3f"
 # -- what is kept about a person -----------------------------------------------------------------------------------------------------
 
 
-def test_holdings(ledger: Ledger) -> None:
+def test_personal_data(ledger: Ledger) -> None:
     """A person's calls under any name, calls of others that name the person in a whole value of any tag, and jobs."""
     mine = [
         make_call(cost, at=NOON + at, tags=Tags(user_id=name)) for cost, at, name in ((5, 9, ALICE), (None, 3, "al"), (DEAREST, 4, "al"))
@@ -42,7 +42,7 @@ def test_holdings(ledger: Ledger) -> None:
         assert not ledger.personal_data(names)
 
 
-def test_holdings_of_unpriced_calls(ledger: Ledger) -> None:
+def test_personal_data_of_unpriced_calls(ledger: Ledger) -> None:
     """What nobody has priced costs None, not 0."""
     ledger.insert([make_call(None, tags=Tags(user_id="u"))])
     assert ledger.personal_data(["u"]) == PersonalData(1, None, NOON, NOON)

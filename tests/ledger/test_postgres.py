@@ -191,7 +191,7 @@ def test_no_transaction_stays_open(ledger: PostgresLedger, sql: Any) -> None:
     """Neither between batches, nor after an error, nor where somebody reads the first of many calls and no more."""
     ledger.insert([make_call() for _ in range(5)])
     assert sql(STATES) == [("idle",)]
-    with pytest.raises(ValueError, match="kept"):
+    with pytest.raises(ValueError, match="stored"):
         ledger.insert([make_call(cost_status="unpriced")])
     reading = ledger.calls()
     next(reading)
@@ -277,6 +277,6 @@ def test_about(ledger: Ledger, postgres_url: str) -> None:
     about = dict(ledger.info())
     assert about["engine"].startswith("PostgreSQL 1")
     assert about["schema"].startswith("version 1, in the schema voight of 127.0.0.1:")
-    assert about["role"] == "voight, who may bring calls in, change and delete them, read them"
+    assert about["role"] == "voight, who may insert calls, change and delete them, read them"
     assert about["connection"] == "not encrypted"
     assert password_of(postgres_url) not in str(about)

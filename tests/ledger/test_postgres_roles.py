@@ -53,7 +53,7 @@ def test_a_writer_brings_calls_in_and_reads_none(ledger: PostgresLedger, make_ro
         assert writer.progress("s") == 5
         writer.clear_progress("s")
         assert writer.progress("s") == 0
-        assert dict(writer.info())["role"] == f"{name}, who may bring calls in"
+        assert dict(writer.info())["role"] == f"{name}, who may insert calls"
         for ask in (
             writer.spend,
             lambda: list(writer.calls()),

@@ -80,7 +80,7 @@ def test_a_file_that_is_no_database(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("Dear diary, " * 500)
     for create in (True, False):
-        with pytest.raises(ForeignLedger, match="no SQLite file"):
+        with pytest.raises(ForeignLedger, match="not an SQLite file"):
             SQLiteLedger(path, create=create)
     assert path.read_text() == "Dear diary, " * 500
 

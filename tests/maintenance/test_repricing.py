@@ -242,7 +242,7 @@ KILLED = """
 import sys
 from pathlib import Path
 from voight_middleware.ledger.sqlite import SQLiteLedger, store
-from voight_middleware.ledger.sqlite.writer import Intake
+from voight_middleware.ledger.sqlite.writer import Writer
 from voight_middleware.pricing import open_book
 from voight_middleware.maintenance.repricing import reprice
 
@@ -255,14 +255,14 @@ class Ledger(SQLiteLedger):
         print(count, flush=True)
         return count
 
-class Slow(Intake):
+class Slow(Writer):
     def _price_id(self, price):
         if ledger.batches == 3:  # in the middle of the third transaction
             print("writing", flush=True)
             sys.stdin.read()
         return super()._price_id(price)
 
-store.Intake = Slow
+store.Writer = Slow
 ledger = Ledger(Path(sys.argv[1]))
 reprice(ledger, open_book(Path(sys.argv[2])))
 """

@@ -251,12 +251,12 @@ def test_a_call_that_the_target_refuses(source: Ledger, file: Ledger, monkeypatc
 
     def refuse(some: Any, *values: Any, **names: Any) -> int:
         if any(call.call_id == calls[5].call_id for call in some):
-            raise ValueError("a call cannot be kept: too long")
+            raise ValueError("a call cannot be stored: too long")
         return keep(some, *values, **names)
 
     monkeypatch.setattr(file, "import_calls", refuse)
     report = move(source, file)
-    assert report.refused == {calls[5].call_id: "a call cannot be kept: too long"}
+    assert report.refused == {calls[5].call_id: "a call cannot be stored: too long"}
     assert (report.copied, len(report.differences)) == (249, 1)
     assert [call for call in calls if call.call_id != calls[5].call_id] == list(file.calls())
 

@@ -88,19 +88,19 @@ MUTATIONS: list[Mutation] = [
     *at(
         "ledger/sqlite/writer.py",
         (
-            "a settlement replaces an owner",
-            "WHERE call_id = ? AND attribution IN ('none', 'error', 'request')\"\"\"",
+            "a late attribution replaces an owner",
+            'WHERE call_id = ? AND attribution IN {REATTRIBUTABLE_SQL}"""',
             'WHERE call_id = ?"""',
         ),
         (
-            "a settlement without a user takes the plan away",
-            "        if settlement.tags.user_id is None:\n            return\n",
+            "a late attribution without a user takes the plan away",
+            "        if late.tags.user_id is None:\n            return\n",
             "",
         ),
         (
             "a second submission takes a job over",
-            "        if not submissions(self._db, [submission.job]):\n            self._keep(submission)",
-            "        self._keep(submission)",
+            "        if not submissions(self._db, [submission.job]):\n            self._store(submission)",
+            "        self._store(submission)",
         ),
         (
             "progress is not kept with the calls",
@@ -174,7 +174,7 @@ MUTATIONS: list[Mutation] = [
         "ledger/erasure.py",
         (
             "the session of an erased person stays",
-            "        session_id=None if own or tags.session_id in names else tags.session_id,",
+            "        session_id=None if is_user or tags.session_id in names else tags.session_id,",
             "        session_id=tags.session_id,",
         ),
         tests="tests/ledger tests/maintenance/test_erasure.py tests/maintenance",

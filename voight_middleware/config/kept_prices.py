@@ -1,8 +1,10 @@
 """
-How the calls of a journal are to be priced: as the process that made them is configured, whoever brings them into the ledger.
+Saved prices: price the calls of a journal as the process that made them is configured, whoever
+ingests them.
 
-A segment's name says it: ``….list.jsonl`` at list prices, ``….<id>.jsonl`` with the prices in ``prices-<id>.json`` beside it. A segment
-without such a part is priced by whoever ingests it: of a process that leaves the ledger to a ``voight ingest`` and has no prices itself.
+The segment's name contains a stamp: ``….list.jsonl`` for list prices, ``….<id>.jsonl`` for the
+prices in ``prices-<id>.json`` next to it. The ingester's own prices apply to a segment without a
+stamp. Such segments come from processes without prices that leave ingestion to ``voight ingest``.
 """
 
 from __future__ import annotations
@@ -26,15 +28,18 @@ class KeptPrices(msgspec.Struct, frozen=True):
     """The prices that a process is configured with."""
 
     path: str
-    """Where the file is that they come from."""
+    """The path of the file they came from."""
     content: str | None = None
-    """What it said when the process began; None where it could not be read."""
+    """The content of the file when the process started. None if it was unreadable."""
     settings: bool = False
-    """Whether the file is a settings file that could not be read, and not one of prices."""
+    """Whether the file is an unreadable settings file, not a file of prices."""
 
 
 class Stamp:
-    """What the segments of a process are stamped with. The file of prices is read once, when the first segment is begun."""
+    """
+    The stamp of a process's segments. The file of prices is read once, when the first segment
+    begins.
+    """
 
     def __init__(self, folder: Path, prices: Path | None = None, *, ingests: bool = False, broken_settings: Path | None = None) -> None:
         self._folder = folder
@@ -45,7 +50,7 @@ class Stamp:
 
     def __call__(self) -> str:
         """
-        Return the stamp, the prices being kept beside the journal.
+        Return the stamp, and save the prices next to the journal.
 
         Raises:
             OSError: The folder cannot be written.
@@ -66,22 +71,22 @@ class Stamp:
 
 
 def stamp_of(segment: str) -> str:
-    """Return the stamp in the name of a segment; "" where it has none."""
-    found = _STAMP.fullmatch(segment)
-    return found[1] if found else ""
+    """Return the stamp in the name of a segment, "" if there is none."""
+    match = _STAMP.fullmatch(segment)
+    return match[1] if match else ""
 
 
 def kept_prices(folder: Path, stamp: str) -> KeptPrices:
     """
-    Return the prices that a stamp names.
+    Return the prices of a stamp.
 
     Raises:
-        OSError: They cannot be read.
-        ValueError: They are not what was kept.
+        OSError: The prices cannot be read.
+        ValueError: The file has changed since it was saved.
     """
     data = _place(folder, stamp).read_bytes()
     if _digest(data) != stamp:
-        raise ValueError("the file was changed or is torn")
+        raise ValueError("the file was changed or is incomplete")
     return msgspec.json.decode(data, type=KeptPrices)
 
 

@@ -1,4 +1,4 @@
-"""Secret keys, with their versions."""
+"""Versioned secret keys."""
 
 from __future__ import annotations
 
@@ -10,23 +10,26 @@ from voight_middleware.config.values import SettingsError
 
 @dataclass(frozen=True, slots=True)
 class PseudonymKey:
-    """A secret that pseudonyms are made with, and the version of it that each of them names."""
+    """The secret of pseudonyms, and the version that each of them contains."""
 
     version: str
     secret: str = field(repr=False)
 
 
 MIN_SECRET = 32
-"""The shortest secret of a pseudonym key, in characters. An e-mail address is easily guessed: the secret alone must not be."""
+"""
+The minimum length of a pseudonym key's secret, in characters. An e-mail address is easy to guess,
+the secret must not be.
+"""
 _KEY = re.compile(r"\s*(v[0-9]{1,4}):(.*)", re.DOTALL)
 
 
 def read_keys(text: str, source: str, what: str = "pseudonym key") -> tuple[PseudonymKey, ...]:
     """
-    The keys in ``v2:<secret>,v1:<the secret before>``, or in one plain secret, which is version v1.
+    Return the keys in ``v2:<secret>,v1:<the secret before>``. A plain secret is version v1.
 
     Raises:
-        SettingsError: They cannot be used; the message shows none of them.
+        SettingsError: A key cannot be used. The message contains none of them.
     """
     parts = [_KEY.fullmatch(part) for part in text.split(",")]
     if not any(parts):
@@ -37,8 +40,8 @@ def read_keys(text: str, source: str, what: str = "pseudonym key") -> tuple[Pseu
         keys = [PseudonymKey(match[1], match[2].strip()) for match in parts if match is not None]
     for key in keys:
         if len(key.secret) < MIN_SECRET:
-            advice = f"at least {MIN_SECRET} characters, such as those of: openssl rand -hex 32"
-            raise SettingsError(f"{source}: the secret of {what} {key.version} has {len(key.secret)} characters; it needs {advice}")
+            advice = f"at least {MIN_SECRET} characters, for example from: openssl rand -hex 32"
+            raise SettingsError(f"{source}: the secret of {what} {key.version} has {len(key.secret)} characters; use {advice}")
     if len({key.version for key in keys}) < len(keys):
         raise SettingsError(f"{source}: two {what}s have the same version; give the new one the next number")
     return tuple(keys)

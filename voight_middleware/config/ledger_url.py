@@ -1,4 +1,4 @@
-"""The URL of a ledger: read, checked, and shown without its password."""
+"""The URL of a ledger: parse and check it, and show it without its password."""
 
 from __future__ import annotations
 
@@ -16,39 +16,45 @@ _CONNECTION_STRING = re.compile(
     r"\s*(host|hostaddr|service|dbname|user|password|port)\s*=",
     re.IGNORECASE | re.DOTALL,
 )
-"""``host=db password=…``, as libpq and other drivers read it: taken for a path, it would be a file with the password in its name."""
+"""
+``host=db password=…``, a connection string of libpq and other drivers. As a path, it would put the
+password into a file name.
+"""
 _ADDRESS = re.compile(r".*://|/{0,2}[^/\s]*:[^\s]*@", re.DOTALL)
-"""What no path has: a URL inside of another, or ``user:password@host/database``."""
+"""Text that no path contains: a nested URL, or ``user:password@host/database``."""
 
 
 def ledger_url(place: str) -> str:
     """
-    Return *place* as a URL, an SQLite path made absolute.
+    Return *place* as a URL, with an absolute path for SQLite.
 
     Raises:
-        SettingsError: *place* is empty, an SQLite URL without a path, a connection string, or of an engine that there is not. The message
-            shows no password.
+        SettingsError: *place* is empty, a connection string, a SQLite URL without a path, or names
+            an unknown engine. The message contains no password.
     """
-    found = _SCHEME.match(place)
-    scheme = found[1].lower() if found is not None else "sqlite"
-    if scheme not in SCHEMES or (found is None and _WITHOUT_SLASHES.match(place)):
-        raise SettingsError(f"a ledger cannot be {shown_url(place)!r}; {_FORMS}")
-    if found is not None and scheme != "sqlite":
-        if not _has_port(place[found.end() :]):
+    match = _SCHEME.match(place)
+    scheme = match[1].lower() if match is not None else "sqlite"
+    if scheme not in SCHEMES or (match is None and _WITHOUT_SLASHES.match(place)):
+        raise SettingsError(f"{shown_url(place)!r} is not a ledger URL; {_FORMS}")
+    if match is not None and scheme != "sqlite":
+        if not _has_port(place[match.end() :]):
             raise SettingsError(f"the port of the ledger {shown_url(place)!r} is not a number: write {scheme}://{_SERVER}")
         return scheme + place[len(scheme) :]
     path = sqlite_path(place) if place.startswith("sqlite:") else place
     if _CONNECTION_STRING.match(path):
-        raise SettingsError(f"a ledger cannot be a connection string, such as host=… password=…; {_FORMS}")
+        raise SettingsError(f"a connection string, such as host=… password=…, is not a ledger URL; {_FORMS}")
     if _ADDRESS.match(path):
-        raise SettingsError(f"a ledger cannot be the address of a server without its engine in front; {_FORMS}")
+        raise SettingsError(f"a ledger URL must begin with its engine; {_FORMS}")
     if not path or path == ":memory:":
         raise SettingsError(f"the ledger needs a file, such as sqlite:////var/lib/app/ledger.db, not {place!r}")
     return f"sqlite:///{absolute(path, 'the ledger')}"
 
 
 def _has_port(rest: str) -> bool:
-    """Return whether the ports of a URL's hosts are numbers. ``owner:secret?host=db`` has a password there."""
+    """
+    Return whether the ports of a URL's hosts are numbers. ``owner:secret?host=db`` has a password
+    in that position.
+    """
     hosts = rest.partition("?")[0].partition("/")[0].rpartition("@")[2]
     ports = [host.rpartition("]")[2].partition(":")[2] for host in hosts.split(",")]
     return all(not port or (port.isascii() and port.isdigit()) for port in ports)
@@ -60,14 +66,14 @@ _SECRET = re.compile(r"passw|pwd|secret|token|key$", re.IGNORECASE)
 
 def shown_url(url: str) -> str:
     """
-    *url* as it may be printed: ``***`` in the place of a password, in front of the host and in the query.
+    Return *url* for printing, with ``***`` for passwords before the host and in the query.
 
-    A URL that is not in order, such as one whose password has a slash in it, loses more than the password rather than less.
+    An invalid URL, such as one with a slash in the password, may lose more than the password.
     """
-    found = _URL.fullmatch(url)
-    if found is None or url.startswith("sqlite:///"):
+    match = _URL.fullmatch(url)
+    if match is None or url.startswith("sqlite:///"):
         return url
-    scheme, slashes, rest = found[1], found[2], found[3]
+    scheme, slashes, rest = match[1], match[2], match[3]
     if len(slashes) < 2:  # postgres:secret@host
         return f"{scheme}***@{rest.rpartition('@')[2]}" if "@" in rest else url
     address, mark, query = rest.partition("?")
@@ -75,7 +81,8 @@ def shown_url(url: str) -> str:
     user, colon, _ = names.partition(":")
     if not at:
         server, colon, port = host.partition("/")[0].rpartition(":")
-        no_port = bool(colon and port) and not port.isdigit() and not port.endswith("]")  # a password: the host is missing, or behind its ?
+        # A password: the host is missing, or comes after the question mark.
+        no_port = bool(colon and port) and not port.isdigit() and not port.endswith("]")
         if no_port or ("@" in query and "=" not in query.partition("@")[0]):
             return f"{scheme}{slashes}{server}:***"
         return f"{scheme}{slashes}{host}{mark}{_shown_query(query)}"
@@ -91,7 +98,8 @@ def _shown_query(query: str) -> str:
 
 def sqlite_path(url: str) -> str:
     """
-    The file of an ``sqlite:///path`` URL: three slashes and a relative path, or four and an absolute one.
+    Return the file of a ``sqlite:///path`` URL: three slashes and a relative path, or four and an
+    absolute one.
 
     Raises:
         SettingsError: The URL has another form.

@@ -1,4 +1,4 @@
-"""Files and folders that only their owner may read, whatever the umask of the process."""
+"""Files and folders that only their owner may read, regardless of the umask."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from pathlib import Path
 
 
 def temporary_name() -> str:
-    """Return the name that our folder has among the temporary files of all accounts."""
+    """Return the name of our folder for temporary files, which all accounts share."""
     return f"voight-{os.getuid()}"
 
 
 def check_own(folder: Path) -> None:
     """
-    Check that nobody else can have made *folder*, or can put something into it.
+    Check that no other account can have created *folder* or can write to it.
 
     Raises:
-        OSError: It is missing, a link, of another account, or others may write into it.
+        OSError: *folder* is missing, a link, owned by another account, or writable by others.
     """
     status = folder.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
@@ -29,8 +29,10 @@ def check_own(folder: Path) -> None:
 
 def give_to_owner(fd: int, folder: Path) -> None:
     """
-    Give what root has just made in another account's *folder* to that account: a command that root runs first must not lock an
-    application out of its own ledger. Do nothing for any other account.
+    Give a new file or folder that root made in another account's *folder* to that account. Do
+    nothing for other accounts than root.
+
+    Otherwise a command first run by root would lock an application out of its own ledger.
 
     Raises:
         OSError: The owner cannot be changed.
@@ -45,10 +47,12 @@ def give_to_owner(fd: int, folder: Path) -> None:
 
 def make_folder(folder: Path) -> None:
     """
-    Make *folder* and those above it that are missing, each for its owner only. One that is there stays as it is.
+    Create *folder* and its missing parents, each for its owner only. Existing folders stay
+    unchanged.
 
     Raises:
-        OSError: It cannot be made, is not a folder, or is in a temporary folder of ours that another account may have made.
+        OSError: The folder cannot be created, is not a folder, or is in a temporary folder of ours
+            that another account may have created.
     """
     try:
         _make_one(folder)
@@ -77,10 +81,11 @@ def _make_one(folder: Path) -> None:
 
 def open_private(path: Path, flags: int) -> int:
     """
-    Return a descriptor of a file of ours, made for its owner only if it is missing. A link is not followed, and a pipe is not waited for.
+    Open a file of ours and return its descriptor. A missing file is created for its owner only.
+    Links are not followed, and pipes do not block.
 
     Raises:
-        OSError: It cannot be opened, or is a link.
+        OSError: The file cannot be opened or is a link.
     """
     fd = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
     try:
@@ -93,10 +98,10 @@ def open_private(path: Path, flags: int) -> int:
 
 def append(path: Path, data: bytes) -> None:
     """
-    Append to a file of ours. No file stays open, which a forked child would have too.
+    Append to a file of ours. The file is closed again, because a forked child would inherit it.
 
     Raises:
-        OSError: It cannot be opened, is a link, or not all of *data* was written.
+        OSError: The file cannot be opened, is a link, or *data* was not written completely.
     """
     fd = open_private(path, os.O_WRONLY | os.O_APPEND)
     try:
@@ -107,5 +112,5 @@ def append(path: Path, data: bytes) -> None:
 
 
 def utc_now() -> str:
-    """Return the current time in UTC, as our files show it to people: ``2026-11-29T15:04:05Z``."""
+    """Return the current time in UTC as shown in our files: ``2026-11-29T15:04:05Z``."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -1,4 +1,4 @@
-"""Settings: where calls are kept and what they are stamped with, from ``voight.configure()``, the environment, a file and the defaults."""
+"""Settings from ``voight.configure()``, the environment, a settings file and the defaults."""
 
 from __future__ import annotations
 
@@ -62,54 +62,77 @@ __all__ = (
 _Value = TypeVar("_Value")
 JOURNAL_LIMIT = 1_000_000_000
 """
-How much all journals of a folder may have together, in bytes, before calls wait in memory. A call has 240 to 500 bytes there: at ten calls
-a second this is two to five days without a ledger, at a thousand forty minutes and more. Small enough for the disk of a container.
+The maximum size in bytes of all journals of a folder. Beyond it, calls wait in memory.
+
+A call takes 240 to 500 bytes. Without a ledger, this lasts two to five days at ten calls a second,
+and at least forty minutes at a thousand. It is small enough for a container's disk.
 """
 EXIT_SECONDS = 5.0
-"""How long the end of the process may wait for the ledger: less than the ten seconds that Docker leaves between SIGTERM and SIGKILL."""
+"""
+How long the end of the process may wait for the ledger. Docker sends SIGKILL ten seconds after
+SIGTERM.
+"""
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """The settings in force, and where each came from (``configure()``, a variable's name, a file and its line, or ``default``)."""
+    """
+    The settings in force and their sources: ``configure()``, a variable's name, a file and line, or
+    ``default``.
+    """
 
     ledger: str
-    """URL of the ledger: ``sqlite:///path``, ``postgresql://…``, ``clickhouse://…``. It may have a password in it: print ``shown_url``."""
+    """
+    The URL of the ledger: ``sqlite:///path``, ``postgresql://…``, ``clickhouse://…``. It may
+    contain a password, so print ``shown_url``.
+    """
     journal: Path
     """The folder of this host's journals."""
     release: str | None = None
     enabled: bool = True
     request_identity: bool | None = None
     """
-    Whether the user that a request names to the provider owns a call that has no other owner. None: only outside of web requests and
-    jobs, whose bodies may be their client's.
+    Whether a call without an owner belongs to the user that its request names to the provider.
+
+    None means only outside of web requests and jobs, whose bodies may come from their client.
     """
     prices: Path | None = None
     """The file of the user's own prices."""
     tags: Mapping[str, str] = {}
-    """What every call of this process is tagged with, below all other tags."""
+    """The tags of every call of this process, below all other tags."""
     tz: str = "UTC"
-    """The zone in which reports cut days, weeks and months."""
+    """The time zone of days, weeks and months in reports."""
     pii: Mapping[str, str] = {}
-    """What becomes of personal data in a tag, by the tag's key, ``*`` standing for the others: one of ``PII_POLICIES``."""
+    """
+    The handling of personal data in tags, by tag key: one of ``PII_POLICIES``. ``*`` stands for the
+    other keys.
+    """
     pseudonym_keys: tuple[PseudonymKey, ...] = ()
-    """The first is written with, all are found with; without any, a local ledger has one in a file beside it."""
+    """
+    The first key makes pseudonyms, and all keys find them. Without any, a local ledger has a key in
+    a file next to it.
+    """
     header_keys: tuple[PseudonymKey, ...] = ()
-    """What tags are signed with on their way to another service of ours: with the first, and with any of them on arrival."""
+    """
+    The keys that sign tags for another service of ours. The first one signs, and all of them
+    verify.
+    """
     events: EventsTarget | None = None
-    """None where no key is set: nothing is sent."""
+    """None without a key: no events are sent."""
     ingest: bool = True
-    """Whether this process may bring journals into the ledger; where it may not, a ``voight ingest`` beside it does."""
+    """Whether this process may ingest journals. If not, run ``voight ingest`` next to it."""
     journal_limit: int = JOURNAL_LIMIT
-    """How many bytes all journals of the folder may have together, the segments that are being written left out."""
+    """
+    The maximum size in bytes of all journals of the folder, without the segments being written.
+    """
     exit_timeout: float = EXIT_SECONDS
     """How many seconds the end of the process may wait for the ledger."""
     delivery: str = "background"
-    """One of ``DELIVERIES``: whether a call waits until it is in the ledger, where it may."""
+    """One of ``DELIVERIES``: whether a call may wait until it is in the ledger."""
     sources: Mapping[str, str] = {}
     file: Path | None = None
     """The settings file that was read."""
     broken_file: Path | None = None
-    """A settings file that cannot be read at all: nobody knows how calls are to be priced."""
+    """A settings file that cannot be read at all. The prices of calls are unknown then."""
 
     def __repr__(self) -> str:
         values = {name: getattr(self, name) for name in self.__struct_fields__} | {"ledger": shown_url(self.ledger)}
@@ -142,26 +165,29 @@ class Settings(msgspec.Struct, frozen=True):
         file: SettingsFile | None = None,
     ) -> Settings:
         """
-        The given values, then the environment (``VARIABLES``), then the settings file, then the defaults. A release is also taken from the
-        variables of the usual places to deploy to.
+        Read the settings: arguments, then the environment (``VARIABLES``), then the settings file,
+        then the defaults.
+
+        The release is also taken from the variables of common deployment platforms. The other
+        arguments are those of ``voight.configure()``.
 
         Args:
             environ: The environment.
-            file: The settings file, instead of the one that is found.
+            file: The settings file to use instead of the one found.
 
         Raises:
-            SettingsError: A value cannot be used, or there is a mistake in the file.
+            SettingsError: A value cannot be used, or the file contains a mistake.
         """
-        said = settings_file(environ, ledger) if file is None else file
-        if said.problems:
-            raise SettingsError("; ".join(said.problems))
-        given = _Given(environ, said)
+        used_file = settings_file(environ, ledger) if file is None else file
+        if used_file.problems:
+            raise SettingsError("; ".join(used_file.problems))
+        given = _Given(environ, used_file)
         first, sources = given.first, given.sources
         url = given.ledger(ledger)
         folder = given.path("journal", journal, "the journal")
-        own_release = first("release", release)
-        if own_release is None:
-            own_release, sources["release"] = deployed_release(environ) or (None, "default")
+        release_name = first("release", release)
+        if release_name is None:
+            release_name, sources["release"] = deployed_release(environ) or (None, "default")
         policies, all_tags = given.table("pii", pii), given.table("tags", tags)
         keys = first("pseudonym_key", pseudonym_key)
         signing = first("header_key", header_key)
@@ -172,7 +198,7 @@ class Settings(msgspec.Struct, frozen=True):
         return cls(
             ledger=url,
             journal=usable_journal(url, environ) if folder is None else folder,
-            release=clean_value(own_release or ""),
+            release=clean_value(release_name or ""),
             enabled=given.switch("enabled", enabled),
             request_identity=given.maybe("request_identity", request_identity),
             prices=given.path("prices", prices, "the file of prices"),
@@ -187,22 +213,22 @@ class Settings(msgspec.Struct, frozen=True):
             exit_timeout=given.read("exit_timeout", exit_timeout, read_seconds, EXIT_SECONDS),
             delivery=given.read("delivery", delivery, read_delivery, "background"),
             sources=sources,
-            file=said.path,
+            file=used_file.path,
         )
 
 
 _project: tuple[Mapping[str, Any], Callable[[str], str]] = ({}, str)
-"""What the project says for whom the command line runs, and where it says it."""
+"""The settings of the project that the command line runs for, and their source."""
 
 
 @contextlib.contextmanager
 def project_settings(values: Mapping[str, Any], source: Callable[[str], str]) -> Generator[None]:
     """
-    Let the settings of a project hold: below arguments, above the environment.
+    Apply the settings of a project, below arguments and above the environment.
 
     Args:
         values: Values by the names of ``configure()``.
-        source: Returns where the value of a name is from, for people.
+        source: Returns the source of a name's value, for people.
     """
     global _project
     before, _project = _project, (values, source)
@@ -213,7 +239,10 @@ def project_settings(values: Mapping[str, Any], source: Callable[[str], str]) ->
 
 
 class _Given:
-    """Looks each value up: in the arguments, the environment and the settings file. ``sources`` says where it was."""
+    """
+    Looks up values in the arguments, the environment and the settings file. ``sources`` has the
+    source of each.
+    """
 
     def __init__(self, environ: Mapping[str, str], file: SettingsFile) -> None:
         self.sources: dict[str, str] = {}
@@ -225,9 +254,9 @@ class _Given:
         if given is not None:
             self.sources[name] = "configure()"
             return str(given)
-        if (said := self._project.get(name)) is not None:
+        if (value := self._project.get(name)) is not None:
             self.sources[name] = self._source(name)
-            return str(said)
+            return str(value)
         if value := self._environ.get(VARIABLES[name]):
             self.sources[name] = VARIABLES[name]
             return value
@@ -241,8 +270,8 @@ class _Given:
         text = self.first(name, None if given is None else "") or ""
         if given is not None:
             return given
-        if (said := self._project.get(name)) is not None:
-            return said if isinstance(said, Mapping) else text
+        if (value := self._project.get(name)) is not None:
+            return value if isinstance(value, Mapping) else text
         return self._file.values[name] if self._is_of_file(name) else text
 
     def switch(self, name: str, given: bool | None) -> bool:
@@ -290,12 +319,12 @@ VARIABLES = {
 
 
 def settings_file(environ: Mapping[str, str] = os.environ, ledger: str | Path | None = None) -> SettingsFile:
-    """Return the settings file that holds, for the ledger that is named so far."""
+    """Return the settings file in force for the ledger named so far."""
     project = _project[0].get("ledger") if environ is os.environ else None
     try:
         url = ledger_url(str(ledger or project or environ.get("VOIGHT_LEDGER") or default_ledger(environ)))
         beside = Path(sqlite_path(url)).parent if url.startswith("sqlite:///") else None
-    except SettingsError:  # it is said where the ledger is read
+    except SettingsError:  # reported when the ledger setting is read
         beside = None
     return find_settings_file(environ, beside)
 
@@ -306,61 +335,64 @@ STRICTER = {
     "pii": "redact",
     "ingest": "false",
 }
-"""What holds in the place of a value that cannot be read. Every other one has its default then."""
+"""The replacements of invalid values. Other invalid values are replaced by their defaults."""
 
 
 def usable_settings(environ: Mapping[str, str] = os.environ) -> tuple[Settings, list[SettingsError]]:
     """
-    Return the settings of the environment and the settings file, and what is wrong with them. A value that cannot be read leaves all
-    others as they are, and falls back itself to what does less.
+    Return the settings of the environment and the settings file, and their errors.
+
+    An invalid value does not affect other settings. It is replaced by a value that does less.
     """
-    found = settings_file(environ)
-    errors = [SettingsError(problem) for problem in found.problems]
+    file = settings_file(environ)
+    errors = [SettingsError(problem) for problem in file.problems]
     others = {name: value for name, value in environ.items() if not name.startswith("VOIGHT_")}
     ours = {name: value for name, variable in VARIABLES.items() if (value := environ.get(variable))}
-    values = dict(found.values)
+    values = dict(file.values)
     alone = others
     try:
         state_folder(others)
-    except SettingsError:  # it is said below, if no value of ours makes it good
+    except SettingsError:  # reported below, unless one of our values fixes it
         alone = {**others, "XDG_STATE_HOME": "/"}
-    forced: dict[str, str] = {"pii": STRICTER["pii"], "request_identity": "false", "ingest": "false"} if found.unreadable else {}
-    for name, said in found.values.items():
+    forced: dict[str, str] = {"pii": STRICTER["pii"], "request_identity": "false", "ingest": "false"} if file.unreadable else {}
+    for name, value in file.values.items():
         try:
-            Settings.from_environment(environ=alone, file=replace(found, values={name: said}, problems=()))
+            Settings.from_environment(environ=alone, file=replace(file, values={name: value}, problems=()))
         except SettingsError as error:
             errors.append(error)
             del values[name]
             if name not in ours:
-                forced |= _instead(name, said)
-    for name, value in list(ours.items()):
+                forced |= _instead(name, value)
+    for name, text in list(ours.items()):
         try:
-            Settings.from_environment(environ={**alone, VARIABLES[name]: value}, file=NO_FILE)
+            Settings.from_environment(environ={**alone, VARIABLES[name]: text}, file=NO_FILE)
         except SettingsError as error:
             errors.append(error if VARIABLES[name] in str(error) else SettingsError(f"{VARIABLES[name]}: {error}"))
             del ours[name]
             values.pop(name, None)
-            forced |= _instead(name, value)
+            forced |= _instead(name, text)
     used = {VARIABLES[name]: value for name, value in (ours | forced).items()}
     try:
-        settings = Settings.from_environment(environ={**others, **used}, file=replace(found, values=values, problems=()))
-    except SettingsError as error:  # what is sent with a key is only looked at where there is one; or there is nowhere to write
+        settings = Settings.from_environment(environ={**others, **used}, file=replace(file, values=values, problems=()))
+    # The settings for events are checked only with a key; or no folder is writable.
+    except SettingsError as error:
         errors.append(error)
         used.pop(VARIABLES["voight_api_key"], None)
         if alone is not others:
             used |= {VARIABLES[name]: value for name, value in STRICTER.items()}
-        settings = Settings.from_environment(environ={**alone, **used}, file=replace(found, values=values, problems=()))
-    sources = {**settings.sources, **dict.fromkeys(forced, "in the place of a value that cannot be read")}
-    broken = found.path if found.unreadable else None
+        settings = Settings.from_environment(environ={**alone, **used}, file=replace(file, values=values, problems=()))
+    sources = {**settings.sources, **dict.fromkeys(forced, "replacing an invalid value")}
+    broken = file.path if file.unreadable else None
     return msgspec.structs.replace(settings, sources=sources, broken_file=broken), errors
 
 
 def _instead(name: str, bad: object) -> dict[str, str]:
-    """What holds in the place of a *bad* value."""
+    """Return the replacement of an invalid value."""
     if name in STRICTER:
         return {name: STRICTER[name]}
-    if name == "ledger":  # no default can stand for it: calls wait in the journal
+    if name == "ledger":  # no default can replace it: calls wait in the journal
         return {"ingest": "false"}
-    if name == "prices":  # nor for these, whoever ingests: a file that is not there makes calls wait
+    # No default here either, for any ingester: a missing file makes calls wait.
+    if name == "prices":
         return {"ingest": "false", "prices": f"/{bad}"}
     return {"pii": STRICTER["pii"]} if name == "pseudonym_key" else {}

@@ -1,8 +1,8 @@
 """
 The settings file: ``voight.toml``, or ``[tool.voight]`` in ``pyproject.toml``.
 
-An application and the command line find the same one, so that both keep calls in one place and price them alike. Secrets do not belong
-there. A relative path in it is relative to its folder.
+An application and the command line find the same file, so that both use the same ledger and prices.
+Don't put secrets into it. Its relative paths are relative to its folder.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 NAME = "voight.toml"
 PROJECT = "pyproject.toml"
 CONFIG = "VOIGHT_CONFIG"
-"""The variable that names the file; ``none`` reads none."""
+"""The variable with the path of the file. ``none`` disables it."""
 NAMES = (
     *("ledger", "journal", "release", "enabled", "request_identity", "prices", "pii", "tags", "tz"),
     *("voight_agent", "events_url", "events_per_minute", "ingest", "journal_limit", "exit_timeout", "delivery"),
@@ -27,24 +27,27 @@ _SECRETS = {"voight_api_key": "VOIGHT_KEY", "pseudonym_key": "VOIGHT_PSEUDONYM_K
 _PATHS = ("ledger", "journal", "prices")
 _TABLES = ("pii", "tags")
 _ROOTS = ((".git", ".hg"), (PROJECT, "setup.py", "manage.py"))
-"""What marks the root of a project, the better marks first. Above it no file is looked for: it would be somebody else's."""
+"""
+The marks of a project's root, the better ones first. Files above the root belong to something else
+and are ignored.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class SettingsFile:
-    """What a settings file says, and what is wrong with it."""
+    """The content of a settings file and its mistakes."""
 
     path: Path | None = None
-    """None where there is no file."""
+    """None if there is no file."""
     values: Mapping[str, str | Mapping[str, str]] = field(default_factory=dict)
     lines: Mapping[str, int] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
-    """One line for each mistake, with the file and its line."""
+    """One line per mistake, with file and line."""
     unreadable: bool = False
-    """Whether nothing of it can be known."""
+    """Whether the file cannot be parsed at all."""
 
     def source(self, name: str) -> str:
-        """Return where a value is: ``/srv/app/voight.toml:3``."""
+        """Return the location of a value: ``/srv/app/voight.toml:3``."""
         line = self.lines.get(name)
         return f"{self.path}:{line}" if line else str(self.path)
 
@@ -54,8 +57,10 @@ NO_FILE = SettingsFile()
 
 def find_settings_file(environ: Mapping[str, str] = os.environ, beside: Path | None = None) -> SettingsFile:
     """
-    Return the first settings file that there is: the one that ``VOIGHT_CONFIG`` names; the one of the working directory or of a folder
-    above it, up to the project's root; the one in the folder *beside*, which is that of the ledger.
+    Return the first settings file found.
+
+    The order: the file in ``VOIGHT_CONFIG``, the working directory and its parents up to the
+    project's root, then *beside*, the ledger's folder.
     """
     named = environ.get(CONFIG, "").strip()
     if named.lower() == "none":
@@ -63,28 +68,28 @@ def find_settings_file(environ: Mapping[str, str] = os.environ, beside: Path | N
     if named:
         try:
             path = Path(named).expanduser().absolute()
-        except RuntimeError:  # ~user, who does not exist
+        except RuntimeError:  # ~user does not exist
             path = Path(named).absolute()
         return read_settings_file(path)
     for folder in _folders():
         if _is_file(folder / NAME):
             return read_settings_file(folder / NAME)
-        if _is_file(folder / PROJECT) and (found := read_settings_file(folder / PROJECT)).path is not None:
-            return found
+        if _is_file(folder / PROJECT) and (file := read_settings_file(folder / PROJECT)).path is not None:
+            return file
     if beside is not None and _is_file(beside / NAME):
         return read_settings_file(beside / NAME)
     return NO_FILE
 
 
 def read_settings_file(path: Path) -> SettingsFile:
-    """Read a file; never raises. A ``pyproject.toml`` without ``[tool.voight]`` says nothing."""
+    """Read a file. Never raises. A ``pyproject.toml`` without ``[tool.voight]`` has no settings."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or error
         return NO_FILE if path.name == PROJECT else SettingsFile(path, problems=(f"{path}: cannot be read: {why}",), unreadable=True)
     if path.name == PROJECT and "voight" not in text:
-        return NO_FILE  # whatever else is wrong with it
+        return NO_FILE  # regardless of its other mistakes
     import tomllib
 
     try:
@@ -113,11 +118,11 @@ def _read(path: Path, content: Mapping[str, Any], lines: list[str], begin: int) 
             places[name] = line
         where = f"{path}:{line}" if line else f"{path}"
         if name in _SECRETS:
-            problems.append(f"{where}: a secret does not belong into a file that is shared: set {_SECRETS[name]}")
+            problems.append(f"{where}: a secret does not belong in a shared file: set {_SECRETS[name]} instead")
         elif name not in NAMES:
             problems.append(f"{where}: there is no setting {name!r}{nearest(name, NAMES)}")
         elif (value := _value(name, given)) is None:
-            form = "a text or a table" if name in _TABLES else "a text, a number, true or false"
+            form = "text or a table" if name in _TABLES else "text, a number, true or false"
             problems.append(f"{where}: {name} must be {form}, not {given!r}")
         else:
             values[name] = _placed(value, path.parent) if name in _PATHS and isinstance(value, str) else value
@@ -133,7 +138,7 @@ def _value(name: str, given: object) -> str | Mapping[str, str] | None:
 
 
 def _placed(place: str, folder: Path) -> str:
-    """A path as it is meant: from the folder of the file. A URL of a server stays as it is."""
+    """Return a path relative to the file's folder as absolute. A server URL stays unchanged."""
     path = place.removeprefix("sqlite:///")
     if "://" in path or path.startswith(("/", "~")) or (path == place and re.match(r"[A-Za-z]+:", place)):
         return place
@@ -147,7 +152,7 @@ def _line_of(name: str, lines: list[str], begin: int) -> int | None:
 
 
 def _folders() -> Iterator[Path]:
-    """The working directory, and what is above it up to the project's root."""
+    """Yield the working directory and its parents up to the project's root."""
     try:
         here = Path.cwd()
     except OSError:  # it was deleted
@@ -169,7 +174,7 @@ def _is_file(path: Path) -> bool:
 
 
 def nearest(name: str, names: tuple[str, ...]) -> str:
-    """Return ``: did you mean …?``, or all names where none is near."""
+    """Return ``: did you mean …?``, or all names if none is close."""
     near = difflib.get_close_matches(name.lower(), [known.lower() for known in names], n=1)
     if not near:
         return f": use one of {', '.join(names)}"

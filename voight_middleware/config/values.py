@@ -1,4 +1,7 @@
-"""The values of settings, as people write them: each reader returns the value, or raises an error that says what to write."""
+"""
+Parsers for the values of settings. Each returns the value, or raises an error that says what to
+write.
+"""
 
 from __future__ import annotations
 
@@ -13,32 +16,34 @@ from voight_middleware.records.tag_values import clean_value
 
 def absolute(path: str, what: str) -> Path:
     """
-    Return a path as it is meant, ``~`` included.
+    Return an absolute path, with ``~`` expanded.
 
     Raises:
-        SettingsError: It cannot be one; the message begins with *what*.
+        SettingsError: *path* is not a valid path. The message begins with *what*.
     """
     try:
         if path and "\0" not in path:
             return Path(path).expanduser().absolute()
-    except RuntimeError:  # ~user, who does not exist
+    except RuntimeError:  # ~user does not exist
         pass
-    raise SettingsError(f"{what} needs a path that can be used, not {path!r}")
+    raise SettingsError(f"{what} needs a valid path, not {path!r}")
 
 
 DELIVERIES = ("background", "synchronous")
 
 
 class SettingsError(ValueError):
-    """A value given to ``configure()`` or found in a ``VOIGHT_*`` variable cannot be used; the message names it."""
+    """
+    A value of ``configure()`` or a ``VOIGHT_*`` variable cannot be used. The message names it.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class EventsTarget:
-    """Where Voight's events of finished calls are sent, in whose name, and how many of them in a minute."""
+    """The destination of Voight's events, with the sender's name and the rate limit."""
 
     url: str
-    """Of the server, without ``/v1/events``."""
+    """The URL of the server, without ``/v1/events``."""
     key: str = field(repr=False)
     agent: str
     per_minute: int
@@ -73,7 +78,7 @@ def read_delivery(text: str) -> str:
 
 
 def read_zone(text: str) -> str:
-    """Return the name of a time zone as it is written: ``Europe/Berlin``."""
+    """Return the name of a time zone, such as ``Europe/Berlin``."""
     from zoneinfo import ZoneInfo
 
     try:
@@ -88,10 +93,10 @@ _OF_A_CALL = {"user_id": "user", "user": "user", "session_id": "session", "sessi
 
 def read_tags(given: str | Mapping[str, str], source: str) -> dict[str, str]:
     """
-    Return what every call of a process is tagged with: ``app=shop,region=eu``.
+    Parse the tags of every call of a process: ``app=shop,region=eu``.
 
     Raises:
-        SettingsError: A key or value cannot be kept, or is a call's own.
+        SettingsError: A key or value is invalid, or the key is reserved for single calls.
     """
     if isinstance(given, Mapping):
         pairs = [(str(key), value) for key, value in given.items()]
@@ -107,14 +112,14 @@ def read_tags(given: str | Mapping[str, str], source: str) -> dict[str, str]:
                 f"{source}: tags cannot name the {_OF_A_CALL[key]} of every call; write voight.tag({key}=…) around the work"
             )
         if key == "release":
-            raise SettingsError(f"{source}: tags cannot name the release; the setting release does")
+            raise SettingsError(f"{source}: tags cannot name the release; use the setting release")
         name = _SHORT_FOR.get(key, key)
         try:
             text = clean_value(value)
         except TypeError:
             text = None
         if text is None or not TAG_KEY.fullmatch(name) or name in tags:
-            form = "a key has letters, digits, '_', '.' or '-'; a value is a text"
+            form = "a key has letters, digits, '_', '.' or '-'; a value is text"
             raise SettingsError(f"{source}: tags cannot have {key}={value!s:.80}; {form}")
         tags[name] = text
     return tags
@@ -139,7 +144,7 @@ def read_policies(given: str | Mapping[str, str], source: str) -> dict[str, str]
     policies: dict[str, str] = {}
     for key, policy in ((key.strip(), policy.strip().lower()) for key, policy in pairs):
         if key in _SHORT_FOR:
-            raise SettingsError(f"{source}: pii names the tag {key!r}; write {_SHORT_FOR[key]}")
+            raise SettingsError(f"{source}: pii has no tag {key!r}; write {_SHORT_FOR[key]}")
         if policy not in PII_POLICIES or not _TAG_KEY.fullmatch(key) or key in policies:
             raise SettingsError(f"{source}: pii cannot be {key}={policy}; {_POLICY_FORMS}")
         policies[key] = policy
@@ -148,7 +153,10 @@ def read_policies(given: str | Mapping[str, str], source: str) -> dict[str, str]
 
 EVENTS_URL = "https://api.voight.xyz"
 EVENTS_PER_MINUTE = 60
-"""What Voight's free plan takes; its Pro plan takes 600. Source: Voight's documentation, "Events API", limits."""
+"""
+The limit of Voight's free plan. The Pro plan has 600. Source: Voight's documentation, "Events API",
+limits.
+"""
 _BEARER = re.compile(r"vk_[!-~]{1,512}")
 _BASE = re.compile(r"(?P<scheme>https?)://(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~/-]*)?")
 _LOOPBACK = re.compile(r"localhost|127(\.[0-9]{1,3}){3}|\[::1\]")
@@ -156,16 +164,14 @@ _LOOPBACK = re.compile(r"localhost|127(\.[0-9]{1,3}){3}|\[::1\]")
 
 def read_events(key: str, agent: str, base: str, rate: str, sources: Mapping[str, str]) -> EventsTarget:
     if not _BEARER.fullmatch(key.strip()):
-        raise SettingsError(
-            f"{sources['voight_api_key']}: this is no key of Voight's, which begins with vk_; another service's must not be sent there"
-        )
+        raise SettingsError(f"{sources['voight_api_key']}: a Voight key must start with vk_; never use the key of another service here")
     name = clean_value(agent)
     if name is None or len(name) > 120:
-        raise SettingsError(f"{sources['voight_agent']}: an agent has a name of 1 to 120 characters")
+        raise SettingsError(f"{sources['voight_agent']}: an agent name must have 1 to 120 characters")
     match = _BASE.fullmatch(base.strip())
     if match is None or (match["scheme"] == "http" and not _LOOPBACK.fullmatch(match["host"])):
-        advice = "write https://host, without a user, a query or /v1/events; http only for this machine, as the key is sent along"
-        raise SettingsError(f"{sources['events_url']}: events cannot be sent to this URL; {advice}")
+        advice = "write https://host, without a user, a query or /v1/events; http only for this machine, because the key is sent"
+        raise SettingsError(f"{sources['events_url']}: this URL cannot receive events; {advice}")
     if not re.fullmatch(r"[0-9]{1,6}", rate.strip()) or not 1 <= (per_minute := int(rate)) <= 100_000:
-        raise SettingsError(f"{sources['events_per_minute']}: events per minute are a whole number from 1 to 100000, not {rate!r}")
+        raise SettingsError(f"{sources['events_per_minute']}: events per minute must be a whole number from 1 to 100000, not {rate!r}")
     return EventsTarget(base.strip().rstrip("/"), key.strip(), name, per_minute)

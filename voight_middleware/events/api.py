@@ -1,4 +1,4 @@
-"""One request to Voight's event API, and what its answer says."""
+"""One request to Voight's event API, and its response."""
 
 from __future__ import annotations
 
@@ -20,15 +20,18 @@ from voight_middleware.config.version import VERSION
 
 PATH = "/v1/events"
 TIMEOUT = 20.0
-"""Seconds for a connection, and for each piece of an answer."""
-_ANSWER_BYTES = 64 * 1024
+"""Seconds for a connection, and for each piece of a response."""
+_RESPONSE_BYTES = 64 * 1024
 
 _looked_up_with = encodings.idna
-"""Imported here, as a child that is forked while the thread below imports it, to look up a name, could never import it."""
+"""
+Imported here, not at the first name lookup in the sender's thread: a child forked during that
+import could never import it.
+"""
 
 
-class Answer(NamedTuple):
-    """What the server has said; status 0 where there was no answer."""
+class Response(NamedTuple):
+    """The server's response. Status 0 means none."""
 
     status: int
     retry_after: float | None = None
@@ -40,16 +43,18 @@ class Answer(NamedTuple):
 
 class EventApi:
     """
-    A connection for each event: one that is kept open may be closed by the server just when it is used, and nobody knows then whether
-    the event has arrived. Redirects are refused, and certificates are verified; ``HTTPS_PROXY`` and ``NO_PROXY`` are followed.
+    Sends each event through a new connection. The server may close a kept connection just when it
+    is used, and then the result is unknown.
+
+    Redirects are refused and certificates are verified. ``HTTPS_PROXY`` and ``NO_PROXY`` apply.
     """
 
     def __init__(self, target: EventsTarget) -> None:
         self._target = target
         self._context = ssl.create_default_context() if target.url.startswith("https") else None
 
-    def post(self, body: bytes) -> Answer:
-        """Send one event, once. Raises nothing that a network or a server could cause."""
+    def post(self, body: bytes) -> Response:
+        """Send one event, once. Network and server errors are returned, not raised."""
         target = self._target
         headers = {
             "Authorization": f"Bearer {target.key}",
@@ -61,25 +66,28 @@ class EventApi:
         if self._context is not None:
             handlers.append(urllib.request.HTTPSHandler(context=self._context))
         else:
-            handlers.append(urllib.request.ProxyHandler({}))  # http is for this machine: a proxy would be shown the key
+            # HTTP is for this machine only: a proxy would get the key.
+            handlers.append(urllib.request.ProxyHandler({}))
         try:
             with urllib.request.build_opener(*handlers).open(request, timeout=TIMEOUT) as response:
                 status = response.status
-                # A page that answers everything with 200 has taken nothing. The rest of an answer tells nothing more, if it comes at all.
+                # A page that responds to everything with 200 has accepted nothing. The rest of the
+                # body is not needed.
                 taken = status == 202 or (200 <= status < 300 and "json" in response.headers.get("Content-Type", "").lower())
                 _read(response)
-                return Answer(status, accepted=taken)
+                return Response(status, accepted=taken)
         except urllib.error.HTTPError as error:
             with error:
-                return Answer(error.code, retry_after(error.headers.get("Retry-After")), _read(error))
+                return Response(error.code, retry_after(error.headers.get("Retry-After")), _read(error))
         except urllib.error.URLError as error:
-            return Answer(0, error=_kind(error.reason))
-        except (OSError, ValueError, OverflowError, http.client.HTTPException) as error:  # OverflowError: of a port that there is not
-            return Answer(0, error=_kind(error))
+            return Response(0, error=_kind(error.reason))
+        # OverflowError: an impossible port
+        except (OSError, ValueError, OverflowError, http.client.HTTPException) as error:
+            return Response(0, error=_kind(error))
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """The key goes to the server that it was meant for, and to no other."""
+    """Refuses redirects: only the intended server may get the key."""
 
     def http_error_302(self, *_: Any, **__: Any) -> None:
         return None
@@ -88,27 +96,27 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 
 
 def _read(response: Any) -> bytes:
-    """What an answer says, as far as it comes in time."""
-    said, until = b"", time.monotonic() + TIMEOUT
+    """Return the body, as far as it arrives in time."""
+    body, until = b"", time.monotonic() + TIMEOUT
     try:
-        while len(said) < _ANSWER_BYTES and time.monotonic() < until and (more := response.read1(_ANSWER_BYTES)):
-            said += more
+        while len(body) < _RESPONSE_BYTES and time.monotonic() < until and (more := response.read1(_RESPONSE_BYTES)):
+            body += more
     except (OSError, ValueError, http.client.HTTPException):
         pass
-    return said
+    return body
 
 
 def _kind(error: object) -> str:
-    """An error without what the system has added to it, such as an address."""
+    """Return the kind of an error, without the system's details, such as an address."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"the certificate is not accepted: {error.verify_message}"
     if isinstance(error, TimeoutError):
-        return "no answer in time"
+        return "no response in time"
     return (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
 
 
 def retry_after(value: str | None) -> float | None:
-    """Seconds from now on; of seconds or an HTTP date. Source: RFC 9110, section 10.2.3."""
+    """Return seconds from now, from seconds or an HTTP date. Source: RFC 9110, section 10.2.3."""
     text = (value or "").strip()
     if text.isascii() and text.isdigit():
         return float(text[:9])
@@ -119,18 +127,18 @@ def retry_after(value: str | None) -> float | None:
         return None
 
 
-def reason(answer: Answer) -> object:
-    """What a refusal says: paths and messages, and nothing else of the body."""
+def reason(response: Response) -> object:
+    """Return the paths and messages of a refusal, and nothing else of its body."""
     try:
-        said = msgspec.json.decode(answer.body)
+        body = msgspec.json.decode(response.body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    if not isinstance(said, Mapping):
+    if not isinstance(body, Mapping):
         return None
-    details = said.get("details")
+    details = body.get("details")
     paths = [
-        {"path": str(one.get("path"))[:200], "message": str(one.get("message"))[:200]}
-        for one in (details if isinstance(details, list) else ())[:20]
-        if isinstance(one, Mapping)
+        {"path": str(detail.get("path"))[:200], "message": str(detail.get("message"))[:200]}
+        for detail in (details if isinstance(details, list) else ())[:20]
+        if isinstance(detail, Mapping)
     ]
-    return {"error": str(said.get("error"))[:200], "details": paths}
+    return {"error": str(body.get("error"))[:200], "details": paths}

@@ -1,10 +1,11 @@
 """
 One call as Voight's event.
 
-Sources: Voight's published documentation, "Events API"; the fields of ``metadata`` are those of its Apache-2.0 wrappers ``@voightxyz/sdk``
-0.6.5 and ``@voightxyz/openai`` 0.1.6, but for ``tokensBreakdown``, which the documentation calls the exact way to a price, and for
-``callId``, ``attribution``, ``costStatus``, ``costUsd``, ``callOutcome``, ``serviceTier``, ``batch`` and ``estimated``, which are ours:
-unknown keys are accepted there.
+Source: Voight's published documentation, "Events API". The fields of ``metadata`` are those of its
+Apache-2.0 wrappers ``@voightxyz/sdk`` 0.6.5 and ``@voightxyz/openai`` 0.1.6. ``tokensBreakdown`` is
+from the documentation, which recommends it for exact prices. Our own fields are ``callId``,
+``attribution``, ``costStatus``, ``costUsd``, ``callOutcome``, ``serviceTier``, ``batch`` and
+``estimated``: the API accepts unknown keys.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ _NAMED = {"user_id": "userId", "plan": "plan", "tenant_id": "tenantId", "release
 
 def event(call: Call, agent: str) -> dict[str, Any]:
     """
-    A call as Voight's event: without prompt, answer or error message, and with our own id of it in ``metadata.callId``.
+    Return a call as an event, without prompt, response or error message. ``metadata.callId`` is our
+    id of the call.
 
-    ``metadata.costUsd`` is our own figure, a decimal string of US dollars; the server prices by itself, from ``tokensBreakdown``.
+    ``metadata.costUsd`` is our own cost, a decimal string of US dollars. The server computes its
+    own from ``tokensBreakdown``.
     """
     failed = call.outcome != "ok"
     made: dict[str, Any] = {
@@ -75,8 +78,10 @@ def _metadata(call: Call) -> dict[str, Any]:
 
 def _counts(call: Call, usage: Usage) -> dict[str, Any]:
     """
-    ``tokens`` as the provider counts: OpenAI's input includes what was cached, Anthropic's (and Bedrock's Converse) does not;
-    ``tokensBreakdown`` adds up. A count that the provider did not report is left out.
+    Return the token counts. Counts that the provider did not report are omitted.
+
+    ``tokens`` counts like the provider: OpenAI's input includes cached tokens, that of Anthropic
+    and Bedrock's Converse does not. ``tokensBreakdown`` adds up.
     """
     base = _sum(usage.input, usage.audio_in, usage.image_in)
     output = usage.output_tokens

@@ -1,11 +1,13 @@
 """
-The outbox: which calls are still to be sent to Voight, as ids, beside the journal.
+The outbox: the ids of calls still to be sent to Voight, in files next to the journal.
 
-Ids in files of our own, as the ledger has no order of insertion to follow: late calls fall in behind any cursor. Ids and not calls, as
-the ledger knows their latest owner, and what is erased there must not wait here. Only the process that ingests touches it.
+The ledger has no insertion order: late calls would fall behind any cursor. The outbox stores ids,
+not calls: the ledger has the latest owner, and erased data must not wait here. Only the ingesting
+process uses it.
 
-A line is one batch of a journal segment, written before the batch goes into the ledger, with the position of each record: what is read
-again after a crash is not queued again. The state says how far has been sent, and is replaced after every event.
+A line is one batch of a journal segment with the position of each record. It is written before the
+batch goes into the ledger, so that a batch read again after a crash is not queued twice. The state
+is the position of the next event, replaced after each one.
 """
 
 from __future__ import annotations
@@ -24,13 +26,22 @@ from voight_middleware.config.private_files import append, make_folder, open_pri
 from voight_middleware.diagnostics import warn_once
 
 FOLDER = "events"
-"""Inside the journal's. Where it is there, whoever ingests queues calls: the key may be known to another process."""
+"""
+Inside the journal's folder. If it exists, every ingester queues calls: another process may have the
+key.
+"""
 REFUSED = "refused.jsonl"
-"""What the server has refused, one object a line with the id of the call and the reason. Such a call is not sent again."""
+"""
+The calls refused by the server, one JSON object per line with id and reason. They are not sent
+again.
+"""
 FILE_BYTES = 1024 * 1024
-"""A file that has grown beyond this is left, and another begun."""
+"""A new file begins when the last one exceeds this size."""
 MAX_BYTES = 64 * 1024 * 1024
-"""How large all files may be together, over a million calls. Beyond it the oldest are dropped and counted: the ledger has them."""
+"""
+The maximum size of all files, enough for over a million calls. Beyond it, the oldest calls are
+dropped and counted. The ledger still has them.
+"""
 REFUSED_BYTES = 10 * 1024 * 1024
 
 _MANY = 500
@@ -38,19 +49,19 @@ _NAME = re.compile(r"[0-9]{12}\.ids")
 
 
 class Entry(NamedTuple):
-    """One call that is to be sent."""
+    """One call to send."""
 
     call_id: str
     occurred_at: int
     """Microseconds since 1970, UTC."""
     position: int
-    """Where its record begins in the journal's segment."""
+    """The position of its record in the journal segment."""
     job: bool
-    """Whether it may be in the ledger with another time: that at which its job was submitted."""
+    """Whether the ledger may have it under another time: that of the job's submission."""
 
 
 class Batch(msgspec.Struct, array_like=True, frozen=True):
-    """One line: calls of one journal segment, up to where it has been read."""
+    """One line: the calls of a journal segment, up to the position read."""
 
     segment: str
     end: int
@@ -58,7 +69,9 @@ class Batch(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Cursor(NamedTuple):
-    """A place in the outbox: the file's number, the line's offset in it, the call in the line."""
+    """
+    A position in the outbox: the number of the file, the offset of the line, the call in the line.
+    """
 
     file: int = 0
     offset: int = 0
@@ -66,7 +79,7 @@ class Cursor(NamedTuple):
 
 
 class Pending(NamedTuple):
-    """A call that waits, the batch that it came with, and the place behind it."""
+    """A waiting call, its batch, and the position after it."""
 
     entry: Entry
     segment: str
@@ -75,32 +88,32 @@ class Pending(NamedTuple):
 
 
 class State(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How far has been sent, and what has become of the calls; ``voight doctor`` shows it."""
+    """The progress of sending, and the outcomes. ``voight doctor`` shows it."""
 
     place: tuple[int, int, int] = (0, 0, 0)
     sent: int = 0
     refused: int = 0
-    """Set aside in ``refused.jsonl``."""
+    """Stored in ``refused.jsonl``."""
     dropped: int = 0
-    """The oldest, as too many waited; or the disk could not be written."""
+    """The oldest calls of a full outbox, or calls that could not be written to the disk."""
     gone: int = 0
-    """No longer in the ledger when their turn came: deleted, or known under the same id before."""
+    """No longer in the ledger when their turn came: deleted, or a duplicate of an earlier id."""
     sent_at: int | None = None
-    """When the newest event was accepted: microseconds since 1970, UTC."""
+    """The time of the newest accepted event, in microseconds since 1970, UTC."""
     problem: str | None = None
     """Why nothing can be sent at present."""
     stopped: bool = False
-    """Whether it needs somebody to put it right: a key that is refused, an agent that is deleted."""
+    """Whether a person must fix it: a rejected key, a deleted agent."""
 
 
 class Status(msgspec.Struct, frozen=True):
-    """The outbox as it is now."""
+    """The current outbox."""
 
     state: State
     waiting: int
-    """Calls that are still to be sent."""
+    """Calls still to be sent."""
     size: int
-    """Of its files, in bytes."""
+    """The size of its files in bytes."""
 
 
 _encode = msgspec.json.Encoder().encode
@@ -110,10 +123,11 @@ _decode_state = msgspec.json.Decoder(State).decode
 
 class Outbox:
     """
-    The outbox of one journal folder. The ingester appends, the sender reads and settles, on threads of one process.
+    The outbox of one journal folder. The ingester appends and the sender reads, on threads of one
+    process.
 
     Raises:
-        OSError: The folder cannot be made.
+        OSError: The folder cannot be created.
     """
 
     def __init__(self, journal: Path) -> None:
@@ -127,10 +141,10 @@ class Outbox:
 
     def append(self, segment: str, end: int, entries: Sequence[Entry]) -> None:
         """
-        Queue calls of *segment*, which has been read up to *end*; those that are queued already are passed over.
+        Queue calls of *segment*, which has been read up to *end*. Calls queued before are skipped.
 
         Raises:
-            OSError: The disk refuses; none of them is queued, and they are counted as dropped.
+            OSError: The disk refuses. None of the calls is queued, and they are counted as dropped.
         """
         with self._lock:
             new = tuple(entries)
@@ -145,12 +159,15 @@ class Outbox:
                     self._change(dropped=self.state.dropped + len(new))
                 raise
             queued[segment] = end
-            with contextlib.suppress(OSError):  # they are queued: what is beyond the bound goes with the next
+            with contextlib.suppress(OSError):  # they are queued: the next call enforces the limit
                 self._forget_deleted(queued)
                 self._bound()
 
     def read(self, place: Cursor | None = None) -> Iterator[Pending]:
-        """The calls that wait, the oldest first, from *place* on; by default from the first that has not been sent."""
+        """
+        Yield the waiting calls from *place* on, the oldest first. The default is the first call not
+        sent yet.
+        """
         start = Cursor(*self.state.place) if place is None else place
         for number in _numbers(self.folder):
             if number < start.file:
@@ -162,31 +179,33 @@ class Outbox:
                 if batch is not None:
                     skipped = start.call if (number, offset) == (start.file, start.offset) else 0
                     for index, call in enumerate(batch.calls[skipped:], skipped + 1):
-                        behind = Cursor(number, offset, index) if index < len(batch.calls) else Cursor(number, after)
-                        yield Pending(Entry(*call), batch.segment, batch.end, behind)
+                        cursor = Cursor(number, offset, index) if index < len(batch.calls) else Cursor(number, after)
+                        yield Pending(Entry(*call), batch.segment, batch.end, cursor)
                 offset = after
 
-    def settle(self, behind: Cursor, **changes: object) -> None:
+    def advance(self, cursor: Cursor, **changes: object) -> None:
         """
-        Go on behind a call, and keep that with the *changes* of the state, before anything else is sent.
+        Move the position after a call and save *changes* of the state, before anything else is
+        sent.
 
         Raises:
-            OSError: The disk refuses; after a crash the call would be sent again.
+            OSError: The disk refuses. After a crash, the call would be sent again.
         """
         with self._lock:
-            self._change(place=max(tuple(behind), self.state.place), **changes)
-            for number in _numbers(self.folder)[:-1]:  # the newest stays: what it has queued must be known
+            self._change(place=max(tuple(cursor), self.state.place), **changes)
+            # The newest file stays: it shows what has been queued.
+            for number in _numbers(self.folder)[:-1]:
                 if number < self.state.place[0]:
                     _file(self.folder, number).unlink(missing_ok=True)
 
     def note(self, **changes: object) -> None:
-        """Keep *changes* of the state, as far as the disk allows."""
+        """Save *changes* of the state, if the disk allows."""
         with self._lock, contextlib.suppress(OSError):
             self._change(**changes)
 
     def reject(self, call_id: str, status: int, reason: object) -> None:
         """
-        Set a call aside that the server has refused.
+        Set aside a call that the server refused.
 
         Raises:
             OSError: The disk refuses.
@@ -203,7 +222,8 @@ class Outbox:
             with os.fdopen(open_private(temporary, os.O_WRONLY | os.O_TRUNC), "wb") as file:
                 file.write(_encode(new))
                 file.flush()
-                os.fsync(file.fileno())  # an empty file after a power cut would have everything sent again
+                # An empty file after a power failure would resend everything.
+                os.fsync(file.fileno())
             temporary.replace(self.folder / "state.json")
             self._kept = True
 
@@ -217,7 +237,9 @@ class Outbox:
         return self._queued
 
     def _forget_deleted(self, queued: dict[str, int]) -> None:
-        """Processes come and go, and an ingester stays: a segment that was deleted is not read again."""
+        """
+        Forget deleted segments, which are not read again. An ingester outlives many processes.
+        """
         if len(queued) > self._look_at:
             for segment in [name for name in queued if not (self.folder.parent / name).exists()]:
                 del queued[segment]
@@ -225,11 +247,13 @@ class Outbox:
 
     def _write(self, line: bytes) -> None:
         numbers = _numbers(self.folder)
-        # Never behind the place, even if somebody has deleted files: what is queued there would not be read.
+        # Never before the position, even after somebody has deleted files: it would not be read
+        # there.
         path = _file(self.folder, numbers[-1] if numbers and numbers[-1] >= self.state.place[0] else self.state.place[0] + 1)
         if path.exists():
             size = path.stat().st_size
-            if not _ends_whole(path, size):  # we died while we wrote it: the journal has it still
+            # The process died while writing it: the journal still has it.
+            if not _ends_whole(path, size):
                 size = sum(map(len, _lines(self.folder, numbers[-1], 0)))
                 os.truncate(path, size)
             if size > FILE_BYTES:
@@ -248,18 +272,24 @@ class Outbox:
 
 
 def open_outbox(journal: Path, *, create: bool = False) -> Outbox | None:
-    """The outbox of a journal folder; None where there is none and *create* is False, or where it cannot be made."""
+    """
+    Return the outbox of a journal folder. Return None if it cannot be created, or is missing and
+    *create* is False.
+    """
     if not create and not (journal / FOLDER).is_dir():
         return None
     try:
         return Outbox(journal)
     except OSError as error:
-        warn_once(f"no events are queued for Voight: {journal / FOLDER} cannot be made ({error.strerror})")
+        warn_once(f"no events are queued for Voight: {journal / FOLDER} cannot be created ({error.strerror})")
         return None
 
 
 def status(journal: Path) -> Status | None:
-    """The outbox of a journal folder, for whoever only looks; None where there is none."""
+    """
+    Return the status of a journal folder's outbox, without changing it. Return None if there is
+    none.
+    """
     folder = journal / FOLDER
     if not folder.is_dir():
         return None
@@ -282,7 +312,7 @@ def _size(folder: Path, number: int) -> int:
 
 
 def _lines(folder: Path, number: int, offset: int) -> Iterator[bytes]:
-    """The whole lines of a file, one at a time."""
+    """Yield the complete lines of a file."""
     with contextlib.suppress(FileNotFoundError), _file(folder, number).open("rb") as file:
         file.seek(offset)
         for line in file:

@@ -1,4 +1,4 @@
-"""The ledger: where calls are kept and questions are answered."""
+"""The ledger: stores calls and answers reports."""
 
 from __future__ import annotations
 
@@ -40,15 +40,17 @@ __all__ = (
 
 def open_ledger(url: str, *, create: bool = True) -> Ledger:
     """
-    The ledger at *url*: ``sqlite:///path`` or a path alone, ``postgresql://…``, ``clickhouse://…``.
+    Open the ledger at *url*: ``sqlite:///path`` or a plain path, ``postgresql://…`` or
+    ``clickhouse://…``.
 
     Args:
-        url: Where the ledger is.
-        create: False for reports: a ledger that is not there is an error, not an empty ledger.
+        url: The location of the ledger.
+        create: False for reports: a missing ledger is an error then, not an empty ledger.
 
     Raises:
-        ForeignLedger: There is something, and it is no ledger.
-        LedgerError: The ledger cannot be opened, *url* names no engine that there is, or its driver is not installed.
+        ForeignLedger: *url* is in use, but not by a ledger.
+        LedgerError: The ledger cannot be opened, *url* names an unknown engine, or the engine's
+            driver is not installed.
     """
     try:
         place = ledger_url(url)
@@ -70,5 +72,5 @@ def open_ledger(url: str, *, create: bool = True) -> Ledger:
             return ClickHouseLedger(place, create=create)
     except ImportError as error:
         extra = "clickhouse" if engine == "clickhouse" else "postgres"
-        raise LedgerError(f"the driver of this ledger is missing ({error}): pip install 'voight-middleware[{extra}]'") from error
-    raise LedgerError(f"there is no engine {engine!r}: give a path, sqlite:///path, postgresql://… or clickhouse://…")
+        raise LedgerError(f"the driver of this ledger is not installed ({error}): run pip install 'voight-middleware[{extra}]'") from error
+    raise LedgerError(f"unknown ledger engine {engine!r}: use a path, sqlite:///path, postgresql://… or clickhouse://…")

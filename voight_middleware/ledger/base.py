@@ -1,4 +1,4 @@
-"""The ledger: where calls are kept and questions are answered. One protocol, one module per engine."""
+"""The ledger: stores calls and answers reports. One protocol, one package per engine."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from voight_middleware.records.call import Call, Record, Submission
 
 
 class LedgerError(Exception):
-    """The ledger cannot be opened, read or written; the message says what to do."""
+    """The ledger cannot be opened, read or written. The message says what to do."""
 
 
 class ForeignLedger(LedgerError):
-    """The file exists, and is no ledger of ours."""
+    """The file or database exists but is not a ledger."""
 
 
 class UnknownDimension(ValueError):
-    """A report was asked for a dimension or a filter key that no call can have."""
+    """A report names a dimension or a filter key that no call has."""
 
 
 MAX_COUNT = 10**12
-"""The largest count that one call can have, so that a sum over nine million such calls still fits 64 bits."""
+"""The largest count of one call. A sum over nine million such calls still fits 64 bits."""
 MIN_ID_LENGTH = 8
-"""How many characters of a call's id are enough, where no other begins with them."""
+"""How many characters of a call's id are enough, if no other id begins with them."""
 
 DIMENSIONS = (
     "user_id",
@@ -50,31 +50,34 @@ DIMENSIONS = (
     "month",
 )
 """
-What a report can be grouped by and filtered on, besides the extra keys of the application's tags. Times are in UTC. A week is named by its
-Monday.
+The dimensions that reports group by and filter on, besides the extra keys of the application's
+tags. Times are in UTC. A week is named by its Monday.
 """
 
 
 Where = Mapping[str, str | tuple[str | None, ...] | None]
 """
-Values that calls must have, by dimension: ``*`` stands for any text (and ``**`` for a star), None for no value, and of several one is
-enough. Behind the name of a dimension ``!`` is for calls that have none of them: ``{"plan!": "free"}``, those without a plan included.
+The values that calls must have, by dimension.
+
+In a value, ``*`` stands for any text and ``**`` for a literal star. None means "no value". Of
+several values, one must match. A ``!`` after the dimension's name negates: ``{"plan!": "free"}``
+selects the calls of other plans, calls without a plan included.
 """
 _STARS = re.compile(r"\*\*?")
 
 
 def has_wildcard(value: str) -> bool:
-    """Return whether a value of a filter stands for more than itself."""
+    """Return whether a filter value contains a wildcard."""
     return "*" in _STARS.findall(value)
 
 
 def wildcard_parts(value: str) -> list[str]:
-    """Return the texts between the wildcards of a filter's value, as they are."""
+    """Return the literal texts between the wildcards of a filter value."""
     parts, end = [""], 0
-    for found in _STARS.finditer(value):
-        parts[-1] += value[end : found.start()]
-        end = found.end()
-        if found[0] == "*":
+    for match in _STARS.finditer(value):
+        parts[-1] += value[end : match.start()]
+        end = match.end()
+        if match[0] == "*":
             parts.append("")
         else:
             parts[-1] += "*"
@@ -83,13 +86,15 @@ def wildcard_parts(value: str) -> list[str]:
 
 
 def literal(value: str) -> str:
-    """Return a value as a filter means exactly that one."""
+    """Return *value* escaped, so that a filter matches exactly that text."""
     return value.replace("*", "**")
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a journal segment has been ingested: the byte behind the last record that is in the ledger."""
+    """
+    How far a journal segment has been ingested: the offset after its last record in the ledger.
+    """
 
     segment: str
     offset: int
@@ -97,7 +102,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A half-open span of time, in microseconds since 1970 UTC; None means unbounded."""
+    """A half-open time range, in microseconds since 1970 UTC. None means unbounded."""
 
     since: int | None = None
     until: int | None = None
@@ -105,9 +110,10 @@ class Window:
 
 class Spend(msgspec.Struct, frozen=True):
     """
-    One group of calls, added up. Money is in femto-dollars (1e-15 USD), tokens in tokens.
+    The sums of one group of calls. Money is in femto-dollars (1e-15 USD).
 
-    ``cost_femto`` is None where nothing in the group is priced; ``unpriced_calls`` says how many calls it lacks.
+    ``cost_femto`` is None if no call of the group is priced. It lacks the cost of
+    ``unpriced_calls`` calls.
     """
 
     dimensions: Mapping[str, str | None] = {}
@@ -124,38 +130,38 @@ class Spend(msgspec.Struct, frozen=True):
 
     @property
     def sum_femto(self) -> int | None:
-        """What the calls cost: 0 for no calls, None where there are some and none of them is priced."""
+        """The cost of the group: 0 without calls, None if it has calls and none is priced."""
         return self.cost_femto if self.calls or self.cost_femto is not None else 0
 
 
 @dataclass(frozen=True, slots=True)
 class PriceVersion:
-    """What a call cost until a repricing replaced it. Money is in femto-dollars (1e-15 USD)."""
+    """The price of a call before a repricing replaced it. Money is in femto-dollars (1e-15 USD)."""
 
     version: int
-    """1 for the original."""
+    """1 is the original price."""
     cost_femto: int | None
     list_femto: int | None
     cost_status: str
     cost_reasons: tuple[str, ...]
     price: str | None
-    """As ``Call.price``."""
+    """Same as ``Call.price``."""
     replaced_at: int
     """Microseconds since 1970, UTC."""
 
 
 @dataclass(frozen=True, slots=True)
 class PersonalData:
-    """What is kept about one person, or has been erased."""
+    """The records about one person, kept or erased."""
 
     calls: int = 0
     cost_femto: int | None = None
-    """What the calls cost, in femto-dollars (1e-15 USD); None where none of them is priced."""
+    """The cost of the calls in femto-dollars (1e-15 USD). None if none is priced."""
     first: int | None = None
-    """When the oldest of them happened, in microseconds since 1970 UTC."""
+    """The time of the oldest call, in microseconds since 1970 UTC."""
     last: int | None = None
     elsewhere: int = 0
-    """Calls of others that name the person in another tag."""
+    """Calls of other users that name the person in another tag."""
     submissions: int = 0
     """Submitted jobs that name the person."""
 
@@ -165,7 +171,7 @@ class PersonalData:
 
 @dataclass(frozen=True, slots=True)
 class Expired:
-    """What is older than a retention allows, or has been deleted."""
+    """The records that a retention period excludes, kept or deleted."""
 
     calls: int = 0
     former_prices: int = 0
@@ -174,41 +180,59 @@ class Expired:
 
 class Ledger(Protocol):
     """
-    A place to keep calls.
+    A store of calls.
 
-    Implementations are used from one thread at a time. Every method raises ``LedgerError`` where the engine fails.
+    Use an instance from one thread at a time. Every method raises ``LedgerError`` if the engine
+    fails.
 
-    Where a method promises one transaction and the engine has none (ClickHouse), it does its steps in an order in which the same again,
-    after a crash, does the rest and doubles nothing; the number of new calls may then be too high where two processes tell of the same
-    calls at once.
+    ClickHouse has no transactions. Instead of one transaction, it takes steps in an order that can
+    be repeated: after a crash, the same call of the method does the rest and duplicates nothing.
+    The number of new calls may then be too high if two processes report the same calls at once.
     """
 
     url: str
 
     def info(self) -> list[tuple[str, str]]:
-        """What ``voight doctor`` says of the ledger, as names and values: engine and version, schema, role, what it may do."""
+        """
+        Return names and values for ``voight doctor``: engine and version, schema, role and
+        permissions.
+        """
         ...
 
     def time_range(self) -> tuple[int, int] | None:
-        """When the oldest and the newest call happened, in microseconds since 1970 UTC; None for an empty ledger."""
+        """
+        Return when the oldest and the newest call happened, in microseconds since 1970 UTC. Return
+        None for an empty ledger.
+        """
         ...
 
     def insert(self, records: Sequence[Record], progress: Progress | None = None) -> int:
         """
-        Keep calls and submissions and apply settlements, in one transaction together with *progress*; answers how many calls were
-        new, or told of for the first time.
+        Store calls and submissions, apply late attributions and save *progress*, in one
+        transaction.
 
-        Idempotent by ``call_id``. A settlement fills in what a call lacks and never replaces an owner. A call of a job that has no
-        usage yet takes that of another one with its id. A submission that comes after its calls becomes their owner.
+        Idempotent by ``call_id``. Submissions and late attributions are applied after all calls of
+        *records*. A late attribution fills in missing tags and replaces no owner, except one from a
+        request's body. A job's call without usage takes the usage of a second call with the same
+        id. A submission that arrives after its calls becomes their owner. A call with a count or
+        cost that no column can hold is stored without it, unpriced.
+
+        Returns the number of calls that were new or got their usage.
+
+        Raises:
+            ValueError: A record cannot be stored at all. None of *records* was.
         """
         ...
 
     def submissions(self, jobs: Collection[str]) -> dict[str, Submission]:
-        """Those of *jobs* that are known."""
+        """Return the submissions of those *jobs* that are known, by job."""
         ...
 
     def progress(self, segment: str) -> int:
-        """The offset up to which *segment* has been ingested; 0 for an unknown one."""
+        """
+        Return the offset in bytes up to which *segment* has been ingested, 0 for an unknown
+        segment.
+        """
         ...
 
     def clear_progress(self, segment: str) -> None:
@@ -226,13 +250,21 @@ class Ledger(Protocol):
         zone: tzinfo | None = None,
     ) -> list[Spend]:
         """
-        Calls added up by dimensions, the most expensive first (unpriced groups last, then by calls).
+        Return the sums of calls by dimensions: the most expensive group first, unpriced groups
+        last, then by number of calls.
 
-        With *original_prices*, by the price that each was given first, whatever has replaced it. Hours, days and months are cut in *zone*, by
-        default UTC; an hour is written with its offset then.
+        Args:
+            by: The dimensions to group by.
+            where: The values that calls must have.
+            window: The time range.
+            limit: The maximum number of groups.
+            original_prices: Use the first price of each call, not the newest one.
+            zone: The time zone of hours, days and months, by default UTC. With a zone, hours carry
+                their offset.
 
         Raises:
-            UnknownDimension: A name in *by* or *where* is neither in ``DIMENSIONS`` nor an extra key of any call.
+            UnknownDimension: A name in *by* or *where* is neither in ``DIMENSIONS`` nor an extra
+                key of any call.
         """
         ...
 
@@ -247,91 +279,124 @@ class Ledger(Protocol):
         zone: tzinfo | None = None,
     ) -> Iterator[Call]:
         """
-        Every call, the oldest first, with the price that *original_prices* says; *zone* is what days in *where* are cut in.
+        Yield the calls, the oldest first.
 
-        For reading in pieces: at most *limit* calls, from behind the one of this ``occurred_at`` and ``call_id`` on.
+        To read in pages, pass *limit* and *after*.
+
+        Args:
+            where: The values that calls must have.
+            window: The time range.
+            limit: The maximum number of calls.
+            after: The ``occurred_at`` and ``call_id`` of the call to continue after.
+            original_prices: Use the first price of each call, not the newest one.
+            zone: The time zone of hours, days and months in *where*.
+
+        Raises:
+            UnknownDimension: A name in *where* is neither in ``DIMENSIONS`` nor an extra key of any
+                call.
         """
         ...
 
     def call(self, call_id: str) -> Call | None:
         """
-        The call of that id, or the only one whose id begins with it, if it has 8 characters or more; None where there is none.
+        Return the call with this id, or the only one whose id begins with it (8 characters or
+        more). Return None if there is none.
 
         Raises:
-            LedgerError: Several calls begin with it.
+            LedgerError: Several ids begin with *call_id*.
         """
         ...
 
     def reprice(self, changes: Sequence[tuple[Call, Call]]) -> int:
         """
-        Give calls another price, in one transaction; each as it was read, and as it is priced now. Answers how many have got one.
+        Give calls another price, in one transaction. Return the number of repriced calls.
 
-        The price before is kept as a version of its own. A call is not touched where cost, status and reasons stay the same, nor where
-        it is not in the ledger as it was read: another process has repriced it or told what it used.
+        The previous price is kept as a version of its own. A call is skipped if its cost, status
+        and reasons stay the same. It is also skipped if the ledger's call differs from the one
+        read: another process has repriced it or added its usage.
+
+        Args:
+            changes: Pairs of a call as it was read and the same call as it is priced now.
         """
         ...
 
     def price_history(self, call_id: str) -> list[PriceVersion]:
-        """The prices that a call had before its newest one, the original first."""
+        """Return the previous prices of a call, the original first."""
         ...
 
     def price_histories(self, call_ids: Collection[str]) -> dict[str, list[PriceVersion]]:
-        """The prices that calls had before their newest one, the original first, by ``call_id``; a call without any is missing."""
+        """
+        Return the previous prices of calls by ``call_id``, the original first. Calls without any
+        are omitted.
+        """
         ...
 
     def jobs(self, after: str = "", limit: int = 1_000) -> list[Submission]:
-        """Submitted jobs in the bytewise order of their names: at most *limit*, from behind the name *after* on."""
+        """
+        Return at most *limit* submitted jobs in the bytewise order of their names, from the first
+        name after *after*.
+        """
         ...
 
-    def import_calls(self, calls: Sequence[Call], former: Mapping[str, Sequence[PriceVersion]] = {}, *, anew: bool = False) -> int:
+    def import_calls(self, calls: Sequence[Call], former: Mapping[str, Sequence[PriceVersion]] = {}, *, replace: bool = False) -> int:
         """
-        Keep calls of another ledger as they are there, each with the prices that it had before, in one transaction; answers how many
-        were written.
+        Store calls of another ledger unchanged, each with its previous prices, in one transaction.
+        Return the number of calls written.
 
-        Nothing is settled, completed or repriced by it. A call whose id is here already is left as it is, and its former prices with
-        it; with *anew* it is replaced, together with them.
+        Nothing is attributed, completed or repriced. A call that exists already is left as it is,
+        with its previous prices.
+
+        Args:
+            calls: The calls to store.
+            former: Their previous prices by ``call_id``.
+            replace: Replace existing calls and their previous prices.
 
         Raises:
-            ValueError: A call cannot be kept, and nothing of *calls* was.
+            ValueError: A call cannot be stored. None of *calls* was.
         """
         ...
 
     def personal_data(self, names: Collection[str]) -> PersonalData:
-        """What is kept about the person who is known by any of *names*."""
+        """Return the records about the person known by any of *names*."""
         ...
 
     def erase(self, names: Collection[str], token: str) -> PersonalData:
         """
-        Put *token* in the place of a person's ids, in one transaction, and take sessions and answer ids off the person's calls; answers
-        what was found. Costs and counts stay as they are.
+        Replace a person's ids by *token*, in one transaction. Return the records found.
+
+        The session and response ids of the person's calls are removed. Costs and counts stay.
         """
         ...
 
     def purge(self, names: Collection[str]) -> list[str]:
         """
-        Free the files of what was overwritten or deleted, as far as one of *names* is still in them; answers the files in which it remains.
+        Remove overwritten and deleted rows from the files if one of *names* is still in them.
+        Return the files that still contain one.
 
         Raises:
-            LedgerError: Another process is reading: nothing was purged, try again.
+            LedgerError: Another process is reading. Nothing was purged; try again.
         """
         ...
 
     def expired(self, until: int) -> Expired:
-        """What happened before *until*, in microseconds since 1970 UTC."""
+        """Return the records from before *until*, in microseconds since 1970 UTC."""
         ...
 
     def expire(self, until: int, limit: int) -> Expired:
-        """Delete at most *limit* of the oldest calls from before *until*, and with the last of them the jobs, in one transaction."""
+        """
+        Delete at most *limit* of the oldest calls from before *until*, in one transaction. With the
+        last of them, delete the jobs too.
+        """
         ...
 
     def rebuild(self) -> Iterator[str]:
         """
-        Build anew from the calls what answers are read from faster; yields each month (``2026-11``) when it is done.
+        Rebuild the rollups from the calls. Yield each month (``2026-11``) when it is done.
 
-        Never needed, unless somebody has changed the tables by hand.
+        Only needed after somebody has changed the tables by hand.
         """
         ...
 
     def close(self) -> None:
-        """Release the connection; harmless when repeated."""
+        """Close the connection. Harmless when repeated."""
         ...

@@ -10,8 +10,11 @@ _ALIKE = 20
 
 def call_at(ledger: Ledger, call_id: str, occurred_at: int) -> Call | None:
     """
-    The call of that id and time, in microseconds since 1970 UTC: what every engine is ordered by. Of ten thousand that were imported with
-    one time only those are read whose ids are much like this one; a few at a time, which no engine opens a connection for.
+    Return the call with this id and time, in microseconds since 1970 UTC, which every engine is
+    ordered by.
+
+    Ten thousand imported calls may have the same time. This reads a few at a time, beginning at
+    similar ids. A small page needs no extra connection in any engine.
     """
     window, before = Window(occurred_at, occurred_at + 1), call_id[:-1]
     while True:

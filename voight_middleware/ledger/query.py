@@ -1,4 +1,7 @@
-"""A question to a ledger as SQL: dimensions, filters, windows and time zones, and where the sums come from. One for all engines."""
+"""
+A ledger query as SQL: dimensions, filters, windows, time zones and the source of the sums. One for
+all engines.
+"""
 
 from __future__ import annotations
 
@@ -11,76 +14,84 @@ from voight_middleware.ledger.base import DIMENSIONS, Spend, UnknownDimension, W
 from voight_middleware.ledger.rollups import PLANS, Bucket, Rollup, is_one_user, plan_query
 
 Sql = tuple[str, list[Any]]
-"""A piece of SQL with a ``?`` for each value, and the values bound in it."""
+"""A piece of SQL with a ``?`` for each value, and the values to bind."""
 
 TIMES = ("hour", "day", "week", "month")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Dialect(Protocol):
-    """How one engine says what a question needs. Nothing of a question ever becomes SQL: it is bound."""
+    """The SQL of one engine. Values of a query are always bound, never part of the SQL."""
 
     sums: Mapping[str, str]
     """
-    What is added up, as SQL over many calls, by the names that rollups have for it: the calls, the costs in the columns that
-    ``cost`` reads, and what ``read_spend`` reads behind them.
+    The sums over many calls as SQL, by the names of the rollups' columns. First the calls, then the
+    columns that ``cost`` reads, then the rest of what ``read_spend`` reads.
     """
     costs: int
-    """How many columns the cost takes."""
+    """The number of cost columns."""
     rollups: Collection[Rollup]
     """The rollups that the engine keeps."""
     schema: str
-    """What stands in front of their names, such as ``voight.``."""
+    """The prefix of their names, such as ``voight.``."""
     calls: str
-    """What to read calls from."""
-    calls_as_priced: str
-    """The same with the price that each call was given first."""
+    """The source of calls."""
+    calls_at_original_prices: str
+    """The source of calls with the first price of each."""
 
     def cost(self, columns: Sequence[Any]) -> int:
-        """Femto-dollars, of the sums of the columns of cost."""
+        """Return femto-dollars from the sums of the cost columns."""
         ...
 
     def by_cost(self, sums: Sequence[str]) -> str:
-        """An ORDER BY of the sums of the columns of cost, the largest first."""
+        """Return an ORDER BY term for the sums of the cost columns, the largest first."""
         ...
 
     def column(self, name: str, *, few: bool) -> str:
-        """A column of the calls; *few* says that it is about few of them, which an index finds."""
+        """Return the SQL of a column. *few* means that few calls match, which an index finds."""
         ...
 
     def moment(self, form: str, at: str, ahead: str = "0") -> str:
         """
-        An ``hour`` (``2026-11-01T12:00``), a ``day``, the Monday of a ``week`` or a ``month``, of SQL for microseconds since 1970,
-        where the clocks are so many seconds *ahead* of UTC.
+        Return the SQL of an ``hour`` (``2026-11-01T12:00``), ``day``, ``week`` (its Monday) or
+        ``month``.
+
+        Args:
+            form: The kind of time.
+            at: SQL for microseconds since 1970.
+            ahead: SQL for the seconds that the clocks are ahead of UTC.
         """
         ...
 
     def extra(self, key: str) -> Sql:
-        """The value of an extra key, NULL where a call has none."""
+        """Return the value of an extra key, NULL for calls without it."""
         ...
 
     def addressable(self, key: str) -> bool:
-        """Whether ``extra`` can name *key*."""
+        """Return whether ``extra`` can name *key*."""
         ...
 
     def like(self, sql: str, pattern: str) -> Sql:
-        """Whether *sql* has the form of *pattern*: the texts of ``wildcard_parts``, and anything between them."""
+        """
+        Return SQL that tests whether *sql* matches *pattern*: the texts of ``wildcard_parts`` with
+        anything between them.
+        """
         ...
 
     def among(self, sql: str, values: Sequence[Bucket]) -> Sql:
-        """Whether *sql* is one of *values*."""
+        """Return SQL that tests whether *sql* is one of *values*."""
         ...
 
 
 class Query:
     """
-    What is asked of a ledger.
+    A query on a ledger.
 
     Args:
-        dialect: How the ledger's engine says it.
+        dialect: The SQL of the ledger's engine.
         extra_keys: The extra keys of its calls, which are dimensions too.
-        zone: The time zone in which hours, days and months are cut; None means UTC.
-        extent: When the first and the last call happened, in microseconds.
+        zone: The time zone of hours, days and months. None means UTC.
+        extent: The times of the first and the last call, in microseconds.
     """
 
     def __init__(
@@ -92,13 +103,17 @@ class Query:
         self._extent = extent or (0, 0)
 
     def spend(self, by: Sequence[str], where: Where, window: Window, limit: int | None, *, original_prices: bool = False) -> Sql:
-        """Sums by dimensions, the most expensive group first; ``read_spend`` reads a row."""
+        """
+        Return the sums by dimensions, the most expensive group first. ``read_spend`` reads a row.
+        """
         dialect = self._dialect
         timed = self._zone is not None and bool({*TIMES} & {*by, *where})
         usable = () if original_prices else self._usable(timed)
         rolled, windows = plan_query(by, where, window, usable)
         parts = [self._from_rollup(rollup, by, where, first, end) for rollup, first, end in rolled]
-        parts += [self._from_calls(by, where, edge, dialect.calls_as_priced if original_prices else dialect.calls) for edge in windows]
+        parts += [
+            self._from_calls(by, where, edge, dialect.calls_at_original_prices if original_prices else dialect.calls) for edge in windows
+        ]
         groups = [f"d{position}" for position in range(len(by))]
         sums = [f"SUM(m{position})" for position in range(len(dialect.sums))]
         calls, costs, unpriced = sums[0], sums[1 : 1 + dialect.costs], sums[1 + dialect.costs]
@@ -113,7 +128,7 @@ class Query:
         return sql, values
 
     def condition(self, where: Where, window: Window) -> Sql:
-        """Which calls are meant."""
+        """Return the WHERE condition for calls."""
         terms, values = ["1 = 1"], list[Any]()
         for sql, bound in (("occurred_at >= ?", window.since), ("occurred_at < ?", window.until)):
             if bound is not None:
@@ -138,7 +153,7 @@ class Query:
         return f"SELECT {', '.join(columns)} FROM {source} WHERE {condition}{grouped}", [*bound, *values]
 
     def _usable(self, timed: bool) -> Collection[Rollup]:
-        """The rollups whose buckets are not cut by the days of the zone."""
+        """Return the rollups whose buckets the days of the zone don't cut."""
         rollups = self._dialect.rollups
         if not timed or self._zone is None:
             return rollups
@@ -152,7 +167,7 @@ class Query:
                 terms.append(sql)
                 values.append(bound)
         if "user_id" in rollup.names and "user_id" in where and is_one_user(where["user_id"]):
-            # A look into each day finds one user's rows faster than a walk through everybody's.
+            # Looking up each day finds one user's rows faster than scanning the rows of all users.
             sql, bindings = self._dialect.among(rollup.bucket, rollup.buckets(*self._extent))
             terms.append(sql)
             values += bindings
@@ -168,7 +183,6 @@ class Query:
         return f"SELECT {', '.join(columns)} FROM {self._dialect.schema}{rollup.table} WHERE {' AND '.join(terms)}", values
 
     def _of_rollup(self, rollup: Rollup, name: str) -> str:
-        """The SQL of a dimension of a rollup's row."""
         if name in rollup.names:
             return f"NULLIF({name}, '')"
         if rollup.bucket == "hour":
@@ -176,7 +190,6 @@ class Query:
         return name if name == rollup.bucket else "substr(day, 1, 7)"
 
     def _expression(self, name: str, *, few: bool = False) -> Sql:
-        """The SQL of a dimension of a call."""
         if name in TIMES:
             return self._time(name), []
         if name in DIMENSIONS:
@@ -188,14 +201,14 @@ class Query:
         return self._dialect.extra(name)
 
     def _time(self, name: str, at: str = "occurred_at") -> str:
-        """The SQL of an hour, a day or a month, of a moment in microseconds."""
+        """Return the SQL of an hour, day, week or month, for a moment in microseconds."""
         if self._zone is None:
             utc = self._dialect.moment(name, at)
             return f"{utc} || 'Z'" if name == "hour" else utc
         offsets = _offsets(self._zone, *self._extent)
         seconds = _case(at, [(begin, str(int(offset.total_seconds()))) for begin, offset in offsets])
         local = self._dialect.moment(name, at, seconds)
-        if name != "hour":  # in the hour that a clock is set back for there are two of each: they differ in their offset
+        if name != "hour":  # when clocks are set back, an hour occurs twice, with two offsets
             return local
         return f"{local} || {_case(at, [(begin, _text(offset)) for begin, offset in offsets])}"
 
@@ -229,7 +242,7 @@ class Query:
 
 
 def read_spend(by: Sequence[str], row: Sequence[Any], dialect: Dialect) -> Spend:
-    """One row of what ``Question.spend`` asks."""
+    """Return one row of the result of ``Query.spend``."""
     behind = len(by) + 1 + dialect.costs
     calls = row[len(by)] or 0
     unpriced, partial, estimated, errors, *tokens = row[behind:]
@@ -250,25 +263,28 @@ def read_spend(by: Sequence[str], row: Sequence[Any], dialect: Dialect) -> Spend
 
 
 def _offsets(zone: tzinfo, first: int, last: int) -> list[tuple[int, timedelta]]:
-    """The offsets of *zone* from UTC between two times, each with the microsecond from which on it holds."""
+    """
+    Return the UTC offsets of *zone* between two times, each with the microsecond from which it
+    applies.
+    """
 
     def offset_at(microseconds: int) -> timedelta:
         return (_EPOCH + timedelta(microseconds=microseconds)).astimezone(zone).utcoffset() or timedelta()
 
-    found = [(first, offset_at(first))]
+    offsets = [(first, offset_at(first))]
     week = 7 * 24 * 3600 * 1_000_000
     for begin, end in pairwise([*range(first, last, week), last]):
-        while found[-1][1] != offset_at(end):  # a clock is changed for longer than a week
+        while offsets[-1][1] != offset_at(end):  # the offset stays changed for longer than a week
             low, high = begin, end
             while high - low > 1:
                 middle = (low + high) // 2
-                low, high = (middle, high) if offset_at(middle) == found[-1][1] else (low, middle)
-            found.append((high, offset_at(high)))
-    return found
+                low, high = (middle, high) if offset_at(middle) == offsets[-1][1] else (low, middle)
+            offsets.append((high, offset_at(high)))
+    return offsets
 
 
 def _case(at: str, values: Sequence[tuple[int, str]]) -> str:
-    """SQL for what holds at a moment."""
+    """Return SQL that selects the value for a moment."""
     if len(values) == 1:
         return values[0][1]
     cases = " ".join(f"WHEN {at} >= {begin} THEN {value}" for begin, value in reversed(values[1:]))

@@ -1,7 +1,7 @@
 """
-Rollups: which sums over coarse groups of calls a ledger has beside them, and which of them answer a question.
+Rollups: sums over coarse groups of calls that a ledger keeps, and which of them serve a query.
 
-They hold nothing that the calls do not say, and can be built anew from them at any time. How an engine keeps them is its own matter.
+They can be rebuilt from the calls at any time. Each engine decides how to update them.
 """
 
 from __future__ import annotations
@@ -16,34 +16,39 @@ from voight_middleware.ledger.base import Where, Window, has_wildcard, wildcard_
 
 @dataclass(frozen=True, slots=True)
 class Rollup:
-    """One table of sums: a row for each bucket of time and each combination of *names*."""
+    """One table of sums: a row per time bucket and combination of *names*."""
 
     table: str
     bucket: str
-    """``hour``, as hours since 1970, ``day`` or ``month``, as text; all in UTC."""
+    """``hour`` (hours since 1970), ``day`` or ``month`` (text), all in UTC."""
     names: tuple[str, ...]
-    """Dimensions; an empty text stands for no value."""
+    """Dimensions. An empty text means no value."""
     owned: bool = False
-    """Whether calls with and without a user are kept apart, though users are not."""
+    """Whether calls with and without a user have separate rows, although users don't."""
 
     @property
     def key(self) -> tuple[str, ...]:
-        """The columns that make a row."""
+        """The key columns of a row."""
         return (self.bucket, *self.names, *(["owned"] if self.owned else []))
 
     @property
     def times(self) -> tuple[str, ...]:
-        """The times that it can tell apart."""
+        """The times that the rows distinguish."""
         return _TIMES[_TIMES.index(self.bucket) :]
 
     def supports(self, by: Collection[str], where: Where) -> bool:
-        """Whether a question after these dimensions can be answered from here."""
+        """Return whether the rollup can serve a query on these dimensions."""
         known = {*self.names, *self.times}
         unowned = self.owned and where.get("user_id", "") is None
         return known.issuperset(by) and all(name in known or (name == "user_id" and unowned) for name in where)
 
     def split_window(self, window: Window) -> tuple[Bucket | None, Bucket | None, list[Window]] | None:
-        """The first bucket that lies in *window*, the first that does no more, and what of the window is left beside; None without one."""
+        """
+        Split *window* into whole buckets and the rest.
+
+        Returns the first bucket inside, the first bucket after it, and the windows at the edges.
+        None if no whole bucket fits.
+        """
         since = None if window.since is None else self.ceil(window.since)
         until = None if window.until is None else self.floor(window.until)
         if since is not None and until is not None and since >= until:
@@ -56,18 +61,20 @@ class Rollup:
         return None if since is None else self.name(since), None if until is None else self.name(until), rest
 
     def name(self, begin: datetime) -> Bucket:
-        """How the bucket is called that begins then."""
+        """Return the name of the bucket that begins at *begin*."""
         return (begin - _EPOCH) // _HOUR if self.bucket == "hour" else begin.strftime("%Y-%m-%d" if self.bucket == "day" else "%Y-%m")
 
     def floor(self, microseconds: int) -> datetime:
-        """When the bucket begins that a moment is in."""
+        """Return the beginning of the bucket that contains a moment."""
         begin = (_EPOCH + timedelta(microseconds=microseconds)).replace(minute=0, second=0, microsecond=0)
         if self.bucket == "hour":
             return begin
         return begin.replace(hour=0) if self.bucket == "day" else begin.replace(day=1, hour=0)
 
     def ceil(self, microseconds: int) -> datetime:
-        """When the next bucket begins, or this one where the moment is its beginning."""
+        """
+        Return the beginning of the next bucket, or the moment itself if a bucket begins there.
+        """
         begin = self.floor(microseconds)
         if _microseconds(begin) == microseconds:
             return begin
@@ -77,12 +84,12 @@ class Rollup:
         return begin.replace(year=year, month=month + 1)
 
     def buckets(self, first: int, last: int) -> list[Bucket]:
-        """Every bucket between two moments."""
-        found, at = [], self.floor(first)
+        """Return every bucket between two moments."""
+        buckets, at = [], self.floor(first)
         while _microseconds(at) <= last:
-            found.append(self.name(at))
+            buckets.append(self.name(at))
             at = self.ceil(_microseconds(at) + 1)
-        return found
+        return buckets
 
 
 Bucket: TypeAlias = str | int
@@ -96,23 +103,26 @@ USERS = Rollup("months_of_users", "month", ("user_id", "plan", "tenant_id"))
 USER_DAYS = Rollup("days_of_users", "day", ("user_id", "plan", "tenant_id", "release"))
 ROLLUPS = (MODELS, PLANS, USERS, USER_DAYS)
 _CHAINS = ((MODELS, PLANS), (USERS, USER_DAYS))
-"""The smaller tables first, and of each chain the coarser one: what it leaves at the edges of a window, the next one has."""
-_TELLING = 8
-"""From how many characters on the beginning of an id is taken to mean few users."""
+"""
+The smaller tables first, and in each chain the coarser one. The next one serves the edges of a
+window.
+"""
+_SELECTIVE = 8
+"""With at least this many characters, the beginning of an id is assumed to match few users."""
 
 
 def is_one_user(value: str | tuple[str | None, ...] | None) -> bool:
-    """Whether a filter on users is about single ones, whose few calls an index finds."""
+    """Return whether a filter on users selects single users, whose few calls an index finds."""
     values = value if isinstance(value, tuple) else (value,)
-    return all(one is not None and (not has_wildcard(one) or len(wildcard_parts(one)[0]) >= _TELLING) for one in values)
+    return all(user is not None and (not has_wildcard(user) or len(wildcard_parts(user)[0]) >= _SELECTIVE) for user in values)
 
 
 Part: TypeAlias = tuple[Rollup, Bucket | None, Bucket | None]
-"""A rollup, the first of its buckets that counts, and the first that does not any more."""
+"""A rollup, its first bucket that counts, and the first one after it that doesn't."""
 
 
 def plan_query(by: Collection[str], where: Where, window: Window, usable: Collection[Rollup] = ROLLUPS) -> tuple[list[Part], list[Window]]:
-    """The rollups that answer a question, and the windows that only the calls can tell."""
+    """Return the rollups that serve a query, and the windows that only the calls can serve."""
     for chain in _CHAINS:
         parts: list[Part] = []
         windows = [window]
@@ -120,9 +130,9 @@ def plan_query(by: Collection[str], where: Where, window: Window, usable: Collec
             if rollup not in usable or not rollup.supports(by, where):
                 continue
             left: list[Window] = []
-            for one in windows:
-                if (whole := rollup.split_window(one)) is None:
-                    left.append(one)
+            for part in windows:
+                if (whole := rollup.split_window(part)) is None:
+                    left.append(part)
                 else:
                     parts.append((rollup, whole[0], whole[1]))
                     left += whole[2]
@@ -133,7 +143,7 @@ def plan_query(by: Collection[str], where: Where, window: Window, usable: Collec
 
 
 def month_of(microseconds: int) -> tuple[str, int, int]:
-    """The month of a moment (``2026-11``), its first microsecond, and the next month's."""
+    """Return the month of a moment (``2026-11``), its first microsecond, and the next month's."""
     begin = USERS.floor(microseconds)
     return str(USERS.name(begin)), _microseconds(begin), _microseconds(USERS.ceil(microseconds + 1))
 

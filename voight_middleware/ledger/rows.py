@@ -1,4 +1,6 @@
-"""One call as named column values, and back: the same columns and limits in every engine."""
+"""
+The conversion between a call and named column values. All engines share the columns and limits.
+"""
 
 from __future__ import annotations
 
@@ -9,46 +11,46 @@ from typing import Any, TypeAlias
 import msgspec
 
 from voight_middleware.ledger.base import MAX_COUNT, LedgerError
-from voight_middleware.records.call import Call
+from voight_middleware.records.call import FIXED_AT_SUBMISSION, REATTRIBUTABLE, Call
 from voight_middleware.records.tags import Tags
-from voight_middleware.records.usage import Component, Usage
+from voight_middleware.records.usage import COUNT_NAMES, Component, Usage
 
 Row: TypeAlias = tuple[Any, ...]
 
-USAGE_COUNTS = tuple(name for name in Usage.__struct_fields__ if name != "tools")
-COUNTS = (*USAGE_COUNTS, "estimated_input", "estimated_output")
-"""Columns of counts: from 0 to ``MAX_COUNT``, or NULL for unknown."""
+COUNTS = (*COUNT_NAMES, "estimated_input", "estimated_output")
+"""Columns of counts: 0 to ``MAX_COUNT``, or NULL if unknown."""
 READ = ("cache_read", "cache_read_audio", "cache_read_image")
 WRITTEN = ("cache_write", "cache_write_5m", "cache_write_1h")
 INPUT = ("input", "audio_in", "image_in", *READ, *WRITTEN)
 OUTPUT = ("output", "audio_out", "image_out")
-"""Which counts a report adds up to what it calls cache read, cache written, input and output."""
+"""The counts that a report sums up as cache read, cache write, input and output."""
 
 OWNER = ("user_id", "plan", "tenant_id", "route", "release", "session_id", "tags_extra")
 FIGURES = ("cost_femto", "list_femto", "cost_status", "cost_reasons", "price")
-"""What a repricing replaces; an engine may keep the price elsewhere."""
-COUNTED = (*USAGE_COUNTS, "tools", "components")
-"""What a newer reader of usage may find more of."""
+"""The columns that a repricing replaces. An engine may store the price elsewhere."""
+COUNTED = (*COUNT_NAMES, "tools", "components")
+"""The columns that a newer parser of usage may fill better."""
 SELECTED = (
     *("occurred_at", "call_id", *OWNER, "attribution", "provider", "endpoint", "requested_model", "model", "host", "streamed", "outcome"),
     *("error", "http_status", "attempts", "possibly_billed", "duration", "ttft", "response_id", "job", "service_tier", "batch"),
     *(*COUNTS, "tools", "components", "tool_calls", "raw_usage", *FIGURES),
 )
-"""The columns of a call, in the order that ``to_row`` makes and ``from_row`` reads; what is missing is NULL."""
-_BEGUN = ("occurred_at", "call_id", *OWNER, "attribution", "job", "requested_model", "duration", "streamed", "batch")
-TOLD = tuple(name for name in SELECTED if name not in _BEGUN)
-"""What is filled in when a job is answered that was kept when it was begun."""
+"""The columns of a call, in the order of ``to_row`` and ``from_row``. NULL means missing."""
+RESULT_COLUMNS = tuple(name for name in SELECTED if name not in (*FIXED_AT_SUBMISSION, *OWNER))
+"""The columns that a job's result fills in."""
+REATTRIBUTABLE_SQL = f"({', '.join(map(repr, REATTRIBUTABLE))})"
+"""``REATTRIBUTABLE`` as a list in SQL."""
 REQUIRED = frozenset(
     ("occurred_at", "call_id", "attribution", "provider", "endpoint", "streamed", "outcome", "attempts", "batch", "cost_status")
 )
-"""Never NULL."""
+"""Columns that are never NULL."""
 NUMBERS = frozenset(
     (
         *("occurred_at", "streamed", "http_status", "attempts", "possibly_billed", "duration", "ttft", "batch"),
         *(*COUNTS, "cost_femto", "list_femto"),
     )
 )
-"""Columns of whole numbers; the others are text."""
+"""Columns of whole numbers. The others are text."""
 
 NO_USAGE = Usage()
 encode = msgspec.json.Encoder().encode
@@ -61,12 +63,12 @@ _CONVERTED = {"tags", "streamed", "batch", "tool_calls", "usage", "components", 
 _tags_of = attrgetter(*OWNER[:-1])
 _begin_of = attrgetter(*SELECTED[SELECTED.index("attribution") : SELECTED.index("streamed")])
 _middle_of = attrgetter(*SELECTED[SELECTED.index("outcome") : SELECTED.index("batch")])
-_counts_of = attrgetter(*USAGE_COUNTS)
+_counts_of = attrgetter(*COUNT_NAMES)
 _AS_IT_IS = tuple(name for name in Call.__struct_fields__ if name not in _CONVERTED and name in SELECTED)
 
 
 def to_row(call: Call) -> Row:
-    """The values of ``SELECTED``: whole numbers and text; an empty text is none."""
+    """Return the values of ``SELECTED``: whole numbers and text. An empty text becomes None."""
     usage = call.usage or NO_USAGE
     row = (
         call.occurred_at,
@@ -91,28 +93,29 @@ def to_row(call: Call) -> Row:
         call.price,
     )
     if "" in row:
-        return tuple(None if one == "" and name not in REQUIRED else one for name, one in zip(SELECTED, row, strict=True))
+        return tuple(None if value == "" and name not in REQUIRED else value for name, value in zip(SELECTED, row, strict=True))
     return row
 
 
 def from_row(row: Row) -> Call:
     """
-    Return the values of ``SELECTED`` as the call that it was made from; an empty text and a usage without any count come back as None.
+    Return the call of a row of ``SELECTED``. An empty text and a usage without any count become
+    None.
 
     Raises:
-        LedgerError: A value is not the JSON that it should be: the ledger is damaged.
+        LedgerError: A value is not valid JSON: the ledger is damaged.
     """
     try:
         return _from_row(row)
     except (msgspec.DecodeError, TypeError, ValueError) as error:
-        what = f"the call {ascii(row[SELECTED.index('call_id')])[:80]} in the ledger is damaged ({str(error)[:200]})"
-        raise LedgerError(f"{what}: restore a backup, or leave it out by a filter on its time") from error
+        problem = f"the call {ascii(row[SELECTED.index('call_id')])[:80]} in the ledger is damaged ({str(error)[:200]})"
+        raise LedgerError(f"{problem}: restore a backup, or exclude the call with a filter on its time") from error
 
 
 def _from_row(row: Row) -> Call:
     value = dict(zip(SELECTED, row, strict=True))
     usage: Usage | None = Usage(
-        tools=None if value["tools"] is None else _counts(value["tools"]), **{name: value[name] for name in USAGE_COUNTS}
+        tools=None if value["tools"] is None else _counts(value["tools"]), **{name: value[name] for name in COUNT_NAMES}
     )
     if usage == NO_USAGE:
         usage = None
@@ -129,26 +132,27 @@ def _from_row(row: Row) -> Call:
     )
 
 
-def the_one(calls: Sequence[Call], call_id: str) -> Call | None:
+def only_match(calls: Sequence[Call], call_id: str) -> Call | None:
     """
-    The only one of *calls*, which were found by *call_id* or its beginning; None for none.
+    Return the only one of *calls*, found by *call_id* or its beginning. Return None if there is
+    none.
 
     Raises:
         LedgerError: There are several.
     """
     if len(calls) > 1:
-        several = " and ".join(call.call_id for call in calls)
-        raise LedgerError(f"several calls begin with {call_id!r}, such as {several}: give more of the id")
+        ids = " and ".join(call.call_id for call in calls)
+        raise LedgerError(f"several call ids begin with {call_id!r}, such as {ids}: give more characters")
     return calls[0] if calls else None
 
 
 def extra_text(extra: Mapping[str, str]) -> str:
-    """Extra keys as the JSON text of ``tags_extra``; empty for none."""
+    """Return extra keys as the JSON text of ``tags_extra``, empty for none."""
     return encode(extra).decode() if extra else ""
 
 
 def components_text(call: Call) -> str | None:
-    """Components as JSON text; None where they say no more than the usage."""
+    """Return components as JSON text. Return None if they say no more than the usage."""
     components = call.components
     if len(components) == 1 and components[0].usage is call.usage and components[0].model is None:
         return None
@@ -156,22 +160,23 @@ def components_text(call: Call) -> str | None:
 
 
 def reasons_text(reasons: Sequence[str]) -> str | None:
-    """Reasons as JSON text; None for none."""
+    """Return reasons as JSON text, None for none."""
     return encode(reasons).decode() if reasons else None
 
 
 def only(usage: Usage | None) -> tuple[Component, ...]:
-    """The components of a call that is one component, or of none."""
+    """Return the components of a call with one component, or without any."""
     return () if usage is None else (Component(usage=usage),)
 
 
 def within_range(call: Call) -> Call:
     """
-    *call* as it can be kept: one whose counts or cost no column holds loses them, and ``cost_reasons`` says so.
+    Return *call* without counts and costs that no column can hold, with the reason in
+    ``cost_reasons``.
 
-    ``raw_usage`` keeps what the provider reported.
+    ``raw_usage`` keeps the provider's report.
     """
-    counts = [getattr(call.usage, name) for name in USAGE_COUNTS] if call.usage is not None else []
+    counts = [getattr(call.usage, name) for name in COUNT_NAMES] if call.usage is not None else []
     counts += [call.estimated_input, call.estimated_output]
     amounts = (call.cost_femto or 0, call.list_femto or 0)
     if all(count is None or 0 <= count <= MAX_COUNT for count in counts) and all(0 <= amount < 2**63 for amount in amounts):

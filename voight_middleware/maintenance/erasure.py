@@ -1,7 +1,7 @@
 """
-Data rights: one person's ids taken out of ledger and journals, and calls that are older than they may become.
+Data rights: remove a person's ids from ledger and journals.
 
-Every step can be broken off and done again: what was done stays done, and a second run changes nothing.
+Every step can be interrupted and repeated. Completed work stays, and a second run changes nothing.
 """
 
 from __future__ import annotations
@@ -20,52 +20,53 @@ from voight_middleware.pipeline.ingest import drain
 from voight_middleware.pipeline.journal import REASONS, REJECTED, segments
 
 WAIT_SECONDS = 10.0
-"""How long an erasure waits until a living application has brought what it wrote into the ledger."""
+"""How long an erasure waits for running applications to bring their calls into the ledger."""
 
 
 @dataclass(frozen=True, slots=True)
 class ErasureResult:
-    """What was kept about a person, and what has become of it."""
+    """The records about a person and the result of their erasure."""
 
     found: PersonalData
     token: str | None = None
-    """What stands in the place of the ids now; None where nothing was changed."""
+    """The replacement of the ids. None if nothing was changed."""
     remains: tuple[str, ...] = ()
-    """Files that still have one of the ids in them."""
+    """Files that still contain one of the ids."""
     waiting: tuple[str, ...] = ()
-    """Journals with records that no ingester has brought in yet."""
+    """Journals with records that are not in the ledger yet."""
 
 
 def erase(
     ledger: Ledger, settings: Settings, names: Collection[str], *, dry_run: bool = False, wait: float = WAIT_SECONDS
 ) -> ErasureResult:
     """
-    Replace a person's ids in ledger and journals, irreversibly; what the calls cost and how many there are stays.
+    Replace a person's ids in ledger and journals, irreversibly. Costs and counts of the calls stay.
 
     Args:
-        ledger: Where the calls are.
-        settings: Say where the journals are.
-        names: Every id under which the person may be kept.
-        dry_run: Only look.
-        wait: How many seconds living applications have to bring in what they wrote.
+        ledger: The ledger with the calls.
+        settings: The settings, with the journal folder.
+        names: Every id of the person.
+        dry_run: Only count.
+        wait: How many seconds to wait for running applications to ingest their calls.
 
     Raises:
-        LedgerError: The ledger cannot be written, or its file not be rewritten as another process reads it; a second run goes on.
+        LedgerError: The ledger cannot be written, or its file cannot be rewritten while another
+            process reads it. A second run continues.
     """
     if dry_run:
         return ErasureResult(ledger.personal_data(names))
     waiting = _bring_in(ledger, settings, wait)
-    found = ledger.personal_data(names)
+    data = ledger.personal_data(names)
     token = None
-    if found:
+    if data:
         token = f"erased:{secrets.token_hex(8)}"
         ledger.erase(names, token)
     _scrub(ledger, settings.journal, names)
-    return ErasureResult(found, token, tuple(ledger.purge(names)), tuple(waiting))
+    return ErasureResult(data, token, tuple(ledger.purge(names)), tuple(waiting))
 
 
 def _bring_in(ledger: Ledger, settings: Settings, wait: float) -> list[str]:
-    """Have everything ingested that was written until now; answers the journals that were not."""
+    """Have everything ingested that was written until now. Return the journals that were not."""
     sizes = {segment.name: segment.size() for segment in segments(settings.journal)} if settings.journal.is_dir() else {}
     deadline = time.monotonic() + wait
     while True:
@@ -77,7 +78,10 @@ def _bring_in(ledger: Ledger, settings: Settings, wait: float) -> list[str]:
 
 
 def _scrub(ledger: Ledger, folder: Path, names: Collection[str]) -> None:
-    """Overwrite the ids in journals, where they have been ingested: nobody reads that again. What a writer adds is not touched."""
+    """
+    Overwrite the ids in the ingested parts of journals, which are not read again. Parts still to be
+    ingested stay unchanged.
+    """
     if not folder.is_dir():
         return
     names = spellings(names)

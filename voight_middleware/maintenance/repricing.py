@@ -1,8 +1,9 @@
 """
-Repricing: calls that are in the ledger already, priced by the price book of today.
+Repricing: price the calls in the ledger with today's price book.
 
-The ledger is read in time order, a batch at a time, and each batch is written in a transaction of its own: applications go on writing
-meanwhile. A call whose price stays the same is not touched, so that a run that was broken off is finished by another one.
+It reads the ledger in time order and writes each batch in a transaction of its own, while
+applications keep writing. Calls with an unchanged price are skipped, so that a second run completes
+an interrupted one.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ from voight_middleware.pricing.price_call import price_call
 from voight_middleware.records.call import Call
 
 OWN_RULE = '"id":"override-'
-"""What is in the provenance of a price that the user's own file has made."""
+"""The mark of the user's own rules in the provenance of a price."""
 
 
 @dataclass(slots=True)
 class Difference:
-    """Calls before and after a repricing. Money is in femto-dollars (1e-15 USD), None where nothing is priced."""
+    """
+    Calls before and after a repricing. Money is in femto-dollars (1e-15 USD), None if nothing is
+    priced.
+    """
 
     user_id: str | None = None
     model: str | None = None
@@ -38,7 +42,7 @@ class Difference:
 
     @property
     def difference_femto(self) -> int:
-        """What the calls cost more than before; what is not priced counts as nothing."""
+        """The increase of the cost. Unpriced calls count as 0."""
         return (self.after_femto or 0) - (self.before_femto or 0)
 
     def add(self, before: Call, after: Call) -> None:
@@ -55,23 +59,23 @@ class Difference:
 
 @dataclass(slots=True)
 class Repricing:
-    """What a repricing has found, and done."""
+    """The result of a repricing."""
 
     window: Window
     dry_run: bool
     total: Difference = field(default_factory=Difference)
     groups: dict[tuple[str | None, str | None], Difference] = field(default_factory=dict)
-    """All calls that were looked at, by user and model."""
+    """All calls read, by user and model."""
     written: int = 0
-    """How many calls got a new price version; fewer than have changed where another process was faster."""
+    """Calls with a new price version. Fewer than changed if another process was faster."""
     priced_by_own: int = 0
-    """Calls with prices of the user's own, which the book of this repricing has not: they keep their price."""
+    """Calls with the user's own prices, which the current book lacks. They keep their price."""
     passed_over: int = 0
-    """Calls that nothing is known of to price them by: jobs that nobody has read yet, and usage without the provider's own report."""
+    """Calls that cannot be priced again: open jobs, and usage without the provider's own report."""
 
     @property
     def rows(self) -> list[Difference]:
-        """The groups in which a call changes, the largest difference first, in either direction."""
+        """The groups with changed calls, the largest difference first, in either direction."""
         changed = [group for group in self.groups.values() if group.changed]
         return sorted(changed, key=lambda row: (-abs(row.difference_femto), -row.changed, row.user_id or "", row.model or ""))
 
@@ -84,11 +88,12 @@ def reprice(
     dry_run: bool = False,
 ) -> Repricing:
     """
-    Price calls again and, without *dry_run*, append what has changed to the ledger as their newest price.
+    Price calls again. Unless *dry_run*, store changed prices in the ledger as the newest ones.
 
     Raises:
-        UnknownDimension: A name in *where* is no dimension, and no extra key of any call.
-        LedgerError: The ledger cannot be read or written. What was done before stays done, and another run finishes it.
+        UnknownDimension: A name in *where* is neither a dimension nor an extra key of any call.
+        LedgerError: The ledger cannot be read or written. Completed work stays, and another run
+            continues.
     """
     report = Repricing(window, dry_run)
     last: tuple[int, str] | None = None
@@ -115,9 +120,10 @@ def reprice(
 
 def repriced(call: Call, book: PriceBook) -> Call | None:
     """
-    *call* as it is priced by *book*: itself where that makes no difference, None where there is nothing to price it by.
+    Return *call* priced by *book*. Return *call* itself if nothing changes, and None if it cannot
+    be priced again.
 
-    What is priced is what was stored of the provider's report, with the counts that were added and estimated then.
+    The stored report of the provider is priced, with the counts added and estimated then.
     """
     counted = call.usage is not None or call.components
     if call.raw_usage is None and not call.estimated and not call.tool_calls and (call.job is not None or counted):

@@ -1,4 +1,4 @@
-"""Retention: delete calls that are older than they may become."""
+"""Retention: delete calls older than a limit."""
 
 from __future__ import annotations
 
@@ -7,29 +7,30 @@ from collections.abc import Callable
 from voight_middleware.ledger import Expired, Ledger
 
 BATCH = 5_000
-"""Calls that a retention deletes in one transaction."""
+"""The number of calls to delete in one transaction."""
 
 
 def retain(ledger: Ledger, until: int, *, dry_run: bool = False, done: Callable[[int], None] | None = None) -> Expired:
     """
-    Delete the calls from before *until* (microseconds since 1970, UTC), a batch in a transaction; answers what was deleted.
+    Delete the calls from before *until*, a batch in each transaction. Return the number of deleted
+    records.
 
     Args:
-        ledger: Where the calls are.
-        until: The first moment that is kept.
+        ledger: The ledger with the calls.
+        until: The first moment to keep, in microseconds since 1970, UTC.
         dry_run: Only count.
         done: Called with the number of calls of each batch.
 
     Raises:
-        LedgerError: The ledger cannot be written; a second run goes on.
+        LedgerError: The ledger cannot be written. A second run continues.
     """
     if dry_run:
         return ledger.expired(until)
     total = Expired()
     while True:
-        some = ledger.expire(until, BATCH)
-        total = Expired(total.calls + some.calls, total.former_prices + some.former_prices, total.submissions + some.submissions)
+        batch = ledger.expire(until, BATCH)
+        total = Expired(total.calls + batch.calls, total.former_prices + batch.former_prices, total.submissions + batch.submissions)
         if done is not None:
-            done(some.calls)
-        if some.calls < BATCH:
+            done(batch.calls)
+        if batch.calls < BATCH:
             return total

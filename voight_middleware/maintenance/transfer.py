@@ -1,8 +1,9 @@
 """
-Moving: the calls of one ledger brought into another one, of whatever engine, with every price that they have had.
+Transfer: copy the calls of one ledger with all their prices to another one, of any engine.
 
-The source is read in time order, a batch at a time, and each batch is a transaction of the target. What is there already is compared
-and not copied, so a run that was broken off is finished by another one, and a later run brings what the source has got since.
+It reads the source in time order, and each batch is one transaction of the target. Existing calls
+are compared, not copied. So another run completes an interrupted one, and later runs copy newer
+calls.
 """
 
 from __future__ import annotations
@@ -14,14 +15,12 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 
 from voight_middleware.ledger import Ledger, LedgerError, PriceVersion, Progress, Window
-from voight_middleware.records.call import Call, LateAttribution, Record, Submission, new_call_id
+from voight_middleware.records.call import REATTRIBUTABLE, Call, LateAttribution, Record, Submission, is_open_job, new_call_id, with_result
 from voight_middleware.records.tags import Tags
 
 BATCH = 5_000
 _ROUNDS = 3
-"""How often days that differ are gone through again: the source may be written meanwhile."""
-_OPEN = ("none", "error", "request")
-"""Attributions of calls that may still get an owner."""
+"""How often to repeat days that differ, because the source may be written meanwhile."""
 _ERASED = "erased:"
 
 History = Sequence[PriceVersion]
@@ -29,67 +28,72 @@ History = Sequence[PriceVersion]
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """The calls of a day, added up. Money is in femto-dollars (1e-15 USD)."""
+    """The sums of a day's calls. Money is in femto-dollars (1e-15 USD)."""
 
     calls: int = 0
     cost_femto: int = 0
-    """Of those that are priced."""
+    """The cost of the priced calls."""
     unpriced_calls: int = 0
     partial_calls: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A day on which the source's calls are not in the target as they are in the source."""
+    """A day on which the target's calls differ from the source's."""
 
     day: str
     """In UTC."""
     source: Sums
     target: Sums
-    """Of those calls of the target that the source has too."""
+    """The sums of the target's calls that the source has too."""
     rollups: bool = False
-    """Whether the calls are right, and only what the target keeps beside them for faster answers is not: *target* is that then."""
+    """
+    Whether only the target's rollups are wrong, not its calls. *target* has the sums of the rollups
+    then.
+    """
 
 
 @dataclass(slots=True)
 class Transfer:
-    """What a move has found, and done."""
+    """The result of a transfer."""
 
     dry_run: bool = False
     calls: int = 0
-    """Calls of the source."""
+    """Calls in the source."""
     copied: int = 0
-    """Calls that the target lacked."""
+    """Calls that were missing in the target."""
     changed: int = 0
-    """Calls that were there, and of which the source knew more: an owner, a usage, a price."""
+    """Existing calls that got an owner, a usage or a price from the source."""
     left: int = 0
-    """Calls that were there, and of which the target knows more or something else: they stay as they are there."""
+    """Existing calls that differ in the target and stay as they are there."""
     jobs: int = 0
-    """Submitted jobs that the target lacked, or of which the source knew more."""
+    """Submitted jobs that were missing in the target, or got an owner from the source."""
     refused: dict[str, str] = field(default_factory=dict)
-    """Why the target cannot keep a call, by its id."""
+    """The calls that the target cannot store: reasons by id."""
     differences: list[Difference] = field(default_factory=list)
 
     @property
     def complete(self) -> bool:
-        """Whether the target has everything that the source has, as it is there."""
+        """Whether the target has everything from the source, unchanged."""
         return not (self.refused or self.differences)
 
 
 def move(source: Ledger, target: Ledger | None, *, dry_run: bool = False, done: Callable[[int], None] | None = None) -> Transfer:
     """
-    Bring everything that *source* has into *target*, and compare them.
+    Copy all records of *source* to *target*, and compare them.
 
-    A call is one by its id: *target* may have calls of its own.
+    Calls are matched by id. *target* may have other calls too.
 
     Args:
-        source: It is only read, and may be written by others meanwhile.
-        target: May be written by others meanwhile, too. None, for a dry run, where there is none yet.
-        dry_run: Only look; nothing is compared at the end.
-        done: Called with the number of calls of each batch, once they are in.
+        source: The ledger to read. Others may write to it meanwhile.
+        target: The ledger to write. Others may write to it meanwhile. None for a dry run without an
+            existing target.
+        dry_run: Only count. Nothing is compared at the end.
+        done: Called with the number of calls of each batch.
 
     Raises:
-        LedgerError: Both are the same ledger, or one of them cannot be read or written. What was done stays done.
+        LedgerError: Both are the same ledger, or one of them cannot be read or written. Completed
+            work stays.
     """
     report = Transfer(dry_run)
     if target is None:
@@ -99,8 +103,8 @@ def move(source: Ledger, target: Ledger | None, *, dry_run: bool = False, done: 
     if not dry_run:
         _refuse_the_same(source, target)
     erased = _bring_jobs(source, target, report)
-    there = {row.dimensions["day"] for row in target.spend(["day"])}
-    _bring_calls(source, target, Window(), report, erased, done=done, days=there)
+    days = {row.dimensions["day"] for row in target.spend(["day"])}
+    _bring_calls(source, target, Window(), report, erased, done=done, days=days)
     if dry_run:
         return report
     report.differences = _compare(source, target)
@@ -120,7 +124,7 @@ def move(source: Ledger, target: Ledger | None, *, dry_run: bool = False, done: 
 
 
 def _refuse_the_same(source: Ledger, target: Ledger) -> None:
-    """Two URLs may name one ledger: what is written into the one is seen in the other then."""
+    """Refuse two URLs of the same ledger: a mark written to one would be visible in the other."""
     mark = f"move:{new_call_id()}"
     target.insert([], Progress(mark, 1))
     try:
@@ -131,7 +135,7 @@ def _refuse_the_same(source: Ledger, target: Ledger) -> None:
         raise LedgerError("both are the same ledger: there is nothing to move")
 
 
-# -- jobs --------------------------------------------------------------------------------------------------------------------------
+# -- jobs ------------------------------------------------------------------------------------------
 
 
 def _jobs(source: Ledger) -> Iterator[list[Submission]]:
@@ -142,19 +146,20 @@ def _jobs(source: Ledger) -> Iterator[list[Submission]]:
 
 
 def _bring_jobs(source: Ledger, target: Ledger, report: Transfer) -> dict[str, str]:
-    """Bring the submissions; answers the tokens of persons that were erased in the source and are not in the target, by their ids."""
+    """Copy the submissions. Return tokens by id of people who are erased in the source only."""
     erased: dict[str, str] = {}
     for page in _jobs(source):
-        known = target.submissions([one.job for one in page])
+        known = target.submissions([submission.job for submission in page])
         records: list[Record] = []
-        for one in page:
-            there = known.get(one.job)
-            if there is None:
-                records.append(one)
-            elif there.attribution in _OPEN and one.attribution not in _OPEN:
-                records.append(LateAttribution(call_ids=(one.job,), tags=one.tags, attribution=one.attribution))
+        for submission in page:
+            existing = known.get(submission.job)
+            if existing is None:
+                records.append(submission)
+            elif existing.attribution in REATTRIBUTABLE and submission.attribution not in REATTRIBUTABLE:
+                late = LateAttribution(call_ids=(submission.job,), tags=submission.tags, attribution=submission.attribution)
+                records.append(late)
             else:
-                erased |= _erased_names(one.tags, there.tags)
+                erased |= _erased_names(submission.tags, existing.tags)
         report.jobs += len(records)
         if not report.dry_run:
             target.insert(records)
@@ -163,7 +168,7 @@ def _bring_jobs(source: Ledger, target: Ledger, report: Transfer) -> dict[str, s
     return erased
 
 
-# -- calls -------------------------------------------------------------------------------------------------------------------------
+# -- calls -----------------------------------------------------------------------------------------
 
 
 def _bring_calls(
@@ -176,30 +181,32 @@ def _bring_calls(
     done: Callable[[int], None] | None = None,
     days: Iterable[str | None] | None = None,
 ) -> None:
-    """Bring the calls of *window*; those of other days than *days* are not in the target yet, and nothing is looked for."""
+    """
+    Copy the calls of *window*. *days* are the days that the target has: other days need no lookup.
+    """
     known = None if days is None else set(days)
     after: tuple[int, str] | None = None
     while page := list(source.calls({}, window, BATCH, after=after)):
         after = page[-1].occurred_at, page[-1].call_id
         span = Window(page[0].occurred_at, page[-1].occurred_at + 1)
-        there: dict[str, Call] = {}
+        existing: dict[str, Call] = {}
         if known is None or not known.isdisjoint(_days(span)):
-            there = _same(target, page, span)
+            existing = _same(target, page, span)
         former = source.price_histories([call.call_id for call in page])
-        missing = [call for call in page if call.call_id not in there]
+        missing = [call for call in page if call.call_id not in existing]
         if report.dry_run:
             report.copied += len(missing)
         elif missing:
-            report.copied += _keep(target, missing, former, report)
-        if there:
-            _bring_changes(target, [call for call in page if call.call_id in there], there, former, report, erased)
+            report.copied += _import_calls(target, missing, former, report)
+        if existing:
+            _bring_changes(target, [call for call in page if call.call_id in existing], existing, former, report, erased)
         report.calls += len(page)
         if done is not None:
             done(len(page))
 
 
 def _same(target: Ledger, page: Sequence[Call], span: Window) -> dict[str, Call]:
-    """What the target has of *page*, by id; of its other calls none is held."""
+    """Return the target's calls of *page* by id, without holding its other calls in memory."""
     ids = {call.call_id for call in page}
     return {call.call_id: call for call in target.calls(window=span) if call.call_id in ids}
 
@@ -207,73 +214,75 @@ def _same(target: Ledger, page: Sequence[Call], span: Window) -> dict[str, Call]
 def _bring_changes(
     target: Ledger,
     page: Sequence[Call],
-    there: dict[str, Call],
+    existing: dict[str, Call],
     former: dict[str, list[PriceVersion]],
     report: Transfer,
     erased: dict[str, str],
 ) -> None:
-    """Bring what the source knows more of calls that the target has."""
+    """Copy additional data of calls that exist in the target."""
     fresh: dict[str, str] = {}
     for call in page:
-        if (own := there[call.call_id]).attribution not in _OPEN:
-            fresh |= _erased_names(call.tags, own.tags)
+        if (target_call := existing[call.call_id]).attribution not in REATTRIBUTABLE:
+            fresh |= _erased_names(call.tags, target_call.tags)
     fresh = {name: token for name, token in fresh.items() if name not in erased}
     erased |= fresh
-    if fresh and not report.dry_run:  # whoever was erased in the source since is erased in the target, wherever the name stands
+    # People erased in the source since are erased in the target, in every column.
+    if fresh and not report.dry_run:
         _erase(target, fresh)
-        there |= _same(target, page, Window(page[0].occurred_at, page[-1].occurred_at + 1))
+        existing |= _same(target, page, Window(page[0].occurred_at, page[-1].occurred_at + 1))
     before = target.price_histories([call.call_id for call in page])
     changed: list[Call] = []
     histories: dict[str, History] = {}
     for call in page:
-        own, old, new = there[call.call_id], before.get(call.call_id, []), former.get(call.call_id, [])
-        merged, history = _merged(call, new, own, old)
-        if (merged, history) != (own, old):
+        target_call, target_history = existing[call.call_id], before.get(call.call_id, [])
+        source_history = former.get(call.call_id, [])
+        merged, history = _merged(call, source_history, target_call, target_history)
+        if (merged, history) != (target_call, target_history):
             changed.append(merged)
             histories[call.call_id] = history
-        if (merged, history) != (call, new):
+        if (merged, history) != (call, source_history):
             report.left += 1
     report.changed += len(changed)
     if changed and not report.dry_run:
-        _keep(target, changed, histories, report, anew=True)
+        _import_calls(target, changed, histories, report, replace=True)
 
 
-def _keep(target: Ledger, calls: Sequence[Call], former: Mapping[str, History], report: Transfer, *, anew: bool = False) -> int:
-    """Keep calls; one that the target cannot keep does not stop the others."""
+def _import_calls(target: Ledger, calls: Sequence[Call], former: Mapping[str, History], report: Transfer, *, replace: bool = False) -> int:
+    """Store calls. A call that the target cannot store does not stop the others."""
     try:
-        return target.import_calls(calls, former, anew=anew)
+        return target.import_calls(calls, former, replace=replace)
     except ValueError as error:
         if len(calls) == 1:
             report.refused[calls[0].call_id] = str(error)
             return 0
-    return sum(_keep(target, [call], former, report, anew=anew) for call in calls)
+    return sum(_import_calls(target, [call], former, report, replace=replace) for call in calls)
 
 
-def _merged(call: Call, new: History, own: Call, old: History) -> tuple[Call, History]:
-    """What is known of a call and its former prices: *call* and *new* in the source, *own* and *old* in the target."""
-    merged, history = own, old
-    if own.job is not None and own.raw_usage is None and (call.raw_usage is not None or (own.outcome == "ok" != call.outcome)):
-        # Only told of in the source; its time, owner and what it was begun with are those of its beginning.
-        begun = ("occurred_at", "tags", "attribution", "job", "requested_model", "duration", "streamed", "batch")
-        merged, history = msgspec.structs.replace(call, **{name: getattr(own, name) for name in begun}), new
+def _merged(source: Call, source_history: History, target: Call, target_history: History) -> tuple[Call, History]:
+    """Return a call and its previous prices, merged from source and target."""
+    merged, history = target, target_history
+    if is_open_job(target) and (source.raw_usage is not None or (target.outcome == "ok" != source.outcome)):
+        # The source has the result. Time, owner and the rest of the submission are the target's.
+        merged, history = with_result(target, source), source_history
     else:
-        prices, others = _figures(call, new), _figures(own, old)
-        if len(prices) > len(others) and prices[: len(others)] == others:  # repriced in the source since
-            kept = ("usage", "components", "cost_femto", "list_femto", "cost_status", "cost_reasons", "price")
-            merged, history = msgspec.structs.replace(own, **{name: getattr(call, name) for name in kept}), new
-    settled = own.attribution in _OPEN and call.attribution not in _OPEN
-    if (settled or _is_erased(call.tags)) and not _is_erased(own.tags):
-        merged = msgspec.structs.replace(merged, tags=call.tags, attribution=call.attribution, response_id=call.response_id)
+        prices, others = _figures(source, source_history), _figures(target, target_history)
+        # Repriced in the source since.
+        if len(prices) > len(others) and prices[: len(others)] == others:
+            repriced = ("usage", "components", "cost_femto", "list_femto", "cost_status", "cost_reasons", "price")
+            merged, history = msgspec.structs.replace(target, **{name: getattr(source, name) for name in repriced}), source_history
+    has_owner = target.attribution in REATTRIBUTABLE and source.attribution not in REATTRIBUTABLE
+    if (has_owner or _is_erased(source.tags)) and not _is_erased(target.tags):
+        merged = msgspec.structs.replace(merged, tags=source.tags, attribution=source.attribution, response_id=source.response_id)
     return merged, history
 
 
 def _figures(call: Call, history: History) -> list[tuple[object, ...]]:
-    """Every price of a call, the original first."""
+    """Return all prices of a call, the original first."""
     prices: list[PriceVersion | Call] = [*history, call]
-    return [(one.cost_femto, one.list_femto, one.cost_status, one.cost_reasons, one.price) for one in prices]
+    return [(price.cost_femto, price.list_femto, price.cost_status, price.cost_reasons, price.price) for price in prices]
 
 
-# -- persons that were erased --------------------------------------------------------------------------------------------------------
+# -- erased people ---------------------------------------------------------------------------------
 
 
 def _is_erased(tags: Tags) -> bool:
@@ -282,7 +291,7 @@ def _is_erased(tags: Tags) -> bool:
 
 
 def _erased_names(erased: Tags, named: Tags) -> dict[str, str]:
-    """The id in *named* that is a token in *erased*, with it."""
+    """Return the user id in *named* with the token that replaced it in *erased*."""
     name, token = named.user_id, erased.user_id
     if name is None or token is None or name.startswith(_ERASED) or not token.startswith(_ERASED):
         return {}
@@ -291,48 +300,56 @@ def _erased_names(erased: Tags, named: Tags) -> dict[str, str]:
 
 def _erase(target: Ledger, erased: dict[str, str]) -> None:
     for token in dict.fromkeys(erased.values()):
-        target.erase([name for name, one in erased.items() if one == token], token)
+        target.erase([name for name, token_of_name in erased.items() if token_of_name == token], token)
 
 
-# -- comparing -----------------------------------------------------------------------------------------------------------------------
+# -- comparing -------------------------------------------------------------------------------------
 
 
 def _compare(source: Ledger, target: Ledger) -> list[Difference]:
-    """The days on which the target does not have what the source has, by the sums that each keeps and by its calls themselves."""
+    """
+    Return the days on which the target lacks records of the source, by rollups and by the calls
+    themselves.
+    """
     differences = []
-    expected, found, kept = _by_day(source), _by_day(target), _by_day(target, kept=True)
+    expected, actual, rolled_up = _by_day(source), _by_day(target), _by_day(target, rollups=True)
     for day in sorted(expected):
-        if found.get(day) == expected[day]:
-            if kept.get(day) != found[day]:
-                differences.append(Difference(day, expected[day], kept.get(day, Sums()), rollups=True))
+        if actual.get(day) == expected[day]:
+            if rolled_up.get(day) != actual[day]:
+                differences.append(Difference(day, expected[day], rolled_up.get(day, Sums()), rollups=True))
             continue
         window = _window_of(day)
         shared = _added_up(_shared(source.calls(window=window), target.calls(window=window)))
         whole = _added_up(source.calls(window=window))
         if shared != whole:
             differences.append(Difference(day, whole, shared))
-        elif kept.get(day) != found.get(day):
-            differences.append(Difference(day, found.get(day, Sums()), kept.get(day, Sums()), rollups=True))
+        elif rolled_up.get(day) != actual.get(day):
+            differences.append(Difference(day, actual.get(day, Sums()), rolled_up.get(day, Sums()), rollups=True))
     return differences
 
 
-def _by_day(ledger: Ledger, *, kept: bool = False) -> dict[str, Sums]:
-    """The sums of each day in UTC, from the calls; or from what is *kept* beside them, where an engine does that."""
-    found: dict[str, Sums] = {}
-    for row in ledger.spend(["day"] if kept else ["day", "cost_status"]):
+def _by_day(ledger: Ledger, *, rollups: bool = False) -> dict[str, Sums]:
+    """
+    Return the sums of each day in UTC, from the calls or from *rollups*, if the engine has any.
+    """
+    sums: dict[str, Sums] = {}
+    for row in ledger.spend(["day"] if rollups else ["day", "cost_status"]):
         day = str(row.dimensions["day"])
-        before = found.get(day, Sums())
-        found[day] = Sums(
+        before = sums.get(day, Sums())
+        sums[day] = Sums(
             before.calls + row.calls,
             before.cost_femto + (row.cost_femto or 0),
             before.unpriced_calls + row.unpriced_calls,
             before.partial_calls + row.partial_calls,
         )
-    return found
+    return sums
 
 
 def _shared(calls: Iterable[Call], others: Iterator[Call]) -> Iterator[Call]:
-    """Those of *others* that are among *calls*; both are in order of time and id, and neither is held."""
+    """
+    Yield those of *others* that are in *calls*, without holding either in memory. Both are sorted
+    by time and id.
+    """
     other = next(others, None)
     for call in calls:
         while other is not None and (other.occurred_at, other.call_id) < (call.occurred_at, call.call_id):
@@ -351,7 +368,7 @@ def _added_up(calls: Iterable[Call]) -> Sums:
     return Sums(count, cost, unpriced, partial)
 
 
-# -- days ----------------------------------------------------------------------------------------------------------------------------
+# -- days ------------------------------------------------------------------------------------------
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _DAY = timedelta(days=1)
@@ -364,7 +381,7 @@ def _window_of(day: str) -> Window:
 
 
 def _days(window: Window) -> set[str]:
-    """The days that a bounded window touches."""
+    """Return the days in a bounded window."""
     assert window.since is not None
     assert window.until is not None
     first, last = ((_EPOCH + timedelta(microseconds=at)).date() for at in (window.since, window.until - 1))

@@ -1,4 +1,4 @@
-"""What a call costs: unit prices by provider, model, terms and time, with their provenance."""
+"""The cost of a call: unit prices by provider, model, terms and time, with their provenance."""
 
 from pathlib import Path
 
@@ -23,10 +23,10 @@ __all__ = [
 
 def open_book(prices: Path | None = None) -> PriceBook:
     """
-    The price book, with the user's own prices over it.
+    Return the price book, with the user's own prices on top.
 
     Args:
-        prices: The file of the user's own prices, if there is one.
+        prices: The file of the user's own prices, if any.
 
     Raises:
         OverridesError: The file cannot be used.

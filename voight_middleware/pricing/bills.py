@@ -1,4 +1,4 @@
-"""The provider's own bill: what it says itself that a call cost."""
+"""The cost that the provider itself reports."""
 
 from __future__ import annotations
 
@@ -10,21 +10,23 @@ from voight_middleware.records.call import Call
 from voight_middleware.records.money import CONTEXT
 
 BILLS = ("cost", "cost_in_usd_ticks")
-"""The keys of a usage object under which a provider reports its bill."""
+"""The usage keys under which providers report the cost."""
 
 
 def reported_cost(call: Call, raw: Mapping[str, Any]) -> Decimal | None:
-    """Return what the provider itself says that the call cost, in US dollars. Return None if it doesn't say."""
+    """
+    Return the cost that the provider itself reports, in US dollars. Return None if it reports none.
+    """
     bill = _BILLS.get(call.provider)
     return None if bill is None else bill(raw)
 
 
 def _openrouter(raw: Mapping[str, Any]) -> Decimal | None:
     """
-    Read OpenRouter's bill.
+    Read OpenRouter's cost.
 
-    Source: OpenRouter, "Usage accounting": ``cost`` in credits, one for each dollar; with a key of one's own for the provider behind
-    it, that provider's bill comes on top.
+    Source: OpenRouter, "Usage accounting": ``cost`` in credits, one per dollar. With your own key
+    for the upstream provider, its cost is added.
     """
     total = _amount(raw.get("cost"))
     details = raw.get("cost_details")
@@ -36,12 +38,13 @@ def _openrouter(raw: Mapping[str, Any]) -> Decimal | None:
 
 def _xai(raw: Mapping[str, Any]) -> Decimal | None:
     """
-    Read xAI's bill.
+    Read xAI's cost.
 
-    Source: xAI, "Cost tracking" (docs.x.ai/developers/cost-tracking): ``cost_in_usd_ticks``, 10,000,000,000 for one US dollar. This is
-    the amount billed: tokens after all discounts, and the calls of xAI's own tools.
+    Source: xAI, "Cost tracking" (docs.x.ai/developers/cost-tracking): ``cost_in_usd_ticks``,
+    10,000,000,000 per US dollar. This is the amount billed: tokens after all discounts, and calls
+    of xAI's own tools.
 
-    Package litellm 1, ``llms/xai/cost_calculator.py``: it hands the bill on as ``cost``, in US dollars.
+    litellm 1, ``llms/xai/cost_calculator.py``, reports it as ``cost`` in US dollars.
     """
     ticks = _amount(raw.get("cost_in_usd_ticks"))
     return _amount(raw.get("cost")) if ticks is None else CONTEXT.scaleb(ticks, -10)
@@ -49,10 +52,10 @@ def _xai(raw: Mapping[str, Any]) -> Decimal | None:
 
 def _perplexity(raw: Mapping[str, Any]) -> Decimal | None:
     """
-    Read Perplexity's bill.
+    Read Perplexity's cost.
 
-    Source: Perplexity API reference, "Chat completions", ``usage.cost.total_cost``: US dollars for tokens, citations, reasoning,
-    searches and the request itself.
+    Source: Perplexity API reference, "Chat completions", ``usage.cost.total_cost``: US dollars for
+    tokens, citations, reasoning, searches and the request itself.
     """
     cost = raw.get("cost")
     return _amount(cost.get("total_cost")) if isinstance(cost, Mapping) else None

@@ -1,9 +1,10 @@
 """
 The price book: unit prices by provider, model, terms and time.
 
-Three layers, each over the one before it: the list prices that ship inside the ``genai-prices`` package (no network, no update behind
-the user's back), our own dated rules, and the user's overrides. What they come to is resolved once an hour for each (provider, host,
-model, terms), and kept, so that pricing a warm call is a handful of integer multiplications.
+It has three layers, each over the previous one. The list prices are those inside the
+``genai-prices`` package, without network access or silent updates. Then come our own dated rules,
+then the user's overrides. The result is cached by provider, host, model, terms and hour. So pricing
+a call takes a few integer multiplications.
 """
 
 from __future__ import annotations
@@ -51,13 +52,16 @@ _UNITS: Mapping[str, tuple[tuple[str, int], ...]] = {
     "code_interpreter": (("code_executions_kcount", 1_000),),
     "request": (("requests_kcount", 1_000),),
 }
-"""Our counts, and the keys of genai-prices that price them, with the number of units that a price is for; the first one found is used."""
+"""
+Our counts, with their keys in genai-prices and the number of units per price. The first key present
+counts.
+"""
 
 _PROVIDERS = {"xai": "x-ai", "bedrock": "aws", "vertex": "google"}
 _STANDARD_TIERS = frozenset({None, "default", "standard", "auto", "on_demand"})
 _FEES = frozenset({"request", "web_search"})
 _OF_THE_MODEL = frozenset({"model", "served"})
-"""Reasons that a price of ours or the user's, for that name, does not settle."""
+"""Reasons that only a price for that exact name settles, our own or the user's."""
 _INSTEAD = (
     ("cache_read", "input"),
     ("cache_read_audio", "audio_in"),
@@ -66,12 +70,15 @@ _INSTEAD = (
     ("cache_write_5m", "cache_write"),
     ("cache_write_1h", "cache_write_5m"),
 )
-"""Counts that may lack a price of their own, and the count whose price is used then: such a cost is partial, and never leaves them out."""
+"""
+Counts that may lack a price, and the count whose price replaces it. Such a cost is partial, but
+never omits the count.
+"""
 _STANDARD_PLACES = frozenset({None, "global", "not_available"})
 _VERSION_SUFFIX = re.compile(r"(-latest|[-@]\d{4}-?\d{2}-?\d{2}|-\d{3,4}|-v\d+(:\d+)?|:\d+|:free)*")
 _TUNED = re.compile(r"^ft:(?P<base>[^:]+)(?::[^:]*){2,4}$")
 """
-A fine-tuned model of OpenAI: ``ft:<base>:<organization>:<name>:<id>``, perhaps with a checkpoint.
+A fine-tuned OpenAI model: ``ft:<base>:<organization>:<name>:<id>``, perhaps with a checkpoint.
 
 Source: OpenAI API reference, "Fine-tuning", ``fine_tuned_model``; "Checkpoints".
 """
@@ -84,26 +91,37 @@ _CACHE_ENTRIES = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Unit prices of one model at one time, in femto-dollars (1e-15 USD) per token, second, character, picture or request."""
+    """
+    The unit prices of one model at one time, in femto-dollars (1e-15 USD) per token, second,
+    character, image or request.
+    """
 
     femto: Mapping[str, int | Decimal]
     reasons: tuple[str, ...]
-    """Why these may not be the whole truth: a tier without a price of its own, a name matched by its beginning only."""
+    """
+    Why the cost may be incomplete: a tier without a price, or a name that matched only in part.
+    """
     provenance: str
-    """Source, version, matched model, rules and unit prices in USD, as JSON: enough to compute the cost again without the library."""
+    """
+    Source, version, matched model, rules and unit prices in USD, as JSON. Enough to recompute the
+    cost without the library.
+    """
     doubts: Mapping[str, str] = field(default_factory=dict)
-    """Reasons that concern one count only, such as a cache read whose tier has no price of its own."""
+    """Reasons that concern a single count, such as a cache read without a price in its tier."""
     minimum: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class RateTable:
-    """The rates of a model by length of its input: most have one row, long-context models have two."""
+    """The rates of a model by input length. Most models have one row, long-context models two."""
 
     rows: tuple[tuple[int, Rates], ...]
 
     def for_input(self, tokens: int) -> Rates:
-        """The row for that many input tokens, cached ones included: it applies to all of them."""
+        """
+        Return the rates for this many input tokens, including cached ones. They apply to all
+        tokens.
+        """
         chosen = self.rows[0][1]
         for above, rates in self.rows[1:]:
             if tokens > above:
@@ -112,21 +130,21 @@ class RateTable:
 
 
 @dataclass(slots=True)
-class _Found:
-    """A model of the list, and what is to be said about its price under some terms."""
+class _ListPrice:
+    """A listed model, with its price under some terms and the doubts about it."""
 
     model: ModelInfo | None = None
     prices: ModelPrice | None = None
     context: dict[str, str] = field(default_factory=dict)
     own: frozenset[str] = frozenset()
-    """Keys of the list that have a price of their own under these terms."""
+    """Keys of the list with a separate price under these terms."""
     reasons: dict[str, str] = field(default_factory=dict)
-    """By the term that they are about; a rule for that term settles them."""
+    """By the term that they concern. A rule for that term settles them."""
     by_hour: bool = False
 
 
 class PriceBook:
-    """Resolves and remembers rates. Used from one thread at a time."""
+    """Resolves and caches rates. Use it from one thread at a time."""
 
     def __init__(self, overrides: Overrides | None = None) -> None:
         snapshot = _snapshot()
@@ -138,14 +156,19 @@ class PriceBook:
 
     @property
     def has_own(self) -> bool:
-        """Whether a file of the user's own prices is in it."""
+        """Whether it includes a file of the user's own prices."""
         return self._overrides is not NO_OVERRIDES
 
     def rates(self, call: Call, model: str | None, terms: Terms = STANDARD) -> RateTable | None:
-        """The rates for a call's *model* (its own, where None) at the time of the call; None where no price is known."""
+        """
+        Return the rates of *model* at the time of the call. None means the call's own model.
+
+        Returns None if no price is known.
+        """
         names: tuple[str | None, ...] = (model,) if model is not None else (call.model, call.requested_model)
         if model is None and billed_by_the_hour(call) is not None:
-            names = (call.requested_model,)  # the model that answers has no price here: yours for the name that was asked for has
+            # The reported model has no price here, but the user may have priced the requested name.
+            names = (call.requested_model,)
         key = (call.provider, call.host, names, terms, call.occurred_at // HOUR)
         try:
             return self._cache[key]
@@ -170,53 +193,56 @@ class PriceBook:
             called = (ref,) if listed is None else (ref, listed.id)
             rules = [rule for rule in self._rules if rule.holds(call.provider, called, call.host, at, terms)]
             if listed is not None and provider is not None:
-                found = _find(provider, listed, ref, call, terms)
+                entry = _find(provider, listed, ref, call, terms)
             elif any(rule.usd for rule in rules):
-                found = _Found(reasons=_unlisted(terms))
+                entry = _ListPrice(reasons=_unlisted(terms))
             else:
                 served = served or ref
                 continue
             if served is not None and _core(served) != _core(ref) and not any(rule.own and rule.usd for rule in rules):
-                found.reasons["served"] = f"no price for model {served!r}, which answered: priced as {ref!r}, which was asked for"
-            return self._table(call, provider, ref, found, rules), not found.by_hour or any(rule.whole for rule in rules)
+                entry.reasons["served"] = f"no price for model {served!r}, which answered: priced as {ref!r}, which was asked for"
+            return self._table(call, provider, ref, entry, rules), not entry.by_hour or any(rule.whole for rule in rules)
         return None, True
 
-    def _standard(self, call: Call, found: _Found, rules: Sequence[Rule]) -> Units:
-        """The unit prices of the same model under standard terms, for a short input and at no place in particular."""
-        if found.model is None or not any(rule.own and rule.usd for rule in rules):
+    def _standard(self, call: Call, entry: _ListPrice, rules: Sequence[Rule]) -> Units:
+        """
+        Return the model's unit prices under standard terms, for a short input and no specific
+        region.
+        """
+        if entry.model is None or not any(rule.own and rule.usd for rule in rules):
             return {}
         at = datetime.fromtimestamp(call.occurred_at // 1_000_000, UTC)
-        listed = dict(_unit_prices(found.model.get_prices(at), found.model, 1))
+        listed = dict(_unit_prices(entry.model.get_prices(at), entry.model, 1))
         return overlay(listed, [rule for rule in rules if not rule.own and not rule.when and rule.host == "*" and not rule.above], {})
 
-    def _table(self, call: Call, provider: Provider | None, ref: str, found: _Found, rules: Sequence[Rule]) -> RateTable:
-        doubt = None if found.model is None else place_doubt(call, ref, found.model.id)
+    def _table(self, call: Call, provider: Provider | None, ref: str, entry: _ListPrice, rules: Sequence[Rule]) -> RateTable:
+        doubt = None if entry.model is None else place_doubt(call, ref, entry.model.id)
         if doubt is not None and not any(rule.host != "*" for rule in rules):
-            found.reasons["host"] = doubt
-        prices = found.prices
+            entry.reasons["host"] = doubt
+        prices = entry.prices
         tiers = (tier.start for price in vars(prices).values() for tier in getattr(price, "tiers", ())) if prices else ()
         starts = sorted({*tiers, *(rule.above for rule in rules if rule.above)})
-        standard = self._standard(call, found, rules)
+        standard = self._standard(call, entry, rules)
         rows = []
         for above in (0, *starts):
             held = [rule for rule in rules if rule.above <= above]
-            rows.append((above, _rates_above(above, held, standard, found, ref, call.provider if provider is None else provider.id)))
+            rows.append((above, _rates_above(above, held, standard, entry, ref, call.provider if provider is None else provider.id)))
         return RateTable(tuple(rows))
 
 
-def _rates_above(above: int, rules: Sequence[Rule], standard: Units, found: _Found, ref: str, provider: str) -> Rates:
-    """The rates for an input longer than *above*."""
-    reasons = dict(found.reasons)
+def _rates_above(above: int, rules: Sequence[Rule], standard: Units, entry: _ListPrice, ref: str, provider: str) -> Rates:
+    """Return the rates for an input longer than *above*."""
+    reasons = dict(entry.reasons)
     for index, rule in enumerate(rules):
         if rule.doubt is not None and not any(later.own and (later.whole or later.usd.keys() & _FEES) for later in rules[index:]):
             reasons[rule.id] = rule.doubt
     settled = {name for rule in rules for name in rule.when}
     whole = any(rule.whole for rule in rules)
     kept = tuple(reason for term, reason in reasons.items() if term not in settled and (term in _OF_THE_MODEL or not whole))
-    prices = found.prices
-    listed = dict(_unit_prices(prices, found.model, above + 1)) if prices is not None else {}
+    prices = entry.prices
+    listed = dict(_unit_prices(prices, entry.model, above + 1)) if prices is not None else {}
     units = overlay(listed, rules, standard)
-    doubts = {} if whole else _doubts(found, rules, listed, settled)
+    doubts = {} if whole else _doubts(entry, rules, listed, settled)
     for name, instead in _INSTEAD:
         if name not in units and instead in units:
             units[name] = units[instead]
@@ -227,8 +253,8 @@ def _rates_above(above: int, rules: Sequence[Rule], standard: Units, found: _Fou
         "version": _source_version(),
         "data": _source_hash(),
         "provider": provider,
-        "model": ref if found.model is None else found.model.id,
-        "context": found.context,
+        "model": ref if entry.model is None else entry.model.id,
+        "context": entry.context,
         "unit_usd": {name: usd_text(amount) for name, amount in units.items()},
         "rules": [{"id": rule.id, "source": rule.source} for rule in rules],
         **({"minimum": minimum} if minimum else {}),
@@ -237,64 +263,68 @@ def _rates_above(above: int, rules: Sequence[Rule], standard: Units, found: _Fou
 
 
 def _unlisted(terms: Terms) -> dict[str, str]:
-    """Why the price of a model that is on no list may not be that of these terms."""
+    """Return why the price of an unlisted model may not apply under these terms."""
     reasons = {term: f"{key} {value!r} has no price of its own: your standard price is used" for term, key, value in _wanted(terms)}
     if terms.geo not in _STANDARD_PLACES:
         reasons["geo"] = f"inference_geo {terms.geo!r} has no price of its own: your standard price is used"
     return reasons
 
 
-def _find(provider: Provider, model: ModelInfo, ref: str, call: Call, terms: Terms) -> _Found:
-    """The list price of a model under some terms, and every way in which those terms are not in the list."""
+def _find(provider: Provider, model: ModelInfo, ref: str, call: Call, terms: Terms) -> _ListPrice:
+    """Return the list price of a model under some terms, and which terms the list lacks."""
     from genai_prices.types import TimeOfDateConstraint
 
     at = datetime.fromtimestamp(call.occurred_at // 1_000_000, UTC)
-    found = _Found(model=model, prices=model.get_prices(at))
+    entry = _ListPrice(model=model, prices=model.get_prices(at))
     conditional = model.prices if isinstance(model.prices, list) else ()
-    found.by_hour = any(isinstance(one.constraint, TimeOfDateConstraint) for one in conditional)
+    entry.by_hour = any(isinstance(price.constraint, TimeOfDateConstraint) for price in conditional)
     if not _same_model(ref, model.id):
-        found.reasons["model"] = f"model {ref!r} is priced as {model.id!r}, which its name only begins with"
-    if found.by_hour:  # genai-prices cannot combine an hour with a weekday or a date
-        found.reasons["hour"] = "priced by the hour of the day: weekends and former prices are not in the price data"
+        entry.reasons["model"] = f"model {ref!r} is priced as {model.id!r}, which its name only begins with"
+    if entry.by_hour:  # genai-prices cannot combine an hour with a weekday or a date
+        entry.reasons["hour"] = "priced by the hour of the day: weekends and former prices are not in the price data"
     if terms.geo not in _STANDARD_PLACES:
-        found.reasons["geo"] = f"inference_geo {terms.geo!r} has no price of its own: standard prices used"
-    if not any(model is one for one in provider.models):  # genai-prices has the prices of tiers for a provider's own models only
+        entry.reasons["geo"] = f"inference_geo {terms.geo!r} has no price of its own: standard prices used"
+    # genai-prices has tier prices for a provider's own models only
+    if not any(model is listed for listed in provider.models):
         for term, key, value in _wanted(terms):
-            found.reasons[term] = f"{key} {value!r} has no price of its own: standard prices used"
-        return found
+            entry.reasons[term] = f"{key} {value!r} has no price of its own: standard prices used"
+        return entry
     overrides: dict[str, Any] = {}
     for term, key, value in _wanted(terms):
-        variants = [one for one in model.price_variants or () if one.when == {key: value}]
+        variants = [variant for variant in model.price_variants or () if variant.when == {key: value}]
         if not variants:
-            found.reasons[term] = f"{key} {value!r} has no price of its own: standard prices used"
+            entry.reasons[term] = f"{key} {value!r} has no price of its own: standard prices used"
             continue
-        found.context[key] = value
+        entry.context[key] = value
         for variant in variants:
             start = getattr(variant.constraint, "start_date", None)
             if variant.constraint is not None and not variant.constraint.active(at):
                 if start is None or at.date() > start:
-                    found.reasons[term] = f"{key} {value!r} has no price of its own at that time: standard prices used"
+                    entry.reasons[term] = f"{key} {value!r} has no price of its own at that time: standard prices used"
                     continue
                 then = datetime.combine(start, time(12), UTC)
-                if vars(model.get_prices(then)) != vars(found.prices):
-                    found.reasons[term] = f"{key} {value!r} has no price of its own before {start}: standard prices used"
+                if vars(model.get_prices(then)) != vars(entry.prices):
+                    entry.reasons[term] = f"{key} {value!r} has no price of its own before {start}: standard prices used"
                     continue
-                # Most variants begin on the day on which they were added to the price data, and not when the provider introduced them.
-                found.reasons[term] = f"the price of {key} {value!r} is known from {start} on, and used for an earlier call"
+                # Most variants start on the day they were added to the price data, not on the day
+                # the provider introduced them.
+                entry.reasons[term] = f"the price of {key} {value!r} is known from {start} on, and used for an earlier call"
             for name, amount in vars(variant.prices).items():
                 if amount is not None:
                     overrides.setdefault(name, amount)
     if overrides:
         from copy import copy
 
-        found.prices = copy(found.prices)
-        vars(found.prices).update(overrides)
-    found.own = frozenset(overrides)
-    return found
+        entry.prices = copy(entry.prices)
+        vars(entry.prices).update(overrides)
+    entry.own = frozenset(overrides)
+    return entry
 
 
 def _wanted(terms: Terms) -> Iterator[tuple[str, str, str]]:
-    """The terms that have prices of their own: our name, that of genai-prices, and the value."""
+    """
+    Yield the terms that may have separate prices: our name, genai-prices' name, and the value.
+    """
     if terms.tier not in _STANDARD_TIERS:
         yield "tier", "service_tier", str(terms.tier)
     if terms.batch:
@@ -303,15 +333,18 @@ def _wanted(terms: Terms) -> Iterator[tuple[str, str, str]]:
         yield "speed", "speed", str(terms.speed)
 
 
-def _doubts(found: _Found, rules: Sequence[Rule], listed: Mapping[str, Decimal], settled: set[str]) -> dict[str, str]:
-    """Counts that have a standard price only, though others have one under these terms."""
-    own = {name for name, keys in _UNITS.items() for key, _ in keys if key in found.own}
-    own |= {name for rule in rules if rule.when or not rule.own for name in rule.usd}
-    if not found.own and not (settled & {"tier", "batch", "speed"}):
+def _doubts(entry: _ListPrice, rules: Sequence[Rule], listed: Mapping[str, Decimal], settled: set[str]) -> dict[str, str]:
+    """
+    Return doubts about counts that have only a standard price while others have one for these
+    terms.
+    """
+    priced = {name for name, keys in _UNITS.items() for key, _ in keys if key in entry.own}
+    priced |= {name for rule in rules if rule.when or not rule.own for name in rule.usd}
+    if not entry.own and not (settled & {"tier", "batch", "speed"}):
         return {}
-    terms = ", ".join(found.context.values()) or "these terms"
+    terms = ", ".join(entry.context.values()) or "these terms"
     return {
-        name: f"{name} has no price of its own for {terms}: standard price used" for name in listed if name in TOKENS and name not in own
+        name: f"{name} has no price of its own for {terms}: standard price used" for name in listed if name in TOKENS and name not in priced
     }
 
 
@@ -322,12 +355,17 @@ def _reference(name: str | None, provider: str) -> str:
 
 
 def _core(ref: str) -> list[str]:
-    """The words of a model's name, without vendor, place, date, version and length of context: Bedrock's models answer with other names."""
+    """
+    Return the words of a model's name without vendor, place, date, version and context length.
+    Bedrock's models report other names.
+    """
     return sorted(_WORDS.split(_ASIDES.sub("", _VENDORS.sub("", ref))))
 
 
 def _same_model(ref: str, model: str) -> bool:
-    """False for a name that some rule matched by its beginning alone, such as a model that is newer than the prices."""
+    """
+    Return False if only the beginning of the name matched, as for a model newer than the prices.
+    """
     if model.endswith(".ft-"):  # Azure: gpt-4o-mini-2024-07-18.ft-0e208cf33a6a466994aff31a08aba678
         return True
     tuned = _TUNED.match(ref)
@@ -348,7 +386,7 @@ def _unit_prices(prices: ModelPrice, model: ModelInfo | None, input_tokens: int)
                 amount = next((tier.price for tier in reversed(amount.tiers) if input_tokens > tier.start), amount.base)
             units[name] = CONTEXT.divide(amount, Decimal(per))
             break
-    # What such a model puts out are pictures, or sound: the list has their price under the plain name.
+    # These models output images or sound, and the list has their price under the plain name.
     for part, name in (("image", "image_out"), ("tts", "audio_out")):
         if model is not None and part in model.id and name not in units and "output" in units:
             units[name] = units["output"]
@@ -356,13 +394,16 @@ def _unit_prices(prices: ModelPrice, model: ModelInfo | None, input_tokens: int)
 
 
 def _femto(usd: Mapping[str, Decimal]) -> dict[str, int | Decimal]:
-    """Whole numbers where a unit price is a whole number of femto-dollars, as list prices per million tokens are."""
+    """
+    Return whole numbers for unit prices in whole femto-dollars, such as list prices per million
+    tokens.
+    """
     scaled = {name: CONTEXT.scaleb(amount, 15) for name, amount in usd.items()}
     return {name: int(amount) if amount == amount.to_integral_value(context=CONTEXT) else amount for name, amount in scaled.items()}
 
 
 def _snapshot() -> DataSnapshot:
-    """The data inside the package, whatever an application that uses it too has put in its place."""
+    """Return the data inside the package, even if the application has installed other data."""
     from genai_prices.data import providers
     from genai_prices.data_snapshot import DataSnapshot
 
@@ -378,7 +419,7 @@ def _source_version() -> str:
 
 @cache
 def _source_hash() -> str:
-    """The SHA-256 of the price data, its first 16 digits."""
+    """Return the first 16 digits of the SHA-256 of the price data."""
     import hashlib
     from pathlib import Path
 

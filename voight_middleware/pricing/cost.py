@@ -1,4 +1,6 @@
-"""The cost of one call: its counts times the unit prices, with a status that says how far to trust it."""
+"""
+The cost of one call: its counts times the unit prices, with a status that says how reliable it is.
+"""
 
 from __future__ import annotations
 
@@ -31,23 +33,28 @@ COUNTS = (
     "seconds",
     "characters",
 )
-"""The counts of a usage that are billed, each by a unit price of its own."""
+"""The billed counts of a usage, each with a unit price of its own."""
 _BILLED = frozenset(COUNTS)
 _FIELDS = Usage.__struct_fields__
 UNREADABLE = "unreadable usage"
-"""How a reason begins that says that the tokens of a call are not known."""
+"""The beginning of a reason if the tokens of a call are unknown."""
 _FREE_TOOLS = frozenset({"web_fetch"})
 """Source: Anthropic, "Web fetch tool", pricing: no charge beyond the tokens."""
 FREE = frozenset({"moderations", "count_tokens"})
 """
-Endpoints without a price. Sources: OpenAI, "Moderation" (free of charge), "Counting tokens"; Anthropic, "Token counting" (free to use).
+Endpoints without a price. Sources: OpenAI, "Moderation" (free of charge), "Counting tokens";
+Anthropic, "Token counting" (free to use).
 """
 
 
 def billed(usage: Usage, rates: Rates) -> Iterator[tuple[str, int]]:
-    """The counts of *usage* as they are billed under *rates*: reasoning apart where it has a price of its own, and minima applied."""
+    """
+    Yield the counts of *usage* as billed under *rates*, with minimums applied. Reasoning is
+    separate if it has a price of its own.
+    """
     apart = usage.reasoning if "reasoning" in rates.femto else None
-    beside = apart is not None and apart > (usage.output or 0)  # not a part of the output, against the contract of Usage
+    # Not a part of the output, which violates the contract of Usage.
+    beside = apart is not None and apart > (usage.output or 0)
     for name, count in zip(_FIELDS, astuple(usage), strict=True):
         if count and name in _BILLED:
             if apart and name == "output":
@@ -63,14 +70,18 @@ def billed(usage: Usage, rates: Rates) -> Iterator[tuple[str, int]]:
 
 def price(call: Call, book: PriceBook, terms: Terms = STANDARD, reported: Decimal | None = None) -> None:
     """
-    Set the cost of *call*, its status and its reasons, from its components.
+    Set the cost of *call*, its status and its reasons from its components.
 
-    An answer of status 400 or above is not billed, and costs 0, as does an endpoint that is free. A call without usage or without a
-    price costs None: ``unpriced``. A call with a count, tier or tool that has no price of its own costs what its priced parts cost:
-    ``partial``, as is one that was tried before without an answer, and may have been billed for that too.
+    A response with status 400 or above is not billed and costs 0, as does a free endpoint. Without
+    usage or price, the cost is None and the status ``unpriced``. If a count, tier or tool has no
+    price, the cost is that of the priced parts and the status ``partial``. It is also ``partial``
+    after an attempt without a response, which may have been billed.
 
     Args:
-        reported: What the provider itself says that the call cost, in US dollars: it wins, and ours is kept beside it.
+        call: The call to price.
+        book: The price book.
+        terms: The terms of the call.
+        reported: The cost reported by the provider, in US dollars. It wins; ours is stored too.
     """
     call.list_femto = None
     if call.endpoint in FREE:
@@ -85,8 +96,8 @@ def price(call: Call, book: PriceBook, terms: Terms = STANDARD, reported: Decima
         call.list_femto = call.cost_femto
         call.cost_femto = int(CONTEXT.to_integral_value(CONTEXT.scaleb(reported, 15)))
         call.cost_status = "partial" if call.possibly_billed else "priced"
-        # The bill settles what our prices lack, and not what is unknown about the call itself.
-        call.cost_reasons = asides if call.possibly_billed else tuple(one for one in asides if one.startswith(UNREADABLE))
+        # The reported cost settles missing prices, but not what is unknown about the call itself.
+        call.cost_reasons = asides if call.possibly_billed else tuple(reason for reason in asides if reason.startswith(UNREADABLE))
 
 
 def _price_by_list(call: Call, book: PriceBook, terms: Terms) -> None:
@@ -151,7 +162,10 @@ def _says_something(usage: Usage) -> bool:
 
 
 def _cost(usage: Usage, rates: Rates) -> tuple[int, Decimal | None, list[str], int]:
-    """Whole femto-dollars, the fraction of one, the counts that have no price, and how many counts there are."""
+    """
+    Return whole femto-dollars, the fraction of one, the counts without a price, and the number of
+    counts.
+    """
     total = counts = 0
     fraction: Decimal | None = None
     unknown: list[str] = []

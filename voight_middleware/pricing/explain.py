@@ -1,7 +1,7 @@
 """
-The cost of a call, line by line, from what is stored of it: its components and the unit prices that were used.
+The cost of a stored call, line by line: its components times the stored unit prices.
 
-The price book is not asked: what is shown is how the figure came about then, and not what the call would cost today.
+It doesn't use the price book: it explains the stored cost, not today's.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ _decode = msgspec.json.Decoder(dict[str, Any], float_hook=Decimal).decode
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One count times its unit price. Money is in US dollars, and exact."""
+    """One count times its unit price. Money is in exact US dollars."""
 
     name: str
     count: int
     unit_usd: Decimal | None = None
-    """For one token, second, character, picture or request; None where no price of it is stored."""
+    """Per token, second, character, image or request. None if no price is stored."""
     free: bool = False
-    """Whether there is no price because nothing is charged."""
+    """Whether it has no price because nothing is charged."""
 
     @property
     def amount_usd(self) -> Decimal | None:
-        """The count times the unit price; None where there is none."""
+        """The count times the unit price. None without a unit price."""
         return None if self.unit_usd is None else CONTEXT.multiply(self.unit_usd, Decimal(self.count))
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A price rule that was laid over the list price."""
+    """A price rule applied over the list price."""
 
     id: str
     source: str | None = None
@@ -49,19 +49,19 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One component of a call: what a model did, and the prices that it was billed by."""
+    """One component of a call, with the prices it was billed at."""
 
     model: str | None
-    """The model that the prices are of; where none are stored, that of the component."""
+    """The priced model. The component's model if no prices are stored."""
     lines: tuple[Line, ...]
     provider: str | None = None
     source: str | None = None
-    """Where the prices come from: ``genai-prices``, ``rules``, …; None where no prices are stored."""
+    """The source of the prices: ``genai-prices``, ``rules``, …. None if no prices are stored."""
     version: str | None = None
     data: str | None = None
     """The hash of the price data."""
     context: Mapping[str, str] = field(default_factory=dict)
-    """The terms whose own list prices were used, such as the tier."""
+    """The terms with separate list prices, such as the tier."""
     rules: tuple[Rule, ...] = ()
 
 
@@ -71,20 +71,20 @@ class Explanation:
 
     parts: tuple[Part, ...]
     sum_femto: int | None
-    """The sum of all lines, rounded as the cost was; None where no price is stored."""
+    """The sum of all lines, rounded like the cost. None if no price is stored."""
     stored_femto: int | None
-    """What the sum should come to: the cost, or our own figure where the provider reported the cost itself."""
+    """The expected sum: the cost, or our own price if the provider reported the cost."""
     reported_femto: int | None
-    """The cost as the provider reported it; None where it did not."""
+    """The cost reported by the provider, if any."""
 
     @property
     def agrees(self) -> bool:
-        """Whether the sum is the stored figure, to the last femto-dollar."""
+        """Whether the sum equals the stored cost, to the last femto-dollar."""
         return self.sum_femto == self.stored_femto or (self.sum_femto is None and not self.stored_femto)
 
 
 def explain(call: Call) -> Explanation:
-    """How the cost of a call came about, computed again from its components and its stored prices."""
+    """Explain the cost of a call, recomputed from its components and stored prices."""
     reported = call.list_femto is not None or _reports_a_cost(call)
     records = [] if call.price is None else [_record(text) for text in call.price.split("\n")]
     components = call.components or (() if call.usage is None else (Component(usage=call.usage),))
@@ -124,7 +124,10 @@ def _part(call: Call, component: Component, record: Mapping[str, Any], *, free: 
 
 
 def _counts(usage: Usage, units: Mapping[str, Decimal], minimum: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    """The counts as they were billed: reasoning apart where it has a price of its own, and not less than the least that is billed."""
+    """
+    Yield the counts as billed, with minimums applied. Reasoning is separate if it has a price of
+    its own.
+    """
     apart = (usage.reasoning or 0) if "reasoning" in units else 0
     for name in COUNTS:
         count: int | None = getattr(usage, name)
@@ -143,7 +146,9 @@ def _counts(usage: Usage, units: Mapping[str, Decimal], minimum: Mapping[str, An
 
 
 def _sum(parts: tuple[Part, ...]) -> int | None:
-    """As the cost was added up: unit prices in whole femto-dollars by themselves, and what the others come to rounded at the end."""
+    """
+    Sum up like the cost: whole femto-dollar prices exactly, the others rounded once at the end.
+    """
     whole, fraction, known = 0, Decimal(0), False
     for part in parts:
         known = known or part.source is not None

@@ -1,7 +1,8 @@
 """
-Our own dated rules: what the price data lack or have wrong, each with its source.
+Our own dated rules, each with its source: corrections and additions to the price data.
 
-A price that no page of the provider states is not guessed: such a call stays ``partial`` or ``unpriced``.
+Prices that no page of the provider states are not guessed. Such a call stays ``partial`` or
+``unpriced``.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _VERTEX = "https://platform.claude.com/docs/en/build-with-claude/claude-on-verte
 _VERTEX_REGIONS = "*-aiplatform.googleapis.com|aiplatform.*.rep.googleapis.com"
 _CLAUDE = "https://platform.claude.com/docs/en/about-claude/pricing"
 _LONG = {name: Decimal("1.5") if name in ("output", "reasoning") else Decimal(2) for name in TOKENS}
-"""What a long input costs more, at Anthropic and OpenAI: twice for all of the input, and 1.5 times for the output."""
+"""The surcharge for long inputs at Anthropic and OpenAI: 2x for all input, 1.5x for the output."""
 _GROK_RETIRED = "grok-3|grok-4|grok-4-0709|grok-4-latest|grok-4-fast-*reasoning|grok-4-1-fast-*reasoning"
 _GROK_RETIREMENT = "https://docs.x.ai/developers/migration/may-15-retirement"
 _FOUNDRY = "https://azure.microsoft.com/en-us/blog/gpt-5-6-now-available-in-microsoft-foundry/"
@@ -61,7 +62,10 @@ def _picture(model: str, price: str, size: str, quality: str | None = None) -> R
 
 
 def _deepseek(model: str, name: str, off_peak: dict[str, Decimal], since: str | None) -> list[Rule]:
-    """Twice the price in peak hours, from Monday to Friday 01:00 to 04:00 and 06:00 to 10:00 UTC."""
+    """
+    Return rules with twice the price in peak hours: Monday to Friday, 01:00 to 04:00 and 06:00 to
+    10:00 UTC.
+    """
     start = None if since is None else moment(since)
     calm = Rule(id=f"deepseek-{name}", source=_DEEPSEEK, provider="deepseek", model=model, since=start, usd=off_peak, whole=True)
     peak = Rule(
@@ -352,7 +356,7 @@ RULES: tuple[Rule, ...] = (
         model="whisper-large-v3*",
         minimum={"seconds": 10},
     ),
-    # DeepSeek's calendar: a flat price until 2026-08-16 16:00 UTC, peak and off-peak hours from then on.
+    # DeepSeek: a flat price until 2026-08-16 16:00 UTC, then peak and off-peak hours.
     Rule(
         id="deepseek-v4-pro-flat",
         source=_DEEPSEEK,

@@ -1,8 +1,8 @@
 """
-The user's own prices, from one TOML file: negotiated rates, models of his own, self-hosted ones, Azure deployments.
+The user's own prices from one TOML file: negotiated rates, custom and self-hosted models, Azure
+deployments.
 
-The file is read as a whole, and refused as a whole where anything in it cannot be used: a price that was meant and not taken would be
-a wrong one.
+A mistake rejects the whole file: skipping an intended price would yield wrong costs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ _PER = {
     "request": Decimal(1),
     **{name: Decimal(1000) for name in ("web_search", "file_search", "code_interpreter")},
 }
-"""What a price in the file is for: a million tokens or characters, a minute, a second, a picture, a request, a thousand tool calls."""
+"""
+The unit of each price: a million tokens or characters, a minute, a second, an image, a request, a
+thousand tool calls.
+"""
 
 _TEXTS = ("provider", "model", "host", "note")
 _TERMS = ("tier", "speed", "geo", "size", "quality")
@@ -38,7 +41,9 @@ _KEYS = frozenset((*_TEXTS, *_TERMS, *_TIMES, *_PER, "batch", "discount", "free"
 
 
 class OverridesError(ValueError):
-    """A file of prices that cannot be used; ``problems`` has one line for each mistake, with the file and its line."""
+    """
+    A file of prices cannot be used. ``problems`` has one line per mistake, with file and line.
+    """
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("; ".join(problems))
@@ -47,13 +52,13 @@ class OverridesError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
-    """What the file says."""
+    """The content of a file of prices."""
 
     rules: tuple[Rule, ...] = ()
     deployments: Mapping[str, str] = field(default_factory=dict)
 
     def model_behind(self, name: str | None) -> str | None:
-        """The model behind a deployment's name; any other name as it is."""
+        """Return the model of a deployment. Other names are returned unchanged."""
         return name if name is None else self.deployments.get(name.lower(), name)
 
 
@@ -65,7 +70,7 @@ def read_overrides(path: Path) -> Overrides:
     Read a file of prices.
 
     Raises:
-        OverridesError: The file cannot be read, is no TOML, or something in it cannot be used.
+        OverridesError: The file cannot be read, is not TOML, or contains a mistake.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -76,22 +81,24 @@ def read_overrides(path: Path) -> Overrides:
 
 def parse_overrides(text: str, path: Path) -> Overrides:
     """
-    Read the content of a file of prices.
+    Parse the content of a file of prices.
 
     Raises:
-        OverridesError: It is no TOML, or something in it cannot be used.
+        OverridesError: It is not TOML, or it contains a mistake.
     """
     try:
         content = tomllib.loads(text, parse_float=Decimal)
     except RecursionError as error:
         raise OverridesError([f"{path}: lists or tables are nested too deeply"]) from error
-    except ValueError as error:  # beside what is not TOML, numbers of thousands of digits
+    except ValueError as error:  # not TOML, or a number of thousands of digits
         raise OverridesError([f"{path}: {error}"]) from error
     reader = _Reader(path, text)
     rules = reader.rules(content.pop("price", []))
     deployments = reader.deployments(content.pop("deployments", {}))
     for name in content:
-        reader.complain(reader.line_of(f"[{name}]", name), f"there is no {name!r} here; a price is [[price]], names are [deployments]")
+        reader.complain(
+            reader.line_of(f"[{name}]", name), f"unknown key {name!r}: write prices as [[price]] and deployments as [deployments]"
+        )
     if reader.problems:
         raise OverridesError(reader.problems)
     return Overrides(rules, deployments)
@@ -108,7 +115,7 @@ class _Reader:
         self.problems.append(f"{self._path}:{line}: {problem}" if line else f"{self._path}: {problem}")
 
     def line_of(self, *starts: str, after: int = 1, before: int | None = None) -> int | None:
-        """The first line in a part of the file that begins with one of these."""
+        """Return the first line of a part of the file that begins with one of *starts*."""
         for number in range(after, (before or len(self._lines) + 1)):
             line = self._lines[number - 1].strip()
             if any(line.startswith(start) and (start[0] == "[" or re.match(r"[\s=.]", line[len(start) :])) for start in starts):
@@ -117,7 +124,7 @@ class _Reader:
 
     def rules(self, tables: Any) -> tuple[Rule, ...]:
         if not isinstance(tables, list):
-            self.complain(self.line_of("[price]", "price"), "a price is a table of its own: write [[price]]")
+            self.complain(self.line_of("[price]", "price"), "each price is a table of its own: write [[price]]")
             return ()
         made = []
         for index, table in enumerate(tables):
@@ -134,7 +141,7 @@ class _Reader:
             return (self.line_of(key, f'"{key}"', after=begin + 1, before=end) if begin else None) or begin
 
         if not isinstance(table, dict):
-            self.complain(begin, "a price is a table of its own: write [[price]]")
+            self.complain(begin, "each price is a table of its own: write [[price]]")
             return None
         for key in table.keys() - _KEYS:
             hint = (
@@ -144,10 +151,10 @@ class _Reader:
             )
             self.complain(at(key), f"there is no key {key!r}: {hint}")
         if "model" not in table:
-            self.complain(begin, 'a price needs a model, such as model = "gpt-4o*"; "*" is any')
+            self.complain(begin, 'a price needs a model, such as model = "gpt-4o*"; "*" matches any')
         for key in (*_TEXTS, *_TERMS):
             if key in table and (not isinstance(table[key], str) or not table[key].strip()):
-                self.complain(at(key), f"{key} must be a text, not {table[key]!r}")
+                self.complain(at(key), f"{key} must be text, not {table[key]!r}")
         if isinstance(table.get("host"), str) and re.search(r"[/@]", table["host"]):
             self.complain(at("host"), "host must be a host name such as api.openai.com, not a URL: calls keep their host name only")
         for key in ("batch", "free", "whole"):
@@ -159,7 +166,7 @@ class _Reader:
         usd = {key: self._amount(table[key], key, at(key)) for key in _PER if key in table}
         factor = self._discount(table["discount"], at("discount")) if "discount" in table else None
         if table.get("free") is True and (usd or factor is not None):
-            self.complain(at("free"), "what is free has no other price")
+            self.complain(at("free"), "a free model cannot have another price")
         if not usd and factor is None and table.get("free") is not True:
             self.complain(begin, "a price needs at least one amount (input, output, …), a discount, or free = true")
         if self.problems:
@@ -185,7 +192,7 @@ class _Reader:
             self.complain(line, f"{key} must be US dollars, 0 or more, not {value!r}")
             return Decimal(0)
         if value > 1_000_000:
-            self.complain(line, f"{key} = {value} is more than any price: it is US dollars for {_said(key)}")
+            self.complain(line, f"{key} = {value} is more than any price: the unit is US dollars for {_unit(key)}")
         return Decimal(value)
 
     def _discount(self, value: Any, line: int | None) -> Decimal | None:
@@ -210,16 +217,16 @@ class _Reader:
     def deployments(self, table: Any) -> Mapping[str, str]:
         begin = self.line_of("[deployments]")
         if not isinstance(table, dict):
-            self.complain(begin, '[deployments] is a table of names: "chat-prod" = "gpt-4o"')
+            self.complain(begin, '[deployments] maps names to models: "chat-prod" = "gpt-4o"')
             return {}
         for name, model in table.items():
             if not isinstance(model, str) or not model.strip():
                 line = self.line_of(name, f'"{name}"', after=(begin or 0) + 1)
-                self.complain(line or begin, f"the model behind {name!r} must be a text, not {model!r}")
+                self.complain(line or begin, f"the model of {name!r} must be text, not {model!r}")
         return {name.lower(): model for name, model in table.items() if isinstance(model, str)}
 
 
-def _said(key: str) -> str:
+def _unit(key: str) -> str:
     return {Decimal(1_000_000): f"a million {'characters' if key == 'characters' else 'tokens'}", Decimal(1000): "a thousand calls"}.get(
         _PER[key], f"one of {key}"
     )

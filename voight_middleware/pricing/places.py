@@ -1,4 +1,4 @@
-"""Places with prices of their own, and how a call shows that it was made there."""
+"""Regions and platforms with prices of their own, and how to recognize their calls."""
 
 from __future__ import annotations
 
@@ -10,26 +10,32 @@ _REGIONAL = re.compile(r"[\w-]+\.api\.(openai\.com|x\.ai)|[\w-]+-aiplatform\.goo
 """
 Hosts with a premium over the list price.
 
-Sources: OpenAI, "Data residency"; xAI, "Regional endpoints"; Anthropic, "Claude on Vertex AI", global and regional endpoints.
+Sources: OpenAI, "Data residency"; xAI, "Regional endpoints"; Anthropic, "Claude on Vertex AI",
+global and regional endpoints.
 """
 _BEDROCK_REGION = re.compile(r"\.(?P<region>[a-z]{2}(?:-[a-z]+)+-\d)\.(?:amazonaws\.com|api\.aws)")
 _PROFILE = re.compile(r"(?:^|/)(?P<place>global|us-gov|us|eu|apac|au|jp|in|ca|sa|mx)\.(?=[a-z0-9-]+\.)")
 """
-The place of a cross-region inference profile.
+The region of a cross-region inference profile.
 
 Source: Amazon Bedrock user guide, "Supported regions and models for inference profiles".
 """
 _OTHER_ON_VERTEX = re.compile(r"gemini-(?:1|2\.0|pro)")
-"""Models with another price on Vertex AI than on the Gemini API, which is the one on the list. Source: Vertex AI pricing."""
+"""
+Models whose price on Vertex AI differs from the listed one of the Gemini API. Source: Vertex AI
+pricing.
+"""
 
 
 def place_doubt(call: Call, ref: str, listed: str) -> str | None:
     """
-    Return why the list price may not be that of the place of a call: a region, or another platform. Return None if it is.
+    Return why the list price may not apply to the call's region or platform. Return None if it
+    applies.
 
     Args:
+        call: The call.
         ref: The name of the model, in lower case.
-        listed: The name of the model on the list whose price is used.
+        listed: The listed model whose price is used.
     """
     host = call.host or ""
     if _REGIONAL.search(host):
@@ -43,7 +49,8 @@ def place_doubt(call: Call, ref: str, listed: str) -> str | None:
 
 def _bedrock_doubt(host: str, ref: str, listed: str) -> str | None:
     """
-    Return whether a price of Bedrock is of another region: an entry of the list without a place is of the United States.
+    Return why a Bedrock price may be that of another region. Listed prices without a region are for
+    the United States.
 
     Source: Amazon Bedrock pricing, by region.
     """

@@ -1,4 +1,4 @@
-"""The price books of a journal: one for each way in which its calls are to be priced."""
+"""The price books of a journal, one per stamp."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from voight_middleware.pricing import Overrides, OverridesError, PriceBook, open
 
 class PriceBooks:
     """
-    Opens price books and remembers them. Used from one thread at a time.
+    Opens and caches price books. Use it from one thread at a time.
 
     Args:
         folder: The journal.
-        prices: The file of this process's own prices, for calls that do not say how they are to be priced.
+        prices: This process's own file of prices, for segments without a stamp.
     """
 
     def __init__(self, folder: Path, prices: Path | None = None) -> None:
@@ -25,10 +25,10 @@ class PriceBooks:
 
     def book(self, stamp: str = "") -> PriceBook:
         """
-        Return the price book for the segments of a stamp.
+        Return the price book for a stamp.
 
         Raises:
-            OverridesError: The prices cannot be used. It is tried again the next time.
+            OverridesError: The prices cannot be used. The next call tries again.
         """
         if (known := self._books.get(stamp)) is not None:
             return known
@@ -39,23 +39,24 @@ class PriceBooks:
 
 def configured_prices(folder: Path, stamp: str) -> Overrides | None:
     """
-    Return the prices that a process was configured with; None for list prices. Where its file could not be used then, what the file says
-    now is taken: somebody has put it right.
+    Return the prices that a process was configured with. Return None for list prices.
+
+    If its file was unusable then, the file's current content is used: somebody may have fixed it.
 
     Raises:
-        OverridesError: They cannot be used.
+        OverridesError: The prices cannot be used.
     """
     try:
         kept = kept_prices(folder, stamp)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
-        raise OverridesError([f"{folder}/prices-{stamp}.json, which the application has kept for them, cannot be read: {why}"]) from error
+        raise OverridesError([f"{folder}/prices-{stamp}.json, the application's saved prices, cannot be read: {why}"]) from error
     path = Path(kept.path)
     if kept.settings:
-        found = read_settings_file(path)
-        if found.problems:
-            raise OverridesError(list(found.problems))
-        prices = found.values.get("prices")
+        file = read_settings_file(path)
+        if file.problems:
+            raise OverridesError(list(file.problems))
+        prices = file.values.get("prices")
         return read_overrides(Path(str(prices)).expanduser()) if prices else None
     if kept.content is not None:
         try:

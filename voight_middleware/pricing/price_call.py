@@ -1,4 +1,4 @@
-"""Price one call: read its usage, and work out what it cost."""
+"""Price one call: parse its usage and compute its cost."""
 
 from __future__ import annotations
 
@@ -16,18 +16,21 @@ from voight_middleware.providers.usage_formats import read
 from voight_middleware.records.call import Call
 from voight_middleware.records.usage import Component, Usage, UsageError
 
-# A number with a fraction, such as a cost, never becomes a float.
+# Keep numbers with a fraction, such as a cost, exact.
 _decode_usage = msgspec.json.Decoder(dict[str, Any], float_hook=Decimal).decode
 _encode_usage = msgspec.json.Encoder(decimal_format="number").encode
 
 
 def price_call(call: Call, book: PriceBook) -> None:
-    """Fill in usage and cost of a call as it came from the journal. What cannot be read becomes a reason, never an exception."""
+    """
+    Fill in usage and cost of a call from the journal. Unreadable data becomes a reason, never an
+    exception.
+    """
     call.components, call.usage, call.price, call.list_femto, call.cost_reasons = (), None, None, None, ()
-    call.host = host_name(call.host)  # journals of older versions have whole URLs
+    call.host = host_name(call.host)  # journals of older versions contain whole URLs
     try:
         _complete(call, book)
-    except Exception as error:  # one call that nobody has thought of must not stop the others
+    except Exception as error:  # one unexpected call must not stop the others
         call.components, call.usage, call.price = (), None, None
         call.cost_femto, call.cost_status, call.cost_reasons = None, "unpriced", (f"cannot be priced: {type(error).__name__}: {error}",)
 
@@ -51,7 +54,10 @@ def _complete(call: Call, book: PriceBook) -> None:
 
 
 def _added(call: Call) -> tuple[Component, ...]:
-    """The components with counted tool calls and estimates laid in; an estimate only where nothing was reported."""
+    """
+    Return the components with counted tool calls and estimates added. An estimate never replaces a
+    reported count.
+    """
     first = call.components[0] if call.components else Component(usage=Usage())
     usage = first.usage
     changes: dict[str, Any] = {}

@@ -1,4 +1,6 @@
-"""Price rules: what is laid over the list prices, by us or by the user. Each says where it is from and when it holds."""
+"""
+Price rules: our own and the user's corrections of list prices, each with its source and validity.
+"""
 
 from __future__ import annotations
 
@@ -14,24 +16,27 @@ from typing import NamedTuple, TypeAlias
 from voight_middleware.records.money import CONTEXT
 
 HOUR = 3_600_000_000
-"""Microseconds. Prices change on the hour, and are looked up once an hour."""
+"""Microseconds. Prices change on the hour and are resolved once an hour."""
 
 TOKENS = (
     *("input", "cache_read", "cache_read_audio", "cache_read_image", "cache_write", "cache_write_5m", "cache_write_1h"),
     *("output", "reasoning", "audio_in", "audio_out", "image_in", "image_out"),
 )
-"""What is billed by the token, and is multiplied where a rule has a factor; fees for tools and requests are not."""
+"""
+The counts billed by the token. A rule's factor applies to them, but not to fees for tools and
+requests.
+"""
 
 _TOKENS = frozenset(TOKENS)
 
 Units: TypeAlias = Mapping[str, Decimal]
-"""US dollars per token, second, character, picture or request, by count."""
+"""US dollars per token, second, character, image or request, by count."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Terms(NamedTuple):
-    """Under which terms an answer was given, as far as the provider said so."""
+    """The terms of a call, as far as the provider reported them."""
 
     tier: str | None = None
     batch: bool = False
@@ -50,40 +55,42 @@ class Rule:
 
     id: str
     source: str
-    """A link, or the file and line it is from."""
+    """A link, or the file and line of the rule."""
     provider: str = "*"
     model: str = "*"
-    """Patterns of the model's name, as of a shell, divided by ``|``."""
+    """Shell patterns of the model's name, separated by ``|``."""
     host: str = "*"
     since: int | None = None
-    """Microseconds since 1970, UTC, on the hour; as *until*, which is no longer included."""
+    """Microseconds since 1970, UTC, on the hour. *until* is exclusive."""
     until: int | None = None
     weekdays: frozenset[int] | None = None
-    """0 is Monday; in UTC."""
+    """0 is Monday. In UTC."""
     hours: tuple[tuple[int, int], ...] = ()
-    """From an hour to another, in UTC."""
+    """Pairs of first hour and end hour, in UTC."""
     when: Mapping[str, str] = field(default_factory=dict)
     """Terms by name, such as ``{"speed": "fast"}`` or ``{"batch": "true"}``."""
     without: str | None = None
-    """A term that must not be known."""
+    """A term that must be unknown."""
     usd: Mapping[str, Decimal] = field(default_factory=dict)
-    """US dollars per token, second, character, picture or request."""
+    """US dollars per token, second, character, image or request."""
     factor: Decimal | None = None
     factors: Mapping[str, Decimal] = field(default_factory=dict)
-    """The same by count, where not all are multiplied alike."""
+    """Factors by count, if they differ."""
     whole: bool = False
-    """Whether *usd* is everything that the model costs: nothing of the list price remains."""
+    """Whether *usd* is the whole price, which replaces the list price completely."""
     above: int = 0
-    """For calls with more input tokens than that, cached ones included: all of their tokens."""
+    """
+    Applies to calls with more input tokens, including cached ones. It covers all their tokens.
+    """
     minimum: Mapping[str, int] = field(default_factory=dict)
-    """The least count that is billed."""
+    """The minimum billed counts."""
     doubt: str | None = None
-    """Why such a call costs more than its prices say, if it does."""
+    """Why such a call may cost more than its prices say."""
     own: bool = False
-    """Whether it is one of the user's, and not of ours."""
+    """Whether it is the user's rule, not one of ours."""
 
     def holds(self, provider: str, names: Iterable[str], host: str | None, at: int, terms: Terms) -> bool:
-        """Whether the rule is for such a call."""
+        """Return whether the rule applies to such a call."""
         if not _matches(self.provider, provider) or not any(_matches(self.model, name) for name in names):
             return False
         if self.host != "*" and not _matches(self.host, host or ""):
@@ -106,14 +113,17 @@ class Rule:
 
 def overlay(listed: Units, rules: Iterable[Rule], standard: Units) -> dict[str, Decimal]:
     """
-    Return the unit prices under some rules: first our prices, then our factors, then the user's rules in their order.
+    Return the unit prices under some rules: first our prices, then our factors, then the user's
+    rules in order.
 
-    A user's price that names no terms is a standard price. The list's factors apply to it: for a tier, a batch, a speed, a long input and
-    a place. A ``whole`` price, and one for these terms or this host, is taken as it is.
+    A user's price without terms is a standard price. The list's factors apply to it: for a tier, a
+    batch, a speed, a long input and a region. A ``whole`` price, or one for specific terms or a
+    host, is used unchanged.
 
     Args:
         listed: The list prices under the terms of the call.
-        standard: The list prices under standard terms; empty if no factor is known.
+        rules: The rules that apply to the call.
+        standard: The list prices under standard terms. Empty if no factor is known.
     """
     ours = [rule for rule in rules if not rule.own]
     units = dict(listed)
@@ -144,7 +154,7 @@ def _times(units: Units, factor: Decimal) -> dict[str, Decimal]:
 
 
 def moment(text: str) -> int:
-    """Microseconds since 1970 of an ISO 8601 date or time in UTC."""
+    """Return an ISO 8601 date or time in UTC as microseconds since 1970."""
     given = datetime.fromisoformat(text)
     return int((given.replace(tzinfo=given.tzinfo or UTC) - _EPOCH).total_seconds()) * 1_000_000
 

@@ -1,4 +1,4 @@
-"""The terms under which a provider says that it has answered: tier, batch, speed, place, size."""
+"""The terms of a call as reported by the provider: tier, batch, speed, region, size."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from voight_middleware.pricing.rules import STANDARD, Terms
 from voight_middleware.records.call import Call
 
 DEFAULT_SIZE = "1024x1024"
-"""Of a dall-e picture whose size was not asked for. Source: OpenAI API reference, "Create image", ``size``."""
+"""The default size of a dall-e image. Source: OpenAI API reference, "Create image", ``size``."""
 
 _TRAFFIC = {
     **dict.fromkeys((0, 1, "TRAFFIC_TYPE_UNSPECIFIED", "ON_DEMAND")),
@@ -20,7 +20,7 @@ _TRAFFIC = {
     "ON_DEMAND_PRIORITY": "priority",
 }
 """
-Tiers of Vertex AI by ``usageMetadata.trafficType``, a name or the number of an enum.
+Tiers of Vertex AI by ``usageMetadata.trafficType``, as a name or an enum number.
 
 Source: Vertex AI API reference, "GenerateContentResponse.UsageMetadata", TrafficType.
 """
@@ -29,17 +29,17 @@ _HOURLY = re.compile(r"(?:^|[:/])(provisioned-model|imported-model)/")
 
 def terms_of(call: Call, raw: Mapping[str, Any]) -> Terms:
     """
-    Return the terms of a call, and keep its tier with it.
+    Return the terms of a call, and set its ``service_tier``.
 
     Args:
-        call: The call; its own ``service_tier`` wins over that of the usage.
+        call: The call. Its own ``service_tier`` wins over that of the usage.
         raw: The provider's usage JSON.
     """
     get = raw.get
     if call.service_tier is None:
         call.service_tier = _tier(raw)
     tier, batch = call.service_tier, call.batch
-    if tier == "batch":  # Anthropic's usage calls the batch rate a tier
+    if tier == "batch":  # Anthropic's usage reports the batch rate as a tier
         tier, batch = None, True
     speed, geo = get("speed"), get("inference_geo")
     if call.endpoint == "images":
@@ -52,19 +52,22 @@ def terms_of(call: Call, raw: Mapping[str, Any]) -> Terms:
 
 def billed_by_the_hour(call: Call) -> str | None:
     """
-    Return what a call was sent to, if it is billed by time and not by tokens. Return None for any other call.
+    Return the kind of resource if the call is billed by time instead of tokens. Return None for
+    other calls.
 
-    Source: Amazon Bedrock pricing, "Provisioned Throughput" and "Custom Model Import": model units, billed by the hour or the minute.
+    Source: Amazon Bedrock pricing, "Provisioned Throughput" and "Custom Model Import": model units,
+    billed by the hour or the minute.
     """
-    found = _HOURLY.search(call.requested_model or "")
-    return None if found is None else found[1]
+    match = _HOURLY.search(call.requested_model or "")
+    return None if match is None else match[1]
 
 
 def _tier(raw: Mapping[str, Any]) -> str | None:
     """
-    Return the tier that a usage object names.
+    Return the tier in a usage object.
 
-    Sources: OpenAI and Anthropic, ``service_tier``; Gemini API reference, "UsageMetadata", ``serviceTier``; Vertex AI, ``trafficType``.
+    Sources: OpenAI and Anthropic, ``service_tier``; Gemini API reference, "UsageMetadata",
+    ``serviceTier``; Vertex AI, ``trafficType``.
     """
     tier = _text(raw.get("service_tier"))
     if tier is not None:

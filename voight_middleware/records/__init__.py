@@ -1,1 +1,1 @@
-"""What a call is: data only."""
+"""The data of a call."""

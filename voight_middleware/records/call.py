@@ -1,4 +1,4 @@
-"""Call: the data of one billable provider call, as the journal carries it and the ledger keeps it."""
+"""Call: the data of one billable provider call, as in the journal and the ledger."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import msgspec
+from msgspec.structs import replace
 
 from voight_middleware.records.money import from_femto
 from voight_middleware.records.tags import Tags
@@ -18,14 +19,20 @@ from voight_middleware.records.usage import Component, Usage
 
 OUTCOMES = ("ok", "error", "aborted", "cancelled", "truncated")
 ATTRIBUTIONS = ("tag", "dependency", "getter", "settled", "request", "none", "error")
+REATTRIBUTABLE = ("none", "error", "request")
+"""The attributions that a late attribution may still replace."""
+FIXED_AT_SUBMISSION = (*("occurred_at", "call_id", "tags", "attribution", "job", "requested_model", "duration", "streamed", "batch"),)
+"""The fields of a job's call that its result does not change."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class _Ids:
     """
-    Ids of this process: a random node and a counter. Our own: an application that seeds ``random`` would repeat ids taken from it,
-    and a call whose id is in the ledger already is taken for the same call.
+    The ids of this process: a random node and a counter.
+
+    They don't use ``random``: an application that seeds it would repeat ids, and two calls with the
+    same id count as one.
     """
 
     def __init__(self) -> None:
@@ -33,7 +40,7 @@ class _Ids:
         self.renew()
 
     def renew(self) -> None:
-        """Another node: a forked child must not go on with its parent's."""
+        """Pick another node: a forked child must not reuse its parent's."""
         self.node = f"{8 + os.urandom(1)[0] % 4:x}{os.urandom(5).hex()[:9]}"
         self.number = itertools.count(int.from_bytes(os.urandom(4)))
 
@@ -45,18 +52,24 @@ _NEW_ID = re.compile(r"[0-9a-f]{12}7[0-9a-f]{3}[89ab][0-9a-f]{15}")
 
 
 def new_call_id() -> str:
-    """A UUID version 7 in 32 hexadecimal digits: unique, and sorted by time in milliseconds."""
+    """
+    Return a UUID version 7 as 32 hexadecimal digits. It is unique and sorts by time in
+    milliseconds.
+    """
     number = next(_ids.number)
     return f"{time.time_ns() // 1_000_000:012x}7{number >> 24 & 0xFFF:03x}{_ids.node}{number & 0xFFFFFF:06x}"
 
 
 def is_new_call_id(call_id: str) -> bool:
-    """Whether an id has the form of ``new_call_id``: of such a call nobody hears twice."""
+    """Return whether an id has the form of ``new_call_id``. Such a call is reported only once."""
     return _NEW_ID.fullmatch(call_id) is not None
 
 
 def job_call_id(job: str) -> str:
-    """The id of a call that may be seen more than once: whoever reads the answer of *job*, and however often, means the same call."""
+    """
+    Return the id of a job's call. Every reader of the job's result reports the same call, however
+    often.
+    """
     return hashlib.blake2b(job.encode(errors="surrogatepass"), digest_size=16).hexdigest()
 
 
@@ -64,70 +77,92 @@ class Call(msgspec.Struct, omit_defaults=True, kw_only=True, tag="call"):
     """
     One billable provider call.
 
-    The first part is written to the journal when the call ends; the part below the rule is filled in by the ingester.
+    The first part is written to the journal when the call ends. The ingester fills in the part
+    below the rule.
     """
 
     call_id: str
     occurred_at: int
     """When the request was sent: microseconds since 1970, UTC."""
     provider: str
-    """Who is billing: ``openai``, ``anthropic``, ``azure``, ``openrouter``, …"""
+    """The billing provider: ``openai``, ``anthropic``, ``azure``, ``openrouter``, …"""
     endpoint: str
-    """The dialect of the answer: ``chat``, ``responses``, ``embeddings``, ``images``, ``messages``, …"""
+    """
+    The format of the response: ``chat``, ``responses``, ``embeddings``, ``images``, ``messages``, …
+    """
     requested_model: str | None = None
     model: str | None = None
-    """The model that served the call, as the provider named it in its answer."""
+    """The model that served the call, as named in the provider's response."""
     host: str | None = None
     streamed: bool = False
     outcome: str = "ok"
     error: str | None = None
-    """The class of the exception that the caller got. Messages are never kept: they may quote the prompt."""
+    """
+    The class of the exception that the caller got. Messages are never stored: they may quote the
+    prompt.
+    """
     http_status: int | None = None
     attempts: int = 1
     possibly_billed: int | None = None
-    """Attempts that were sent and got no answer, by a timeout or a broken connection: the provider may have billed them all the same."""
+    """
+    Attempts without a response, because of a timeout or a broken connection. The provider may have
+    billed them.
+    """
     duration: int | None = None
-    """Microseconds from entry to the last byte."""
+    """Microseconds from the start of the request to the last byte."""
     ttft: int | None = None
-    """Microseconds from entry to the first event of the stream."""
+    """
+    Time to first token: microseconds from the start of the request to the first event of the
+    stream.
+    """
     response_id: str | None = None
     finish_reasons: tuple[str, ...] | None = None
     """
-    Why the model stopped, in the provider's words, in the order of the choices; None where it is not known. For listeners and spans, and
-    not kept in the ledger: no report asks for it.
+    Why the model stopped, in the provider's words, in the order of the choices. None if unknown.
+
+    For listeners and spans. The ledger doesn't store it: no report uses it.
     """
     job: str | None = None
-    """What the provider does later (a batch, a background response, a video): the owner is who submitted it, whoever reads the answer."""
+    """
+    The name of work that the provider does later: a batch, a background response, a video. Its
+    submitter owns the call, no matter who reads the result.
+    """
     service_tier: str | None = None
     batch: bool = False
     raw_usage: str | None = None
     """The provider's usage JSON; on one line in the ledger."""
     tool_calls: dict[str, int] | None = None
-    """Tool calls counted in the answer where the provider's usage leaves them out (OpenAI)."""
+    """Tool calls counted in the response, if the provider's usage omits them (OpenAI)."""
     estimated_input: int | None = None
     estimated_output: int | None = None
-    """Token counts that were estimated, for a stream that was broken off before the provider reported them."""
+    """Estimated token counts, for a stream that ended before the provider reported them."""
     tags: Tags = Tags()
     attribution: str = "none"
     """How the call got its owner: one of ``ATTRIBUTIONS``."""
 
-    # -- filled in by the ingester ---------------------------------------------------------------------------------------
+    # -- filled in by the ingester -----------------------------------------------------------------
     usage: Usage | None = None
-    """Totals over all components; None where the provider reported nothing."""
+    """Totals over all components. None if the provider reported nothing."""
     components: tuple[Component, ...] = ()
     cost_femto: int | None = None
-    """Femto-dollars (1e-15 USD); None while no price is known."""
+    """Femto-dollars (1e-15 USD). None if no price is known."""
     list_femto: int | None = None
-    """What our own prices come to, where the provider reported the cost itself: that is ``cost_femto`` then."""
+    """
+    The cost by our own prices, if the provider reported the cost itself. ``cost_femto`` is the
+    reported cost then.
+    """
     cost_status: str = "unpriced"
     """``priced``, ``partial`` or ``unpriced``."""
     cost_reasons: tuple[str, ...] = ()
     price: str | None = None
-    """The unit prices used, with source, version and rules: a JSON object for each component, one on a line."""
+    """
+    The unit prices used, with source, version and rules: one JSON object per component, one per
+    line.
+    """
 
     @property
     def cost_usd(self) -> Decimal | None:
-        """US dollars; None while no price is known."""
+        """US dollars. None if no price is known."""
         return None if self.cost_femto is None else from_femto(self.cost_femto)
 
     @property
@@ -143,8 +178,9 @@ class Call(msgspec.Struct, omit_defaults=True, kw_only=True, tag="call"):
 
 class LateAttribution(msgspec.Struct, kw_only=True, tag="settlement"):
     """
-    The owner of calls, and of submitted jobs, that were written before it was known. It never replaces an owner that is already
-    there, unless that one was taken from a request's body.
+    The owner of calls and submitted jobs that were written before it was known.
+
+    It never replaces an existing owner, except one from a request's body.
     """
 
     call_ids: tuple[str, ...]
@@ -155,10 +191,11 @@ class LateAttribution(msgspec.Struct, kw_only=True, tag="settlement"):
 
 class Submission(msgspec.Struct, omit_defaults=True, kw_only=True, tag="submission"):
     """
-    The owner of a job: its answers are read later, perhaps in another process, and belong to who submitted it.
+    The owner of a job. Its result is read later, perhaps in another process, and belongs to the
+    submitter.
 
-    ``provider/batch_1/part`` is a part of the job ``provider/batch_1``; *part_of* names a job that the name does not tell, such as the
-    batch of an output file.
+    ``provider/batch_1/part`` is a part of the job ``provider/batch_1``. *part_of* names a job that
+    the name doesn't show, such as the batch of an output file.
     """
 
     job: str
@@ -169,5 +206,15 @@ class Submission(msgspec.Struct, omit_defaults=True, kw_only=True, tag="submissi
     attribution: str = "none"
 
 
+def is_open_job(call: Call) -> bool:
+    """Return whether *call* is a job whose usage is not known yet."""
+    return call.job is not None and call.raw_usage is None
+
+
+def with_result(submitted: Call, result: Call) -> Call:
+    """Return *result* with the fields of *submitted* that a job's result does not change."""
+    return replace(result, **{name: getattr(submitted, name) for name in FIXED_AT_SUBMISSION})
+
+
 Record = Call | LateAttribution | Submission
-"""What one line of a journal holds."""
+"""One line of a journal."""

@@ -1,8 +1,9 @@
 """
 Exact US dollars.
 
-Amounts are ``Decimal`` in Python and an integer number of femto-dollars (1e-15 USD) in SQLite: every list price, stacked with
-batch, cache and regional factors, is a whole number of femto-dollars per token.
+Amounts are ``Decimal`` in Python and an integer number of femto-dollars (1e-15 USD) in SQLite:
+every list price, stacked with batch, cache and regional factors, is a whole number of femto-dollars
+per token.
 """
 
 from __future__ import annotations
@@ -10,34 +11,20 @@ from __future__ import annotations
 from decimal import ROUND_HALF_EVEN, Context, Decimal
 
 CONTEXT = Context(prec=50, rounding=ROUND_HALF_EVEN)
-"""Our own decimal context: the caller's may round to six digits."""
+"""Our own decimal context. The caller's may round to six digits."""
 
 FEMTO_PER_USD = 10**15
 MAX_FEMTO = 2**63 - 1
 """The largest amount that one ledger column holds: 9,223 USD."""
 
 
-def to_femto(usd: Decimal) -> int:
-    """
-    Femto-dollars of *usd*, rounded half to even where a price is finer than that.
-
-    Raises:
-        ValueError: *usd* is not finite, or beyond what one column holds (9,223 USD).
-    """
-    if not usd.is_finite():
-        raise ValueError(f"not an amount of money: {usd!r}")
-    if usd.adjusted() > 4 or abs(femto := int(CONTEXT.to_integral_value(CONTEXT.scaleb(usd, 15)))) > MAX_FEMTO:
-        raise ValueError(f"an amount of {usd} USD is larger than one call can cost (9,223 USD)")
-    return femto
-
-
 def from_femto(femto: int) -> Decimal:
-    """US dollars of an integer number of femto-dollars, without trailing zeros."""
+    """Return femto-dollars as US dollars, without trailing zeros."""
     return plain(CONTEXT.scaleb(Decimal(femto), -15))
 
 
 def plain(usd: Decimal) -> Decimal:
-    """The same amount without trailing zeros and without an exponent, so that ``str()`` of it reads as money."""
+    """Return *usd* without trailing zeros and without an exponent."""
     usd = usd.normalize(CONTEXT)
     if not usd:
         return Decimal(0)
@@ -45,5 +32,5 @@ def plain(usd: Decimal) -> Decimal:
 
 
 def usd_text(usd: Decimal) -> str:
-    """*usd* as a plain decimal string: ``0.0000015``, never ``1.5E-6``."""
+    """Return *usd* as a plain decimal string: ``0.0000015``, never ``1.5E-6``."""
     return format(plain(usd), "f")

@@ -1,8 +1,12 @@
 """
-PII: whether a text names a person, or opens a door: e-mail addresses, phone numbers, card numbers, wallets, tokens and keys.
+PII: find personal data and credentials in a text: e-mail addresses, phone numbers, card numbers,
+wallets, tokens and keys.
 
-A value is looked at once and its verdict remembered (``pseudonyms.Guard``). Every pattern is bounded, so that no text takes long.
-What is not looked for, as nothing tells it from an id: names, national numbers without a form of their own, and secrets without a prefix.
+The result for a value is cached (``pseudonyms.Pseudonymizer``). Every pattern is bounded, so that
+no text takes long.
+
+Not detected, because they look like ids: names, national numbers without a distinct format, and
+secrets without a prefix.
 """
 
 from __future__ import annotations
@@ -13,27 +17,26 @@ import unicodedata
 from collections.abc import Callable
 from typing import NamedTuple
 
-KINDS = ("key", "email", "wallet", "card", "phone")
 MAX_LOOK = 1024
-"""How much of a text is looked at, in characters."""
+"""How many characters of a text to search."""
 _MIN_LENGTH = 6
 _MAX_AT_SIGNS = 16
 
 
 class Found(NamedTuple):
-    """What was found in a text, in the one form that all its spellings have."""
+    """Personal data found in a text, in a form shared by all its spellings."""
 
     kind: str
-    """One of ``KINDS``."""
+    """``key``, ``email``, ``wallet``, ``card`` or ``phone``."""
     normal: str
     alone: bool
-    """Whether the text says nothing else, a display name or a scheme aside."""
+    """Whether the text contains nothing else, except a display name or a scheme."""
     end: int
-    """Where it ends in the text."""
+    """The position after it in the text."""
 
 
 def find(text: str) -> Found | None:
-    """Return the first thing in *text* that must not be kept as it is; None if there is none."""
+    """Return the first item in *text* that must not be stored unchanged. None if there is none."""
     if len(text) < _MIN_LENGTH:
         return None
     if len(text) > MAX_LOOK:
@@ -41,23 +44,26 @@ def find(text: str) -> Found | None:
     if text.isascii() and "\\u" not in text:
         return _find(text)
     seen, at = _visible(text)
-    found = _find(seen)
-    if found is None or at is None:
-        return found
-    return found._replace(end=at[found.end - 1] + 1)
+    result = _find(seen)
+    if result is None or at is None:
+        return result
+    return result._replace(end=at[result.end - 1] + 1)
 
 
 _INVISIBLE = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\ufff9-\ufffb]"
-    r"|\\u(?:061c|200[ef]|202[a-e]|206[6-9])"  # spelled out, as ``clean_value`` does
+    r"|\\u(?:061c|200[ef]|202[a-e]|206[6-9])"  # escaped, as by ``clean_value``
 )
-"""Characters that nobody sees: an address with one of them is read as the same address."""
+"""Invisible characters. They don't change an address for its reader."""
 _DOTS = {0x3002: ".", 0xFF0E: ".", 0xFF61: "."}
-"""What stands for a point in the name of a host. Source: RFC 3490, 3.1."""
+"""Characters that count as a dot in a host name. Source: RFC 3490, 3.1."""
 
 
 def _visible(text: str) -> tuple[str, list[int] | None]:
-    """Return *text* without what nobody sees, and where each character of it stood; None if all of them stand where they did."""
+    """
+    Return *text* without invisible characters, and the original position of each character. The
+    positions are None if nothing was removed.
+    """
     text = text.translate(_DOTS)
     gone = {at for match in _INVISIBLE.finditer(text) for at in range(*match.span())}
     if not gone:
@@ -67,18 +73,18 @@ def _visible(text: str) -> tuple[str, list[int] | None]:
 
 
 def _find(text: str) -> Found | None:
-    if (found := _key(text)) is not None:
-        return found
-    if ("@" in text or "%40" in text or "\uff20" in text) and (found := _email(text)) is not None:
-        return found
-    if (found := _wallet(text)) is not None:
-        return found
+    if (result := _key(text)) is not None:
+        return result
+    if ("@" in text or "%40" in text or "\uff20" in text) and (result := _email(text)) is not None:
+        return result
+    if (result := _wallet(text)) is not None:
+        return result
     if _DIGITS.search(text) is not None:
         return _card(text) or _phone(text)
     return None
 
 
-# -- tokens and keys -------------------------------------------------------------------------------------------------------------
+# -- tokens and keys -------------------------------------------------------------------------------
 
 _KEY = re.compile(
     r"""(?<![A-Za-z0-9])(?:
@@ -115,7 +121,7 @@ _KEY_HINT = re.compile(
     r"|r8_|npm_|pypi-|do[oprt]_v1|shp|SG\.|eyJ|earer|EARER|-----B|://|vk_|SK[0-9a-f]{8}|hv[sbr]\.|s\.[A-Za-z0-9]{24}|dapi|:AA|[MNO][\w-]{22,27}\."
     r"|hooks\.slack|api/webhooks|key-|gl(?:sa|c)_|sntry|lin_api|ntn_|ATATT3|sbp_|lsv2_|pcsk_|dp\."
 )
-"""A quick look that most texts do not pass."""
+"""A quick test that most texts fail."""
 
 
 def _key(text: str) -> Found | None:
@@ -124,10 +130,10 @@ def _key(text: str) -> Found | None:
     return Found("key", text, True, match.end())
 
 
-# -- e-mail addresses ------------------------------------------------------------------------------------------------------------
+# -- e-mail addresses ------------------------------------------------------------------------------
 
 _NOBODY = frozenset({"git", "hg", "svn"})
-"""Whom a repository's address names: ``git@github.com:org/repo`` is a place."""
+"""Users in the addresses of repositories, not people: ``git@github.com:org/repo``."""
 _AT = re.compile(r"@|%40|\uff20")
 _LOCAL_BACKWARDS = re.compile(r"[^\s@\uff20<>()\[\]{}:;,|/\\\"=&?*]{1,64}")
 _DOMAIN = re.compile(r"(?:[\w-]{1,63}\.){1,8}(?:xn--[A-Za-z0-9-]{2,59}|[^\W\d_]{2,63})")
@@ -161,7 +167,7 @@ def _folded(text: str) -> str:
     return text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
 
 
-# -- wallet addresses ------------------------------------------------------------------------------------------------------------
+# -- wallet addresses ------------------------------------------------------------------------------
 
 _WALLET = re.compile(
     r"""(?<![A-Za-z0-9])(?:
@@ -191,7 +197,10 @@ def _wallet(text: str) -> Found | None:
 
 
 def _is_base58check(address: str) -> bool:
-    """Base58Check of Bitcoin, and of the chains that took it over: 25 bytes, the last four a checksum of the rest."""
+    """
+    Check Base58Check of Bitcoin and the chains that adopted it: 25 bytes, the last four a checksum
+    of the rest.
+    """
     number = 0
     for character in address:
         number = number * 58 + _BASE58.index(character)
@@ -202,7 +211,7 @@ def _is_base58check(address: str) -> bool:
 
 
 def _is_bech32(address: str) -> bool:
-    """Bech32 and Bech32m (BIP 173, BIP 350)."""
+    """Check Bech32 and Bech32m (BIP 173, BIP 350)."""
     prefix, _, data = address.rpartition("1")
     values = [*(ord(c) >> 5 for c in prefix), 0, *(ord(c) & 31 for c in prefix), *(_BECH32.find(c) for c in data)]
     checksum = 1
@@ -214,10 +223,10 @@ def _is_bech32(address: str) -> bool:
     return -1 not in values and checksum in (1, 0x2BC830A3)
 
 
-# -- card numbers ----------------------------------------------------------------------------------------------------------------
+# -- card numbers ----------------------------------------------------------------------------------
 
 _DIGITS = re.compile(r"\d[^A-Za-z]{5,}\d|\d{7}")
-"""Without something like this there is neither a phone nor a card number."""
+"""Every phone and card number contains this."""
 _CARD = re.compile(
     r"""(?<![\w.+-])(?:
       (?P<plain>[2-6]\d{13,18})
@@ -226,15 +235,23 @@ _CARD = re.compile(
     re.VERBOSE | re.ASCII,
 )
 _ISSUERS: tuple[tuple[Callable[[str], bool], frozenset[int]], ...] = (
-    (lambda number: number[0] == "4", frozenset({16})),  # Visa; those of 13 and 19 digits are as good as extinct
-    (lambda number: "51" <= number[:2] <= "55" or "2221" <= number[:4] <= "2720", frozenset({16})),  # Mastercard
+    # Visa; numbers of 13 and 19 digits are nearly extinct
+    (lambda number: number[0] == "4", frozenset({16})),
+    # Mastercard
+    (lambda number: "51" <= number[:2] <= "55" or "2221" <= number[:4] <= "2720", frozenset({16})),
     (lambda number: number[:2] in ("34", "37"), frozenset({15})),  # American Express
-    (lambda number: number[:4] == "6011" or number[:2] == "65" or "644" <= number[:3] <= "649", frozenset({16})),  # Discover
-    (lambda number: "300" <= number[:3] <= "305" or number[:2] in ("36", "38", "39"), frozenset({14})),  # Diners Club
+    # Discover
+    (lambda number: number[:4] == "6011" or number[:2] == "65" or "644" <= number[:3] <= "649", frozenset({16})),
+    # Diners Club
+    (lambda number: "300" <= number[:3] <= "305" or number[:2] in ("36", "38", "39"), frozenset({14})),
     (lambda number: "3528" <= number[:4] <= "3589", frozenset({16})),  # JCB
-    (lambda number: number[:2] == "62", frozenset({16, 19})),  # UnionPay; 18 digits are an id of Discord or X
+    # UnionPay; 18 digits are an id of Discord or X
+    (lambda number: number[:2] == "62", frozenset({16, 19})),
 )
-"""Ranges of issuers and the lengths of their numbers, ISO/IEC 7812. With the check digit, 2 of 100 random ids of 16 digits fit."""
+"""
+Issuers' ranges and the lengths of their numbers, ISO/IEC 7812. With the check digit, 2 of 100
+random 16-digit ids match.
+"""
 
 
 def _card(text: str) -> Found | None:
@@ -250,11 +267,14 @@ def _luhn(number: str) -> bool:
     return (sum(digits[::2]) + sum(sum(divmod(2 * digit, 10)) for digit in digits[1::2])) % 10 == 0
 
 
-# -- phone numbers ---------------------------------------------------------------------------------------------------------------
+# -- phone numbers ---------------------------------------------------------------------------------
 
 _GAP = "[ \u00a0.()/\u2010\u2011\u2013-]"
 _AREA = r"[2-9](?!11)[0-8]\d"
-"""An area code of North America. Source: NANPA, "Numbering Plan Area codes": the second digit is not 9, N11 are services."""
+"""
+An area code of North America. Source: NANPA, "Numbering Plan Area codes": the second digit is not
+9, and N11 are services.
+"""
 _PHONE = re.compile(
     rf"""(?<![\w+.-])(?:
       (?P<plus>\+{_GAP}?[1-9](?:{_GAP}{{0,3}}\d){{7,14}})                                    # +49 30 1234567, +14155552671

@@ -1,4 +1,4 @@
-"""Tags: who a call is for."""
+"""Tags: the owner of a call."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from voight_middleware.records.tag_values import first_extra, keep_extra, keep_v
 
 
 class Tags(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """Who a call is for. None means not known."""
+    """The owner of a call. None means unknown."""
 
     user_id: str | None = None
     plan: str | None = None
     tenant_id: str | None = None
     route: str | None = None
-    """The route template, as method and path: ``POST /chats/{chat_id}``."""
+    """The method and route template: ``POST /chats/{chat_id}``."""
     release: str | None = None
     session_id: str | None = None
     extra: Mapping[str, str] = {}
-    """Keys of your own, such as ``feature``."""
+    """Your own keys, such as ``feature``."""
 
     def merge(self, inner: Tags) -> Tags:
-        """These tags with every value that *inner* has laid over them."""
+        """Return these tags, overridden by the values of *inner*."""
         if self is NO_TAGS:
             return inner
         if inner is NO_TAGS:
@@ -46,9 +46,10 @@ _NAMED = frozenset(Tags.__struct_fields__) - {"extra"}
 
 def make_tags(values: Mapping[str, object]) -> Tags:
     """
-    Tags from keyword values: the named ones, and the rest as extra keys. None leaves a key out.
+    Return tags from keyword values: the named ones, and the rest as extra keys. None omits a key.
 
-    A value or key that cannot be kept is left out and logged once; this never raises, as it runs inside the application's requests.
+    Invalid values and keys are dropped and logged once. This never raises, because it runs inside
+    the application's requests.
     """
     named: dict[str, str | None] = {}
     extra: dict[str, str] = {}
@@ -63,7 +64,7 @@ def make_tags(values: Mapping[str, object]) -> Tags:
 
 
 class Owner(NamedTuple):
-    """The tags of a call, and how they came about (one of ``call.ATTRIBUTIONS``)."""
+    """The tags of a call and their source (one of ``call.ATTRIBUTIONS``)."""
 
     tags: Tags
     attribution: str

@@ -1,4 +1,7 @@
-"""Usage: what a call consumed, as disjoint counts that add up. A count that the provider did not report is None, never 0."""
+"""
+Usage: the consumption of a call as disjoint counts that add up. An unreported count is None, never
+0.
+"""
 
 from __future__ import annotations
 
@@ -12,54 +15,65 @@ Count: TypeAlias = int | None
 
 class Usage(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """
-    Disjoint counts of one model's consumption; token counts in tokens.
+    The consumption of one model as disjoint counts. Token counts are in tokens.
 
-    The input of a call is ``input + cache_read + cache_read_audio + cache_read_image + cache_write + cache_write_5m + cache_write_1h
-    + audio_in + image_in``, its output ``output + audio_out + image_out``.
+    The input of a call is ``input + cache_read + cache_read_audio + cache_read_image + cache_write
+    + cache_write_5m + cache_write_1h + audio_in + image_in``. Its output is ``output + audio_out +
+    image_out``.
     """
 
     input: Count = None
-    """Text input at the full rate; of chat models images too, as those bill them at the rate of text."""
+    """
+    Text input at the full rate. For chat models also images, which they bill at the text rate.
+    """
     cache_read: Count = None
     cache_read_audio: Count = None
     cache_read_image: Count = None
     cache_write: Count = None
-    """Written to the cache for the provider's default time: OpenAI, and Anthropic where no split was reported."""
+    """
+    Written to the cache for the provider's default time: OpenAI, and Anthropic without a reported
+    split.
+    """
     cache_write_5m: Count = None
     cache_write_1h: Count = None
     output: Count = None
     """Text output, reasoning included."""
     reasoning: Count = None
-    """The part of ``output`` that was thinking: information, never added."""
+    """The reasoning part of ``output``. For information only, never added."""
     audio_in: Count = None
     audio_out: Count = None
     image_in: Count = None
-    """Input tokens of images, where the model has a rate of its own for them: image and realtime models."""
+    """
+    Input tokens of images, if the model has a separate rate for them: image and realtime models.
+    """
     image_out: Count = None
     images: Count = None
     seconds: Count = None
     characters: Count = None
     tools: Mapping[str, int] | None = None
-    """Per-request tool fees, by tool: ``web_search``, ``file_search``, ``code_interpreter``, ``web_fetch``."""
+    """
+    Billed tool requests by tool: ``web_search``, ``file_search``, ``code_interpreter``,
+    ``web_fetch``.
+    """
 
     @property
     def input_tokens(self) -> Count:
-        """All input tokens, cached included; None where nothing of it was reported."""
+        """All input tokens, including cached ones. None if none were reported."""
         return sum_counts(self.input, self.cache_read_tokens, self.cache_write_tokens, self.audio_in, self.image_in)
 
     @property
     def cache_read_tokens(self) -> Count:
-        """Tokens read from the cache, of any kind."""
+        """Tokens of any kind read from the cache."""
         return sum_counts(self.cache_read, self.cache_read_audio, self.cache_read_image)
 
     @property
     def cache_write_tokens(self) -> Count:
-        """Tokens written to the cache, of any lifetime."""
+        """Tokens of any lifetime written to the cache."""
         return sum_counts(self.cache_write, self.cache_write_5m, self.cache_write_1h)
 
     @property
     def output_tokens(self) -> Count:
-        """All output tokens, audio and images included."""
+        """All output tokens, including audio and images."""
         return sum_counts(self.output, self.audio_out, self.image_out)
 
 
@@ -67,7 +81,10 @@ COUNT_NAMES = tuple(name for name in Usage.__struct_fields__ if name != "tools")
 
 
 class Component(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """One model's part of a call. A plain call has one; an Anthropic advisor or a compaction adds another, billed beside it."""
+    """
+    One model's part of a call. Most calls have one. An Anthropic advisor or a compaction adds
+    another, billed separately.
+    """
 
     model: str | None = None
     """None means the call's own model."""
@@ -75,7 +92,7 @@ class Component(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
 
 class UsageError(ValueError):
-    """A usage with a number that is not a count, or of a dialect that is not known."""
+    """A usage contains an invalid count or has an unknown format."""
 
 
 def sum_counts(*counts: Count) -> Count:

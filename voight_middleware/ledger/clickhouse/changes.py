@@ -1,8 +1,8 @@
 """
-What changes calls that are in a ClickHouse ledger already: a late owner, the answer of a job, another price.
+Changes to existing calls of a ClickHouse ledger: late attributions, results of jobs, repricings.
 
-A change names columns and never writes a row anew, so that an owner and a price that two processes change at once both stay. Its
-condition is evaluated by the engine when the change is made, one change after the other.
+A change names columns and never rewrites a row, so that concurrent changes of owner and price both
+survive. The engine evaluates the condition when it makes the change, one change after the other.
 """
 
 from __future__ import annotations
@@ -14,16 +14,14 @@ from msgspec.structs import replace
 
 from voight_middleware.ledger.clickhouse.dialect import literal
 from voight_middleware.ledger.clickhouse.schema import MONEY, kept_as, type_of, usd
-from voight_middleware.ledger.rows import OWNER, REQUIRED, SELECTED, TOLD, Row, extra_text
-from voight_middleware.records.call import Call, LateAttribution
+from voight_middleware.ledger.rows import OWNER, REATTRIBUTABLE_SQL, REQUIRED, RESULT_COLUMNS, SELECTED, Row, extra_text
+from voight_middleware.records.call import REATTRIBUTABLE, Call, LateAttribution
 from voight_middleware.records.tags import Tags
 
-UNSETTLED = ("none", "error", "request")
-"""The attributions that a settlement may replace."""
 OPEN = "job IS NOT NULL AND raw_usage IS NULL"
-"""What is kept of a job whose usage nobody has read yet."""
+"""The condition for a job's call without usage."""
 _PIECE = 500
-"""How many calls one statement changes at most: the engine keeps its text."""
+"""The maximum number of calls in one statement: the engine keeps its text."""
 _POSITIONS = {name: index for index, name in enumerate(SELECTED)}
 
 
@@ -33,71 +31,64 @@ class Change:
 
     Args:
         sets: SQL of the new value of each column, by its name in ``rows.SELECTED``.
-        condition: Which calls it is for.
+        condition: SQL that selects the calls.
     """
 
     def __init__(self, sets: Mapping[str, str], condition: str) -> None:
         self.sql = f"{', '.join(f'{kept_as(name)} = {value}' for name, value in sets.items())} WHERE {condition}"
 
 
-def is_open(call: Call) -> bool:
-    """Whether *call* is a job of which nobody has read the usage yet."""
-    return call.job is not None and call.raw_usage is None
-
-
-def tells(call: Call) -> bool:
-    """Whether *call* says something about a job that is open."""
+def has_result(call: Call) -> bool:
+    """Return whether *call* is the result of a job."""
     return call.raw_usage is not None or call.outcome != "ok"
 
 
-def answered(begun: Call, told: Call) -> Call:
-    """*told*, with the owner, the time and the rest of *begun* that a later answer does not change."""
-    kept = ("occurred_at", "call_id", "tags", "attribution", "job", "requested_model", "duration", "streamed", "batch")
-    return replace(told, **{name: getattr(begun, name) for name in kept})
-
-
-def settled(call: Call, settlement: LateAttribution) -> Call:
-    """*call* with the owner that it lacks."""
-    if settlement.tags.user_id is None or call.attribution not in UNSETTLED:
+def attributed_late(call: Call, late: LateAttribution) -> Call:
+    """Return *call* with the owner that it lacks."""
+    if late.tags.user_id is None or call.attribution not in REATTRIBUTABLE:
         return call
-    tags = settlement.tags.merge(call.tags)
+    tags = late.tags.merge(call.tags)
     if call.attribution == "request":
-        tags = replace(tags, user_id=settlement.tags.user_id)
-    return replace(call, tags=tags, attribution=settlement.attribution)
+        tags = replace(tags, user_id=late.tags.user_id)
+    return replace(call, tags=tags, attribution=late.attribution)
 
 
-def answers(rows: Sequence[Row]) -> Iterator[Change]:
-    """Tell of jobs that were kept when they were begun."""
+def results(rows: Sequence[Row]) -> Iterator[Change]:
+    """Yield changes that add the results of jobs."""
     for piece in pieces(rows):
         by_call = {row[_POSITIONS["call_id"]]: row for row in piece}
-        sets = {name: _of(name, {call_id: row[_POSITIONS[name]] for call_id, row in by_call.items()}) for name in TOLD}
+        sets = {name: _of(name, {call_id: row[_POSITIONS[name]] for call_id, row in by_call.items()}) for name in RESULT_COLUMNS}
         yield Change(sets, f"{_among(by_call)} AND {OPEN}")
 
 
-def settlements(owners: Mapping[str, LateAttribution]) -> Iterator[Change]:
-    """Fill in the owners of calls that lack one."""
+def late_attributions(owners: Mapping[str, LateAttribution]) -> Iterator[Change]:
+    """Yield changes that add owners to calls without one."""
     for piece in pieces(list(owners)):
         sets = {}
         for name in OWNER:
-            found = _of(name, {call_id: _tag(owners[call_id].tags, name) for call_id in piece})
+            value = _of(name, {call_id: _tag(owners[call_id].tags, name) for call_id in piece})
             if name == "user_id":
-                sets[name] = f"IF(attribution = 'request', {found}, COALESCE(user_id, {found}))"
+                sets[name] = f"IF(attribution = 'request', {value}, COALESCE(user_id, {value}))"
             else:
-                sets[name] = f"mapUpdate({found}, tags_extra)" if name == "tags_extra" else f"COALESCE({name}, {found})"
+                sets[name] = f"mapUpdate({value}, tags_extra)" if name == "tags_extra" else f"COALESCE({name}, {value})"
         sets["attribution"] = _of("attribution", {call_id: owners[call_id].attribution for call_id in piece})
-        yield Change(sets, f"{_among(piece)} AND attribution IN ({', '.join(map(literal, UNSETTLED))})")
+        yield Change(sets, f"{_among(piece)} AND attribution IN {REATTRIBUTABLE_SQL}")
 
 
 def owners(given: Mapping[str, tuple[Tags, str]]) -> Iterator[Change]:
-    """Give calls to who has submitted their job: tags and attribution, by ``call_id``."""
+    """
+    Yield changes that give calls the owner of their job: tags and attribution, by ``call_id``.
+    """
     return values({call_id: {name: _tag(tags, name) for name in OWNER} | {"attribution": by} for call_id, (tags, by) in given.items()})
 
 
 def values(changed: Mapping[str, Mapping[str, Any]], condition: str = "1") -> Iterator[Change]:
-    """Give calls other values: by ``call_id``, the same columns for each."""
+    """Yield changes to other values, by ``call_id``. Each call has the same columns."""
     for piece in pieces(list(changed)):
         names = changed[piece[0]]
-        yield Change({name: _of(name, {one: changed[one][name] for one in piece}) for name in names}, f"{_among(piece)} AND {condition}")
+        yield Change(
+            {name: _of(name, {call_id: changed[call_id][name] for call_id in piece}) for name in names}, f"{_among(piece)} AND {condition}"
+        )
 
 
 def pieces(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
@@ -110,7 +101,7 @@ def _among(call_ids: Sequence[str] | Mapping[str, Any]) -> str:
 
 
 def _of(name: str, by_call: Mapping[str, Any]) -> str:
-    """SQL for the value of a column, by the id of the call."""
+    """Return SQL for the value of a column, by the id of the call."""
     texts = {call_id: _text(name, value) for call_id, value in by_call.items()}
     first = next(iter(texts.values()))
     if all(text == first for text in texts.values()):
@@ -119,7 +110,7 @@ def _of(name: str, by_call: Mapping[str, Any]) -> str:
 
 
 def _text(name: str, value: Any) -> str:
-    """A value as text; an empty one is none."""
+    """Return a value as text, empty for None."""
     if name == "tags_extra":
         return value or "{}"
     if name in MONEY:

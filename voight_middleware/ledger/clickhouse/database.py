@@ -1,4 +1,4 @@
-"""The statements that a ClickHouse ledger sends: questions, new rows and changes."""
+"""The statements of a ClickHouse ledger: queries, inserts and changes."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from voight_middleware.ledger.clickhouse.schema import TABLES, create_table
 from voight_middleware.ledger.clickhouse.server import Server, explained
 
 _IDS = 2_000
-"""How many ids are looked up at once."""
+"""How many ids to look up at once."""
 _LONG = {"max_query_size": 64 * 1024 * 1024}
 _PATCHES_SINCE = (25, 8)
-"""The version of the engine from which on an ``UPDATE`` that writes patches is no experiment."""
+"""The first version in which an ``UPDATE`` with patches is stable."""
 _PATCH = {"update_parallel_mode": "auto"}
-"""Changes that depend on each other are made one after the other."""
+"""Run dependent changes one after the other."""
 _INSERT = {"async_insert": 0, "max_partitions_per_insert_block": 0, "insert_deduplicate": 0}
 """
-An insert is done when it is answered, and over as many months as it has. The engine is not asked to pass over what it was given
-before: it would do so with calls that have been deleted since.
+Wait for each insert, whatever number of months it has. Don't let the engine deduplicate inserts: it
+would drop calls that have been deleted since.
 """
 
 
 class Database:
     """
-    The database of a ledger. Everything here raises ``LedgerError`` where the engine fails.
+    The database of a ledger. Every method raises ``LedgerError`` if the engine fails.
 
     Args:
         client: A connection to the server.
-        server: Which one it is, and its database.
+        server: The server and its database.
     """
 
     def __init__(self, client: Client, server: Server) -> None:
@@ -42,34 +42,37 @@ class Database:
         self.server = server
         self.name = server.quoted
         self.readonly = False
-        """Whether the user may only read, and so not change a setting either."""
+        """Whether the user may only read. Such a user cannot change settings either."""
         self.patched = False
-        """Whether a change is kept beside the rows until they are merged, instead of writing whole columns anew."""
+        """
+        Whether a change is stored as a patch until the next merge. Otherwise it rewrites whole
+        columns.
+        """
         self.closed = False
 
     def rows(self, sql: str, values: Collection[Any] = (), **settings: Any) -> Sequence[Sequence[Any]]:
-        """Ask a question, with a value for each ``?``."""
+        """Run a query with a value for each ``?``."""
         with self._open():
             return self.client.query(bound(sql, values), settings=settings or None).result_rows
 
     def private(self, sql: str, values: Collection[Any] = ()) -> Sequence[Sequence[Any]]:
-        """The same, of a person who wants to be forgotten: not to be found in the server's log of queries."""
+        """Run a query about a person to erase, without a trace in the server's query log."""
         return self.rows(sql, values, **({} if self.readonly else {"log_queries": 0}))
 
-    def about(self, call_ids: Collection[str], sql: str, behind: str = "") -> Iterator[Sequence[Any]]:
-        """The rows of a question about these calls; *sql* ends with WHERE."""
+    def about(self, call_ids: Collection[str], sql: str, suffix: str = "") -> Iterator[Sequence[Any]]:
+        """Yield the rows of a query about these calls. *sql* ends with WHERE."""
         ids = list(dict.fromkeys(call_ids))
         for start in range(0, len(ids), _IDS):
-            some = ids[start : start + _IDS]
-            yield from self.rows(f"{sql} call_id IN ({', '.join('?' * len(some))}) {behind}", some)
+            batch = ids[start : start + _IDS]
+            yield from self.rows(f"{sql} call_id IN ({', '.join('?' * len(batch))}) {suffix}", batch)
 
     def run(self, sql: str, **settings: Any) -> None:
-        """Have something done."""
+        """Run a statement."""
         with self._open():
             self.client.command(sql, settings=settings or None)
 
     def add(self, table: str, columns: Sequence[str], lines: Sequence[bytes]) -> None:
-        """Add rows, each a line of ``JSONCompactEachRow``; answered when they are there."""
+        """Insert rows, each a line of ``JSONCompactEachRow``, and wait for it."""
         if lines:
             with self._open():
                 self.client.raw_insert(
@@ -78,9 +81,10 @@ class Database:
 
     def change(self, changes: Iterable[Change]) -> None:
         """
-        Change calls; each change is done when it is answered.
+        Change calls, and wait for each change.
 
-        Of a million calls in a part, a column written anew for one of them takes a second, and a patch a hundredth of that.
+        In a part with a million calls, rewriting a column for one call takes a second. A patch
+        takes a hundredth of that.
         """
         for change in changes:
             if self.patched:
@@ -89,7 +93,9 @@ class Database:
                 self.rewrite(change)
 
     def rewrite(self, change: Change) -> None:
-        """Change calls, and leave nothing of what was there in the parts of the table, below patches either."""
+        """
+        Change calls, and leave none of the old values in the table's parts, not even below patches.
+        """
         if self.patched:
             self.change([change])
             self.alter("calls", "APPLY PATCHES")
@@ -97,7 +103,10 @@ class Database:
             self.alter("calls", f"UPDATE {change.sql}")
 
     def alter(self, table: str, what: str) -> None:
-        """Have rows changed or deleted, and wait for it. Other replicas of a cluster do the same by themselves."""
+        """
+        Change or delete rows, and wait for it. The other replicas of a cluster follow by
+        themselves.
+        """
         self.run(f"ALTER TABLE {self.name}.{table} {what}", mutations_sync=1, **_LONG)
 
     @contextmanager
@@ -108,11 +117,11 @@ class Database:
             yield
 
     def tables(self) -> set[str]:
-        """The tables that are there."""
+        """Return the existing tables."""
         return {name for (name,) in self.rows("SELECT name FROM system.tables WHERE database = ?", [self.server.database])}
 
     def create(self) -> None:
-        """Make the database and what is missing in it; other processes may be doing the same."""
+        """Create the database and its missing tables. Other processes may do the same."""
         cluster = self.server.on_cluster
         patches = not cluster and self._version() >= _PATCHES_SINCE
         if not self.rows("SELECT 1 FROM system.databases WHERE name = ?", [self.server.database]):

@@ -1,4 +1,4 @@
-"""How ClickHouse says what a question needs."""
+"""The SQL of ClickHouse."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def _known(counts: Sequence[str]) -> str:
 
 
 def _total(counts: Sequence[str]) -> str:
-    # In 128 bits: the engine's own sum of 64 bits begins again at 0 where it is full, without a word.
+    # In 128 bits: the engine's own sum of 64 bits overflows silently.
     return " + ".join(f"COALESCE(SUM(toInt128({name})), 0)" for name in counts)
 
 
 def literal(value: Any) -> str:
-    """SQL for a value: text, a whole number, None or a list of them."""
+    """Return the SQL of text, a whole number, None or a list of them."""
     if value is None:
         return "NULL"
     if isinstance(value, int):
@@ -39,8 +39,9 @@ def literal(value: Any) -> str:
 
 def bound(sql: str, values: Collection[Any]) -> str:
     """
-    *sql* with each ``?`` replaced by a value; as it is where there are none. Bound here: the engine takes long values in a URL only, which
-    proxies cut off.
+    Return *sql* with each ``?`` replaced by a value, unchanged if there are no values.
+
+    The engine's own parameters go into the URL, which proxies cut off.
     """
     if not values:
         return sql
@@ -50,7 +51,8 @@ def bound(sql: str, values: Collection[Any]) -> str:
 
 class ClickHouseDialect:
     """
-    A ``Dialect``. There are no rollups: what would keep them counts a call again that is told of again, and a scan is fast.
+    A ``Dialect`` without rollups: they would count a call twice that is inserted twice, and a scan
+    is fast.
 
     Args:
         database: The name of the database, quoted.
@@ -82,42 +84,40 @@ class ClickHouseDialect:
             f"IF(original.number = 1, original.{name}, calls.{name}) AS {name}" if name in _FIGURES else f"calls.{name} AS {name}"
             for name in SELECT.split(", ")
         )
-        self.calls_as_priced = (
+        self.calls_at_original_prices = (
             f"(SELECT {columns} FROM {database}.calls AS calls FINAL LEFT JOIN "
             f"(SELECT * FROM {database}.former_costs FINAL WHERE number = 1) AS original ON original.call_id = calls.call_id)"
         )
 
     def cost(self, columns: Sequence[Any]) -> int:
-        """Femto-dollars, of US dollars."""
+        """Return femto-dollars from US dollars."""
         return femto(columns[0]) or 0
 
     def by_cost(self, sums: Sequence[str]) -> str:
-        """One column."""
         return f"{sums[0]} DESC"
 
     def column(self, name: str, *, few: bool) -> str:
-        """No index is in the way."""
+        """Return the column. No index gets in the way."""
         return name
 
     def moment(self, form: str, at: str, ahead: str = "0") -> str:
-        """A division of whole numbers, cut towards 0."""
+        """Return a time. The integer division truncates towards 0."""
         local = f"fromUnixTimestamp64Second(toInt64(intDiv({at}, 1000000) + {ahead}), 'UTC')"
         return f"formatDateTime({f'toMonday({local})' if form == 'week' else local}, '{_FORMS[form]}')"
 
     def extra(self, key: str) -> Sql:
-        """The value of a key of the map."""
         return "IF(mapContains(tags_extra, ?), tags_extra[?], NULL)", [key, key]
 
     def addressable(self, key: str) -> bool:
-        """As SQLite has it, so that both know the same dimensions."""
+        """Return whether SQLite can name *key*: both engines have the same dimensions."""
         return key.isprintable() and '"' not in key and "\\" not in key
 
     def like(self, sql: str, pattern: str) -> Sql:
-        """LIKE, which minds case here."""
+        """Use LIKE, which is case-sensitive here."""
         return f"{sql} LIKE ?", ["%".join(_ESCAPED.sub(r"\\\g<0>", part) for part in wildcard_parts(pattern))]
 
     def among(self, sql: str, values: Sequence[Bucket]) -> Sql:
-        """In one value."""
+        """Bind all values as one."""
         return f"has(?, {sql})", [list(values)]
 
 

@@ -1,8 +1,8 @@
 """
-Erasure in a ClickHouse ledger: a person's ids in every column that can hold them, all in one change.
+Erasure in a ClickHouse ledger: replace a person's ids in every column, all in one change.
 
-The server keeps the text of its last hundred changes, so that no change names the person: it knows the ids by hashes with a key that is
-made for the occasion.
+The server keeps the text of its last hundred changes. So the change does not contain the ids, but
+hashes of them with a one-time key.
 """
 
 from __future__ import annotations
@@ -27,41 +27,46 @@ _PLACES = (*PLACES, "session_id")
 _decode = msgspec.json.Decoder(Submission).decode
 
 
-def holdings(db: Database, names: Collection[str]) -> PersonalData:
-    """What is kept under any of *names*."""
+def personal_data(db: Database, names: Collection[str]) -> PersonalData:
+    """Return the records under any of *names*."""
     names = _given(names)
     if not names:
         return PersonalData()
-    own, elsewhere = _own(names), _elsewhere(names)
+    of_person, elsewhere = _of_person(names), _elsewhere(names)
     calls = f"{db.name}.calls FINAL"
-    count, cost, first, last = db.private(f"SELECT COUNT(*), SUM(cost), MIN(occurred_at), MAX(occurred_at) FROM {calls} WHERE {own}")[0]
-    others = db.private(f"SELECT COUNT(*) FROM {calls} WHERE ({elsewhere}) AND NOT ifNull({own}, 0)")[0][0]
+    count, cost, first, last = db.private(f"SELECT COUNT(*), SUM(cost), MIN(occurred_at), MAX(occurred_at) FROM {calls} WHERE {of_person}")[
+        0
+    ]
+    others = db.private(f"SELECT COUNT(*) FROM {calls} WHERE ({elsewhere}) AND NOT ifNull({of_person}, 0)")[0][0]
     submissions = sum(1 for _ in _mentioning(db, names))
     return PersonalData(count, femto(cost), first if count else None, last if count else None, others, submissions)
 
 
 def erase(db: Database, names: Collection[str], token: str) -> PersonalData:
-    """Put *token* in the place of every one of *names*; answers what was there."""
+    """Replace each of *names* by *token*. Return the records found."""
     names = _given(names)
-    found = holdings(db, names)
-    if found.calls or found.elsewhere:
+    data = personal_data(db, names)
+    if data.calls or data.elsewhere:
         db.rewrite(_change(db, names, token))
-    changed = [replace(one, tags=erased_tags(one.tags, names, token)) for one in _mentioning(db, names)]
+    changed = [replace(job, tags=erased_tags(job.tags, names, token)) for job in _mentioning(db, names)]
     if changed:
         db.add("jobs", JOB, [job_row(submission, replaced=True) for submission in changed])
         _rewrite_jobs(db)
-    return found
+    return data
 
 
 def purge(db: Database, names: Collection[str]) -> list[str]:
-    """As ``Ledger.purge``: the tables in which one of *names* still is, rows that others have replaced among them."""
+    """
+    See ``Ledger.purge``. Return the tables that still contain one of *names*, replaced rows
+    included.
+    """
     names = _given(names)
     if not names:
         return []
     if list(_mentioning(db, names, " ")):
         _rewrite_jobs(db)
     remains = []
-    if db.private(f"SELECT 1 FROM {db.name}.calls WHERE {_own(names)} OR {_elsewhere(names)} LIMIT 1"):
+    if db.private(f"SELECT 1 FROM {db.name}.calls WHERE {_of_person(names)} OR {_elsewhere(names)} LIMIT 1"):
         remains.append(f"{db.server.name}: calls")
     if list(_mentioning(db, names, " ")):
         remains.append(f"{db.server.name}: jobs")
@@ -74,40 +79,40 @@ def _change(db: Database, names: Collection[str], token: str) -> Change:
     def hashed(text: str) -> str:
         return f"hex(sipHash128Keyed(({key}), {text}))"
 
-    # A longer text of an extra key that contains an id goes as a whole.
+    # A longer text of an extra key is replaced as a whole if it contains an id.
     long = literal([name for name in names if len(name) >= MIN_SEARCHED_LENGTH])
-    values = f"SELECT DISTINCT arrayJoin(mapValues(tags_extra)) AS value FROM {db.name}.calls WHERE {_own(names)} OR {_elsewhere(names)}"
+    affected = f"{db.name}.calls WHERE {_of_person(names)} OR {_elsewhere(names)}"
+    values = f"SELECT DISTINCT arrayJoin(mapValues(tags_extra)) AS value FROM {affected}"
     texts = db.private(f"SELECT value FROM ({values}) WHERE arrayExists(name -> position(value, name) > 0, {long})") if long != "[]" else []
     ids = db.private(f"SELECT {hashed('arrayJoin(?)')}", [list(names)])
     mentions = db.private(f"SELECT {hashed('arrayJoin(?)')}", [[text for (text,) in texts]]) if texts else []
-    known = f"({', '.join(literal(one) for (one,) in ids)})"
-    erased = f"({', '.join(literal(one) for (one,) in dict.fromkeys((*ids, *mentions)))})"
+    known = f"({', '.join(literal(hash_) for (hash_,) in ids)})"
+    erased = f"({', '.join(literal(hash_) for (hash_,) in dict.fromkeys((*ids, *mentions)))})"
 
     def named(column: str) -> str:
         text = f"ifNull(CAST({column}, 'Nullable(String)'), '')"
         return f"{hashed(text)} IN {known}"
 
-    own, new = named("user_id"), literal(token)
+    is_user, new = named("user_id"), literal(token)
     sets = {
-        "user_id": f"IF({own}, {new}, user_id)",
-        "session_id": f"IF({own}, NULL, IF({named('session_id')}, {new}, session_id))",
-        "response_id": f"IF({own}, NULL, response_id)",
+        "user_id": f"IF({is_user}, {new}, user_id)",
+        "session_id": f"IF({is_user}, NULL, IF({named('session_id')}, {new}, session_id))",
+        "response_id": f"IF({is_user}, NULL, response_id)",
         **{name: f"IF({named(name)}, {new}, {name})" for name in PLACES},
         "tags_extra": f"mapApply((key, value) -> (key, IF({hashed('value')} IN {erased}, {new}, value)), tags_extra)",
     }
     values_named = f"arrayExists(value -> {hashed('value')} IN {known}, mapValues(tags_extra))"
-    # The hashes are slow to tell of all calls, and fast of those months in which there is something.
-    calls = f"SELECT MIN(occurred_at), MAX(occurred_at) FROM {db.name}.calls WHERE {_own(names)} OR {_elsewhere(names)}"
-    first, last = db.private(calls)[0]
-    return Change(sets, f"occurred_at BETWEEN {first} AND {last} AND ({' OR '.join((own, *map(named, _PLACES), values_named))})")
+    # Hashing all calls is slow. The time range limits it to the months with matches.
+    first, last = db.private(f"SELECT MIN(occurred_at), MAX(occurred_at) FROM {affected}")[0]
+    return Change(sets, f"occurred_at BETWEEN {first} AND {last} AND ({' OR '.join((is_user, *map(named, _PLACES), values_named))})")
 
 
 def _given(names: Collection[str]) -> list[str]:
-    """An empty text is nobody's id: it stands for none."""
+    """Return *names* without duplicates and empty texts. An empty text stands for no value."""
     return [name for name in dict.fromkeys(names) if name]
 
 
-def _own(names: Collection[str]) -> str:
+def _of_person(names: Collection[str]) -> str:
     return f"(user_id IN ({', '.join(map(literal, names))}))"
 
 
@@ -117,7 +122,7 @@ def _elsewhere(names: Collection[str]) -> str:
 
 
 def _mentioning(db: Database, names: Collection[str], final: str = "FINAL") -> Iterator[Submission]:
-    spelled = literal([encode(name).decode()[1:-1] for name in names])  # as JSON text spells it
+    spelled = literal([encode(name).decode()[1:-1] for name in names])  # as spelled in JSON text
     mentions = f"arrayExists(name -> position(submission, name) > 0, {spelled})"
     for (text,) in db.private(f"SELECT submission FROM {db.name}.jobs {final} WHERE {mentions}"):
         submission = _decode(text)
@@ -126,5 +131,5 @@ def _mentioning(db: Database, names: Collection[str], final: str = "FINAL") -> I
 
 
 def _rewrite_jobs(db: Database) -> None:
-    """Leave nothing of rows that others have replaced."""
+    """Remove replaced rows."""
     db.run(f"OPTIMIZE TABLE {db.name}.jobs FINAL")

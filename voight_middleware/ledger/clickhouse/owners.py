@@ -1,4 +1,4 @@
-"""Late owners: what the settlements and submissions of a batch do to calls and jobs, in the order in which they were told."""
+"""Apply the late attributions and submissions of a batch to calls and jobs, in order."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from typing import TypeAlias
 
 from msgspec.structs import replace
 
-from voight_middleware.ledger.clickhouse.changes import UNSETTLED, settled
-from voight_middleware.records.call import Call, LateAttribution, Submission
+from voight_middleware.ledger.clickhouse.changes import attributed_late
+from voight_middleware.records.call import REATTRIBUTABLE, Call, LateAttribution, Submission
 from voight_middleware.records.tags import Tags
 
 
 @dataclass(frozen=True, slots=True)
 class Owned:
-    """Jobs, and whose their answers are."""
+    """Jobs and the owner of their calls."""
 
     jobs: set[str]
     tags: Tags
     attribution: str
 
     def has(self, job: str | None) -> bool:
-        """Whether *job* is one of them, or a part of one by its name."""
+        """Return whether *job* is one of the jobs, or a part of one by its name."""
         while job:
             if job in self.jobs:
                 return True
@@ -30,49 +30,49 @@ class Owned:
 
 
 Step: TypeAlias = list[Owned] | dict[str, LateAttribution]
-"""Jobs that have got an owner, or calls that are settled, by their id."""
+"""Jobs with a new owner, or late attributions by the id of their call."""
 
 
 @dataclass(slots=True)
 class Owners:
-    """The owners that a batch tells of."""
+    """The owners in a batch."""
 
     fresh: dict[str, Call]
-    """Calls that are not in the ledger yet: they are given their owners here."""
+    """Calls that are not in the ledger yet. They get their owners here."""
     known: dict[str, Submission]
-    """The submissions that the batch speaks of, as far as they are in the ledger."""
+    """The submissions named in the batch that are in the ledger."""
     wholes: dict[str, Submission]
-    """Those that others are parts of."""
+    """The submissions of jobs that other jobs are parts of."""
     parts: dict[str, set[str]]
-    """The parts of jobs whose names do not tell it."""
+    """Parts of jobs whose names do not show it."""
     jobs: list[tuple[Submission, bool]] = field(default_factory=list)
-    """Submissions to be kept, each with whether it takes the place of another one."""
+    """Submissions to store, each with whether it replaces another one."""
     steps: list[Step] = field(default_factory=list)
-    """What is to be done to calls in the ledger."""
+    """The changes to make to calls in the ledger."""
 
     def submit(self, submission: Submission) -> None:
-        """Somebody has submitted a job; the first one counts."""
+        """Add a submission. The first one of a job counts."""
         if submission.job not in self.known:
-            self._keep(submission, replaced=False)
+            self._store(submission, replaced=False)
 
-    def settle(self, settlement: LateAttribution) -> None:
-        """The owner of calls and jobs has become known."""
-        if settlement.tags.user_id is None:
+    def attribute_late(self, late: LateAttribution) -> None:
+        """Add the owner of earlier calls and jobs."""
+        if late.tags.user_id is None:
             return
-        for name in settlement.call_ids:
+        for name in late.call_ids:
             if name in self.fresh:
-                self.fresh[name] = settled(self.fresh[name], settlement)
+                self.fresh[name] = attributed_late(self.fresh[name], late)
             elif self.steps and isinstance(last := self.steps[-1], dict) and name not in last:
-                last[name] = settlement
+                last[name] = late
             else:
-                self.steps.append({name: settlement})
-        for name in settlement.call_ids:
+                self.steps.append({name: late})
+        for name in late.call_ids:
             submission = self.known.get(name) if "/" in name else None
-            if submission is not None and submission.attribution in UNSETTLED:
-                tags = submission.tags.merge(settlement.tags)
-                self._keep(replace(submission, tags=tags, attribution=settlement.attribution), replaced=True)
+            if submission is not None and submission.attribution in REATTRIBUTABLE:
+                tags = submission.tags.merge(late.tags)
+                self._store(replace(submission, tags=tags, attribution=late.attribution), replaced=True)
 
-    def _keep(self, submission: Submission, *, replaced: bool) -> None:
+    def _store(self, submission: Submission, *, replaced: bool) -> None:
         self.known[submission.job] = submission
         self.jobs.append((submission, replaced))
         whole = submission.part_of

@@ -1,4 +1,4 @@
-"""Retention in a ClickHouse ledger: by the server itself after some days, or by command."""
+"""Retention in a ClickHouse ledger: by the server's own TTL, or by command."""
 
 from __future__ import annotations
 
@@ -12,16 +12,22 @@ from voight_middleware.ledger.clickhouse.dialect import literal
 _TIMES = {"calls": "occurred_at", "former_costs": "occurred_at", "jobs": "submitted_at"}
 _DAYS = re.compile(r"TTL .*toIntervalDay\((\d+)\)")
 _LAST = 4_294_967_295
-"""The last second that the engine's ``DateTime`` holds, in the year 2106: what is later begins again in 1970 there."""
+"""
+The last second that the engine's ``DateTime`` holds, in the year 2106. Later values wrap around to
+1970.
+"""
 
 
 def ttl(db: Database) -> int:
-    """After how many days the server deletes calls; 0 for never."""
+    """Return after how many days the server deletes calls, 0 for never."""
     return _ttl(db, "calls")
 
 
 def keep_for(db: Database, days: int) -> None:
-    """Have the server delete what is older; 0 for never. What is there already goes with the next merges, and not now."""
+    """
+    Have the server delete what is older than *days*, 0 for never. Existing rows go with the next
+    merges.
+    """
     for table, column in _TIMES.items():
         if _ttl(db, table) == days:
             continue
@@ -32,17 +38,20 @@ def keep_for(db: Database, days: int) -> None:
 
 def _ttl(db: Database, table: str) -> int:
     rows = db.rows("SELECT engine_full FROM system.tables WHERE database = ? AND name = ?", [db.server.database, table])
-    found = _DAYS.search(rows[0][0]) if rows else None
-    return int(found[1]) if found else 0
+    match = _DAYS.search(rows[0][0]) if rows else None
+    return int(match[1]) if match else 0
 
 
 def expired(db: Database, until: int) -> Expired:
-    """What happened before *until*."""
+    """Return the records from before *until*."""
     return Expired(*(_count(db, table, f"{column} < {int(until)}") for table, column in _TIMES.items()))
 
 
 def expire(db: Database, until: int, limit: int) -> Expired:
-    """Delete the oldest calls from before *until*: whole months at once, and what is left in one pass over their month."""
+    """
+    Delete the oldest calls from before *until*: whole months at once, then the rest of a month in
+    one pass.
+    """
     begin, left = f"occurred_at < {int(until)}", limit
     counts = dict.fromkeys(_TIMES, 0)
     for month, end, calls in _months(db):
@@ -56,7 +65,7 @@ def expire(db: Database, until: int, limit: int) -> Expired:
     oldest = db.rows(
         f"SELECT occurred_at, call_id FROM {db.name}.calls FINAL WHERE {begin} ORDER BY occurred_at, call_id LIMIT ?, 1", [left]
     )
-    if oldest:  # the first one that stays for now
+    if oldest:  # the first call to keep for now
         begin = f"(occurred_at, call_id) < ({oldest[0][0]}, {literal(oldest[0][1])})"
     for table in ("former_costs", "calls"):
         if count := _count(db, table, begin):
@@ -73,6 +82,9 @@ def _count(db: Database, table: str, condition: str) -> int:
 
 
 def _months(db: Database) -> Sequence[tuple[str, int, int]]:
-    """The oldest months first: the name of the part of the table, the newest call, and how many there are."""
+    """
+    Return the months, the oldest first: the partition's id, the time of the newest call, and the
+    number of calls.
+    """
     sql = f"SELECT _partition_id, MAX(occurred_at) AS newest, COUNT(*) FROM {db.name}.calls FINAL GROUP BY _partition_id ORDER BY newest"
     return [(month, newest, calls) for month, newest, calls in db.rows(sql)]

@@ -1,4 +1,4 @@
-"""The tables of a ClickHouse ledger, and the translation between calls and their rows."""
+"""The tables of a ClickHouse ledger, and the conversion between calls and their rows."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from voight_middleware.records.call import Call
 from voight_middleware.records.money import CONTEXT, FEMTO_PER_USD, MAX_FEMTO
 
 VERSION = 1
-"""The schema that this module writes, as the table ``ledger`` says it."""
+"""The schema version of this module, as in the table ``ledger``."""
 
 MONEY = {"cost_femto": "cost", "list_femto": "list_cost"}
-"""Amounts are kept in US dollars, and called so: whoever reads the table by hand shall not have to divide."""
+"""Columns with amounts in US dollars, named so for people who query the tables by hand."""
 _MANY = frozenset(("user_id", "session_id", "response_id", "job", "tool_calls", "components", "raw_usage"))
-"""Texts of which there are nearly as many as calls; of the others a column keeps a dictionary."""
+"""Texts with nearly as many values as calls. The other text columns use a dictionary."""
 
 
 def kept_as(name: str) -> str:
-    """The column of the table that keeps a value of ``rows.SELECTED``."""
+    """Return the column that stores a value of ``rows.SELECTED``."""
     return MONEY.get(name, name)
 
 
 def type_of(name: str) -> str:
-    """The type of a column of ``rows.SELECTED``."""
+    """Return the type of a column of ``rows.SELECTED``."""
     if name in MONEY:
         return "Nullable(Decimal(38, 15))"
     if name == "tags_extra":
@@ -68,55 +68,64 @@ TABLES = {
     "segments": ("(name String, offset UInt64, version UInt64)", "ORDER BY name"),
 }
 """
-The columns of each table, and how it is kept; the first one, which is made first, says that the database is a ledger. Of rows with one
-key the one with the highest ``version`` is the row.
+The columns and the order of each table. The first one, which is created first, marks the database
+as a ledger. Of several rows with one key, the one with the highest ``version`` counts.
 
-Calls are ordered by nothing but their id, as a call may be told of twice with different times, and is one call all the same.
+Calls are ordered by their id only: a call may be reported twice with different times, and is still
+one call.
 """
 UPGRADES: Mapping[int, Sequence[str]] = {}
 """
-What brings a ledger of an older version to the next one, ``{database}`` and ``{cluster}`` to be filled in. Several processes may do it
-at once: every statement can be repeated.
+The statements that upgrade a ledger from each older version to the next, with ``{database}`` and
+``{cluster}``. Every statement must be repeatable: several processes may upgrade at once.
 """
 
 
 def create_table(name: str, database: str, cluster: str, *, patches: bool) -> str:
     """
-    The statement that makes a table; *cluster* is ``ON CLUSTER …`` or nothing, and *patches* says whether the engine can keep a change of
-    calls beside them.
+    Return the statement that creates a table.
+
+    Args:
+        name: The table.
+        database: The quoted database.
+        cluster: ``ON CLUSTER …`` or empty.
+        patches: Whether the engine can store changes of calls as patches.
     """
     columns, order = TABLES[name]
     engine = "ReplicatedReplacingMergeTree" if cluster else "ReplacingMergeTree"
     keeping = "enable_block_number_column = 1, enable_block_offset_column = 1" if patches else "finished_mutations_to_keep = 1"
-    settings = f" SETTINGS {keeping}" if name == "calls" else ""  # without patches, the text of a change names whom a call is given to
+    # Without patches, the text of a change names the owner of a call.
+    settings = f" SETTINGS {keeping}" if name == "calls" else ""
     return f"CREATE TABLE IF NOT EXISTS {database}.{name} {cluster} {columns} ENGINE = {engine}(version) {order}{settings}"
 
 
-# -- versions: which of two rows with one key is the row ------------------------------------------------------------------------------
+# -- versions: which of several rows with one key counts -------------------------------------------
 
-_TOLD = 1 << 62
+_COMPLETE = 1 << 62
 _AHEAD = 1 << 61
 
 
 def now() -> int:
-    """Microseconds since 1970."""
+    """Return microseconds since 1970."""
     return time.time_ns() // 1000
 
 
-def first_wins(at: int, *, told: bool = True) -> int:
+def first_wins(at: int, *, complete: bool = True) -> int:
     """
-    A version that falls with time: of two processes that add the same row at once, the first counts, and one that comes again changes
-    nothing. What tells of a job counts before what only says that it was begun: usage must not get lost.
+    Return a version that decreases with time: of two rows, the first one counts, and repeating an
+    insert changes nothing.
+
+    A job's result beats its submission, so that its usage cannot get lost.
     """
-    return (_TOLD if told else 0) + _AHEAD - at
+    return (_COMPLETE if complete else 0) + _AHEAD - at
 
 
 def last_wins(at: int) -> int:
-    """A version that rises with time, above all that fall."""
-    return _TOLD + _AHEAD + at
+    """Return a version that increases with time, above all that decrease."""
+    return _COMPLETE + _AHEAD + at
 
 
-# -- rows ------------------------------------------------------------------------------------------------------------------------------
+# -- rows ------------------------------------------------------------------------------------------
 
 _EXTRA = SELECTED.index("tags_extra")
 _AMOUNTS = tuple(SELECTED.index(name) for name in MONEY)
@@ -125,32 +134,33 @@ _COUNTS = tuple(SELECTED.index(name) for name in COUNTS)
 _LIMITED = (*((index, MAX_COUNT) for index in _COUNTS), *((index, MAX_FEMTO) for index in _AMOUNTS))
 _NO_EXTRA = msgspec.Raw(b"{}")
 SELECT = ", ".join(kept_as(name) for name in SELECTED)
-"""The columns that ``read_call`` reads."""
+"""The columns that ``readable`` reads."""
 INSERTED = (*(kept_as(name) for name in SELECTED), "version")
 """The columns of ``insertable``."""
 
 
 def checked(call: Call) -> Row:
     """
-    The row of a call, in the order of ``rows.SELECTED``, as it may be kept: the engine itself would cut off what a column does not hold.
+    Return the row of a call in the order of ``rows.SELECTED``. The engine itself would truncate
+    values that no column can hold.
 
     Raises:
-        ValueError: It cannot be kept.
+        ValueError: The call cannot be stored.
     """
     row = to_row(call)
     for index, name in _WHOLE:
         if (number := row[index]) is not None and not -(2**63) <= number < 2**63:
-            raise ValueError(f"a call cannot be kept: {name} is {number}")
+            raise ValueError(f"a call cannot be stored: {name} is {number}")
     for index, most in _LIMITED:
         if (number := row[index]) is not None and not 0 <= number <= most:
-            raise ValueError(f"a call cannot be kept: {SELECTED[index]} is {number}")
+            raise ValueError(f"a call cannot be stored: {SELECTED[index]} is {number}")
     if (call.cost_femto is None) != (call.cost_status == "unpriced"):
-        raise ValueError(f"a call cannot be kept: its cost is {call.cost_femto} and it is {call.cost_status}")
+        raise ValueError(f"a call cannot be stored: its cost is {call.cost_femto} and it is {call.cost_status}")
     return row
 
 
 def insertable(row: Row, version: int) -> bytes:
-    """A row as a line of ``JSONCompactEachRow``."""
+    """Return a row as a line of ``JSONCompactEachRow``."""
     values = list(row)
     for index in _AMOUNTS:
         values[index] = usd(values[index])
@@ -161,7 +171,7 @@ def insertable(row: Row, version: int) -> bytes:
 
 
 def readable(row: Sequence[Any]) -> Row:
-    """The columns of ``SELECT`` as ``rows.from_row`` reads them."""
+    """Return a row of ``SELECT`` in the form of ``rows.from_row``."""
     values = list(row)
     for index in _AMOUNTS:
         values[index] = femto(values[index])
@@ -170,7 +180,7 @@ def readable(row: Sequence[Any]) -> Row:
 
 
 def former_price(row: Sequence[Any]) -> PriceVersion:
-    """Of ``FORMER``."""
+    """Return a row of ``FORMER``."""
     number, cost, list_cost, status, reasons, price, replaced_at = row
     return PriceVersion(
         number, femto(cost), femto(list_cost), status, () if reasons is None else decode_reasons(reasons), price, replaced_at
@@ -183,10 +193,10 @@ INSERTED_FORMER = ("call_id", "number", *(kept_as(name) for name in FIGURES), "r
 
 
 def usd(amount: int | None) -> str | None:
-    """Femto-dollars as the text of a decimal of US dollars."""
+    """Return femto-dollars as the text of US dollars."""
     return None if amount is None else f"{amount // FEMTO_PER_USD}.{amount % FEMTO_PER_USD:015d}"
 
 
 def femto(amount: Decimal | None) -> int | None:
-    """Femto-dollars of US dollars."""
+    """Return US dollars as femto-dollars."""
     return None if amount is None else int(CONTEXT.scaleb(amount, 15))

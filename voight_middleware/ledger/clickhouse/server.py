@@ -1,4 +1,4 @@
-"""A ClickHouse server: its URL, the connection, and what its errors mean."""
+"""A ClickHouse server: its URL, the connection, and explanations of its errors."""
 
 from __future__ import annotations
 
@@ -21,16 +21,19 @@ from voight_middleware.ledger.base import LedgerError
 
 CONNECT_SECONDS = 5
 ANSWER_SECONDS = 120
-"""How long a connection, and an answer, are waited for."""
+"""How long to wait for a connection and for a response."""
 DATABASE = "voight"
-"""The database that is used when the URL names none."""
+"""The database if the URL names none."""
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,127}")
 _OPTIONS = ("cluster", "secure", "verify", "ca_cert", "ttl_days")
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """What a URL says: ``clickhouse://user:password@host:8123/database?secure=1&cluster=main&ttl_days=400``."""
+    """
+    A parsed URL:
+    ``clickhouse://user:password@host:8123/database?secure=1&cluster=main&ttl_days=400``.
+    """
 
     host: str
     port: int | None = None
@@ -38,16 +41,19 @@ class Server:
     password: str = ""
     database: str = DATABASE
     cluster: str | None = None
-    """Where tables are made on every server of a cluster, and replicated."""
+    """Create replicated tables on every server of this cluster."""
     ttl_days: int | None = None
-    """After how many days the server itself deletes calls; None leaves that as it is, 0 is never."""
+    """
+    After how many days the server itself deletes calls. 0 means never, None leaves the current
+    value.
+    """
     secure: bool = False
     verify: bool = True
     ca_cert: str | None = None
 
     @property
     def name(self) -> str:
-        """The ledger as messages name it: without a password."""
+        """The ledger in messages, without a password."""
         return f"clickhouse://{self.host}{f':{self.port}' if self.port else ''}/{self.database}"
 
     @property
@@ -57,32 +63,33 @@ class Server:
 
     @property
     def on_cluster(self) -> str:
-        """What makes a statement one of the whole cluster."""
+        """The clause that runs a statement on the whole cluster."""
         return f"ON CLUSTER `{self.cluster}`" if self.cluster else ""
 
 
 def read_url(url: str, environ: Mapping[str, str] = os.environ) -> Server:
     """
-    The server of a URL. A password that it does not have is taken from ``CLICKHOUSE_PASSWORD``, as ``clickhouse-client`` does.
+    Parse a URL. A missing password comes from ``CLICKHOUSE_PASSWORD``, as in ``clickhouse-client``.
 
     Raises:
-        LedgerError: It cannot be understood; the message has no password in it.
+        LedgerError: The URL is invalid. The message contains no password.
     """
     try:
         parts = urlsplit(url)
         port, options = parts.port, dict(parse_qsl(parts.query, keep_blank_values=True))
-    except ValueError:  # its text may have the password
+    except ValueError:  # its text may contain the password
         raise LedgerError("the URL of the ledger cannot be read: write clickhouse://user:password@host:8123/voight") from None
     if unknown := [name for name in options if name not in _OPTIONS]:
-        raise LedgerError(f"the URL of the ledger has an option {unknown[0]!r}; it may have {', '.join(_OPTIONS)}")
+        raise LedgerError(f"the URL of the ledger has an unknown option {unknown[0]!r}: use {', '.join(_OPTIONS)}")
     database, cluster = unquote(parts.path.strip("/")) or DATABASE, options.get("cluster") or None
     for what, name in (("database", database), ("cluster", cluster)):
         if name is not None and not _NAME.fullmatch(name):
-            shown = "such a name" if "@" in name else repr(name)  # of a password with a slash, the rest is taken for the database
-            raise LedgerError(f"a {what} of the ledger cannot be called {shown}: use letters, digits, '_' and '-'")
+            # A slash in a password makes the rest of it the database.
+            shown = "such a name" if "@" in name else repr(name)
+            raise LedgerError(f"the {what} of the ledger cannot be named {shown}: use letters, digits, '_' and '-'")
     ttl = options.get("ttl_days")
     if ttl is not None and not (ttl.isdecimal() and len(ttl) <= 5 and int(ttl) <= 36_500):
-        raise LedgerError(f"ttl_days in the URL of the ledger is a number of days, or 0 for never, not {ttl[:20]!r}")
+        raise LedgerError(f"ttl_days in the URL of the ledger must be a number of days, or 0 for never, not {ttl[:20]!r}")
     return Server(
         host=parts.hostname or "localhost",
         port=port,
@@ -105,15 +112,15 @@ def _flag(options: Mapping[str, str], name: str, *, default: bool) -> bool:
         return True
     if value.lower() in ("0", "false", "no", "off"):
         return False
-    raise LedgerError(f"{name} in the URL of the ledger is 1 or 0, not {value!r}")
+    raise LedgerError(f"{name} in the URL of the ledger must be 1 or 0, not {value!r}")
 
 
 def connect(server: Server) -> Client:
     """
-    A client of *server*; of its own database nothing is asked yet, as it may not be there.
+    Return a client of *server*. It does not use the database yet, which may not exist.
 
     Raises:
-        LedgerError: It does not answer, or knows no such user.
+        LedgerError: The server does not respond, or it rejects the user.
     """
     with explained(server):
         return clickhouse_connect.get_client(
@@ -126,26 +133,27 @@ def connect(server: Server) -> Client:
             ca_cert=server.ca_cert,
             connect_timeout=CONNECT_SECONDS,
             send_receive_timeout=ANSWER_SECONDS,
-            autogenerate_session_id=False,  # a session can be used by one statement at a time, and is lost with its server
+            # A session allows one statement at a time, and is lost with its server.
+            autogenerate_session_id=False,
             client_name="voight-middleware",
         )
 
 
 _ADVICE = {
-    81: "the database is not there: create it, or give the user the right to",
-    60: "a table of it is missing: open it for writing once, by the application or by `voight ingest`",
-    701: "there is no such cluster: check `cluster` in the URL of the ledger against system.clusters",
-    164: "this user may only read: give calls to a user that may write",
-    497: "this user lacks a right: grant it, as the documentation of the deployment has it",
-    516: "user or password are wrong: check the URL of the ledger, or CLICKHOUSE_PASSWORD",
-    192: "user or password are wrong: check the URL of the ledger",
-    193: "user or password are wrong: check the URL of the ledger",
+    81: "the database does not exist: create it, or grant the user the right to",
+    60: "one of its tables is missing: open it for writing once, with the application or `voight ingest`",
+    701: "the cluster does not exist: check `cluster` in the URL of the ledger against system.clusters",
+    164: "this user may only read: use one that may write",
+    497: "this user lacks a right: grant it, as the deployment documentation describes",
+    516: "the user or the password is wrong: check the URL of the ledger, or CLICKHOUSE_PASSWORD",
+    192: "the user or the password is wrong: check the URL of the ledger",
+    193: "the user or the password is wrong: check the URL of the ledger",
     243: "its disk is full: free some space; calls wait in the journal",
-    241: "it has too little memory for this: ask about a shorter time, or raise max_memory_usage",
-    252: "it has too many parts, and needs time to merge them: calls wait in the journal",
-    159: "it took too long: ask about a shorter time, or raise max_execution_time",
+    241: "it has too little memory for this: use a shorter time range, or raise max_memory_usage",
+    252: "it has too many parts and needs time to merge them: calls wait in the journal",
+    159: "it took too long: use a shorter time range, or raise max_execution_time",
     242: "the table is read-only on this replica: check its connection to ClickHouse Keeper",
-    999: "it has lost ClickHouse Keeper: calls wait in the journal",
+    999: "it lost its connection to ClickHouse Keeper: calls wait in the journal",
 }
 _CODE = re.compile(r"\bCode: (\d+)")
 _NOISE = re.compile(
@@ -154,13 +162,19 @@ _NOISE = re.compile(
     re.DOTALL,
 )
 _CAUSE = re.compile(r"Caused by \w+\(['\"]?(?:<.*?>|\w+\(.*?\)): (.*?)['\"]?\)\)", re.DOTALL)
-"""What lies behind the driver's words for a connection that failed, which have the whole address of the request in them."""
+"""
+The cause of a failed connection. The driver's message around it contains the whole address of the
+request.
+"""
 _READING = re.compile(r"Setting \w+ is readonly")
 _asking = ContextVar("voight_asking_clickhouse", default=False)
 
 
 def _unsaid(_: logging.LogRecord) -> bool:
-    """The driver logs a connection that failed, once for each try; what it raises is logged by ourselves, once for all."""
+    """
+    Mute the driver's log of failed connections, one for each attempt. We log the error it raises
+    once.
+    """
     return not _asking.get()
 
 
@@ -169,33 +183,35 @@ logging.getLogger("clickhouse_connect.driver._backend.http_sync").addFilter(_uns
 
 @contextmanager
 def explained(server: Server) -> Generator[None]:
-    """Turn the driver's errors into ``LedgerError``, in one line, with what to do, and without a password."""
+    """
+    Convert the driver's errors to ``LedgerError``: one line, with advice and without a password.
+    """
     token = _asking.set(True)
     try:
         yield
     except ClickHouseError as error:
-        said = str(error)
-        code = 164 if _READING.search(said) else code_of(error)
+        text = str(error)
+        code = 164 if _READING.search(text) else code_of(error)
         if code in _ADVICE:
             message = f"the ledger {server.name} refused ({code}): {_ADVICE[code]}"
         elif code is None:
-            message = f"the ledger {server.name} does not answer ({_short(said, server)}): check that the server runs and can be reached"
+            message = f"the ledger {server.name} does not respond ({_short(text, server)}): check that the server runs and can be reached"
         else:
-            message = f"the ledger {server.name} failed ({code}): {_short(said, server)}"
+            message = f"the ledger {server.name} failed ({code}): {_short(text, server)}"
         raise LedgerError(message) from error
-    except (OSError, HTTPError) as error:  # what the driver leaves unexplained of the network
-        raise LedgerError(f"the ledger {server.name} does not answer ({_short(str(error), server)}): check the server") from error
+    except (OSError, HTTPError) as error:  # network errors that the driver passes on
+        raise LedgerError(f"the ledger {server.name} does not respond ({_short(str(error), server)}): check the server") from error
     finally:
         _asking.reset(token)
 
 
 def code_of(error: BaseException) -> int | None:
-    """The number of an error of the server; None where it is none of its own."""
+    """Return the number of a server error, None for other errors."""
     code: Any = getattr(error, "code", None)
     if isinstance(code, int):
         return code
-    found = _CODE.search(str(error))
-    return int(found[1]) if found else None
+    match = _CODE.search(str(error))
+    return int(match[1]) if match else None
 
 
 def _short(text: str, server: Server) -> str:

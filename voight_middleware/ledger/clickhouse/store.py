@@ -26,13 +26,13 @@ from voight_middleware.ledger.clickhouse.database import Database
 from voight_middleware.ledger.clickhouse.dialect import ClickHouseDialect
 from voight_middleware.ledger.clickhouse.schema import SELECT, last_wins, now, readable
 from voight_middleware.ledger.clickhouse.server import connect, read_url
-from voight_middleware.ledger.clickhouse.writer import Intake
+from voight_middleware.ledger.clickhouse.writer import Writer
 from voight_middleware.ledger.query import Query, read_spend
-from voight_middleware.ledger.rows import encode, from_row, the_one, within_range
+from voight_middleware.ledger.rows import encode, from_row, only_match, within_range
 from voight_middleware.records.call import Call, Record, Submission
 
 _PIECE = 20_000
-"""How many calls are read at once."""
+"""How many calls to read at once."""
 _HOUR = 3_600_000_000
 
 _decode_submission = msgspec.json.Decoder(Submission).decode
@@ -40,30 +40,34 @@ _decode_submission = msgspec.json.Decoder(Submission).decode
 
 class ClickHouseLedger:
     """
-    Calls in a ClickHouse database. Used from one thread at a time.
+    Calls in a ClickHouse database. Use it from one thread at a time.
 
-    There are no transactions, and what has become of them is this. A batch is done step by step, in an order in which every step can be
-    repeated: new calls, answers to jobs, owners, and the progress last. A crash between two of them is made good when the batch is
-    brought in again. Until then a reader can see calls without their late owner; he never sees one twice, nor half of one, as a call is
-    one row, is looked for before it is added, and counts once where it is there twice all the same (two processes, or a try that was
-    given up and came through later): every question reads with ``FINAL``, and the row that came first counts. A repricing writes the
-    former price before the new one, an erasure changes one column after the other, and both are finished by the next run. An export
-    reads a piece at a time, and not one moment.
+    There are no transactions. A batch is written in repeatable steps: new calls, results of jobs,
+    owners, and last the progress. After a crash, ingesting the batch again completes it. Until
+    then, a reader may see calls without their late owner.
 
-    Writers of a replicated ledger must all name the same replica: one that lags behind would not know the calls that owners are for.
-    Clusters have not been tested: the statements are those of a single server with ``ON CLUSTER`` and a replicated engine.
+    A reader never sees a call twice or in part. A call is one row, and is looked up before it is
+    inserted. If two processes insert it at once, or an attempt succeeds after a timeout, the first
+    row counts: every query reads with ``FINAL``.
+
+    A repricing writes the previous price before the new one. An erasure changes one column after
+    the other. The next run completes both. An export reads in pieces, not at one moment.
+
+    All writers of a replicated ledger must use the same replica: a lagging one would not have the
+    calls to attribute. Clusters are untested: the statements are those of a single server with ``ON
+    CLUSTER`` and a replicated engine.
 
     Args:
-        url: ``clickhouse://user:password@host:8123/database``, with any of the options ``secure=1``, ``verify=0``, ``ca_cert=path``,
-            ``cluster=name`` and ``ttl_days=400``. The database is ``voight`` where none is named; a missing password is that of
-            ``CLICKHOUSE_PASSWORD``.
-        create: False for reports: a ledger that is not there is an error.
-        client: A connection to be used, instead of one to the URL's host.
+        url: ``clickhouse://user:password@host:8123/database``, with any of the options
+            ``secure=1``, ``verify=0``, ``ca_cert=path``, ``cluster=name`` and ``ttl_days=400``. The
+            default database is ``voight``. A missing password comes from ``CLICKHOUSE_PASSWORD``.
+        create: False for reports: a missing ledger is an error.
+        client: A connection to use instead of one to the URL's host.
 
     Raises:
-        ForeignLedger: The database has tables of something else.
-        LedgerError: The server cannot be reached or refuses, the ledger was written by a newer version, or is missing and not to be
-            created.
+        ForeignLedger: The database has tables of another application.
+        LedgerError: The server cannot be reached or refuses. Or the ledger is from a newer version,
+            or missing and *create* is False.
     """
 
     def __init__(self, url: str, *, create: bool = True, client: Client | None = None) -> None:
@@ -73,7 +77,7 @@ class ClickHouseLedger:
         self._own_client = client is None
         self._db = Database(self._client, self.server)
         self._dialect = ClickHouseDialect(self._db.name)
-        self._intake = Intake(self._db)
+        self._writer = Writer(self._db)
         self.schema_version = 0
         try:
             self._prepare(create)
@@ -82,46 +86,38 @@ class ClickHouseLedger:
             raise
 
     def info(self) -> list[tuple[str, str]]:
-        """What ``voight doctor`` says of the ledger."""
         version, user = self._db.rows("SELECT version(), currentUser()")[0]
-        found = [
+        info = [
             ("engine", f"ClickHouse {version}"),
             ("database", self.server.name),
             ("schema", f"version {self.schema_version}"),
             ("user", f"{user}{', who may only read' if self._db.readonly else ''}"),
         ]
         if self.server.cluster:
-            found.append(("cluster", self.server.cluster))
+            info.append(("cluster", self.server.cluster))
         if ttl := retention.ttl(self._db):
-            found.append(("retention", f"calls are deleted after {ttl} days"))
-        return found
+            info.append(("retention", f"calls are deleted after {ttl} days"))
+        return info
 
     def insert(self, records: Sequence[Record], progress: Progress | None = None) -> int:
         """
-        Keep calls and submissions and apply settlements, then note *progress*; answers how many calls were new, or told of for the first
-        time.
-
-        Submissions and settlements are applied after all calls of *records*. A call with a count or cost that no column holds is kept
-        without it, unpriced.
+        Insert step by step, as the class describes.
 
         Raises:
-            ValueError: A record cannot be kept at all, and nothing of *records* was.
-            LedgerError: The server has failed: some of it may have been done, and the same again does the rest.
+            ValueError: A record cannot be stored at all. None of *records* was.
+            LedgerError: The server has failed. Some steps may be done; the same call does the rest.
         """
         calls = [within_range(record) for record in records if isinstance(record, Call)]
-        return self._intake.insert(calls, [record for record in records if not isinstance(record, Call)], progress)
+        return self._writer.insert(calls, [record for record in records if not isinstance(record, Call)], progress)
 
     def submissions(self, jobs: Collection[str]) -> dict[str, Submission]:
-        """Those of *jobs* that are known."""
-        return self._intake.submissions(jobs)
+        return self._writer.submissions(jobs)
 
     def progress(self, segment: str) -> int:
-        """The offset in bytes up to which *segment* has been ingested; 0 for an unknown one."""
         rows = self._db.rows(f"SELECT offset FROM {self._db.name}.segments FINAL WHERE name = ?", [segment])
         return int(rows[0][0]) if rows else 0
 
     def clear_progress(self, segment: str) -> None:
-        """Drop the progress of a segment whose file is gone."""
         if self.progress(segment):
             self._db.add("segments", ("name", "offset", "version"), [encode((segment, 0, last_wins(now())))])
 
@@ -135,14 +131,8 @@ class ClickHouseLedger:
         original_prices: bool = False,
         zone: tzinfo | None = None,
     ) -> list[Spend]:
-        """
-        Calls added up by dimensions, the most expensive first (unpriced groups last, then by calls).
-
-        Raises:
-            UnknownDimension: A name in *by* or *where* is neither in ``DIMENSIONS`` nor an extra key of any call.
-        """
         by = tuple(dict.fromkeys(by))
-        rows = self._db.rows(*self._question(zone).spend(by, where or {}, window, limit, original_prices=original_prices))
+        rows = self._db.rows(*self._query(zone).spend(by, where or {}, window, limit, original_prices=original_prices))
         return [read_spend(by, row, self._dialect) for row in rows]
 
     def calls(
@@ -156,20 +146,15 @@ class ClickHouseLedger:
         zone: tzinfo | None = None,
     ) -> Iterator[Call]:
         """
-        Every call, the oldest first; at most *limit*, from behind the one of this ``occurred_at`` and ``call_id`` on.
-
-        They are read some hours at a time: a server that sorted them all would have to have them all in its memory.
-
-        Raises:
-            UnknownDimension: As for ``spend``.
+        Read some hours at a time: to sort all calls, the server would need them all in memory.
         """
         if after is not None:
             window = Window(max(after[0], window.since or after[0]), window.until)
-        condition, values = self._question(zone).condition(where or {}, window)
-        source = self._dialect.calls_as_priced if original_prices else self._dialect.calls
+        condition, values = self._query(zone).condition(where or {}, window)
+        source = self._dialect.calls_at_original_prices if original_prices else self._dialect.calls
         left = limit
         size = _PIECE if limit is None else min(_PIECE, limit)
-        # Rows that others have replaced do no harm in a count that only says where to cut.
+        # Replaced rows do no harm in a count that only decides where to cut.
         counted = source if original_prices else source.removesuffix(" FINAL")
         for begin, end in self._spans(f"{counted} WHERE {condition}", values, size):
             while left is None or left > 0:
@@ -187,103 +172,75 @@ class ClickHouseLedger:
                 after = rows[-1][0], rows[-1][1]
 
     def call(self, call_id: str) -> Call | None:
-        """
-        The call of that id, or the only one whose id begins with it, if it has 8 characters or more; None where there is none.
-
-        Raises:
-            LedgerError: Several calls begin with it.
-        """
         query = f"SELECT {SELECT} FROM {self._dialect.calls} WHERE"
-        found = self._db.rows(f"{query} call_id = ?", [call_id])
-        if not found and len(call_id) >= MIN_ID_LENGTH:
+        rows = self._db.rows(f"{query} call_id = ?", [call_id])
+        if not rows and len(call_id) >= MIN_ID_LENGTH:
             range_ = [call_id, call_id + "\U0010ffff"]
-            found = self._db.rows(f"{query} call_id > ? AND call_id < ? ORDER BY call_id LIMIT 2", range_)
-        return the_one([from_row(readable(row)) for row in found], call_id)
+            rows = self._db.rows(f"{query} call_id > ? AND call_id < ? ORDER BY call_id LIMIT 2", range_)
+        return only_match([from_row(readable(row)) for row in rows], call_id)
 
     def reprice(self, changes: Sequence[tuple[Call, Call]]) -> int:
         """
-        Give calls another price; each as it was read, and as it is priced now. Answers how many have got one.
-
-        The price before is kept as a version of its own, first: where the server fails in between, the next run goes on from there. A
-        call is not touched where cost, status and reasons stay the same, nor where it is not in the ledger as it was read.
+        Store the previous prices first. If the server fails in between, the next run continues.
         """
         return prices.reprice(self._db, changes)
 
     def price_history(self, call_id: str) -> list[PriceVersion]:
-        """The prices that a call had before its newest one, the original first."""
         return self.price_histories([call_id]).get(call_id, [])
 
     def price_histories(self, call_ids: Collection[str]) -> dict[str, list[PriceVersion]]:
-        """The prices that calls had before their newest one, the original first, by ``call_id``; a call without any is missing."""
-        return prices.former(self._db, call_ids)
+        return prices.price_histories(self._db, call_ids)
 
     def jobs(self, after: str = "", limit: int = 1_000) -> list[Submission]:
-        """Submitted jobs in the bytewise order of their names: at most *limit*, from behind the name *after* on."""
         sql = f"SELECT submission FROM {self._db.name}.jobs FINAL WHERE job > ? ORDER BY job LIMIT ?"
         return [_decode_submission(text) for (text,) in self._db.rows(sql, [after, limit])]
 
-    def import_calls(self, calls: Sequence[Call], former: Mapping[str, Sequence[PriceVersion]] = {}, *, anew: bool = False) -> int:
-        """
-        Keep calls of another ledger as they are there, each with the prices that it had before; answers how many were written.
-
-        Nothing is settled, completed or repriced by it. A call whose id is here already is left as it is, and its former prices with
-        it; with *anew* it is replaced, together with them.
-
-        Raises:
-            ValueError: A call cannot be kept, and nothing of *calls* was.
-        """
-        return prices.keep(self._db, self._intake, calls, former, anew=anew)
+    def import_calls(self, calls: Sequence[Call], former: Mapping[str, Sequence[PriceVersion]] = {}, *, replace: bool = False) -> int:
+        return prices.import_calls(self._db, self._writer, calls, former, replace=replace)
 
     def time_range(self) -> tuple[int, int] | None:
-        """When the oldest and the newest call happened, in microseconds since 1970 UTC; None for an empty ledger."""
-        # Without FINAL the engine knows it without reading a row.
+        # Without FINAL, the engine reads no rows for this.
         count, oldest, newest = self._db.rows(f"SELECT COUNT(*), MIN(occurred_at), MAX(occurred_at) FROM {self._db.name}.calls")[0]
         return (oldest, newest) if count else None
 
     def personal_data(self, names: Collection[str]) -> PersonalData:
-        """What is kept about the person who is known by any of *names*."""
-        return erasure.holdings(self._db, names)
+        return erasure.personal_data(self._db, names)
 
     def erase(self, names: Collection[str], token: str) -> PersonalData:
-        """
-        Put *token* in the place of a person's ids, and take sessions and answer ids off the person's calls; answers what was found.
-        Costs and counts stay as they are. Where the server fails half-way, another run goes on.
-        """
+        """Change one column after the other. If the server fails halfway, another run continues."""
         return erasure.erase(self._db, names, token)
 
     def purge(self, names: Collection[str]) -> list[str]:
         """
-        Have the server write anew what still has one of *names* in it; answers the tables in which it remains.
+        Have the server rewrite the tables that still contain one of *names*. Return those that
+        still do.
 
-        The server keeps files that it has replaced for some minutes (``old_parts_lifetime``), and its own logs for as long as it is
-        told to: neither can be seen from here.
+        The server keeps replaced files for some minutes (``old_parts_lifetime``), and its own logs
+        as configured. Neither is visible from here.
         """
         return erasure.purge(self._db, names)
 
     def expired(self, until: int) -> Expired:
-        """What happened before *until*, in microseconds since 1970 UTC."""
         return retention.expired(self._db, until)
 
     def expire(self, until: int, limit: int) -> Expired:
         """
-        Delete at most *limit* of the oldest calls from before *until*, and with the last of them the jobs; answers what it was.
-
-        Whole months go at once; what is left of one costs the engine a pass over all of that month, for one call as for all of them.
+        Delete whole months at once. The rest of a month costs the engine a pass over all its calls,
+        however few go.
         """
         return retention.expire(self._db, until, limit)
 
     def rebuild(self) -> Iterator[str]:
-        """Nothing: answers are read from the calls themselves."""
+        """Do nothing: there are no rollups."""
         return iter(())
 
     def close(self) -> None:
-        """Release the connection; harmless when repeated."""
         self._db.closed = True
         if self._own_client:
             self._client.close()
 
     def _spans(self, source: str, values: Sequence[object], size: int) -> Iterator[tuple[int, int]]:
-        """Spans of whole hours with about *size* calls each, or the hour that has more."""
+        """Yield spans of whole hours with about *size* calls each. A single hour may have more."""
         sql = f"SELECT occurred_at - positiveModulo(occurred_at, {_HOUR}) AS hour, COUNT(*) FROM {source} GROUP BY hour ORDER BY hour"
         begin, count = None, 0
         end = 0
@@ -330,10 +287,10 @@ class ClickHouseLedger:
 
     def _missing(self) -> LedgerError:
         return LedgerError(
-            f"there is no ledger at {self.server.name} yet: it appears with the first call that is kept (`voight doctor` says where calls "
-            "go, `voight demo` shows the whole line)"
+            f"there is no ledger at {self.server.name} yet: the first stored call creates it (`voight doctor` shows where calls go, "
+            "`voight demo` shows an example)"
         )
 
-    def _question(self, zone: tzinfo | None) -> Query:
+    def _query(self, zone: tzinfo | None) -> Query:
         keys = [key for (key,) in self._db.rows(f"SELECT DISTINCT key FROM {self._db.name}.extra_keys")]
         return Query(self._dialect, keys, zone, self.time_range())

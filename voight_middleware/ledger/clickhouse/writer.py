@@ -1,8 +1,9 @@
 """
-How records get into a ClickHouse ledger, which has no transactions.
+Write records to a ClickHouse ledger, which has no transactions.
 
-Every step can be done again: calls that are there are not added again, owners and answers are only filled in where they are missing, and
-the progress comes last. What a crash has left half-way is finished by the repetition of the batch, which the journal still has.
+Every step can be repeated. Existing calls are not inserted again, owners and results are only added
+if missing, and the progress comes last. After a crash, the batch is ingested again from the
+journal.
 """
 
 from __future__ import annotations
@@ -13,21 +14,20 @@ import msgspec
 
 from voight_middleware.ledger.base import Progress
 from voight_middleware.ledger.clickhouse import changes
-from voight_middleware.ledger.clickhouse.changes import UNSETTLED
 from voight_middleware.ledger.clickhouse.database import Database
 from voight_middleware.ledger.clickhouse.dialect import literal
 from voight_middleware.ledger.clickhouse.owners import Owned, Owners
 from voight_middleware.ledger.clickhouse.schema import INSERTED, checked, first_wins, insertable, last_wins, now
-from voight_middleware.ledger.rows import Row, encode
-from voight_middleware.records.call import Call, LateAttribution, Submission
+from voight_middleware.ledger.rows import REATTRIBUTABLE_SQL, Row, encode
+from voight_middleware.records.call import Call, LateAttribution, Submission, is_open_job, with_result
 
 JOB = ("job", "part_of", "submitted_at", "submission", "version")
 """The columns of a submitted job."""
 _decode = msgspec.json.Decoder(Submission).decode
 
 
-class Intake:
-    """Brings records into *db*."""
+class Writer:
+    """Writes records to *db*."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
@@ -35,130 +35,146 @@ class Intake:
 
     def insert(self, calls: Sequence[Call], others: Sequence[LateAttribution | Submission], progress: Progress | None) -> int:
         """
-        Keep *calls*, then apply *others* in their order, then note *progress*; answers how many calls were new or told of.
+        Store *calls*, apply *others* in their order, then save *progress*. Return the number of
+        calls that were new or got their usage.
 
         Raises:
-            ValueError: A record cannot be kept, and nothing was.
+            ValueError: A record cannot be stored, and nothing was.
         """
-        fresh, told, repeated = self._sorted_out(calls)
+        fresh, results, repeated = self._sort(calls)
         owners = self._owners(fresh, others)
         rows = {call_id: checked(call) for call_id, call in fresh.items()}
-        answers = [checked(call) for call in told.values()]
+        result_rows = [checked(call) for call in results.values()]
         submitted = [job_row(submission, replaced) for submission, replaced in owners.jobs]
-        self.learn([call.tags.extra for call in (*fresh.values(), *told.values())])
+        self.learn([call.tags.extra for call in (*fresh.values(), *results.values())])
         self.learn([record.tags.extra for record in others])
         self.add(rows, fresh)
         self._drop_doubles([call_id for call_id, call in fresh.items() if call.job is not None])
-        self._db.change(changes.answers(answers))
+        self._db.change(changes.results(result_rows))
         for step in owners.steps:
             if isinstance(step, list):
-                self._own(step, fresh)
+                self._attribute_jobs(step, fresh)
             else:
-                self._settle(step)
+                self._attribute_late(step)
         if submitted:
-            self._db.add("jobs", JOB, submitted)  # from here on, who adds an answer knows its owner
-            self._own([owned for step in owners.steps if isinstance(step, list) for owned in step], fresh, lacking=True)
+            # From here on, writers of results know their owner.
+            self._db.add("jobs", JOB, submitted)
+            self._attribute_jobs([owned for step in owners.steps if isinstance(step, list) for owned in step], fresh, lacking=True)
         if progress is not None:
             self._db.add("segments", ("name", "offset", "version"), [encode((progress.segment, progress.offset, last_wins(now())))])
-        return len(fresh) + len(answers) + repeated
+        return len(fresh) + len(result_rows) + repeated
 
     def add(self, rows: Mapping[str, Row], calls: Mapping[str, Call]) -> None:
-        """Add calls that are not there yet."""
+        """Insert calls that are not there yet."""
         at = now()
-        lines = [insertable(row, first_wins(at, told=not changes.is_open(calls[call_id]))) for call_id, row in rows.items()]
+        lines = [insertable(row, first_wins(at, complete=not is_open_job(calls[call_id]))) for call_id, row in rows.items()]
         self._db.add("calls", INSERTED, lines)
 
     def learn(self, extras: Iterable[Mapping[str, str]]) -> None:
-        """Note the keys of the application's tags."""
+        """Store the keys of the application's tags."""
         new = {key for extra in extras for key in extra} - self._extra_keys
         self._db.add("extra_keys", ("key", "version"), [encode((key, 0)) for key in sorted(new)])
         self._extra_keys |= new
 
     def submissions(self, jobs: Collection[str]) -> dict[str, Submission]:
-        """Those of *jobs* that are known."""
+        """Return the submissions of those *jobs* that are known."""
         if not jobs:
             return {}
         marks = ", ".join("?" * len(jobs))
         rows = self._db.rows(f"SELECT job, submission FROM {self._db.name}.jobs FINAL WHERE job IN ({marks})", jobs)
         return {job: _decode(text) for job, text in rows}
 
-    def _sorted_out(self, calls: Sequence[Call]) -> tuple[dict[str, Call], dict[str, Call], int]:
-        """Calls that are not in the ledger, what is told of jobs that are, and how many jobs were begun and told of in *calls*."""
-        asked = f"SELECT call_id, {changes.OPEN} FROM {self._db.name}.calls FINAL WHERE"
-        kept = {call_id: bool(unread) for call_id, unread in self._db.about([call.call_id for call in calls], asked)}
-        fresh, told, repeated = dict[str, Call](), dict[str, Call](), 0
+    def _sort(self, calls: Sequence[Call]) -> tuple[dict[str, Call], dict[str, Call], int]:
+        """
+        Return new calls, results of jobs in the ledger, and the number of jobs with both submission
+        and result in *calls*.
+        """
+        query = f"SELECT call_id, {changes.OPEN} FROM {self._db.name}.calls FINAL WHERE"
+        kept = {call_id: bool(unread) for call_id, unread in self._db.about([call.call_id for call in calls], query)}
+        fresh, results, repeated = dict[str, Call](), dict[str, Call](), 0
         for call in calls:
             if call.call_id in kept:
-                if kept[call.call_id] and changes.tells(call):
-                    before = told.get(call.call_id)
+                if kept[call.call_id] and changes.has_result(call):
+                    before = results.get(call.call_id)
                     if before is None or before.raw_usage is None:
-                        told[call.call_id] = call
+                        results[call.call_id] = call
             elif (first := fresh.get(call.call_id)) is None:
                 fresh[call.call_id] = call
-            elif changes.is_open(first) and changes.tells(call):
-                fresh[call.call_id] = changes.answered(first, call)
+            elif is_open_job(first) and changes.has_result(call):
+                fresh[call.call_id] = with_result(first, call)
                 repeated += 1
-        return fresh, told, repeated
+        return fresh, results, repeated
 
     def _owners(self, fresh: dict[str, Call], others: Sequence[LateAttribution | Submission]) -> Owners:
-        """Give *fresh* calls their owners, and find out what is to be done to calls and jobs that are in the ledger already."""
+        """
+        Give *fresh* calls their owners. Collect the changes to calls and jobs that are in the
+        ledger already.
+        """
         named = {name for record in others if isinstance(record, LateAttribution) for name in record.call_ids if "/" in name}
         submitted = {record.job: record for record in others if isinstance(record, Submission)}
         known = self.submissions(named | submitted.keys())
-        wholes = {one.part_of for one in (*known.values(), *submitted.values()) if one.part_of is not None} - known.keys()
+        submissions = (*known.values(), *submitted.values())
+        wholes = {submission.part_of for submission in submissions if submission.part_of is not None} - known.keys()
         owners = Owners(fresh, known, self.submissions(wholes), self._parts(known.keys() | submitted.keys()))
         for record in others:
             if isinstance(record, Submission):
                 owners.submit(record)
             else:
-                owners.settle(record)
+                owners.attribute_late(record)
         return owners
 
     def _parts(self, jobs: Collection[str]) -> dict[str, set[str]]:
-        """The parts of jobs whose names do not tell it."""
-        found: dict[str, set[str]] = {}
+        """Return the parts of jobs whose names do not show it."""
+        parts: dict[str, set[str]] = {}
         if jobs:
             marks = ", ".join("?" * len(jobs))
             for job, whole in self._db.rows(f"SELECT job, part_of FROM {self._db.name}.jobs FINAL WHERE part_of IN ({marks})", jobs):
-                found.setdefault(whole, set()).add(job)
-        return found
+                parts.setdefault(whole, set()).add(job)
+        return parts
 
-    def _own(self, owners: Sequence[Owned], fresh: Collection[str], *, lacking: bool = False) -> None:
-        """Give the answers of jobs to who has submitted them, the last of *owners* last; *lacking* says only those without an owner."""
+    def _attribute_jobs(self, owners: Sequence[Owned], fresh: Collection[str], *, lacking: bool = False) -> None:
+        """
+        Give the calls of jobs to their submitters. The last of *owners* wins. With *lacking*, only
+        calls without a user.
+        """
         names = {name for owned in owners for name in owned.jobs}
         if not names:
             return
         either = []
         for slashes in sorted({name.count("/") for name in names}):
-            some = ", ".join(literal(name) for name in sorted(names) if name.count("/") == slashes)
-            either.append(f"arrayStringConcat(arraySlice(splitByChar('/', assumeNotNull(job)), 1, {slashes + 1}), '/') IN ({some})")
-        # Without FINAL, which would look at every call; what is found is read again by its id.
+            jobs = ", ".join(literal(name) for name in sorted(names) if name.count("/") == slashes)
+            either.append(f"arrayStringConcat(arraySlice(splitByChar('/', assumeNotNull(job)), 1, {slashes + 1}), '/') IN ({jobs})")
+        # Without FINAL, which would scan every call. The calls found are read again by id.
         rows = self._db.rows(f"SELECT DISTINCT call_id FROM {self._db.name}.calls WHERE job IS NOT NULL AND ({' OR '.join(either)})")
-        asked = f"SELECT call_id, job, user_id, attribution FROM {self._db.name}.calls FINAL WHERE"
+        query = f"SELECT call_id, job, user_id, attribution FROM {self._db.name}.calls FINAL WHERE"
         given: dict[str, Owned] = {}
-        for call_id, job, user_id, attribution in self._db.about([one for (one,) in rows if one not in fresh], asked):
-            owned = next((one for one in reversed(owners) if one.has(job)), None)
+        for call_id, job, user_id, attribution in self._db.about([call_id for (call_id,) in rows if call_id not in fresh], query):
+            owned = next((owner for owner in reversed(owners) if owner.has(job)), None)
             if owned is not None and (user_id is None if lacking else (user_id, attribution) != (owned.tags.user_id, owned.attribution)):
                 given[call_id] = owned
         self._db.change(changes.owners({call_id: (owned.tags, owned.attribution) for call_id, owned in given.items()}))
 
-    def _settle(self, owners: Mapping[str, LateAttribution]) -> None:
-        unsettled = ", ".join(map(literal, UNSETTLED))
-        asked = f"SELECT call_id FROM {self._db.name}.calls FINAL WHERE attribution IN ({unsettled}) AND"
-        here = [call_id for (call_id,) in self._db.about(owners, asked)]
-        self._db.change(changes.settlements({call_id: owners[call_id] for call_id in here}))
+    def _attribute_late(self, owners: Mapping[str, LateAttribution]) -> None:
+        query = f"SELECT call_id FROM {self._db.name}.calls FINAL WHERE attribution IN {REATTRIBUTABLE_SQL} AND"
+        call_ids = [call_id for (call_id,) in self._db.about(owners, query)]
+        self._db.change(changes.late_attributions({call_id: owners[call_id] for call_id in call_ids}))
 
     def _drop_doubles(self, call_ids: Collection[str]) -> None:
         """
-        Of a job that two processes have told of at the same moment, perhaps at times in different months, one row stays: a question
-        about one of the months would not see the other.
+        Keep one row of a job that two processes have reported at once.
+
+        The rows may be in different months. A query on one of the months would not see the other
+        row.
         """
-        asked = f"SELECT call_id, MAX(version) FROM {self._db.name}.calls WHERE"
-        for call_id, version in list(self._db.about(call_ids, asked, "GROUP BY call_id HAVING COUNT(DISTINCT version) > 1")):
+        query = f"SELECT call_id, MAX(version) FROM {self._db.name}.calls WHERE"
+        for call_id, version in list(self._db.about(call_ids, query, "GROUP BY call_id HAVING COUNT(DISTINCT version) > 1")):
             self._db.alter("calls", f"DELETE WHERE call_id = {literal(call_id)} AND version < {version}")
 
 
 def job_row(submission: Submission, replaced: bool) -> bytes:
-    """A submitted job as a line of ``JSONCompactEachRow``; *replaced* says that it takes the place of another row."""
+    """
+    Return a submission as a line of ``JSONCompactEachRow``. *replaced* means that it replaces
+    another row.
+    """
     version = last_wins(now()) if replaced else first_wins(now())
     return encode((submission.job, submission.part_of, submission.submitted_at, encode(submission).decode(), version))

@@ -1,4 +1,4 @@
-"""How PostgreSQL says what a question needs."""
+"""The SQL of PostgreSQL."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from voight_middleware.ledger.base import wildcard_parts
 from voight_middleware.ledger.postgres import triggers
-from voight_middleware.ledger.postgres.schema import CALLS, CALLS_AS_PRICED
+from voight_middleware.ledger.postgres.schema import CALLS, CALLS_AT_ORIGINAL_PRICES
 from voight_middleware.ledger.query import Sql
 from voight_middleware.ledger.rollups import ROLLUPS, Bucket, Rollup
 from voight_middleware.records.money import CONTEXT
@@ -18,50 +18,50 @@ _SPECIAL = re.compile(r"[\\%_]")
 
 
 class PostgresDialect:
-    """A ``Dialect``. Costs are NUMERIC, whose sums are exact; texts are compared bytewise."""
+    """A ``Dialect``. Costs are NUMERIC, with exact sums. Texts are compared bytewise."""
 
     sums: Mapping[str, str] = triggers.SUMS
     costs = 1
     rollups: Collection[Rollup] = ROLLUPS
     schema = "voight."
     calls = CALLS
-    calls_as_priced = CALLS_AS_PRICED
+    calls_at_original_prices = CALLS_AT_ORIGINAL_PRICES
 
     def cost(self, columns: Sequence[Any]) -> int:
-        """Femto-dollars, of the sum in dollars."""
+        """Return femto-dollars from the sum in dollars."""
         return femto(columns[0]) or 0
 
     def by_cost(self, sums: Sequence[str]) -> str:
-        """A sum of costs is one number."""
         return f"{sums[0]} DESC"
 
     def column(self, name: str, *, few: bool) -> str:
-        """The planner knows how many calls a user has."""
+        """Return the column. The planner knows how many calls a user has."""
         return name
 
     def moment(self, form: str, at: str, ahead: str = "0") -> str:
-        """As the rollups have it."""
+        """Use the function that the rollups use."""
         return triggers.moment(form, at, ahead)
 
     def extra(self, key: str) -> Sql:
-        """The value of a key of the JSON object."""
         return '(tags_extra ->> ?::text COLLATE "C")', [key]
 
     def addressable(self, key: str) -> bool:
-        """Those that a JSON path of SQLite can name: both engines have the same dimensions."""
+        """
+        Return whether a JSON path of SQLite can name *key*: both engines have the same dimensions.
+        """
         return key.isprintable() and '"' not in key and "\\" not in key
 
     def like(self, sql: str, pattern: str) -> Sql:
-        """LIKE minds case here."""
+        """Use LIKE, which is case-sensitive here."""
         return f"{sql} LIKE ?", ["%".join(_SPECIAL.sub(r"\\\g<0>", part) for part in wildcard_parts(pattern))]
 
     def among(self, sql: str, values: Sequence[Bucket]) -> Sql:
-        """In one value, however many they are."""
+        """Bind all values as one."""
         return f"{sql} = ANY(?)", [list(values)]
 
 
 def femto(dollars: Decimal | None) -> int | None:
-    """Femto-dollars of a NUMERIC; exact whatever the application's decimal context."""
+    """Return femto-dollars of a NUMERIC, exact in any decimal context of the application."""
     return None if dollars is None else int(CONTEXT.scaleb(dollars, 15))
 
 

@@ -1,4 +1,7 @@
-"""Who may do what in a PostgreSQL ledger: the role that owns the schema, one that only brings calls in, and one that only reads."""
+"""
+Permissions in a PostgreSQL ledger: the owner of the schema, a role that only writes, and one that
+only reads.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,14 @@ from voight_middleware.ledger.postgres.functions import SIGNATURES
 
 def grants(*, writer: str | None = None, reader: str | None = None) -> list[str]:
     """
-    The statements that give roles what they need, to be run by the owner of the schema ``voight`` after the ledger has been opened once.
+    Return the statements that give roles their rights. The owner of the schema ``voight`` runs them
+    after the ledger has been opened once.
 
     Args:
-        writer: Of the application and of ``voight ingest``: can bring calls in, settle and answer them, and read none. It also needs
-            ``TEMPORARY`` on the database, which everybody has unless it was revoked.
-        reader: Of reports: can read everything, and write nothing.
+        writer: The role of the application and of ``voight ingest``. It can insert calls, attribute
+            them and add results, but read none. It also needs ``TEMPORARY`` on the database, which
+            everybody has by default.
+        reader: The role of reports. It can read everything and write nothing.
     """
     statements = []
     if writer is not None:

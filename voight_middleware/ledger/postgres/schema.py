@@ -1,4 +1,7 @@
-"""The tables of a PostgreSQL ledger, and how a database comes to have them: numbered migrations, however many processes begin at once."""
+"""
+The tables of a PostgreSQL ledger, and their numbered migrations. Any number of processes may start
+at once.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from voight_middleware.ledger.rows import COUNTED, COUNTS, FIGURES, REQUIRED
 
 OLDEST_SERVER = 130_000
 LOCK = f"SELECT set_config('lock_timeout', '{LOCK_SECONDS}s', true), pg_advisory_xact_lock({0x564F494748540000})"
-"""``VOIGHT``: what whoever writes takes for a transaction, so that no two of them wait for each other in turn."""
+"""``VOIGHT``: the lock that every writer takes for a transaction, to avoid deadlocks."""
 
 _COST = "numeric(38, 15) CHECK ({name} BETWEEN 0 AND 9223.372036854775807)"
 _TYPES = {
@@ -30,7 +33,8 @@ _TEXT = 'text COLLATE "C"'
 _REQUIRED = frozenset(stored(REQUIRED))
 _COLUMNS = [
     f"{name} {_TYPES.get(name, _TEXT)}{' NOT NULL' if name in _REQUIRED else ''}"
-    for name in (*_TYPES, *(name for name in STORED if name not in _TYPES))  # the numbers first: nothing is lost between them
+    # The numbers first, to save padding.
+    for name in (*_TYPES, *(name for name in STORED if name not in _TYPES))
 ]
 FORMER = ("call_id", "version", *stored(FIGURES), "replaced_at")
 
@@ -56,21 +60,24 @@ MIGRATIONS: tuple[Sequence[str], ...] = (
         "INSERT INTO voight.schema_version VALUES ('voight-middleware', 0)",
     ),
 )
-"""What brings a ledger of one version to the next; the first begins it. What a release had once is never changed."""
+"""
+The statements that upgrade a ledger from each version to the next. The first ones create it. Never
+change a released one.
+"""
 
 _PLAIN = ", ".join(f"{name} {_TYPES.get(name, 'text').split()[0].partition('(')[0]}" for name in STORED)
 STAGING = f"CREATE TEMPORARY TABLE voight_calls ({_PLAIN}) ON COMMIT DELETE ROWS"
-"""Where COPY puts calls, as it cannot pass over those that are there already."""
+"""The target of COPY, which cannot skip existing calls."""
 INSERT = f"INSERT INTO voight.calls ({', '.join(STORED)}) SELECT {', '.join(STORED)} FROM pg_temp.voight_calls ON CONFLICT DO NOTHING"
 
 CALLS = "voight.calls AS calls"
 _FIGURES = stored(FIGURES)
-CALLS_AS_PRICED = (
+CALLS_AT_ORIGINAL_PRICES = (
     f"(SELECT {', '.join(f'calls.{name}' for name in STORED if name not in _FIGURES)}, "
     f"{', '.join(f'CASE WHEN original.version IS NULL THEN calls.{name} ELSE original.{name} END AS {name}' for name in _FIGURES)} "
     "FROM voight.calls LEFT JOIN voight.former_costs AS original ON original.call_id = calls.call_id AND original.version = 1) AS calls"
 )
-"""In the place of ``CALLS``: the calls with the price that they were given first."""
+"""Instead of ``CALLS``: the calls with their first price."""
 _READ = {name: f"({name} * 1000000000000000)::bigint" for name in ("cost", "list_cost")} | {
     "price_id": "price",
     "tags_extra": "tags_extra::text",
@@ -98,16 +105,20 @@ WITH changes AS MATERIALIZED (
 UPDATE voight.calls SET ({", ".join(_GIVEN)}) = (SELECT {", ".join(f"given.{name}" for name in _GIVEN)})
 FROM kept JOIN changes USING (call_id), jsonb_populate_record(NULL::voight.calls, after) AS given
 WHERE calls.call_id = kept.call_id"""
-"""Only where nobody has changed a call since it was read; binds what ``values.change`` makes, each call once, and the time."""
+"""
+Skips calls that have changed since they were read. Binds the JSON of ``values.change``, each call
+once, and the time.
+"""
 
 
 def prepare(db: Connection, create: bool) -> int:
     """
-    Bring the schema of a database to this version, and make it where there is none, if *create* says so; answers the version.
+    Upgrade the schema of a database to this version. With *create*, create a missing one. Return
+    the version.
 
     Raises:
         ForeignLedger: The database has another schema of that name.
-        LedgerError: There is no ledger, a newer one, or one that this role may not make or upgrade.
+        LedgerError: There is no ledger, or a newer one, or this role may not create or upgrade it.
     """
     place = place_of(db)
     if db.info.server_version < OLDEST_SERVER:
@@ -116,8 +127,8 @@ def prepare(db: Connection, create: bool) -> int:
         version = _version(db, place)
         if version is None and not create:
             raise LedgerError(
-                f"there is no ledger at {place} yet: it appears with the first call that is kept (`voight doctor` says where calls go, "
-                "`voight demo` shows the whole line)"
+                f"there is no ledger at {place} yet: the first stored call creates it (`voight doctor` shows where calls go, "
+                "`voight demo` shows an example)"
             )
         if version is None or version < len(MIGRATIONS):
             version = _migrate(db, place)
@@ -130,7 +141,7 @@ def prepare(db: Connection, create: bool) -> int:
 
 
 def _version(db: Connection, place: str) -> int | None:
-    """The version of the schema; None where there is none, or an empty one that was made for us."""
+    """Return the version of the schema. Return None if it is missing, or empty and ours."""
     encoding, schema, usable, ours, others = _one(
         db,
         """
@@ -153,8 +164,7 @@ def _version(db: Connection, place: str) -> int | None:
         return None
     if not usable:
         raise LedgerError(
-            f"the role {db.info.user} may not use the ledger {place}: its owner gives rights with "
-            "`voight migrate --writer ROLE --reader ROLE`"
+            f"the role {db.info.user} may not use the ledger {place}: ask its owner to run `voight migrate --writer ROLE --reader ROLE`"
         )
     return int(_one(db, "SELECT version FROM voight.schema_version WHERE ledger = 'voight-middleware'")[0])
 

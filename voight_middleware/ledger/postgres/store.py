@@ -1,4 +1,6 @@
-"""The PostgreSQL ledger: a schema of its own in any database, and hosts, processes and pods that write at once."""
+"""
+The PostgreSQL ledger: its own schema in any database, written by many hosts and processes at once.
+"""
 
 from __future__ import annotations
 
@@ -19,21 +21,21 @@ from voight_middleware.ledger.postgres import erasure, triggers
 from voight_middleware.ledger.postgres.connection import bound, connect, explained, place_of, row, run
 from voight_middleware.ledger.postgres.dialect import DIALECT
 from voight_middleware.ledger.postgres.roles import grants
-from voight_middleware.ledger.postgres.schema import CALLS, CALLS_AS_PRICED, LOCK, SELECT, SELECT_FORMER, SELECT_PRICE, prepare
+from voight_middleware.ledger.postgres.schema import CALLS, CALLS_AT_ORIGINAL_PRICES, LOCK, SELECT, SELECT_FORMER, SELECT_PRICE, prepare
 from voight_middleware.ledger.postgres.values import former_price, has_changed, storable
-from voight_middleware.ledger.postgres.writer import Intake, submissions
+from voight_middleware.ledger.postgres.writer import Writer, submissions
 from voight_middleware.ledger.query import Query, read_spend
 from voight_middleware.ledger.rollups import ROLLUPS, month_of
-from voight_middleware.ledger.rows import from_row, the_one, within_range
+from voight_middleware.ledger.rows import from_row, only_match, within_range
 from voight_middleware.records.call import Call, Record, Submission
 
 ATTEMPTS = 5
-"""How often a transaction is tried that the server has chosen to end for another one's sake."""
+"""How often to try a transaction that the server ends because of a conflict."""
 _PAGE = 2_000
 _FAR = 253_402_300_799_000_000
 """The last second of the year 9999, in microseconds."""
 _REFUSED = (errors.DataError, errors.IntegrityError, errors.ProgramLimitExceeded)
-"""What a call raises that no column holds."""
+"""The errors for a call that no column can hold."""
 
 _Answer = TypeVar("_Answer")
 _decode_submission = msgspec.json.Decoder(Submission).decode
@@ -41,22 +43,24 @@ _decode_submission = msgspec.json.Decoder(Submission).decode
 
 class PostgresLedger:
     """
-    Calls in the schema ``voight`` of a PostgreSQL database. Used from one thread at a time, and by the process that opened it.
+    Calls in the schema ``voight`` of a PostgreSQL database. Use it from one thread at a time, in
+    the process that opened it.
 
     Args:
-        url: As libpq understands it: ``postgresql://user@host/database?sslmode=verify-full``.
-        create: False for reports: a ledger that is not there is an error.
+        url: A libpq URL: ``postgresql://user@host/database?sslmode=verify-full``.
+        create: False for reports: a missing ledger is an error.
 
     Raises:
-        ForeignLedger: The database has a schema ``voight`` that is no ledger.
-        LedgerError: The server cannot be reached or refuses, or the ledger is of a newer version, or missing and not to be created.
+        ForeignLedger: The schema ``voight`` of the database is not a ledger.
+        LedgerError: The server cannot be reached or refuses. Or the ledger is from a newer version,
+            or missing and *create* is False.
     """
 
     def __init__(self, url: str, *, create: bool = True) -> None:
         self.url = shown_url(url)
         self._given = url
         self._db = connect(url)
-        self._intake = Intake(self._db)
+        self._writer = Writer(self._db)
         self._place = place_of(self._db)
         try:
             self.schema_version = prepare(self._db, create)
@@ -65,12 +69,11 @@ class PostgresLedger:
             raise
 
     def info(self) -> list[tuple[str, str]]:
-        """What ``voight doctor`` says of the ledger."""
         rights = "SELECT " + ", ".join(f"has_table_privilege('voight.calls', '{right}')" for right in ("SELECT", "INSERT", "DELETE"))
         with explained(self._place):
             reads, writes, deletes = self._row(rights)
             (writable,) = self._row("SELECT NOT pg_is_in_recovery() AND current_setting('transaction_read_only') = 'off'")
-        may = [word for right, word in ((writes, "bring calls in"), (deletes, "change and delete them"), (reads, "read them")) if right]
+        may = [word for right, word in ((writes, "insert calls"), (deletes, "change and delete them"), (reads, "read them")) if right]
         info = self._db.info
         return [
             ("engine", f"PostgreSQL {info.parameter_status('server_version')}"),
@@ -81,51 +84,39 @@ class PostgresLedger:
 
     def grant(self, *, writer: str | None = None, reader: str | None = None) -> None:
         """
-        Give roles what they need, in one transaction; see ``roles.grants``. For the owner of the schema, again after each upgrade.
+        Give roles their rights, in one transaction; see ``roles.grants``. Run it as the owner of
+        the schema, again after each upgrade.
 
         Raises:
-            LedgerError: There is no such role, or this one is not the owner.
+            LedgerError: A role does not exist, or this role is not the owner.
         """
         with explained(self._place), self._db.transaction():
             for statement in grants(writer=writer, reader=reader):
                 self._db.execute(statement.encode())
 
     def insert(self, records: Sequence[Record], progress: Progress | None = None) -> int:
-        """
-        Keep calls and submissions and apply settlements, in one transaction together with *progress*; answers how many calls were
-        new, or told of for the first time.
-
-        Submissions and settlements are applied after all calls of *records*. A call with a count or cost that no column holds is kept
-        without it, unpriced.
-
-        Raises:
-            ValueError: A record cannot be kept at all, and nothing of *records* was.
-        """
         calls = [record for record in records if isinstance(record, Call)]
         others = [record for record in records if not isinstance(record, Call)]
         with explained(self._place):
             try:
-                return self._write(lambda: self._intake.insert(calls, others, progress))
+                return self._write(lambda: self._writer.insert(calls, others, progress))
             except _REFUSED:
                 calls = [within_range(call) for call in calls]
             try:
-                return self._write(lambda: self._intake.insert(calls, others, progress))
+                return self._write(lambda: self._writer.insert(calls, others, progress))
             except _REFUSED as error:
-                raise ValueError(f"a call cannot be kept: {error.diag.message_primary or error}") from error
+                raise ValueError(f"a call cannot be stored: {error.diag.message_primary or error}") from error
 
     def submissions(self, jobs: Collection[str]) -> dict[str, Submission]:
-        """Those of *jobs* that are known."""
         with explained(self._place):
             return submissions(self._db, jobs)
 
     def progress(self, segment: str) -> int:
-        """The offset in bytes up to which *segment* has been ingested; 0 for an unknown one."""
         with explained(self._place):
             row = self._run("SELECT ingested FROM voight.segments WHERE name = ?", [segment]).fetchone()
         return row[0] if row else 0
 
     def clear_progress(self, segment: str) -> None:
-        """Drop the progress of a segment whose file is gone."""
         with explained(self._place):
             self._run("DELETE FROM voight.segments WHERE name = ?", [segment])
 
@@ -139,15 +130,9 @@ class PostgresLedger:
         original_prices: bool = False,
         zone: tzinfo | None = None,
     ) -> list[Spend]:
-        """
-        Calls added up by dimensions, the most expensive first (unpriced groups last, then by calls), as ``Ledger.spend``.
-
-        Raises:
-            UnknownDimension: A name in *by* or *where* is neither in ``DIMENSIONS`` nor an extra key of any call.
-        """
         by = tuple(dict.fromkeys(by))
         with explained(self._place):
-            rows = self._run(*self._question(zone).spend(by, where or {}, window, limit, original_prices=original_prices)).fetchall()
+            rows = self._run(*self._query(zone).spend(by, where or {}, window, limit, original_prices=original_prices)).fetchall()
         return [read_spend(by, row, DIALECT) for row in rows]
 
     def calls(
@@ -161,22 +146,20 @@ class PostgresLedger:
         zone: tzinfo | None = None,
     ) -> Iterator[Call]:
         """
-        Every call, the oldest first; at most *limit*, from behind the one of this ``occurred_at`` and ``call_id`` on.
+        Read more than a page through a connection of their own, in one transaction.
 
-        More than a page of them are read through a connection of their own, in one transaction: however long that takes, they are the
-        calls of one moment, and this ledger can be used meanwhile.
-
-        Raises:
-            UnknownDimension: As for ``spend``.
+        The calls are then those of one moment, however long it takes, and the ledger stays usable.
         """
         with explained(self._place):
-            if after is not None:  # a page begins where the last one ended, and not at the beginning of the window
+            # A page begins where the last one ended, not at the beginning of the window.
+            if after is not None:
                 window = Window(after[0] if window.since is None else max(after[0], window.since), window.until)
-            condition, values = self._question(zone).condition(where or {}, window)
+            condition, values = self._query(zone).condition(where or {}, window)
             if after is not None:
                 condition += " AND (occurred_at, call_id) > (?, ?)"
                 values += after
-            query = f"{SELECT} FROM {CALLS_AS_PRICED if original_prices else CALLS} {SELECT_PRICE} WHERE {condition} ORDER BY occurred_at, call_id"
+            source = CALLS_AT_ORIGINAL_PRICES if original_prices else CALLS
+            query = f"{SELECT} FROM {source} {SELECT_PRICE} WHERE {condition} ORDER BY occurred_at, call_id"
             if limit is not None and limit <= _PAGE:
                 yield from map(from_row, self._run(f"{query} LIMIT ?", [*values, limit]).fetchall())
                 return
@@ -188,87 +171,55 @@ class PostgresLedger:
                     yield from map(from_row, cursor)
 
     def call(self, call_id: str) -> Call | None:
-        """
-        The call of that id, or the only one whose id begins with it, if it has 8 characters or more; None where there is none.
-
-        Raises:
-            LedgerError: Several calls begin with it.
-        """
         query = f"{SELECT} FROM {CALLS} {SELECT_PRICE} WHERE"
         with explained(self._place):
-            found = self._run(f"{query} call_id = ?", [call_id]).fetchall()
-            if not found and len(call_id) >= MIN_ID_LENGTH:
+            rows = self._run(f"{query} call_id = ?", [call_id]).fetchall()
+            if not rows and len(call_id) >= MIN_ID_LENGTH:
                 range_ = (call_id, call_id + "\U0010ffff")
-                found = self._run(f"{query} call_id > ? AND call_id < ? ORDER BY call_id LIMIT 2", range_).fetchall()
-        return the_one([from_row(row) for row in found], call_id)
+                rows = self._run(f"{query} call_id > ? AND call_id < ? ORDER BY call_id LIMIT 2", range_).fetchall()
+        return only_match([from_row(row) for row in rows], call_id)
 
     def reprice(self, changes: Sequence[tuple[Call, Call]]) -> int:
-        """
-        Give calls another price, in one transaction; each as it was read, and as it is priced now. Answers how many have got one.
-
-        The price before is kept as a version of its own. A call is not touched where cost, status and reasons stay the same, nor where
-        it is not in the ledger as it was read: another process has repriced it or told what it used.
-        """
         now = time.time_ns() // 1000
         changes = [(before, within_range(after)) for before, after in changes]
         changes = [(before, after) for before, after in changes if has_changed(before, after)]
-
         if not changes:
             return 0
         with explained(self._place):
-            return self._write(lambda: self._intake.reprice(changes, now))
+            return self._write(lambda: self._writer.reprice(changes, now))
 
     def price_history(self, call_id: str) -> list[PriceVersion]:
-        """The prices that a call had before its newest one, the original first."""
         return self.price_histories([call_id]).get(call_id, [])
 
     def price_histories(self, call_ids: Collection[str]) -> dict[str, list[PriceVersion]]:
-        """The prices that calls had before their newest one, the original first, by ``call_id``; a call without any is missing."""
-        found: dict[str, list[PriceVersion]] = {}
+        histories: dict[str, list[PriceVersion]] = {}
         with explained(self._place):
             for call_id, *row in self._run(SELECT_FORMER, [list(call_ids)]).fetchall():
-                found.setdefault(call_id, []).append(former_price(row))
-        return found
+                histories.setdefault(call_id, []).append(former_price(row))
+        return histories
 
     def jobs(self, after: str = "", limit: int = 1_000) -> list[Submission]:
-        """Submitted jobs in the bytewise order of their names: at most *limit*, from behind the name *after* on."""
         with explained(self._place):
             rows = self._run("SELECT submission FROM voight.jobs WHERE job > ? ORDER BY job LIMIT ?", [after, limit]).fetchall()
         return [_decode_submission(text) for (text,) in rows]
 
-    def import_calls(self, calls: Sequence[Call], former: Mapping[str, Sequence[PriceVersion]] = {}, *, anew: bool = False) -> int:
-        """
-        Keep calls of another ledger as they are there, each with the prices that it had before, in one transaction; answers how many
-        were written.
-
-        Nothing is settled, completed or repriced by it. A call whose id is here already is left as it is, and its former prices with
-        it; with *anew* it is replaced, together with them.
-
-        Raises:
-            ValueError: A call cannot be kept, and nothing of *calls* was.
-        """
+    def import_calls(self, calls: Sequence[Call], former: Mapping[str, Sequence[PriceVersion]] = {}, *, replace: bool = False) -> int:
         with explained(self._place):
             try:
-                return self._write(lambda: self._intake.keep(calls, former, anew))
+                return self._write(lambda: self._writer.import_calls(calls, former, replace))
             except _REFUSED as error:
-                raise ValueError(f"a call cannot be kept: {error.diag.message_primary or error}") from error
+                raise ValueError(f"a call cannot be stored: {error.diag.message_primary or error}") from error
 
     def time_range(self) -> tuple[int, int] | None:
-        """When the oldest and the newest call happened, in microseconds since 1970 UTC; None for an empty ledger."""
         with explained(self._place):
             oldest, newest = self._row("SELECT MIN(occurred_at), MAX(occurred_at) FROM voight.calls")
         return None if oldest is None else (oldest, newest)
 
     def personal_data(self, names: Collection[str]) -> PersonalData:
-        """What is kept about the person who is known by any of *names*."""
         with explained(self._place):
-            return erasure.holdings(self._run, names)
+            return erasure.personal_data(self._run, names)
 
     def erase(self, names: Collection[str], token: str) -> PersonalData:
-        """
-        Put *token* in the place of a person's ids, in one transaction, and take sessions and answer ids off the person's calls; answers
-        what was found. Costs and counts stay as they are.
-        """
 
         def work() -> PersonalData:
             self._run(LOCK)
@@ -279,10 +230,11 @@ class PostgresLedger:
 
     def purge(self, names: Collection[str]) -> list[str]:
         """
-        Have the server clear out the rows that were overwritten or deleted (VACUUM), as far as no older transaction can still see them.
+        Have the server remove overwritten and deleted rows (VACUUM) that no older transaction can
+        still see.
 
-        What the server's write-ahead log, its replicas and its backups keep is not in reach from here, nor are bytes that it has freed
-        and not yet used again: they go as those are recycled. So the answer is always empty.
+        The result is always empty. The server's write-ahead log, replicas and backups are out of
+        reach. So are bytes that the server has freed and not used again yet.
         """
         with explained(self._place):
             for table in ("calls", "jobs", "former_costs", *(rollup.table for rollup in ROLLUPS)):
@@ -290,7 +242,6 @@ class PostgresLedger:
         return []
 
     def expired(self, until: int) -> Expired:
-        """What happened before *until*, in microseconds since 1970 UTC."""
         with explained(self._place):
             (calls,) = self._row("SELECT COUNT(*) FROM voight.calls WHERE occurred_at < ?", until)
             (former,) = self._row("SELECT COUNT(*) FROM voight.former_costs JOIN voight.calls USING (call_id) WHERE occurred_at < ?", until)
@@ -298,7 +249,6 @@ class PostgresLedger:
         return Expired(calls, former, jobs)
 
     def expire(self, until: int, limit: int) -> Expired:
-        """Delete at most *limit* of the oldest calls from before *until*, and with the last of them the jobs, in one transaction."""
 
         def work() -> Expired:
             self._run(LOCK)
@@ -313,12 +263,12 @@ class PostgresLedger:
             return self._write(work)
 
     def rebuild(self) -> Iterator[str]:
-        """Build the rollups anew from the calls, a month in a transaction; yields each month when it is done."""
+        """Rebuild the rollups, a month in each transaction."""
         done = end = 0
 
         def work(begin: int, until: int) -> None:
             self._run(LOCK)
-            for rollup in ROLLUPS:  # and what stands there for months that have no calls any more
+            for rollup in ROLLUPS:  # also drops rows of months that have no calls any more
                 self._run(*triggers.empty(rollup, done, until))
                 if begin < until:
                     self._run(triggers.fill(rollup, "voight.calls WHERE occurred_at >= ? AND occurred_at < ?"), [begin, until])
@@ -332,7 +282,6 @@ class PostgresLedger:
             self._write(partial(work, _FAR, _FAR))
 
     def close(self) -> None:
-        """Release the connection; harmless when repeated."""
         self._db.close()
 
     def _run(self, query: str, values: Sequence[Any] = ()) -> psycopg.Cursor[tuple[Any, ...]]:
@@ -342,17 +291,17 @@ class PostgresLedger:
         return row(self._db, query, *values)
 
     def _write(self, work: Callable[[], _Answer]) -> _Answer:
-        """Do *work* in a transaction, and again where the server has ended it for another one's sake."""
+        """Do *work* in a transaction. Try again if the server ends it because of a conflict."""
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 with self._db.transaction():
                     return work()
             except BaseException as error:
-                self._intake.rolled_back()
+                self._writer.rolled_back()
                 if not isinstance(error, errors.DeadlockDetected | errors.SerializationFailure) or attempt == ATTEMPTS:
                     raise
         raise AssertionError("unreachable")
 
-    def _question(self, zone: tzinfo | None) -> Query:
+    def _query(self, zone: tzinfo | None) -> Query:
         keys = [key for (key,) in self._run("SELECT key FROM voight.extra_keys").fetchall()]
         return Query(DIALECT, keys, zone, self.time_range())

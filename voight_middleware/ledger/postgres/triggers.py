@@ -1,8 +1,9 @@
 """
-How a PostgreSQL ledger keeps its rollups: triggers that see all rows of a statement change them in its transaction, whoever makes the
-change: new calls, late owners, answers to jobs, other prices, erasures, deletions.
+The rollups of a PostgreSQL ledger: triggers update them in the transaction of each statement that
+changes calls.
 
-Writers take one lock for a transaction, so that two of them never wait for each other's sums.
+That covers new calls, late attributions, results of jobs, repricings, erasures and deletions, from
+any client. Writers take one lock for a transaction, so that they never wait for each other's sums.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ from voight_middleware.ledger.rows import INPUT, OUTPUT, READ, WRITTEN
 
 _FORMS = {"hour": 'YYYY-MM-DD"T"HH24":00"', "day": "YYYY-MM-DD", "week": "YYYY-MM-DD", "month": "YYYY-MM"}
 _YEARS = "BETWEEN -62135596800 AND 253402300799"
-"""The years from 1 to 9999: other moments have no name."""
+"""The years 1 to 9999. Other moments have no name."""
 
 
 def moment(form: str, at: str, ahead: str = "0") -> str:
-    """The SQL of an hour, a day or a month, as ``Dialect.moment``; the session's time zone and language make no difference."""
+    """
+    Return the SQL of an hour, day, week or month, as ``Dialect.moment``. The session's time zone
+    and language don't matter.
+    """
     seconds = f"({at} / 1000000 + {ahead})"
     local = f"to_timestamp({seconds}) AT TIME ZONE 'UTC'"
     if form == "week":
@@ -51,17 +55,18 @@ SUMS = {
     "known_output": _known(OUTPUT),
     "output": _total(OUTPUT),
 }
-"""What is added up over many calls, as SQL, by the names of the rollups' columns."""
+"""The sums over many calls as SQL, by the names of the rollups' columns."""
 
 _BUCKETS = {
-    "hour": "(occurred_at + 3600000000000000) / 3600000000 - 1000000",  # before 1970 too: a division cuts towards 0
+    # For times before 1970: a division truncates towards 0.
+    "hour": "(occurred_at + 3600000000000000) / 3600000000 - 1000000",
     "day": f"COALESCE({moment('day', 'occurred_at')}, '')",
     "month": f"COALESCE({moment('month', 'occurred_at')}, '')",
 }
 
 
 def statements() -> list[str]:
-    """What makes the rollups of an empty ledger, and the triggers that keep them."""
+    """Return the statements that create empty rollups and their triggers."""
     return [
         *map(_table, ROLLUPS),
         _function("count_added", "added", [_add(rollup, sums(rollup, "added")) for rollup in ROLLUPS]),
@@ -78,17 +83,20 @@ def _table(rollup: Rollup) -> str:
     key = ", ".join(f"{name} { {'hour': 'bigint', 'owned': 'smallint'}.get(name, text) } NOT NULL" for name in rollup.key)
     measures = ", ".join(f"{name} {'numeric(38, 15)' if name == 'cost' else 'bigint'} NOT NULL" for name in SUMS)
     unique = ", ".join(_unique(rollup))
-    # Rows are changed in place where their page has room, without touching the index.
+    # Rows are updated in place if their page has room, without touching the index.
     return f"CREATE TABLE voight.{rollup.table} ({measures}, {key}, rest bytea NOT NULL, PRIMARY KEY ({unique})) WITH (fillfactor = 85)"
 
 
 def _unique(rollup: Rollup) -> tuple[str, ...]:
-    """What makes a row: the texts of a whole key may be longer than an entry of an index can be, so most of them are in it as a hash."""
+    """
+    Return the unique key. The texts of a whole key may exceed an index entry, so most of them are
+    hashed.
+    """
     return (*rollup.key[:2], "rest")
 
 
 def _key(rollup: Rollup) -> dict[str, str]:
-    """The SQL of a rollup's key over the columns of a call, by the names of its columns."""
+    """Return the SQL of a rollup's key, by column."""
     values = [_BUCKETS[rollup.bucket], *(f"COALESCE({name}, '')" for name in rollup.names)]
     values += ["(user_id IS NOT NULL)::int::smallint"] if rollup.owned else []
     rest = f"substr(sha256(convert_to(ROW({', '.join(values[2:])})::text, 'UTF8')), 1, 16)"
@@ -96,30 +104,32 @@ def _key(rollup: Rollup) -> dict[str, str]:
 
 
 def sums(rollup: Rollup, source: str) -> str:
-    """The rows of a rollup of the calls in *source*."""
+    """Return a query for the rows of a rollup from the calls in *source*."""
     columns = ", ".join(f"{sql} AS {name}" for name, sql in (_key(rollup) | SUMS).items())
     return f"SELECT {columns} FROM {source} GROUP BY {_first(len(rollup.key))}"
 
 
 def fill(rollup: Rollup, source: str) -> str:
-    """The statement that makes the rows of an empty rollup, or of an empty part of it."""
+    """Return the statement that fills an empty rollup, or an empty part of it."""
     return f"INSERT INTO voight.{rollup.table} ({', '.join((*rollup.key, 'rest', *SUMS))}) {sums(rollup, source)}"
 
 
 def empty(rollup: Rollup, begin: int, end: int) -> tuple[str, list[Bucket]]:
-    """The statement that deletes the rows of a rollup between two times that are the beginnings of buckets, and what it binds."""
+    """
+    Return the statement that deletes the buckets between two bucket beginnings, and its values.
+    """
     bounds = [rollup.name(rollup.floor(at)) for at in (begin, end)]
     return f"DELETE FROM voight.{rollup.table} WHERE {rollup.bucket} >= ? AND {rollup.bucket} < ?", bounds
 
 
 def _less(rollup: Rollup) -> str:
-    """The rows of the calls that are gone, to be taken away."""
+    """Return a query for the rows of removed calls, negated."""
     columns = ", ".join((*rollup.key, "rest", *(f"-{name} AS {name}" for name in SUMS)))
     return f"SELECT {columns} FROM ({sums(rollup, 'removed')}) AS less"
 
 
 def _difference(rollup: Rollup) -> str:
-    """What an update has changed of the sums; nothing where it touched nothing that they count."""
+    """Return a query for the changes of an update. It has no rows if the update changes no sum."""
     both = f"{sums(rollup, 'added')} UNION ALL {_less(rollup)}"
     columns = ", ".join((*rollup.key, "rest", *(f"SUM({name})" for name in SUMS)))
     changed = " OR ".join(f"SUM({name}) <> 0" for name in SUMS)
@@ -127,7 +137,10 @@ def _difference(rollup: Rollup) -> str:
 
 
 def _add(rollup: Rollup, rows: str) -> str:
-    """Rows in the order of their key: whoever changes the calls without the lock that writers take changes sums in the same order."""
+    """
+    Add rows in the order of their key, so that clients without the writers' lock change sums in the
+    same order.
+    """
     columns = ", ".join((*rollup.key, "rest", *SUMS))
     added = ", ".join(f"{name} = rollup.{name} + excluded.{name}" for name in SUMS)
     return (
@@ -137,7 +150,7 @@ def _add(rollup: Rollup, rows: str) -> str:
 
 
 def _drop(rollup: Rollup) -> str:
-    """Without the rows that no call is left in."""
+    """Drop the rows without calls."""
     keys = ", ".join(f"{sql} AS {name}" for name, sql in _key(rollup).items())
     same = " AND ".join(f"rollup.{name} = gone.{name}" for name in _unique(rollup))
     return f"DELETE FROM voight.{rollup.table} AS rollup USING (SELECT DISTINCT {keys} FROM removed) AS gone WHERE {same} AND calls = 0;"
@@ -148,7 +161,8 @@ def _first(number: int) -> str:
 
 
 def _function(name: str, rows: str, body: Sequence[str]) -> str:
-    # As its owner: a role that brings calls in needs no right to the sums. The path is fixed, so that nobody's own tables are taken.
+    # Runs as its owner: a writer role needs no right to the sums. The fixed path excludes other
+    # users' tables.
     return (
         f"CREATE FUNCTION voight.{name}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp "
         f"AS $body$ BEGIN IF EXISTS (SELECT FROM {rows}) THEN {' '.join(body)} END IF; RETURN NULL; END $body$"

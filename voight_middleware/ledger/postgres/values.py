@@ -1,4 +1,7 @@
-"""The translation between ``Call`` and the rows of a PostgreSQL ledger: lines of COPY, and JSON for its functions."""
+"""
+The conversion between ``Call`` and the rows of a PostgreSQL ledger: lines of COPY, and JSON for its
+functions.
+"""
 
 from __future__ import annotations
 
@@ -17,38 +20,43 @@ _RENAMED = {"cost_femto": "cost", "list_femto": "list_cost", "price": "price_id"
 
 
 def stored(names: Iterable[str]) -> tuple[str, ...]:
-    """The columns of the tables, by the names of ``rows``: costs are in dollars, and prices in a table of their own."""
+    """
+    Return the names of the tables' columns for names of ``rows``. Costs are in dollars, and prices
+    have their own table.
+    """
     return tuple(_RENAMED.get(name, name) for name in names)
 
 
 STORED = stored(SELECTED)
 _COST, _LIST_COST, _PRICE, _EXTRA = (STORED.index(name) for name in ("cost", "list_cost", "price_id", "tags_extra"))
 _REPLACED = stored((*COUNTED, *FIGURES))
-"""What a repricing replaces."""
+"""The columns that a repricing replaces."""
 
 _encode = msgspec.json.encode
 _ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
 
 def price_id(price: str | None) -> int | None:
-    """A number of 64 bits that follows from the text: who brings calls in need not read the table of prices."""
+    """
+    Return a 64-bit id derived from the text, so that a writer need not read the table of prices.
+    """
     return None if price is None else int.from_bytes(hashlib.blake2b(price.encode(), digest_size=8).digest(), signed=True)
 
 
 def dollars(femto: int | None) -> str | None:
-    """US dollars as NUMERIC reads them."""
+    """Return US dollars in the format of NUMERIC."""
     return None if femto is None else f"{femto // 10**15}.{femto % 10**15:015d}"
 
 
 def storable(value: Any) -> Any:
-    """*value*; a text without NUL characters, which PostgreSQL's text cannot hold."""
+    """Return *value* without NUL characters, which PostgreSQL's text cannot hold."""
     if type(value) is list:
-        return [storable(one) for one in value]
+        return [storable(item) for item in value]
     return value.replace("\0", "\ufffd") if type(value) is str and "\0" in value else value
 
 
 def to_stored(call: Call) -> Row:
-    """The values of ``STORED``; texts may have a NUL in them still."""
+    """Return the values of ``STORED``. Texts may still contain NUL."""
     values = list(to_row(call))
     values[_COST], values[_LIST_COST], values[_PRICE] = dollars(call.cost_femto), dollars(call.list_femto), price_id(call.price)
     if (extra := values[_EXTRA]) is not None and "\\u0000" in extra:
@@ -57,7 +65,7 @@ def to_stored(call: Call) -> Row:
 
 
 def copied(rows: Iterable[Row]) -> bytes:
-    """Rows as the text that COPY reads."""
+    """Return rows as text for COPY."""
     return "\n".join([*map(_line, rows), ""]).replace("\0", "\ufffd").encode()
 
 
@@ -68,8 +76,8 @@ def _line(row: Row) -> str:
     return "\t".join(["\\N" if value is None else str(value).translate(_ESCAPES) for value in row])
 
 
-def told(rows: Iterable[Row]) -> str:
-    """Calls as JSON, for ``jsonb_populate_recordset``."""
+def calls_json(rows: Iterable[Row]) -> str:
+    """Return calls as JSON for ``jsonb_populate_recordset``."""
     return _encode([_object(row) for row in rows]).decode()
 
 
@@ -82,7 +90,7 @@ def _object(row: Row) -> dict[str, Any]:
 
 
 def owner(tags: Tags, attribution: str) -> dict[str, Any]:
-    """An owner as the columns of a call."""
+    """Return an owner as columns of a call."""
     names = ("user_id", "plan", "tenant_id", "route", "release", "session_id")
     values = {name: storable(value) for name in names if (value := getattr(tags, name))}
     if tags.extra:
@@ -91,19 +99,19 @@ def owner(tags: Tags, attribution: str) -> dict[str, Any]:
 
 
 def change(before: Call, after: Call) -> dict[str, Any]:
-    """A repricing: what the call is known by, and what it is given."""
+    """Return a repricing: the values that identify the call, and its new ones."""
     values = dict(zip(STORED, to_stored(after), strict=True))
     return {"before": read_values(before), "after": {name: storable(values[name]) for name in _REPLACED}}
 
 
 def has_changed(before: Call, after: Call) -> bool:
-    """Whether a repricing makes a difference to cost, status or reasons."""
+    """Return whether a repricing changes cost, status or reasons."""
     left, right = read_values(before), read_values(after)
     return any(left[name] != right[name] for name in left if name not in ("call_id", "raw_usage"))
 
 
 def read_values(call: Call) -> dict[str, Any]:
-    """What a repricing knows a call by: its id, its usage and its figures."""
+    """Return the values by which a repricing recognizes a call: its id, its usage and its price."""
     return {
         "call_id": storable(call.call_id),
         "raw_usage": storable(call.raw_usage) or None,
@@ -115,18 +123,18 @@ def read_values(call: Call) -> dict[str, Any]:
 
 
 def former_price(row: Sequence[Any]) -> PriceVersion:
-    """One row of ``SELECT_FORMER`` behind the call's id."""
+    """Return one row of ``SELECT_FORMER``, without the call's id."""
     version, cost, list_cost, cost_status, reasons, price, replaced_at = row
     return PriceVersion(version, cost, list_cost, cost_status, () if reasons is None else decode_reasons(reasons), price, replaced_at)
 
 
 def former_values(call_id: str, price: PriceVersion) -> Row:
-    """What a former price is kept as, in the order of ``FORMER``."""
+    """Return the values of a previous price, in the order of ``FORMER``."""
     figures = dollars(price.cost_femto), dollars(price.list_femto), price.cost_status, storable(reasons_text(price.cost_reasons))
     return (storable(call_id), price.version, *figures, price_id(price.price), price.replaced_at)
 
 
 def prices_of(calls: Iterable[Call], former: Mapping[str, Sequence[PriceVersion]] = {}) -> dict[int, str]:
-    """The texts of all prices, by their numbers."""
+    """Return the texts of all prices by their ids."""
     texts = {call.price for call in calls} | {price.price for prices in former.values() for price in prices}
     return {number: storable(text) for text in texts if text is not None and (number := price_id(text)) is not None}

@@ -1,4 +1,6 @@
-"""What becomes of a batch inside its transaction: calls are copied, prices and keys learned, owners found."""
+"""
+Write a batch inside its transaction: copy calls, store prices and extra keys, attribute calls.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +14,29 @@ import msgspec
 from voight_middleware.ledger.base import PriceVersion, Progress
 from voight_middleware.ledger.postgres.connection import Connection, row, run, run_many
 from voight_middleware.ledger.postgres.schema import FORMER, INSERT, LOCK, REPRICE, STAGING
-from voight_middleware.ledger.postgres.values import STORED, change, copied, former_values, owner, prices_of, storable, to_stored, told
-from voight_middleware.records.call import Call, LateAttribution, Submission
+from voight_middleware.ledger.postgres.values import (
+    STORED,
+    calls_json,
+    change,
+    copied,
+    former_values,
+    owner,
+    prices_of,
+    storable,
+    to_stored,
+)
+from voight_middleware.records.call import REATTRIBUTABLE, Call, LateAttribution, Submission
 
 _Item = TypeVar("_Item")
 _encode = msgspec.json.Encoder().encode
 _decode_submission = msgspec.json.Decoder(Submission).decode
 
 
-class Intake:
-    """The writing of one connection. Every method is called inside a transaction, and takes the lock of writers in it."""
+class Writer:
+    """
+    Writes through one connection. Call every method inside a transaction. Each takes the writers'
+    lock.
+    """
 
     def __init__(self, db: Connection) -> None:
         self._db = db
@@ -29,24 +44,24 @@ class Intake:
         self._extra_keys: set[str] = set()
 
     def rolled_back(self) -> None:
-        """What was learned in the transaction is not known after all."""
+        """Forget the prices and extra keys learned in the transaction."""
         self._prices.clear()
         self._extra_keys.clear()
 
     def insert(self, calls: Sequence[Call], others: Sequence[LateAttribution | Submission], progress: Progress | None) -> int:
-        """As ``Ledger.insert``."""
+        """See ``Ledger.insert``."""
         plain = [call for call in calls if call.job is None]
         if plain:
             self._copy(plain)
         run(self._db, LOCK)
         self._learn((key for record in (*calls, *others) for key in record.tags.extra), prices_of(calls))
         new = run(self._db, INSERT).rowcount if plain else 0
-        for some in _rounds([call for call in calls if call.job is not None], lambda call: call.call_id):
-            new += row(self._db, "SELECT voight.tell(?::jsonb)", told(map(to_stored, some)))[0]
+        for batch in _rounds([call for call in calls if call.job is not None], lambda call: call.call_id):
+            new += row(self._db, "SELECT voight.tell(?::jsonb)", calls_json(map(to_stored, batch)))[0]
         for _, alike in groupby(others, type):
             records = list(alike)
-            self._settle([one for one in records if isinstance(one, LateAttribution) and one.tags.user_id is not None])
-            self._submit([one for one in records if isinstance(one, Submission)])
+            self._attribute_late([late for late in records if isinstance(late, LateAttribution) and late.tags.user_id is not None])
+            self._submit([submission for submission in records if isinstance(submission, Submission)])
         if progress is not None:
             run(
                 self._db,
@@ -55,15 +70,15 @@ class Intake:
             )
         return new
 
-    def keep(self, calls: Sequence[Call], former: Mapping[str, Sequence[PriceVersion]], anew: bool) -> int:
-        """As ``Ledger.keep``."""
+    def import_calls(self, calls: Sequence[Call], former: Mapping[str, Sequence[PriceVersion]], replace: bool) -> int:
+        """See ``Ledger.import_calls``."""
         written = 0
-        for some in _rounds(calls, lambda call: call.call_id):
-            self._copy(some)
+        for batch in _rounds(calls, lambda call: call.call_id):
+            self._copy(batch)
             run(self._db, LOCK)
-            self._learn((key for call in some for key in call.tags.extra), prices_of(some, former))
-            if anew:
-                ids = [call.call_id for call in some]
+            self._learn((key for call in batch for key in call.tags.extra), prices_of(batch, former))
+            if replace:
+                ids = [call.call_id for call in batch]
                 run(self._db, "DELETE FROM voight.former_costs WHERE call_id = ANY(?)", [ids])
                 run(self._db, "DELETE FROM voight.calls WHERE call_id = ANY(?)", [ids])
             new = [call_id for (call_id,) in run(self._db, f"{INSERT} RETURNING call_id").fetchall()]
@@ -74,43 +89,46 @@ class Intake:
         return written
 
     def reprice(self, changes: Sequence[tuple[Call, Call]], now: int) -> int:
-        """As ``Ledger.reprice``, of calls that have changed."""
+        """See ``Ledger.reprice``. *changes* has changed calls only."""
         run(self._db, LOCK)
         self._learn((), prices_of(after for _, after in changes))
         return sum(
-            run(self._db, REPRICE, [_encode([change(*one) for one in some]).decode(), now]).rowcount
-            for some in _rounds(changes, lambda one: one[0].call_id)
+            run(self._db, REPRICE, [_encode([change(*pair) for pair in batch]).decode(), now]).rowcount
+            for batch in _rounds(changes, lambda pair: pair[0].call_id)
         )
 
     def _copy(self, calls: Sequence[Call]) -> None:
-        """Put calls where they are inserted from: a table of this session, which a pooler may have changed since the last time."""
+        """
+        Copy calls to the session's staging table. A pooler may have changed the session since the
+        last time.
+        """
         if row(self._db, "SELECT to_regclass('pg_temp.voight_calls') IS NULL")[0]:
             run(self._db, STAGING)
         with self._db.cursor().copy(f"COPY pg_temp.voight_calls ({', '.join(STORED)}) FROM STDIN".encode()) as copy:
             copy.write(copied(map(to_stored, calls)))
 
-    def _settle(self, settlements: Sequence[LateAttribution]) -> None:
-        owned = [(call_id, one) for one in settlements for call_id in dict.fromkeys(one.call_ids)]
-        for some in _rounds(owned, itemgetter(0)):
-            rows = [{"call_id": storable(call_id), **owner(one.tags, one.attribution)} for call_id, one in some]
+    def _attribute_late(self, attributions: Sequence[LateAttribution]) -> None:
+        owned = [(call_id, late) for late in attributions for call_id in dict.fromkeys(late.call_ids)]
+        for batch in _rounds(owned, itemgetter(0)):
+            rows = [{"call_id": storable(call_id), **owner(late.tags, late.attribution)} for call_id, late in batch]
             run(self._db, "SELECT voight.settle(?::jsonb)", [_encode(rows).decode()])
-        jobs = [(name, one) for name, one in owned if "/" in name]
+        jobs = [(name, late) for name, late in owned if "/" in name]
         known = submissions(self._db, [name for name, _ in jobs])
-        for name, one in jobs:
+        for name, late in jobs:
             submission = known.get(name)
-            if submission is not None and submission.attribution in ("none", "error", "request"):
-                tags = submission.tags.merge(one.tags)
-                known[name] = msgspec.structs.replace(submission, tags=tags, attribution=one.attribution)
-                self._keep(known[name])
+            if submission is not None and submission.attribution in REATTRIBUTABLE:
+                tags = submission.tags.merge(late.tags)
+                known[name] = msgspec.structs.replace(submission, tags=tags, attribution=late.attribution)
+                self._store(known[name])
 
     def _submit(self, submitted: Sequence[Submission]) -> None:
-        known = submissions(self._db, [one.job for one in submitted])
-        for one in submitted:
-            if known.setdefault(one.job, one) is one:
-                self._keep(one)
+        known = submissions(self._db, [submission.job for submission in submitted])
+        for submission in submitted:
+            if known.setdefault(submission.job, submission) is submission:
+                self._store(submission)
 
-    def _keep(self, submission: Submission) -> None:
-        """Keep who has submitted a job, and make it the owner of the answers that were here before."""
+    def _store(self, submission: Submission) -> None:
+        """Store a submission and make it the owner of its job's existing calls."""
         owned = submission
         if submission.tags.user_id is None and submission.part_of is not None:
             owned = submissions(self._db, [submission.part_of]).get(submission.part_of, submission)
@@ -122,7 +140,7 @@ class Intake:
         )
 
     def _learn(self, keys: Iterable[str], prices: Mapping[int, str]) -> None:
-        """Keep extra keys and prices that this ledger has not written yet."""
+        """Store extra keys and prices that this connection has not written yet."""
         if new_keys := {*map(storable, keys)} - self._extra_keys:
             run_many(self._db, "INSERT INTO voight.extra_keys VALUES (?) ON CONFLICT DO NOTHING", [(key,) for key in new_keys])
             self._extra_keys |= new_keys
@@ -133,7 +151,7 @@ class Intake:
 
 
 def submissions(db: Connection, jobs: Collection[str]) -> dict[str, Submission]:
-    """Those of *jobs* that are known."""
+    """Return the submissions of those *jobs* that are known."""
     if not jobs:
         return {}
     rows = run(db, "SELECT job, submission FROM voight.submitted(?::text[])", [list(jobs)]).fetchall()
@@ -141,11 +159,13 @@ def submissions(db: Connection, jobs: Collection[str]) -> dict[str, Submission]:
 
 
 def _rounds(items: Sequence[_Item], key: Callable[[_Item], str]) -> Iterator[list[_Item]]:
-    """*items* in their order, in lists in which no key is twice: what a statement does to a row, it does once."""
+    """
+    Yield *items* in order, in batches without duplicate keys. A statement changes a row only once.
+    """
     while items:
-        some, rest = dict[str, _Item](), list[_Item]()
+        batch, rest = dict[str, _Item](), list[_Item]()
         for item in items:
-            if some.setdefault(key(item), item) is not item:
+            if batch.setdefault(key(item), item) is not item:
                 rest.append(item)
-        yield list(some.values())
+        yield list(batch.values())
         items = rest

@@ -1,4 +1,4 @@
-"""The connection to a ledger's file: opened, made or brought to this version, and its errors in words."""
+"""The connection to a ledger's file: open, create and upgrade it, and explain its errors."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ BUSY_SECONDS = 30
 
 def connect(path: Path, create: bool) -> sqlite3.Connection:
     """
-    The file at *path*, in autocommit mode; with *create*, it and its folder are made where they are missing, for this user only.
+    Open the file at *path* in autocommit mode. With *create*, missing folders and the file are
+    created for this user only.
 
     Raises:
-        LedgerError: It cannot be opened, or is missing and not to be created.
+        LedgerError: The file cannot be opened, or it is missing and *create* is False.
     """
     if sqlite3.sqlite_version_info < (3, 37):
-        raise LedgerError(f"the ledger needs SQLite 3.37, and this Python has {sqlite3.sqlite_version}: use another build of Python")
+        raise LedgerError(f"the ledger needs SQLite 3.37 or later, and this Python has {sqlite3.sqlite_version}: use another Python build")
     try:
         if create:
             _make_file(path)
@@ -41,13 +42,13 @@ def connect(path: Path, create: bool) -> sqlite3.Connection:
 
 def prepare(db: sqlite3.Connection, path: Path, create: bool) -> int:
     """
-    Make the tables where there are none, or bring them to this version; answers the version.
+    Create the tables or upgrade them to this version. Return the version.
 
     Raises:
-        ForeignLedger: The file is no ledger.
-        LedgerError: It is of a newer version, or empty and not to be created.
+        ForeignLedger: The file is not a ledger.
+        LedgerError: The ledger is from a newer version, or the file is empty and *create* is False.
     """
-    # The tables first: another process that is making this ledger sets them and the id at once.
+    # The tables first: another process that creates this ledger sets them and the id at once.
     (tables,) = db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
     application_id, version = _identity(db)
     if application_id != APPLICATION_ID:
@@ -70,7 +71,7 @@ def prepare(db: sqlite3.Connection, path: Path, create: bool) -> int:
 
 @contextmanager
 def transaction(db: sqlite3.Connection, rolled_back: Callable[[], None] | None = None) -> Generator[None]:
-    """One transaction that writes; *rolled_back* is called where nothing of it is kept."""
+    """Run one writing transaction. Call *rolled_back* if it fails."""
     db.execute("BEGIN IMMEDIATE")
     try:
         yield
@@ -78,45 +79,46 @@ def transaction(db: sqlite3.Connection, rolled_back: Callable[[], None] | None =
     except BaseException:
         if rolled_back is not None:
             rolled_back()
-        if db.in_transaction:  # SQLite has rolled back by itself after some errors, such as a full disk
+        # SQLite has rolled back by itself after some errors, such as a full disk
+        if db.in_transaction:
             db.execute("ROLLBACK")
         raise
 
 
 def checkpoint(db: sqlite3.Connection, path: Path) -> None:
     """
-    Bring the whole WAL into the file, and make it empty.
+    Move the whole WAL into the file and empty it.
 
     Raises:
-        LedgerError: Another process is reading, for longer than ``BUSY_SECONDS``.
+        LedgerError: Another process has been reading for longer than ``BUSY_SECONDS``.
     """
     deadline = time.monotonic() + BUSY_SECONDS
     while db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
         if time.monotonic() > deadline:
-            raise LedgerError(f"another process is reading the ledger {path}: end it and try again (find it with `fuser {path}`)")
+            raise LedgerError(f"another process is reading the ledger {path}: find it with `fuser {path}`, stop it and try again")
         time.sleep(0.05)
 
 
 def file_at(path: Path) -> tuple[int, int] | None:
-    """What tells the file at *path* from another one; None where there is none."""
+    """Return the identity of the file at *path*, None if there is none."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino
 
 
 @contextmanager
 def explained(path: Path) -> Generator[None]:
-    """Turn the engine's errors into ``LedgerError``, with what to do."""
+    """Convert the engine's errors to ``LedgerError``, with advice."""
     try:
         yield
     except sqlite3.Error as error:
         name: str = getattr(error, "sqlite_errorname", "")
         if name.startswith("SQLITE_NOTADB"):
-            raise ForeignLedger(f"{path} is no SQLite file, or an encrypted one: choose another path") from error
+            raise ForeignLedger(f"{path} is not an SQLite file, or it is encrypted: choose another path") from error
         if name.startswith("SQLITE_CORRUPT"):
-            message = f"the ledger {path} is damaged ({error}): restore a copy, or move it aside and a new one is begun"
+            message = f"the ledger {path} is damaged ({error}): restore a backup, or move it away to start a new one"
         elif name.startswith("SQLITE_BUSY"):
             message = f"the ledger {path} was locked by another process for {BUSY_SECONDS} seconds: find it with `fuser {path}`"
         elif name.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM")):
@@ -136,7 +138,8 @@ def _identity(db: sqlite3.Connection) -> tuple[int, int]:
 
 def _create(db: sqlite3.Connection) -> None:
     deadline = time.monotonic() + BUSY_SECONDS
-    while True:  # the change to WAL answers "locked" at once where two processes try it at the same time
+    # The switch to WAL reports "locked" at once if two processes try it at the same time.
+    while True:
         try:
             db.execute("PRAGMA page_size = 8192")
             db.execute("PRAGMA journal_mode = WAL")
@@ -155,7 +158,7 @@ def _create(db: sqlite3.Connection) -> None:
 
 def _upgrade(db: sqlite3.Connection, version: int) -> int:
     with transaction(db):
-        if _identity(db)[1] == version:  # or another process was faster
+        if _identity(db)[1] == version:  # another process may have been faster
             for statement in UPGRADES[version]:
                 db.execute(statement)
             db.execute(f"PRAGMA user_version = {version + 1}")
@@ -173,6 +176,6 @@ def _make_file(path: Path) -> None:
 
 def _missing(path: Path) -> LedgerError:
     return LedgerError(
-        f"there is no ledger at {path} yet: it appears with the first call that is kept (`voight doctor` says where calls go, "
-        "`voight demo` shows the whole line)"
+        f"there is no ledger at {path} yet: the first stored call creates it (`voight doctor` shows where calls go, "
+        "`voight demo` shows an example)"
     )

@@ -1,4 +1,7 @@
-"""Erasure in an SQLite ledger: a person's ids in every column that can hold them, and in the bytes of the file."""
+"""
+Erasure in a SQLite ledger: replace a person's ids in every column, and find them in the bytes of
+the file.
+"""
 
 from __future__ import annotations
 
@@ -39,8 +42,8 @@ _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Submission).decode
 
 
-def holdings(db: sqlite3.Connection, names: Collection[str]) -> PersonalData:
-    """What is kept under any of *names*."""
+def personal_data(db: sqlite3.Connection, names: Collection[str]) -> PersonalData:
+    """Return the records under any of *names*."""
     bound = {"names": _encode(list(names)).decode()}
     calls, high, low, first, last = db.execute(_COUNT, bound).fetchone()
     others = f"SELECT COUNT(*) FROM calls WHERE ({_ELSEWHERE}) AND (user_id IS NULL OR user_id NOT IN {_NAMED})"
@@ -51,8 +54,8 @@ def holdings(db: sqlite3.Connection, names: Collection[str]) -> PersonalData:
 
 
 def erase(db: sqlite3.Connection, names: Collection[str], token: str) -> PersonalData:
-    """Put *token* in the place of every one of *names*; answers what was there. Inside a transaction."""
-    found = holdings(db, names)
+    """Replace each of *names* by *token*, inside a transaction. Return the records found."""
+    data = personal_data(db, names)
     bound = {"names": _encode(list(names)).decode(), "token": token}
     db.create_function("erased", 1, lambda extra: None if extra is None else erased_text(extra, names, token), deterministic=True)
     db.execute(_ERASE, bound)
@@ -62,7 +65,7 @@ def erase(db: sqlite3.Connection, names: Collection[str], token: str) -> Persona
         db.execute(
             "UPDATE jobs SET submission = ? WHERE job = ?", (_encode(msgspec.structs.replace(submission, tags=changed)).decode(), job)
         )
-    return found
+    return data
 
 
 def _mentioning(db: sqlite3.Connection, names: Collection[str]) -> Iterable[tuple[str, Submission]]:
@@ -73,13 +76,15 @@ def _mentioning(db: sqlite3.Connection, names: Collection[str]) -> Iterable[tupl
 
 
 def remains(paths: Iterable[Path], names: Collection[str]) -> list[Path]:
-    """Which files still have the bytes of one of *names* in them; ids that are too short to be looked for are passed over."""
+    """
+    Return the files that still contain one of *names*. Ids too short to search for are skipped.
+    """
     wanted = [name.encode() for name in spellings(names) if len(name) >= MIN_SEARCHED_LENGTH]
-    found = []
+    remaining = []
     for path in paths:
         if not path.exists() or not path.stat().st_size:
             continue
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             if any(data.find(name) >= 0 for name in wanted):
-                found.append(path)
-    return found
+                remaining.append(path)
+    return remaining

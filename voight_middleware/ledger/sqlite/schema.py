@@ -1,4 +1,4 @@
-"""The tables of an SQLite ledger, and the translation between ``Call`` and their rows."""
+"""The tables of a SQLite ledger, and the conversion between ``Call`` and their rows."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from voight_middleware.ledger.rows import (
     COUNTS,
     FIGURES,
     NO_USAGE,
+    RESULT_COLUMNS,
     SELECTED,
-    TOLD,
-    USAGE_COUNTS,
     Row,
     components_text,
     decode_reasons,
@@ -25,11 +24,12 @@ from voight_middleware.ledger.rows import (
 )
 from voight_middleware.ledger.sqlite import triggers
 from voight_middleware.records.call import Call
+from voight_middleware.records.usage import COUNT_NAMES
 
 APPLICATION_ID = 0x564F4947
-"""``VOIG``: what ``PRAGMA application_id`` says of a ledger."""
+"""``VOIG``: the ``PRAGMA application_id`` of a ledger."""
 VERSION = 3
-"""What ``PRAGMA user_version`` says of a ledger that this module writes."""
+"""The ``PRAGMA user_version`` of a ledger of this version."""
 
 _JOBS = (
     "CREATE INDEX calls_of_jobs ON calls (job) WHERE job IS NOT NULL",
@@ -54,7 +54,10 @@ CREATE TABLE former_costs (
     replaced_at INTEGER NOT NULL,
     PRIMARY KEY (call_id, version)
 ) STRICT, WITHOUT ROWID"""
-"""What a repricing has replaced. Rows are added and never changed; version 1 is the original, and the newest price is in ``calls``."""
+"""
+Replaced prices. Rows are added and never changed. Version 1 is the original, and the newest price
+is in ``calls``.
+"""
 _CALLS_OF_USERS = "CREATE INDEX calls_of_users ON calls (user_id, occurred_at) WHERE user_id IS NOT NULL"
 
 TABLES = (
@@ -122,7 +125,7 @@ UPGRADES = {
     ),
     2: (_CALLS_OF_USERS, *triggers.tables(), *(triggers.fill(rollup) for rollup in ROLLUPS)),
 }
-"""What brings a ledger of an older version to the next one."""
+"""The statements that upgrade a ledger from each older version to the next."""
 
 _COMMON = (
     *("occurred_at", "call_id", "user_id", "plan", "tenant_id", "route", "release", "session_id", "tags_extra", "attribution"),
@@ -145,41 +148,44 @@ def _placeholder(column: str) -> str:
 
 
 def _insert(columns: Sequence[str], rows: int = 1, conflict: str = "NOTHING") -> str:
-    # OR IGNORE would also swallow a call that breaks a CHECK; ON CONFLICT DO NOTHING passes over duplicates only.
+    # OR IGNORE would also skip a call that breaks a CHECK. ON CONFLICT DO NOTHING skips duplicates
+    # only.
     values = ", ".join([f"({', '.join(map(_placeholder, columns))})"] * rows)
     return f"INSERT INTO calls ({', '.join(columns)}) VALUES {values} ON CONFLICT DO {conflict}"
 
 
-# Binding is most of what an insert costs. A None takes three times as long as a value (sqlite3 looks for an adapter), so there are NULLIFs;
-# and most calls have nothing in the rare columns, so there are two statements.
+# Binding is most of the cost of an insert. A None takes three times as long as a value (sqlite3
+# looks for an adapter), hence the NULLIFs. Most calls have no rare columns, hence two statements.
 INSERT_COMMON = {rows: _insert(_COMMON, rows) for rows in (100, 10, 1)}
 """
-Statements by how many calls they insert. sqlite3 gives up the interpreter's lock for each statement, and inside a busy application
-waits milliseconds to have it back: a statement for a hundred calls disturbs it a hundred times less than a hundred statements.
+Statements by the number of calls they insert.
+
+sqlite3 releases the GIL for each statement, and in a busy application waits milliseconds to get it
+back. One statement for a hundred calls disturbs the application a hundred times less.
 """
-_ANSWERED = (*TOLD[:-1], "price_id")
+_RESULT = (*RESULT_COLUMNS[:-1], "price_id")
 INSERT_AS_IT_IS = _insert(_COMMON + _RARE)
 INSERT_ALL = _insert(
     _COMMON + _RARE,
-    conflict=f"UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in (*TOLD[:-1], 'price_id'))} "
+    conflict=f"UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _RESULT)} "
     "WHERE calls.job IS NOT NULL AND calls.raw_usage IS NULL AND (excluded.raw_usage IS NOT NULL OR excluded.outcome <> 'ok')",
 )
-"""A call that was kept when its job was begun gets what was told of it later, and keeps its owner and its time."""
+"""A job's call from its submission gets its result, and keeps its owner and its time."""
 CALLS = "calls"
 _FIGURES = (*FIGURES[:-1], "price_id")
-CALLS_AS_PRICED = (
+CALLS_AT_ORIGINAL_PRICES = (
     f"(SELECT {', '.join(f'calls.{name}' for name in (*_COMMON, *_RARE) if name not in _FIGURES)}, "
     f"{', '.join(f'IIF(original.version IS NULL, calls.{name}, original.{name}) AS {name}' for name in _FIGURES)} "
     "FROM calls LEFT JOIN former_costs AS original ON original.call_id = calls.call_id AND original.version = 1) AS calls"
 )
-"""In the place of ``CALLS``: the calls with the price that they were given first."""
+"""Instead of ``CALLS``: the calls with their first price."""
 SELECT = f"SELECT {', '.join(SELECTED)}"
 SELECT_PRICE = "LEFT JOIN prices USING (price_id)"
 KEEP_FORMER = f"""
 INSERT INTO former_costs (call_id, version, {", ".join(_FIGURES)}, replaced_at)
 SELECT call_id, (SELECT COUNT(*) + 1 FROM former_costs WHERE former_costs.call_id = calls.call_id), {", ".join(_FIGURES)}, ?
 FROM calls WHERE call_id = ? AND raw_usage IS ? AND cost_femto IS ? AND list_femto IS ? AND cost_status = ? AND cost_reasons IS ?"""
-"""Only where nobody has changed the call since it was read; binds the time and ``read_values``."""
+"""Skips calls that have changed since they were read. Binds the time and ``read_values``."""
 _FORMER = "version, cost_femto, list_femto, cost_status, cost_reasons"
 SELECT_FORMER = f"SELECT {_FORMER}, price, replaced_at FROM former_costs {SELECT_PRICE} WHERE call_id = ? ORDER BY version"
 SELECT_FORMER_OF_MANY = (
@@ -191,7 +197,7 @@ REPRICE = f"UPDATE calls SET {', '.join(f'{name} = ?' for name in (*COUNTED, *_F
 
 
 def common_values(call: Call, price_id: int | None) -> Row:
-    """What ``INSERT_COMMON`` binds: an empty text or -1 stands for no value."""
+    """Return the values for ``INSERT_COMMON``. An empty text or -1 means no value."""
     tags = call.tags
     usage = call.usage or NO_USAGE
     return (
@@ -236,7 +242,10 @@ def common_values(call: Call, price_id: int | None) -> Row:
 
 
 def rare_values(call: Call) -> Row | None:
-    """What ``INSERT_ALL`` binds behind the common values; None for the many calls that have nothing of it."""
+    """
+    Return the values for ``INSERT_ALL`` after the common ones. Return None for the many calls
+    without any.
+    """
     usage = call.usage or NO_USAGE
     components = call.components
     plain = components[0].usage is call.usage and components[0].model is None if len(components) == 1 else components == only(call.usage)
@@ -273,15 +282,20 @@ def rare_values(call: Call) -> Row | None:
 
 
 def read_values(call: Call) -> Row:
-    """What ``KEEP_FORMER`` knows a call by: its id, its usage and its figures."""
+    """
+    Return the values by which ``KEEP_FORMER`` recognizes a call: its id, its usage and its price.
+    """
     return (call.call_id, call.raw_usage, call.cost_femto, call.list_femto, call.cost_status, reasons_text(call.cost_reasons))
 
 
 def repriced_values(call: Call, price_id: int | None) -> Row:
-    """What ``REPRICE`` binds: the counts, which a newer reader may find more of, and the figures."""
+    """
+    Return the values for ``REPRICE``: the counts, which a newer parser may fill better, and the
+    price.
+    """
     usage = call.usage or NO_USAGE
     return (
-        *(getattr(usage, name) for name in USAGE_COUNTS),
+        *(getattr(usage, name) for name in COUNT_NAMES),
         None if usage.tools is None else encode(usage.tools).decode(),
         components_text(call),
         call.cost_femto,
@@ -294,7 +308,7 @@ def repriced_values(call: Call, price_id: int | None) -> Row:
 
 
 def former_price(row: Row) -> PriceVersion:
-    """One row of ``SELECT_FORMER``."""
+    """Return one row of ``SELECT_FORMER``."""
     version, cost_femto, list_femto, cost_status, reasons, price, replaced_at = row
     return PriceVersion(
         version, cost_femto, list_femto, cost_status, () if reasons is None else decode_reasons(reasons), price, replaced_at
@@ -302,6 +316,6 @@ def former_price(row: Row) -> PriceVersion:
 
 
 def former_values(call_id: str, price: PriceVersion, price_id: int | None) -> Row:
-    """What ``INSERT_FORMER`` binds."""
+    """Return the values for ``INSERT_FORMER``."""
     figures = price.cost_femto, price.list_femto, price.cost_status, reasons_text(price.cost_reasons)
     return (call_id, price.version, *figures, price_id, price.replaced_at)

@@ -1,4 +1,4 @@
-"""The SQLite ledger: one file, no server, many reading processes and one that writes."""
+"""The SQLite ledger: one file, no server, many reading processes and one writer."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from voight_middleware.ledger.base import MIN_ID_LENGTH, Expired, LedgerError, P
 from voight_middleware.ledger.erasure import MIN_SEARCHED_LENGTH
 from voight_middleware.ledger.query import Query, read_spend
 from voight_middleware.ledger.rollups import ROLLUPS, month_of
-from voight_middleware.ledger.rows import from_row, the_one, within_range
+from voight_middleware.ledger.rows import from_row, only_match, within_range
 from voight_middleware.ledger.sqlite import erasure, triggers
 from voight_middleware.ledger.sqlite.connection import checkpoint, connect, explained, file_at, prepare, transaction
 from voight_middleware.ledger.sqlite.dialect import DIALECT
 from voight_middleware.ledger.sqlite.schema import (
     CALLS,
-    CALLS_AS_PRICED,
+    CALLS_AT_ORIGINAL_PRICES,
     SELECT,
     SELECT_FORMER,
     SELECT_FORMER_OF_MANY,
@@ -30,7 +30,7 @@ from voight_middleware.ledger.sqlite.schema import (
     former_price,
     read_values,
 )
-from voight_middleware.ledger.sqlite.writer import Intake, submissions
+from voight_middleware.ledger.sqlite.writer import Writer, submissions
 from voight_middleware.records.call import Call, Record, Submission
 
 _FAR = 253_402_300_799_000_000
@@ -41,22 +41,23 @@ _decode_submission = msgspec.json.Decoder(Submission).decode
 
 class SQLiteLedger:
     """
-    Calls in one SQLite file. Used from one thread at a time, and by the process that opened it.
+    Calls in one SQLite file. Use it from one thread at a time, in the process that opened it.
 
     Args:
-        path: The file. With *create*, it and its folder are made where they are missing, for this user only.
-        create: False for reports: a ledger that is not there is an error.
+        path: The file. With *create*, missing folders and the file are created for this user only.
+        create: False for reports: a missing ledger is an error.
 
     Raises:
-        ForeignLedger: The file is no ledger.
-        LedgerError: The file cannot be opened, is damaged, was written by a newer version, or is missing and not to be created.
+        ForeignLedger: The file is not a ledger.
+        LedgerError: The file cannot be opened, is damaged, was written by a newer version, or is
+            missing and *create* is False.
     """
 
     def __init__(self, path: Path, *, create: bool = True) -> None:
         self.path = path
         self.url = f"sqlite:///{path}"
         self._db = connect(path, create)
-        self._intake = Intake(self._db)
+        self._writer = Writer(self._db)
         try:
             with explained(path):
                 self.schema_version = prepare(self._db, path, create)
@@ -66,48 +67,34 @@ class SQLiteLedger:
             raise
 
     def info(self) -> list[tuple[str, str]]:
-        """What ``voight doctor`` says of the ledger."""
         return [("engine", f"SQLite {sqlite3.sqlite_version}"), ("schema", f"version {self.schema_version}")]
 
     def insert(self, records: Sequence[Record], progress: Progress | None = None) -> int:
-        """
-        Keep calls and submissions and apply settlements, in one transaction together with *progress*; answers how many calls were
-        new, or told of for the first time.
-
-        Submissions and settlements are applied after all calls of *records*. A call with a count or cost that no column holds is kept
-        without it, unpriced.
-
-        Raises:
-            ValueError: A record cannot be kept at all, and nothing of *records* was.
-        """
         calls = [record for record in records if isinstance(record, Call)]
         others = [record for record in records if not isinstance(record, Call)]
         self._check_file()
         with explained(self.path):
             try:
                 with self._transaction():
-                    return self._intake.insert(calls, others, progress)
+                    return self._writer.insert(calls, others, progress)
             except (OverflowError, sqlite3.IntegrityError):
                 calls = [within_range(call) for call in calls]
             try:
                 with self._transaction():
-                    return self._intake.insert(calls, others, progress)
+                    return self._writer.insert(calls, others, progress)
             except (OverflowError, sqlite3.IntegrityError) as error:
-                raise ValueError(f"a call cannot be kept: {error}") from error
+                raise ValueError(f"a call cannot be stored: {error}") from error
 
     def submissions(self, jobs: Collection[str]) -> dict[str, Submission]:
-        """Those of *jobs* that are known."""
         with explained(self.path):
             return submissions(self._db, jobs)
 
     def progress(self, segment: str) -> int:
-        """The offset in bytes up to which *segment* has been ingested; 0 for an unknown one."""
         with explained(self.path):
             row = self._db.execute("SELECT offset FROM segments WHERE name = ?", (segment,)).fetchone()
         return row[0] if row else 0
 
     def clear_progress(self, segment: str) -> None:
-        """Drop the progress of a segment whose file is gone."""
         with explained(self.path):
             self._db.execute("DELETE FROM segments WHERE name = ?", (segment,))
 
@@ -121,19 +108,9 @@ class SQLiteLedger:
         original_prices: bool = False,
         zone: tzinfo | None = None,
     ) -> list[Spend]:
-        """
-        Calls added up by dimensions, the most expensive first (unpriced groups last, then by calls).
-
-        A value in *where* is compared exactly, ``*`` standing for any text; None means that the call has no value, and of several
-        values one is enough. With *original_prices*, costs and statuses are those that each call was given first. Hours, days and months are
-        cut in *zone*, by default UTC.
-
-        Raises:
-            UnknownDimension: A name in *by* or *where* is neither in ``DIMENSIONS`` nor an extra key of any call.
-        """
         by = tuple(dict.fromkeys(by))
         with explained(self.path):
-            rows = self._db.execute(*self._question(zone).spend(by, where or {}, window, limit, original_prices=original_prices)).fetchall()
+            rows = self._db.execute(*self._query(zone).spend(by, where or {}, window, limit, original_prices=original_prices)).fetchall()
         return [read_spend(by, row, DIALECT) for row in rows]
 
     def calls(
@@ -146,20 +123,15 @@ class SQLiteLedger:
         original_prices: bool = False,
         zone: tzinfo | None = None,
     ) -> Iterator[Call]:
-        """
-        Every call, the oldest first; at most *limit*, from behind the one of this ``occurred_at`` and ``call_id`` on.
-
-        Raises:
-            UnknownDimension: As for ``spend``.
-        """
         with explained(self.path):
-            if after is not None:  # a page begins where the last one ended, and not at the beginning of the window
+            # A page begins where the last one ended, not at the beginning of the window.
+            if after is not None:
                 window = Window(after[0] if window.since is None else max(after[0], window.since), window.until)
-            condition, values = self._question(zone).condition(where or {}, window)
+            condition, values = self._query(zone).condition(where or {}, window)
             if after is not None:
                 condition += " AND (occurred_at, call_id) > (?, ?)"
                 values += after
-            source = CALLS_AS_PRICED if original_prices else CALLS
+            source = CALLS_AT_ORIGINAL_PRICES if original_prices else CALLS
             for row in self._db.execute(
                 f"{SELECT} FROM {source} {SELECT_PRICE} WHERE {condition} ORDER BY occurred_at, call_id LIMIT ?",
                 (*values, -1 if limit is None else limit),
@@ -167,27 +139,15 @@ class SQLiteLedger:
                 yield from_row(row)
 
     def call(self, call_id: str) -> Call | None:
-        """
-        The call of that id, or the only one whose id begins with it, if it has 8 characters or more; None where there is none.
-
-        Raises:
-            LedgerError: Several calls begin with it.
-        """
         query = f"{SELECT} FROM {CALLS} {SELECT_PRICE} WHERE"
         with explained(self.path):
-            found = self._db.execute(f"{query} call_id = ?", (call_id,)).fetchall()
-            if not found and len(call_id) >= MIN_ID_LENGTH:
+            rows = self._db.execute(f"{query} call_id = ?", (call_id,)).fetchall()
+            if not rows and len(call_id) >= MIN_ID_LENGTH:
                 range_ = (call_id, call_id + "\U0010ffff")
-                found = self._db.execute(f"{query} call_id > ? AND call_id < ? ORDER BY call_id LIMIT 2", range_).fetchall()
-        return the_one([from_row(row) for row in found], call_id)
+                rows = self._db.execute(f"{query} call_id > ? AND call_id < ? ORDER BY call_id LIMIT 2", range_).fetchall()
+        return only_match([from_row(row) for row in rows], call_id)
 
     def reprice(self, changes: Sequence[tuple[Call, Call]]) -> int:
-        """
-        Give calls another price, in one transaction; each as it was read, and as it is priced now. Answers how many have got one.
-
-        The price before is kept as a version of its own. A call is not touched where cost, status and reasons stay the same, nor where
-        it is not in the ledger as it was read: another process has repriced it or told what it used.
-        """
         now = time.time_ns() // 1000
         changes = [(before, within_range(after)) for before, after in changes]
         changed = [(before, after) for before, after in changes if read_values(before)[2:] != read_values(after)[2:]]
@@ -195,48 +155,34 @@ class SQLiteLedger:
             return 0
         self._check_file()
         with explained(self.path), self._transaction():
-            return self._intake.reprice(changed, now)
+            return self._writer.reprice(changed, now)
 
     def price_history(self, call_id: str) -> list[PriceVersion]:
-        """The prices that a call had before its newest one, the original first."""
         with explained(self.path):
             return [former_price(row) for row in self._db.execute(SELECT_FORMER, (call_id,))]
 
     def price_histories(self, call_ids: Collection[str]) -> dict[str, list[PriceVersion]]:
-        """The prices that calls had before their newest one, the original first, by ``call_id``; a call without any is missing."""
-        found: dict[str, list[PriceVersion]] = {}
+        histories: dict[str, list[PriceVersion]] = {}
         with explained(self.path):
             for call_id, *row in self._db.execute(SELECT_FORMER_OF_MANY, (json.dumps(list(call_ids)),)):
-                found.setdefault(call_id, []).append(former_price(tuple(row)))
-        return found
+                histories.setdefault(call_id, []).append(former_price(tuple(row)))
+        return histories
 
     def jobs(self, after: str = "", limit: int = 1_000) -> list[Submission]:
-        """Submitted jobs in the bytewise order of their names: at most *limit*, from behind the name *after* on."""
         with explained(self.path):
             rows = self._db.execute("SELECT submission FROM jobs WHERE job > ? ORDER BY job LIMIT ?", (after, limit))
             return [_decode_submission(text) for (text,) in rows]
 
-    def import_calls(self, calls: Sequence[Call], former: Mapping[str, Sequence[PriceVersion]] = {}, *, anew: bool = False) -> int:
-        """
-        Keep calls of another ledger as they are there, each with the prices that it had before, in one transaction; answers how many
-        were written.
-
-        Nothing is settled, completed or repriced by it. A call whose id is here already is left as it is, and its former prices with
-        it; with *anew* it is replaced, together with them.
-
-        Raises:
-            ValueError: A call cannot be kept, and nothing of *calls* was.
-        """
+    def import_calls(self, calls: Sequence[Call], former: Mapping[str, Sequence[PriceVersion]] = {}, *, replace: bool = False) -> int:
         self._check_file()
         with explained(self.path):
             try:
                 with self._transaction():
-                    return self._intake.keep(calls, former, anew)
+                    return self._writer.import_calls(calls, former, replace)
             except (OverflowError, sqlite3.IntegrityError) as error:
-                raise ValueError(f"a call cannot be kept: {error}") from error
+                raise ValueError(f"a call cannot be stored: {error}") from error
 
     def time_range(self) -> tuple[int, int] | None:
-        """When the oldest and the newest call happened, in microseconds since 1970 UTC; None for an empty ledger."""
         with explained(self.path):
             oldest, newest = self._db.execute(
                 "SELECT (SELECT MIN(occurred_at) FROM calls), (SELECT MAX(occurred_at) FROM calls)"
@@ -244,27 +190,18 @@ class SQLiteLedger:
         return None if oldest is None else (oldest, newest)
 
     def personal_data(self, names: Collection[str]) -> PersonalData:
-        """What is kept about the person who is known by any of *names*."""
         with explained(self.path):
-            return erasure.holdings(self._db, names)
+            return erasure.personal_data(self._db, names)
 
     def erase(self, names: Collection[str], token: str) -> PersonalData:
-        """
-        Put *token* in the place of a person's ids, in one transaction, and take sessions and answer ids off the person's calls; answers
-        what was found. Costs and counts stay as they are.
-        """
         self._check_file()
         with explained(self.path), self._transaction():
             return erasure.erase(self._db, names, token)
 
     def purge(self, names: Collection[str]) -> list[str]:
         """
-        Free the files of what was overwritten or deleted, as far as one of *names* is still in them; answers the files in which it remains.
-
-        Ids that are too short to be looked for are purged all the same. The file is written anew: that takes its size in free space.
-
-        Raises:
-            LedgerError: Another process is reading: nothing was purged, try again.
+        Rewrite the file if one of *names* is still in it, or too short to search for. That needs
+        the file's size in free space.
         """
         self._check_file()
         with explained(self.path):
@@ -276,7 +213,6 @@ class SQLiteLedger:
         return [str(path) for path in erasure.remains(self._files(), names)]
 
     def expired(self, until: int) -> Expired:
-        """What happened before *until*, in microseconds since 1970 UTC."""
         with explained(self.path):
             (calls,) = self._db.execute("SELECT COUNT(*) FROM calls WHERE occurred_at < ?", (until,)).fetchone()
             (former,) = self._db.execute(
@@ -286,7 +222,6 @@ class SQLiteLedger:
         return Expired(calls, former, jobs)
 
     def expire(self, until: int, limit: int) -> Expired:
-        """Delete at most *limit* of the oldest calls from before *until*, and with the last of them the jobs, in one transaction."""
         self._check_file()
         with explained(self.path), self._transaction():
             oldest = "SELECT call_id FROM calls WHERE occurred_at < ? ORDER BY occurred_at, call_id LIMIT ?"
@@ -299,7 +234,7 @@ class SQLiteLedger:
         return [self.path, self.path.with_name(f"{self.path.name}-wal")]
 
     def rebuild(self) -> Iterator[str]:
-        """Build the rollups anew from the calls, a month in a transaction; yields each month when it is done."""
+        """Rebuild the rollups, a month in each transaction."""
         self._check_file()
         done = end = 0
         with explained(self.path):
@@ -308,7 +243,7 @@ class SQLiteLedger:
             ) is not None:
                 month, begin, end = month_of(first)
                 with self._transaction():
-                    for rollup in ROLLUPS:  # and what stands there for months that have no calls any more
+                    for rollup in ROLLUPS:  # also drops rows of months that have no calls any more
                         self._db.execute(*triggers.empty(rollup, done, end))
                         self._db.execute(triggers.fill(rollup, "occurred_at >= ? AND occurred_at < ?"), (begin, end))
                 done = end
@@ -318,16 +253,16 @@ class SQLiteLedger:
                     self._db.execute(*triggers.empty(rollup, done, _FAR))
 
     def close(self) -> None:
-        """Release the connection; harmless when repeated."""
         self._db.close()
 
     def _check_file(self) -> None:
-        if file_at(self.path) != self._file:  # SQLite would go on writing into the file that was moved away or deleted
-            raise LedgerError(f"the ledger {self.path} was moved or deleted under way: it is begun anew at the next try")
+        # SQLite would keep writing to the file that was moved or deleted
+        if file_at(self.path) != self._file:
+            raise LedgerError(f"the ledger {self.path} was moved or deleted while in use: the next attempt creates a new one")
 
     def _transaction(self) -> AbstractContextManager[None]:
-        return transaction(self._db, self._intake.rolled_back)
+        return transaction(self._db, self._writer.rolled_back)
 
-    def _question(self, zone: tzinfo | None) -> Query:
+    def _query(self, zone: tzinfo | None) -> Query:
         keys = [key for (key,) in self._db.execute("SELECT key FROM extra_keys")]
         return Query(DIALECT, keys, zone, self.time_range())

@@ -1,6 +1,8 @@
 """
-How an SQLite ledger keeps its rollups: triggers change them in the transaction of every change of a call, whoever makes it: a new
-call, a late owner, an answer to a job, another price, an erasure.
+The rollups of a SQLite ledger: triggers update them in the transaction of each change to a call.
+
+That covers new calls, late attributions, results of jobs, repricings and erasures, from any
+process.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from voight_middleware.ledger.rollups import ROLLUPS, Bucket, Rollup
 from voight_middleware.ledger.rows import INPUT, OUTPUT, READ, WRITTEN
 
 LIMB = 1_000_000_000
-"""Costs are added up in two limbs: a sum of femto-dollars leaves SQLite's 64 bits at 9,223 USD."""
+"""Costs are summed in two limbs: a sum of femto-dollars exceeds SQLite's 64 bits at 9,223 USD."""
 
 
 def _known(counts: Sequence[str]) -> str:
@@ -39,7 +41,7 @@ MEASURES = {
     "known_output": _known(OUTPUT),
     "output": _total(OUTPUT),
 }
-"""What is added up, as SQL over the columns of one call; ``@`` stands where a trigger says NEW or OLD."""
+"""The measures of one call as SQL. ``@`` stands for NEW or OLD in a trigger."""
 
 
 def _sum_known(counts: Sequence[str]) -> str:
@@ -64,19 +66,20 @@ SUMS = {name: f"SUM({sql.replace('@', '')})" for name, sql in MEASURES.items()} 
     "output": _sum_total(OUTPUT),
 }
 """
-The same over many calls. To add up columns one by one, most of them empty, takes a third of the time of adding up their totals; whether
-a count is known of any call is enough here.
+The measures of many calls. Summing mostly empty columns one by one takes a third of the time of
+summing their totals. It is enough here to know whether any call has a count.
 """
 _COUNTED = (*INPUT, *OUTPUT, "cost_femto", "cost_status", "estimated_input", "estimated_output", "outcome", "occurred_at")
 _BUCKETS = {
-    "hour": "(@occurred_at + 3600000000000000) / 3600000000 - 1000000",  # before 1970 too: a division cuts towards 0
+    # For times before 1970: a division truncates towards 0.
+    "hour": "(@occurred_at + 3600000000000000) / 3600000000 - 1000000",
     "day": "COALESCE(strftime('%Y-%m-%d', @occurred_at / 1000000, 'unixepoch'), '')",
     "month": "COALESCE(strftime('%Y-%m', @occurred_at / 1000000, 'unixepoch'), '')",
 }
 
 
 def tables() -> list[str]:
-    """The statements that make the rollups of an empty ledger, and what keeps them."""
+    """Return the statements that create empty rollups and their triggers."""
     measures = ", ".join(f"{name} INTEGER NOT NULL" for name in MEASURES)
     made = []
     for rollup in ROLLUPS:
@@ -103,20 +106,25 @@ def _change(rollup: Rollup, row: str, sign: str) -> str:
 
 
 def fill(rollup: Rollup, condition: str = "1") -> str:
-    """The statement that builds the rows of an empty rollup, or of a part of it, from the calls that *condition* is true for."""
+    """
+    Return the statement that fills an empty rollup, or a part of it, from the calls that match
+    *condition*.
+    """
     positions = ", ".join(str(position + 1) for position in range(len(rollup.key)))
     sums = ", ".join(f"SUM({sql.replace('@', '')})" for sql in MEASURES.values())
     return f"INSERT INTO {rollup.table} SELECT {', '.join(_key(rollup))}, {sums} FROM calls WHERE {condition} GROUP BY {positions}"
 
 
 def empty(rollup: Rollup, begin: int, end: int) -> tuple[str, list[Bucket]]:
-    """The statement that deletes the rows of a rollup between two times that are the beginnings of buckets, and what it binds."""
+    """
+    Return the statement that deletes the buckets between two bucket beginnings, and its values.
+    """
     bounds = [rollup.name(rollup.floor(at)) for at in (begin, end)]
     return f"DELETE FROM {rollup.table} WHERE {rollup.bucket} >= ? AND {rollup.bucket} < ?", bounds
 
 
 def _key(rollup: Rollup, row: str = "") -> tuple[str, ...]:
-    """The SQL of a rollup's key over the columns of a call; *row* is ``NEW.`` or ``OLD.`` in a trigger."""
+    """Return the SQL of a rollup's key. *row* is ``NEW.`` or ``OLD.`` in a trigger."""
     names = [f"COALESCE({row}{name}, '')" for name in rollup.names]
     owned = [f"({row}user_id IS NOT NULL)"] if rollup.owned else []
     return (_BUCKETS[rollup.bucket].replace("@", row), *names, *owned)

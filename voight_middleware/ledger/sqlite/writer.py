@@ -1,4 +1,6 @@
-"""What becomes of a batch inside its transaction: calls are inserted, prices and keys learned, owners found."""
+"""
+Write a batch inside its transaction: insert calls, store prices and extra keys, attribute calls.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from itertools import chain
 import msgspec
 
 from voight_middleware.ledger.base import PriceVersion, Progress
-from voight_middleware.ledger.rows import Row, extra_text
+from voight_middleware.ledger.rows import REATTRIBUTABLE_SQL, Row, extra_text
 from voight_middleware.ledger.sqlite.schema import (
     INSERT_ALL,
     INSERT_AS_IT_IS,
@@ -23,29 +25,29 @@ from voight_middleware.ledger.sqlite.schema import (
     read_values,
     repriced_values,
 )
-from voight_middleware.records.call import Call, LateAttribution, Submission
+from voight_middleware.records.call import REATTRIBUTABLE, Call, LateAttribution, Submission
 from voight_middleware.records.tags import Tags
 
-_SETTLE = """
+_ATTRIBUTE_LATE = f"""
 UPDATE calls SET
     user_id = IIF(attribution = 'request', ?, COALESCE(user_id, ?)), plan = COALESCE(plan, ?), tenant_id = COALESCE(tenant_id, ?),
     route = COALESCE(route, ?), release = COALESCE(release, ?), session_id = COALESCE(session_id, ?),
-    tags_extra = COALESCE(json_patch(NULLIF(?, ''), COALESCE(tags_extra, '{}')), tags_extra),
+    tags_extra = COALESCE(json_patch(NULLIF(?, ''), COALESCE(tags_extra, '{{}}')), tags_extra),
     attribution = ?
-WHERE call_id = ? AND attribution IN ('none', 'error', 'request')"""
+WHERE call_id = ? AND attribution IN {REATTRIBUTABLE_SQL}"""
 
 _OWN = """
 UPDATE calls SET
     user_id = ?, plan = ?, tenant_id = ?, route = ?, release = ?, session_id = ?, tags_extra = NULLIF(?, ''), attribution = ?
 WHERE job = ? OR (job > ? AND job < ?)"""
-"""The parts of a job are between its name with a slash, and with the character behind that."""
+"""The parts of a job sort between its name with a slash and its name with the next character."""
 
 _encode = msgspec.json.Encoder().encode
 _decode_submission = msgspec.json.Decoder(Submission).decode
 
 
-class Intake:
-    """The writing of one connection. Every method is called inside a transaction."""
+class Writer:
+    """Writes through one connection. Call every method inside a transaction."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
@@ -53,18 +55,18 @@ class Intake:
         self._extra_keys: set[str] = set()
 
     def rolled_back(self) -> None:
-        """What was learned in the transaction is not known after all."""
+        """Forget the prices and extra keys learned in the transaction."""
         self._price_ids.clear()
         self._extra_keys.clear()
 
     def insert(self, calls: Sequence[Call], others: Sequence[LateAttribution | Submission], progress: Progress | None) -> int:
-        """As ``Ledger.insert``."""
+        """See ``Ledger.insert``."""
         new = self._insert_calls(calls)
         for record in others:
             if isinstance(record, Submission):
                 self._submit(record)
             else:
-                self._settle(record)
+                self._attribute_late(record)
         if progress is not None:
             self._db.execute(
                 "INSERT INTO segments (name, offset) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET offset = excluded.offset",
@@ -72,15 +74,15 @@ class Intake:
             )
         return new
 
-    def keep(self, calls: Sequence[Call], former: Mapping[str, Sequence[PriceVersion]], anew: bool) -> int:
-        """As ``Ledger.keep``."""
-        single = [call for call in calls if anew or former.get(call.call_id)]
-        others = [call for call in calls if not (anew or former.get(call.call_id))]
-        new = sum(self._keep_call(call, former.get(call.call_id, ()), anew) for call in single)
+    def import_calls(self, calls: Sequence[Call], former: Mapping[str, Sequence[PriceVersion]], replace: bool) -> int:
+        """See ``Ledger.import_calls``."""
+        single = [call for call in calls if replace or former.get(call.call_id)]
+        others = [call for call in calls if not (replace or former.get(call.call_id))]
+        new = sum(self._import_call(call, former.get(call.call_id, ()), replace) for call in single)
         return new + self._insert_calls(others, INSERT_AS_IT_IS)
 
     def reprice(self, changes: Sequence[tuple[Call, Call]], now: int) -> int:
-        """As ``Ledger.reprice``, of calls that have changed."""
+        """See ``Ledger.reprice``. *changes* has changed calls only."""
         count = 0
         for before, after in changes:
             if self._db.execute(KEEP_FORMER, (now, *read_values(before))).rowcount:
@@ -103,14 +105,14 @@ class Intake:
         new = 0
         for rows, statement in INSERT_COMMON.items():
             while len(common) >= rows:
-                some, common = common[:rows], common[rows:]
-                new += self._db.execute(statement, tuple(chain.from_iterable(some))).rowcount
+                batch, common = common[:rows], common[rows:]
+                new += self._db.execute(statement, tuple(chain.from_iterable(batch))).rowcount
         if others:
             new += self._db.executemany(with_rare, others).rowcount
         return new
 
-    def _keep_call(self, call: Call, former: Sequence[PriceVersion], anew: bool) -> int:
-        if anew:
+    def _import_call(self, call: Call, former: Sequence[PriceVersion], replace: bool) -> int:
+        if replace:
             self._db.execute("DELETE FROM former_costs WHERE call_id = ?", (call.call_id,))
             self._db.execute("DELETE FROM calls WHERE call_id = ?", (call.call_id,))
         values, rare = common_values(call, None if call.price is None else self._price_id(call.price)), rare_values(call)
@@ -122,24 +124,24 @@ class Intake:
                 self._db.execute(INSERT_FORMER, former_values(call.call_id, price, price_id))
         return new
 
-    def _settle(self, settlement: LateAttribution) -> None:
-        self._learn(settlement.tags.extra)
-        if settlement.tags.user_id is None:
+    def _attribute_late(self, late: LateAttribution) -> None:
+        self._learn(late.tags.extra)
+        if late.tags.user_id is None:
             return
-        values = (settlement.tags.user_id, *_owner_values(settlement.tags), settlement.attribution)
-        self._db.executemany(_SETTLE, [(*values, call_id) for call_id in settlement.call_ids])
-        jobs = [name for name in settlement.call_ids if "/" in name]
+        values = (late.tags.user_id, *_owner_values(late.tags), late.attribution)
+        self._db.executemany(_ATTRIBUTE_LATE, [(*values, call_id) for call_id in late.call_ids])
+        jobs = [name for name in late.call_ids if "/" in name]
         for submission in submissions(self._db, jobs).values():
-            if submission.attribution in ("none", "error", "request"):
-                tags = submission.tags.merge(settlement.tags)
-                self._keep(msgspec.structs.replace(submission, tags=tags, attribution=settlement.attribution))
+            if submission.attribution in REATTRIBUTABLE:
+                tags = submission.tags.merge(late.tags)
+                self._store(msgspec.structs.replace(submission, tags=tags, attribution=late.attribution))
 
     def _submit(self, submission: Submission) -> None:
         if not submissions(self._db, [submission.job]):
-            self._keep(submission)
+            self._store(submission)
 
-    def _keep(self, submission: Submission) -> None:
-        """Keep who has submitted a job, and make it the owner of the answers that were here before."""
+    def _store(self, submission: Submission) -> None:
+        """Store a submission and make it the owner of its job's existing calls."""
         self._learn(submission.tags.extra)
         self._db.execute(
             "INSERT OR REPLACE INTO jobs (job, part_of, submitted_at, submission) VALUES (?, ?, ?, ?)",
@@ -169,13 +171,13 @@ class Intake:
 
 
 def submissions(db: sqlite3.Connection, jobs: Collection[str]) -> dict[str, Submission]:
-    """Those of *jobs* that are known."""
-    found: dict[str, Submission] = {}
+    """Return the submissions of those *jobs* that are known."""
+    known: dict[str, Submission] = {}
     for job in jobs:
         row = db.execute("SELECT submission FROM jobs WHERE job = ?", (job,)).fetchone()
         if row is not None:
-            found[job] = _decode_submission(row[0])
-    return found
+            known[job] = _decode_submission(row[0])
+    return known
 
 
 def _owner_values(tags: Tags) -> Row:
