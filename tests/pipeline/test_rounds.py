@@ -70,7 +70,7 @@ def test_much_is_caught_up_with_in_rounds(server: Server, folder: Path, new_call
     write(folder, *calls)
     told: list[str] = []
     server.down = "down"
-    delivery = IngestSupervisor("postgresql://h/d", folder, tell=told.append)
+    delivery = IngestSupervisor("postgresql://h/d", folder, report=told.append)
     assert not delivery.run()
     server.down = None
     runs = 0
@@ -79,7 +79,7 @@ def test_much_is_caught_up_with_in_rounds(server: Server, folder: Path, new_call
         assert len(told) == 1
         runs += 1
     assert runs > 1
-    assert told[1:] == ["the ledger can be used again; the 3,000 records that have waited are in it"]
+    assert told[1:] == ["the ledger can be used again; it now has the 3,000 records that waited"]
     assert server.kept() == sorted(call.call_id for call in calls)
     delivery.close()
 
