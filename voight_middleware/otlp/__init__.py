@@ -1,1 +1,1 @@
-"""Spans in: what other libraries and languages tell of their calls in OpenTelemetry's format becomes calls of the ledger, each once."""
+"""Spans in: OpenTelemetry spans of other libraries and languages become calls, deduplicated."""
