@@ -1,4 +1,4 @@
 """
-For tests: the pytest fixtures ``voight_calls`` and ``voight_provider`` (``voight_pytest``, loaded by pytest itself) and the
-loopback provider (``testing.provider.LoopbackProvider``). The demo is here too.
+For tests: the pytest fixtures ``voight_calls`` and ``voight_provider`` (``voight_pytest``, loaded
+by pytest itself), and the loopback provider (``testing.provider.LoopbackProvider``).
 """

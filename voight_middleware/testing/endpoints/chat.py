@@ -7,13 +7,25 @@ from typing import Any
 
 from voight_middleware.testing.accounting import Charge
 from voight_middleware.testing.endpoints.errors import Refusal
-from voight_middleware.testing.endpoints.response import EVENTS, Answer, Asked, data, need, now, plain, present, reported, schema, tier
+from voight_middleware.testing.endpoints.response import (
+    EVENTS,
+    Answer,
+    EndpointRequest,
+    data,
+    need,
+    now,
+    plain,
+    present,
+    reported,
+    schema,
+    tier,
+)
 from voight_middleware.testing.fake_data import FakeAnswer, Json
 
 
-def chat(asked: Asked) -> Answer:
+def chat(request: EndpointRequest) -> Answer:
     """``POST /v1/chat/completions``."""
-    body, options = asked.body, asked.options
+    body, options = request.body, request.options
     need(body, "model", "messages")
     with_usage = _include_usage(body)
     made = FakeAnswer(body, schema(body, "response_format", "json_schema"), body.get("max_completion_tokens") or body.get("max_tokens"))
@@ -43,9 +55,9 @@ def chat(asked: Asked) -> Answer:
     return _chunks(chunks, usage if with_usage else None, {**base, **billing, "choices": [], **tail})
 
 
-def completions(asked: Asked) -> Answer:
+def completions(request: EndpointRequest) -> Answer:
     """``POST /v1/completions``."""
-    body, options = asked.body, asked.options
+    body, options = request.body, request.options
     need(body, "model", "prompt")
     with_usage = _include_usage(body)
     made = FakeAnswer(body, None, body.get("max_tokens") or 16)
@@ -73,7 +85,7 @@ def _include_usage(body: Json) -> bool:
 
 
 def _chunks(chunks: list[Json], usage: Any, last: Json) -> Answer:
-    """The chunks; after them, where usage was asked for, the *last* one with it."""
+    """Return the chunks. If usage was requested, the *last* chunk follows, with the usage."""
     complete_at = len(chunks)
     if usage is not None:
         chunks = [*chunks, {**last, "usage": usage}]
