@@ -82,7 +82,7 @@ def prompt_texts(body: Any) -> Iterator[str]:
             stack.extend(reversed(item))
 
 
-class FakeAnswer:
+class FakeResponse:
     """The fake content of one response, always the same for the same request."""
 
     def __init__(self, body: Json, schema: Any, limit: int | None) -> None:

@@ -23,7 +23,7 @@ from starlette.types import Receive, Scope, Send
 from voight_middleware.testing.accounting import Accounting
 from voight_middleware.testing.endpoints.errors import Maker, Refusal, shown
 from voight_middleware.testing.endpoints.registry import ENDPOINTS
-from voight_middleware.testing.endpoints.response import EVENTS, Answer, Endpoint, EndpointRequest
+from voight_middleware.testing.endpoints.response import EVENTS, Endpoint, EndpointRequest, EndpointResponse
 from voight_middleware.testing.fake_data import prompt_texts
 from voight_middleware.testing.faults import Faults, marked_user, read_faults
 from voight_middleware.testing.multipart import read_form
@@ -42,7 +42,7 @@ def application(accounting: Accounting, store: Store) -> Starlette:
     routes = [Route("/_loopback/counts", counts)]
     for place, endpoint in ENDPOINTS.items():
         method, path = place.split()
-        routes.append(Route(path, partial(_answer, endpoint=endpoint, accounting=accounting, store=store), methods=[method]))
+        routes.append(Route(path, partial(_handle, endpoint=endpoint, accounting=accounting, store=store), methods=[method]))
     sockets = [WebSocketRoute(path, partial(talk, kind=kind, accounting=accounting, store=store)) for path, kind in SESSIONS.items()]
     return Starlette(routes=[*routes, *sockets])
 
@@ -50,15 +50,15 @@ def application(accounting: Accounting, store: Store) -> Starlette:
 class _CountedResponse(Response):
     """Sends the parts of a response one by one, and counts it just before the completing part."""
 
-    def __init__(self, accounting: Accounting, user: str, answer: Answer, faults: Faults, headers: Mapping[str, str]) -> None:
-        self._accounting, self._user, self._answer, self._faults = accounting, user, answer, faults
+    def __init__(self, accounting: Accounting, user: str, response: EndpointResponse, faults: Faults, headers: Mapping[str, str]) -> None:
+        self._accounting, self._user, self._response, self._faults = accounting, user, response, faults
         self._counted = False
-        super().__init__(media_type=answer.media_type)
+        super().__init__(media_type=response.media_type)
         del self.headers["content-length"]
         self.headers.update(headers)
-        parts, self._complete_at = list(answer.parts), answer.complete_at
+        parts, self._complete_at = list(response.parts), response.complete_at
         self._ends = faults.cut_after is None
-        if len(parts) == 1 and answer.media_type != EVENTS:
+        if len(parts) == 1 and response.media_type != EVENTS:
             (body,) = parts = list(_gzipped(parts, ends=True)) if faults.encoding else parts
             self.headers["content-length"] = str(len(body))
             if not self._ends:
@@ -102,12 +102,12 @@ class _CountedResponse(Response):
             return
         self._counted = True
         if whole:
-            self._accounting.completed(self._user, self._answer.charges)
+            self._accounting.completed(self._user, self._response.charges)
         else:
             self._accounting.failed(self._user)
 
 
-async def _answer(request: Request, *, endpoint: Endpoint, accounting: Accounting, store: Store) -> Response:
+async def _handle(request: Request, *, endpoint: Endpoint, accounting: Accounting, store: Store) -> Response:
     request_id = f"req_{uuid.uuid4().hex}"
     maker = _maker(request)
     user = store.owner(request.path_params.values()) or "-"

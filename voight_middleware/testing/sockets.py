@@ -98,7 +98,7 @@ class _Conversation:
         # a status in the headers was for the connection
         if read_faults({}, prompt).status is not None:
             raise self._faults.refusal
-        turn = self._session.hear(replace(self._request, body=body, options=self._faults.options, user=self._user))
+        turn = self._session.handle(replace(self._request, body=body, options=self._faults.options, user=self._user))
         if turn.starts:
             self._accounting.called(self._user)
             self._accounting.received(body)

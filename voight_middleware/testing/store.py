@@ -23,7 +23,7 @@ class Job:
     finished.
     """
 
-    begun: Json
+    initial: Json
     finished: Json
     polls: int
     """How many more polls see it unfinished."""
@@ -37,20 +37,20 @@ class Job:
     @property
     def shown(self) -> Json:
         """The job as last shown."""
-        return self.finished if self.seen else self.begun
+        return self.finished if self.seen else self.initial
 
     def poll(self, **unfinished: Any) -> Json:
         """Return the job as it is now. *unfinished* are fields of an unfinished job."""
         if self.polls > 0 and not self.seen:
             self.polls -= 1
-            return {**self.begun, **unfinished}
+            return {**self.initial, **unfinished}
         self.seen = True
         return self.finished
 
     def cancel(self, **cancelled: Any) -> None:
         """End the job without result and charge, unless a poll has seen the result."""
         if not self.seen:
-            self.finished, self.charges, self.events, self.polls = {**self.begun, **cancelled}, (), tuple, 0
+            self.finished, self.charges, self.events, self.polls = {**self.initial, **cancelled}, (), tuple, 0
 
 
 @dataclass(frozen=True, slots=True)

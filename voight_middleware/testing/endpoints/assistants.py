@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 
 from voight_middleware.testing.accounting import Charge
-from voight_middleware.testing.endpoints.response import EVENTS, Answer, EndpointRequest, need, now, page, plain, polled, reported
-from voight_middleware.testing.fake_data import FakeAnswer, Json, hexadecimal
+from voight_middleware.testing.endpoints.response import EVENTS, EndpointRequest, EndpointResponse, need, now, page, plain, polled, reported
+from voight_middleware.testing.fake_data import FakeResponse, Json, hexadecimal
 from voight_middleware.testing.store import Job
 
 _MINUTES = 600
@@ -27,7 +27,7 @@ class Thread:
     """The replies of runs that no poll has seen completed, by run id."""
 
 
-def assistant(request: EndpointRequest) -> Answer:
+def assistant(request: EndpointRequest) -> EndpointResponse:
     """``POST /v1/assistants``."""
     need(request.body, "model")
     made = f"asst_{hexadecimal(24)}"
@@ -38,12 +38,12 @@ def assistant(request: EndpointRequest) -> Answer:
     return plain(shown)
 
 
-def thread(request: EndpointRequest) -> Answer:
+def thread(request: EndpointRequest) -> EndpointResponse:
     """``POST /v1/threads``."""
     return plain(_thread(request, request.body).shown)
 
 
-def add_message(request: EndpointRequest) -> Answer:
+def add_message(request: EndpointRequest) -> EndpointResponse:
     """
     ``POST /v1/threads/{thread}/messages``. The thread belongs to the last user named in a message.
     """
@@ -54,38 +54,38 @@ def add_message(request: EndpointRequest) -> Answer:
     return plain(thread.messages[-1])
 
 
-def messages(request: EndpointRequest) -> Answer:
+def messages(request: EndpointRequest) -> EndpointResponse:
     """``GET /v1/threads/{thread}/messages``: the newest first."""
     thread: Thread = request.store.find("thread", request.ids["thread"])
     return plain(page(thread.messages if request.query.get("order") == "asc" else thread.messages[::-1], request.query))
 
 
-def run(request: EndpointRequest) -> Answer:
+def run(request: EndpointRequest) -> EndpointResponse:
     """``POST /v1/threads/{thread}/runs``."""
     thread: Thread = request.store.find("thread", request.ids["thread"])
     thread.messages += [_message(thread, message["role"], message["content"]) for message in request.body.get("additional_messages") or ()]
     return _run(request, thread, [])
 
 
-def thread_and_run(request: EndpointRequest) -> Answer:
+def thread_and_run(request: EndpointRequest) -> EndpointResponse:
     """``POST /v1/threads/runs``."""
     thread = _thread(request, request.body.get("thread") or {})
     return _run(request, thread, [("thread.created", thread.shown)])
 
 
-def retrieve(request: EndpointRequest) -> Answer:
+def retrieve(request: EndpointRequest) -> EndpointResponse:
     """
     ``GET /v1/threads/{thread}/runs/{run}``: in progress at the first poll, then completed, with
     usage and message.
     """
     thread: Thread = request.store.find("thread", request.ids["thread"])
     job: Job = request.store.find("run", request.ids["run"])
-    answer = polled(job, status="in_progress", started_at=job.begun["created_at"])
+    response = polled(job, status="in_progress", started_at=job.initial["created_at"])
     _add_reply(thread, job)
-    return answer
+    return response
 
 
-def cancel(request: EndpointRequest) -> Answer:
+def cancel(request: EndpointRequest) -> EndpointResponse:
     """
     ``POST /v1/threads/{thread}/runs/{run}/cancel``: the run ends without usage. A run that was seen
     completed stays.
@@ -95,7 +95,7 @@ def cancel(request: EndpointRequest) -> Answer:
     if not job.seen:
         thread.replies.pop(request.ids["run"], None)
         job.cancel(status="cancelled", cancelled_at=now(), expires_at=None)
-    return plain(job.finished if job.seen else {**job.begun, "status": "cancelling"})
+    return plain(job.finished if job.seen else {**job.initial, "status": "cancelling"})
 
 
 def _thread(request: EndpointRequest, body: Json) -> Thread:
@@ -128,15 +128,15 @@ def _message(thread: Thread, role: str, content: Any, **more: Any) -> Json:
     }
 
 
-def _run(request: EndpointRequest, thread: Thread, before: list[tuple[str, Json]]) -> Answer:
+def _run(request: EndpointRequest, thread: Thread, before: list[tuple[str, Json]]) -> EndpointResponse:
     need(request.body, "assistant_id")
     body, by = request.body, request.store.find("assistant", request.body["assistant_id"])
     instructions = body.get("instructions") or by["instructions"] or ""
     texts = [part["text"]["value"] for message in thread.messages for part in message["content"]]
     prompt = {"model": body.get("model") or by["model"], "messages": texts, "instructions": instructions}
-    made = FakeAnswer(prompt, None, body.get("max_completion_tokens"))
+    made = FakeResponse(prompt, None, body.get("max_completion_tokens"))
     usage = reported(request.options, lambda: _usage(made))
-    begun: Json = {
+    initial: Json = {
         "id": f"run_{hexadecimal(24)}",
         "object": "thread.run",
         "created_at": now(),
@@ -163,41 +163,41 @@ def _run(request: EndpointRequest, thread: Thread, before: list[tuple[str, Json]
         "parallel_tool_calls": True,
     }
     done = {"started_at": now(), "completed_at": now(), "expires_at": None, "usage": usage}
-    finished = {**begun, "status": "completed", **done}
+    finished = {**initial, "status": "completed", **done}
     if made.cut_short:
         finished |= {"status": "incomplete", "completed_at": None, "incomplete_details": {"reason": "max_completion_tokens"}}
     pieces, polls = made.pieces(request.options.chunks), request.options.polls
-    reply = _message(thread, "assistant", "".join(pieces), assistant_id=by["id"], run_id=begun["id"])
-    job = Job(begun, finished, 1 if polls is None else polls, [Charge(usage, request.user)])
-    request.store.keep("run", begun["id"], job, request.user)
-    thread.replies[begun["id"]] = reply
+    reply = _message(thread, "assistant", "".join(pieces), assistant_id=by["id"], run_id=initial["id"])
+    job = Job(initial, finished, 1 if polls is None else polls, [Charge(usage, request.user)])
+    request.store.keep("run", initial["id"], job, request.user)
+    thread.replies[initial["id"]] = reply
     if not body.get("stream"):
-        return plain(begun)
+        return plain(initial)
     job.seen = True
     _add_reply(thread, job)
-    events = [*before, *_events(begun, finished, reply, pieces)]
+    events = [*before, *_events(initial, finished, reply, pieces)]
     parts = [f"event: {name}\n".encode() + b"data: " + msgspec.json.encode(shown) + b"\n\n" for name, shown in events]
-    return Answer([*parts, b"event: done\ndata: [DONE]\n\n"], job.charges, len(events) - 1, EVENTS)
+    return EndpointResponse([*parts, b"event: done\ndata: [DONE]\n\n"], job.charges, len(events) - 1, EVENTS)
 
 
 def _add_reply(thread: Thread, job: Job) -> None:
     """Add the run's message to the thread, if the run was seen completed."""
-    if job.seen and (reply := thread.replies.pop(job.begun["id"], None)) is not None:
+    if job.seen and (reply := thread.replies.pop(job.initial["id"], None)) is not None:
         thread.messages.append(reply)
 
 
-def _events(begun: Json, finished: Json, reply: Json, pieces: Sequence[str]) -> list[tuple[str, Json]]:
-    running = {**begun, "status": "in_progress", "started_at": now()}
+def _events(initial: Json, finished: Json, reply: Json, pieces: Sequence[str]) -> list[tuple[str, Json]]:
+    running = {**initial, "status": "in_progress", "started_at": now()}
     step: Json = {
         "id": f"step_{hexadecimal(24)}",
         "object": "thread.run.step",
         "created_at": now(),
-        "run_id": begun["id"],
-        "assistant_id": begun["assistant_id"],
-        "thread_id": begun["thread_id"],
+        "run_id": initial["id"],
+        "assistant_id": initial["assistant_id"],
+        "thread_id": initial["thread_id"],
         "type": "message_creation",
         "status": "in_progress",
-        "expires_at": begun["expires_at"],
+        "expires_at": initial["expires_at"],
         **{f"{name}_at": None for name in _TIMES[1:]},
         "last_error": None,
         "step_details": {"type": "message_creation", "message_creation": {"message_id": reply["id"]}},
@@ -207,7 +207,7 @@ def _events(begun: Json, finished: Json, reply: Json, pieces: Sequence[str]) -> 
     delta: Json = {"id": reply["id"], "object": "thread.message.delta"}
     texts = [{"index": 0, "type": "text", "text": {"value": piece, "annotations": []}} for piece in pieces]
     return [
-        *(("thread.run.created", begun), ("thread.run.queued", begun), ("thread.run.in_progress", running)),
+        *(("thread.run.created", initial), ("thread.run.queued", initial), ("thread.run.in_progress", running)),
         *(("thread.run.step.created", step), ("thread.run.step.in_progress", step)),
         *(("thread.message.created", opened), ("thread.message.in_progress", opened)),
         *(("thread.message.delta", {**delta, "delta": {"content": [text]}}) for text in texts),
@@ -217,7 +217,7 @@ def _events(begun: Json, finished: Json, reply: Json, pieces: Sequence[str]) -> 
     ]
 
 
-def _usage(made: FakeAnswer) -> Json:
+def _usage(made: FakeResponse) -> Json:
     counts = made.openai_usage("prompt", "completion")
     cached, reasoning = counts["prompt_tokens_details"]["cached_tokens"], made.reasoning_tokens
     totals = {name: counts[name] for name in ("prompt_tokens", "completion_tokens", "total_tokens")}

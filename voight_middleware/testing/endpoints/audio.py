@@ -11,8 +11,8 @@ import zlib
 from collections.abc import Sequence
 
 from voight_middleware.testing.accounting import Charge
-from voight_middleware.testing.endpoints.response import Answer, EndpointRequest, need, plain, present, reported, stream
-from voight_middleware.testing.fake_data import FakeAnswer, Json
+from voight_middleware.testing.endpoints.response import EndpointRequest, EndpointResponse, need, plain, present, reported, stream
+from voight_middleware.testing.fake_data import FakeResponse, Json
 from voight_middleware.testing.multipart import Upload
 
 _AUDIO_TOKENS_A_SECOND = 10
@@ -20,7 +20,7 @@ _TEXT_FORMATS = ("text", "srt", "vtt")
 _MEDIA_TYPES = {"mp3": "audio/mpeg", "opus": "audio/opus", "aac": "audio/aac", "flac": "audio/flac", "wav": "audio/wav", "pcm": "audio/pcm"}
 
 
-def transcribe(request: EndpointRequest) -> Answer:
+def transcribe(request: EndpointRequest) -> EndpointResponse:
     """
     ``POST /v1/audio/transcriptions``: ``whisper-1`` reports seconds, the others tokens, and plain
     text nothing.
@@ -28,7 +28,7 @@ def transcribe(request: EndpointRequest) -> Answer:
     body, options = request.body, request.options
     need(body, "file", "model")
     form, whisper = body.get("response_format") or "json", str(body["model"]).startswith("whisper")
-    made, seconds = FakeAnswer(body, None, None), _seconds(body["file"])
+    made, seconds = FakeResponse(body, None, None), _seconds(body["file"])
     pieces = made.pieces(options.chunks)
     text = "".join(pieces)
     if form in _TEXT_FORMATS:
@@ -48,11 +48,11 @@ def transcribe(request: EndpointRequest) -> Answer:
     return plain({**shown, **present(usage)}, Charge(usage, seconds=0 if usage else seconds))
 
 
-def translate(request: EndpointRequest) -> Answer:
+def translate(request: EndpointRequest) -> EndpointResponse:
     """``POST /v1/audio/translations``: only the verbose format has a duration."""
     need(request.body, "file", "model")
     form, seconds = request.body.get("response_format") or "json", _seconds(request.body["file"])
-    text = "".join(FakeAnswer(request.body, None, None).pieces(request.options.chunks))
+    text = "".join(FakeResponse(request.body, None, None).pieces(request.options.chunks))
     if form in _TEXT_FORMATS:
         return _text(form, text, seconds)
     if form == "verbose_json":
@@ -60,21 +60,23 @@ def translate(request: EndpointRequest) -> Answer:
     return plain({"text": text}, Charge())
 
 
-def speak(request: EndpointRequest) -> Answer:
+def speak(request: EndpointRequest) -> EndpointResponse:
     """``POST /v1/audio/speech``: bytes without usage, or events with usage."""
     body, options = request.body, request.options
     need(body, "model", "input", "voice")
     form, characters = body.get("response_format") or "mp3", len(body["input"])
     if body.get("stream_format") != "sse":
-        return Answer(_audio(options.chunks), [Charge(characters=characters)], options.chunks - 1, _MEDIA_TYPES.get(form, "audio/mpeg"))
-    made = FakeAnswer(body, None, None)
+        return EndpointResponse(
+            _audio(options.chunks), [Charge(characters=characters)], options.chunks - 1, _MEDIA_TYPES.get(form, "audio/mpeg")
+        )
+    made = FakeResponse(body, None, None)
     counts = {"input_tokens": characters // 4 + 1, "output_tokens": made.output_tokens}
     usage = reported(options, lambda: {**counts, "total_tokens": sum(counts.values())})
     deltas = [{"type": "speech.audio.delta", "audio": base64.b64encode(part).decode()} for part in _audio(options.chunks)]
     return stream([*deltas, {"type": "speech.audio.done", **present(usage)}], Charge(usage, characters=characters))
 
 
-def transcript_usage(made: FakeAnswer, seconds: int) -> Json:
+def transcript_usage(made: FakeResponse, seconds: int) -> Json:
     """Return the token usage of a transcription."""
     audio, text = seconds * _AUDIO_TOKENS_A_SECOND, made.number("prompt tokens", 0, 40)
     counts = {"input_tokens": audio + text, "output_tokens": made.output_tokens, "total_tokens": audio + text + made.output_tokens}
@@ -92,14 +94,14 @@ def _verbose(text: str, seconds: int) -> Json:
     return {"language": "english", "duration": float(seconds), "text": text, "segments": [segment]}
 
 
-def _text(form: str, text: str, seconds: int) -> Answer:
+def _text(form: str, text: str, seconds: int) -> EndpointResponse:
     end = f"00:00:{seconds:02}" if seconds < 60 else "00:01:00"
     shown = {
         "text": f"{text}\n",
         "srt": f"1\n00:00:00,000 --> {end},000\n{text}\n\n",
         "vtt": f"WEBVTT\n\n00:00:00.000 --> {end}.000\n{text}\n\n",
     }[form]
-    return Answer([shown.encode()], [Charge()], media_type="text/plain")
+    return EndpointResponse([shown.encode()], [Charge()], media_type="text/plain")
 
 
 def _audio(chunks: int) -> Sequence[bytes]:

@@ -11,7 +11,18 @@ import msgspec
 from voight_middleware.testing.accounting import Charge, Tokens, tokens_of
 from voight_middleware.testing.endpoints import chat, embeddings, images, responses, videos
 from voight_middleware.testing.endpoints.errors import Refusal, openai_error
-from voight_middleware.testing.endpoints.response import Answer, Endpoint, EndpointRequest, lines, need, now, page, plain, polled, reported
+from voight_middleware.testing.endpoints.response import (
+    Endpoint,
+    EndpointRequest,
+    EndpointResponse,
+    lines,
+    need,
+    now,
+    page,
+    plain,
+    polled,
+    reported,
+)
 from voight_middleware.testing.fake_data import Json, hexadecimal, prompt_texts
 from voight_middleware.testing.faults import marked_user, read_faults
 from voight_middleware.testing.multipart import Upload
@@ -52,43 +63,43 @@ class _Request(msgspec.Struct):
 class _Line:
     """The result of one line of a batch."""
 
-    answered: Json
+    result: Json
     status: int
     charges: list[Charge]
 
 
-def upload(request: EndpointRequest) -> Answer:
+def upload(request: EndpointRequest) -> EndpointResponse:
     """``POST /v1/files``."""
     need(request.body, "file", "purpose")
     given: Upload = request.body["file"]
     return plain(_keep(request, given.name, given.data, str(request.body["purpose"]), []))
 
 
-def file(request: EndpointRequest) -> Answer:
+def file(request: EndpointRequest) -> EndpointResponse:
     """``GET /v1/files/{id}``."""
     stored: File = request.store.find("file", request.ids["id"])
     return plain(stored.shown)
 
 
-def files(request: EndpointRequest) -> Answer:
+def files(request: EndpointRequest) -> EndpointResponse:
     """``GET /v1/files``."""
     return plain(page([stored.shown for stored in request.store.every("file")], request.query))
 
 
-def content(request: EndpointRequest) -> Answer:
+def content(request: EndpointRequest) -> EndpointResponse:
     """``GET /v1/files/{id}/content``."""
     stored: File = request.store.find("file", request.ids["id"])
     return replace(lines([], *stored.charges), parts=[stored.data])
 
 
-def create(request: EndpointRequest) -> Answer:
+def create(request: EndpointRequest) -> EndpointResponse:
     """``POST /v1/batches``."""
     need(request.body, "input_file_id", "endpoint", "completion_window")
     source: File = request.store.find("file", request.body["input_file_id"])
     if request.body["endpoint"] not in _ENDPOINTS:
         raise Refusal(400, f"Invalid value: '{request.body['endpoint']}'.", "endpoint", "invalid_value")
     made = f"batch_{hexadecimal(32)}"
-    begun: Json = {
+    initial: Json = {
         "id": made,
         "object": "batch",
         "endpoint": request.body["endpoint"],
@@ -106,59 +117,59 @@ def create(request: EndpointRequest) -> Answer:
         "usage": None,
         "metadata": request.body.get("metadata"),
     }
-    finished, charges = _finished(request, begun, source.data)
-    request.store.keep("batch", made, Job(begun, finished, request.options.polls or 0, charges), request.user)
-    return plain(begun)
+    finished, charges = _finished(request, initial, source.data)
+    request.store.keep("batch", made, Job(initial, finished, request.options.polls or 0, charges), request.user)
+    return plain(initial)
 
 
-def retrieve(request: EndpointRequest) -> Answer:
+def retrieve(request: EndpointRequest) -> EndpointResponse:
     """
     ``GET /v1/batches/{id}``: completed at the first poll by default. The cost of the lines is
     counted then, for their users.
     """
     job: Job = request.store.find("batch", request.ids["id"])
-    return polled(job, status="in_progress", in_progress_at=job.begun["created_at"])
+    return polled(job, status="in_progress", in_progress_at=job.initial["created_at"])
 
 
-def cancel(request: EndpointRequest) -> Answer:
+def cancel(request: EndpointRequest) -> EndpointResponse:
     """``POST /v1/batches/{id}/cancel``: a batch that was seen completed stays."""
     job: Job = request.store.find("batch", request.ids["id"])
-    times = {"cancelling_at": now(), "in_progress_at": job.begun["created_at"]}
+    times = {"cancelling_at": now(), "in_progress_at": job.initial["created_at"]}
     job.cancel(status="cancelled", cancelled_at=now(), **times)
-    return plain(job.finished if job.seen else {**job.begun, "status": "cancelling", **times})
+    return plain(job.finished if job.seen else {**job.initial, "status": "cancelling", **times})
 
 
-def every(request: EndpointRequest) -> Answer:
+def every(request: EndpointRequest) -> EndpointResponse:
     """``GET /v1/batches``: as last shown. This does not count as a poll."""
     jobs: list[Job] = request.store.every("batch")
     return plain(page([job.shown for job in jobs], request.query))
 
 
-def _finished(request: EndpointRequest, begun: Json, source: bytes) -> tuple[Json, list[Charge]]:
+def _finished(request: EndpointRequest, initial: Json, source: bytes) -> tuple[Json, list[Charge]]:
     """Return the finished batch, and the cost of its lines."""
     try:
         requests = [msgspec.json.decode(line, type=_Request) for line in source.splitlines() if line.strip()]
     except msgspec.DecodeError as error:
         wrong = {"code": "invalid_json_line", "message": f"This line is not parseable: {error}", "line": None, "param": None}
-        return {**begun, "status": "failed", "failed_at": now(), "errors": {"object": "list", "data": [wrong]}}, []
-    answered = list(_answered(request, begun, requests))
-    good = [line for line in answered if line.status == 200]
-    bad = [line for line in answered if line.status != 200]
+        return {**initial, "status": "failed", "failed_at": now(), "errors": {"object": "list", "data": [wrong]}}, []
+    results = list(_results(request, initial, requests))
+    good = [line for line in results if line.status == 200]
+    bad = [line for line in results if line.status != 200]
     charges = [charge for line in good for charge in line.charges]
-    usage = reported(request.options, lambda: _sum([line.answered["response"]["body"].get("usage") for line in good]))
-    counts = {"total": len(answered), "completed": len(good), "failed": len(bad)}
+    usage = reported(request.options, lambda: _sum([line.result["response"]["body"].get("usage") for line in good]))
+    counts = {"total": len(results), "completed": len(good), "failed": len(bad)}
     done = {
         "status": "completed",
-        "model": next((line.answered["response"]["body"].get("model") for line in good), None),
-        "output_file_id": _write(request, f"{begun['id']}_output.jsonl", good),
-        "error_file_id": _write(request, f"{begun['id']}_error.jsonl", bad),
+        "model": next((line.result["response"]["body"].get("model") for line in good), None),
+        "output_file_id": _write(request, f"{initial['id']}_output.jsonl", good),
+        "error_file_id": _write(request, f"{initial['id']}_error.jsonl", bad),
         "request_counts": counts,
         "usage": usage,
     }
-    return {**begun, **done, **dict.fromkeys(("in_progress_at", "finalizing_at", "completed_at"), now())}, charges
+    return {**initial, **done, **dict.fromkeys(("in_progress_at", "finalizing_at", "completed_at"), now())}, charges
 
 
-def _answered(request: EndpointRequest, begun: Json, requests: list[_Request]) -> Iterator[_Line]:
+def _results(request: EndpointRequest, initial: Json, requests: list[_Request]) -> Iterator[_Line]:
     for line_request in requests:
         body = {name: value for name, value in line_request.body.items() if name not in ("background", "stream", "stream_options")}
         prompt = list(prompt_texts(body))
@@ -168,8 +179,8 @@ def _answered(request: EndpointRequest, begun: Json, requests: list[_Request]) -
             faults = read_faults({}, prompt)
             if faults.status is not None:
                 raise faults.refusal
-            answer = _ENDPOINTS[begun["endpoint"]](replace(request, body=body, options=faults.options, user=user))
-            status, shown, charges = 200, answer.parts[0], list(answer.charges)
+            endpoint_response = _ENDPOINTS[initial["endpoint"]](replace(request, body=body, options=faults.options, user=user))
+            status, shown, charges = 200, endpoint_response.parts[0], list(endpoint_response.charges)
         except Refusal as refusal:
             status, shown = refusal.status, openai_error(refusal)
         for charge in charges:
@@ -179,11 +190,11 @@ def _answered(request: EndpointRequest, begun: Json, requests: list[_Request]) -
         yield _Line(line, status, charges)
 
 
-def _write(request: EndpointRequest, name: str, answered: list[_Line]) -> str | None:
+def _write(request: EndpointRequest, name: str, results: list[_Line]) -> str | None:
     """Write an output file of the batch, unless it would be empty."""
-    if not answered:
+    if not results:
         return None
-    written = lines([line.answered for line in answered], *(charge for line in answered for charge in line.charges))
+    written = lines([line.result for line in results], *(charge for line in results for charge in line.charges))
     made: str = _keep(request, name, b"".join(written.parts), "batch_output", list(written.charges))["id"]
     return made
 

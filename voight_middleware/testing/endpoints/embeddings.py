@@ -7,7 +7,7 @@ import zlib
 import msgspec
 
 from voight_middleware.testing.accounting import Charge
-from voight_middleware.testing.endpoints.response import Answer, EndpointRequest, need, plain, present, reported
+from voight_middleware.testing.endpoints.response import EndpointRequest, EndpointResponse, need, plain, present, reported
 from voight_middleware.testing.fake_data import SNAPSHOTS, Json, hexadecimal, vector
 
 _CATEGORIES = (
@@ -16,7 +16,7 @@ _CATEGORIES = (
 )
 
 
-def embeddings(request: EndpointRequest) -> Answer:
+def embeddings(request: EndpointRequest) -> EndpointResponse:
     """``POST /v1/embeddings``."""
     body = request.body
     need(body, "model", "input")
@@ -33,7 +33,7 @@ def embeddings(request: EndpointRequest) -> Answer:
     return plain({"object": "list", "data": data, "model": SNAPSHOTS.get(model, model), **present(usage)}, Charge(usage))
 
 
-def moderations(request: EndpointRequest) -> Answer:
+def moderations(request: EndpointRequest) -> EndpointResponse:
     """``POST /v1/moderations``: nothing is flagged, and it is free."""
     need(request.body, "input")
     given, model = request.body["input"], request.body.get("model") or "omni-moderation-latest"

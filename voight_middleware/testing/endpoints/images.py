@@ -8,15 +8,15 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from voight_middleware.testing.accounting import Charge
-from voight_middleware.testing.endpoints.response import Answer, EndpointRequest, need, now, plain, present, reported, stream
-from voight_middleware.testing.fake_data import IMAGE, SVG, SVG_MODEL, FakeAnswer, Json
+from voight_middleware.testing.endpoints.response import EndpointRequest, EndpointResponse, need, now, plain, present, reported, stream
+from voight_middleware.testing.fake_data import IMAGE, SVG, SVG_MODEL, FakeResponse, Json
 
 _OUTPUT_TOKENS = {"low": 272, "high": 4160, "xhigh": 4160, "max": 4160}
 _MEDIUM_TOKENS = 1056
 _INPUT_IMAGE_TOKENS = 194
 
 
-def generate(request: EndpointRequest) -> Answer:
+def generate(request: EndpointRequest) -> EndpointResponse:
     """
     ``POST /v1/images/generations``. With ``svg`` or ``output_format: svg``, the response also has
     the usage of the drawing model.
@@ -25,7 +25,7 @@ def generate(request: EndpointRequest) -> Answer:
     return _draw(request, "image_generation", 0)
 
 
-def edit(request: EndpointRequest) -> Answer:
+def edit(request: EndpointRequest) -> EndpointResponse:
     """``POST /v1/images/edits``."""
     need(request.body, "prompt")
     given = request.body.get("images") or request.body.get("image")
@@ -33,17 +33,17 @@ def edit(request: EndpointRequest) -> Answer:
     return _draw(request, "image_edit", len(given) if isinstance(given, list) else 1)
 
 
-def vary(request: EndpointRequest) -> Answer:
+def vary(request: EndpointRequest) -> EndpointResponse:
     """``POST /v1/images/variations``: DALL·E 2 only."""
     need(request.body, "image")
     return _per_image(request.body)
 
 
-def _draw(request: EndpointRequest, kind: Literal["image_generation", "image_edit"], images: int) -> Answer:
+def _draw(request: EndpointRequest, kind: Literal["image_generation", "image_edit"], images: int) -> EndpointResponse:
     body = {"model": "gpt-image-1.5", **request.body}
     if str(body["model"]).startswith("dall-e"):
         return _per_image(body)
-    made, number = FakeAnswer(body, None, None), _number(body, "n", 1)
+    made, number = FakeResponse(body, None, None), _number(body, "n", 1)
     author: Any = body.get("svg") or ({} if body.get("output_format") == "svg" else None)
     shape = {"background": "opaque", "output_format": "png" if author is None else "svg", "quality": "medium", "size": "1024x1024"}
     shape |= {name: body[name] for name in shape if body.get(name) not in (None, "auto")}
@@ -65,7 +65,7 @@ def _draw(request: EndpointRequest, kind: Literal["image_generation", "image_edi
     return plain(drawn, charge, Charge(svg_usage))
 
 
-def _per_image(body: Json) -> Answer:
+def _per_image(body: Json) -> EndpointResponse:
     number = _number(body, "n", 1)
     image = {"b64_json": IMAGE} if body.get("response_format") == "b64_json" else {"url": "https://images.invalid/img-1.png"}
     return plain({"created": now(), "data": [image] * number}, Charge(images=number))

@@ -41,7 +41,7 @@ class LiveSession:
     def greeting(self) -> Sequence[Json]:
         return ()
 
-    def hear(self, request: EndpointRequest) -> Turn:
+    def handle(self, request: EndpointRequest) -> Turn:
         message = request.body
         kind, caused_by = str(message.get("type")), {"client_event_id": message.get("event_id")}
         if kind == "session.start":

@@ -12,7 +12,7 @@ import msgspec
 from voight_middleware.testing.accounting import Charge
 from voight_middleware.testing.endpoints import messages
 from voight_middleware.testing.endpoints.errors import Refusal, anthropic_error
-from voight_middleware.testing.endpoints.response import Answer, EndpointRequest, lines, need, one_line, page
+from voight_middleware.testing.endpoints.response import EndpointRequest, EndpointResponse, lines, need, one_line, page
 from voight_middleware.testing.fake_data import Json, hexadecimal, prompt_texts
 from voight_middleware.testing.faults import marked_user, read_faults
 from voight_middleware.testing.store import Job
@@ -26,11 +26,11 @@ class _Batch:
     results: Sequence[Json]
 
 
-def create(request: EndpointRequest) -> Answer:
+def create(request: EndpointRequest) -> EndpointResponse:
     """``POST /v1/messages/batches``."""
     need(request.body, "requests", message=messages.FIELD_REQUIRED)
     made, at = f"msgbatch_01{hexadecimal(22)}", datetime.now(UTC)
-    begun: Json = {
+    initial: Json = {
         "id": made,
         "type": "message_batch",
         "processing_status": "in_progress",
@@ -44,24 +44,24 @@ def create(request: EndpointRequest) -> Answer:
     }
     charges: list[Charge] = []
     results = [{"custom_id": item["custom_id"], "result": _result(request, item["params"], charges)} for item in request.body["requests"]]
-    job = Job(begun, _ended(request, begun, results), request.options.polls or 0, charges)
+    job = Job(initial, _ended(request, initial, results), request.options.polls or 0, charges)
     request.store.keep("message batch", made, _Batch(job, results), request.user)
-    return one_line(begun)
+    return one_line(initial)
 
 
-def retrieve(request: EndpointRequest) -> Answer:
+def retrieve(request: EndpointRequest) -> EndpointResponse:
     """``GET /v1/messages/batches/{id}``: ended at the first poll by default."""
     batch: _Batch = request.store.find("message batch", request.ids["id"])
     return one_line(batch.job.poll())
 
 
-def every(request: EndpointRequest) -> Answer:
+def every(request: EndpointRequest) -> EndpointResponse:
     """``GET /v1/messages/batches``: as last shown. This does not count as a poll."""
     batches: list[_Batch] = request.store.every("message batch")
     return one_line(page([batch.job.shown for batch in batches], request.query))
 
 
-def cancel(request: EndpointRequest) -> Answer:
+def cancel(request: EndpointRequest) -> EndpointResponse:
     """
     ``POST /v1/messages/batches/{id}/cancel``: no request has a result. A batch that was seen ended
     stays.
@@ -71,12 +71,12 @@ def cancel(request: EndpointRequest) -> Answer:
         raise Refusal(400, "This batch has already ended.")
     at = datetime.now(UTC).isoformat()
     batch.results = [{**line, "result": {"type": "canceled"}} for line in batch.results]
-    canceling = {**batch.job.begun, "cancel_initiated_at": at}
+    canceling = {**batch.job.initial, "cancel_initiated_at": at}
     batch.job = Job(canceling, _ended(request, canceling, batch.results), 0)
     return one_line({**canceling, "processing_status": "canceling"})
 
 
-def results(request: EndpointRequest) -> Answer:
+def results(request: EndpointRequest) -> EndpointResponse:
     """
     ``GET /v1/messages/batches/{id}/results``: counts the cost of the requests, for their users.
     """
@@ -94,24 +94,24 @@ def _result(request: EndpointRequest, params: Json, charges: list[Charge]) -> Js
             raise faults.refusal
         if faults.result is not None:
             return {"type": faults.result}
-        answer = messages.create(replace(request, body={**params, "stream": False}, options=faults.options))
+        response = messages.create(replace(request, body={**params, "stream": False}, options=faults.options))
     except Refusal as refusal:
         return {"type": "errored", "error": msgspec.json.decode(anthropic_error(refusal, f"req_{hexadecimal(24)}"))}
-    message = msgspec.json.decode(answer.parts[0])
+    message = msgspec.json.decode(response.parts[0])
     if faults.usage is None and "usage" in message:
         message["usage"]["service_tier"] = "batch"
-    (charge,) = answer.charges
+    (charge,) = response.charges
     charge.user = marked_user(prompt)
     charges.append(charge)
     return {"type": "succeeded", "message": message}
 
 
-def _ended(request: EndpointRequest, begun: Json, answered: Sequence[Json]) -> Json:
-    counts = Counter(line["result"]["type"] for line in answered)
+def _ended(request: EndpointRequest, initial: Json, results: Sequence[Json]) -> Json:
+    counts = Counter(line["result"]["type"] for line in results)
     return {
-        **begun,
+        **initial,
         "processing_status": "ended",
         "request_counts": {"processing": 0, **{name: counts[name] for name in _RESULTS}},
         "ended_at": datetime.now(UTC).isoformat(),
-        "results_url": f"{request.origin}/v1/messages/batches/{begun['id']}/results",
+        "results_url": f"{request.origin}/v1/messages/batches/{initial['id']}/results",
     }

@@ -5,17 +5,26 @@ from __future__ import annotations
 import uuid
 
 from voight_middleware.testing.accounting import Charge
-from voight_middleware.testing.endpoints.response import Answer, EndpointRequest, need, one_line, present, reported, schema, stream
-from voight_middleware.testing.fake_data import FakeAnswer, Json
+from voight_middleware.testing.endpoints.response import (
+    EndpointRequest,
+    EndpointResponse,
+    need,
+    one_line,
+    present,
+    reported,
+    schema,
+    stream,
+)
+from voight_middleware.testing.fake_data import FakeResponse, Json
 
 FIELD_REQUIRED = "{}: Field required"
 
 
-def create(request: EndpointRequest) -> Answer:
+def create(request: EndpointRequest) -> EndpointResponse:
     """``POST /v1/messages``."""
     body, options = request.body, request.options
     need(body, "model", "max_tokens", "messages", message=FIELD_REQUIRED)
-    made = FakeAnswer(body, schema(body, "output_config", "format") or schema(body, "output_format"), body["max_tokens"])
+    made = FakeResponse(body, schema(body, "output_config", "format") or schema(body, "output_format"), body["max_tokens"])
     usage = reported(options, made.anthropic_usage)
     pieces = made.pieces(options.chunks)
     stop_reason = "max_tokens" if made.cut_short else "end_turn"
@@ -41,7 +50,7 @@ def create(request: EndpointRequest) -> Answer:
     return stream(events, Charge(usage), complete_at=-1 if usage is None else -2)
 
 
-def count_tokens(request: EndpointRequest) -> Answer:
+def count_tokens(request: EndpointRequest) -> EndpointResponse:
     """``POST /v1/messages/count_tokens``: free."""
     need(request.body, "model", "messages", message=FIELD_REQUIRED)
-    return one_line({"input_tokens": FakeAnswer(request.body, None, None).input_tokens})
+    return one_line({"input_tokens": FakeResponse(request.body, None, None).input_tokens})

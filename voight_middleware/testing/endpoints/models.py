@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from voight_middleware.testing.endpoints.response import Answer, EndpointRequest, one_line, page, plain
+from voight_middleware.testing.endpoints.response import EndpointRequest, EndpointResponse, one_line, page, plain
 from voight_middleware.testing.fake_data import SNAPSHOTS, Json
 
 _CREATED = 1735689600
 
 
-def models(request: EndpointRequest) -> Answer:
+def models(request: EndpointRequest) -> EndpointResponse:
     """
     ``GET /v1/models``: OpenAI's list is whole. Anthropic's has pages, for requests with its version
     header.

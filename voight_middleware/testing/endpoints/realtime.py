@@ -12,7 +12,7 @@ from voight_middleware.testing.endpoints.audio import transcript_usage
 from voight_middleware.testing.endpoints.errors import Refusal
 from voight_middleware.testing.endpoints.response import EndpointRequest, now, present, reported
 from voight_middleware.testing.endpoints.session import Turn, described, merged, numbered
-from voight_middleware.testing.fake_data import FakeAnswer, Json, hexadecimal
+from voight_middleware.testing.fake_data import FakeResponse, Json, hexadecimal
 
 _BYTES_A_SECOND = 48_000
 """PCM of 24 kHz and 16 bits."""
@@ -51,7 +51,7 @@ class RealtimeSession:
     def greeting(self) -> Sequence[Json]:
         return numbered([{"type": "session.created", "session": self._session}])
 
-    def hear(self, request: EndpointRequest) -> Turn:
+    def handle(self, request: EndpointRequest) -> Turn:
         message = request.body
         match message.get("type"):
             case "session.update":
@@ -93,7 +93,7 @@ class RealtimeSession:
         writer = (self._session["audio"]["input"].get("transcription") or {}).get("model")
         if writer is None:
             return Turn(numbered(events))
-        made = FakeAnswer({"model": writer, "input": str(seconds)}, None, None)
+        made = FakeResponse({"model": writer, "input": str(seconds)}, None, None)
         tokens = transcript_usage(made, seconds)
         usage = reported(request.options, lambda: {"type": "duration", "seconds": float(seconds)} if "whisper" in writer else tokens)
         kind, pieces = "conversation.item.input_audio_transcription", made.pieces(request.options.chunks)
@@ -106,16 +106,16 @@ class RealtimeSession:
         wanted = merged(self._session, request.body.get("response") or {})
         limit, audible = wanted["max_output_tokens"], "audio" in wanted["output_modalities"]
         parts = [part for item in [*self._items, *(wanted.get("input") or ())] for part in item.get("content") or ()]
-        heard = [part.get("text") or part.get("transcript") or "" for part in parts]
-        prompt = {"model": self._session["model"], "input": heard, "instructions": wanted["instructions"]}
-        made = FakeAnswer(prompt, None, limit if isinstance(limit, int) else None)
+        texts = [part.get("text") or part.get("transcript") or "" for part in parts]
+        prompt = {"model": self._session["model"], "input": texts, "instructions": wanted["instructions"]}
+        made = FakeResponse(prompt, None, limit if isinstance(limit, int) else None)
         usage = reported(request.options, lambda: self._usage(made, audible=audible))
         pieces = made.pieces(request.options.chunks)
         part = {"type": "audio", "transcript": "".join(pieces)} if audible else {"type": "text", "text": "".join(pieces)}
         item: Json = {"id": f"item_{hexadecimal(21)}", "type": "message", "role": "assistant", "status": "completed"}
         whole = {**item, "content": [{**part, "type": f"output_{part['type']}"}]}
         status = "incomplete" if made.cut_short else "completed"
-        begun: Json = {
+        initial: Json = {
             "object": "realtime.response",
             "id": f"resp_{hexadecimal(21)}",
             "status": "in_progress",
@@ -129,8 +129,8 @@ class RealtimeSession:
             "metadata": None,
         }
         details = {"type": "incomplete", "reason": "max_output_tokens"} if made.cut_short else None
-        done = {**begun, "status": status, "status_details": details, "output": [whole], "usage": usage}
-        events = [{"type": "response.created", "response": begun}, *self._spoken(begun["id"], item, part, pieces)]
+        done = {**initial, "status": status, "status_details": details, "output": [whole], "usage": usage}
+        events = [{"type": "response.created", "response": initial}, *self._spoken(initial["id"], item, part, pieces)]
         events += self._add(whole)[1:]
         events.append({"type": "response.done", "response": done})
         return Turn(numbered(events), [Charge(usage)], starts=True, completes=True)
@@ -159,7 +159,7 @@ class RealtimeSession:
             {"type": "response.output_item.done", **place, "item": done},
         ]
 
-    def _usage(self, made: FakeAnswer, *, audible: bool) -> Json:
+    def _usage(self, made: FakeResponse, *, audible: bool) -> Json:
         """Return the usage. The same share of text and audio tokens is cached."""
         text, audio, output = made.input_tokens, self._seconds * _AUDIO_TOKENS_A_SECOND, made.output_tokens
         cached: dict[str, Any] = {"text_tokens": 0, "audio_tokens": 0, "image_tokens": 0}

@@ -34,7 +34,7 @@ class EndpointRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class EndpointResponse:
     """A complete response: a body, or the pieces of a stream."""
 
     parts: Sequence[bytes]
@@ -47,35 +47,35 @@ class Answer:
     media_type: str = "application/json"
 
 
-Endpoint = Callable[[EndpointRequest], Answer]
+Endpoint = Callable[[EndpointRequest], EndpointResponse]
 
 
-def plain(body: Json, *charges: Charge) -> Answer:
+def plain(body: Json, *charges: Charge) -> EndpointResponse:
     """Return JSON over several lines, as OpenAI sends it."""
-    return Answer([msgspec.json.format(msgspec.json.encode(body), indent=2) + b"\n"], charges)
+    return EndpointResponse([msgspec.json.format(msgspec.json.encode(body), indent=2) + b"\n"], charges)
 
 
-def one_line(body: Json, *charges: Charge) -> Answer:
+def one_line(body: Json, *charges: Charge) -> EndpointResponse:
     """Return JSON on one line, as Anthropic sends it."""
-    return Answer([msgspec.json.encode(body)], charges)
+    return EndpointResponse([msgspec.json.encode(body)], charges)
 
 
-def stream(events: Iterable[Json], *charges: Charge, complete_at: int = -1) -> Answer:
+def stream(events: Iterable[Json], *charges: Charge, complete_at: int = -1) -> EndpointResponse:
     """
     Return server-sent events, named by their type. The event with the index *complete_at* completes
     them; by default the last one.
     """
     parts = [event(body) for body in events]
-    return Answer(parts, charges, complete_at % len(parts), EVENTS)
+    return EndpointResponse(parts, charges, complete_at % len(parts), EVENTS)
 
 
-def lines(items: Iterable[Json], *charges: Charge) -> Answer:
+def lines(items: Iterable[Json], *charges: Charge) -> EndpointResponse:
     """Return a file with one JSON object per line, sent line by line."""
     parts = [msgspec.json.encode(item) + b"\n" for item in items] or [b""]
-    return Answer(parts, charges, len(parts) - 1, "application/octet-stream")
+    return EndpointResponse(parts, charges, len(parts) - 1, "application/octet-stream")
 
 
-def polled(job: Job, **unfinished: Any) -> Answer:
+def polled(job: Job, **unfinished: Any) -> EndpointResponse:
     """Return the job as it is now, with its charges if it is finished."""
     body = job.poll(**unfinished)
     return plain(body, *job.charges if body is job.finished else ())

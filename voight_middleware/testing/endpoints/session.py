@@ -35,7 +35,7 @@ class Session(Protocol):
         """Return the events before the first message."""
         ...
 
-    def hear(self, request: EndpointRequest) -> Turn:
+    def handle(self, request: EndpointRequest) -> Turn:
         """Return the turn after one message, which is the body of *request*."""
         ...
 
@@ -50,7 +50,7 @@ class ResponsesSession:
     def greeting(self) -> Sequence[Json]:
         return ()
 
-    def hear(self, request: EndpointRequest) -> Turn:
+    def handle(self, request: EndpointRequest) -> Turn:
         if request.body.get("type") != "response.create":
             raise Refusal(400, f"Unknown event type: '{request.body.get('type')}'.", "type")
         response = responses.respond(request.body, request.options)
