@@ -26,18 +26,18 @@ def test_an_hour_without_the_server(server: Server, folder: Path, new_call: NewC
     clock = SimpleNamespace(now=1000.0)
     patch("time", SimpleNamespace(monotonic=lambda: clock.now), within="supervisor")
     told: list[str] = []
-    delivery = IngestSupervisor("postgresql://h/d", folder, report=told.append)
+    supervisor = IngestSupervisor("postgresql://h/d", folder, report=told.append)
     write(folder, new_call())
-    assert delivery.run()
+    assert supervisor.run()
     server.down = "connection refused"
-    delivery.close_ledger()
+    supervisor.close_ledger()
     times: list[float] = []
     calls = [new_call() for _ in range(300)]
     for number in range(7_200):
         tried = server.tried
         if number % 24 == 0:
             write(folder, calls[number // 24])
-        assert not delivery.run()
+        assert not supervisor.run()
         if server.tried > tried:
             times.append(clock.now)
         clock.now += 0.5
@@ -46,15 +46,15 @@ def test_an_hour_without_the_server(server: Server, folder: Path, new_call: NewC
         assert longest / 2 <= pause <= longest + 0.5
     assert len(set(pauses[5:])) > 10, "many hosts must not come back at the same moment"
     assert told == ["calls stay in the journal for now: connection refused"]
-    assert delivery.pending_records() == 300
+    assert supervisor.pending_records() == 300
     server.down = None
     clock.now += 31
-    assert delivery.run()
+    assert supervisor.run()
     assert told[1:] == ["the ledger can be used again; it now has the 300 records that waited"]
     assert len(server.kept()) == 301
     assert set(server.kept()) > {call.call_id for call in calls}
     assert segments(folder) == []
-    delivery.close()
+    supervisor.close()
 
 
 @pytest.mark.slow

@@ -39,7 +39,8 @@ def configure(
     Configure the metering of this process.
 
     Arguments win over environment variables. These win over the settings file (``voight.toml``),
-    which wins over the defaults. Each call replaces the previous configuration.
+    which wins over the defaults. Each call replaces the previous configuration. Each description
+    below ends with the environment variable of the setting, if it has one.
 
     Args:
         ledger: The URL of the ledger (``sqlite:////var/lib/app/ledger.db``), or the path of an
@@ -56,7 +57,7 @@ def configure(
             counted (``unheard_calls``). Read the ledger if you need every call. Calls that a
             listener makes itself are metered and reach the listeners too. A listener that is also
             a ``CallObserver`` sees calls start and end.
-        enabled: False turns metering off. ``VOIGHT_ENABLED``.
+        enabled: Whether to meter calls. The default is True. ``VOIGHT_ENABLED``.
         request_identity: Whether a call without any other owner belongs to the user that its
             request names to the provider (``safety_identifier``, ``user``, ``user_profile_id``,
             ``metadata.user_id``). The default is to trust the name outside web requests and jobs
@@ -88,8 +89,9 @@ def configure(
         events_url: A server other than Voight's own. ``VOIGHT_EVENTS_URL``.
         events_per_minute: The maximum number of events per minute. The default is 60, the limit of
             the free plan. Pro allows 600. ``VOIGHT_EVENTS_PER_MINUTE``.
-        ingest: False leaves the journal to a ``voight ingest`` process on this host. This process
-            then needs no database driver. ``VOIGHT_INGEST``.
+        ingest: Whether this process may ingest its host's journals. The default is True. False
+            leaves them to a ``voight ingest`` process on this host, and this process needs no
+            database driver. ``VOIGHT_INGEST``.
         journal_limit: The maximum size of all journals in the folder while the ledger is down: a
             number of bytes, or a text such as ``"512MB"``. The default is 1 GB. Each process may
             write one more segment of 8 MB. After that, calls wait in memory, and the oldest are
