@@ -1,9 +1,9 @@
 """
-A Celery application, metered by voight-middleware: the LLM calls of a task belong to whoever has caused it.
+A Celery application, metered by voight-middleware. The LLM calls of a task belong to its sender.
 
-Run as a script it starts a worker of itself, sends the tasks of a few users, and says what each of them has cost. The provider is what
-``OPENAI_API_KEY`` and ``OPENAI_BASE_URL`` say, as the SDK reads them; the broker is ``CELERY_BROKER_URL``, by default a folder on this
-machine, which needs no server.
+Run as a script, it starts a worker, sends the tasks of a few users, and prints the cost of each
+user. The SDK reads the provider from ``OPENAI_API_KEY`` and ``OPENAI_BASE_URL``. The broker is
+``CELERY_BROKER_URL``; the default is a local folder, which needs no server.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import voight_middleware as voight
 from voight_celery import instrument_celery
 from voight_middleware.cli import main as voight_command
 
-# -- the application -----------------------------------------------------------------------------------------------------------
+# -- the application -------------------------------------------------------------------------------
 
 FOLDER = Path(os.environ.get("EXAMPLE_FOLDER", Path(tempfile.gettempdir()) / f"voight-celery-example-{os.getuid()}"))
 FOLDER.mkdir(parents=True, exist_ok=True)
@@ -33,10 +33,10 @@ if app.conf.broker_url == "filesystem://":
     messages = {"data_folder_in": str(FOLDER), "data_folder_out": str(FOLDER), "control_folder": str(FOLDER / "control")}
     app.conf.broker_transport_options = messages
 
-# The one line for tasks. The tags of whoever sends one travel with it, in a header.
+# The one line for tasks. The sender's tags travel in a header of the task.
 instrument_celery(app)
 
-# The one line around each client: the same object back.
+# The one line around each client. It returns the same object.
 client = voight.wrap(openai.OpenAI())
 
 
@@ -47,19 +47,19 @@ def answer(question: str) -> str:
 
 @app.task
 def summarise(text: str) -> str:
-    """Belongs to whoever sends it."""
+    """Belongs to its sender."""
     return answer(f"Summarise: {text}")
 
 
 @app.task
 def translate(text: str) -> str:
-    """The second link of a chain belongs to whoever has sent the chain."""
+    """The second task of a chain belongs to the sender of the chain."""
     return answer(f"Translate into French: {text}")
 
 
 @app.task(bind=True, max_retries=3)
 def classify(self: Any, text: str) -> str:
-    """A retry belongs to whoever has sent the first try."""
+    """A retry belongs to the sender of the first try."""
     try:
         return answer(f"Classify: {text}")
     except openai.APIError as error:
@@ -68,21 +68,23 @@ def classify(self: Any, text: str) -> str:
 
 @app.task
 def nightly_digest(users: list[str]) -> None:
-    """A task of beat is nobody's: it says itself whose each call is, and the tasks that it sends are his too."""
+    """
+    A task of beat has no owner. It names the user of each call, also for the tasks that it sends.
+    """
     for user in users:
         with voight.tag(user_id=user, plan="pro", feature="digest"):
             answer("What happened today?")
             summarise.delay("the day")
 
 
-# -- one command ---------------------------------------------------------------------------------------------------------------
+# -- one command -----------------------------------------------------------------------------------
 
 TASKS = 3 * 4 + 1 + 2
 WAIT_SECONDS = 120
 
 
 def send() -> None:
-    """What the requests of a web application would do: there the middleware tags them, here we do."""
+    """Send tasks as web requests would. There, the middleware sets the tags."""
     for number, plan in enumerate(("free", "pro", "team"), start=1):
         with voight.tag(user_id=f"u_{number}", plan=plan, route="POST /documents"):
             summarise.delay("Once upon a time…")
@@ -92,9 +94,10 @@ def send() -> None:
 
 
 def main() -> int:
-    """Answers 0 when all tasks have been worked off."""
+    """Run all tasks and print the costs. Return the exit code of the report."""
     command = [sys.executable, "-m", "celery", "-A", "app", "worker", "--pool", "prefork", "--concurrency", "2", "--loglevel", "INFO"]
-    options = ["--without-gossip", "--without-mingle", "--without-heartbeat"]  # these need a broker that all workers listen to
+    # These features need a broker that delivers a message to all workers.
+    options = ["--without-gossip", "--without-mingle", "--without-heartbeat"]
     print(f"Starting a worker on {app.conf.broker_url}")
     log = Path("worker.log").absolute()
     with log.open("w") as output:
@@ -107,7 +110,7 @@ def main() -> int:
     finally:
         worker.terminate()
         worker.wait()
-    print(f"{done} tasks have been worked off; the worker's log is {log}\n")
+    print(f"{done} tasks are done; the worker's log is {log}\n")
     return voight_command(["top", "--by", "user"])
 
 

@@ -1,4 +1,4 @@
-"""For servers of ASGI: ``asgi:application``."""
+"""For ASGI servers: ``asgi:application``."""
 
 import os
 

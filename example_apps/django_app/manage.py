@@ -1,4 +1,4 @@
-"""Django's command line: ``start``, ``digest``, ``voight …``, and its own."""
+"""Django's command line, with ``start``, ``digest`` and ``voight …``."""
 
 import os
 import sys

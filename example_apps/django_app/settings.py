@@ -17,7 +17,8 @@ INSTALLED_APPS = [
 MIDDLEWARE = [
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
-    "voight_django.CostTagMiddleware",  # the one line of middleware: every LLM call of a request belongs to its `request.user`
+    # The one line of middleware: every LLM call of a request belongs to its `request.user`.
+    "voight_django.CostTagMiddleware",
 ]
 VOIGHT = {
     "PLAN_GETTER": "chats.costs.plan_of",

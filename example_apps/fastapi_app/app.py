@@ -1,10 +1,10 @@
 """
 A small web application with signed-in users and LLM calls, metered by voight-middleware.
 
-Whoever calls it names himself with a bearer token (``token-1`` to ``token-20``). The provider is what ``OPENAI_API_KEY``,
-``OPENAI_BASE_URL``, ``ANTHROPIC_API_KEY`` and ``ANTHROPIC_BASE_URL`` say, as the SDKs read them.
+Users sign in with a bearer token (``token-1`` to ``token-20``). The SDKs read the provider from
+``OPENAI_API_KEY``, ``OPENAI_BASE_URL``, ``ANTHROPIC_API_KEY`` and ``ANTHROPIC_BASE_URL``.
 """
-# No `from __future__ import annotations` here: FastAPI resolves the annotations of its endpoints at run time.
+# No `from __future__ import annotations`: FastAPI resolves the annotations at run time.
 
 from collections.abc import AsyncIterator
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 import voight_middleware as voight
 
-# -- users ---------------------------------------------------------------------------------------------------------------------
+# -- users -----------------------------------------------------------------------------------------
 
 
 class User(NamedTuple):
@@ -31,7 +31,7 @@ USERS = {f"token-{number}": User(f"u_{number}", PLANS[number % 5], f"t_{number %
 
 
 def visitor(request: Request) -> User | None:
-    """The signed-in user; None for a visitor without a token."""
+    """Return the signed-in user; None for a visitor without a token."""
     token = request.headers.get("authorization", "").removeprefix("Bearer ")
     request.state.user = user = USERS.get(token)
     if token and user is None:
@@ -45,11 +45,12 @@ def signed_in(user: User | None = Depends(visitor)) -> User:
     return user
 
 
-# -- the application -----------------------------------------------------------------------------------------------------------
+# -- the application -------------------------------------------------------------------------------
 
 app = FastAPI(title="voight-middleware example")
 
-# The one line of middleware: who is the user of a request? Asked at the first LLM call of a request, so after `visitor` has run.
+# The one line of middleware. It names the user of a request. The getters run at the first LLM call
+# of a request, so after `visitor`.
 app.add_middleware(
     voight.CostTagMiddleware,
     user_getter=lambda request: request.state.user and request.state.user.id,
@@ -57,7 +58,7 @@ app.add_middleware(
     tenant_getter=lambda request: request.state.user and request.state.user.tenant,
 )
 
-# The one line around each client: the same object back.
+# The one line around each client. It returns the same object.
 openai_client = voight.wrap(openai.OpenAI())
 async_openai_client = voight.wrap(openai.AsyncOpenAI())
 anthropic_client = voight.wrap(anthropic.AsyncAnthropic())
@@ -80,14 +81,14 @@ def healthz() -> dict[str, str]:
 
 @app.post("/chat", dependencies=[Depends(visitor)])
 def chat(body: Text) -> dict[str, Any]:
-    """Open to everybody: what visitors without a token cost is the share of the bill that has no owner."""
+    """Open to visitors without a token, whose calls have no owner."""
     answer = openai_client.chat.completions.create(model="gpt-4o-mini", messages=[{"role": "user", "content": body.text}])
     return {"answer": answer.choices[0].message.content}
 
 
 @app.post("/chat/stream", dependencies=[Depends(signed_in)])
 async def chat_stream(body: Text) -> StreamingResponse:
-    """A streamed answer: the call ends when the last byte has gone out, and keeps its owner until then."""
+    """A streamed response: the call ends with the last byte, and keeps its owner until then."""
     stream = await async_openai_client.chat.completions.create(
         model="gpt-4o-mini", messages=[{"role": "user", "content": body.text}], stream=True
     )
@@ -122,7 +123,7 @@ async def summarise_stream(body: Text) -> StreamingResponse:
 
 @app.post("/answer", dependencies=[Depends(signed_in)])
 async def answer(body: Text) -> dict[str, Any]:
-    """OpenAI's Responses API, with a tag of our own beside the user."""
+    """OpenAI's Responses API, with an extra tag in addition to the user."""
     with voight.tag(feature="answers"):
         response = await async_openai_client.responses.create(model="gpt-5-mini", input=body.text)
     return {"answer": response.output_text}
@@ -136,6 +137,6 @@ def search(body: Text) -> dict[str, Any]:
 
 @app.post("/remember", status_code=202)
 async def remember(body: Text, later: BackgroundTasks, user: User = Depends(signed_in)) -> dict[str, str]:
-    """The call is made after the response was sent, and still has its owner."""
+    """The call runs after the response was sent, and still has its owner."""
     later.add_task(async_openai_client.embeddings.create, model="text-embedding-3-small", input=body.text)
     return {"remembered_for": user.id}

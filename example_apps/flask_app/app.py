@@ -1,8 +1,8 @@
 """
 A small web application with signed-in users and LLM calls, metered by voight-middleware.
 
-Whoever calls it names himself with a bearer token (``token-1`` to ``token-10``). The provider is what ``OPENAI_API_KEY`` and
-``OPENAI_BASE_URL`` say, as the SDK reads them.
+Users sign in with a bearer token (``token-1`` to ``token-10``). The SDK reads the provider from
+``OPENAI_API_KEY`` and ``OPENAI_BASE_URL``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from flask import Blueprint, Flask, Response, abort, g, request
 import voight_middleware as voight
 from voight_flask import CostTags
 
-# -- users ---------------------------------------------------------------------------------------------------------------------
+# -- users -----------------------------------------------------------------------------------------
 
 
 class User(NamedTuple):
@@ -30,7 +30,7 @@ USERS = {f"token-{number}": User(f"u_{number}", PLANS[number % 5]) for number in
 
 
 def load_user() -> None:
-    """The signed-in user; None for a visitor without a token."""
+    """Return the signed-in user; None for a visitor without a token."""
     token = request.headers.get("authorization", "").removeprefix("Bearer ")
     g.user = USERS.get(token)
     if token and g.user is None:
@@ -44,12 +44,12 @@ def signed_in() -> User:
     return user
 
 
-# -- the application -----------------------------------------------------------------------------------------------------------
+# -- the application -------------------------------------------------------------------------------
 
-# The one line around the client: the same object back.
+# The one line around the client. It returns the same object.
 client = voight.wrap(openai.OpenAI())
 
-# The one line of middleware: who is the user of a request? With Flask-Login, nothing has to be said for it.
+# The one line of middleware. It names the user of a request. With Flask-Login, it needs no getter.
 cost_tags = CostTags(user_getter=lambda _: g.user and g.user.id, plan_getter=lambda _: g.user and g.user.plan)
 
 chats = Blueprint("chats", __name__)
@@ -62,13 +62,13 @@ def question() -> dict[str, Any]:
 
 @chats.post("/chat")
 def chat() -> dict[str, Any]:
-    """Open to everybody: what visitors without a token cost is the share of the bill that has no owner."""
+    """Open to visitors without a token, whose calls have no owner."""
     return {"answer": client.chat.completions.create(**question()).choices[0].message.content}
 
 
 @chats.post("/chat/stream")
 def chat_stream() -> Response:
-    """A streamed answer: the call ends when the last byte has gone out, and keeps its owner until then."""
+    """A streamed response: the call ends with the last byte, and keeps its owner until then."""
     signed_in()
     stream = client.chat.completions.create(**question(), stream=True)
 
@@ -82,7 +82,7 @@ def chat_stream() -> Response:
 
 @chats.post("/remember")
 def remember() -> tuple[dict[str, str], int]:
-    """The call is made in another thread, maybe after the response was sent; `carry` takes the owner there."""
+    """The call runs in another thread, maybe after the response. `carry` keeps its owner."""
     user = signed_in()
 
     def embed(text: str) -> None:

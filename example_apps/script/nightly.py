@@ -1,7 +1,7 @@
 """
-A script that runs every night, metered by voight-middleware: an LLM call or two for each user, in a few threads.
+A nightly script, metered by voight-middleware. It makes a few LLM calls per user, in threads.
 
-The provider is what ``OPENAI_API_KEY`` and ``OPENAI_BASE_URL`` say, as the SDK reads them.
+The SDK reads the provider from ``OPENAI_API_KEY`` and ``OPENAI_BASE_URL``.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ def answer(question: str) -> str:
 
 @voight.tag(feature="digest")
 def digest(user: User, pool: CarryingThreadPoolExecutor) -> str:
-    """Every call in here is the user's, those in the threads of the pool too."""
+    """Every call in here belongs to the user, also in the threads of the pool."""
     with voight.tag(user_id=user.id, plan=user.plan):
         summaries = pool.map(answer, [f"Summarise: {note}" for note in user.notes])
         return answer("Write a digest of: " + "; ".join(summaries))
 
 
 def main() -> int:
-    """Write the digests, and say what each user has cost."""
+    """Write the digests, and print the cost of each user."""
     with voight.tag(route="script nightly.py"), CarryingThreadPoolExecutor(4) as pool:
-        answer("Which news are there today?")  # for everybody together: it has no owner
+        answer("Which news are there today?")  # for all users together: it has no owner
         for user in USERS:
             print(f"{user.id}: {digest(user, pool)[:60]}")
     voight.flush()

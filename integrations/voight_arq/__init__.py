@@ -1,5 +1,5 @@
 """
-ARQ: the calls of a job belong to whoever has enqueued it.
+ARQ: the calls of a job belong to the user who enqueued it.
 
 ::
 
@@ -12,7 +12,8 @@ from importlib import import_module
 from typing import Any
 
 try:
-    # As modules without types: what is patched below is ARQ's own, and ARQ cannot be installed beside the transport of Celery.
+    # As untyped modules: the patches below are of ARQ's internals, and ARQ cannot be installed
+    # together with Celery's transport.
     _connections: Any = import_module("arq.connections")
     _worker: Any = import_module("arq.worker")
 except ImportError as error:
@@ -35,11 +36,12 @@ _instrumented = False
 
 def instrument_arq() -> None:
     """
-    Carry the tags of whoever enqueues a job to the worker that runs it; repeated calls are harmless.
+    Carry the tags of a job's sender to the worker that runs the job. Repeated calls are harmless.
 
-    To be called where both sides import it. ARQ has no place for them, so they stand beside function and arguments in the job's data,
-    where a worker without this line passes over them. They are resolved when the job is enqueued, asynchronous getters awaited, and a
-    retry keeps them. A cron job is nobody's, unless it says itself whose it is (``voight.set_tags(user_id=...)``).
+    Call this in a module that both sides import. ARQ has no headers, so the tags are stored beside
+    function and arguments in the job's data. A worker without this line ignores them. The tags are
+    resolved when the job is enqueued, and asynchronous getters are awaited. A retry keeps the tags.
+    A cron job has no owner, unless it sets one itself (``voight.set_tags(user_id=...)``).
     """
     global _instrumented
     if _instrumented:
@@ -108,7 +110,7 @@ def _deserialize_job(original: Any) -> Any:
         job = original(raw, deserializer=deserialize)
         bound = _received.get()
         if bound is not None:
-            # ARQ runs each job in a task of its own: what is bound there is seen by the job, and by no other.
+            # ARQ runs each job in a separate task, so no other job sees this binding.
             bound.append(bound_to_message(text, job[0]))
             bound[-1].__enter__()
         return job

@@ -1,5 +1,5 @@
 """
-Celery: the calls of a task belong to whoever has caused it.
+Celery: the calls of a task belong to the user who sent it.
 
 ::
 
@@ -29,15 +29,17 @@ _bound: ContextVar[bound_to_message | None] = ContextVar("voight_celery", defaul
 
 def instrument_celery(app: object = None) -> None:  # noqa: ARG001
     """
-    Carry the tags of whoever sends a task to the worker that runs it; repeated calls are harmless.
+    Carry the tags of a task's sender to the worker that runs the task. Repeated calls are harmless.
 
-    To be called where both sides import it, such as the module that makes the Celery application. The tags travel as JSON in the
-    message's header ``voight``, resolved when the task is sent; a retry keeps those of the first try. A task that is sent by beat, or by
-    a process without this line, is nobody's, unless it says itself whose it is (``voight.set_tags(user_id=...)``). A task that runs in
-    place (``task_always_eager``, ``apply()``) is part of its caller.
+    Call this in a module that both sides import, such as the one that makes the Celery application.
+    The tags are resolved when the task is sent, and travel as JSON in the message header
+    ``voight``. A retry keeps the tags of the first try. A task of beat, or of a process without
+    this line, has no owner, unless it sets one itself (``voight.set_tags(user_id=...)``). A task
+    that runs in place (``task_always_eager``, ``apply()``) is part of its caller.
 
     Args:
-        app: For the reader. Celery's signals are those of the process, so all of its applications are instrumented.
+        app: Ignored; it documents your intent. Celery's signals belong to the process, so all its
+            applications are instrumented.
     """
     signals.before_task_publish.connect(_before_publish, weak=False, dispatch_uid="voight")
     signals.task_prerun.connect(_before_task, weak=False, dispatch_uid="voight")
@@ -48,15 +50,19 @@ def instrument_celery(app: object = None) -> None:  # noqa: ARG001
 def _before_publish(headers: MutableMapping[str, Any] | None = None, body: Any = None, **_: Any) -> None:
     if headers is not None and not _is_retry(headers):
         stamp(headers)
-        # Where a task is killed, its error callbacks are sent by the worker's parent process, which has bound nothing.
+        # After a task is killed, the worker's parent process sends its error callbacks. That
+        # process has no tags bound.
         embed = body[2] if isinstance(body, tuple) and len(body) == 3 else None
         if KEY in headers and isinstance(embed, dict) and embed.get("errbacks"):
             embed["errbacks"] = [_stamped(callback, headers[KEY]) for callback in embed["errbacks"]]
 
 
 def _is_retry(headers: MutableMapping[str, Any]) -> bool:
-    """Whether the running task sends itself again: it does so with the headers that it came with, and with none if there were none."""
-    if not current_task:  # type: ignore[truthy-bool]  # a proxy of what may be None
+    """
+    Return whether the running task sends itself again. It does so with the headers that it had, or
+    with none.
+    """
+    if not current_task:  # type: ignore[truthy-bool]  # a proxy that may be None
         return False
     request = current_task.request
     return request.id is not None and headers.get("id") == request.id and (headers.get("retries") or 0) > request.retries
@@ -67,7 +73,8 @@ def _before_task(task: Any, **_: Any) -> None:
     if request.is_eager:
         return
     text = (request.headers or {}).get(KEY)
-    # One chord may have tasks of many users: what comes after them is of whom has sent it, and not of the last one's.
+    # One chord may have tasks of many users. Its callback belongs to the sender of the chord, not
+    # to the last task's user.
     _stamp_signature(request.chord, text)
     bound = bound_to_message(text, task.name)
     bound.__enter__().several = lambda: _stamp_next(request, text)
@@ -82,24 +89,27 @@ def _after_task(task: Any, **_: Any) -> None:
 
 
 def _before_exit(**_: Any) -> None:
-    end_all()  # a process of the pool ends without `atexit`
+    end_all()  # a pool process ends without `atexit`
     current_meter().close()
 
 
 def _stamp_next(request: Any, text: str | None) -> None:
-    """Name whose the tasks are that Celery sends when the one of *request* has ended: its callbacks, and the rest of its chain."""
+    """
+    Stamp the tasks that Celery sends after the task of *request*: its callbacks, and the rest of
+    its chain.
+    """
     for signature in (*(request.callbacks or ()), *(request.chain or ())):
         _stamp_signature(signature, text)
 
 
 def _stamp_signature(signature: Any, text: str | None) -> None:
-    """Name whose the task of a signature is. It is the copy that came with the message of the running one."""
+    """Stamp the task of a signature. The signature is the copy in the running task's message."""
     if isinstance(signature, dict):
         signature["options"] = _stamped(signature, text)["options"]
 
 
 def _stamped(signature: Any, text: str | None) -> Any:
-    """A copy of *signature* that names whose its task is; the sender may use his own for somebody else."""
+    """Return a stamped copy of *signature*. The sender may reuse the original for another user."""
     if not isinstance(signature, dict):
         return signature
     options = signature.get("options") or {}

@@ -1,12 +1,13 @@
 """
-Django: who a call is for, from ``request.user``.
+Django: the owner of a call comes from ``request.user``.
 
 ::
 
     MIDDLEWARE = [..., "voight_django.CostTagMiddleware"]
     VOIGHT = {"PLAN_GETTER": "accounts.costs.plan_of"}
 
-``"voight_django"`` in ``INSTALLED_APPS`` adds the system checks and ``manage.py voight``; the middleware works without it.
+``"voight_django"`` in ``INSTALLED_APPS`` adds the system checks and ``manage.py voight``. The
+middleware works without it.
 """
 
 try:

@@ -1,4 +1,6 @@
-"""The Django app: system checks, ``manage.py voight``, and the setting ``VOIGHT`` in force in every process of the project."""
+"""
+The Django app: system checks, ``manage.py voight``, and the setting ``VOIGHT`` in every process.
+"""
 
 from contextlib import suppress
 
@@ -18,5 +20,5 @@ class VoightConfig(AppConfig):
 
     def ready(self) -> None:
         checks.register(check_setting)
-        with suppress(ImproperlyConfigured):  # the checks say all of it
+        with suppress(ImproperlyConfigured):  # the system checks report all errors
             conf.apply()

@@ -1,4 +1,4 @@
-"""System checks: what is wrong with the setting ``VOIGHT``, and what to do about it."""
+"""System checks: they report errors in the setting ``VOIGHT``, with hints."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from voight_middleware.config.settings import Settings
 
 
 def check_setting(**_: Any) -> list[CheckMessage]:
-    """Everything that can be said of the setting and of ``MIDDLEWARE``."""
+    """Check the setting ``VOIGHT`` and ``MIDDLEWARE``."""
     try:
         given = conf.project()
     except ImproperlyConfigured as error:
@@ -35,7 +35,7 @@ def _keys(given: Mapping[str, Any]) -> Iterator[CheckMessage]:
     for key in given:
         if key not in conf.NAMES:
             near = difflib.get_close_matches(str(key).upper(), conf.NAMES, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(conf.NAMES)}."
+            hint = f"Did you mean {near[0]!r}?" if near else f"Valid keys: {', '.join(conf.NAMES)}."
             yield Error(f"VOIGHT has a key that does not exist: {key!r}.", hint=hint, id="voight_django.E002")
 
 
@@ -48,11 +48,11 @@ def _getters(given: Mapping[str, Any]) -> Iterator[CheckMessage]:
             try:
                 value = import_string(value)
             except ImportError as error:
-                hint = "Write the dotted path of a function, such as 'accounts.costs.plan_of'; its module must be importable."
+                hint = "Write the dotted path of a function in an importable module, such as 'accounts.costs.plan_of'."
                 yield Error(f"VOIGHT[{key!r}] cannot be imported: {error}.", hint=hint, id="voight_django.E003")
                 continue
         if not _takes_a_request(value):
-            hint = "Name a function of one argument, the request, that answers the value, or None where it is not known yet."
+            hint = "Name a function of one argument, the request. It returns the value, or None if it is not known yet."
             yield Error(f"VOIGHT[{key!r}] is {value!r}, which cannot be called with a request.", hint=hint, id="voight_django.E004")
 
 
@@ -69,18 +69,18 @@ def _takes_a_request(value: object) -> bool:
 
 
 def _places(given: Mapping[str, Any]) -> Iterator[CheckMessage]:
-    """Whether the meter can use its values, and write where they say."""
+    """Check that the meter can use its values, and can write to its ledger and journal."""
     try:
         values = conf.meter_values(given)
     except ImproperlyConfigured as error:
-        yield Error(f"{error}.", hint="A listener is called with each finished call.", id="voight_django.E004")
+        yield Error(f"{error}.", hint="Name callables that take a finished call.", id="voight_django.E004")
         return
     for name in conf.CODE:
         values.pop(name, None)
     try:
         used = Settings.from_environment(**values)
     except (voight.SettingsError, TypeError) as error:
-        yield Error(f"VOIGHT has a value that cannot be used: {error}.", hint="Correct it, or leave it out.", id="voight_django.E005")
+        yield Error(f"VOIGHT has a value that cannot be used: {error}.", hint="Correct or remove it.", id="voight_django.E005")
         return
     places = [("journal", used.journal)]
     if used.ledger.startswith("sqlite:///"):
@@ -93,12 +93,12 @@ def _places(given: Mapping[str, Any]) -> Iterator[CheckMessage]:
     for name, place in places:
         blocked = _blocked(place)
         if blocked is not None:
-            hint = f"Set VOIGHT[{name.upper()!r}] to a place that the server's user may write to, or let him write there."
+            hint = f"Set VOIGHT[{name.upper()!r}] to a path that the server's account can write, or give it the permission."
             yield Error(f"The {name} {place} cannot be written: {blocked}.", hint=hint, id="voight_django.E006")
 
 
 def _blocked(place: Path) -> str | None:
-    """Why nothing can be written at *place*; None where it can."""
+    """Return why *place* cannot be written; None if it can."""
     try:
         if place.exists():
             return None if os.access(place, os.W_OK) else f"{place} is not writable"
@@ -113,10 +113,10 @@ def _blocked(place: Path) -> str | None:
 def _middleware() -> Iterator[CheckMessage]:
     ours = [path for path in settings.MIDDLEWARE if _is_ours(path)]
     if not ours:
-        hint = "Add 'voight_django.CostTagMiddleware' to MIDDLEWARE: without it the calls of a request have no user."
+        hint = "Add 'voight_django.CostTagMiddleware' to MIDDLEWARE. Without it, the calls of a request have no user."
         yield checks.Warning("CostTagMiddleware is not in MIDDLEWARE.", hint=hint, id="voight_django.W001")
     elif len(ours) > 1:
-        hint = "Keep one of them: the inner one is used, and the outer one costs time for nothing."
+        hint = "Keep one of them. Only the inner one is used; the outer one just costs time."
         yield checks.Warning(f"CostTagMiddleware is in MIDDLEWARE {len(ours)} times.", hint=hint, id="voight_django.W002")
 
 
@@ -124,5 +124,5 @@ def _is_ours(path: str) -> bool:
     try:
         middleware = import_string(path)
     except ImportError:
-        return False  # Django says so itself, when the server starts
+        return False  # Django reports it when the server starts
     return isinstance(middleware, type) and issubclass(middleware, CostTagMiddleware)

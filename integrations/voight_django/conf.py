@@ -1,4 +1,4 @@
-"""The setting ``VOIGHT`` of a Django project, and what is in force of it."""
+"""The setting ``VOIGHT`` of a Django project, and its current values."""
 
 from __future__ import annotations
 
@@ -12,32 +12,35 @@ from django.core.signals import setting_changed
 from django.utils.module_loading import import_string
 
 import voight_middleware as voight
-from voight_django.identity import request_user, two_faced
+from voight_django.identity import adapted_getter, request_user
 from voight_middleware.diagnostics import warn_once
 from voight_middleware.middleware.getters import Getters
 from voight_middleware.pipeline.meter import Meter, current_meter
 
 GETTERS = {"USER_GETTER": "user", "PLAN_GETTER": "plan", "TENANT_GETTER": "tenant", "TAGS_GETTER": "tags"}
-"""Called with the ``HttpRequest`` at its first LLM call; a dotted path or a callable, synchronous or not."""
+"""Dotted paths or callables, sync or async. They get the ``HttpRequest`` at its first LLM call."""
 OF_METER = {name.upper(): name for name in inspect.signature(voight.configure).parameters}
-"""Handed to ``voight.configure()``."""
+"""The keys for ``voight.configure()``."""
 CODE = ("listeners", "batch_owner")
-"""What of it is code, and no setting that a command line could read."""
+"""Those of them that are code, which a command line cannot read."""
 NAMES = (*GETTERS, *OF_METER, "INSTRUMENT")
-"""Every key that ``VOIGHT`` may have. ``INSTRUMENT``: whether every client of this process is metered, as by ``voight.instrument()``."""
+"""
+Every key of ``VOIGHT``. ``INSTRUMENT``: whether to meter every client of this process, as with
+``voight.instrument()``.
+"""
 
 getters: Getters | None = None
-"""The getters in force; None until they are read, and again when the setting has changed."""
+"""The current getters. None before they are read, and after a change of the setting."""
 _configured: dict[str, Any] = {}
 _meter: Meter | None = None
 
 
 def project() -> Mapping[str, Any]:
     """
-    The setting, as the project has written it.
+    Return the project's setting ``VOIGHT``.
 
     Raises:
-        ImproperlyConfigured: It is no mapping.
+        ImproperlyConfigured: The setting is not a mapping.
     """
     given = getattr(settings, "VOIGHT", {})
     if not isinstance(given, Mapping):
@@ -46,7 +49,7 @@ def project() -> Mapping[str, Any]:
 
 
 def meter_values(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What of *given* goes to ``voight.configure()``, by its names there."""
+    """Return the parameters for ``voight.configure()`` in *given*."""
     values = {name: given[key] for key, name in OF_METER.items() if given.get(key) is not None}
     if "listeners" in values:
         values["listeners"] = [_callable("LISTENERS", listener) for listener in values["listeners"]]
@@ -57,13 +60,13 @@ def meter_values(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def make_getters(given: Mapping[str, Any]) -> Getters:
     """
-    The getters that *given* names.
+    Return the getters in *given*.
 
     Raises:
-        ImproperlyConfigured: One cannot be imported or called.
+        ImproperlyConfigured: A getter cannot be imported or called.
     """
-    found = {name: two_faced(_callable(key, given[key])) for key, name in GETTERS.items() if given.get(key) is not None}
-    return Getters(**({"user": request_user} | found))
+    named = {name: adapted_getter(_callable(key, given[key])) for key, name in GETTERS.items() if given.get(key) is not None}
+    return Getters(**({"user": request_user} | named))
 
 
 def _callable(key: str, value: Any) -> Callable[..., Any]:
@@ -79,17 +82,18 @@ def _callable(key: str, value: Any) -> Callable[..., Any]:
 
 def apply() -> None:
     """
-    Bring the setting into force; nothing happens where it is in force already.
+    Apply the setting, unless it is already applied.
 
     Raises:
-        ImproperlyConfigured: It cannot be used.
+        ImproperlyConfigured: The setting cannot be used.
     """
     global getters, _configured, _meter
     given = project()
     getters = make_getters(given)
     values = meter_values(given)
     if values != _configured:
-        if values or current_meter() is _meter:  # without values: what the application has configured itself stays
+        # without values, the application's own configuration stays
+        if values or current_meter() is _meter:
             try:
                 voight.configure(**values)
             except voight.SettingsError as error:
@@ -100,7 +104,9 @@ def apply() -> None:
 
 
 def read_getters() -> Getters:
-    """The getters in force, read anew; never raises: a setting that cannot be used has the default user."""
+    """
+    Read and return the getters. Never raises: an unusable setting gives the default user getter.
+    """
     global getters
     try:
         getters = make_getters(project())
@@ -111,7 +117,7 @@ def read_getters() -> Getters:
 
 
 def _changed(*, setting: str, **_: Any) -> None:
-    """``override_settings`` and its like, in the tests of a project."""
+    """React to ``override_settings`` and similar tools in the tests of a project."""
     global getters
     if setting == "VOIGHT":
         getters = None

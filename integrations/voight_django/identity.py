@@ -1,4 +1,4 @@
-"""Who the user of a Django request is, asked without leaving a trace in the request."""
+"""The user of a Django request, read without side effects on the request."""
 
 from __future__ import annotations
 
@@ -22,10 +22,12 @@ _UNKNOWN = object()
 
 def request_user(request: HttpRequest) -> object:
     """
-    The primary key of the request's user; None for an anonymous one. Where an event loop is running that may be an awaitable of it.
+    Return the primary key of the request's user; None for an anonymous user. On an event loop, it
+    may return an awaitable.
 
-    A user that the application has looked up already is taken as it is. Otherwise it is read past ``request.user``, which would mark
-    the session as accessed (``Vary: Cookie`` on the response), may delete or renew it, and in a coroutine raises.
+    If the application has already loaded the user, that user is taken. Otherwise the user is read
+    without ``request.user``, which would mark the session as accessed (``Vary: Cookie`` on the
+    response), may delete or renew it, and raises in a coroutine.
     """
     user = _looked_up(request)
     if user is not _UNKNOWN:
@@ -33,19 +35,21 @@ def request_user(request: HttpRequest) -> object:
     if not _is_djangos(request):
         if not _in_coroutine():
             return _id_of(request.user)
-        return sync_to_async(lambda: _id_of(request.user))()  # a lazy object of the project's own may block
+        # the project's own lazy object may block
+        return sync_to_async(lambda: _id_of(request.user))()
     return _aread(request) if _in_coroutine() else _read(request)
 
 
-def two_faced(getter: Getter) -> Getter:
+def adapted_getter(getter: Getter) -> Getter:
     """
-    *getter*, of either kind, in code of either kind.
+    Return *getter*, sync or async, for use in sync and async code.
 
-    An awaitable is awaited here and now where no event loop is running: in a synchronous view, under WSGI too. A synchronous getter
-    that reads the database is asked again in the thread that Django keeps for that, where it is called inside a coroutine.
+    Without a running event loop, an awaitable is awaited at once: in a synchronous view, also under
+    WSGI. If a synchronous getter reads the database inside a coroutine, it is called again in
+    Django's thread for such code.
     """
 
-    def ask(request: HttpRequest) -> Any:
+    def adapted(request: HttpRequest) -> Any:
         if _in_coroutine():
             try:
                 return getter(request)
@@ -54,8 +58,8 @@ def two_faced(getter: Getter) -> Getter:
         value = getter(request)
         return async_to_sync(_result)(value) if isinstance(value, Awaitable) else value
 
-    ask.__name__ = getattr(getter, "__name__", type(getter).__name__)
-    return ask
+    adapted.__name__ = getattr(getter, "__name__", type(getter).__name__)
+    return adapted
 
 
 async def _result(value: Awaitable[Any]) -> Any:
@@ -71,11 +75,12 @@ def _in_coroutine() -> bool:
 
 
 def _looked_up(request: HttpRequest) -> Any:
-    """The user, as far as the application knows it by now."""
+    """Return the user, if the application has loaded it."""
     known = request.__dict__
     user = known.get("user")
     if not isinstance(user, LazyObject):
-        return user  # of login(), of Django REST framework or of a middleware; None where nobody signs anybody in
+        # from login(), Django REST framework or a middleware; None if the project has no sign-in
+        return user
     wrapped = user.__dict__.get("_wrapped", empty)
     if wrapped is not empty:
         return wrapped
@@ -83,7 +88,10 @@ def _looked_up(request: HttpRequest) -> Any:
 
 
 def _is_djangos(request: HttpRequest) -> bool:
-    """Whether ``request.user`` is the one of Django's own AuthenticationMiddleware, which reads the session."""
+    """
+    Return whether ``request.user`` comes from Django's AuthenticationMiddleware, which reads the
+    session.
+    """
     setup = request.user.__dict__.get("_setupfunc")
     return getattr(setup, "__module__", None) == _DJANGO and isinstance(getattr(request, "session", None), SessionBase)
 
@@ -97,11 +105,13 @@ def _id_of(user: Any) -> object:
     return key if isinstance(key, str | int) else str(key)
 
 
-# -- the user of a session that the application has not asked for --------------------------------------------------------------
+# -- a user that the application has not loaded ---------------------------------------------------
 
 
 class _Session(dict[str, Any]):
-    """What ``auth.get_user`` sees of a session: it can be read, and what would change it is left to the application's own look."""
+    """
+    A read-only session for ``auth.get_user``. Changes are left to the application's own access.
+    """
 
     def flush(self) -> None: ...
 
@@ -134,7 +144,10 @@ async def _aread(request: HttpRequest) -> object:
 
 
 def _loaded(request: HttpRequest) -> dict[str, Any] | None:
-    """The data of the session, where the application or an earlier call has loaded it, or the visitor brought none."""
+    """
+    Return the session's data if the application or an earlier call loaded it, or if the visitor has
+    no session. Else None.
+    """
     store = request.session
     data = store.__dict__.get("_session_cache")
     if data is None and store.session_key is None:
@@ -145,7 +158,7 @@ def _loaded(request: HttpRequest) -> dict[str, Any] | None:
 
 
 def _keep(request: HttpRequest, data: dict[str, Any]) -> dict[str, Any]:
-    request.__dict__["_voight_session"] = data  # a visitor's session is not loaded again for each of his calls
+    request.__dict__["_voight_session"] = data  # load a visitor's session only once per request
     return data
 
 

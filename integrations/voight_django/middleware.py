@@ -24,14 +24,15 @@ else:
 
 class CostTagMiddleware:
     """
-    Bind a fresh cost scope to every request: every LLM call made inside it is its user's.
+    Bind a fresh cost scope to every request. The LLM calls inside it belong to the request's user.
 
-    Its place in ``MIDDLEWARE`` does not matter to the owner, as ``request.user`` is asked at the first LLM call of a request, and at
-    its end for calls made before the user was known; but what the middleware above it calls is not part of the request. A streamed
-    answer keeps its owner until it is closed. The setting ``VOIGHT`` names the getters of the project.
+    Its position in ``MIDDLEWARE`` does not change the owner. ``request.user`` is read at the first
+    LLM call of a request. If the user is unknown then, the call is attributed when the request
+    ends. Calls of the middleware above this one are not part of the request. A streamed response
+    keeps its owner until it is closed. The setting ``VOIGHT`` names the project's getters.
 
     Raises:
-        ImproperlyConfigured: When the server starts: ``VOIGHT`` cannot be used; the message says why.
+        ImproperlyConfigured: ``VOIGHT`` cannot be used. Raised when the server starts.
     """
 
     sync_capable = True
@@ -73,7 +74,7 @@ class CostTagMiddleware:
             try:
                 if context.made is not None and not streams:
                     await context.made.attribute_late()
-            finally:  # the server may cancel a request whose getter does not answer
+            finally:  # the server may cancel a request whose getter does not return
                 set_context(outer)
             if current_meter().synchronous and not streams:
                 await flush_if_synchronous()
@@ -81,29 +82,33 @@ class CostTagMiddleware:
 
 def _follow(response: Any, context: RequestContext) -> bool:
     """
-    Bind the current context around each step of a streamed response, and around its closing, which settles the request; False for a file.
+    Bind the current context around each step of a streamed response, and around its close, which
+    attributes the request's calls. Return False for a file.
 
-    Around each step and not around them all: between two of them the server runs other code in the same context.
+    The binding covers each step separately, because the server runs other code in the same context
+    between two steps.
     """
     try:
         if isinstance(response, FileResponse) and response.file_to_stream is not None:
-            return False  # the server may send it without our seeing it: a new iterator in its place would undo that
+            # the server may send the file directly, which a new iterator would prevent
+            return False
         steps: Callable[..., Any] = _asteps if response.is_async else _steps
         response.streaming_content = carry(steps)(response.streaming_content, context)
-    except Exception as error:  # a response class of the project's own
+    except Exception as error:  # the project's own response class
         report_internal_error(error)
         return False
     close = response.close
 
-    def close_and_settle() -> None:
+    def close_and_attribute() -> None:
         try:
             close()
         finally:
-            response.__dict__.pop("close", None)  # the two would keep each other, and the request, for the garbage collector
+            # break the reference cycle, which would keep the request until a garbage collection
+            response.__dict__.pop("close", None)
             if context.made is not None:
                 context.made.attribute_late_now()
 
-    response.close = carry(close_and_settle)
+    response.close = carry(close_and_attribute)
     return True
 
 
@@ -119,8 +124,8 @@ async def _asteps(content: Any, context: RequestContext) -> AsyncIterator[bytes]
         if hasattr(content, "aclose"):
             await content.aclose()
         if context.made is not None:
-            await (
-                context.made.attribute_late()
-            )  # closing is synchronous: a server other than Django's own handler may do it on the event loop
+            # Here, as closing is synchronous: servers other than Django's own may close on the
+            # event loop.
+            await context.made.attribute_late()
         if current_meter().synchronous:
             await flush_if_synchronous()

@@ -1,4 +1,4 @@
-"""The route of a request: its method, and the path template that the URL resolver has matched."""
+"""The route of a request: its method, and the path template matched by the URL resolver."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ _GROUP = re.compile(r"\((?:\?P<(?P<name>\w+)>|(?P<special>\?[^P]))?")
 
 
 def route_of(request: HttpRequest) -> str | None:
-    """``POST /chats/<int:pk>/``, with the prefix that the application is mounted under; None before the URL has been resolved."""
+    """
+    Return the route, such as ``POST /chats/<int:pk>/``, with the application's mount prefix. None
+    before the URL is resolved.
+    """
     match = request.resolver_match
     if match is None:
         return None
@@ -22,7 +25,7 @@ def route_of(request: HttpRequest) -> str | None:
 
 
 def _readable(pattern: str) -> str:
-    """A regular expression as a template: ``^chats/(?P<pk>[0-9]+)/$`` is ``chats/<pk>/``."""
+    """Return a regular expression as a template: ``^chats/(?P<pk>[0-9]+)/$`` is ``chats/<pk>/``."""
     parts: list[str] = []
     position = 0
     while position < len(pattern):
@@ -45,7 +48,7 @@ def _readable(pattern: str) -> str:
 
 
 def _end_of_group(pattern: str, position: int) -> int:
-    """The position behind the bracket that closes the group that *position* is in."""
+    """Return the position after the closing bracket of the group at *position*."""
     depth, in_class = 1, False
     while position < len(pattern) and depth:
         character = pattern[position]

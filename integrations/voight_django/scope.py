@@ -1,4 +1,4 @@
-"""The context and the scope of a Django request."""
+"""The tag context and the request scope of a Django request."""
 
 from __future__ import annotations
 
@@ -26,9 +26,11 @@ os.register_at_fork(after_in_child=_after_fork)
 
 class RequestContext(TagContext):
     """
-    What the code of a request sees. Its scope is made when somebody asks for it: most requests make no LLM call.
+    The tag context of a request. It makes its scope at first use, as most requests make no LLM
+    call.
 
-    Where the first call comes after the request's end, from a thread or task that it has left behind, its user is asked then.
+    If the first call comes after the request, from a thread or task that it started, the user is
+    read then.
     """
 
     __slots__ = ("_request", "made")
@@ -46,7 +48,7 @@ class RequestContext(TagContext):
         if request is not None:
             made = RequestScope(lambda: request, conf.getters or conf.read_getters(), lambda: route_of(request))
             with _making:
-                if self.made is None:  # else another thread has been faster
+                if self.made is None:  # else another thread was faster
                     self.made = made
                     self._request = None
         assert self.made is not None

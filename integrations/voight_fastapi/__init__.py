@@ -1,5 +1,5 @@
 """
-FastAPI: who a call is for, from the application's own dependency.
+FastAPI: the owner of a call comes from the application's own dependency.
 
 ::
 
@@ -37,33 +37,39 @@ def cost_tags(
     tags: Reader | None = None,
 ) -> Callable[..., Awaitable[None]]:
     """
-    A dependency that tags every LLM call of a request with the user that *dependency* answers.
+    Return a dependency that tags every LLM call of a request with the user that *dependency*
+    returns.
 
-    For ``Depends(cost_tags(...))`` on a route, a router or the application; of several, the one nearest to the route wins. FastAPI calls
-    *dependency* once per request, wherever else it is used, and what it raises, such as a 401, is raised. What a reader raises is counted
-    and logged once, and costs only what it was for. None as a user leaves the request to ``request.user`` or the middleware's getters.
+    Use it in ``Depends(cost_tags(...))`` on a route, a router or the application. The one nearest
+    to the route wins. FastAPI calls *dependency* once per request, even if it is used elsewhere
+    too. Its exceptions are raised, such as a 401. An exception in a reader is counted and logged
+    once, and only that value is missing. If the user is None, ``request.user`` or the middleware's
+    getters decide.
 
-    Works with and without ``CostTagMiddleware``. With it, calls made before the dependency was asked get their owner too, and a request
-    that a client pipelines behind this one has an owner of its own, whatever its route.
+    It works with and without ``CostTagMiddleware``. With it, calls made before the dependency ran
+    get their owner too. And a request that a client pipelines after this one has its own owner, on
+    any route.
 
     Args:
-        dependency: The application's own dependency, such as ``get_current_user``; synchronous or not, with ``yield`` or without.
-        user: The user's id, from what *dependency* answered; by default its ``id``, ``pk``, ``user_id``, ``identity``, ``sub`` or
-            ``username``.
-        plan: The user's plan, from the same.
-        tenant: The user's tenant, from the same.
-        tags: A mapping of further tags, such as ``{"feature": "search"}``, from the same.
+        dependency: The application's own dependency, such as ``get_current_user``. It may be sync
+            or async, with or without ``yield``.
+        user: Reads the user's id from the result of *dependency*. The default is its ``id``,
+            ``pk``, ``user_id``, ``identity``, ``sub`` or ``username``.
+        plan: Reads the user's plan from the same result.
+        tenant: Reads the user's tenant from the same result.
+        tags: Reads a mapping of further tags, such as ``{"feature": "search"}``.
     """
     readers = [(name, reader) for name, reader in (("user_id", user), ("plan", plan), ("tenant_id", tenant), ("tags", tags)) if reader]
 
-    # Not a generator: FastAPI takes four times as long for one. `async`, as a binding made in a worker thread would stay there.
-    async def tag_request(connection: HTTPConnection, found: Any = Depends(dependency)) -> None:
+    # Not a generator: FastAPI takes four times as long for one. `async`: a binding made in a worker
+    # thread would stay there.
+    async def tag_request(connection: HTTPConnection, result: Any = Depends(dependency)) -> None:
         try:
             scope = _scope_of(connection)
             values: dict[str, Any] = {}
             for name, reader in readers:
                 try:
-                    value = reader(found)
+                    value = reader(result)
                     values[name] = await value if isinstance(value, Awaitable) else value
                 except Exception as error:
                     scope.fail(name, error, f"the {name.removesuffix('_id')} reader of cost_tags()")
@@ -75,19 +81,25 @@ def cost_tags(
 
 
 def _scope_of(connection: HTTPConnection) -> AsgiScope:
-    """The request's scope: the middleware's, or else one of its own, bound until FastAPI has ended the request."""
+    """
+    Return the request's scope: the middleware's, or a new one, bound until FastAPI ends the
+    request.
+    """
     context = current_context()
     scope = context.scope
     if isinstance(scope, AsgiScope) and scope.is_of(connection.scope):
         scope.refresh(connection.scope)
         return scope
-    own = AsgiScope(connection.scope)
-    # Another request's tags may be in force: uvicorn begins a pipelined one in the context of the one before it.
+    new_scope = AsgiScope(connection.scope)
+    # Tags of another request may be bound: uvicorn starts a pipelined request in the previous one's
+    # context.
     tags = context.tags if scope is None else NO_TAGS
     stack = connection.scope.get("fastapi_inner_astack")
     if isinstance(stack, AsyncExitStack):
-        stack.enter_context(use_scope(own, tags))
-        stack.push_async_callback(own.attribute_late)
-    else:  # FastAPI before 0.118 ends its dependencies before it streams: there the binding ends with the request's task
-        set_context(TagContext(own, tags))
-    return own
+        stack.enter_context(use_scope(new_scope, tags))
+        stack.push_async_callback(new_scope.attribute_late)
+    else:
+        # FastAPI before 0.118 ends dependencies before it streams, so the binding lasts as long as
+        # the request's task
+        set_context(TagContext(new_scope, tags))
+    return new_scope

@@ -1,5 +1,5 @@
 """
-Flask: who a call is for, in every view, stream and callback of an application.
+Flask: the owner of calls in every view, stream and callback of an application.
 
 ::
 
@@ -36,22 +36,26 @@ _SETTINGS = tuple(inspect.signature(configure).parameters)
 
 class CostTags:
     """
-    Bind a fresh cost scope to every request of a Flask application, and add its ``flask voight …`` commands.
+    Bind a fresh cost scope to every request of a Flask application, and add its ``flask voight …``
+    commands.
 
-    The getters run in the request's own context and get Flask's ``request``; they may be asynchronous. They are asked at the first LLM
-    call, and where a view answers with a generator or with ``call_on_close``, when it returns: later, there is no context to ask in. What
-    they raise is counted and logged once, and the call is kept without an owner.
+    The getters may be sync or async. They get Flask's ``request``, and run in the request's context
+    at the first LLM call. If a view returns a generator or uses ``call_on_close``, they run when it
+    returns, because there is no request context later. Exceptions are counted and logged once, and
+    the call has no owner.
 
-    ``app.config`` may have every parameter of ``voight_middleware.configure()``, such as ``VOIGHT_LEDGER`` and ``VOIGHT_RELEASE``; any of
-    them calls it, for the whole process.
+    ``app.config`` may have every parameter of ``voight_middleware.configure()``, such as
+    ``VOIGHT_LEDGER`` and ``VOIGHT_RELEASE``. If it has any, ``configure()`` is called, for the
+    whole process.
 
     Args:
-        app: The application; None to call ``init_app`` later, for as many as there are.
-        user_getter: Answers the signed-in user's id: text, a whole number or a UUID, or None. By default the id of Flask-Login's
-            ``current_user``; without Flask-Login ``REMOTE_USER``, as the server has set it.
-        plan_getter: Answers the user's plan.
-        tenant_getter: Answers the user's tenant.
-        tags_getter: Answers a mapping of further tags, such as ``{"feature": "search"}``.
+        app: The application. None to call ``init_app`` later, for one or more applications.
+        user_getter: Returns the signed-in user's id: a text, an integer, a UUID or None. The
+            default is the id of Flask-Login's ``current_user``. Without Flask-Login, it is the
+            server's ``REMOTE_USER``.
+        plan_getter: Returns the user's plan.
+        tenant_getter: Returns the user's tenant.
+        tags_getter: Returns a mapping of further tags, such as ``{"feature": "search"}``.
 
     Raises:
         SettingsError: A value of ``app.config`` cannot be used.
@@ -76,31 +80,33 @@ class CostTags:
             self.init_app(app)
 
     def init_app(self, app: AppT) -> AppT:
-        """Install into *app*, and answer it. An application that has cost tags already keeps those."""
+        """Install into *app*, and return it. An application with cost tags keeps them."""
         if "voight" in app.extensions:
             return app
         app.extensions["voight"] = self
         settings = {name: app.config[f"VOIGHT_{name.upper()}"] for name in _SETTINGS if f"VOIGHT_{name.upper()}" in app.config}
         if settings:
             configure(**settings)
-        boundary, inner, finalise = _Boundary(self.getters), app.wsgi_app, app.process_response
+        scopes, inner, finalize = _Scopes(self.getters), app.wsgi_app, app.process_response
 
         def wsgi_app(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
-            return answer_inside(RequestContext(boundary, environ), inner, environ, start_response)
+            return answer_inside(RequestContext(scopes, environ), inner, environ, start_response)
 
-        def process_response(*arguments: Any) -> flask.Response:  # from Flask 3.2 on, the context comes first
-            response = finalise(*arguments)
-            _before_the_context_ends(response)
+        # from Flask 3.2 on, the context comes first
+        def process_response(*arguments: Any) -> flask.Response:
+            response = finalize(*arguments)
+            _resolve_early(response)
             return response
 
         app.wsgi_app = wsgi_app  # type: ignore[method-assign]
-        # The signal `request_finished` comes at the same moment, for half of what all the rest costs.
+        # Not the signal `request_finished`: it comes at the same moment, but would add half of the
+        # total overhead.
         app.process_response = process_response  # type: ignore[method-assign,assignment]
         app.cli.add_command(command)
         return app
 
 
-class _Boundary:
+class _Scopes:
     def __init__(self, getters: Getters) -> None:
         self.getters = getters
 
@@ -112,11 +118,14 @@ def _request() -> flask.Request | None:
     return flask.request._get_current_object() if flask.has_request_context() else None  # type: ignore[attr-defined]
 
 
-def _before_the_context_ends(response: flask.Response) -> None:
-    """Who makes calls after the view has no context to find the user in: ask now, as the headers are final, whatever a getter reads."""
+def _resolve_early(response: flask.Response) -> None:
+    """
+    Resolve the owner if calls may follow after the view, when there is no request context. At this
+    point, the response's headers are final, so a getter cannot change them.
+    """
     try:
         context = current_context()
-        while context.outer is not None:  # a `with tag()` that the application has left open
+        while context.outer is not None:  # a `with tag()` that the application left open
             context = context.outer
         if isinstance(context, RequestContext):
             on_close = response._on_close  # pyright: ignore[reportPrivateUsage]

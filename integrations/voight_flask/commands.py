@@ -31,7 +31,7 @@ def command(context: click.Context, arguments: tuple[str, ...]) -> None:
     for name in ("ledger", "journal", "prices"):
         if name not in values and (value := getattr(settings, name)) is not None:
             values[name], sources[name] = value, settings.sources.get(name, "configure()")
-    # The command as it is installed: an integration stands below the command line and does not import it.
+    # Through its entry point: integrations are below the command line and must not import it.
     (script,) = distribution("voight-middleware").entry_points.select(group="console_scripts", name="voight")
     with project_settings(values, sources.__getitem__):
         code = script.load()(arguments)

@@ -1,4 +1,4 @@
-"""The user of Flask-Login, found without the response's showing it."""
+"""The user of Flask-Login, read without a trace in the response."""
 
 from __future__ import annotations
 
@@ -15,37 +15,41 @@ _MISSING = object()
 
 
 def signed_in_user(request: flask.Request) -> object:
-    """The default user: the id of Flask-Login's ``current_user``; ``REMOTE_USER`` for an application that does not use Flask-Login."""
+    """
+    Return the default user: the id of Flask-Login's ``current_user``. Without Flask-Login, it is
+    ``REMOTE_USER``.
+    """
     if not _has_flask_login():
         return request.remote_user
     from flask_login import current_user  # type: ignore[import-untyped]
 
-    found = user_id_of(current_user)
-    return current_user.get_id() if found is None and getattr(current_user, "is_authenticated", False) else found
+    user_id = user_id_of(current_user)
+    return current_user.get_id() if user_id is None and getattr(current_user, "is_authenticated", False) else user_id
 
 
 def in_context(getter: Getter) -> Getter:
     """
-    *getter*, asked in the request's context only, waited for where it is asynchronous, and without the traces that Flask-Login leaves.
+    Return *getter*, sync or async, for use in the request's context only. It undoes the side
+    effects of Flask-Login.
 
-    When Flask-Login loads a user, it reads the session, which adds ``Vary: Cookie`` to the response, and takes a remember-me cookie into
-    the session, which sets a cookie. Both are undone: the application's own first use of ``current_user`` does them, as if nobody had
-    asked before.
+    Loading a user reads the session, which adds ``Vary: Cookie`` to the response. It also copies a
+    remember-me cookie into the session, which sets a cookie. Both are undone, so they happen only
+    at the application's own first use of ``current_user``.
     """
-    ask_now = waiting(getter)
+    call = waiting(getter)
 
     @functools.wraps(getter)
-    def ask(request: Any) -> object:
+    def call_in_context(request: Any) -> object:
         if not flask.has_request_context():
             return None
         if not _has_flask_login() or "_login_user" in flask.g:
-            return ask_now(request)
+            return call(request)
         session = _session()
         accessed, modified, contents = session.accessed, session.modified, dict(session)
         if _KEPT in request.environ:
             flask.g._login_user = request.environ[_KEPT]
         try:
-            return ask_now(request)
+            return call(request)
         finally:
             user = flask.g.pop("_login_user", _MISSING)
             if user is not _MISSING:
@@ -55,7 +59,7 @@ def in_context(getter: Getter) -> Getter:
                     session.update(contents)
                 session.accessed, session.modified = accessed, modified
 
-    return ask
+    return call_in_context
 
 
 def _has_flask_login() -> bool:
@@ -63,7 +67,9 @@ def _has_flask_login() -> bool:
 
 
 def _session() -> Any:
-    """The session, without marking it as accessed, as ``flask.session`` does from Flask 3.1.3 on."""
-    one = hasattr(flask.ctx.AppContext, "session")  # from Flask 3.2 on
-    context: Any = flask.globals.app_ctx if one else flask.globals.request_ctx
+    """
+    Return the session without marking it as accessed, as ``flask.session`` does since Flask 3.1.3.
+    """
+    has_one_context = hasattr(flask.ctx.AppContext, "session")  # since Flask 3.2
+    context: Any = flask.globals.app_ctx if has_one_context else flask.globals.request_ctx
     return context._session if hasattr(context, "_session") else context.session

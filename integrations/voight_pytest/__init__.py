@@ -1,8 +1,8 @@
 """
 The pytest plugin: the fixtures ``voight_calls`` and ``voight_provider``.
 
-pytest loads it in every environment that has the library. So it is a package of its own, which imports the library only for a test that
-uses a fixture.
+pytest loads it in every environment that has the library. So it is a separate package, which
+imports the library only for tests that use a fixture.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["voight_calls", "voight_provider"]
 
 @pytest.fixture
 def voight_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[VoightCalls]:
-    """Collect the calls that this test makes, apart from other tests and from the real ledger."""
+    """Collect the calls of this test, separate from other tests and from the real ledger."""
     from voight_middleware.testing.plugin import calls_of_a_test
 
     with calls_of_a_test(tmp_path, monkeypatch) as calls:

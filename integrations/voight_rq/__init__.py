@@ -1,12 +1,13 @@
 """
-RQ: the calls of a job belong to whoever has enqueued it.
+RQ: the calls of a job belong to the user who enqueued it.
 
 ::
 
     queue = Queue(connection=redis, job_class=CostTagJob)
 
-A worker needs ``--job-class voight_rq.CostTagJob`` only if the modules of its jobs do not import ``voight_rq``. Importing it is enough for
-jobs, and their callbacks, to have the tags that they carry (RQ 3.0 and newer).
+A worker needs ``--job-class voight_rq.CostTagJob`` only if the modules of its jobs do not import
+``voight_rq``. With RQ 3.0 or newer, importing it is enough: jobs and their callbacks get the tags
+that they carry.
 """
 
 try:
@@ -28,17 +29,18 @@ __all__ = ["CostTagJob"]
 
 class CostTagJob(Job):
     """
-    A job that carries the tags of whoever has enqueued it, for the ``job_class`` of queues and workers.
+    A job that carries the tags of its sender, for the ``job_class`` of queues and workers.
 
-    They are kept in ``job.meta["voight"]``, resolved when the job is made; retries and repeats keep them, and callbacks have them. A job
-    of ``rq cron``, or of a queue of plain jobs, is nobody's, unless it says itself whose it is (``voight.set_tags(user_id=...)``).
+    The tags are resolved when the job is made, and stored in ``job.meta["voight"]``. Retries,
+    repeats and callbacks have the same tags. A job of ``rq cron``, or of a queue of plain jobs, has
+    no owner, unless it sets one itself (``voight.set_tags(user_id=...)``).
     """
 
     @classmethod
     def create(cls, *args: Any, **kwargs: Any) -> Job:
-        """Make a job, as ``Job.create`` does, with the tags of here and now."""
+        """Make a job, as ``Job.create`` does, with the current tags."""
         job = super().create(*args, **kwargs)
-        job.meta = dict(job.meta)  # the caller may use his own for another user's job
+        job.meta = dict(job.meta)  # the caller may reuse the original for another user's job
         stamp(job.meta)
         return job
 
@@ -49,17 +51,17 @@ class CostTagJob(Job):
 
     @property
     def success_callback(self) -> Any:
-        """The callback, to be run with the tags of the job."""
+        """The callback, wrapped to run with the tags of the job."""
         return self._inside(super().success_callback)
 
     @property
     def failure_callback(self) -> Any:
-        """The callback, to be run with the tags of the job."""
+        """The callback, wrapped to run with the tags of the job."""
         return self._inside(super().failure_callback)
 
     @property
     def stopped_callback(self) -> Any:
-        """The callback, to be run with the tags of the job."""
+        """The callback, wrapped to run with the tags of the job."""
         return self._inside(super().stopped_callback)
 
     def _inside(self, callback: Any) -> Any:
@@ -76,13 +78,15 @@ class CostTagJob(Job):
     def _bound(self) -> bound_to_message:
         try:
             name = self.func_name
-        except Exception:  # a job whose data cannot be read has a callback all the same
+        except Exception:  # a job with unreadable data still has callbacks
             name = None
         return bound_to_message(self.meta.get(KEY), name)
 
 
 class _Begun(CostTagJob):
-    """A plain job whose own module imports this one: RQ asks for its function once more, and calls that."""
+    """
+    A plain job whose module imports this one. RQ then reads the job's function again, and calls it.
+    """
 
     @property
     def func(self) -> Any:
@@ -99,7 +103,7 @@ class _Begun(CostTagJob):
 
 
 def _as_ours(perform: Callable[[Job], Any]) -> Callable[[Job], Any]:
-    """Have plain jobs run as ours: a worker without our job class would drop their tags without a word."""
+    """Run plain jobs as ours: a worker without our job class would silently drop their tags."""
 
     @functools.wraps(perform)
     def run(self: Job) -> Any:
@@ -115,6 +119,7 @@ Job.perform = _as_ours(Job.perform)  # type: ignore[method-assign, assignment]
 _running = get_current_job()
 if type(_running) is Job:
     _running.__class__ = _Begun
-    # RQ before 3.0 has asked for the function already: the first job of each process cannot be ours any more.
+    # RQ before 3.0 has already read the function, so it is too late for the first job of each
+    # process.
     if sum(step.argval == "func" for step in dis.get_instructions(Job._execute)) < 2:  # pyright: ignore[reportPrivateUsage]
-        warn_once("calls of RQ jobs have no owner here: start the worker with --job-class voight_rq.CostTagJob")
+        warn_once("calls of RQ jobs have no owner here; start the worker with --job-class voight_rq.CostTagJob")

@@ -1,5 +1,5 @@
 """
-Taskiq: the calls of a task belong to whoever has sent it.
+Taskiq: the calls of a task belong to the user who sent it.
 
 ::
 
@@ -23,14 +23,15 @@ _bound: ContextVar[bound_to_message | None] = ContextVar("voight_taskiq", defaul
 
 class CostTagMiddleware(TaskiqMiddleware):
     """
-    Carry the tags of whoever sends a task to the worker that runs it.
+    Carry the tags of a task's sender to the worker that runs the task.
 
-    They travel in the label ``voight``, resolved when the task is sent; asynchronous getters are awaited. A retry keeps those of the first
-    try. A task that is sent by a scheduler is nobody's, unless it says itself whose it is (``voight.set_tags(user_id=...)``).
+    The tags are resolved when the task is sent, and travel in the label ``voight``. Asynchronous
+    getters are awaited. A retry keeps the tags of the first try. A task of a scheduler has no
+    owner, unless it sets one itself (``voight.set_tags(user_id=...)``).
     """
 
     async def pre_send(self, message: TaskiqMessage) -> TaskiqMessage:
-        """Stamp a message that has no tags yet."""
+        """Stamp a message without tags."""
         await astamp(message.labels)
         return message
 
@@ -42,7 +43,7 @@ class CostTagMiddleware(TaskiqMiddleware):
         return message
 
     async def post_execute(self, message: TaskiqMessage, result: TaskiqResult[Any]) -> None:
-        """Put back what was bound before."""
+        """Restore the previous tags."""
         bound = _bound.get()
         if bound is not None:
             _bound.set(None)

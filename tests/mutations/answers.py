@@ -75,10 +75,10 @@ MUTATIONS: list[Mutation] = [
         tests="tests/otlp",
     ),
     *at(
-        "otlp/recent.py",
+        "otlp/deduplicator.py",
         (
             "two users' calls that look alike are one",
-            "    return one.user is not None and other.user is not None and one.user != other.user",
+            "    return call.user is not None and other.user is not None and call.user != other.user",
             "    return False",
         ),
         tests="tests/otlp",

@@ -186,8 +186,8 @@ MUTATIONS: list[Mutation] = [
         ),
         (
             "whoever ingests uses prices of its own",
-            "        return self._books.book(stamp_of(segment.name))",
-            '        return self._books.book("")',
+            "        return self._price_books.book(stamp_of(segment.name))",
+            '        return self._price_books.book("")',
         ),
         (
             "a torn line vanishes",
@@ -219,7 +219,7 @@ MUTATIONS: list[Mutation] = [
         "pipeline/listeners.py",
         (
             "a listener that raises silences those behind it",
-            "            except BaseException as error:  # a CancelledError or SystemExit, too, would end the thread\n"
+            "            except BaseException as error:  # CancelledError or SystemExit would end the thread\n"
             '                counters["listener_errors"] += 1',
             '            except BaseException as error:\n                counters["listener_errors"] += 1\n                return',
         ),

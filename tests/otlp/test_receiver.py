@@ -185,7 +185,7 @@ def test_every_refusal_has_its_status(receiving: Start) -> None:
         answer = one.send(b"\x0a\x00", path, **PROTOBUF)
         assert answer.status == 200
         assert b"spans only" in answer.body
-        assert "not kept" in one.send({}, path).json["partialSuccess"]["errorMessage"]
+        assert "it drops" in one.send({}, path).json["partialSuccess"]["errorMessage"]
 
 
 def test_a_token_is_asked_for_everywhere(receiving: Start, caplog: pytest.LogCaptureFixture) -> None:

@@ -26,18 +26,18 @@ def test_an_hour_without_the_server(server: Server, folder: Path, new_call: NewC
     clock = SimpleNamespace(now=1000.0)
     patch("time", SimpleNamespace(monotonic=lambda: clock.now), within="supervisor")
     told: list[str] = []
-    delivery = IngestSupervisor("postgresql://h/d", folder, tell=told.append)
+    supervisor = IngestSupervisor("postgresql://h/d", folder, report=told.append)
     write(folder, new_call())
-    assert delivery.run()
+    assert supervisor.run()
     server.down = "connection refused"
-    delivery.close_ledger()
+    supervisor.close_ledger()
     times: list[float] = []
     calls = [new_call() for _ in range(300)]
     for number in range(7_200):
         tried = server.tried
         if number % 24 == 0:
             write(folder, calls[number // 24])
-        assert not delivery.run()
+        assert not supervisor.run()
         if server.tried > tried:
             times.append(clock.now)
         clock.now += 0.5
@@ -46,15 +46,15 @@ def test_an_hour_without_the_server(server: Server, folder: Path, new_call: NewC
         assert longest / 2 <= pause <= longest + 0.5
     assert len(set(pauses[5:])) > 10, "many hosts must not come back at the same moment"
     assert told == ["calls stay in the journal for now: connection refused"]
-    assert delivery.pending_records() == 300
+    assert supervisor.pending_records() == 300
     server.down = None
     clock.now += 31
-    assert delivery.run()
-    assert told[1:] == ["the ledger can be used again; the 300 records that have waited are in it"]
+    assert supervisor.run()
+    assert told[1:] == ["the ledger can be used again; it now has the 300 records that waited"]
     assert len(server.kept()) == 301
     assert set(server.kept()) > {call.call_id for call in calls}
     assert segments(folder) == []
-    delivery.close()
+    supervisor.close()
 
 
 @pytest.mark.slow
@@ -82,9 +82,9 @@ def test_requests_are_not_affected_and_the_log_is_short(
     lines = said(caplog)
     assert [re.sub(r"[0-9,]+ records", "N records", line) for line in lines] == [
         "calls stay in the journal for now: outage 1",
-        "the ledger can be used again; the N records that have waited are in it",
+        "the ledger can be used again; it now has the N records that waited",
         "calls stay in the journal for now: outage 2",
-        "the ledger can be used again; the N records that have waited are in it",
+        "the ledger can be used again; it now has the N records that waited",
     ]
     assert counters["internal_errors"] == 0
 
@@ -108,7 +108,7 @@ def test_flush_and_exit_try_at_once_and_keep_their_time(
     assert time.monotonic() - begun < 5
     lines = said(caplog)
     assert [line for line in lines if line != "calls stay in the journal for now: connection refused"] == lines[1:2]
-    assert lines[1] == f"up to 3 records of this process are not in the ledger yet, and stay in the journal {meter.settings.journal}"
+    assert lines[1] == f"up to 3 records of this process are not in the ledger yet and stay in the journal {meter.settings.journal}"
     server.down = None
     assert meter.flush()
     assert server.kept() == sorted(ids)
@@ -128,7 +128,7 @@ def test_a_server_that_does_not_answer_holds_nobody_up(
         begun = time.monotonic()
         assert not act()
         assert time.monotonic() - begun < 3
-    assert said(caplog) == [f"up to 200 records are not in the ledger yet, and stay in the journal {meter.settings.journal}"]
+    assert said(caplog) == [f"up to 200 records are not in the ledger yet and stay in the journal {meter.settings.journal}"]
     server.going.set()
     ids.append(finish(meter, new_call()))
     assert meter.flush(30)

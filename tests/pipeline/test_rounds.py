@@ -38,12 +38,12 @@ def test_nothing_is_asked_while_there_is_nothing_to_bring(server: Server, folder
     """Living processes without new calls cost the server no query: a run beyond the first does not need it."""
     journal = Journal(folder)
     journal.append(new_call())
-    with closing(IngestSupervisor("postgresql://h/d", folder)) as delivery:
-        assert delivery.run()
+    with closing(IngestSupervisor("postgresql://h/d", folder)) as supervisor:
+        assert supervisor.run()
         server.down = "nobody may ask"
-        assert delivery.run()
+        assert supervisor.run()
         journal.append(new_call())
-        assert not delivery.run()
+        assert not supervisor.run()
     journal.rotate()
 
 
@@ -53,12 +53,12 @@ def test_another_ledger_behind_the_same_url_begins_anew(server: Server, folder: 
     calls = [new_call() for _ in range(3)]
     for call in calls[:2]:
         journal.append(call)
-    with closing(IngestSupervisor("postgresql://h/d", folder)) as delivery:
-        assert delivery.run()
+    with closing(IngestSupervisor("postgresql://h/d", folder)) as supervisor:
+        assert supervisor.run()
         server.path = tmp_path / "new.db"
         server.cut = True
         journal.append(calls[2])
-        assert delivery.run()
+        assert supervisor.run()
     assert server.kept() == sorted(call.call_id for call in calls)
     journal.rotate()
 
@@ -70,28 +70,28 @@ def test_much_is_caught_up_with_in_rounds(server: Server, folder: Path, new_call
     write(folder, *calls)
     told: list[str] = []
     server.down = "down"
-    delivery = IngestSupervisor("postgresql://h/d", folder, tell=told.append)
-    assert not delivery.run()
+    supervisor = IngestSupervisor("postgresql://h/d", folder, report=told.append)
+    assert not supervisor.run()
     server.down = None
     runs = 0
-    while not delivery.run(0.01, now=True):
-        assert delivery.behind
+    while not supervisor.run(0.01, now=True):
+        assert supervisor.behind
         assert len(told) == 1
         runs += 1
     assert runs > 1
-    assert told[1:] == ["the ledger can be used again; the 3,000 records that have waited are in it"]
+    assert told[1:] == ["the ledger can be used again; it now has the 3,000 records that waited"]
     assert server.kept() == sorted(call.call_id for call in calls)
-    delivery.close()
+    supervisor.close()
 
 
 def test_a_segment_that_cannot_be_read_is_no_outage(server: Server, folder: Path, new_call: NewCall) -> None:
     """The ledger is not left alone for it: all other segments go on at once."""
     write(folder, new_call())
     (folder / "1-blocked.jsonl").mkdir()
-    with closing(IngestSupervisor("postgresql://h/d", folder)) as delivery:
+    with closing(IngestSupervisor("postgresql://h/d", folder)) as supervisor:
         for count in (1, 2, 3):
             with pytest.raises(UnreadableJournal, match=r"1-blocked\.jsonl"):
-                delivery.run()
+                supervisor.run()
             assert len(server.kept()) == count
             write(folder, new_call())
 
@@ -100,13 +100,13 @@ def test_the_last_delivery_is_noted(server: Server, folder: Path, new_call: NewC
     """In the lock's file, when records have arrived; not when the server was down."""
     write(folder, new_call())
     lock = IngestLock(folder)
-    with closing(IngestSupervisor("postgresql://h/d", folder)) as delivery:
+    with closing(IngestSupervisor("postgresql://h/d", folder)) as supervisor:
         server.down = "down"
-        assert not delivery.run()
+        assert not supervisor.run()
         assert lock.last_delivery() is None
         assert lock.is_locked()
         server.down = None
-        assert delivery.run(now=True)
+        assert supervisor.run(now=True)
         assert re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ", lock.last_delivery() or "")
     assert not lock.is_locked()
 

@@ -51,7 +51,7 @@ def test_a_sidecar_keeps_trying(scripts: Scripts) -> None:
     assert [re.sub(r":.*", "", line.removeprefix("voight: ").strip()) for line in lines] == [
         f"ingesting {scripts.journal} into sqlite",
         "calls stay in the journal for now",
-        "the ledger can be used again; the 30 records that have waited are in it",
+        "the ledger can be used again; it now has the 30 records that waited",
     ]
     assert ids_of(scripts) == sorted(ids)
 

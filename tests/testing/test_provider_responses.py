@@ -110,7 +110,7 @@ def test_what_is_reset_is_forgotten(one: openai.OpenAI, provider: LoopbackProvid
 
 def test_the_oldest_is_forgotten(one: openai.OpenAI, patch: Patch) -> None:
     """So much is kept and no more."""
-    patch("KEPT_THINGS", 2)
+    patch("MAX_OBJECTS", 2)
     first, second, third = (one.responses.create(**ASK).id for _ in range(3))
 
     assert [one.responses.retrieve(kept).id for kept in (second, third)] == [second, third]

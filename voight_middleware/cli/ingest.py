@@ -80,7 +80,9 @@ def say(text: str) -> None:
 class _Sidecar:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.delivery = IngestSupervisor(settings.ledger, settings.journal, settings.prices, gentle=False, tell=say, events=settings.events)
+        self.delivery = IngestSupervisor(
+            settings.ledger, settings.journal, settings.prices, gentle=False, report=say, events=settings.events
+        )
         self._signals: queue.SimpleQueue[int] = queue.SimpleQueue()  # no Event: a handler that runs inside its lock would wait for ever
         self._unreadable: str | None = None
 

@@ -1,12 +1,13 @@
 """
-Metrics out for Prometheus, through ``prometheus_client``::
+Metrics for Prometheus, through ``prometheus_client``::
 
     voight.configure(listeners=[PrometheusMetrics()])
     app.mount("/metrics", prometheus_client.make_asgi_app())
 
-With several worker processes, set ``PROMETHEUS_MULTIPROC_DIR`` as https://prometheus.github.io/client_python/multiprocess/ says:
-each worker counts its own calls into files of that folder, and ``prometheus_text()`` in any of them answers with the sums.
-Without it, every worker answers with its own calls, and a scrape shows whichever worker it met.
+With several worker processes, set ``PROMETHEUS_MULTIPROC_DIR``
+(https://prometheus.github.io/client_python/multiprocess/). Then each worker counts its own calls in
+files of that folder, and ``prometheus_text()`` returns the sums in any worker. Without it, a scrape
+shows only the calls of the worker that responds.
 
 ===================================== ========= ====================================================
 metric                                kind      labels besides provider, operation, model and plan
@@ -18,7 +19,7 @@ metric                                kind      labels besides provider, operati
 ``voight_time_to_first_token_seconds`` histogram
 ===================================== ========= ====================================================
 
-A metric is a floating-point number and is lost with its process; the ledger is the truth.
+A metric is a floating-point number, and is lost with its process. The ledger is exact.
 """
 
 from __future__ import annotations
@@ -41,13 +42,16 @@ _COMMON = ("provider", "operation", "model", "plan")
 
 class PrometheusMetrics:
     """
-    Counts every call, for ``configure(listeners=[…])``. Runs on a background thread; no label is a user or a tenant.
+    Counts every call, for ``configure(listeners=[…])``. Runs on the listeners' thread. No label is
+    a user or a tenant.
 
     Args:
-        registry: Where the metrics are registered: once per registry, by default that of ``prometheus_client``.
-        plans: The plans that there are, all others being ``other``; by default the first *most_plans* that are seen.
-        most_models: How many models have a name of their own, in each process.
-        most_plans: How many plans have.
+        registry: The registry of the metrics, by default that of ``prometheus_client``. A registry
+            takes them only once.
+        plans: The known plans; all others become ``other``. By default the first *most_plans* that
+            occur.
+        most_models: How many models keep their name, in each process.
+        most_plans: How many plans keep their name, in each process.
     """
 
     def __init__(
@@ -86,10 +90,13 @@ class PrometheusMetrics:
 
 def prometheus_text(registry: CollectorRegistry = REGISTRY) -> bytes:
     """
-    What Prometheus scrapes, in its text format: the sums over all workers where ``PROMETHEUS_MULTIPROC_DIR`` is set, else *registry*.
+    Return the metrics in the text format of Prometheus.
+
+    If ``PROMETHEUS_MULTIPROC_DIR`` is set, they are the sums over all workers; else those of
+    *registry*.
 
     Raises:
-        ValueError: ``PROMETHEUS_MULTIPROC_DIR`` names no folder.
+        ValueError: ``PROMETHEUS_MULTIPROC_DIR`` is not a folder.
     """
     if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
         registry = CollectorRegistry()

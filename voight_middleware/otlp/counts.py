@@ -1,9 +1,10 @@
 """
-The counts of a span as a usage of ours, normalised once for each convention.
+The counts of a span as a usage, normalized for each convention.
 
-OpenTelemetry's and OpenInference's input includes what was read from a cache or written to it, and their output includes reasoning;
-the Vercel AI SDK's differs by its version. A count that is not there is None. One that is there and is no count becomes -1, which
-the ingester refuses with a reason: the call is kept, without a price.
+In OpenTelemetry and OpenInference, the input includes cache reads and cache writes, and the output
+includes reasoning. In the Vercel AI SDK, this depends on the version. A missing count is None. An
+invalid count becomes -1, which the ingester refuses with a reason: the call is stored without a
+price.
 """
 
 from __future__ import annotations
@@ -26,22 +27,22 @@ _NO_COUNT = -1
 _MAX_COUNT = 2**53
 
 _EXCLUDING_CACHE = frozenset({"anthropic", "bedrock", "vertex"})
-"""Whose input the Vercel AI SDK before version 6 reported as Anthropic and Bedrock do: without what the cache was asked for."""
+"""Providers whose input excluded cache reads and writes in the Vercel AI SDK before version 6."""
 
 
 class Reported(NamedTuple):
-    """A usage as the journal carries it."""
+    """A usage in the format of the journal."""
 
     raw: str
     """JSON."""
     dialect: str
     input: int | None
-    """All input tokens, to compare spans by."""
+    """All input tokens, to compare spans."""
     output: int | None
 
 
 def reported(attributes: Attributes, provider: str) -> Reported | None:
-    """The usage that a span reports; None where it reports none."""
+    """Return the usage that a span reports; None if it reports none."""
     if "ai.operationId" in attributes:
         return _vercel(attributes, provider)
     return _usage(_openinference(attributes)) or _usage(_opentelemetry(attributes)) or _langfuse(attributes)
@@ -56,8 +57,8 @@ def _usage(usage: Usage) -> Reported | None:
 _NOTHING = Usage()
 
 
-def _as_it_is(usage: Mapping[str, Any], dialect: str) -> Reported:
-    """The provider's own usage, passed on by a library."""
+def _unchanged(usage: Mapping[str, Any], dialect: str) -> Reported:
+    """Return the provider's own usage, passed on by a library."""
     parts: tuple[Component, ...] = ()
     with contextlib.suppress(UsageError):
         parts = read_usage(dialect, usage)
@@ -71,8 +72,10 @@ def _as_it_is(usage: Mapping[str, Any], dialect: str) -> Reported:
 
 def _count(attributes: Attributes, *names: str) -> int | None:
     """
-    The first of these attributes that is a number. A whole number may come as a double or a text: JavaScript has no other, and
-    JSON writes 64 bits so. The Vercel AI SDK writes NaN for what it does not know.
+    Return the first of these attributes that is a number.
+
+    A whole number may be a double (JavaScript has no integers) or a text (64 bits in JSON). The
+    Vercel AI SDK writes NaN for an unknown count.
     """
     for name in names:
         value = attributes.get(name)
@@ -89,7 +92,7 @@ def _count(attributes: Attributes, *names: str) -> int | None:
 
 
 def _rest(total: int | None, *parts: int | None) -> int | None:
-    """What *parts* leave of *total*."""
+    """Return *total* minus *parts*."""
     if total is None:
         return None
     if total < 0 or any(part is not None and part < 0 for part in parts):
@@ -100,8 +103,9 @@ def _rest(total: int | None, *parts: int | None) -> int | None:
 
 def _beside_cache(total: int | None, read: int | None, written: int | None) -> int | None:
     """
-    The input that was neither read from the cache nor written to it. A *total* that is less than its parts is none: it is of a
-    library that leaves them out of it, as Anthropic's own API does.
+    Return the input that was neither read from the cache nor written to it.
+
+    If *total* is less than its parts, it already excludes them, as in Anthropic's own API.
     """
     rest = _rest(total, read, written)
     return total if rest == _NO_COUNT and min(total or 0, read or 0, written or 0) >= 0 else rest
@@ -114,8 +118,9 @@ def _sum(*counts: int | None) -> int | None:
 
 def _with_reasoning(output: int | None, reasoning: int | None, total: int | None, inputs: int | None) -> int | None:
     """
-    The output with what was thought, where the *total* says that *output* is without it: Gemini and xAI count it beside, and some
-    libraries pass that on.
+    Return the output including reasoning, if *total* shows that *output* excludes it.
+
+    Gemini and xAI count reasoning separately, and some libraries pass that on.
     """
     if output is None or inputs is None or total is None or not reasoning or min(output, inputs, reasoning) < 0:
         return output
@@ -124,41 +129,44 @@ def _with_reasoning(output: int | None, reasoning: int | None, total: int | None
 
 def _opentelemetry(attributes: Attributes) -> Usage:
     """
-    Source: OpenTelemetry, "Semantic conventions for generative AI spans", ``gen_ai.usage.*``: input tokens include cached ones. Beside
-    them: the former ``prompt_tokens``; ``cache_write`` of anthropic 2.x; the names of OpenLLMetry (opentelemetry-semantic-conventions-ai
-    0.5) and of pydantic-ai (``gen_ai.usage.details.*``).
+    Source: OpenTelemetry, "Semantic conventions for generative AI spans", ``gen_ai.usage.*``: input
+    tokens include cached ones.
+
+    Also read: the former ``prompt_tokens``; ``cache_write`` of anthropic 2.x; the names of
+    OpenLLMetry (opentelemetry-semantic-conventions-ai 0.5) and of pydantic-ai
+    (``gen_ai.usage.details.*``).
     """
-    own = "gen_ai.usage"
+    prefix = "gen_ai.usage"
     read = _count(
         attributes,
-        *(f"{own}.cache_read.input_tokens", f"{own}.cache_read_input_tokens", f"{own}.input_tokens.cached"),
-        f"{own}.details.cache_read_tokens",
+        *(f"{prefix}.cache_read.input_tokens", f"{prefix}.cache_read_input_tokens", f"{prefix}.input_tokens.cached"),
+        f"{prefix}.details.cache_read_tokens",
     )
     read = read if read is not None else _of_litellm(attributes, "cached_tokens")
     written_5m = _count(attributes, "anthropic.usage.cache_creation.ephemeral_5m_input_tokens")
     written_1h = _count(attributes, "anthropic.usage.cache_creation.ephemeral_1h_input_tokens")
     written = _count(
         attributes,
-        *(f"{own}.cache_creation.input_tokens", f"{own}.cache_write.input_tokens", f"{own}.cache_creation_input_tokens"),
-        f"{own}.details.cache_write_tokens",
+        *(f"{prefix}.cache_creation.input_tokens", f"{prefix}.cache_write.input_tokens", f"{prefix}.cache_creation_input_tokens"),
+        f"{prefix}.details.cache_write_tokens",
     )
     written = written if written is not None else _of_litellm(attributes, "cache_creation_input_tokens")
-    total_in = _count(attributes, f"{own}.input_tokens", f"{own}.prompt_tokens", "llm.usage.prompt_tokens")
-    total_out = _count(attributes, f"{own}.output_tokens", f"{own}.completion_tokens", "llm.usage.completion_tokens")
+    total_in = _count(attributes, f"{prefix}.input_tokens", f"{prefix}.prompt_tokens", "llm.usage.prompt_tokens")
+    total_out = _count(attributes, f"{prefix}.output_tokens", f"{prefix}.completion_tokens", "llm.usage.completion_tokens")
     reasoning = _count(
         attributes,
-        *(f"{own}.reasoning.output_tokens", f"{own}.reasoning_tokens", f"{own}.output_tokens.reasoning"),
-        f"{own}.details.reasoning_tokens",
+        *(f"{prefix}.reasoning.output_tokens", f"{prefix}.reasoning_tokens", f"{prefix}.output_tokens.reasoning"),
+        f"{prefix}.details.reasoning_tokens",
     )
-    total = _count(attributes, f"{own}.total_tokens", "llm.usage.total_tokens")
+    total = _count(attributes, f"{prefix}.total_tokens", "llm.usage.total_tokens")
     total_out = _with_reasoning(total_out, reasoning, total, total_in)
-    audio_in = _count(attributes, f"{own}.audio.input_tokens", f"{own}.details.input_audio_tokens")
-    audio_read = _count(attributes, f"{own}.audio.cache_read.input_tokens", f"{own}.details.cache_audio_read_tokens")
-    audio_out = _count(attributes, f"{own}.audio.output_tokens", f"{own}.details.output_audio_tokens")
+    audio_in = _count(attributes, f"{prefix}.audio.input_tokens", f"{prefix}.details.input_audio_tokens")
+    audio_read = _count(attributes, f"{prefix}.audio.cache_read.input_tokens", f"{prefix}.details.cache_audio_read_tokens")
+    audio_out = _count(attributes, f"{prefix}.audio.output_tokens", f"{prefix}.details.output_audio_tokens")
     full_audio = _rest(audio_in, audio_read)
     all_written = written if written is not None else _sum(written_5m, written_1h)
     plain = _beside_cache(total_in, read, all_written)
-    # anthropic 2.x: what compactions took is billed beside what the span calls its usage
+    # anthropic 2.x: the tokens of compactions are billed in addition to the span's usage
     compacted_in = _count(attributes, "anthropic.usage.compaction.input_tokens")
     compacted_out = _count(attributes, "anthropic.usage.compaction.output_tokens")
     split = written_5m is not None or written_1h is not None
@@ -177,22 +185,26 @@ def _opentelemetry(attributes: Attributes) -> Usage:
 
 
 def _of_litellm(attributes: Attributes, name: str) -> int | None:
-    """Source: package litellm 1, ``integrations/opentelemetry.py``: cached tokens are in ``metadata.usage_object`` alone, a Python repr."""
-    found = re.search(rf"'{name}': (\d{{1,15}})\b", text(attributes.get("metadata.usage_object")) or "")
-    return int(found[1]) if found is not None else None
+    """
+    Source: package litellm 1, ``integrations/opentelemetry.py``. Cached tokens are only in
+    ``metadata.usage_object``, a Python repr.
+    """
+    match = re.search(rf"'{name}': (\d{{1,15}})\b", text(attributes.get("metadata.usage_object")) or "")
+    return int(match[1]) if match is not None else None
 
 
 def _openinference(attributes: Attributes) -> Usage:
     """
-    Source: OpenInference, "Semantic conventions", ``llm.token_count.*``: the details are parts of prompt and completion.
+    Source: OpenInference, "Semantic conventions", ``llm.token_count.*``. The details are parts of
+    prompt and completion.
     """
-    own = "llm.token_count"
-    read = _count(attributes, f"{own}.prompt_details.cache_read", f"{own}.prompt_details.cache_input")
-    written = _count(attributes, f"{own}.prompt_details.cache_write")
-    audio_in = _count(attributes, f"{own}.prompt_details.audio")
-    audio_out = _count(attributes, f"{own}.completion_details.audio")
-    total_in, reasoning = _count(attributes, f"{own}.prompt"), _count(attributes, f"{own}.completion_details.reasoning")
-    total_out = _with_reasoning(_count(attributes, f"{own}.completion"), reasoning, _count(attributes, f"{own}.total"), total_in)
+    prefix = "llm.token_count"
+    read = _count(attributes, f"{prefix}.prompt_details.cache_read", f"{prefix}.prompt_details.cache_input")
+    written = _count(attributes, f"{prefix}.prompt_details.cache_write")
+    audio_in = _count(attributes, f"{prefix}.prompt_details.audio")
+    audio_out = _count(attributes, f"{prefix}.completion_details.audio")
+    total_in, reasoning = _count(attributes, f"{prefix}.prompt"), _count(attributes, f"{prefix}.completion_details.reasoning")
+    total_out = _with_reasoning(_count(attributes, f"{prefix}.completion"), reasoning, _count(attributes, f"{prefix}.total"), total_in)
     return Usage(
         input=_rest(_beside_cache(total_in, read, written), audio_in),
         cache_read=read,
@@ -206,19 +218,24 @@ def _openinference(attributes: Attributes) -> Usage:
 
 def _vercel(attributes: Attributes, provider: str) -> Reported | None:
     """
-    Source: package ``ai`` 6.0, ``src/generate-text/generate-text.ts``: ``inputTokens`` is the total, ``inputTokenDetails`` its parts;
-    ``src/embed/embed.ts``: ``ai.usage.tokens``. Version 5 has no details, and ``cachedInputTokens`` beside what the provider calls its
-    input; version 4 ``promptTokens`` and ``completionTokens``, and cached tokens of OpenAI in ``ai.response.providerMetadata`` alone
-    (``@ai-sdk/openai`` 1, ``cachedPromptTokens``). The providers of Anthropic and Google pass their own usage on there (``usage``;
-    ``@ai-sdk/google`` 2 ``usageMetadata``, whose thoughts version 5 leaves out of the output): where it is, it is taken as it is.
+    Source: package ``ai`` 6.0, ``src/generate-text/generate-text.ts``: ``inputTokens`` is the
+    total, ``inputTokenDetails`` its parts; ``src/embed/embed.ts``: ``ai.usage.tokens``.
+
+    Version 5 has no details; it has ``cachedInputTokens``, and the provider's own definition of
+    input. Version 4 has ``promptTokens`` and ``completionTokens``, and OpenAI's cached tokens only
+    in ``ai.response.providerMetadata`` (``@ai-sdk/openai`` 1, ``cachedPromptTokens``).
+
+    The SDK's providers for Anthropic and Google put their own usage there (``usage``;
+    ``@ai-sdk/google`` 2: ``usageMetadata``, whose thoughts version 5 excludes from the output). If
+    present, that usage is taken unchanged.
     """
     metadata = json_object(attributes.get("ai.response.providerMetadata"))
     anthropic = _part(metadata, "anthropic")
     if isinstance(usage := anthropic.get("usage"), dict) and type(usage.get("input_tokens")) is int:
-        return _as_it_is(usage, "messages")
+        return _unchanged(usage, "messages")
     for name in ("google", "vertex"):
         if type((usage := _part(_part(metadata, name), "usageMetadata")).get("promptTokenCount")) is int:
-            return _as_it_is(usage, "generate_content")
+            return _unchanged(usage, "generate_content")
     details = "ai.usage.inputTokenDetails"
     total_in = _count(attributes, "ai.usage.inputTokens", "ai.usage.promptTokens", "gen_ai.usage.input_tokens", "ai.usage.tokens")
     total_out = _count(attributes, "ai.usage.outputTokens", "ai.usage.completionTokens", "gen_ai.usage.output_tokens")
@@ -249,15 +266,16 @@ def _vercel(attributes: Attributes, provider: str) -> Reported | None:
 
 def _langfuse(attributes: Attributes) -> Reported | None:
     """
-    Source: Langfuse, "OpenTelemetry", "Property mapping": ``langfuse.observation.usage_details``, a JSON object; "Token & cost
-    tracking": the usage of OpenAI's format, or ``input`` and ``output``, whose other keys are beside them.
+    Source: Langfuse, "OpenTelemetry", "Property mapping": ``langfuse.observation.usage_details``, a
+    JSON object. "Token & cost tracking": the usage has OpenAI's format, or ``input`` and ``output``
+    with other keys that they exclude.
     """
     details = json_object(attributes.get("langfuse.observation.usage_details"))
     if not details:
         return None
     dialect = recognise(details)
     if dialect is not None and "input" not in details and "output" not in details:
-        return _as_it_is(details, dialect)
+        return _unchanged(details, dialect)
     return _usage(
         Usage(
             input=_count(details, "input"),

@@ -1,6 +1,8 @@
 """
-The framing of protobuf around the spans of a request, and of a long span. It is read here because the protobuf library makes an object of
-every message, which costs fifty times the bytes of an empty one.
+The protobuf framing around the spans of a request, and inside a long span.
+
+The protobuf library makes an object of every message. For an empty one, that takes fifty times its
+bytes. So this module reads the framing itself.
 
 Source: Protocol Buffers, "Encoding"; ``opentelemetry/proto/trace/v1/trace.proto``.
 """
@@ -15,30 +17,33 @@ from voight_middleware.otlp.spans import MAX_TEXT, wanted
 MAX_SPANS = 50_000
 """How many spans one body may hold."""
 MAX_PARTS = 400_000
-"""How many fields around the spans of one body are read, in less than a second."""
+"""How many fields around the spans of one body are read. That takes less than a second."""
 LONG_SPAN = 256 * 1024
-"""A span of more bytes is read without the attributes that nobody looks at."""
+"""A longer span, in bytes, loses its unused attributes before it is decoded."""
 _MAX_SPAN_PARTS = 10_000
 """How many fields a long span may have."""
 _MAX_VALUE = 4 * MAX_TEXT + 1024
-"""Bytes of an attribute that may be looked at: its text in UTF-8, and its key."""
+"""The maximum size of an attribute, in bytes: its text in UTF-8, and its key."""
 _ATTRIBUTES, _UNUSED = 9, frozenset({3, 13})  # trace_state and links
 
 
 class Malformed(ValueError):
-    """A body that is not what its type says."""
+    """A body that does not match its content type."""
 
 
 class TooLarge(ValueError):
-    """A body with more in it than is taken at once."""
+    """A body that exceeds a limit."""
 
 
 class Unusable(ValueError):
-    """One span that cannot be used; the others of its body can."""
+    """One span that cannot be used. The other spans of its body can."""
 
 
 class ScopeSpans(NamedTuple):
-    """The attributes of a resource, the name of one of its scopes, and where the scope's spans are in the body."""
+    """
+    The attributes of a resource, the name of one of its scopes, and the positions of the scope's
+    spans in the body.
+    """
 
     resource: dict[str, Any]
     scope: str
@@ -46,24 +51,26 @@ class ScopeSpans(NamedTuple):
 
 
 class _Fields:
-    """The fields of a body's messages, as many as *most* in all."""
+    """The fields of a body's messages, up to *limit* in total."""
 
-    def __init__(self, body: bytes, most: int) -> None:
+    def __init__(self, body: bytes, limit: int) -> None:
         self.body = body
-        self.left = most
+        self.remaining = limit
 
     def of(self, at: int, end: int) -> Iterator[tuple[int, bool, int, int]]:
         """
-        Return of each field of the message from *at* to *end*: number, whether it has a length, where its content starts and ends.
+        Yield the fields of the message from *at* to *end*.
+
+        Each field is its number, whether it has a length, and the start and end of its content.
 
         Raises:
-            Malformed: It is not a message.
-            TooLarge: The body has more fields than may be read.
+            Malformed: The bytes are not a message.
+            TooLarge: The body has more fields than the limit.
         """
         body = self.body
         while at < end:
-            self.left -= 1
-            if self.left < 0:
+            self.remaining -= 1
+            if self.remaining < 0:
                 raise TooLarge("too many parts in one request")
             tag, at = (body[at], at + 1) if body[at] < 0x80 else _varint(body, at, end)
             kind = tag & 7
@@ -80,17 +87,17 @@ class _Fields:
             else:
                 raise Malformed(f"a field of kind {kind}")
             if at > end:
-                raise Malformed("a message that ends before its end")
+                raise Malformed("an incomplete message")
             yield tag >> 3, kind == 2, start, at
 
     def messages(self, at: int, end: int, wanted_number: int) -> Iterator[tuple[int, int]]:
-        """Return start and end of each field of this number."""
+        """Yield start and end of each field with this number."""
         for number, has_length, start, stop in self.of(at, end):
             if has_length and number == wanted_number:
                 yield start, stop
 
     def key(self, at: int, end: int) -> str:
-        """Return the key of a ``KeyValue``; empty for one that is too long to be looked at."""
+        """Return the key of a ``KeyValue``; an empty text if it is too long."""
         key = b""
         for start, stop in self.messages(at, end, 1):
             key = self.body[start:stop] if stop - start <= _MAX_VALUE else b""
@@ -111,15 +118,15 @@ def _varint(body: bytes, at: int, end: int) -> tuple[int, int]:
 
 def scopes_of(body: bytes, pair: Callable[[bytes], Any]) -> Iterator[ScopeSpans]:
     """
-    Return each ``ScopeSpans`` of an ``ExportTraceServiceRequest`` that has spans.
+    Yield each ``ScopeSpans`` with spans of an ``ExportTraceServiceRequest``.
 
     Args:
         body: The request.
         pair: Decodes a ``KeyValue``.
 
     Raises:
-        Malformed: It is not a request.
-        TooLarge: It has too many spans, or too much around them.
+        Malformed: The body is not such a request.
+        TooLarge: It has too many spans, or too many fields around them.
     """
     fields, count = _Fields(body, MAX_PARTS), 0
     for start, end in fields.messages(0, len(body), 1):  # resource_spans
@@ -129,13 +136,13 @@ def scopes_of(body: bytes, pair: Callable[[bytes], Any]) -> Iterator[ScopeSpans]
             if has_length and number == 1:
                 resource.update(_resource(fields, at, to, pair))
             elif has_length and number == 2 and to > at:
-                one = _scope(fields, at, to, resource, MAX_SPANS - count)
-                count += len(one.spans)
-                scopes += [one] if one.spans else []
+                scope = _scope(fields, at, to, resource, MAX_SPANS - count)
+                count += len(scope.spans)
+                scopes += [scope] if scope.spans else []
         yield from scopes
 
 
-def _scope(fields: _Fields, start: int, end: int, resource: dict[str, Any], most: int) -> ScopeSpans:
+def _scope(fields: _Fields, start: int, end: int, resource: dict[str, Any], limit: int) -> ScopeSpans:
     name, spans = b"", list[tuple[int, int]]()
     for number, has_length, at, to in fields.of(start, end):
         if has_length and number == 1:
@@ -143,7 +150,7 @@ def _scope(fields: _Fields, start: int, end: int, resource: dict[str, Any], most
                 name = fields.body[begin : min(stop, begin + _MAX_VALUE)]
         elif has_length and number == 2:
             spans.append((at, to))
-            if len(spans) > most:
+            if len(spans) > limit:
                 raise TooLarge(f"more than {MAX_SPANS:,} spans in one request")
     return ScopeSpans(resource, name.decode(errors="replace")[:MAX_TEXT], spans)
 
@@ -158,17 +165,18 @@ def _resource(fields: _Fields, start: int, end: int, pair: Callable[[bytes], Any
 
 
 def of_resource(key: str) -> bool:
-    """Return whether the attribute *key* of a resource is looked at."""
+    """Return whether the attribute *key* of a resource is read."""
     return key in {"service.name", "service.version"}
 
 
 def slim_span(span: bytes) -> bytes:
     """
-    Return a span without what nobody looks at, where it is a long one: attributes such as prompts are dropped before they are unpacked.
+    Return a span without unused parts if it is long. Attributes such as prompts are dropped before
+    they are decoded.
 
     Raises:
-        Malformed: It is not a message.
-        Unusable: It has too much that is looked at.
+        Malformed: The bytes are not a message.
+        Unusable: The used parts alone are too long.
     """
     if len(span) <= LONG_SPAN:
         return span

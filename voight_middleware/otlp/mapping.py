@@ -15,8 +15,9 @@ from voight_middleware.records.call import Call, job_call_id
 from voight_middleware.records.tag_values import clean_value
 from voight_middleware.records.tags import Owner
 
-# OpenTelemetry, "Semantic conventions for generative AI", `gen_ai.provider.name`, and the values of the former `gen_ai.system`; the
-# Vercel AI SDK's providers, by how their names begin; OpenInference's `llm.provider` and `llm.system`.
+# OpenTelemetry, "Semantic conventions for generative AI", `gen_ai.provider.name`, and the values of
+# the former `gen_ai.system`; the Vercel AI SDK's providers, by how their names begin;
+# OpenInference's `llm.provider` and `llm.system`.
 _PROVIDERS = (
     ("azure", "azure"),
     ("az.ai", "azure"),
@@ -44,11 +45,11 @@ _CLASS = re.compile(r"[A-Za-z_][A-Za-z0-9_.:\-]{0,119}")
 _HOST = re.compile(r"[A-Za-z0-9_.:\-]{1,253}")
 _CANCELLED = frozenset({"CancelledError", "Cancelled", "AbortError", "GeneratorExit", "KeyboardInterrupt"})
 _MAX_TEXT = 1_000_000_000_000_000
-"""Microseconds; some thirty years. A longer duration is a clock that was set."""
+"""Microseconds: about thirty years. A longer duration means that the clock was set meanwhile."""
 
 
 class Reading(NamedTuple):
-    """What a span stands for; of one that is a call, metered or not, the call and its owner."""
+    """The role of a span. If it is a call, metered or not, also the call and its owner."""
 
     role: Role
     call: Call | None = None
@@ -57,7 +58,9 @@ class Reading(NamedTuple):
 
 
 def read(span: Span) -> Reading:
-    """What *span* stands for. Pure: the same span is always the same call, with the same id."""
+    """
+    Return the reading of *span*. Pure: the same span is always the same call, with the same id.
+    """
     role = role_of(span)
     if role not in ("call", "ours"):
         return Reading(role)
@@ -91,26 +94,26 @@ def read(span: Span) -> Reading:
 
 
 def call_id(key: Key) -> str:
-    """The id of the call that a span tells of: the span may be sent again, to whomever, and means the same call."""
+    """Return the id of a span's call. It is the same if the span is sent again, to any receiver."""
     return job_call_id(f"span/{key.trace_id}/{key.span_id}")
 
 
 def response_id(attributes: Mapping[str, Any]) -> str | None:
-    """The provider's id of the answer."""
-    found = first_text(attributes, "gen_ai.response.id", "ai.response.id")
-    return clean_value(found) if found is not None else None
+    """Return the provider's id of the response."""
+    value = first_text(attributes, "gen_ai.response.id", "ai.response.id")
+    return clean_value(value) if value is not None else None
 
 
 def _models(attributes: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    """The model that was asked for, and the one that has answered, as far as the span tells them apart."""
+    """Return the requested model and the responding one, if the span distinguishes them."""
     requested = first_text(attributes, "gen_ai.request.model", "ai.model.id", "llm.request.model_name")
-    answered = first_text(attributes, "gen_ai.response.model", "ai.response.model", "llm.response.model_name")
+    responding = first_text(attributes, "gen_ai.response.model", "ai.response.model", "llm.response.model_name")
     either = first_text(attributes, "llm.model_name", "embedding.model_name", "langfuse.observation.model.name")
-    return _named(requested or either), _named(answered or (either if requested is None else None))
+    return _named(requested or either), _named(responding or (either if requested is None else None))
 
 
 def _named(model: str | None) -> str | None:
-    """A model's name as it is kept: of a bounded length, and safe to print."""
+    """Return a model name to store: of bounded length, and safe to print."""
     return None if model is None else clean_value(model)
 
 
@@ -122,7 +125,8 @@ def _provider(attributes: Mapping[str, Any], scope: str) -> str:
     for begin, provider in _PROVIDERS:
         if name.startswith(begin):
             return provider
-    return clean_value(name.partition(".")[0][:100]) or "unknown"  # `groq.chat`: what stands behind the dot is the Vercel AI SDK's own
+    # `groq.chat`: the Vercel AI SDK appends the part after the dot
+    return clean_value(name.partition(".")[0][:100]) or "unknown"
 
 
 def _host(attributes: Mapping[str, Any]) -> str | None:
@@ -139,8 +143,8 @@ def _host(attributes: Mapping[str, Any]) -> str | None:
 def _outcome(span: Span) -> tuple[str, str | None]:
     if not span.failed:
         return "ok", None
-    said = text(span.attributes.get("error.type"))
-    name = next((one for one in (span.exception, said) if one is not None and _CLASS.fullmatch(one)), None)
+    candidates = (span.exception, text(span.attributes.get("error.type")))
+    name = next((candidate for candidate in candidates if candidate is not None and _CLASS.fullmatch(candidate)), None)
     short = None if name is None else name.rpartition(".")[2]
     return ("cancelled" if short in _CANCELLED else "error"), short
 
@@ -153,11 +157,17 @@ def _streamed(attributes: Mapping[str, Any]) -> bool:
 
 
 def _time_to_first_token(span: Span) -> int | None:
-    """Microseconds. Source of the two units: OpenTelemetry's conventions (seconds), the Vercel AI SDK's documentation (milliseconds)."""
+    """
+    Return the time to first token in microseconds.
+
+    Sources of the units: OpenTelemetry's conventions (seconds), the Vercel AI SDK's documentation
+    (milliseconds).
+    """
     attributes = span.attributes
     for name, factor in (
         ("gen_ai.response.time_to_first_chunk", 1_000_000),
-        ("gen_ai.client.operation.time_to_first_chunk", 1_000_000),  # the name of the metric, which @ai-sdk/otel 1.0 puts on spans
+        # the metric's name: @ai-sdk/otel 1.0 puts it on spans
+        ("gen_ai.client.operation.time_to_first_chunk", 1_000_000),
         ("gen_ai.server.time_to_first_token", 1_000_000),
         ("ai.response.msToFirstChunk", 1000),
     ):

@@ -1,4 +1,4 @@
-"""Whose call a span tells of: its user, tenant and plan, by the names that tracing tools give them."""
+"""The owner of a span's call: its user, tenant and plan, by the names that tracing tools use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from voight_middleware.otlp.spans import Span, first_text, json_object, text
 from voight_middleware.records.tags import NO_TAGS, Owner, Tags, make_tags
 
 MAX_EXTRA = 32
-"""How many extra keys a span may bring along; what is beyond them is left out."""
+"""How many extra keys of a span are stored. More are dropped."""
 
 _NAMED = {
     **dict.fromkeys(("userid", "user", "enduserid"), "user_id"),
@@ -20,7 +20,7 @@ _NAMED = {
     **dict.fromkeys(("sessionid", "session"), "session_id"),
     **{name: name for name in ("plan", "route", "release")},
 }
-"""Keys of metadata, without case, ``_`` and ``-``, and the tag that each is."""
+"""The tags of metadata keys. Keys are compared without case, ``_`` and ``-``."""
 
 _PREFIXES = (
     "traceloop.association.properties.",  # OpenLLMetry, "Associating entities with traces"
@@ -29,18 +29,20 @@ _PREFIXES = (
     "ai.settings.context.",  # Vercel AI SDK 7, package @ai-sdk/otel, `runtimeContext`
     "ai.telemetry.metadata.",  # Vercel AI SDK, "Telemetry", `experimental_telemetry.metadata`
 )
-_OBJECTS = ("langfuse.trace.metadata", "langfuse.observation.metadata", "metadata")  # JSON; the last is OpenInference's
-_USERS = ("enduser.id", "langfuse.user.id", "user.id")  # OpenTelemetry, "User" and the former "End user"
+# JSON; the last is OpenInference's
+_OBJECTS = ("langfuse.trace.metadata", "langfuse.observation.metadata", "metadata")
+# OpenTelemetry, "User" and the former "End user"
+_USERS = ("enduser.id", "langfuse.user.id", "user.id")
 _SESSIONS = ("gen_ai.conversation.id", "langfuse.session.id", "session.id")
 _OWN = frozenset(Tags.__struct_fields__) - {"extra"}
 
 
 def owner_of(span: Span) -> Owner:
     """
-    The tags that *span* carries, and how its owner came about.
+    Return the tags of *span*, and the attribution of its owner.
 
-    What is said more than once is taken from what is most on purpose: our own names, then metadata, then a tracing tool's user. The
-    user that a request has named to its provider is the owner of last resort.
+    If a tag has several sources, the most deliberate one wins: our own names, then metadata, then a
+    tracing tool's user. The user that the request named to its provider comes last.
     """
     attributes = span.attributes
     values: dict[str, object] = {}
@@ -49,8 +51,8 @@ def owner_of(span: Span) -> Owner:
         values["function"] = function
     for name, sources in (("user_id", _USERS), ("session_id", _SESSIONS)):
         for source in sources:
-            if (said := _plain(attributes.get(source))) is not None:
-                values[name] = said
+            if (plain := _plain(attributes.get(source))) is not None:
+                values[name] = plain
     if (release := text(attributes.get("langfuse.release"))) is not None:
         values["release"] = release
     for name in _OBJECTS:
@@ -61,7 +63,8 @@ def owner_of(span: Span) -> Owner:
     tags = make_tags(dict(_bounded(values))) if values else NO_TAGS
     if tags.user_id is not None:
         return Owner(tags, "tag")
-    named = first_text(attributes, "gen_ai.user", "llm.user")  # OpenLLMetry, litellm: the `user` of the request
+    # OpenLLMetry, litellm: the `user` of the request
+    named = first_text(attributes, "gen_ai.user", "llm.user")
     if named is not None:
         return Owner(tags.merge(make_tags({"user_id": named})), "request")
     return Owner(tags, "none")
@@ -79,17 +82,19 @@ def _of_resource(resource: Mapping[str, Any]) -> dict[str, object]:
 
 
 def _metadata(metadata: Mapping[str, Any]) -> dict[str, object]:
-    """The tags and extra keys that metadata of somebody's own names: what is no plain value is left out."""
+    """Return the tags and extra keys in an application's metadata. Only plain values are read."""
     values: dict[str, object] = {}
     for key, value in metadata.items():
-        said = _plain(value)
-        if said is not None and isinstance(key, str):
-            values[_NAMED.get(key.lower().replace("_", "").replace("-", ""), key)] = said
+        plain = _plain(value)
+        if plain is not None and isinstance(key, str):
+            values[_NAMED.get(key.lower().replace("_", "").replace("-", ""), key)] = plain
     return values
 
 
 def _unquoted(value: object) -> object:
-    """Langfuse's SDK for Python (3 to 5) writes a text of metadata as JSON, with its quotation marks."""
+    """
+    Remove JSON quotation marks: Langfuse's SDK for Python (3 to 5) writes metadata texts as JSON.
+    """
     if isinstance(value, str) and len(value) > 1 and value[0] == value[-1] == '"':
         with contextlib.suppress(msgspec.DecodeError, UnicodeError):
             return msgspec.json.decode(value, type=str)
@@ -97,21 +102,24 @@ def _unquoted(value: object) -> object:
 
 
 def _own(attributes: Mapping[str, Any]) -> dict[str, object]:
-    """``voight.user_id``, ``voight.plan``, …; ``voight.tag.feature`` and ``voight.extra.feature`` are extra keys."""
+    """
+    Return the tags under our own names, such as ``voight.user_id`` and ``voight.plan``.
+    ``voight.tag.feature`` and ``voight.extra.feature`` are extra keys.
+    """
     values: dict[str, object] = {}
     for key, value in attributes.items():
-        if not key.startswith("voight.") or (said := _plain(value)) is None:
+        if not key.startswith("voight.") or (plain := _plain(value)) is None:
             continue
         name = key.removeprefix("voight.")
         if name in _OWN:
-            values[name] = said
+            values[name] = plain
         elif name.startswith(("tag.", "extra.")):
-            values[name.partition(".")[2]] = said
+            values[name.partition(".")[2]] = plain
     return values
 
 
 def _plain(value: object) -> str | int | None:
-    """A value as a tag takes it. Metadata may have numbers and truth values."""
+    """Return a value that a tag can store. Metadata may have numbers and booleans."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):

@@ -1,8 +1,9 @@
 """
-The receiver: OTLP over HTTP, from exporters of any language into the journal of this process.
+The receiver: it takes OTLP over HTTP from any language, and writes to the journal of this process.
 
-A request is answered with 200 only when all of its calls are in the journal. Everything about a request is bounded: its size on the
-wire and unpacked, the spans in it, the time that its sender takes, and how many wait at once.
+The response is 200 only when all calls of a request are in the journal. Everything about a request
+is bounded: its size on the wire and unpacked, its spans, its sender's time, and the number of
+waiting requests.
 
 Source of the protocol: OpenTelemetry, "OTLP specification" 1.x, "OTLP/HTTP".
 """
@@ -46,49 +47,61 @@ except ImportError as missing:
 logger = logging.getLogger(__name__)
 
 MAX_BODY = 16 * 1024 * 1024
-"""Bytes of a request's body on the wire."""
+"""The maximum size of a request's body on the wire, in bytes."""
 MAX_UNPACKED = 64 * 1024 * 1024
-"""Bytes of a body when it is unpacked; of JSON, ``MAX_JSON``."""
+"""The maximum size of an unpacked protobuf body, in bytes."""
 MAX_JSON = 32 * 1024 * 1024
+"""The maximum size of an unpacked JSON body, in bytes."""
 SMALL_BODY = 1024 * 1024
-"""A body that is not larger unpacked is worked on at once. Larger ones take turns, in slices between which small ones are heard."""
+"""
+The maximum size of an unpacked body that is processed in one piece, in bytes. Larger ones take
+turns, in slices. Small ones run between the slices.
+"""
 MAX_WAITING = 64 * 1024 * 1024
-"""Bytes of all bodies that are being received or wait for their turn."""
+"""The maximum size of all bodies that arrive or wait, in bytes."""
 MAX_REQUESTS = 256
-"""Connections at once; further ones are told to come again."""
+"""The maximum number of connections. More get a 503."""
 BODY_SECONDS = 30.0
-"""How long a sender may take for a body."""
+"""How long a sender may take for a body, in seconds."""
 HEADER_SECONDS = 10.0
-"""How long a sender may take for its first request's headers, or for the rest of half a request's."""
+"""
+How long a sender may take for the headers of its first request, or for the rest of partial headers,
+in seconds.
+"""
 IDLE_SECONDS = 75.0
-"""How long a connection may stay open after a request."""
+"""How long a connection may stay open after a request, in seconds."""
 MAX_IDLE = 128
-"""Connections of one address whose request is not all there. Beyond it the oldest is closed, so that others are heard."""
+"""
+The maximum number of connections from one address without a complete request. Beyond it, the oldest
+is closed to make room.
+"""
 RETRY_SECONDS = 5
 STOP_SECONDS = 10
 
 _TYPES = {"application/x-protobuf": False, "application/json": True}
-"""Whether it is JSON."""
+"""The accepted content types, and whether each is JSON."""
 _SIGNALS = {"/v1/metrics": "metrics", "/v1/logs": "logs"}
-# gRPC's codes, as google.rpc.Status names them
+# gRPC status codes, for google.rpc.Status
 _INVALID, _DENIED, _EXHAUSTED, _UNAVAILABLE, _UNAUTHENTICATED, _INTERNAL = 3, 7, 8, 14, 16, 13
 _ENDED = object()
 T = TypeVar("T")
 
 
 class Refused(Exception):
-    """A request that is answered with an error."""
+    """A request that gets an error response."""
 
     def __init__(self, code: int, reason: str, grpc: int = _INVALID, **headers: str) -> None:
         super().__init__(reason)
         self.code = code
-        self.reason = clean_value(reason) or ""  # it may quote what was sent, and goes to a log
+        self.reason = clean_value(reason) or ""  # it may quote the request, and is logged
         self.grpc = grpc
         self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
 
 
 class Receiver:
-    """Takes requests for one meter. Bodies are worked on one after the other, in a thread of their own."""
+    """
+    Takes requests for one meter. One separate thread processes the bodies, one after the other.
+    """
 
     def __init__(self, meter: Meter, token: str | None = None) -> None:
         self._intake = Intake(meter)
@@ -96,13 +109,13 @@ class Receiver:
         self._large = asyncio.Lock()
         self._worker = ThreadPoolExecutor(1, "voight-otlp")
         self._waiting = 0
-        self._said: set[int] = set()
+        self._logged: set[int] = set()
         self.totals: Taken = self._intake.totals
 
     def application(self) -> Starlette:
-        """The ASGI application."""
-        routes = [Route("/v1/traces", self._answering(self._traces), methods=["POST"])]
-        routes += [Route(path, self._answering(self._dropped), methods=["POST"]) for path in _SIGNALS]
+        """Return the ASGI application."""
+        routes = [Route("/v1/traces", self._endpoint(self._traces), methods=["POST"])]
+        routes += [Route(path, self._endpoint(self._dropped), methods=["POST"]) for path in _SIGNALS]
 
         @asynccontextmanager
         async def lifespan(_app: Starlette) -> AsyncGenerator[None]:
@@ -111,7 +124,7 @@ class Receiver:
 
         return Starlette(routes=routes, lifespan=lifespan)
 
-    def _answering(self, answer: Callable[[Request, bool], Awaitable[bytes]]) -> Callable[[Request], Awaitable[Response]]:
+    def _endpoint(self, handle: Callable[[Request, bool], Awaitable[bytes]]) -> Callable[[Request], Awaitable[Response]]:
         async def endpoint(request: Request) -> Response:
             content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
             as_json = _TYPES.get(content_type, False)
@@ -120,10 +133,10 @@ class Receiver:
                 self._check_sender(request)
                 if content_type not in _TYPES:
                     raise Refused(415, f"send application/x-protobuf or application/json, not {content_type[:100] or 'nothing'}")
-                return Response(await answer(request, as_json), 200, media_type=media_type)
+                return Response(await handle(request, as_json), 200, media_type=media_type)
             except Refused as refused:
-                self._say(request, refused)
-                # What is left of the body is not read: the connection cannot be used again.
+                self._log(request, refused)
+                # The rest of the body is not read, so the connection cannot be used again.
                 headers = {**refused.headers, "connection": "close"}
                 return Response(wire.status(refused.grpc, refused.reason, as_json=as_json), refused.code, headers, media_type)
             except ClientDisconnect:
@@ -131,12 +144,15 @@ class Receiver:
 
         return endpoint
 
-    def _say(self, request: Request, refused: Refused) -> None:
-        """Log the first refusal of each status: whoever runs the receiver need not be who sends."""
-        if refused.code not in self._said:
-            self._said.add(refused.code)
-            sender = request.client.host if request.client is not None else "somebody"
-            logger.warning("a request of %s is answered with %d: %s; further ones are not logged", sender, refused.code, refused.reason)
+    def _log(self, request: Request, refused: Refused) -> None:
+        """
+        Log the first refusal of each status, as the receiver's operator may not see the sender's
+        logs.
+        """
+        if refused.code not in self._logged:
+            self._logged.add(refused.code)
+            sender = request.client.host if request.client is not None else "an unknown sender"
+            logger.warning("a request from %s gets %d: %s; further ones are not logged", sender, refused.code, refused.reason)
 
     def _check_sender(self, request: Request) -> None:
         if self._token is None:
@@ -155,16 +171,16 @@ class Receiver:
         body = await self._body(request)
         size = len(body)
         try:
-            taken = await self._taken(body, encoding, as_json)
+            taken = await self._process(body, encoding, as_json)
         finally:
             self._waiting -= size
         if not taken.rejected:
             return b"{}" if as_json else b""
-        why = "; ".join(f"{reason} ({count:,} times)" for reason, count in taken.why.most_common(5))
-        return wire.export_response(taken.rejected, f"not used: {why}", as_json=as_json)
+        reasons = "; ".join(f"{reason} ({count:,} times)" for reason, count in taken.why.most_common(5))
+        return wire.export_response(taken.rejected, f"not used: {reasons}", as_json=as_json)
 
-    async def _taken(self, packed: bytes, encoding: str, as_json: bool) -> Taken:
-        """Take a body. Of large ones only one is unpacked at a time: each may have 64 MB."""
+    async def _process(self, packed: bytes, encoding: str, as_json: bool) -> Taken:
+        """Process a body. Only one large body is unpacked at a time: each may have 64 MB."""
         taken = Taken()
 
         def small() -> bool:
@@ -189,30 +205,33 @@ class Receiver:
 
     async def _in_worker(self, work: Callable[[], T]) -> T:
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._worker, _answered, work)
+            return await asyncio.get_running_loop().run_in_executor(self._worker, _refusing, work)
         except RuntimeError as error:  # the worker has been shut down
             raise Refused(503, "the receiver is stopping", _UNAVAILABLE, retry_after=str(RETRY_SECONDS)) from error
 
     async def _dropped(self, request: Request, as_json: bool) -> bytes:
-        """Metrics and logs. Refused, they would be sent again and again; so they are taken, and it is said that they go nowhere."""
+        """
+        Drop metrics and logs, with a message. A refusal would make senders repeat them again and
+        again.
+        """
         self._waiting -= len(await self._body(request))
         name = _SIGNALS[request.url.path]
-        return wire.export_response(0, f"voight reads spans only: {name} are not kept; send them elsewhere", as_json=as_json)
+        return wire.export_response(0, f"voight reads spans only; it drops {name}: send them elsewhere", as_json=as_json)
 
     async def _body(self, request: Request) -> bytes:
-        """The body. It is counted among the waiting ones until its caller takes it out again."""
+        """Return the body. Its size counts as waiting until the caller subtracts it."""
         length = request.headers.get("content-length", "")
         if length.isascii() and length.isdigit() and (len(length) > 15 or int(length) > MAX_BODY):
-            raise _too_large(f"a body has at most {MAX_BODY:,} bytes")
+            raise _too_large(f"a body may have at most {MAX_BODY:,} bytes")
         body = bytearray()
         size = 0
         try:
             async with asyncio.timeout(BODY_SECONDS):
                 async for part in request.stream():
                     if size + len(part) > MAX_BODY:
-                        raise _too_large(f"a body has at most {MAX_BODY:,} bytes")
+                        raise _too_large(f"a body may have at most {MAX_BODY:,} bytes")
                     if self._waiting + len(part) > MAX_WAITING:
-                        raise Refused(429, "too much is waiting: come again", _EXHAUSTED, retry_after="1")
+                        raise Refused(429, "too many bodies are waiting: try again later", _EXHAUSTED, retry_after="1")
                     size += len(part)
                     self._waiting += len(part)
                     body += part
@@ -220,11 +239,11 @@ class Receiver:
         except BaseException as error:
             self._waiting -= size
             if isinstance(error, TimeoutError):
-                raise Refused(408, f"a body has to be there within {BODY_SECONDS:.0f} seconds", _UNAVAILABLE) from error
+                raise Refused(408, f"send the body within {BODY_SECONDS:.0f} seconds", _UNAVAILABLE) from error
             raise
 
 
-def _answered(work: Callable[[], T]) -> T:
+def _refusing(work: Callable[[], T]) -> T:
     try:
         return work()
     except Malformed as error:
@@ -232,30 +251,30 @@ def _answered(work: Callable[[], T]) -> T:
     except TooLarge as error:
         raise _too_large(str(error)) from error
     except NotWritten as error:
-        raise Refused(503, "the journal cannot be written: come again", _UNAVAILABLE, retry_after=str(RETRY_SECONDS)) from error
+        raise Refused(503, "the journal cannot be written: try again later", _UNAVAILABLE, retry_after=str(RETRY_SECONDS)) from error
     except Exception as error:
-        logger.exception("a request could not be worked on")
-        raise Refused(500, f"an error of the receiver's own: {type(error).__name__}", _INTERNAL) from error
+        logger.exception("a request could not be processed")
+        raise Refused(500, f"internal error of the receiver: {type(error).__name__}", _INTERNAL) from error
 
 
 def _check_page(request: Request) -> None:
     """
-    Refuse what a page in a browser of this machine may have sent: its host's name leads here by DNS (rebinding).
+    Refuse requests of a web page in a browser on this machine (DNS rebinding).
 
     Raises:
-        Refused: The request names a host, or comes from a page of one, that is not this machine.
+        Refused: The request names a host, or comes from a page of a host, that is not this machine.
     """
     host, origin = request.headers.get("host", ""), request.headers.get("origin")
     if not is_loopback(host_name(host) or "") or (origin is not None and not is_loopback(host_name(origin) or "")):
-        raise Refused(403, "without a token, only senders to localhost are heard: set VOIGHT_OTLP_TOKEN", _DENIED)
+        raise Refused(403, "without a token, only requests to localhost are accepted: set VOIGHT_OTLP_TOKEN", _DENIED)
 
 
 def _too_large(reason: str) -> Refused:
-    return Refused(413, f"{reason}; send less at once", _EXHAUSTED)
+    return Refused(413, f"{reason}: send less at once", _EXHAUSTED)
 
 
 class Connection(H11Protocol):
-    """A connection that does not wait for ever, and does not keep others of its address out."""
+    """A connection that times out, and leaves room for others of its address."""
 
     idle_since = 0.0
 
@@ -263,13 +282,13 @@ class Connection(H11Protocol):
         super().connection_made(transport)
         self.idle_since = time.monotonic()
         address = self.client and self.client[0]
-        unready = [
-            one for one in self.connections if isinstance(one, Connection) and not one.has_all and (one.client and one.client[0]) == address
-        ]
+        connections = [connection for connection in self.connections if isinstance(connection, Connection) and not connection.has_all]
+        unready = [connection for connection in connections if (connection.client and connection.client[0]) == address]
         if len(unready) > MAX_IDLE:
-            oldest = min(unready, key=lambda one: one.idle_since)
+            oldest = min(unready, key=lambda connection: connection.idle_since)
             oldest.transport.close()
-            self.connections.discard(oldest)  # it counts until the loop comes round otherwise
+            # at once: uvicorn does so only in a later step of the loop
+            self.connections.discard(oldest)
 
     def on_response_complete(self) -> None:
         self.idle_since = time.monotonic()
@@ -277,12 +296,12 @@ class Connection(H11Protocol):
 
     @property
     def has_all(self) -> bool:
-        """Whether all of a request is there, and its answer is not."""
+        """Whether a complete request has arrived, and its response has not ended."""
         return not self.is_idle and not self.cycle.more_body
 
     @property
     def is_idle(self) -> bool:
-        """Whether no request is under way, or only half of one's headers is there."""
+        """Whether no request is running, or only a part of its headers has arrived."""
         cycle: Any = self.cycle  # None before the first request
         return cycle is None or bool(cycle.response_complete)
 
@@ -302,7 +321,7 @@ class Server:
         Bind the socket.
 
         Raises:
-            OSError: It cannot be bound.
+            OSError: The socket cannot be bound.
         """
         self._meter = meter
         self.receiver = Receiver(meter, token)
@@ -323,40 +342,44 @@ class Server:
                 limit_concurrency=MAX_REQUESTS,
                 timeout_keep_alive=int(IDLE_SECONDS),
                 timeout_graceful_shutdown=STOP_SECONDS,
-                proxy_headers=False,  # the address that is logged and bounded is the connection's own
+                proxy_headers=False,  # log and limit by the connection's own address
             )
         )
 
     def serve(self, ready: Callable[[], None] | None = None) -> None:
         """
-        Answer until SIGTERM or SIGINT; then end the requests that are under way, and bring the journal into the ledger.
+        Serve until SIGTERM or SIGINT. Then finish the running requests, and ingest the journal.
         """
         before: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
-            # uvicorn raises the signal again when it has stopped: it must not end the process before the ledger has it all.
-            before = {one: signal.signal(one, lambda *_: None) for one in (signal.SIGTERM, signal.SIGINT)}
+            # uvicorn raises the signal again when it has stopped. That must not end the process
+            # before the ledger has all calls.
+            before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             asyncio.run(self._serve(ready))
             self._meter.close(STOP_SECONDS)
         finally:
-            for one, handler in before.items():
-                signal.signal(one, handler)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def stop(self) -> None:
-        """Let ``serve`` end."""
+        """Stop ``serve``."""
         self._server.should_exit = True
 
     async def _serve(self, ready: Callable[[], None] | None) -> None:
         watching = asyncio.create_task(self._close_idle())
         if ready is not None:
-            ready()  # the socket listens already
+            ready()  # the socket is already listening
         try:
             await self._server.serve([self._socket])
         finally:
             watching.cancel()
 
     async def _close_idle(self) -> None:
-        """Close connections whose sender takes too long: uvicorn waits for ever for the rest of a request's headers."""
+        """
+        Close connections of slow senders: uvicorn waits forever for the rest of a request's
+        headers.
+        """
         while True:
             await asyncio.sleep(min(1.0, HEADER_SECONDS / 4))
             for connection in list(self._server.server_state.connections):

@@ -1,7 +1,8 @@
 """
-Span: of a finished span, only what a call is made of.
+A finished span, with only the data that a call needs.
 
-Prompts and answers are never taken from a span: ``wanted`` names the attributes that are looked at, before their values are.
+Prompts and responses are never read from a span: ``wanted`` selects the attributes by name, before
+any value is read.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from typing import Any, NamedTuple
 import msgspec
 
 MAX_TEXT = 8192
-"""Longer texts are left out, in characters: no attribute that is looked at needs more."""
+"""
+The maximum length of a text, in characters. Longer ones are dropped: no attribute here needs more.
+"""
 
 _FAMILIES = (
     "gen_ai.usage.",  # OpenTelemetry, "Semantic conventions for generative AI systems"
@@ -54,60 +57,63 @@ _NAMES = frozenset(
 
 
 def wanted(key: str) -> bool:
-    """Whether the attribute *key* is looked at."""
+    """Return whether the attribute *key* is read."""
     return key in _NAMES or key.startswith(_FAMILIES)
 
 
 class Key(NamedTuple):
-    """What names a span: 32 and 16 hexadecimal digits."""
+    """The ids of a span: 32 and 16 hexadecimal digits."""
 
     trace_id: str
     span_id: str
 
 
 class Span(msgspec.Struct, kw_only=True):
-    """A finished span. Its attributes are those that are ``wanted``; times are nanoseconds since 1970, UTC."""
+    """
+    A finished span. Its attributes are those that are ``wanted``; times are nanoseconds since 1970,
+    UTC.
+    """
 
     key: Key
     parent_id: str | None = None
     name: str = ""
     scope: str = ""
-    """The name of the instrumentation scope: which library has made the span."""
+    """The name of the instrumentation scope: the library that made the span."""
     started: int = 0
     ended: int = 0
     attributes: Mapping[str, Any] = {}
     resource: Mapping[str, Any] = {}
     failed: bool = False
     exception: str | None = None
-    """The class of the exception that was recorded, never its message."""
+    """The class of the recorded exception, never its message."""
     first_token: int | None = None
-    """When the first part of the answer came, where an event says so."""
+    """When the first part of the response came, if an event has the time."""
 
     @property
     def parent(self) -> Key | None:
-        """The span that this one is inside of; None for the root of a trace."""
+        """The parent span; None for the root of a trace."""
         return None if self.parent_id is None else Key(self.key.trace_id, self.parent_id)
 
 
 def text(value: object) -> str | None:
-    """*value* where it is a text that says something and is not longer than what is looked at."""
+    """Return *value* if it is a text, not empty, and at most ``MAX_TEXT`` long; else None."""
     return value if isinstance(value, str) and 0 < len(value) <= MAX_TEXT else None
 
 
 def first_text(attributes: Mapping[str, Any], *names: str) -> str | None:
-    """The first of these attributes that is a text."""
+    """Return the first of these attributes that is a text."""
     for name in names:
-        if (found := text(attributes.get(name))) is not None:
-            return found
+        if (value := text(attributes.get(name))) is not None:
+            return value
     return None
 
 
 def json_object(value: object) -> Mapping[str, Any]:
-    """The object that a text is the JSON of; an empty one for anything else."""
+    """Return the object that a JSON text contains; an empty one for anything else."""
     if not isinstance(value, str) or not value.startswith("{") or len(value) > MAX_TEXT:
         return {}
     try:
-        found = msgspec.json.decode(value)
+        decoded = msgspec.json.decode(value)
     except (msgspec.DecodeError, RecursionError, UnicodeError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return decoded if isinstance(decoded, dict) else {}

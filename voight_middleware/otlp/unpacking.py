@@ -1,4 +1,4 @@
-"""Unpack the body of a request, no further than it may reach."""
+"""Unpack the body of a request, up to a limit."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from collections.abc import Callable
 from voight_middleware.otlp.framing import Malformed, TooLarge
 
 MAX_MEMBERS = 64
-"""How many parts a body of gzip may have: an empty one has 20 bytes."""
+"""How many parts a gzip body may have. An empty part has 20 bytes."""
 
 
-def _identity(packed: bytes, most: int) -> bytes:
-    if len(packed) > most:
-        raise TooLarge(f"a body has at most {most:,} bytes")
+def _identity(packed: bytes, limit: int) -> bytes:
+    if len(packed) > limit:
+        raise TooLarge(f"a body may have at most {limit:,} bytes")
     return packed
 
 
-def _inflate(packed: bytes, most: int, *windows: int) -> bytes:
+def _inflate(packed: bytes, limit: int, *windows: int) -> bytes:
     """
-    Return what was packed, as far as *most* bytes: a thousandth of it on the wire may say all of it.
+    Return the unpacked body. A body may unpack to a thousand times its size on the wire.
 
     Raises:
-        Malformed: It was not packed so, or is not all there.
-        TooLarge: It is more than *most* bytes, or has too many parts.
+        Malformed: The body has another format, or is incomplete.
+        TooLarge: It unpacks to more than *limit* bytes, or has too many parts.
     """
     for number, window in enumerate(windows):
         out, rest, members = bytearray(), packed, 0
@@ -31,25 +31,25 @@ def _inflate(packed: bytes, most: int, *windows: int) -> bytes:
             while rest:
                 members += 1
                 if members > MAX_MEMBERS:
-                    raise TooLarge(f"a body has at most {MAX_MEMBERS} parts of gzip")
+                    raise TooLarge(f"a gzip body may have at most {MAX_MEMBERS} parts")
                 unpacking = zlib.decompressobj(window)
-                out += unpacking.decompress(rest, most + 1 - len(out))
-                if len(out) > most:
-                    raise TooLarge(f"a body has at most {most:,} bytes when it is unpacked")
+                out += unpacking.decompress(rest, limit + 1 - len(out))
+                if len(out) > limit:
+                    raise TooLarge(f"an unpacked body may have at most {limit:,} bytes")
                 if not unpacking.eof:
-                    raise Malformed("a packed body that ends before its end")
+                    raise Malformed("an incomplete packed body")
                 rest = unpacking.unused_data  # gzip may have several parts
             return bytes(out)
         except zlib.error as error:
             if number == len(windows) - 1:
-                raise Malformed("a body that is not packed as it says") from error
+                raise Malformed("a body whose packing differs from its content-encoding") from error
     raise AssertionError
 
 
 UNPACKERS: dict[str, Callable[[bytes, int], bytes]] = {
     "identity": _identity,
     "none": _identity,
-    "gzip": lambda packed, most: _inflate(packed, most, zlib.MAX_WBITS | 16),
-    # RFC 9110, 8.4.1.2: with zlib's frame; some senders leave it out.
-    "deflate": lambda packed, most: _inflate(packed, most, zlib.MAX_WBITS, -zlib.MAX_WBITS),
+    "gzip": lambda packed, limit: _inflate(packed, limit, zlib.MAX_WBITS | 16),
+    # RFC 9110, 8.4.1.2: with zlib's header, which some senders omit.
+    "deflate": lambda packed, limit: _inflate(packed, limit, zlib.MAX_WBITS, -zlib.MAX_WBITS),
 }

@@ -1,8 +1,9 @@
 """
-The two encodings of OTLP, a span at a time: a body may hold tens of thousands of them.
+The two encodings of OTLP. Spans are read one by one, as a body may hold tens of thousands of them.
 
-Sources: OpenTelemetry, "OTLP specification" 1.x (JSON: ids in hexadecimal, lowerCamelCase, enumerations as numbers; "Full success",
-"Partial success", "Failures"); ``opentelemetry/proto/trace/v1/trace.proto``.
+Sources: OpenTelemetry, "OTLP specification" 1.x (JSON: ids in hexadecimal, lowerCamelCase,
+enumerations as numbers; "Full success", "Partial success", "Failures");
+``opentelemetry/proto/trace/v1/trace.proto``.
 """
 
 from __future__ import annotations
@@ -20,31 +21,37 @@ from voight_middleware.otlp.framing import MAX_SPANS, Malformed, ScopeSpans, Too
 from voight_middleware.otlp.spans import MAX_TEXT, Key, Span, text, wanted
 
 MAX_JSON_PARTS = 500_000
-"""How many values one body of JSON may have. Each costs memory of ours, and nearly none of a sender that compresses."""
+"""
+How many values one JSON body may have. Each takes memory here, and almost no bytes of a compressed
+body.
+"""
 _MAX_ATTRIBUTES = 2000
-"""How many attributes of one span are looked at."""
+"""How many attributes of one span are read."""
 _MAX_EXCEPTIONS = 16
-"""How many exceptions of one span are looked at."""
+"""How many exceptions of one span are read."""
 FIRST_TOKEN = frozenset({"First Token Stream Event", "ai.stream.firstChunk"})
-"""Events that say when the first part of an answer came: OpenInference's instrumentors, the Vercel AI SDK."""
+"""
+Events at the first part of a response: of OpenInference's instrumentors, and of the Vercel AI SDK.
+"""
 
 Found = Span | Unusable
 
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """The spans of a request. They are read one by one, as they are asked for."""
+    """The spans of a request, decoded one by one by the iterator."""
 
     count: int
     spans: Iterator[Found]
 
 
-# -- protobuf ------------------------------------------------------------------------------------------------------------------
+# -- protobuf --------------------------------------------------------------------------------------
 
 
 def protobuf_decoder() -> Callable[[bytes], Decoded]:
     """
-    Return what reads an ``ExportTraceServiceRequest``. It checks the whole of a body's framing before the first span is read.
+    Return a decoder of ``ExportTraceServiceRequest``. It checks the framing of the whole body
+    before it decodes the first span.
 
     Raises:
         ImportError: opentelemetry-proto is not installed.
@@ -60,7 +67,7 @@ def protobuf_decoder() -> Callable[[bytes], Decoded]:
         try:
             scopes = list(scopes_of(body, KeyValue.FromString))
         except (broken, UnicodeDecodeError) as error:
-            raise Malformed("a resource or scope that is no message") from error
+            raise Malformed("an invalid resource or scope") from error
         return Decoded(sum(len(spans) for _, _, spans in scopes), spans_of(body, scopes))
 
     def spans_of(body: bytes, scopes: list[ScopeSpans]) -> Iterator[Found]:
@@ -70,9 +77,10 @@ def protobuf_decoder() -> Callable[[bytes], Decoded]:
                     message = Message.FromString(slim_span(body[start:end]))
                     yield _from_message(message, resource, scope)
                 except (broken, UnicodeDecodeError, Malformed):
-                    yield Unusable("a span that is no message")
+                    yield Unusable("an invalid span")
                 except Unusable as unusable:
-                    yield unusable.with_traceback(None)  # which would keep the message
+                    # a traceback would keep the message in memory
+                    yield unusable.with_traceback(None)
 
     return decode
 
@@ -99,7 +107,7 @@ def _from_message(message: Any, resource: Mapping[str, Any], scope: str) -> Span
 
 
 def _attributes(pairs: Iterable[Any], is_wanted: Callable[[str], bool]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    attributes: dict[str, Any] = {}
     for number, pair in enumerate(pairs):
         if number >= _MAX_ATTRIBUTES:
             break
@@ -109,14 +117,14 @@ def _attributes(pairs: Iterable[Any], is_wanted: Callable[[str], bool]) -> dict[
         value = pair.value
         kind = value.WhichOneof("value")
         if kind in _PLAIN and not (kind == "string_value" and len(value.string_value) > MAX_TEXT):
-            found[key] = getattr(value, kind)
-    return found
+            attributes[key] = getattr(value, kind)
+    return attributes
 
 
 _PLAIN = frozenset({"string_value", "bool_value", "int_value", "double_value"})
 
 
-# -- JSON ----------------------------------------------------------------------------------------------------------------------
+# -- JSON ------------------------------------------------------------------------------------------
 
 
 class _Value(msgspec.Struct, rename="camel"):
@@ -183,7 +191,10 @@ _JSON_TEXT = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 
 
 def _json_parts(body: bytes) -> int:
-    """Return how many commas separate values. Those inside of texts are told apart only in a body with many."""
+    """
+    Return how many commas separate values. Commas inside texts are excluded only if the body has
+    many.
+    """
     commas = body.count(b",")
     if commas <= MAX_JSON_PARTS or commas > 4 * MAX_JSON_PARTS or body.count(b'"') > 8 * MAX_JSON_PARTS:
         return commas
@@ -192,18 +203,18 @@ def _json_parts(body: bytes) -> int:
 
 def decode_json(body: bytes) -> Decoded:
     """
-    Return what an ``ExportTraceServiceRequest`` in JSON holds.
+    Decode an ``ExportTraceServiceRequest`` in JSON.
 
     Raises:
-        Malformed: It is none.
-        TooLarge: It holds more than is taken at once.
+        Malformed: The body is not such a request.
+        TooLarge: It has too many values or spans.
     """
     if _json_parts(body) > MAX_JSON_PARTS:
         raise TooLarge(f"more than {MAX_JSON_PARTS:,} values in one request")
     try:
         request = _decode_request(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise Malformed(f"no ExportTraceServiceRequest: {str(error)[:200]}") from error
+        raise Malformed(f"not an ExportTraceServiceRequest: {str(error)[:200]}") from error
     count = sum(len(scope.spans) for resource in request.resource_spans for scope in resource.scope_spans)
     if count > MAX_SPANS:
         raise TooLarge(f"more than {MAX_SPANS:,} spans in one request")
@@ -211,34 +222,35 @@ def decode_json(body: bytes) -> Decoded:
 
 
 def _json_spans(request: _Request) -> Iterator[Found]:
-    for one in request.resource_spans:
-        resource = _pairs(one.resource.attributes, of_resource) if one.resource is not None else {}
-        for scope in one.scope_spans:
+    for resource_spans in request.resource_spans:
+        resource = _pairs(resource_spans.resource.attributes, of_resource) if resource_spans.resource is not None else {}
+        for scope in resource_spans.scope_spans:
             name = scope.scope.name[:MAX_TEXT] if scope.scope is not None else ""
             for raw in scope.spans:
                 try:
                     yield _from_json(_decode_span(raw), resource, name)
                 except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-                    yield Unusable("a span with a value of another type")
+                    yield Unusable("a span with a value of the wrong type")
                 except Unusable as unusable:
-                    yield unusable.with_traceback(None)  # which would keep the message
+                    # a traceback would keep the message in memory
+                    yield unusable.with_traceback(None)
 
 
-def _from_json(found: _Span, resource: Mapping[str, Any], scope: str) -> Span:
-    parent = found.parent_span_id or None
+def _from_json(decoded: _Span, resource: Mapping[str, Any], scope: str) -> Span:
+    parent = decoded.parent_span_id or None
     span = Span(
-        key=_key(found.trace_id.lower(), found.span_id.lower()),
+        key=_key(decoded.trace_id.lower(), decoded.span_id.lower()),
         parent_id=parent.lower() if parent is not None and _is_id(parent, 16) else None,
-        name=found.name[:MAX_TEXT],
+        name=decoded.name[:MAX_TEXT],
         scope=scope,
-        started=_nanoseconds(found.start_time_unix_nano),
-        ended=_nanoseconds(found.end_time_unix_nano),
-        attributes=_pairs(found.attributes, wanted),
+        started=_nanoseconds(decoded.start_time_unix_nano),
+        ended=_nanoseconds(decoded.end_time_unix_nano),
+        attributes=_pairs(decoded.attributes, wanted),
         resource=resource,
-        failed=found.status is not None and found.status.code in (2, "2", "STATUS_CODE_ERROR"),
+        failed=decoded.status is not None and decoded.status.code in (2, "2", "STATUS_CODE_ERROR"),
     )
     exceptions = 0
-    for event in found.events[:_MAX_ATTRIBUTES]:
+    for event in decoded.events[:_MAX_ATTRIBUTES]:
         exceptions += event.name == "exception"
         is_read = event.name == "exception" and exceptions <= _MAX_EXCEPTIONS
         _event(span, event.name, _nanoseconds(event.time_unix_nano), _pairs(event.attributes, _of_exception) if is_read else {})
@@ -275,16 +287,16 @@ def _nanoseconds(value: int | str) -> int:
         return -1
 
 
-# -- both ----------------------------------------------------------------------------------------------------------------------
+# -- both ------------------------------------------------------------------------------------------
 
 
 def _of_exception(key: str) -> bool:
     return key == "exception.type"
 
 
-def _event(span: Span, name: str, moment: int, said: Mapping[str, Any]) -> None:
+def _event(span: Span, name: str, moment: int, attributes: Mapping[str, Any]) -> None:
     if name == "exception":
-        span.exception = text(said.get("exception.type"))
+        span.exception = text(attributes.get("exception.type"))
     elif name in FIRST_TOKEN and span.first_token is None and moment > 0:
         span.first_token = moment
 
@@ -303,7 +315,12 @@ def _key(trace_id: str, span_id: str) -> Key:
 
 
 def _checked(span: Span) -> Span:
-    """Raises Unusable for a span whose times no clock has shown."""
+    """
+    Return *span* with a start time.
+
+    Raises:
+        Unusable: The times are impossible.
+    """
     if span.started <= 0:
         span.started = span.ended
     if not 0 < span.started < 2**63 or not 0 <= span.ended < 2**64:
@@ -311,11 +328,14 @@ def _checked(span: Span) -> Span:
     return span
 
 
-# -- answers -------------------------------------------------------------------------------------------------------------------
+# -- responses -------------------------------------------------------------------------------------
 
 
 def export_response(rejected: int, message: str, *, as_json: bool) -> bytes:
-    """An ``ExportTraceServiceResponse``, or that of metrics or logs, which is written alike; an empty one where all is well."""
+    """
+    Return an ``ExportTraceServiceResponse``. It is empty after a full success. The responses for
+    metrics and logs have the same encoding.
+    """
     if as_json:
         name = {"rejectedSpans": str(rejected)} if rejected else {}
         return msgspec.json.encode({"partialSuccess": {**name, "errorMessage": message}} if rejected or message else {})
@@ -324,7 +344,9 @@ def export_response(rejected: int, message: str, *, as_json: bool) -> bytes:
 
 
 def status(code: int, message: str, *, as_json: bool) -> bytes:
-    """A ``google.rpc.Status``, as the specification wants for failures. *code* is one of gRPC."""
+    """
+    Return a ``google.rpc.Status``, which the specification requires for failures. *code* is gRPC's.
+    """
     if as_json:
         return msgspec.json.encode({"code": code, "message": message})
     return b"\x08" + _as_varint(code) + b"\x12" + _sized(message.encode())

@@ -1,4 +1,4 @@
-"""What waits in a journal, and since when: a report of a ledger that nothing reaches any more must say so."""
+"""The age of the oldest record in a journal. A report must warn about calls that it lacks."""
 
 from __future__ import annotations
 
@@ -11,17 +11,22 @@ from voight_middleware.pipeline.journal import Segment, decode, segments
 from voight_middleware.records.call import Call, is_new_call_id
 
 LATE_SECONDS = 60.0
-"""How long a call may wait before that is said. An ingester looks every second, and at least every thirty after an outage."""
+"""
+How long a call may wait before a warning. An ingester looks every second; after an outage, at
+least every thirty seconds.
+"""
 
 
 def waiting_since(folder: Path, progress: Callable[[str], int], without: Collection[str] = ()) -> float | None:
     """
-    Return when the oldest record that is not in the ledger was written, in seconds since 1970; None where nothing waits.
+    Return when the oldest record outside the ledger was written, in seconds since 1970.
+
+    None if no record waits.
 
     Args:
         folder: The journal.
         progress: Returns how many bytes of a segment are in the ledger, by its name.
-        without: Segments that are not looked at.
+        without: Names of segments to skip.
 
     Raises:
         OSError: The folder or a segment cannot be read.
@@ -46,7 +51,7 @@ def _first(segment: Segment, progress: Callable[[str], int]) -> float | None:
 
 
 def age(seconds: float) -> str:
-    """Return a time for people: ``3 minutes``."""
+    """Return a duration as a text, such as ``3 minutes``."""
     for unit, length in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
         if seconds >= length:
             count = int(seconds // length)

@@ -1,4 +1,4 @@
-"""Configure this process, and flush what it has written."""
+"""Configure this process, and flush its calls to the ledger."""
 
 from __future__ import annotations
 
@@ -36,47 +36,73 @@ def configure(
     delivery: str | None = None,
 ) -> None:
     """
-    Configure this process's meter. Arguments win over environment variables, which win over the settings file (``voight.toml``), which
-    wins over the defaults. Each call replaces the previous configuration.
+    Configure the metering of this process.
+
+    Arguments win over environment variables. These win over the settings file (``voight.toml``),
+    which wins over the defaults. Each call replaces the previous configuration. Each description
+    below ends with the environment variable of the setting, if it has one.
 
     Args:
-        ledger: URL of the ledger (``sqlite:////var/lib/app/ledger.db``) or the path of an SQLite file. ``VOIGHT_LEDGER``.
-        journal: Folder of this host's journals; by default beside an SQLite ledger. ``VOIGHT_JOURNAL``.
-        release: Stamped on every call that has no release of its own. ``VOIGHT_RELEASE``.
-        listeners: Called with each finished, priced call of this process (``Call``), about a second after its end, once it is in the
-            ledger. They run one after the other on a thread of their own: no request, no flush beyond its time and no ledger waits for
-            them. What they raise is counted (``listener_errors``), never passed on; where one blocks, those behind it wait, and beyond
-            100,000 calls the newest go unheard (``unheard_calls``). What must not be lost is read from the ledger. A call that a
-            listener makes itself is a call as any other, and heard too. A listener that is a ``Watcher`` sees calls begin and end.
-        enabled: False meters nothing. ``VOIGHT_ENABLED``.
-        request_identity: Whether a call without any other owner belongs to the user that its request names to the provider
-            (``safety_identifier``, ``user``, ``user_profile_id``, ``metadata.user_id``). By default it does outside of web requests and
-            jobs. Inside, the body may be what an anonymous client has sent: True trusts it. ``VOIGHT_REQUEST_IDENTITY``.
-        prices: A TOML file of your own prices: negotiated rates, models of your own. It is read with the first call, and kept beside the
-            journal: whoever brings the calls into the ledger prices them so. ``voight prices check`` reads it now. ``VOIGHT_PRICES``.
-        tags: Tags of every call of this process, such as ``{"app": "shop"}``; all other tags win over them. ``VOIGHT_TAGS=app=shop``.
-        batch_owner: Called with the ``custom_id`` of each request of a batch when its result is read. It returns the user's id, or a
-            mapping such as ``{"user_id": "u_7", "plan": "pro"}``; None leaves the request to who submitted the batch.
-        pii: What becomes of a tag that holds an e-mail address, a phone or card number, a wallet, a token or a key: ``pseudonym`` (by
-            default), ``redact`` or ``allow``; for all tags, or by key: ``{"user_id": "allow", "*": "redact"}``. ``VOIGHT_PII``.
-        pseudonym_key: The secret that pseudonyms are made with, 32 characters or more; after a rotation ``v2:<secret>,v1:<the one
-            before>``. Without one, a local ledger gets a file with one beside it. ``VOIGHT_PSEUDONYM_KEY``.
-        header_key: The secret that tags are signed with on their way to another service of yours, of the same form; in all services
-            the same, and another than the one for pseudonyms. ``VOIGHT_HEADER_KEY``.
-        voight_api_key: Your key of Voight's (``vk_…``): every call is sent there as an event, by the process that ingests. ``VOIGHT_KEY``.
-        voight_agent: The name of this application there; by default the host's. ``VOIGHT_AGENT``.
-        events_url: Another server than Voight's own. ``VOIGHT_EVENTS_URL``.
-        events_per_minute: How many events are sent in a minute at most: 60, as the free plan allows; Pro allows 600.
-            ``VOIGHT_EVENTS_PER_MINUTE``.
-        ingest: False leaves the journal to a ``voight ingest`` beside this process, which then needs no driver of the ledger.
-            ``VOIGHT_INGEST``.
-        journal_limit: How many bytes all journals of the folder may have together while the ledger is down, as a number or as ``"512MB"``;
-            by default 1 GB. Each process may write one more segment of 8 MB; then calls wait in memory, and the oldest are lost and
-            counted. ``VOIGHT_JOURNAL_LIMIT``.
-        exit_timeout: How many seconds the end of the process may wait for the ledger; by default 5. ``VOIGHT_EXIT_TIMEOUT``.
-        delivery: ``synchronous`` for a platform that freezes the process between requests: a synchronous LLM call returns when it is in
-            the ledger, or when that cannot be used. On an event loop nothing waits: there, end the request with
-            ``await asyncio.to_thread(voight.flush)``. By default ``background``. ``VOIGHT_DELIVERY``.
+        ledger: The URL of the ledger (``sqlite:////var/lib/app/ledger.db``), or the path of an
+            SQLite file. ``VOIGHT_LEDGER``.
+        journal: The folder of this host's journals. The default is beside an SQLite ledger.
+            ``VOIGHT_JOURNAL``.
+        release: The release of every call that has none of its own. ``VOIGHT_RELEASE``.
+        listeners: Callables that get each finished and priced ``Call`` of this process, once it is
+            in the ledger. This is about a second after the call ends. They run one after the
+            other on their own thread, so they never delay a request or the ledger. They delay
+            ``flush()`` only up to its timeout. Their exceptions are counted
+            (``listener_errors``) and never passed on. A listener that blocks delays the listeners
+            after it. If 100,000 calls wait, the newest calls are dropped for listeners only, and
+            counted (``unheard_calls``). Read the ledger if you need every call. Calls that a
+            listener makes itself are metered and reach the listeners too. A listener that is also
+            a ``CallObserver`` sees calls start and end.
+        enabled: Whether to meter calls. The default is True. ``VOIGHT_ENABLED``.
+        request_identity: Whether a call without any other owner belongs to the user that its
+            request names to the provider (``safety_identifier``, ``user``, ``user_profile_id``,
+            ``metadata.user_id``). The default is to trust the name outside web requests and jobs
+            only. Inside them, an anonymous client may have sent the body. True trusts the name
+            everywhere. ``VOIGHT_REQUEST_IDENTITY``.
+        prices: A TOML file with your own prices, such as negotiated rates and your own models. The
+            first call reads it and keeps a copy beside the journal. Every process that ingests
+            these calls uses that copy. Run ``voight prices check`` to validate the file.
+            ``VOIGHT_PRICES``.
+        tags: Tags of every call of this process, such as ``{"app": "shop"}``. All other tags win
+            over them. ``VOIGHT_TAGS=app=shop``.
+        batch_owner: Called with the ``custom_id`` of each request of a batch when its result is
+            read. It returns the user's id, or a mapping such as
+            ``{"user_id": "u_7", "plan": "pro"}``. If it returns None, the request belongs to the
+            user who submitted the batch.
+        pii: How to store a tag that contains an e-mail address, a phone or card number, a wallet,
+            a token or a key: ``pseudonym`` (the default), ``redact`` or ``allow``. Set it for all
+            tags, or by key: ``{"user_id": "allow", "*": "redact"}``. ``VOIGHT_PII``.
+        pseudonym_key: The secret for pseudonyms, at least 32 characters. After a rotation, write
+            ``v2:<new secret>,v1:<old secret>``. Without this setting, a local ledger gets a key
+            file beside it. ``VOIGHT_PSEUDONYM_KEY``.
+        header_key: The secret that signs tags in requests to your other services, in the same
+            format. Use the same secret in all services, and not the one for pseudonyms.
+            ``VOIGHT_HEADER_KEY``.
+        voight_api_key: Your Voight API key (``vk_…``). The process that ingests then sends every
+            call to Voight as an event. ``VOIGHT_KEY``.
+        voight_agent: The name of this application at Voight. The default is the host name.
+            ``VOIGHT_AGENT``.
+        events_url: A server other than Voight's own. ``VOIGHT_EVENTS_URL``.
+        events_per_minute: The maximum number of events per minute. The default is 60, the limit of
+            the free plan. Pro allows 600. ``VOIGHT_EVENTS_PER_MINUTE``.
+        ingest: Whether this process may ingest its host's journals. The default is True. False
+            leaves them to a ``voight ingest`` process on this host, and this process needs no
+            database driver. ``VOIGHT_INGEST``.
+        journal_limit: The maximum size of all journals in the folder while the ledger is down: a
+            number of bytes, or a text such as ``"512MB"``. The default is 1 GB. Each process may
+            write one more segment of 8 MB. After that, calls wait in memory, and the oldest are
+            dropped and counted. ``VOIGHT_JOURNAL_LIMIT``.
+        exit_timeout: How long the process may wait for the ledger when it exits, in seconds. The
+            default is 5. ``VOIGHT_EXIT_TIMEOUT``.
+        delivery: ``background`` (the default) or ``synchronous``. Use ``synchronous`` on a
+            platform that freezes the process between requests. A synchronous LLM call then
+            returns once it is in the ledger, or once the ledger cannot be used. On an event loop,
+            calls do not wait: end the request with ``await asyncio.to_thread(voight.flush)``.
+            ``VOIGHT_DELIVERY``.
 
     Raises:
         SettingsError: A value cannot be used.
@@ -103,11 +129,13 @@ def configure(
     )
     given: Any = listeners
     if callable(given) or isinstance(given, str):
-        raise SettingsError("listeners: write a list, [listener], though there is one only")
+        raise SettingsError("listeners: write a list, even for one listener: [listener]")
     listeners = tuple(given)
-    for one in listeners:
-        if isinstance(one, type) or not callable(one):
-            raise SettingsError(f"listeners: {one!r} cannot be called with a call; write an object, such as OTelSpans(), or a function")
+    for listener in listeners:
+        if isinstance(listener, type) or not callable(listener):
+            raise SettingsError(
+                f"listeners: {listener!r} cannot be called with a call; write an object, such as OTelSpans(), or a function"
+            )
     if batch_owner is not None and not callable(batch_owner):
         raise SettingsError(f"batch_owner: {batch_owner!r} cannot be called with a custom_id")
     old = swap_meter(Meter(settings, listeners, batch_owner))
@@ -117,9 +145,10 @@ def configure(
 
 def flush(timeout: float = 10.0) -> bool:
     """
-    Wait until what this process has written is in the ledger; whether that happened within *timeout* seconds. Where another process is
-    to bring it there (``ingest=False``), until it is on disk.
+    Wait until the calls of this process are in the ledger and have reached its listeners.
 
-    Never needed for safety: a finished call is on disk already. It blocks, so call it from a thread in asynchronous code.
+    Return whether they did within *timeout* seconds. If another process ingests
+    (``ingest=False``), wait until the calls are on disk. You never need it for safety: a finished
+    call is on disk already. It blocks, so call it from a thread in asynchronous code.
     """
     return current_meter().flush(timeout)

@@ -1,8 +1,10 @@
 """
-The ingester: reads journals, normalises usage, prices, and inserts into the ledger; only then are segments deleted.
+The ingester: it reads journals, normalizes usage, prices calls and inserts them into the ledger.
+Only then does it delete segments.
 
-One process per journal folder does this, elected by a file lock. Progress is kept in the ledger, in the transaction that inserts
-the records, and records are idempotent by ``call_id``: a crash at any point repeats work, and loses and doubles nothing.
+One process per journal folder ingests: the one that holds the ingest lock. The ledger stores the
+progress, in the transaction that inserts the records. Records are idempotent by ``call_id``. So a
+crash at any point repeats work, but neither loses nor duplicates a call.
 """
 
 from __future__ import annotations
@@ -35,61 +37,74 @@ _READ_BYTES = 256 * 1024
 
 
 class UnreadableJournal(LedgerError):
-    """A segment cannot be read or deleted; all others are in the ledger."""
+    """A segment cannot be read or deleted. All other segments are in the ledger."""
 
 
 class UnpricedJournal(UnreadableJournal):
-    """A segment cannot be priced as its application has configured it, and waits; all others are in the ledger."""
+    """
+    A segment waits, because the prices that its application configured cannot be used. All other
+    segments are in the ledger.
+    """
 
 
 @dataclass(slots=True)
 class Ingester:
     """
-    Brings journals into a ledger. Used from one thread; the caller holds the lock for as long as this object is used: what it has
-    brought in of a segment is remembered, and not asked for again.
+    Brings journals into a ledger. Used from one thread.
+
+    The caller must hold the ingest lock for as long as it uses this object. The object remembers
+    its progress, and doesn't ask the ledger for it again.
     """
 
     ledger: Ledger
     folder: Path
     delivered: Callable[[list[Call]], None] | None = None
-    """Called with the completed calls of each batch, once they are in the ledger."""
+    """Called with the priced calls of each batch, once they are in the ledger."""
     gentle: bool = True
-    """Whether to let other threads run after every few records: inside an application, yes."""
+    """Whether to let other threads run after every few records. Use it inside an application."""
     rejected: int = 0
     prices: Path | None = None
-    """The file of the user's own prices."""
+    """The TOML file of the user's own prices."""
     outbox: Outbox | None = None
-    """Where calls are queued that are to be sent on."""
+    """The queue of the calls to send to Voight."""
     records: int = 0
-    """How many records have been brought in, or set aside."""
+    """How many records have been ingested or rejected."""
     behind: bool = False
-    """Whether the last run left something that was there when it began."""
-    _books: PriceBooks | None = None
+    """Whether the last run ran out of time before it ingested everything."""
+    _price_books: PriceBooks | None = None
     _offsets: dict[str, int] = field(default_factory=dict)
-    """How far each segment is in the ledger."""
-    _set_aside: set[str] | None = None
-    """Sources of lines that were rejected, by whichever ingester: a batch that did not get through is read again, and they with it."""
+    """How many bytes of each segment are in the ledger."""
+    _known_rejects: set[str] | None = None
+    """
+    Sources of the lines that any ingester has rejected. If a batch fails, the next run reads it
+    again, with its rejected lines.
+    """
 
     def _book(self, segment: Segment) -> PriceBook:
-        if self._books is None:
-            self._books = PriceBooks(self.folder, self.prices)
-        return self._books.book(stamp_of(segment.name))
+        if self._price_books is None:
+            self._price_books = PriceBooks(self.folder, self.prices)
+        return self._price_books.book(stamp_of(segment.name))
 
     def use(self, ledger: Ledger) -> None:
-        """Go on with another connection: perhaps to another ledger, which knows nothing of what the one before has."""
+        """
+        Continue with another connection. It may be to another ledger, so the progress is read
+        again.
+        """
         self.ledger = ledger
         self._offsets.clear()
 
     def run(self, until: float | None = None) -> int:
         """
-        Bring in everything that is there; answers how many records were read.
+        Ingest all segments. Return how many records were read.
 
         Args:
-            until: When to stop between two batches, by ``time.monotonic()``; ``behind`` says whether something is left then.
+            until: When to stop between two batches, by ``time.monotonic()``. ``behind`` is True if
+                records are left then.
 
         Raises:
-            UnreadableJournal: A segment cannot be read, priced or deleted; all others are brought in.
-            LedgerError: The ledger refused; nothing is lost, the journals stay.
+            UnreadableJournal: A segment cannot be read, priced or deleted. All other segments are
+                ingested.
+            LedgerError: The ledger refused. Nothing is lost: the journals stay.
         """
         count = 0
         unreadable: OSError | None = None
@@ -103,17 +118,21 @@ class Ingester:
                 count += self._segment(segment, until)
             except OSError as error:
                 unreadable = error
-            except OverridesError as error:  # priced without them, its calls would cost something else than was meant
+            except OverridesError as error:
+                # without these prices, its calls would get a wrong cost
                 unpriced = error
         if unpriced is not None:
-            raise UnpricedJournal(f"calls wait in the journal {self.folder}, as their prices cannot be used: {unpriced}") from unpriced
+            raise UnpricedJournal(f"calls wait in the journal {self.folder} because their prices cannot be used: {unpriced}") from unpriced
         if unreadable is not None:
             advice = "check its owner and permissions"
             raise UnreadableJournal(f"a journal in {self.folder} cannot be read or deleted ({unreadable}): {advice}")
         return count
 
-    def left(self) -> int:
-        """How many records are in the journals and, as far as this ingester knows, not in the ledger: it may be fewer."""
+    def pending_records(self) -> int:
+        """
+        Return how many journal records are not in the ledger, as far as this ingester knows. It may
+        be fewer.
+        """
         count = 0
         for segment in segments(self.folder):
             offset = self._offsets.get(segment.name, 0)
@@ -125,9 +144,10 @@ class Ingester:
     def _segment(self, segment: Segment, until: float | None) -> int:
         offset = self._offsets.get(segment.name)
         count = 0
-        # The lock first, the size afterwards: a writer that is gone cannot add anything in between.
+        # The lock first, then the size: a writer that is gone cannot add anything in between.
         with segment.adopt() as dead:
-            # Not beyond what is there now: running after a busy writer line by line would disturb it all the time.
+            # Only the bytes that exist now: following a busy writer line by line would disturb it
+            # constantly.
             end = segment.size()
             if offset is None:
                 offset = self._offsets[segment.name] = self.ledger.progress(segment.name)
@@ -176,17 +196,22 @@ class Ingester:
             self._queue(self.outbox, records, [int(source.rpartition(":")[2]) for _, source in sources], progress)
         try:
             self.ledger.insert(records, progress)
-        except (ValueError, OverflowError) as error:  # one record that no engine can hold must not stop the others
-            # Calls first: a ledger applies the other records of a batch behind all of its calls, and so must halves of it.
+        except (ValueError, OverflowError) as error:
+            # one record that no engine can store must not stop the others
+            # Calls first: a ledger applies the other records of a batch after all of its calls, and
+            # so must halves of it.
             order = sorted(range(len(records)), key=lambda index: not isinstance(records[index], Call))
             self._insert_halves([records[index] for index in order], [sources[index] for index in order], error)
-            self.ledger.insert([], progress)  # last: what is broken off before is read again, and what is there is not doubled
+            # last: after a crash, the batch is read again, without duplicates
+            self.ledger.insert([], progress)
         self.records += len(records)
         if self.delivered is not None:
             self.delivered([record for record in records if isinstance(record, Call)])
 
     def _insert_halves(self, records: list[Record], sources: list[tuple[bytes, str]], error: Exception) -> None:
-        """Insert what was refused as a whole by halves, down to the records that are refused alone: those are set aside."""
+        """
+        Insert a refused batch by halves, down to the single records that are refused. Reject those.
+        """
         if not records:
             raise error
         if len(records) == 1:
@@ -200,7 +225,10 @@ class Ingester:
                 self._insert_halves(records[half], sources[half], refused)
 
     def _queue(self, outbox: Outbox, records: list[Record], starts: list[int], progress: Progress) -> None:
-        """Before the ledger has them: what is not in there waits in the outbox, and what is not in the outbox is never sent."""
+        """
+        Queue new calls before the ledger gets them. The outbox holds a call until it is in the
+        ledger; a call that the outbox lacks would never be sent.
+        """
         entries: dict[str, Entry] = {}
         for record, start in zip(records, starts, strict=True):
             if isinstance(record, Call) and record.call_id not in entries and self._is_news(record, progress.segment):
@@ -211,29 +239,30 @@ class Ingester:
             warn_once(f"calls are not sent to Voight: {outbox.folder} cannot be written ({error.strerror or error})")
 
     def _is_news(self, call: Call, segment: str) -> bool:
-        """Whether this is the first that is heard of a call, or of what it used: an id that is not ours may come again."""
+        """Return whether a call, or its usage, is new. An application's own id may come again."""
         if call.job is None and is_new_call_id(call.call_id):
             return True
         if call.job is not None and call.raw_usage is None and call.outcome == "ok":
-            return False  # submitted: its answer is a call with the same id
+            return False  # submitted: its result is a call with the same id
         try:
             if call.job is None:
                 return call_at(self.ledger, call.call_id, call.occurred_at) is None
             known = self.ledger.call(call.call_id)
             return known is None or known.usage is None
         except LedgerError:
-            self.ledger.progress(segment)  # raises where it is down; else it is a role that may read no calls, which must not hold them up
+            # raises if the ledger is down; else a role that may not read calls must not stop them
+            self.ledger.progress(segment)
             return True
 
     def _find_owners(self, records: list[Record]) -> None:
-        """Give the answers of jobs to who has submitted them, at the time when that was."""
+        """Give the results of jobs the owner and the time of their submission."""
         calls = [record for record in records if isinstance(record, Call) and record.job is not None]
         if not calls:
             return
         known = {record.job: record for record in records if isinstance(record, Submission)}
         names = {name for call in calls for name in _with_whole(call.job)} - known.keys()
         known = {**known, **self.ledger.submissions(names)}
-        wholes = {one.part_of for one in known.values() if one.part_of is not None} - known.keys()
+        wholes = {submission.part_of for submission in known.values() if submission.part_of is not None} - known.keys()
         known = {**known, **self.ledger.submissions(wholes)}
         named = {name for call in calls if (name := _in_requests(call.job, known)) is not None} - known.keys()
         known = {**known, **self.ledger.submissions(named)}
@@ -249,18 +278,19 @@ class Ingester:
                     break
 
     def _reject(self, line: bytes, source: str, reason: str) -> None:
-        if self._set_aside is None:
-            self._set_aside = {known for _, known, _ in reasons(self.folder)}
-        if source in self._set_aside:
+        if self._known_rejects is None:
+            self._known_rejects = {known for _, known, _ in reasons(self.folder)}
+        if source in self._known_rejects:
             return
-        reject(self.folder, line, source, reason)  # first: a full disk refuses it, and the segment is read again
-        self._set_aside.add(source)
+        # first: on a full disk this fails, and the segment is read again
+        reject(self.folder, line, source, reason)
+        self._known_rejects.add(source)
         self.rejected += 1
         logger.warning("a journal line was set aside in %s (%s)", self.folder / REJECTED, reason.partition(":")[0])
 
 
 def _with_whole(job: str | None) -> list[str]:
-    """The names of a job and, of a part such as ``openai/batch_1/part``, of the whole."""
+    """Return the name of a job and, for a part such as ``openai/batch_1/part``, of the whole."""
     if job is None:
         return []
     whole = job.rpartition("/")[0]
@@ -268,13 +298,16 @@ def _with_whole(job: str | None) -> list[str]:
 
 
 def _batch_of(job: str | None, known: Mapping[str, Submission]) -> Submission | None:
-    """The submission of the batch that a job is a part of."""
+    """Return the submission of the batch that a job is a part of."""
     whole = known.get((job or "").rpartition("/")[0])
     return known.get(whole.part_of, whole) if whole is not None and whole.part_of is not None else whole
 
 
 def _in_requests(job: str | None, known: Mapping[str, Submission]) -> str | None:
-    """The name of a part of a batch in the file of its requests, whose lines may name their users; None where that is not known."""
+    """
+    Return the name of a batch's part in the batch's input file, whose lines may name their users.
+    None if that file is unknown.
+    """
     batch = _batch_of(job, known)
     return None if batch is None or batch.part_of is None else f"{batch.part_of}/{(job or '').rpartition('/')[2]}"
 
@@ -286,12 +319,13 @@ def _batches(lines: list[bytes]) -> Iterable[list[bytes]]:
 
 def drain(ledger_url: str, journal: Path, prices: Path | None = None) -> int:
     """
-    Bring what dead processes left behind in *journal* into the ledger; answers how many records were read.
+    Ingest orphaned segments in *journal*. Return how many records were read.
 
-    Does nothing where there is no journal, or where a living process is the ingester (it is at most a second behind).
+    Does nothing without a journal, or if a running process is the ingester. Its ledger is at most
+    a second behind.
 
     Raises:
-        LedgerError: The ledger cannot be opened or written, or the file of prices cannot be used.
+        LedgerError: The ledger cannot be opened or written, or the price file cannot be used.
     """
     if not journal.is_dir() or not segments(journal):
         return 0

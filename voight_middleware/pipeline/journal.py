@@ -1,9 +1,10 @@
 """
-The journal: the per-process append-only file that a finished call is written to before anything else.
+The journal: a finished call is first written to this append-only file of its process.
 
-One process writes one segment, a line of JSON per record, and holds a lock on it (``flock``) for as long as it lives; whoever can
-take that lock knows that the writer is gone or has moved on, and may adopt the segment. A record is one ``write()`` of a whole
-line, so ``kill -9`` loses nothing that was written and tears at most the line that was being written.
+A process writes one segment, a line of JSON per record. It holds a lock (``flock``) on the segment
+while it uses it. If the ingester can take that lock, the writer has exited or moved on, and the
+ingester may adopt the segment. A record is one ``write()`` of a whole line. So ``kill -9`` loses no
+written record, and tears at most the line that is being written.
 """
 
 from __future__ import annotations
@@ -31,23 +32,26 @@ from voight_middleware.records.call import Record
 logger = logging.getLogger(__name__)
 
 SEGMENT_BYTES = 8 * 1024 * 1024
-"""A segment that has grown beyond this is closed, and a new one begun."""
+"""A larger segment is closed, and a new one started."""
 BACKLOG_BYTES = 8 * 1024 * 1024
-"""How much is kept in memory while the disk cannot be written; beyond it the oldest records are dropped and counted."""
+"""
+How many bytes wait in memory while the disk cannot be written. Beyond that, the oldest records are
+dropped and counted.
+"""
 
 SEGMENTS = 16
-"""How many segments a full folder has at least: with a small limit they are smaller."""
+"""The minimum number of segments in a full folder. With a small limit, segments are smaller."""
 FULL_SECONDS = 1.0
-"""How long a folder without room is not looked at again."""
+"""Seconds between two checks of a full folder."""
 REJECTED = "rejected.jsonl"
-"""The lines of a journal folder that were set aside, as they were."""
+"""The rejected lines of a journal folder, unchanged."""
 REASONS = "rejected.log"
-"""Why they were."""
+"""Why they were rejected."""
 LOST = "lost.log"
 """How many records were dropped, and when."""
 MAX_REASON = 500
 _IS_OWNED = "_is_owned"
-"""What ``threading.Condition`` asks a reentrant lock; there is no public name for it."""
+"""A method of a reentrant lock, used by ``threading.Condition``. It has no public name."""
 
 _encode = msgspec.json.Encoder().encode
 _decode: Callable[[bytes], Record] = msgspec.json.Decoder(Record).decode
@@ -55,13 +59,16 @@ _decode: Callable[[bytes], Record] = msgspec.json.Decoder(Record).decode
 
 class Journal:
     """
-    The journal of this process. ``append`` never raises; ``written``, ``dropped`` and ``failures`` count what became of the records.
+    The journal of this process.
+
+    ``append`` never raises. ``written``, ``dropped`` and ``failures`` count records and errors.
 
     Args:
-        folder: Where the segments of all processes of this host are.
-        stamp: Says how the calls of a segment are to be priced, when one is begun.
-        limit: How many bytes the folder may have for another segment to be begun. Segments that are being written do not count then:
-            each process has one, of ``SEGMENT_BYTES`` at most, and space comes back only by those that are closed.
+        folder: The folder with the segments of all processes of this host.
+        stamp: Names the prices of a segment's calls, when the segment starts.
+        limit: The maximum size of the folder, in bytes, to start another segment. Open segments do
+            not count. Each process has one, of at most ``SEGMENT_BYTES``, and only closed segments
+            give space back.
     """
 
     def __init__(self, folder: Path, limit: int = JOURNAL_LIMIT, stamp: Stamp | None = None) -> None:
@@ -76,18 +83,21 @@ class Journal:
         self._size = 0
         self._end = 0
         self._torn = 0
-        """How many bytes at the end of the segment are part of a record."""
+        """How many bytes at the end of the segment are an incomplete record."""
         self._failing = False
         self._full_until = 0.0
-        self._told_dropped = 0
+        self._reported_dropped = 0
         self._closed: list[Path] = []
         self._catching_up = False
         self._backlog: deque[bytes] = deque()
         self._backlog_bytes = 0
-        self._lock = threading.RLock()  # reentrant: a stream that is garbage-collected in here appends its own record
+        # reentrant: a stream that is garbage-collected inside it appends its own record
+        self._lock = threading.RLock()
 
     def append(self, record: Record) -> None:
-        """Write one record. Where the disk refuses, it is kept in memory and tried again with the next one."""
+        """
+        Write one record. If the disk refuses, keep it in memory and retry with the next record.
+        """
         line = _encode(record) + b"\n"
         with self._lock:
             if self._backlog or self._fd is None or self._size > self._end:
@@ -99,18 +109,23 @@ class Journal:
                     self._torn += count
                     raise OSError("short write")
             except OSError as error:
-                self._keep(line, error)
+                self._keep_in_memory(line, error)
             else:
                 self.written += 1
 
     def closed(self) -> list[Path]:
-        """The segments that this process has closed and nobody has deleted yet, as they are not all in the ledger."""
+        """
+        Return the closed segments of this process that still exist. They are not fully in the
+        ledger.
+        """
         with self._lock:
             self._closed = [path for path in self._closed if path.exists()]
             return self._closed
 
     def position(self) -> tuple[str, int] | None:
-        """The name and length in bytes of the segment that is being written; None before the first record."""
+        """
+        Return the name of the open segment, and its length in bytes. None before the first record.
+        """
         with self._lock:
             if self._fd is None or self._name is None:
                 return None
@@ -118,29 +133,36 @@ class Journal:
 
     @property
     def waiting(self) -> int:
-        """How many records are kept in memory because the disk could not be written."""
+        """How many records wait in memory because the disk could not be written."""
         return len(self._backlog)
 
     def is_in_use_here(self) -> bool:
-        """Whether this very thread is inside the journal, which a collected stream's call ends in then: nothing may be waited for."""
+        """
+        Return whether this thread is inside the journal. Then a call that a garbage collection
+        ends must not wait for anything.
+        """
         return bool(getattr(self._lock, _IS_OWNED)())
 
     def rotate(self) -> None:
-        """Close this segment, so that whoever ingests can take and delete it; the next record begins another."""
+        """
+        Close this segment, so that the ingester can delete it. The next record starts another.
+        """
         with self._lock:
             self._close()
-            self._tell_dropped()
+            self._report_dropped()
 
     def check(self) -> None:
-        """Begin another segment where somebody has deleted this one under us: what is written into it is never read."""
+        """Start another segment if this one was deleted: nobody would read its records."""
         with self._lock:
             if self._fd is not None and os.fstat(self._fd).st_nlink == 0:
                 self.failures += 1
-                logger.error("the journal in %s was deleted while in use: calls that were not in the ledger yet are lost", self.folder)
+                logger.error("the journal in %s was deleted while in use; calls that were not in the ledger yet are lost", self.folder)
                 self.rotate()
 
     def end(self) -> None:
-        """Close this segment as the process ends: what could not be written until now is lost, and counted."""
+        """
+        Close this segment at process exit. Records that still wait in memory are lost and counted.
+        """
         with self._lock:
             self.retry()
             self.dropped += len(self._backlog)
@@ -149,14 +171,17 @@ class Journal:
             self.rotate()
 
     def retry(self) -> bool:
-        """Write what is kept in memory; whether nothing is left."""
+        """Write the records that wait in memory. Return whether none is left."""
         with self._lock:
             if self._backlog:
                 self._catch_up(None)
             return not self._backlog
 
     def after_fork(self) -> None:
-        """In a child: the segment belongs to the parent. Its lock is the parent's too and must not be released, only closed."""
+        """
+        Reset the journal in a forked child. The segment and its lock belong to the parent: close
+        the file, but do not release the lock.
+        """
         self._lock = threading.RLock()
         if self._fd is not None:
             with contextlib.suppress(OSError):
@@ -164,13 +189,14 @@ class Journal:
         self._fd, self._name, self._size, self._catching_up, self._failing = None, None, 0, False, False
         self._backlog.clear()
         self._closed = []
-        self._backlog_bytes = self.written = self.dropped = self.failures = self._told_dropped = 0
+        self._backlog_bytes = self.written = self.dropped = self.failures = self._reported_dropped = 0
 
     def _catch_up(self, line: bytes | None) -> None:
         if line is not None:
             self._backlog.append(line)
             self._backlog_bytes += len(line)
-        if self._catching_up:  # appended from within the loop below, by a collected stream or a signal handler: the loop writes it
+        # a collected stream or a signal handler appends inside the loop below: the loop writes it
+        if self._catching_up:
             return
         self._catching_up = True
         try:
@@ -182,10 +208,10 @@ class Journal:
                 self.written += 1
             if self._failing:
                 self._failing = False
-                self._tell_dropped()
-                logger.warning("the journal in %s is written again; nothing waits in memory any more", self.folder)
+                self._report_dropped()
+                logger.warning("the journal in %s can be written again; no records wait in memory", self.folder)
         except OSError as error:
-            self._complain(error)
+            self._report_failure(error)
             if self._backlog_bytes > BACKLOG_BYTES:
                 self._drop()
         finally:
@@ -200,53 +226,61 @@ class Journal:
             raise OSError("short write")
         self._torn = 0
 
-    def _keep(self, line: bytes, error: OSError) -> None:
+    def _keep_in_memory(self, line: bytes, error: OSError) -> None:
         self._backlog.append(line)
         self._backlog_bytes += len(line)
-        self._complain(error)
+        self._report_failure(error)
 
-    def _complain(self, error: OSError) -> None:
+    def _report_failure(self, error: OSError) -> None:
         self.failures += 1
         if error.errno == errno.ENOSPC and self._fd is not None:
             self._make_room()
         if not self._failing:
             self._failing = True
-            logger.error("the journal in %s cannot be written (%s); calls are kept in memory until it can", self.folder, error)
+            logger.error("the journal in %s cannot be written (%s); calls wait in memory", self.folder, error)
 
     def _make_room(self) -> None:
-        """The disk is full: close a segment that has records, so that its space comes back once they are in the ledger."""
+        """
+        Close a segment with records on a full disk. Its space comes back once they are in the
+        ledger.
+        """
         assert self._fd is not None
         with contextlib.suppress(OSError):
             size = os.fstat(self._fd).st_size - self._torn
-            if self._torn:  # what was written of the last record is written again, elsewhere
+            if self._torn:  # the incomplete record is written again, to another segment
                 os.ftruncate(self._fd, size)
                 self._torn = 0
             if size:
                 self._close()
 
     def _drop(self) -> None:
-        if self.dropped == self._told_dropped:
-            most = BACKLOG_BYTES // 2**20
-            logger.error("calls are being lost: the journal in %s cannot be written, and %d MiB wait in memory", self.folder, most)
+        if self.dropped == self._reported_dropped:
+            size = BACKLOG_BYTES // 2**20
+            logger.error("calls are being lost: the journal in %s cannot be written, and %d MiB wait in memory", self.folder, size)
         while self._backlog_bytes > BACKLOG_BYTES:
             self._backlog_bytes -= len(self._backlog.popleft())
             self.dropped += 1
 
-    def _tell_dropped(self) -> None:
-        """Write down how many records were dropped, where ``voight doctor`` finds it when this process is long gone."""
-        lost = self.dropped - self._told_dropped
+    def _report_dropped(self) -> None:
+        """
+        Write the number of dropped records to a file, for ``voight doctor`` after this process has
+        exited.
+        """
+        lost = self.dropped - self._reported_dropped
         if lost:
-            self._told_dropped = self.dropped
+            self._reported_dropped = self.dropped
             logger.error("%d records were lost while the journal in %s could not be written", lost, self.folder)
             with contextlib.suppress(OSError):
                 append(self.folder / LOST, f"{utc_now()} {lost} process {os.getpid()}\n".encode())
 
     def _check_limit(self) -> None:
         """
-        Look whether the folder has room for another segment: at most once per segment, and once a second while it has none.
+        Check that the folder has room for another segment: once per segment, and once a second
+        while it is full.
 
         Raises:
-            OSError: It has not. The segment so far is closed then, so that it can be deleted once it is in the ledger.
+            OSError: The folder is full. The current segment is closed first, so that it can be
+                deleted once it is in the ledger.
         """
         now = time.monotonic()
         if now >= self._full_until:
@@ -256,7 +290,7 @@ class Journal:
                 return
             self._full_until = now + FULL_SECONDS
         self._close()
-        raise OSError(errno.EDQUOT, f"it has the {self.limit:,} bytes that journal_limit allows")
+        raise OSError(errno.EDQUOT, f"it has reached the {self.limit:,} bytes of journal_limit")
 
     def _open(self) -> None:
         self._end = min(SEGMENT_BYTES, self.limit // SEGMENTS)
@@ -264,7 +298,9 @@ class Journal:
         make_folder(self.folder)
         stamp = self._stamp()
         name = f"{os.getpid()}-{uuid.uuid4().hex}{stamp and f'.{stamp}'}.jsonl"
-        unnamed = self.folder / f"{name}.new"  # locked before it gets a name that an ingester looks for: it may delete what it can lock
+        # locked before it has a segment's name: an ingester may delete every segment that it can
+        # lock
+        unnamed = self.folder / f"{name}.new"
         fd = open_private(unnamed, os.O_WRONLY | os.O_EXCL | os.O_APPEND)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -286,21 +322,23 @@ class Journal:
 
 
 class Segment:
-    """One segment file, as its reader sees it."""
+    """A segment file, for its reader."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.name = path.name
 
     def size(self) -> int:
-        """Length in bytes; 0 where the file is gone."""
+        """Return the length in bytes; 0 if the file is gone."""
         try:
             return self.path.stat().st_size
         except FileNotFoundError:
             return 0
 
     def read(self, offset: int, limit: int = 1 << 20) -> bytes:
-        """Up to *limit* bytes from *offset*, cut behind the last whole line; more than *limit* where a single line is longer."""
+        """
+        Return whole lines from *offset*, up to *limit* bytes. A longer line is returned whole.
+        """
         with self.path.open("rb") as file:
             file.seek(offset)
             data = file.read(limit)
@@ -314,14 +352,18 @@ class Segment:
             return data[: end + 1]
 
     def tail(self, offset: int) -> bytes:
-        """Everything from *offset*: of a dead writer's segment, the torn rest of its last line."""
+        """
+        Return everything from *offset*. After a dead writer, this is the torn end of its last line.
+        """
         with self.path.open("rb") as file:
             file.seek(offset)
             return file.read()
 
     @contextlib.contextmanager
     def adopt(self) -> Generator[bool]:
-        """Hold the writer's lock; yields False where the writer is alive and still writes here."""
+        """
+        Hold the writer's lock. Yield False if the writer is alive and still uses this segment.
+        """
         try:
             fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -343,28 +385,29 @@ class Segment:
 
 
 def segments(folder: Path) -> list[Segment]:
-    """All segments of a journal folder, the oldest first."""
-    found: list[tuple[float, Segment]] = []
+    """Return all segments of a journal folder, the oldest first."""
+    dated: list[tuple[float, Segment]] = []
     for path in folder.glob("*-*.jsonl"):
         with contextlib.suppress(FileNotFoundError):
             status = path.lstat()
-            if stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode):  # a pipe would be waited for, a link may lead anywhere
-                found.append((status.st_mtime, Segment(path)))
-    return [segment for _, segment in sorted(found, key=lambda pair: pair[0])]
+            # a pipe would block, a link may lead anywhere
+            if stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode):
+                dated.append((status.st_mtime, Segment(path)))
+    return [segment for _, segment in sorted(dated, key=lambda pair: pair[0])]
 
 
 def decode(line: bytes) -> Record:
     """
-    One record of a journal line.
+    Return the record of a journal line.
 
     Raises:
-        msgspec.DecodeError: The line is torn, or no record.
+        msgspec.DecodeError: The line is torn, or not a record.
     """
     return _decode(line)
 
 
 def folder_bytes(folder: Path) -> int:
-    """The size of everything in a journal folder."""
+    """Return the size of all files in a journal folder."""
     total = 0
     with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
         for entry in entries:
@@ -374,18 +417,22 @@ def folder_bytes(folder: Path) -> int:
 
 
 def closed_bytes(folder: Path) -> int:
-    """The size of everything in a journal folder but of the segments that living processes write."""
-    living = 0
+    """
+    Return the size of all files in a journal folder except open segments of running processes.
+    """
+    open_bytes = 0
     for segment in segments(folder):
         with contextlib.suppress(OSError), segment.adopt() as dead:
-            living += 0 if dead else segment.size()
-    return folder_bytes(folder) - living
+            open_bytes += 0 if dead else segment.size()
+    return folder_bytes(folder) - open_bytes
 
 
 def reject(folder: Path, line: bytes, source: str = "", reason: str = "") -> None:
     """
-    Set a line aside, in ``rejected.jsonl``: nothing that was written is thrown away. Of a *source* (segment and position), time,
-    source and *reason* are a line of ``rejected.log``, in this order.
+    Move a line to ``rejected.jsonl``: no written record is thrown away.
+
+    If the *source* (segment and position) is given, a line of ``rejected.log`` has the time, the
+    source and the *reason*, in this order.
     """
     append(folder / REJECTED, line.rstrip(b"\n") + b"\n")
     if source:
@@ -393,7 +440,7 @@ def reject(folder: Path, line: bytes, source: str = "", reason: str = "") -> Non
 
 
 def reasons(folder: Path) -> list[tuple[str, str, str]]:
-    """Time, source and reason of the lines that were set aside, the oldest first."""
+    """Return time, source and reason of the rejected lines, the oldest first."""
     try:
         text = (folder / REASONS).read_text(errors="replace")
     except FileNotFoundError:
@@ -403,7 +450,7 @@ def reasons(folder: Path) -> list[tuple[str, str, str]]:
 
 
 def lost(folder: Path) -> list[str]:
-    """Of each time that records of this folder were dropped: when, how many, and of which process."""
+    """Return a line for each time that records were dropped: when, how many, by which process."""
     try:
         return (folder / LOST).read_text(errors="replace").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""The listeners of a meter: they get its finished calls on a thread of their own."""
+"""The listeners of a meter: they get its finished calls on their own thread."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ from voight_middleware.records.call import Call
 Listener = Callable[[Call], None]
 
 MAX_PENDING_CALLS = 100_000
-"""How many calls wait for listeners at most; the others are in the ledger only, and are counted (``unheard_calls``)."""
+"""
+The maximum number of calls that wait for listeners. More calls are in the ledger only, and are
+counted (``unheard_calls``).
+"""
 
 
 class ListenerQueue:
     """
-    Hands the finished calls of this process to its listeners, each call once.
+    Delivers the finished calls of this process to its listeners, each call once.
 
-    A call is *held* until it is priced, and then delivered. A listener that blocks delays the listeners after it. It never delays the
-    ledger, nor a flush beyond its timeout.
+    A call is *held* until it is priced, and then delivered. A listener that blocks delays the
+    listeners after it. It never delays the ledger, and delays a flush only up to its timeout.
 
     Args:
         listeners: Called one after the other with each call.
@@ -38,11 +41,11 @@ class ListenerQueue:
         self._thread: threading.Thread | None = None
 
     def reset_after_fork(self) -> None:
-        """Forget, in a forked child, the parent's thread and the parent's calls."""
+        """Drop the parent's thread and calls in a forked child."""
         self._start_anew()
 
     def hold(self, call: Call) -> None:
-        """Keep *call* until it is priced. If too many wait, the oldest is dropped."""
+        """Keep *call* until it is priced. If too many calls wait, drop the oldest."""
         if not self.listeners:
             return
         self._held[call.call_id] = call
@@ -52,11 +55,14 @@ class ListenerQueue:
                 counters["unheard_calls"] += 1
 
     def pending(self) -> list[Call]:
-        """Return the calls that no listener has got yet."""
+        """Return the calls that were not delivered yet."""
         return list(self._held.values())
 
     def deliver(self, calls: Iterable[Call]) -> None:
-        """Hand priced calls to the listeners. Calls of other processes, and calls that were delivered before, are skipped."""
+        """
+        Deliver priced calls to the listeners. Calls of other processes are skipped, and so are
+        calls that were delivered before.
+        """
         for call in calls:
             if self._held.pop(call.call_id, None) is not None:
                 self._put(call)
@@ -71,8 +77,9 @@ class ListenerQueue:
 
     def start(self) -> bool:
         """
-        Start the thread if there are listeners, in a context of its own: a listener belongs to no request. Return False if the process
-        is ending.
+        Start the thread if there are listeners. Return False if the process is ending.
+
+        The thread has its own context, as a listener belongs to no request.
         """
         if self._thread is not None or not self.listeners:
             return True
@@ -81,12 +88,15 @@ class ListenerQueue:
         try:
             thread.start()
         except RuntimeError as error:  # Python 3.12+ starts no thread while the process ends
-            return "shutdown" not in str(error)  # else there are too many: the next call tries again
+            # else there are too many: the next call tries again
+            return "shutdown" not in str(error)
         self._thread = thread
         return True
 
     def wait(self, timeout: float) -> bool:
-        """Wait until the listeners got all delivered calls. Return whether they did within *timeout* seconds."""
+        """
+        Wait until the listeners got all delivered calls. Return False after *timeout* seconds.
+        """
         if self._thread is threading.current_thread() or (self._thread is None and self._queue.empty()):
             return True
         self.start()
@@ -106,7 +116,7 @@ class ListenerQueue:
         for listener in self.listeners:
             try:
                 listener(call)
-            except BaseException as error:  # a CancelledError or SystemExit, too, would end the thread
+            except BaseException as error:  # CancelledError or SystemExit would end the thread
                 counters["listener_errors"] += 1
                 name = getattr(listener, "__qualname__", type(listener).__qualname__)
-                warn_once(f"the listener {name} raised {type(error).__name__}; the call is kept all the same")
+                warn_once(f"the listener {name} raised {type(error).__name__}; the call stays in the ledger")

@@ -19,12 +19,13 @@ class IngestLock:
 
     def acquire(self) -> bool:
         """
-        Whether this process is the ingester, trying to become it.
+        Try to become the ingester. Return whether this process is the ingester now.
 
         Raises:
             OSError: The folder cannot be written.
         """
-        if self._fd is not None and os.fstat(self._fd).st_nlink == 0:  # deleted with the folder: whoever comes next has another
+        # deleted with the folder: the next process makes another file
+        if self._fd is not None and os.fstat(self._fd).st_nlink == 0:
             self.release()
         if self._fd is not None:
             return True
@@ -58,20 +59,23 @@ class IngestLock:
         return False
 
     def record_delivery(self) -> None:
-        """Note in the lock's file that records have reached the ledger just now."""
+        """Write into the lock file that records have reached the ledger just now."""
         if self._fd is not None:
-            with contextlib.suppress(OSError):  # of a full disk: it is for people only
+            with contextlib.suppress(OSError):  # a full disk: only people read this time
                 os.pwrite(self._fd, f"{utc_now()}\n".encode(), 0)
 
     def last_delivery(self) -> str | None:
-        """When records of this folder have last reached the ledger, as ``2026-11-21T17:28:00Z``; None where that is not known."""
+        """
+        Return when records of this folder last reached the ledger, such as
+        ``2026-11-21T17:28:00Z``. None if unknown.
+        """
         try:
             return (self.folder / "ingest.lock").read_text().strip() or None
         except (OSError, UnicodeDecodeError):
             return None
 
     def release(self) -> None:
-        """Give the lock back; in a forked child this only drops the child's copy of it."""
+        """Release the lock. In a forked child, this only drops the child's copy of it."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None

@@ -1,9 +1,10 @@
 """
-The meter: the configuration, and the path that every finished call takes.
+The meter: the configuration of a process, and the path of every finished call.
 
-A finished call is appended to the journal on the caller's thread; that is all the application waits for. One background thread
-per process does the rest: in the one process of the host that is elected it ingests, in the others it only hands their own calls
-to their own listeners. Nothing here raises into the application.
+A finished call is appended to the journal on the caller's thread. The application waits for
+nothing else. One worker thread per process does the rest. In the process that holds the ingest
+lock, it ingests. In all other processes, it only delivers their calls to their listeners. Nothing
+here raises into the application.
 """
 
 from __future__ import annotations
@@ -46,42 +47,50 @@ __all__ = (
 )
 
 BatchOwner = Callable[[str], object]
-"""Called with the ``custom_id`` of a request of a batch; returns the user's id, or a mapping of tags. None where it is not known."""
+"""
+Called with the ``custom_id`` of a request of a batch. Returns the user's id, a mapping of tags, or
+None if the owner is unknown.
+"""
 
 AGAIN_SECONDS = 0.5
+"""How long a second flush before exit waits, if the first one ran out of time."""
 MAX_TEXT = 512
-"""The longest text of a call but its tags, such as a model's name, in characters."""
+"""The maximum length of a call's texts other than tags, such as a model name, in characters."""
 _TEXTS = ("requested_model", "model", "host", "service_tier", "response_id", "error", "provider", "endpoint")
 
 
 class Meter:
-    """Owns this process's journal, listeners and ingester. Starts no thread and opens no file before the first call."""
+    """
+    The journal, the listeners and the worker of this process. It starts no thread and opens no
+    file before the first call.
+    """
 
     def __init__(self, settings: Settings, listeners: Sequence[Listener] = (), batch_owner: BatchOwner | None = None) -> None:
         self.settings = settings
         self._batch_owner = batch_owner
         self._listener_queue = ListenerQueue(listeners)
-        also: Iterable[object] = listeners
-        self.observers = CallObservers((*(one for one in also if isinstance(one, CallObserver)), *_standing))
+        candidates: Iterable[object] = listeners
+        observers = (listener for listener in candidates if isinstance(listener, CallObserver))
+        self.observers = CallObservers((*observers, *_standing))
         stamp = Stamp(settings.journal, settings.prices, ingests=settings.ingest, broken_settings=settings.broken_file)
         self.journal = Journal(settings.journal, settings.journal_limit, stamp)
         self.pricing = stamp
-        """How this process's calls are priced, by whichever process."""
+        """Names the prices of this process's calls, whichever process ingests them."""
         self._pseudonymizer = Pseudonymizer(settings)
         self._below = make_tags(settings.tags).merge(Tags(release=settings.release) if settings.release else NO_TAGS)
         self._worker: IngestWorker | None = None
         self._start_lock = threading.Lock()
         self.synchronous = settings.delivery == "synchronous"
-        """Whether a call waits until it is in the ledger, where it may."""
+        """Whether a call waits until it is in the ledger, if its thread may block."""
         self._warned_of_pending = False
         self._closed = False
 
     def finish(self, call: Call, context: TagContext, captured: Owner, named: str | None = None, observed: Observed | None = None) -> None:
         """
-        Write a finished call. Its owner is the one *captured* when it began, or where that was unknown the one that *context* knows by
-        now, or else the user that the request *named* to the provider.
+        Write a finished call. Never raises.
 
-        Never raises.
+        The owner is the one *captured* when the call started. If that is unknown, it is the owner
+        that *context* knows now, or else the user that the request *named* to the provider.
         """
         try:
             tags, attribution = captured if captured.tags.user_id is not None else context.owner()
@@ -95,7 +104,8 @@ class Meter:
             self._listener_queue.hold(call)
             try:
                 self.journal.append(call)
-            except UnicodeEncodeError:  # half a character in a model's name, which nothing but a client can have made up
+            except UnicodeEncodeError:
+                # half a character (a lone surrogate) in a model name that a client sent
                 _make_whole(call)
                 self.journal.append(call)
             if unsettled and context.scope is not None:
@@ -105,21 +115,32 @@ class Meter:
             report_internal_error(error)
 
     def _pseudonymize_texts(self, call: Call) -> None:
-        """Look at texts that a client can choose. A provider's own ids are not: each is new, and nobody's."""
+        """
+        Pseudonymize the texts that a client can choose. A provider's own ids are skipped: they name
+        no person.
+        """
         call.requested_model = self.pseudonymized_text("requested_model", call.requested_model)
         call.model = self.pseudonymized_text("model", call.model)
         call.service_tier = self.pseudonymized_text("service_tier", call.service_tier)
 
     def pseudonymized_text(self, key: str, value: str | None) -> str | None:
-        """Return a text of a call, such as a model, as it may leave the process: bounded, and without personal data. Never raises."""
+        """
+        Return a text of a call, such as a model, that may leave the process. Never raises.
+
+        The text is cut to ``MAX_TEXT`` and has no personal data.
+        """
         try:
             return None if value is None else self._pseudonymizer.text(key, value[:MAX_TEXT])
-        except Exception as error:  # what could not be looked at is not kept
+        except Exception as error:  # an unchecked text is not stored
             report_internal_error(error)
             return None
 
     def submit(self, submission: Submission, context: TagContext, captured: Owner, named: str | None = None) -> None:
-        """Write who has submitted a job: the owner of its answers, found as that of a call. Never raises."""
+        """
+        Write the owner of a submitted job, who also owns its results. Never raises.
+
+        The owner is found as in ``finish``.
+        """
         try:
             tags, attribution = captured if captured.tags.user_id is not None else context.owner()
             unsettled = tags.user_id is None
@@ -132,20 +153,24 @@ class Meter:
             report_internal_error(error)
 
     def owner_of_line(self, custom_id: str) -> Owner | None:
-        """Ask ``batch_owner`` whose a request of a batch is; None where it does not say. Never raises."""
+        """
+        Return the owner of a batch's request as given by ``batch_owner``. Never raises.
+
+        None if there is no ``batch_owner``, or if it names no user.
+        """
         if self._batch_owner is None:
             return None
         try:
-            answer = self._batch_owner(custom_id)
-            tags = make_tags(answer if isinstance(answer, Mapping) else {"user_id": answer})
+            owner = self._batch_owner(custom_id)
+            tags = make_tags(owner if isinstance(owner, Mapping) else {"user_id": owner})
             return Owner(tags, "tag") if tags.user_id is not None else None
         except Exception as error:
             counters["getter_errors"] += 1
-            warn_once(f"batch_owner raised {type(error).__name__}: such requests belong to the owner of their batch")
+            warn_once(f"batch_owner raised {type(error).__name__}; such requests belong to the owner of their batch")
             return None
 
     def link(self, submission: Submission) -> None:
-        """Write what a job is a part of. Never raises."""
+        """Write which larger job a job is a part of. Never raises."""
         try:
             self.journal.append(submission)
             self._wake()
@@ -160,37 +185,47 @@ class Meter:
         return Owner(self.pseudonymized(self._below.merge(tags)), attribution)
 
     def pseudonymized(self, tags: Tags) -> Tags:
-        """*tags* as they may leave the process, on disk or in a message to a worker: without personal data. Never raises."""
+        """
+        Return *tags* without personal data, ready to leave the process. Never raises.
+
+        They leave the process on disk, or in a message to a queue worker.
+        """
         try:
             return self._pseudonymizer(tags)
-        except Exception as error:  # what could not be looked at is not kept
+        except Exception as error:  # unchecked tags are not stored
             report_internal_error(error)
             return NO_TAGS
 
     def _wake(self) -> None:
         if self._closed:
-            return  # a stream that is collected while the process ends: no thread can start, and its call is in the journal
+            # a stream collected while the process ends: no thread can start, and its call is in the
+            # journal
+            return
         if self._worker is None:
-            self._start(wait=False)  # whoever holds the lock starts it; that may be this thread, collecting a dropped stream in there
+            # The thread that holds the lock starts the worker. It may be this very thread, which
+            # collects a dropped stream in there.
+            self._start(wait=False)
         if self.synchronous:
             if not (on_a_loop() or self.journal.is_in_use_here()):
                 self.flush_if_synchronous()
-            elif (background := self._worker) is not None:
-                background.wake()
+            elif (worker := self._worker) is not None:
+                worker.wake()
 
     def flush_if_synchronous(self) -> None:
         """
-        Where delivery is synchronous, wait until what was written is in the ledger: at most ``exit_timeout`` seconds, and not at all
-        while the ledger is known to be down. It blocks: at the end of a request on an event loop, call it from a thread. Never raises.
+        In synchronous mode, block until the written records reach the ledger. Never raises.
+
+        It waits for up to ``exit_timeout`` seconds, and returns at once while the ledger is known
+        to be down. At the end of a request on an event loop, call it from a thread.
         """
         try:
-            if self.synchronous and (background := self._worker) is not None:
-                background.flush(self.settings.exit_timeout, patient=False)
+            if self.synchronous and (worker := self._worker) is not None:
+                worker.flush(self.settings.exit_timeout, patient=False)
         except Exception as error:
             report_internal_error(error)
 
     def attribute_late(self, call_ids: Iterable[str], owner: Owner) -> None:
-        """Write the owner of calls that were finished without one. Never raises."""
+        """Write the owner of calls that ended without one. Never raises."""
         try:
             self.journal.append(
                 LateAttribution(call_ids=tuple(call_ids), tags=self.pseudonymized(owner.tags), attribution=owner.attribution)
@@ -201,13 +236,16 @@ class Meter:
             report_internal_error(error)
 
     def flush(self, timeout: float = 10.0) -> bool:
-        """Bring what this process has written into the ledger and to its listeners; whether it is there within *timeout* seconds."""
+        """
+        Bring this process's records into the ledger and to its listeners. Return whether they all
+        arrived within *timeout* seconds.
+        """
         deadline = time.monotonic() + timeout
         open_calls.collect()
         read = open_calls.wait_for_readers(deadline)
-        return self._bring_in(max(0.0, deadline - time.monotonic())) and self._listener_queue.wait(deadline - time.monotonic()) and read
+        return self._flush_worker(max(0.0, deadline - time.monotonic())) and self._listener_queue.wait(deadline - time.monotonic()) and read
 
-    def _bring_in(self, timeout: float) -> bool:
+    def _flush_worker(self, timeout: float) -> bool:
         if self._worker is None:
             if self.journal.written == 0 and not self.journal.waiting:
                 return True
@@ -215,30 +253,34 @@ class Meter:
                 self._start()
             except RuntimeError as error:  # too many threads
                 report_internal_error(error)
-        background = self._worker
-        return background is not None and background.flush(timeout)
+        worker = self._worker
+        return worker is not None and worker.flush(timeout)
 
     def flush_before_exit(self, timeout: float | None = None) -> bool:
         """
-        As ``flush``, in *timeout* seconds, by default those of ``exit_timeout``; says once what stays behind, and where. The second time,
-        as when a server's shutdown is followed by the end of the process, it does not wait for what has not come in the first.
+        Flush within *timeout* seconds (default: ``exit_timeout``). Warn once about the records that
+        stay in the journal.
+
+        A second call, such as at process exit after a server's shutdown, does not wait again for
+        records that did not arrive in time.
         """
         timeout = self.settings.exit_timeout if timeout is None else timeout
         deadline = time.monotonic() + timeout
         open_calls.wait_for_readers(deadline)
-        done = self._bring_in(min(timeout, AGAIN_SECONDS) if self._warned_of_pending else timeout)
+        done = self._flush_worker(min(timeout, AGAIN_SECONDS) if self._warned_of_pending else timeout)
         if not done and not self._warned_of_pending:
             self._warned_of_pending = True
-            background = self._worker
-            left = background.pending_records() if background is not None else None
-            what = f"{self.journal.written:,} records of this process" if left is None else f"{left:,} records"
-            logger.warning("up to %s are not in the ledger yet, and stay in the journal %s", what, self.settings.journal)
+            worker = self._worker
+            count = worker.pending_records() if worker is not None else None
+            pending = f"{self.journal.written:,} records of this process" if count is None else f"{count:,} records"
+            logger.warning("up to %s are not in the ledger yet and stay in the journal %s", pending, self.settings.journal)
         return done and self._listener_queue.wait(deadline - time.monotonic())
 
     def close(self, timeout: float | None = None) -> bool:
         """
-        Flush and stop the background thread, in *timeout* seconds, by default those of ``exit_timeout``. What is not in the ledger by then
-        stays in the journal, for whoever ingests next.
+        Flush and stop the worker within *timeout* seconds (default: ``exit_timeout``).
+
+        Records that are not in the ledger by then stay in the journal for the next ingester.
         """
         timeout = self.settings.exit_timeout if timeout is None else timeout
         deadline = time.monotonic() + timeout
@@ -248,19 +290,25 @@ class Meter:
         self._closed = True
         self.journal.end()
         with self._start_lock:
-            background, self._worker = self._worker, None
-        if background is not None:
-            background.stop(max(deadline - time.monotonic(), 0.1))
+            worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.stop(max(deadline - time.monotonic(), 0.1))
             self._listener_queue.wait(max(deadline - time.monotonic(), 0.1))
         return done
 
     def before_fork(self) -> Callable[[], None] | None:
-        """Let the round that is under way end, and close the ledger; answers what to call in the parent afterwards."""
-        background = self._worker
-        return background.hold() if background is not None else None
+        """
+        Let the current round end, and close the ledger. Return the function to call in the parent
+        after the fork.
+        """
+        worker = self._worker
+        return worker.hold() if worker is not None else None
 
     def after_fork(self) -> None:
-        """In a child: nothing of the parent's is written, unlocked or closed; everything is made anew at the first call."""
+        """
+        Reset the meter in a forked child. The parent's files and locks stay untouched, and the
+        first call makes new ones.
+        """
         if self._worker is not None:
             self._worker.discard_after_fork()
         self._worker = None
@@ -278,16 +326,18 @@ class Meter:
         if self._start_lock.acquire(blocking=wait):
             try:
                 if self._worker is None:
-                    self._listener_queue.start()  # Python 3.12+ starts no thread while the process ends
+                    # Python 3.12+ starts no thread while the process ends
+                    self._listener_queue.start()
                     worker = IngestWorker(self.settings, self.journal, self._listener_queue, self.pricing)
-                    worker.start()  # raises where there are too many threads: the next call tries again
+                    # raises if there are too many threads: the next call tries again
+                    worker.start()
                     self._worker = worker
             finally:
                 self._start_lock.release()
 
 
 def _bound(call: Call) -> None:
-    """Cut texts that a client or a provider may have made as long as it likes."""
+    """Cut texts whose length a client or a provider chooses."""
     for name in _TEXTS:
         value = getattr(call, name)
         if value is not None and len(value) > MAX_TEXT:
@@ -295,20 +345,20 @@ def _bound(call: Call) -> None:
 
 
 def _make_whole(call: Call) -> None:
-    """Spell out halves of characters (lone surrogates), which no file and no ledger can hold."""
+    """Escape lone surrogates, which no file and no ledger can store."""
     for name in call.__struct_fields__:
         if isinstance(value := getattr(call, name), str):
             setattr(call, name, value.encode(errors="backslashreplace").decode())
 
 
 _standing: tuple[CallObserver, ...] = ()
-"""Who watches every meter of this process."""
+"""The observers of every meter of this process."""
 _meter: Meter | None = None
 _meter_lock = threading.Lock()
 
 
 def current_meter() -> Meter:
-    """The meter of this process, made from the environment at first use."""
+    """Return the meter of this process. The first use makes it from the environment."""
     return _meter if _meter is not None else _make_meter()
 
 
@@ -318,49 +368,53 @@ def _make_meter() -> Meter:
         if _meter is None:
             settings, errors = usable_settings()
             for error in errors:
-                warn_once(f"a variable of the environment cannot be used, and what does less holds in its place: {error}")
+                warn_once(f"an environment variable cannot be used; a safe default replaces it: {error}")
             _meter = Meter(settings)
         return _meter
 
 
 def swap_meter(new: Meter | None) -> Meter | None:
-    """Put another meter in place and answer the old one, which is neither flushed nor closed: for tests."""
+    """Replace the meter, and return the old one, which is neither flushed nor closed."""
     global _meter
     with _meter_lock:
         old, _meter = _meter, new
     return old
 
 
-def add_observer(watcher: CallObserver) -> None:
-    """Let *watcher* see the calls of this process, whatever ``configure()`` puts in place later. Twice is the same as once."""
+def add_observer(observer: CallObserver) -> None:
+    """
+    Let *observer* see the calls of this process, also after a later ``configure()``. Adding it
+    again changes nothing.
+    """
     global _standing
     with _meter_lock:
-        if watcher not in _standing:
-            _standing = (*_standing, watcher)
+        if observer not in _standing:
+            _standing = (*_standing, observer)
             if _meter is not None:
-                _meter.observers.present = (*_meter.observers.present, watcher)
+                _meter.observers.present = (*_meter.observers.present, observer)
 
 
-def remove_observer(watcher: CallObserver) -> None:
-    """Show *watcher*, of ``watch()``, no more calls; the end of those that have begun it still sees."""
+def remove_observer(observer: CallObserver) -> None:
+    """Undo ``add_observer``. The observer still sees the end of calls that it saw start."""
     global _standing
     with _meter_lock:
-        _standing = tuple(one for one in _standing if one is not watcher)
+        _standing = tuple(standing for standing in _standing if standing is not observer)
         if _meter is not None:
-            _meter.observers.present = tuple(one for one in _meter.observers.present if one is not watcher)
+            _meter.observers.present = tuple(present for present in _meter.observers.present if present is not observer)
 
 
 def flush_before_exit() -> bool:
     """
-    As ``flush``, where the process is about to end: in the time of the setting ``exit_timeout``, and saying once what stays behind. What
-    is still open ends.
+    Flush for up to ``exit_timeout`` seconds before the process exits. End what is still open, and
+    warn once about the records that stay in the journal.
     """
     open_calls.end_all()
     return current_meter().flush_before_exit()
 
 
 def _before_fork() -> None:
-    if _meter_lock.acquire(timeout=FORK_SECONDS):  # the child could not go on with what another thread is importing for its meter
+    # The child could never finish an import that another thread has started for its meter.
+    if _meter_lock.acquire(timeout=FORK_SECONDS):
         _after_the_fork.append(_meter_lock.release)
     release = _meter.before_fork() if _meter is not None else None
     if release is not None:

@@ -1,4 +1,4 @@
-"""The watchers of a meter, which see its calls as they run: spans are begun and ended so."""
+"""The observers of a meter: they see its calls start and end, for example to make spans."""
 
 from __future__ import annotations
 
@@ -16,37 +16,49 @@ from voight_middleware.records.tags import Owner
 @runtime_checkable
 class CallObserver(Protocol):
     """
-    Sees calls as they run, on the threads of the application: nothing in it may wait. What it raises is counted
-    (``observer_errors``), and never passed on. A listener that has these three methods watches too.
+    Sees calls as they run.
+
+    The methods run on the application's threads, so they must not block. Exceptions are counted
+    (``observer_errors``) and never passed on. A listener with these three methods is an observer
+    too.
     """
 
     def on_call_start(self, start: CallStart) -> object:
-        """A call begins: on its caller's thread and in his context, before the request is sent. The answer is a token of your own."""
+        """
+        Observe that a call starts. Return a token of your own, or None.
+
+        This runs on the caller's thread and in the caller's context, before the request is sent.
+        """
         ...
 
     def on_call_response(self, token: Any) -> None:
-        """The request has been answered or has failed: in the context of ``begin``. A stream has not been read by now."""
+        """
+        Observe that the request got a response or failed.
+
+        This runs in the context of ``on_call_start``. A stream has not been read yet.
+        """
         ...
 
     def on_call_end(self, token: Any, call: Call) -> None:
         """
-        A call has ended, with the last byte of a stream: on any thread, perhaps in a finalizer, before the call is priced.
+        Observe that a call ended: for a stream, with its last byte.
 
-        *token* is None for a call that had no start here: one that ``record()`` tells of, the answer to a batch.
+        This runs on any thread, perhaps in a finalizer, before the call is priced. *token* is None
+        for a call that did not start here: a call of ``record()``, or the result of a batch.
         """
         ...
 
 
 Observed = tuple[tuple[CallObserver, Any], ...]
-"""The watchers of one call, with their tokens."""
+"""The observers of one call, with their tokens."""
 
 
 class CallObservers:
     """
-    Those of one meter. No method raises.
+    The observers of one meter. No method raises.
 
     Args:
-        present: In the order in which they see a call begin.
+        present: The observers, in the order in which they see a call start.
     """
 
     __slots__ = ("present",)
@@ -55,42 +67,46 @@ class CallObservers:
         self.present: tuple[CallObserver, ...] = tuple(present)
 
     def start(self, start: CallStart) -> Observed:
-        """Show them a call that begins."""
+        """Show the start of a call to all observers."""
         observed: list[tuple[CallObserver, Any]] = []
-        for watcher in self.present:
+        for observer in self.present:
             token = None
             try:
-                token = watcher.on_call_start(start)
+                token = observer.on_call_start(start)
             except Exception as error:
                 _report(error)
-            observed.append((watcher, token))
+            observed.append((observer, token))
         return tuple(observed)
 
     def respond(self, observed: Observed) -> None:
-        """Tell those who saw it begin that the request was answered or has failed."""
-        for watcher, token in reversed(observed):
+        """Report the response, or the failure of the request, to those that saw the call start."""
+        for observer, token in reversed(observed):
             try:
                 if token is not None:
-                    watcher.on_call_response(token)
+                    observer.on_call_response(token)
             except Exception as error:
                 _report(error)
 
     def end(self, observed: Observed | None, call: Call) -> None:
-        """Show a call that has ended to those who saw it begin, or all of them one that nobody saw begin (None)."""
-        for watcher, token in [(watcher, None) for watcher in self.present] if observed is None else observed:
+        """
+        Show the end of a call to those that saw it start.
+
+        If *observed* is None, nobody saw the start, and all observers see the end.
+        """
+        for observer, token in [(observer, None) for observer in self.present] if observed is None else observed:
             try:
-                watcher.on_call_end(token, call)
+                observer.on_call_end(token, call)
             except Exception as error:
                 _report(error)
 
 
 def _report(error: Exception) -> None:
     counters["observer_errors"] += 1
-    warn_once(f"a call observer raised {type(error).__name__}; the call goes on, and is metered all the same")
+    warn_once(f"a call observer raised {type(error).__name__}; the call continues and is metered")
 
 
 class CallStart(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a call when it begins: what a watcher is shown."""
+    """The facts about a call that are known when it starts."""
 
     provider: str
     endpoint: str
@@ -100,10 +116,10 @@ class CallStart(msgspec.Struct, frozen=True, kw_only=True):
     started_at: int
     """Nanoseconds since 1970, UTC."""
     owner: Owner
-    """As it is known by now, and before personal data was taken out of it: ``Meter.guarded`` does that."""
+    """As known so far. It may contain personal data: ``Meter.pseudonymized`` removes it."""
     context: TagContext
-    """Knows the owner when it is known later."""
+    """Finds the owner if it becomes known later."""
     client: Any = None
-    """The SDK's client that makes the call, where one does."""
+    """The SDK client that makes the call, if there is one."""
     options: Any = None
-    """The SDK's options of the request. It holds the prompt: nothing of it may be kept."""
+    """The SDK's request options. They contain the prompt: keep nothing of them."""

@@ -1,8 +1,9 @@
 """
-Open calls: streams and connections that have begun and not ended.
+Open calls: streams and connections that have started and not ended.
 
-A stream ends when it is exhausted, closed or dropped. One that nobody reads on, held by a cycle, a suspended generator or a global, ends
-here: at the end of the process or of the server, and before that as soon as the garbage collector can find it.
+A stream ends when it is exhausted, closed or dropped. An abandoned one may be kept alive by a
+cycle, a suspended generator or a global. It ends here: when the garbage collector finds it, or
+when the process or the server ends.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 FIRST_PAUSE, MAX_PAUSE = 5.0, 300.0
-"""Seconds between two collections for abandoned streams: doubled each time that one finds none."""
+"""Seconds between two collections for abandoned streams. Doubled after one that finds none."""
 
 
 class OpenStream(Protocol):
@@ -24,15 +25,15 @@ class OpenStream(Protocol):
 
     @property
     def inside(self) -> bool:
-        """Whether somebody waits for its next event."""
+        """Whether a reader waits for its next event."""
         ...
 
     def drop(self) -> None:
-        """Report that nobody will read on."""
+        """End the stream: nobody will continue to read it."""
         ...
 
     def discard_after_fork(self) -> None:
-        """Never report its end: it is another process's."""
+        """Never report its end: it belongs to another process."""
         ...
 
 
@@ -41,21 +42,25 @@ _connections: list[Callable[[], None]] = []
 _readers: set[threading.Thread] = set()
 _idle: set[OpenStream] = set()
 _survivors: set[OpenStream] = set()
-"""Idle streams that somebody holds, as a collection has left them."""
+"""Idle streams that survived the last collection: something still refers to them."""
 _pause = FIRST_PAUSE
 _next_look = 0.0
 
 begun = _streams.add
-"""Note a stream that has begun. Atomic, as is ``ended``: a finalizer may run at any time, in any thread."""
+"""
+Register a stream that has started. Atomic, as is ``ended``: a finalizer may run at any time, in
+any thread.
+"""
 ended = _streams.discard
-"""Forget a stream that has ended."""
+"""Remove a stream that has ended."""
 on_end_all = _connections.append
-"""Have a function called by ``end_all``."""
+"""Register a function for ``end_all`` to call."""
 
 
 def end_all() -> None:
-    """End every open stream and connection, as the process or the server ends. Never raises."""
-    for end in tuple(_connections):  # first: who reads a body by hand has seen more of it than its stream
+    """End every open stream and connection when the process or the server ends. Never raises."""
+    # first: a manual reader of a body has seen more of it than its stream
+    for end in tuple(_connections):
         with contextlib.suppress(Exception):
             end()
     for stream in _streams.copy():
@@ -65,10 +70,10 @@ def end_all() -> None:
 
 def look_after() -> None:
     """
-    Have abandoned streams collected. The background thread calls it in each of its rounds.
+    Collect abandoned streams. The worker calls this in each round.
 
-    A stream for whose next event nobody waits in two rounds may be abandoned, or its reader may be slow: only the garbage collector knows.
-    It is asked seldom, and never without such a stream.
+    A stream without a waiting reader in two rounds may be abandoned, or its reader may be slow.
+    Only the garbage collector knows. It runs rarely, and never without such a stream.
     """
     global _idle, _pause, _next_look
     _survivors.intersection_update(_streams.copy())
@@ -83,7 +88,10 @@ def look_after() -> None:
 
 
 def collect() -> None:
-    """End the streams that are abandoned by now. It costs nothing unless there is one that the garbage collector has not looked at yet."""
+    """
+    End the abandoned streams. This is free unless there is an idle stream that no collection has
+    seen yet.
+    """
     if any(not stream.inside and stream not in _survivors for stream in _streams.copy()):
         _collect()
 
@@ -95,7 +103,7 @@ def _collect() -> None:
 
 
 def read_in_thread(read: Callable[[], None], name: str) -> None:
-    """Read a large body in a thread of its own, which ``wait_for_readers`` waits for."""
+    """Read a large body in its own thread. ``wait_for_readers`` waits for that thread."""
 
     def run() -> None:
         try:
@@ -113,7 +121,10 @@ def read_in_thread(read: Callable[[], None], name: str) -> None:
 
 
 def wait_for_readers(deadline: float) -> bool:
-    """Wait until large bodies are read, or until *deadline* by ``time.monotonic()``; return whether they are."""
+    """
+    Wait until large bodies are read, or until *deadline* by ``time.monotonic()``. Return whether
+    they are.
+    """
     for thread in tuple(_readers):
         if thread is not threading.current_thread():
             thread.join(max(0.0, deadline - time.monotonic()))
@@ -121,7 +132,7 @@ def wait_for_readers(deadline: float) -> bool:
 
 
 def _after_fork() -> None:
-    """In a child: open streams are the parent's to count."""
+    """Forget open streams in a forked child: the parent counts them."""
     for stream in _streams.copy():
         stream.discard_after_fork()
     _streams.clear()

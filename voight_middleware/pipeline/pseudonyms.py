@@ -1,9 +1,10 @@
 """
-Pseudonyms: what is kept of a tag value that holds personal data.
+Pseudonyms: the stored form of a tag value with personal data.
 
-A pseudonym is the same for all spellings of one address, cannot be turned back without the secret, and names the kind of what it stands
-for and the version of the key: ``email:v1:`` and 26 letters and digits. Where a value says more than the address (``auth0|alice@…``), a
-part for the whole follows behind a point, so that two values stay two and both are found by the address.
+All spellings of an address have the same pseudonym. It cannot be reversed without the secret. It
+names the kind of data and the version of the key: ``email:v1:`` and 26 letters and digits. A value
+with more than the address (``auth0|alice@…``) has a second part after a point, for the whole value.
+So two such values stay different, and both are found by the address.
 """
 
 from __future__ import annotations
@@ -29,13 +30,19 @@ from voight_middleware.records.tag_values import MAX_LENGTH, clean_value
 from voight_middleware.records.tags import Tags
 
 MAX_KNOWN = 20_000
-"""How many values are remembered, those without and those with personal data each; beyond it all are forgotten and looked at again."""
+"""
+The size of each cache, of values with and of values without personal data. A full cache is
+cleared.
+"""
 RETRY_SECONDS = 60.0
-"""How long a key that could not be made or read is not tried again."""
+"""Seconds before another attempt to read or make a key."""
 
 
 class Pseudonymizer:
-    """Tags as they may leave the process. Nothing on disk is touched before a value with personal data occurs; nothing is locked."""
+    """
+    Removes personal data from tags before they leave the process. It takes no lock, and reads or
+    makes a key file only for the first value with personal data.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._policies = settings.pii
@@ -46,7 +53,7 @@ class Pseudonymizer:
         self._known: dict[tuple[str, str], str] = {}
 
     def __call__(self, tags: Tags) -> Tags:
-        """*tags*, each value with personal data replaced as the policy of its key says."""
+        """Return *tags* with personal data replaced by the policy of each key."""
         clean, extra = self._clean, tags.extra
         if (
             tags.user_id in clean
@@ -69,11 +76,11 @@ class Pseudonymizer:
         )
 
     def knows(self, *values: str | None) -> bool:
-        """Return whether all of *values* were looked at before and have nothing in them."""
+        """Return whether all *values* were checked before and have no personal data."""
         return self._clean.issuperset(values)
 
     def text(self, key: str, value: str | None) -> str | None:
-        """Return a text of a call that is not a tag, such as a model's name, as the policy of *key* says."""
+        """Return a text that is not a tag, such as a model name, by the policy of *key*."""
         if value in self._clean:
             return value
         if value is None or ((key, value) not in self._known and find(value) is None):
@@ -83,36 +90,36 @@ class Pseudonymizer:
 
     def _extra(self, extra: Mapping[str, str]) -> dict[str, str]:
         clean = self._clean
-        guarded = {key: value if value in clean else self._value(key, value) for key, value in extra.items()}
-        return {key: value for key, value in guarded.items() if value is not None}
+        pseudonymized = {key: value if value in clean else self._value(key, value) for key, value in extra.items()}
+        return {key: value for key, value in pseudonymized.items() if value is not None}
 
     def _value(self, key: str, value: str | None) -> str | None:
         if value is None:
             return None
         known = self._known.get((key, value))
-        return known if known is not None else self._look(key, value)
+        return known if known is not None else self._check(key, value)
 
-    def _look(self, key: str, value: str) -> str | None:
+    def _check(self, key: str, value: str) -> str | None:
         text = value if type(value) is str and len(value) <= MAX_LENGTH else clean_value(value)
         if text is None:
             return None
         policy = policy_for(key, self._policies)
         if policy == "allow":
-            kept = text
-        elif (found := find(text)) is None:
+            stored = text
+        elif (match := find(text)) is None:
             if text is value:
                 self._remember(text)
             return text
         elif policy == "redact":
-            kept = redacted(found)
+            stored = redacted(match)
         elif keys := self._writing_keys():
-            kept = pseudonym(found, text, keys[0])
+            stored = pseudonym(match, text, keys[0])
         else:
-            return redacted(found)  # not remembered: there may be a key later
+            return redacted(match)  # not cached: there may be a key later
         if len(self._known) > MAX_KNOWN:
             self._known = {}
-        self._known[key, value] = kept
-        return kept
+        self._known[key, value] = stored
+        return stored
 
     def _remember(self, clean: str | None) -> None:
         if len(self._clean) > MAX_KNOWN:
@@ -128,18 +135,18 @@ class Pseudonymizer:
                     return self._keys
                 problem = "several hosts may share this ledger, and no key is set"
             except (OSError, SettingsError) as error:
-                problem = f"no key can be had: {error.strerror if isinstance(error, OSError) else error} ({file})"
+                problem = f"the key cannot be read or made: {error.strerror if isinstance(error, OSError) else error} ({file})"
             self._retry_at = time.monotonic() + RETRY_SECONDS
-            advice = "set VOIGHT_PSEUDONYM_KEY, on every host to the same secret (openssl rand -hex 32)"
-            warn_once(f"tags with personal data are kept as redacted:<kind>, all such users together: {problem}; {advice}")
+            advice = "set VOIGHT_PSEUDONYM_KEY to the same secret on every host (openssl rand -hex 32)"
+            warn_once(f"tags with personal data are stored as redacted:<kind>, which mixes users: {problem}; {advice}")
         return self._keys
 
 
 def kept_call_id(call_id: str, policies: Mapping[str, str]) -> str:
     """
-    Return what an application's own id of a call is kept as: one with personal data as a digest, always the same.
+    Return the stored form of an application's own call id. One with personal data becomes a digest.
 
-    It is a digest without a key: another key would make another call of the same id, which would be counted twice.
+    The digest has no key: a new key would give the same call another id, and count it twice.
     """
     if policy_for("call_id", policies) == "allow" or find(call_id) is None:
         return call_id
@@ -147,12 +154,12 @@ def kept_call_id(call_id: str, policies: Mapping[str, str]) -> str:
 
 
 def policy_for(key: str, policies: Mapping[str, str]) -> str:
-    """What becomes of personal data in a tag of this key."""
+    """Return the policy for personal data in tags of this key."""
     return policies.get(key) or policies.get("*", "pseudonym")
 
 
 def pseudonym(found: Found, text: str, key: PseudonymKey) -> str:
-    """What is kept of *text*, in which *found* was found."""
+    """Return the pseudonym of *text*, which contains the personal data *found*."""
     name = f"{found.kind}:{key.version}:{_digest(key, found.kind, found.normal, 26)}"
     if found.alone:
         return name
@@ -160,7 +167,7 @@ def pseudonym(found: Found, text: str, key: PseudonymKey) -> str:
 
 
 def redacted(found: Found) -> str:
-    """What is kept of a value where there is no key, or none is wanted."""
+    """Return the stored form of a value without a key, or under the policy ``redact``."""
     return f"redacted:{found.kind}"
 
 
@@ -172,7 +179,8 @@ def _digest(key: PseudonymKey, purpose: str, text: str, length: int) -> str:
 
 def finding_keys(settings: Settings) -> tuple[PseudonymKey, ...]:
     """
-    Every key that pseudonyms in this ledger may have been made with: those of the settings, and the one beside it. None is made.
+    Return every key that may have made pseudonyms in this ledger: those of the settings, and the
+    one beside the ledger. Never make a key.
 
     Raises:
         SettingsError: The key beside the ledger cannot be read.
@@ -189,40 +197,44 @@ def finding_keys(settings: Settings) -> tuple[PseudonymKey, ...]:
 
 def known_as(value: str, settings: Settings) -> list[str]:
     """
-    What a report is to look for to find *value*: itself, and its pseudonyms by every key. ``*`` stands for any text, as in a filter.
+    Return the texts under which a report finds *value*: itself, and its pseudonyms by every key.
+
+    ``*`` stands for any text, as in a filter.
 
     Raises:
         SettingsError: The key beside the ledger cannot be read.
     """
     text = None if "*" in value else clean_value(value)
-    if text is None or (found := find(text)) is None:
+    if text is None or (match := find(text)) is None:
         return [value]
     names = [text]
     for key in finding_keys(settings):
-        name = pseudonym(found, text, key)
-        names += [name, f"{name}.*"] if found.alone else [name]
+        name = pseudonym(match, text, key)
+        names += [name, f"{name}.*"] if match.alone else [name]
     return names
 
 
 def _keys_in(file: Path) -> tuple[PseudonymKey, ...]:
-    """The keys of a file; none where there is no file."""
+    """Return the keys of a file; none if there is no file."""
     try:
         text = file.read_text()
     except FileNotFoundError:
         return ()
     except UnicodeDecodeError as error:
-        raise SettingsError(f"{file} is no pseudonym key") from error
+        raise SettingsError(f"{file} does not contain a pseudonym key") from error
     return read_keys(text.strip(), str(file))
 
 
 def _make_key(file: Path) -> tuple[PseudonymKey, ...]:
-    """Make the key of a local ledger. It appears with its content and only once: of processes that do this at a time, one wins."""
+    """
+    Make the key file of a local ledger. It appears complete, and one of several processes wins.
+    """
     make_folder(file.parent)
     unnamed = file.with_name(f"{file.name}.{os.getpid()}-{secrets.token_hex(4)}")
     fd = open_private(unnamed, os.O_WRONLY | os.O_EXCL)
     try:
         try:
-            # v0: a secret that is set later begins with v1, and what this one has made is found all the same.
+            # v0: a configured secret starts at v1, so pseudonyms of this key are still found later.
             os.write(fd, f"v0:{secrets.token_hex(32)}\n".encode())
             os.fsync(fd)
         finally:

@@ -1,4 +1,4 @@
-"""Send waiting events from a process that makes no calls."""
+"""Send pending events from a process that makes no calls."""
 
 from __future__ import annotations
 
@@ -12,27 +12,30 @@ from voight_middleware.pipeline.supervisor import IngestSupervisor
 
 def send_waiting(settings: Settings, seconds: float | None = None) -> Status | None:
     """
-    Send what waits, for *seconds* and one answer at most, from a process that makes no calls: programs that end soon leave most of
-    theirs. Meanwhile this process ingests.
+    Send pending events for up to *seconds*, plus one response. This process ingests meanwhile.
 
-    Answers what is left then; None where there is no key or no outbox. Does nothing where a living process ingests, and so sends.
+    Short programs leave most of their events to a process that makes no calls. This function does
+    nothing if a running process ingests, because that one sends too.
+
+    Returns:
+        What is still pending. None without a key or an outbox.
 
     Raises:
-        LedgerError: The ledger cannot be opened or read, or a journal not: what could be read is sent all the same.
+        LedgerError: The ledger or a journal cannot be opened or read. Readable events are sent.
     """
     until = None if seconds is None else time.monotonic() + seconds
     if settings.events is None or open_outbox(settings.journal) is None:
         return None
-    delivery = IngestSupervisor(settings.ledger, settings.journal, settings.prices, gentle=False, events=settings.events)
+    supervisor = IngestSupervisor(settings.ledger, settings.journal, settings.prices, gentle=False, events=settings.events)
     try:
-        if delivery.lock.acquire():
+        if supervisor.lock.acquire():
             try:
-                delivery.run(seconds)
+                supervisor.run(seconds)
             finally:
-                delivery.send_rest(until)
-                delivery.stop_sending(TIMEOUT)
-            if (error := delivery.error or delivery.sending_error) is not None:
+                supervisor.send_rest(until)
+                supervisor.stop_sending(TIMEOUT)
+            if (error := supervisor.error or supervisor.sending_error) is not None:
                 raise error
     finally:
-        delivery.close()
+        supervisor.close()
     return status(settings.journal)

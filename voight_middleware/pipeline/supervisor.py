@@ -1,6 +1,8 @@
 """
-A delivery: what brings a journal folder's calls into its ledger, elected, connected, and patient with a ledger that is down; and has
-them sent on, where there is somebody who does.
+The ingest supervisor: it runs the ingester of a journal folder.
+
+It acquires the ingest lock, opens the ledger, and backs off while the ledger is down. It also
+starts the sender of events, if one is configured.
 """
 
 from __future__ import annotations
@@ -29,28 +31,33 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FIRST_PAUSE, MAX_PAUSE = 1.0, 30.0
-"""How long a ledger that cannot be used is left alone, in seconds: twice as long each time."""
+"""Seconds between two attempts to use a ledger that is down. The pause doubles each time."""
 SENDER_SECONDS = 1.0
-"""How long the end of the process waits for the answer to the one event that is under way; without it, that one is sent again."""
+"""
+How long process exit waits for the response to the event in flight, in seconds. Without a
+response, that event is sent again.
+"""
 SENDING_PAUSE = 0.1
-"""Between two runs while nothing is awaited but events that are sent, in seconds."""
+"""Seconds between two runs that only wait for events to be sent."""
 FORK_SECONDS = 5.0
-"""How long a fork may wait for the round that is being made."""
-_random = random.Random()  # our own: an application that seeds `random` must get its own numbers
+"""How long a fork may wait for the current round, in seconds."""
+_random = random.Random()  # separate: an application that seeds `random` must get its own numbers
 
 
 class IngestSupervisor:
     """
-    The way of a journal folder into its ledger. Used from one thread at a time.
+    Brings the records of a journal folder into its ledger. Used from one thread at a time.
 
     Args:
-        url: The ledger.
-        folder: The journal.
-        prices: The file of the user's own prices.
-        delivered: Called with the completed calls of each batch.
+        url: The URL of the ledger.
+        folder: The journal folder.
+        prices: The TOML file of the user's own prices.
+        delivered: Called with the priced calls of each batch.
         gentle: Whether to let other threads run after every few records.
-        tell: Called with a sentence when the ledger cannot be used any more, and when it can again; not each time that it is tried.
-        events: Where calls are sent on to, on a thread beside the runs; None sends none, and queues them only where others are queued.
+        report: Called with a message when the ledger goes down, and when it is back. It is not
+            called for each attempt.
+        events: The server to send calls to, on a separate thread. None sends nothing, and queues
+            calls only if an outbox exists.
     """
 
     def __init__(
@@ -61,23 +68,23 @@ class IngestSupervisor:
         delivered: Callable[[list[Call]], None] | None = None,
         *,
         gentle: bool = True,
-        tell: Callable[[str], None] = logger.warning,
+        report: Callable[[str], None] = logger.warning,
         events: EventsTarget | None = None,
     ) -> None:
         self.lock = IngestLock(folder)
         self.errors = 0
         """How often the ledger could not be used."""
         self.error: LedgerError | None = None
-        """Why it cannot be used now; None where it can."""
+        """Why the ledger cannot be used now; None if it can."""
         self.behind = False
-        """Whether there is more to bring in than the last run had the time for."""
+        """Whether the last run ran out of time before it ingested everything."""
         self.sending_error: Exception | None = None
-        """Why nothing can be taken to be sent; None where it can."""
+        """Why events cannot be sent now; None if they can."""
         self._url = url
         self._prices = prices
         self._delivered = delivered
         self._gentle = gentle
-        self._tell = tell
+        self._report = report
         self._events = events
         self._outbox: Outbox | None = None
         self._sender: EventSender | None = None
@@ -91,20 +98,23 @@ class IngestSupervisor:
 
     @property
     def records(self) -> int:
-        """How many records this delivery has brought in."""
+        """How many records this supervisor has ingested."""
         return self._ingester.records if self._ingester is not None else 0
 
     def run(self, seconds: float | None = None, *, now: bool = False) -> bool:
         """
-        Bring in what is there; whether all of it is in the ledger now. It is not where another process is elected, where the ledger
-        cannot be used, or where it is left alone after it could not.
+        Ingest the journals. Return whether all their records are in the ledger now.
+
+        Return False if another process is the ingester, if the ledger cannot be used, or during the
+        pause after a failure.
 
         Args:
-            seconds: How long this may last, if there is much.
-            now: Try a ledger that is left alone, too.
+            seconds: How long this may last.
+            now: Try the ledger even during the pause after a failure.
 
         Raises:
-            UnreadableJournal: The folder cannot be written, or a segment not be read or deleted; all others are brought in.
+            UnreadableJournal: The folder cannot be written, or a segment cannot be read or deleted.
+                All other segments are ingested.
         """
         from voight_middleware.pipeline.ingest import UnreadableJournal
 
@@ -130,8 +140,8 @@ class IngestSupervisor:
             except UnreadableJournal as error:
                 unreadable = error
         except LedgerError as error:
-            self.close_ledger()  # whatever was wrong with it, the next run opens it anew
-            if not fresh:  # a server that was restarted, or a connection that was cut while it was idle, is no outage
+            self.close_ledger()  # the next run opens it again
+            if not fresh:  # a restarted server or a cut idle connection is not an outage
                 return self._run(seconds, True)
             self._failed(error)
             return False
@@ -142,7 +152,8 @@ class IngestSupervisor:
             if self.records > before:
                 self.lock.record_delivery()
         self._succeeded()
-        if isinstance(unreadable, UnpricedJournal):  # whoever would wait for its calls is told at once
+        # a flush that waits for its calls must fail at once
+        if isinstance(unreadable, UnpricedJournal):
             self.error = unreadable
         self._send()
         if unreadable is not None:
@@ -163,40 +174,48 @@ class IngestSupervisor:
         return self._ingester
 
     def _send(self) -> None:
-        """Have the sender go on. Never raises: what cannot be sent is in the ledger all the same, as with a role that only writes."""
+        """
+        Give the sender more events. Never raises.
+
+        Calls that cannot be sent are in the ledger anyway, as with a database role that only
+        writes.
+        """
         from voight_middleware.ledger import LedgerError
 
         if self._outbox is None or self._events is None or not self._sends or time.monotonic() < self._send_not_before:
             return
         try:
             if self._sender is None:
-                with _imports:  # a child that is forked meanwhile could never import what is imported here
-                    from voight_middleware.events.sender import EventSender  # brings an HTTP client: only if a key is set
+                with _imports:  # a child forked during an import could never import that module
+                    # brings an HTTP client: only if a key is set
+                    from voight_middleware.events.sender import EventSender
 
                     self._sender = EventSender(self._events, self._outbox)
             self._sender.refill(self._open())
             self.sending_error = None
         except Exception as error:
             self.sending_error = error
-            why = error if isinstance(error, LedgerError | OSError) else type(error).__name__
-            warn_once(f"calls wait in {self._outbox.folder}, and are not sent to Voight for now: {why}")
+            cause = error if isinstance(error, LedgerError | OSError) else type(error).__name__
+            warn_once(f"calls wait in {self._outbox.folder} and are not sent to Voight for now: {cause}")
             self.close_ledger()  # the connection may have been cut
             self._send_not_before = time.monotonic() + MAX_PAUSE
 
     def send_rest(self, until: float | None = None) -> None:
         """
-        Go on with runs until nothing waits to be sent, nothing can be sent, or ``time.monotonic()`` is *until*; for processes that end
-        then. Raises nothing.
+        Run until all events are sent, until sending fails, or until ``time.monotonic()`` is
+        *until*.
+
+        For processes that exit afterwards. Never raises.
         """
         from voight_middleware.pipeline.ingest import UnreadableJournal
 
         while self.unsent() and (until is None or time.monotonic() < until):
             time.sleep(SENDING_PAUSE)
-            with contextlib.suppress(UnreadableJournal):  # the run before this has said so
+            with contextlib.suppress(UnreadableJournal):  # the run before this one has reported it
                 self.run(SENDER_SECONDS)
 
     def unsent(self) -> bool:
-        """Whether calls wait that this process can send."""
+        """Return whether pending events exist that this process can send."""
         sender, outbox = self._sender, self._outbox
         if sender is None or outbox is None or sender.stopped or self.sending_error is not None:
             return False
@@ -206,7 +225,11 @@ class IngestSupervisor:
             return False
 
     def stop_sending(self, seconds: float = SENDER_SECONDS) -> None:
-        """Send nothing any more: before another process may be elected, and send. Waits for the event that is under way, so long."""
+        """
+        Stop sending, before another process may become the ingester and send.
+
+        Wait for the event in flight for up to *seconds*.
+        """
         self._sends = False
         if self._sender is not None:
             self._sender.stop(seconds)
@@ -216,22 +239,23 @@ class IngestSupervisor:
         self.error = error
         pause = min(FIRST_PAUSE * 2.0 ** min(self._failures, 10), MAX_PAUSE)
         self._failures += 1
-        self._not_before = time.monotonic() + pause * _random.uniform(0.5, 1.0)  # many hosts do not come back all at once
+        # many hosts must not return all at once
+        self._not_before = time.monotonic() + pause * _random.uniform(0.5, 1.0)
         if self._records_before is None:
             self._records_before = self.records
-            self._tell(f"calls stay in the journal for now: {error}")
+            self._report(f"calls stay in the journal for now: {error}")
 
     def _succeeded(self) -> None:
         assert self._ingester is not None
         self.behind = self._ingester.behind
         self._failures, self._not_before, self.error = 0, 0.0, None
         if self._records_before is not None and not self.behind:
-            waited = self.records - self._records_before
+            count = self.records - self._records_before
             self._records_before = None
-            self._tell(f"the ledger can be used again; the {waited:,} records that have waited are in it")
+            self._report(f"the ledger can be used again; it now has the {count:,} records that waited")
 
     def is_ingested(self, name: str, length: int) -> bool:
-        """Whether the segment of that name is in the ledger up to that length, whoever has brought it in."""
+        """Return whether the first *length* bytes of a segment are in the ledger."""
         from voight_middleware.ledger import LedgerError
 
         if not (self.lock.folder / name).exists():
@@ -243,27 +267,30 @@ class IngestSupervisor:
             return False
 
     def pending_records(self) -> int | None:
-        """How many records in the journals may not be in the ledger; None where this process does not know."""
+        """Return how many journal records may not be in the ledger; None if unknown."""
         try:
-            return self._ingester.left() if self._ingester is not None and self.lock.held else None
+            return self._ingester.pending_records() if self._ingester is not None and self.lock.held else None
         except OSError:
             return None
 
     def close_ledger(self) -> None:
-        """Close the connection; the next run opens another one."""
+        """Close the connection. The next run opens another one."""
         ledger, self._ledger = self._ledger, None
         if ledger is not None:
             with contextlib.suppress(Exception):
                 ledger.close()
 
     def close(self) -> None:
-        """Close the connection, and let another process be elected."""
+        """Close the connection, and release the ingest lock."""
         self.stop_sending()
         self.close_ledger()
         self.lock.release()
 
     def discard_after_fork(self) -> None:
-        """In a forked child: drop the lock's copy, and keep a connection that is still open from being collected and so closed."""
+        """
+        Drop the copy of the lock in a forked child. Keep a reference to an open connection, because
+        its collection would close it for the parent.
+        """
         self.lock.release()
         _of_the_parent.append(self._ledger)
 
@@ -282,9 +309,11 @@ _ENGINES = {"sqlite": "sqlite", "postgresql": "postgres", "postgres": "postgres"
 
 def import_the_rest(url: str) -> None:
     """
-    Import what a round needs, price data and the ledger's driver included, while no fork can happen.
+    Import the modules of a round, with price data and the ledger's driver, while no fork can
+    happen.
 
-    A child that is forked while another thread imports a module can never import it: the module's lock stays taken.
+    A child that is forked during an import in another thread can never import that module: its
+    import lock stays taken.
     """
     engine = _ENGINES.get(url.partition("://")[0])
     if engine in _imported:
@@ -293,7 +322,7 @@ def import_the_rest(url: str) -> None:
         from voight_middleware.pricing import PriceBook
 
         PriceBook()
-        with contextlib.suppress(ImportError):  # opening the ledger says what is missing
+        with contextlib.suppress(ImportError):  # opening the ledger reports the missing package
             if engine is not None:
                 importlib.import_module(f"voight_middleware.ledger.{engine}")
         _imported.add(engine)
@@ -303,11 +332,14 @@ _of_the_parent: list[object] = []
 
 
 def hold_imports() -> Callable[[], None] | None:
-    """Wait until no import of ours is under way, and let none begin until the answer is called; None where that takes too long."""
+    """
+    Wait for the end of imports of this module, and block new ones until the returned function is
+    called. Return None if that takes too long.
+    """
     return _imports.release if _imports.acquire(timeout=FORK_SECONDS) else None
 
 
 def reset_imports_after_fork() -> None:
-    """In a forked child: the lock may be held by a thread that is not there."""
+    """Replace the lock in a forked child: a thread of the parent may hold it."""
     global _imports
     _imports = threading.RLock()

@@ -1,4 +1,7 @@
-"""The background thread of a meter: it makes the rounds of a delivery, and hands a process's own calls to its own listeners."""
+"""
+The worker of a meter: a thread that ingests in rounds, and delivers this process's calls to its
+listeners.
+"""
 
 from __future__ import annotations
 
@@ -23,47 +26,49 @@ if TYPE_CHECKING:
     from voight_middleware.pricing.price_books import PriceBooks
 
 INTERVAL = 1.0
-"""Seconds between two rounds of the background thread."""
+"""Seconds between two rounds."""
 ROUND_SECONDS = 1.0
-"""How long a round may last where much has to be caught up with; a fork and a flush of another thread come between two rounds."""
+"""The maximum length of a round, in seconds. Forks and flushes wait for the end of a round."""
 BUSY_INTERVAL = 0.05
-"""Seconds between two rounds while there is more to do."""
+"""Seconds between two rounds while records are left over from the last one."""
 MIN_POLL, MAX_POLL = 0.02, 0.25
-"""Seconds between two rounds while somebody waits for them: growing from one to the other."""
+"""Seconds between two rounds while a flush waits: from the first doubled up to the second."""
 
 
 class _FlushRequest:
-    """What one ``flush`` waits for: that what was written until then is in the ledger, and was heard of."""
+    """
+    One ``flush``: it waits until the records so far are in the ledger, and the calls delivered.
+    """
 
     def __init__(self, journal: Journal, listeners: ListenerQueue, patient: bool) -> None:
         self.closed = journal.closed()
         self.written = journal.position()
-        self.unheard = {call.call_id for call in listeners.pending()}
+        self.undelivered = {call.call_id for call in listeners.pending()}
         self.patient = patient
-        self.answered = False
-        self._answers: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self.finished = False
+        self._results: queue.SimpleQueue[bool] = queue.SimpleQueue()
 
-    def finish(self, granted: bool) -> None:
-        self.answered = True
-        self._answers.put(granted)
+    def finish(self, done: bool) -> None:
+        self.finished = True
+        self._results.put(done)
 
     def wait(self, seconds: float) -> bool | None:
-        """The answer; None where there is none in that time."""
+        """Return the result; None if there is none within *seconds*."""
         try:
-            return self._answers.get(timeout=seconds) if seconds > 0 else self._answers.get_nowait()
+            return self._results.get(timeout=seconds) if seconds > 0 else self._results.get_nowait()
         except queue.Empty:
             return None
 
 
 class IngestWorker:
     """
-    The background thread of a meter, and the rounds that it makes.
+    The worker thread of a meter, and its rounds.
 
     Args:
-        settings: How this process was configured.
-        journal: Where its calls are written.
-        listeners: They get its calls, priced.
-        stamp: Writes and names the prices that its calls are priced with.
+        settings: The settings of this process.
+        journal: The journal of this process.
+        listeners: They get the priced calls of this process.
+        stamp: Stores and names the prices of this process's calls.
     """
 
     def __init__(self, settings: Settings, journal: Journal, listeners: ListenerQueue, stamp: Stamp) -> None:
@@ -75,26 +80,33 @@ class IngestWorker:
         if settings.ingest:
             delivered = listeners.deliver if listeners.listeners else None
             self._supervisor = IngestSupervisor(settings.ledger, settings.journal, settings.prices, delivered, events=settings.events)
-        self._books: PriceBooks | None = None
+        self._price_books: PriceBooks | None = None
         self._flushes: list[_FlushRequest] = []
         self._pause = MIN_POLL
         self._round_lock = threading.Lock()
         self._round_thread: int | None = None
-        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()  # no Event: a stream that is collected inside its lock may wake, too
+        # not an Event: a stream collected inside the Event's lock may wake, too
+        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._finished = False
-        run = contextvars.Context().run  # in the context of no request, though instrumentations of threads take that along
+        # an empty context, even if other instrumentation copies the request's context into threads
+        run = contextvars.Context().run
         self._thread = threading.Thread(target=run, args=(self._loop,), name="voight-ingester", daemon=True)
 
     def start(self) -> None:
         try:
             self._thread.start()
-        except RuntimeError as error:  # Python 3.12+ starts no thread while the process ends; `flush` needs none
+        except RuntimeError as error:
+            # Python 3.12+ starts no thread while the process ends; `flush` needs none
             if "shutdown" not in str(error):
                 raise
 
     def stop(self, timeout: float) -> None:
-        """Make a last round, which deletes the segment that this process has just closed, and end; in *timeout* seconds, or later."""
+        """
+        Run a last round and stop. Wait for up to *timeout* seconds.
+
+        The last round deletes the segment that this process has just closed.
+        """
         self._stopping.set()
         self._wake.put(None)
         if self._thread is threading.current_thread():
@@ -109,10 +121,11 @@ class IngestWorker:
 
     def hold(self) -> Callable[[], None] | None:
         """
-        Close the ledger and hold the rounds until the answer is called. None where that cannot be had, as in a listener that forks.
+        Close the ledger, and pause the rounds until the returned function is called.
 
-        SQLite's locks and mutexes are a process's own. A child that inherits an open connection waits for ever for a mutex that a
-        thread of its parent held, or takes its parent's file locks for its own.
+        Return None if that is impossible, as in a listener that forks. SQLite's locks and mutexes
+        belong to one process. A child with an inherited connection may wait forever for a mutex
+        that a thread of its parent held. It may also take its parent's file locks for its own.
         """
         if self._round_thread == threading.get_ident() or not self._round_lock.acquire(timeout=FORK_SECONDS):
             return None
@@ -121,25 +134,27 @@ class IngestWorker:
         return self._round_lock.release
 
     def discard_after_fork(self) -> None:
-        """In a forked child: leave what is the parent's alone."""
+        """Drop the supervisor's resources in a forked child, without touching the parent's."""
         if self._supervisor is not None:
             self._supervisor.discard_after_fork()
 
     def flush(self, timeout: float, *, patient: bool = True) -> bool:
         """
-        Have a round made now, and wait for it; whether what was written before is in the ledger within *timeout* seconds. A ledger that
-        cannot be used is tried again until then; where this is not *patient*, it is not even tried while it is left alone.
+        Start a round now, and wait for it. Return whether the records so far are in the ledger
+        within *timeout* seconds.
 
-        The rounds are the thread's, as nothing but its own timeout ends a call to a server that does not answer.
+        A ledger that cannot be used is retried until then. If not *patient*, return False at once
+        while the ledger is known to be down. The rounds run on the worker thread, because a call
+        to a server that doesn't respond ends only by its own timeout.
         """
         if self._round_thread == threading.get_ident() or self._thread is threading.current_thread():
-            return False  # a listener: the round that it is called from cannot wait for itself
+            return False  # a listener flushes: its own round cannot wait for itself
         if not patient and self._supervisor is not None and self._supervisor.error is not None:
             return False
         deadline = time.monotonic() + timeout
         self._journal.retry()
-        wish = _FlushRequest(self._journal, self._listeners, patient)
-        self._flushes.append(wish)
+        request = _FlushRequest(self._journal, self._listeners, patient)
+        self._flushes.append(request)
         try:
             while True:
                 self._wake.put(None)
@@ -148,19 +163,19 @@ class IngestWorker:
                         self._serve()
                     finally:
                         self._round_lock.release()
-                left = deadline - time.monotonic()
-                answer = wish.wait(min(left, MAX_POLL))
-                if answer is not None or left <= 0:
-                    return bool(answer)
+                remaining = deadline - time.monotonic()
+                result = request.wait(min(remaining, MAX_POLL))
+                if result is not None or remaining <= 0:
+                    return bool(result)
         finally:
-            self._flushes.remove(wish)
+            self._flushes.remove(request)
 
     def wake(self) -> None:
-        """Have a round made now, and do not wait for it."""
+        """Start a round now, without waiting for it."""
         self._wake.put(None)
 
     def pending_records(self) -> int | None:
-        """How many records in the journals may not be in the ledger; None where this process does not know."""
+        """Return how many journal records may not be in the ledger; None if unknown."""
         return self._supervisor.pending_records() if self._supervisor is not None else None
 
     def _loop(self) -> None:
@@ -176,22 +191,26 @@ class IngestWorker:
             self._finish()
 
     def _serve(self) -> float:
-        """One round, and the answers to those who wait for it; in how many seconds there should be another."""
-        wishes = list(self._flushes)
-        done = self._round(now=bool(wishes))
-        for wish in wishes:
-            if self._is_done(wish, done):
-                wish.finish(True)
-            elif not wish.patient and self._supervisor is not None and self._supervisor.error is not None:
-                wish.finish(False)
-        delivery = self._supervisor
-        if any(not wish.answered for wish in wishes):
+        """
+        Run a round, and finish the flushes that it completes. Return the seconds until the next
+        round.
+        """
+        requests = list(self._flushes)
+        done = self._round(now=bool(requests))
+        for request in requests:
+            if self._is_done(request, done):
+                request.finish(True)
+            elif not request.patient and self._supervisor is not None and self._supervisor.error is not None:
+                request.finish(False)
+        supervisor = self._supervisor
+        if any(not request.finished for request in requests):
             pause, self._pause = self._pause, min(self._pause * 2, MAX_POLL)
             return pause
         self._pause = MIN_POLL
-        if delivery is not None and not delivery.lock.held and self._settings.delivery != "synchronous":
-            delivery.close_ledger()  # it was opened for a wish: no connection is held by those who are not elected
-        return BUSY_INTERVAL if delivery is not None and delivery.behind else INTERVAL
+        if supervisor is not None and not supervisor.lock.held and self._settings.delivery != "synchronous":
+            # a flush opened it; only the ingester keeps a connection open
+            supervisor.close_ledger()
+        return BUSY_INTERVAL if supervisor is not None and supervisor.behind else INTERVAL
 
     def _finish(self) -> None:
         if not self._finished:
@@ -203,7 +222,10 @@ class IngestWorker:
                 self._supervisor.close()
 
     def _round(self, now: bool) -> bool:
-        """One round; whether everything that was in the journals when it began is now in the ledger, or another's to bring there."""
+        """
+        Run a round. Return whether all records from before it are in the ledger, or left to a
+        separate ingester (``ingest=False``).
+        """
         self._round_thread = threading.get_ident()
         try:
             return self._do_round(now)
@@ -211,65 +233,67 @@ class IngestWorker:
             self._round_thread = None
 
     def _do_round(self, now: bool) -> bool:
-        delivery = self._supervisor
-        held = self._listeners.pending()
-        done = delivery is None
+        supervisor = self._supervisor
+        pending = self._listeners.pending()
+        done = supervisor is None
         try:
             open_calls.look_after()
             self._journal.check()
             self._journal.retry()
-            if delivery is not None or held:
-                import_the_rest(self._settings.ledger if delivery is not None else "")
-            if delivery is not None:
-                done = self._run_supervisor(delivery, now)
+            if supervisor is not None or pending:
+                import_the_rest(self._settings.ledger if supervisor is not None else "")
+            if supervisor is not None:
+                done = self._run_supervisor(supervisor, now)
         except Exception as error:
             report_internal_error(error)
-        if held:
-            self._tell_listeners(held)
+        if pending:
+            self._deliver_pending(pending)
         return done
 
-    def _run_supervisor(self, delivery: IngestSupervisor, now: bool) -> bool:
+    def _run_supervisor(self, supervisor: IngestSupervisor, now: bool) -> bool:
         from voight_middleware.pipeline.ingest import UnreadableJournal
 
-        before = delivery.errors
+        before = supervisor.errors
         try:
-            return delivery.run(ROUND_SECONDS, now=now)
+            return supervisor.run(ROUND_SECONDS, now=now)
         except UnreadableJournal as error:
             counters["ledger_errors"] += 1
             warn_once(f"calls stay in the journal for now: {error}")
             return False
         finally:
-            counters["ledger_errors"] += delivery.errors - before
+            counters["ledger_errors"] += supervisor.errors - before
 
-    def _is_done(self, wish: _FlushRequest, done: bool) -> bool:
+    def _is_done(self, request: _FlushRequest, done: bool) -> bool:
         if self._journal.waiting:
             return False
-        if wish.unheard and not wish.unheard.isdisjoint(call.call_id for call in self._listeners.pending()):
+        if request.undelivered and not request.undelivered.isdisjoint(call.call_id for call in self._listeners.pending()):
             return False
         if done or self._supervisor is None:
             return True
-        if self._supervisor.lock.held or any(path.exists() for path in wish.closed):
+        if self._supervisor.lock.held or any(path.exists() for path in request.closed):
             return False
-        return wish.written is None or self._supervisor.is_ingested(*wish.written)
+        return request.written is None or self._supervisor.is_ingested(*request.written)
 
-    def _tell_listeners(self, held: list[Call]) -> None:
+    def _deliver_pending(self, pending: list[Call]) -> None:
         """
-        Complete calls of this process for its listeners that this round has not delivered: where another process ingests or has ingested
-        them, or where the ledger refuses.
+        Price and deliver the calls of this process that this round did not deliver.
+
+        Either another process ingests them, or the ledger refuses them.
         """
         from voight_middleware.pricing.price_books import PriceBooks
         from voight_middleware.pricing.price_call import price_call
 
         try:
-            unheard = {call.call_id for call in self._listeners.pending()}
-            held = [call for call in held if call.call_id in unheard]
-            if self._books is None:
-                self._books = PriceBooks(self._settings.journal, self._settings.prices)
+            undelivered = {call.call_id for call in self._listeners.pending()}
+            pending = [call for call in pending if call.call_id in undelivered]
+            if self._price_books is None:
+                self._price_books = PriceBooks(self._settings.journal, self._settings.prices)
             stamp = ""
-            with contextlib.suppress(OSError):  # the journal's folder cannot be written: the same prices, from their file
+            # the journal folder cannot be written: use the same prices, from their file
+            with contextlib.suppress(OSError):
                 stamp = self._stamp()
-            for call in held:
-                price_call(call, self._books.book(stamp))
-            self._listeners.deliver(held)
+            for call in pending:
+                price_call(call, self._price_books.book(stamp))
+            self._listeners.deliver(pending)
         except Exception as error:
             report_internal_error(error)

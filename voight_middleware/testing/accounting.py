@@ -1,4 +1,4 @@
-"""The loopback provider's own count: what was asked, what it reported, and for whom."""
+"""The loopback provider's own counts of requests and reported usage, by user."""
 
 from __future__ import annotations
 
@@ -10,29 +10,35 @@ from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 KEPT_REQUESTS = 1000
-_DETAILED = ("prompt_tokens", "prompt_token", "input_tokens", "input_token")  # runs and realtime: without the s
+# runs and realtime: without the s
+_DETAILED = ("prompt_tokens", "prompt_token", "input_tokens", "input_token")
 
 
 @dataclass(slots=True)
 class Count:
-    """What the provider counted for one user; tokens as it reported them, in tokens, of all models that took part in an answer."""
+    """
+    The provider's counts for one user, as reported. Tokens include all models that worked on a
+    response.
+    """
 
     calls: int = 0
-    """HTTP requests, retries of an SDK included; on a WebSocket, messages that ask for an answer."""
+    """
+    HTTP requests, with the retries of an SDK. On a WebSocket, messages that ask for a response.
+    """
     completed: int = 0
-    """Answers whose final usage (or last byte, where none is reported) was written to the socket."""
+    """Responses whose final usage was written to the socket; without usage, their last byte."""
     broken: int = 0
-    """Answers that were cut, ended too early, or left by the client."""
+    """Responses that were cut, ended too early, or were abandoned by the client."""
     errors: int = 0
     input_tokens: int = 0
-    """All input of completed answers, cached and written tokens included."""
+    """All input of completed responses, with cached and written tokens."""
     cached_tokens: int = 0
     """The part of the input that was read from the cache."""
     output_tokens: int = 0
     images: int = 0
-    """Images that were made, also those whose tokens are reported."""
+    """Generated images, also those whose tokens are reported."""
     seconds: int = 0
-    """Seconds of audio, video or a live session, where the answer says how many; started ones are whole ones."""
+    """Reported seconds of audio, video or a live session, rounded up."""
     characters: int = 0
     """Characters that were spoken."""
     web_searches: int = 0
@@ -40,35 +46,35 @@ class Count:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """The provider's own count, by the ``[user:ID]`` in the prompt; ``-`` where there was none."""
+    """The provider's own counts, by the ``[user:ID]`` in the prompt; ``-`` without one."""
 
     by_user: Mapping[str, Count]
 
     @property
     def total(self) -> Count:
-        """All users together."""
+        """The sum of all users."""
         rows = [astuple(count) for count in self.by_user.values()]
         return Count(*map(sum, zip(*rows, strict=True)))
 
 
 @dataclass(eq=False, slots=True)
 class Charge:
-    """What one piece of work costs. It is counted once, however often it is reported."""
+    """The cost of one piece of work. It is counted once, even if it is reported several times."""
 
     usage: Any = None
-    """As it is reported."""
+    """The reported usage."""
     user: str | None = None
-    """None for whoever asks."""
+    """The user. None for the user of the request."""
     images: int = 0
     seconds: float = 0
-    """Where the usage does not say it."""
+    """Seconds that the usage does not contain."""
     characters: int = 0
     web_searches: int = 0
     counted: bool = False
 
 
 class Accounting:
-    """The provider's own count, and what it received. May be used from any thread."""
+    """The provider's own counts, and the received requests. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -78,7 +84,7 @@ class Accounting:
 
     @property
     def requests(self) -> list[Any]:
-        """The bodies that were received last, the oldest first."""
+        """The last received bodies, the oldest first."""
         with self._lock:
             return list(self._requests)
 
@@ -91,7 +97,7 @@ class Accounting:
             self._requests.append(body)
 
     def still_failing(self, key: str, times: int | None) -> bool:
-        """Whether a request that is to fail *times* times fails now, too."""
+        """Return whether a request that must fail *times* times fails now. None means always."""
         with self._lock:
             self._failed[key] += 1
             return times is None or self._failed[key] <= times
@@ -104,18 +110,18 @@ class Accounting:
         with self._lock:
             self._users[user].broken += 1
 
-    def completed(self, user: str, bills: Iterable[Charge]) -> None:
+    def completed(self, user: str, charges: Iterable[Charge]) -> None:
         with self._lock:
             self._users[user].completed += 1
-        self.reported(user, bills)
+        self.reported(user, charges)
 
-    def reported(self, user: str, bills: Iterable[Charge]) -> None:
-        """Count what was not counted yet."""
+    def reported(self, user: str, charges: Iterable[Charge]) -> None:
+        """Count the charges that were not counted yet."""
         with self._lock:
-            for bill in bills:
-                if not bill.counted:
-                    bill.counted = True
-                    _add(self._users[bill.user or user], bill)
+            for charge in charges:
+                if not charge.counted:
+                    charge.counted = True
+                    _add(self._users[charge.user or user], charge)
 
     def counts(self) -> Counts:
         with self._lock:
@@ -130,42 +136,45 @@ class Accounting:
 
 @dataclass(slots=True)
 class Tokens:
-    """A usage of any provider in one form."""
+    """The usage of any provider, in one format."""
 
     input: int = 0
-    """Cached and written tokens included."""
+    """With cached and written tokens."""
     cached: int = 0
     output: int = 0
     reasoning: int = 0
-    """The part of the output that is not shown, where it is said."""
+    """The hidden part of the output, if reported."""
 
 
 def tokens_of(usage: Any) -> Tokens:
-    """The tokens of a usage; on purpose not by the library's own readers, which are checked against it."""
-    found = Tokens()
+    """
+    Return the tokens of a usage. It must not use the library's parsers, which tests compare with
+    it.
+    """
+    tokens = Tokens()
     for part in (usage.get("iterations") or [usage]) if isinstance(usage, dict) else []:
         from_cache = _number(part, "cache_read_input_tokens")
-        found.input += _number(part, "prompt_tokens", "input_tokens", "promptTokenCount") + _number(part, "toolUsePromptTokenCount")
-        found.input += from_cache + _number(part, "cache_creation_input_tokens")
-        found.cached += from_cache + _number(part, "cachedContentTokenCount")
-        found.cached += sum(_number(part.get(f"{name}_details"), "cached_tokens") for name in _DETAILED)
-        found.output += _number(part, "completion_tokens", "output_tokens", "candidatesTokenCount") + _number(part, "thoughtsTokenCount")
-        found.reasoning += sum(_number(part.get(f"{name}_tokens_details"), "reasoning_tokens") for name in ("completion", "output"))
-    return found
+        tokens.input += _number(part, "prompt_tokens", "input_tokens", "promptTokenCount") + _number(part, "toolUsePromptTokenCount")
+        tokens.input += from_cache + _number(part, "cache_creation_input_tokens")
+        tokens.cached += from_cache + _number(part, "cachedContentTokenCount")
+        tokens.cached += sum(_number(part.get(f"{name}_details"), "cached_tokens") for name in _DETAILED)
+        tokens.output += _number(part, "completion_tokens", "output_tokens", "candidatesTokenCount") + _number(part, "thoughtsTokenCount")
+        tokens.reasoning += sum(_number(part.get(f"{name}_tokens_details"), "reasoning_tokens") for name in ("completion", "output"))
+    return tokens
 
 
 def _number(part: Any, *names: str) -> int:
-    """The first of these counts that is there."""
+    """Return the first of these counts that exists."""
     return next((part[name] for name in names if isinstance(part.get(name), int)), 0) if isinstance(part, dict) else 0
 
 
-def _add(count: Count, bill: Charge) -> None:
-    usage = bill.usage if isinstance(bill.usage, dict) else {}
+def _add(count: Count, charge: Charge) -> None:
+    usage = charge.usage if isinstance(charge.usage, dict) else {}
     tokens = tokens_of(usage)
     count.input_tokens += tokens.input
     count.cached_tokens += tokens.cached
     count.output_tokens += tokens.output
-    count.images += bill.images
-    count.seconds += math.ceil(usage.get("seconds") or bill.seconds)
-    count.characters += bill.characters
-    count.web_searches += bill.web_searches + _number(usage.get("server_tool_use"), "web_search_requests")
+    count.images += charge.images
+    count.seconds += math.ceil(usage.get("seconds") or charge.seconds)
+    count.characters += charge.characters
+    count.web_searches += charge.web_searches + _number(usage.get("server_tool_use"), "web_search_requests")

@@ -1,4 +1,7 @@
-"""What the loopback provider makes up: text, structured answers, vectors, and a usage that follows from the request alone."""
+"""
+The fake data of the loopback provider: text, structured outputs, vectors, and a usage derived from
+the request.
+"""
 
 from __future__ import annotations
 
@@ -30,14 +33,14 @@ SNAPSHOTS = {
     "claude-opus-4-5": "claude-opus-4-5-20251101",
     "claude-sonnet-4-5": "claude-sonnet-4-5-20250929",
 }
-"""The dated model that serves a requested alias. Any other model serves itself."""
+"""The dated models behind aliases. Any other model serves itself."""
 
 IMAGE = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABAQEAsTj2FAAAAABJRU5ErkJggg=="
 """A white PNG of one pixel, in base64."""
 SVG = "PHN2ZyB4bWxucz0iaHR0cDovL3d3dy53My5vcmcvMjAwMC9zdmciLz4="
 """An empty SVG, in base64."""
 SVG_MODEL = "gpt-5.6-sol"
-"""Who draws an SVG where the request does not say it."""
+"""The model that draws an SVG if the request names none."""
 
 _REASONS = re.compile(r"gpt-[5-9]|o[1-9]")
 _WRITES_CACHE = re.compile(r"gpt-5\.[6-9]|gpt-[6-9]")
@@ -55,19 +58,19 @@ _TEXT_KEYS = (
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a request wants of its answer beyond the provider's own parameters."""
+    """The options of a response beyond the provider's own parameters."""
 
     chunks: int = 12
-    """How many pieces the text is streamed in."""
+    """The number of pieces of a streamed text."""
     usage: Any = None
-    """The usage to report, instead of a made-up one."""
+    """The usage to report, instead of a fake one."""
     without_usage: bool = False
     polls: int | None = None
-    """How many polls see a job unfinished; None for what is usual of its kind."""
+    """How many polls see a job unfinished. None is the default of its kind."""
 
 
 def prompt_texts(body: Any) -> Iterator[str]:
-    """The texts of a request's prompt or input, in order."""
+    """Yield the texts of a request's prompt or input, in order."""
     stack = [body[key] for key in reversed(_TEXT_KEYS) if key in body] if isinstance(body, Mapping) else []
     while stack:
         item = stack.pop()
@@ -79,8 +82,8 @@ def prompt_texts(body: Any) -> Iterator[str]:
             stack.extend(reversed(item))
 
 
-class FakeAnswer:
-    """The made-up side of one answer, the same for the same request."""
+class FakeResponse:
+    """The fake content of one response, always the same for the same request."""
 
     def __init__(self, body: Json, schema: Any, limit: int | None) -> None:
         requested, texts = str(body["model"]), list(prompt_texts(body))
@@ -98,11 +101,14 @@ class FakeAnswer:
         self.reasoning_tokens = min(reasoning, self.output_tokens)
 
     def number(self, name: str, low: int, high: int) -> int:
-        """A number of this name, from *low* to below *high*."""
+        """Return the number of this name, from *low* to below *high*."""
         return random.Random(f"{self._seed} {name}").randrange(low, high)
 
     def openai_usage(self, prefix_in: str, prefix_out: str) -> Json:
-        """Input tokens include cached and written ones; prompts from 1024 tokens on are cached, in steps of 128."""
+        """
+        Return the usage in OpenAI's format. Input tokens include cached and written ones. Prompts
+        of 1024 tokens or more are cached, in steps of 128.
+        """
         large = self.input_tokens >= 1024
         cached = self._random.randrange(1024, self.input_tokens + 1) // 128 * 128 if large and self._random.random() < 0.6 else 0
         details_in: Json = {"cached_tokens": cached}
@@ -117,7 +123,9 @@ class FakeAnswer:
         return {**counts, "total_tokens": self.input_tokens + self.output_tokens, **details}
 
     def anthropic_usage(self) -> Json:
-        """Input tokens exclude what was read from the cache and written to it."""
+        """
+        Return the usage in Anthropic's format. Input tokens exclude cache reads and cache writes.
+        """
         read, five_minutes, hour = 0, 0, 0
         kind, prefix = self._random.random(), self.input_tokens * 3 // 4
         if self.input_tokens >= 1024 and kind < 0.5:
@@ -137,14 +145,19 @@ class FakeAnswer:
         }
 
     def svg_usage(self, model: str) -> Json:
-        """Of the model that draws an SVG, which is another one than that of the answer."""
+        """
+        Return the usage of the model that draws an SVG, which differs from that of the response.
+        """
         reasoning = 64 * self.number("svg reasoning", 0, 4)
         read, written = self.number("svg input", 200, 900), self.number("svg output", 300, 2000) + reasoning
         counts = {"input_tokens": read, "output_tokens": written, "total_tokens": read + written}
         return {"model": model, **counts, "reasoning_tokens": reasoning}
 
     def pieces(self, chunks: int) -> list[str]:
-        """The text in *chunks* pieces: words; for a structured output, JSON that fits its schema, in as many or fewer."""
+        """
+        Return the text in *chunks* pieces, which are words. A structured output is JSON that fits
+        its schema, in at most *chunks* pieces.
+        """
         if self._schema is None:
             words = [_WORDS[(self._first_word + number) % len(_WORDS)] for number in range(chunks)]
             return [word if number == 0 else f" {word}" for number, word in enumerate(words)]
@@ -154,7 +167,7 @@ class FakeAnswer:
 
 
 def instance(schema: Any, root: Any) -> Any:
-    """A small value that fits a JSON schema, as far as structured outputs allow one."""
+    """Return a small value that fits a JSON schema, within the rules of structured outputs."""
     if "$ref" in schema:
         return instance(functools.reduce(lambda part, step: part[step], schema["$ref"].removeprefix("#/").split("/"), root), root)
     for key in ("anyOf", "oneOf", "allOf"):
@@ -162,9 +175,9 @@ def instance(schema: Any, root: Any) -> Any:
             return instance(schema[key][0], root)
     if "const" in schema or "enum" in schema:
         return schema["const"] if "const" in schema else schema["enum"][0]
-    kind = str(schema.get("type")).lower()  # Google's may be in capitals
+    kind = str(schema.get("type")).lower()  # Google allows capitals
     if kind == "object":
-        return {name: instance(one, root) for name, one in schema.get("properties", {}).items()}
+        return {name: instance(property_schema, root) for name, property_schema in schema.get("properties", {}).items()}
     if kind == "array":
         return [instance(schema["items"], root) for _ in range(schema.get("minItems", 1))]
     values = {"string": "lease", "integer": schema.get("minimum", 7), "number": schema.get("minimum", 0.5), "boolean": True}
@@ -173,7 +186,7 @@ def instance(schema: Any, root: Any) -> Any:
 
 @functools.lru_cache(maxsize=256)
 def vector(seed: int, dimensions: int) -> tuple[list[float], str]:
-    """A unit vector, as numbers and as base64 of little-endian 32-bit floats."""
+    """Return a unit vector, as numbers and as base64 of little-endian 32-bit floats."""
     numbers = random.Random(seed)
     raw = [numbers.uniform(-1, 1) for _ in range(dimensions)]
     length = math.sqrt(sum(value * value for value in raw))

@@ -1,4 +1,7 @@
-"""The faults and wishes of one request: its ``x-loopback-…`` headers, and the same in brackets in its prompt."""
+"""
+The faults that a request asks for: its ``x-loopback-…`` headers, or the same in brackets in its
+prompt.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ _CODES = {401: "invalid_api_key", 404: "model_not_found", 429: "rate_limit_excee
 
 
 class Faults(msgspec.Struct, frozen=True, rename=lambda name: f"x-loopback-{name.replace('_', '-')}"):
-    """What a request asks of its answer, as the table of ``testing.provider`` says."""
+    """The faults of one request. The table in ``testing.provider`` explains them."""
 
     status: int | None = None
     status_times: int | None = None
@@ -43,36 +46,36 @@ class Faults(msgspec.Struct, frozen=True, rename=lambda name: f"x-loopback-{name
 
     @property
     def options(self) -> Options:
-        """What of it the endpoint itself has to know."""
+        """The options for the endpoint."""
         usage = None if self.usage is None else msgspec.json.decode(self.usage)
         return Options(self.chunks, usage, bool(self.no_usage), self.polls)
 
     @property
     def refusal(self) -> Refusal:
-        """The error of the wanted status."""
+        """The error of the requested status."""
         status = self.status or 500
         return Refusal(status, _MESSAGES.get(status, "The request failed."), code=_CODES.get(status), headers={"retry-after-ms": "1"})
 
 
 def read_faults(headers: Mapping[str, str], prompt: Iterable[str]) -> Faults:
     """
-    The faults of one request.
+    Return the faults of one request.
 
     Raises:
-        Refusal: One of them is unknown, or cannot be read.
+        Refusal: A fault is unknown, or cannot be read.
     """
-    asked = {name: value for name, value in headers.items() if name.startswith("x-loopback-")}
-    asked |= {name: value for text in prompt for name, value in _IN_PROMPT.findall(text)}
-    if unknown := asked.keys() - set(Faults.__struct_encode_fields__):
-        raise Refusal(400, f"the loopback provider knows no {', '.join(sorted(unknown))}")
+    values = {name: value for name, value in headers.items() if name.startswith("x-loopback-")}
+    values |= {name: value for text in prompt for name, value in _IN_PROMPT.findall(text)}
+    if unknown := values.keys() - set(Faults.__struct_encode_fields__):
+        raise Refusal(400, f"the loopback provider does not know {', '.join(sorted(unknown))}")
     try:
-        if "x-loopback-usage" in asked:
-            msgspec.json.decode(asked["x-loopback-usage"])
-        return msgspec.convert(asked, Faults, strict=False)
+        if "x-loopback-usage" in values:
+            msgspec.json.decode(values["x-loopback-usage"])
+        return msgspec.convert(values, Faults, strict=False)
     except msgspec.MsgspecError as error:
         raise Refusal(400, f"a header of the loopback provider cannot be read: {error}") from error
 
 
 def marked_user(prompt: Iterable[str]) -> str | None:
-    """The user of the first ``[user:ID]`` in the prompt."""
-    return next((found[1] for text in prompt if (found := _USER.search(text))), None)
+    """Return the user of the first ``[user:ID]`` in the prompt."""
+    return next((match[1] for text in prompt if (match := _USER.search(text))), None)

@@ -1,4 +1,4 @@
-"""Reads a multipart form, which the openai SDK sends wherever there are files, into what the same request is as JSON."""
+"""Convert a multipart form to JSON. The openai SDK sends such a form if a request has files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Upload:
 
 
 def read_form(content_type: str, body: bytes) -> Json:
-    """The fields by their names: ``a[]`` is a list, ``a[b]`` an object, a number a string."""
+    """Return the fields by name: ``a[]`` is a list, ``a[b]`` an object, and a number a string."""
     boundary = content_type.partition("boundary=")[2].partition(";")[0].strip('" ').encode()
     form: Json = {}
     for part in body.split(b"--" + boundary)[1:-1]:

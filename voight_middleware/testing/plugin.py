@@ -18,7 +18,8 @@ from voight_middleware.records.call import Call
 
 class VoightCalls:
     """
-    The calls of one test, as they are in its own ledger: finished, priced, and settled. Reading waits until all that were made are there.
+    The calls of one test, in its own ledger: finished, priced and attributed. Reading waits until
+    all calls of the test are in the ledger.
     """
 
     def __init__(self, ledger: str) -> None:
@@ -26,7 +27,7 @@ class VoightCalls:
         """The URL of this test's ledger."""
 
     def all(self) -> list[Call]:
-        """Every call, the oldest first."""
+        """Return all calls, the oldest first."""
         from voight_middleware.ledger import open_ledger
 
         assert flush(30), "the calls of this test did not reach its ledger"
@@ -37,17 +38,17 @@ class VoightCalls:
             ledger.close()
 
     def one(self) -> Call:
-        """The only call; fails where there is another number of them."""
+        """Return the only call. Fail if there is not exactly one."""
         calls = self.all()
         assert len(calls) == 1, f"expected one call, found {len(calls)}"
         return calls[0]
 
     def by_user(self, user_id: str | None) -> list[Call]:
-        """The calls of one user; None for those that nobody owns."""
+        """Return the calls of one user; None for calls without an owner."""
         return [call for call in self.all() if call.tags.user_id == user_id]
 
     def cost_usd(self) -> Decimal:
-        """What all priced calls cost together, in US dollars."""
+        """Return the total cost of the priced calls, in US dollars."""
         return sum((call.cost_usd for call in self.all() if call.cost_usd is not None), Decimal(0))
 
     def __iter__(self) -> Iterator[Call]:
@@ -66,13 +67,13 @@ class VoightCalls:
 
 @contextmanager
 def calls_of_a_test(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[VoightCalls]:
-    """Keep the calls made in the block apart from every other test's, and from the real ledger."""
-    # In the environment too: an application that calls `voight.configure()` inside the test, or a process that it starts, stays here.
+    """Separate the calls made in the block from those of other tests, and from the real ledger."""
+    # In the environment too, for `voight.configure()` inside the test, and for child processes.
     monkeypatch.setenv("VOIGHT_LEDGER", str(folder / "voight" / "ledger.db"))
     monkeypatch.setenv("VOIGHT_CONFIG", "none")  # a settings file may name the real journal
     monkeypatch.delenv("VOIGHT_JOURNAL", raising=False)
     monkeypatch.delenv("VOIGHT_ENABLED", raising=False)
-    monkeypatch.delenv("VOIGHT_KEY", raising=False)  # no call of a test is an event at Voight
+    monkeypatch.delenv("VOIGHT_KEY", raising=False)  # tests must not send events to Voight
     outer = swap_meter(None)
     try:
         settings = Settings.from_environment(release=outer.settings.release if outer is not None else None)

@@ -1,54 +1,64 @@
 """
-The loopback provider: a real HTTP server that speaks the wire formats of OpenAI, Anthropic and Google, for tests and demonstrations.
+The loopback provider: an HTTP server for tests and demos, with the wire formats of OpenAI,
+Anthropic and Google.
 
-It answers what is billed, and what belongs to it, whole or streamed as the provider does, and keeps its own count of what it has
-reported. Under ``/v1``:
+It serves the billed endpoints and those that belong to them, whole or streamed as the provider
+does. It keeps its own counts of the reported usage. Under ``/v1``:
 
-======================= ========================================================================================================
+======================= ============================================================================
 ``chat/completions``    and the legacy ``completions``
-``responses``           also with ``background``: queued, in progress at the first poll, then completed; ``GET`` of one, its
-                        ``cancel``; ``compact``, ``input_tokens``. The tools ``web_search`` and ``image_generation`` yield
-                        ``tool_usage``
+``responses``           also with ``background``: queued, in progress at the first poll, then
+                        completed. ``GET`` and ``cancel``; ``compact``, ``input_tokens``. The tools
+                        ``web_search`` and ``image_generation`` yield ``tool_usage``
 ``embeddings``          and ``decisions``, ``moderations``, ``models``
-``images/…``            ``generations``, ``edits``, ``variations``. DALL·E reports no usage; an ``svg`` has one of its own
-``audio/…``             ``transcriptions`` with tokens, or seconds for ``whisper-1``, ``translations``, ``speech``
-``videos``              in progress at the first poll; ``remix``, ``edits``, ``extensions``. Billed by the second: no usage
-``threads/…``           with ``assistants``, ``messages`` and ``runs``: in progress at the first poll, or streamed
-``files``, ``batches``  completed at the first poll. Each line is answered as a request of its own, with the faults in its prompt
+``images/…``            ``generations``, ``edits``, ``variations``. DALL·E reports no usage; an
+                        ``svg`` has a separate usage
+``audio/…``             ``transcriptions`` with tokens, or seconds for ``whisper-1``;
+                        ``translations``, ``speech``
+``videos``              in progress at the first poll; ``remix``, ``edits``, ``extensions``. Billed
+                        by the second, without usage
+``threads/…``           with ``assistants``, ``messages`` and ``runs``: in progress at the first
+                        poll, or streamed
+``files``, ``batches``  completed at the first poll. Each line is a separate request, with the
+                        faults in its prompt
 ``messages``            and ``messages/count_tokens``
 ``messages/batches``    ended at the first poll, with ``results``
-======================= ========================================================================================================
+======================= ============================================================================
 
-and, under ``/v1beta`` or ``/v1``, ``models/{model}:generateContent``, ``:streamGenerateContent`` as events (``?alt=sse``) or as an
-array, and ``:countTokens``; and, where the ``websockets`` package is installed, WebSockets:
+Under ``/v1beta`` or ``/v1``, it serves ``models/{model}:generateContent``,
+``:streamGenerateContent`` as events (``?alt=sse``) or as an array, and ``:countTokens``. With the
+``websockets`` package, it serves these WebSockets:
 
-======================= ========================================================================================================
-``realtime``            what was said is written down at ``input_audio_buffer.commit``
+======================= ============================================================================
+``realtime``            speech is transcribed at ``input_audio_buffer.commit``
 ``responses``           the events of a streamed response
-``live/sessions``       every ``session.input_audio.append`` is answered, with the seconds so far
-======================= ========================================================================================================
+``live/sessions``       every ``session.input_audio.append`` gets an event with the seconds so far
+======================= ============================================================================
 
-What a request leaves behind can be asked for until ``reset()``, the last 10,000 things. What is shown more than once is counted once,
-for the user who asked for it first. A request asks for a fault with a header, through the SDKs' ``extra_headers``:
+The last 10,000 stored objects of requests can be retrieved until ``reset()``. Work that is shown
+more than once is counted once, for the first user who asked for it. A request asks for a fault with
+a header, through the SDKs' ``extra_headers``:
 
-=============================== ================================================================================================
-``x-loopback-status: 429``      an error of this status; with ``x-loopback-status-times: N`` only for the first N requests that
-                                have the same ``x-loopback-key``
-``x-loopback-delay-ms``         wait before the answer
+=============================== ====================================================================
+``x-loopback-status: 429``      an error with this status. With ``x-loopback-status-times: N``, only
+                                the first N requests with the same ``x-loopback-key`` fail
+``x-loopback-delay-ms``         wait before the response
 ``x-loopback-chunk-delay-ms``   wait before each event
 ``x-loopback-chunks: N``        stream the text in N pieces (12)
-``x-loopback-cut-after: N``     close the socket after N events (of all that come over a WebSocket); in the middle of an answer that
-                                is not streamed
+``x-loopback-cut-after: N``     close the socket after N events (on a WebSocket, of all its events).
+                                Close it in the middle of a response that is not streamed
 ``x-loopback-end-after: N``     end the stream cleanly after N events
 ``x-loopback-no-usage: 1``      report no usage
 ``x-loopback-usage: {…}``       report this usage
-``x-loopback-polls: N``         of what goes on in the background: N polls see it unfinished
+``x-loopback-polls: N``         N polls see a background job unfinished
 ``x-loopback-result: expired``  or ``canceled``; in the prompt of a request of a message batch
-``x-loopback-encoding: gzip``   compress the answer
-``x-loopback-reject: NAME``     refuse the request if it has this parameter, as servers do that do not know ``stream_options``
-=============================== ================================================================================================
+``x-loopback-encoding: gzip``   compress the response
+``x-loopback-reject: NAME``     refuse the request if it has this parameter, like a server that does
+                                not know ``stream_options``
+=============================== ====================================================================
 
-An application that does not pass headers on can be given the same in the prompt, in brackets: ``[x-loopback-status: 500]``.
+If an application does not pass headers on, put the same into the prompt, in brackets:
+``[x-loopback-status: 500]``.
 """
 
 from __future__ import annotations
@@ -84,17 +94,17 @@ class LoopbackProvider:
     """
 
     def __init__(self, port: int = 0) -> None:
-        self._books, self._store = Accounting(), Store()
+        self._accounting, self._store = Accounting(), Store()
         self._socket = socket.socket()
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._socket.bind(("127.0.0.1", port))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
-        """Without a path."""
+        """The server's URL, without a path."""
         self._server = uvicorn.Server(
             uvicorn.Config(
-                application(self._books, self._store),
+                application(self._accounting, self._store),
                 lifespan="off",
-                ws="auto",  # with the websockets package, if it is there
+                ws="auto",  # with the websockets package, if it is installed
                 log_config=None,
                 log_level="critical",
                 access_log=False,
@@ -117,20 +127,20 @@ class LoopbackProvider:
     @property
     def requests(self) -> list[Any]:
         """The bodies of the last 1000 requests, the oldest first."""
-        return self._books.requests
+        return self._accounting.requests
 
     def counts(self) -> Counts:
-        """What was counted so far."""
-        return self._books.counts()
+        """Return the counts so far."""
+        return self._accounting.counts()
 
     def reset(self) -> None:
-        """Forget what was counted, received and kept."""
-        self._books.reset()
-        self._store.forget()
+        """Clear all counts, requests and stored objects."""
+        self._accounting.reset()
+        self._store.clear()
 
     def start(self) -> None:
         """
-        Start to answer.
+        Start the server.
 
         Raises:
             RuntimeError: The server did not start within ten seconds.
@@ -143,13 +153,13 @@ class LoopbackProvider:
             time.sleep(0.005)
 
     def stop(self) -> None:
-        """Stop to answer; streams that are still running are cut."""
+        """Stop the server. Running streams are cut."""
         self._server.should_exit = True
         self._thread.join(_START_SECONDS)
         self._socket.close()
 
     def serve(self) -> None:
-        """Answer in this thread until the process is interrupted."""
+        """Serve in this thread until the process is interrupted."""
         self._server.run([self._socket])
 
     def __enter__(self) -> Self:
@@ -168,7 +178,7 @@ def main() -> None:
     sys.stdout.write(
         f"export OPENAI_BASE_URL={provider.openai_base_url} OPENAI_API_KEY=loopback\n"
         f"export ANTHROPIC_BASE_URL={provider.anthropic_base_url} ANTHROPIC_API_KEY=loopback\n"
-        f"# what it counted: {provider.url}/_loopback/counts\n"
+        f"# its counts: {provider.url}/_loopback/counts\n"
     )
     sys.stdout.flush()
     provider.serve()

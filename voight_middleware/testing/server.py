@@ -1,4 +1,7 @@
-"""The loopback provider's HTTP side: from a request to its endpoint, and the answer onto the socket with the faults that it asks for."""
+"""
+The HTTP side of the loopback provider: it routes requests to endpoints, and sends responses with
+faults.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ from starlette.types import Receive, Scope, Send
 from voight_middleware.testing.accounting import Accounting
 from voight_middleware.testing.endpoints.errors import Maker, Refusal, shown
 from voight_middleware.testing.endpoints.registry import ENDPOINTS
-from voight_middleware.testing.endpoints.response import EVENTS, Answer, Asked, Endpoint
+from voight_middleware.testing.endpoints.response import EVENTS, Endpoint, EndpointRequest, EndpointResponse
 from voight_middleware.testing.fake_data import prompt_texts
 from voight_middleware.testing.faults import Faults, marked_user, read_faults
 from voight_middleware.testing.multipart import read_form
@@ -28,34 +31,34 @@ from voight_middleware.testing.sockets import SESSIONS, talk
 from voight_middleware.testing.store import Store
 
 
-def application(books: Accounting, store: Store) -> Starlette:
-    """The ASGI application of one provider."""
+def application(accounting: Accounting, store: Store) -> Starlette:
+    """Return the ASGI application of one provider."""
 
     async def counts(_request: Request) -> Response:
-        counted = books.counts()
+        counted = accounting.counts()
         by_user = {user: asdict(count) for user, count in counted.by_user.items()}
         return JSONResponse({"by_user": by_user, "total": asdict(counted.total)})
 
     routes = [Route("/_loopback/counts", counts)]
     for place, endpoint in ENDPOINTS.items():
         method, path = place.split()
-        routes.append(Route(path, partial(_answer, endpoint=endpoint, books=books, store=store), methods=[method]))
-    sockets = [WebSocketRoute(path, partial(talk, kind=kind, books=books, store=store)) for path, kind in SESSIONS.items()]
+        routes.append(Route(path, partial(_handle, endpoint=endpoint, accounting=accounting, store=store), methods=[method]))
+    sockets = [WebSocketRoute(path, partial(talk, kind=kind, accounting=accounting, store=store)) for path, kind in SESSIONS.items()]
     return Starlette(routes=[*routes, *sockets])
 
 
-class _Reply(Response):
-    """Sends the parts of an answer one by one, and books it when the part that completes it goes out."""
+class _CountedResponse(Response):
+    """Sends the parts of a response one by one, and counts it just before the completing part."""
 
-    def __init__(self, books: Accounting, user: str, answer: Answer, faults: Faults, headers: Mapping[str, str]) -> None:
-        self._books, self._user, self._answer, self._faults = books, user, answer, faults
-        self._booked = False
-        super().__init__(media_type=answer.media_type)
+    def __init__(self, accounting: Accounting, user: str, response: EndpointResponse, faults: Faults, headers: Mapping[str, str]) -> None:
+        self._accounting, self._user, self._response, self._faults = accounting, user, response, faults
+        self._counted = False
+        super().__init__(media_type=response.media_type)
         del self.headers["content-length"]
         self.headers.update(headers)
-        parts, self._complete_at = list(answer.parts), answer.complete_at
+        parts, self._complete_at = list(response.parts), response.complete_at
         self._ends = faults.cut_after is None
-        if len(parts) == 1 and answer.media_type != EVENTS:
+        if len(parts) == 1 and response.media_type != EVENTS:
             (body,) = parts = list(_gzipped(parts, ends=True)) if faults.encoding else parts
             self.headers["content-length"] = str(len(body))
             if not self._ends:
@@ -68,38 +71,43 @@ class _Reply(Response):
         self._parts = parts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        gone = asyncio.ensure_future(receive())  # the body has been read: what comes next is the client's leaving
+        # the body has been read: the next message is the client's disconnect
+        gone = asyncio.ensure_future(receive())
         try:
             await asyncio.sleep(self._faults.delay_ms / 1000)
             if gone.done():
                 return
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             for number, part in enumerate(self._parts):
-                await asyncio.sleep(self._faults.chunk_delay_ms / 1000)  # also lets other streams go on, and a client's leaving be seen
+                # also lets other streams and a client's disconnect through
+                await asyncio.sleep(self._faults.chunk_delay_ms / 1000)
                 if gone.done():
                     return
                 if number == self._complete_at:
-                    self._book(whole=True)
+                    self._count(whole=True)
                 await send({"type": "http.response.body", "body": part, "more_body": True})
             if self._ends:
-                self._book(whole=False)
+                self._count(whole=False)
                 await send({"type": "http.response.body", "body": b""})
         finally:
             gone.cancel()
-            self._book(whole=False)
+            self._count(whole=False)
 
-    def _book(self, *, whole: bool) -> None:
-        """Count the answer, once; always before its last byte is sent, so that whoever has read it finds it in the counts."""
-        if self._booked:
+    def _count(self, *, whole: bool) -> None:
+        """
+        Count the response once, before its last byte: a client that has read it must find it in the
+        counts.
+        """
+        if self._counted:
             return
-        self._booked = True
+        self._counted = True
         if whole:
-            self._books.completed(self._user, self._answer.bills)
+            self._accounting.completed(self._user, self._response.charges)
         else:
-            self._books.failed(self._user)
+            self._accounting.failed(self._user)
 
 
-async def _answer(request: Request, *, endpoint: Endpoint, books: Accounting, store: Store) -> Response:
+async def _handle(request: Request, *, endpoint: Endpoint, accounting: Accounting, store: Store) -> Response:
     request_id = f"req_{uuid.uuid4().hex}"
     maker = _maker(request)
     user = store.owner(request.path_params.values()) or "-"
@@ -107,22 +115,22 @@ async def _answer(request: Request, *, endpoint: Endpoint, books: Accounting, st
         body = await _body(request)
         prompt = list(prompt_texts(body))
         user = marked_user(prompt) or user
-        books.called(user)
+        accounting.called(user)
         if request.method == "POST":
-            books.received(body)
+            accounting.received(body)
         if not isinstance(body, dict):
-            raise Refusal(400, "The JSON body of your request is no object.")
+            raise Refusal(400, "The JSON body of your request is not an object.")
         faults = read_faults(request.headers, prompt)
-        if faults.status is not None and books.still_failing(faults.key, faults.status_times):
+        if faults.status is not None and accounting.still_failing(faults.key, faults.status_times):
             await asyncio.sleep(faults.delay_ms / 1000)
             raise faults.refusal
         if faults.reject is not None and faults.reject in body:
             raise Refusal(400, f"Unrecognized request argument supplied: {faults.reject}")
         origin = str(request.base_url).rstrip("/")
-        asked = Asked(body, faults.options, store, user, request.path_params, request.query_params, origin, maker)
-        return _Reply(books, user, endpoint(asked), faults, _headers(maker, request_id))
+        endpoint_request = EndpointRequest(body, faults.options, store, user, request.path_params, request.query_params, origin, maker)
+        return _CountedResponse(accounting, user, endpoint(endpoint_request), faults, _headers(maker, request_id))
     except Refusal as refusal:
-        books.refused(user)
+        accounting.refused(user)
         headers = {**_headers(maker, request_id), **refusal.headers}
         return Response(shown(refusal, maker, request_id), refusal.status, headers, media_type="application/json")
 
@@ -158,7 +166,7 @@ def _headers(maker: Maker, request_id: str) -> dict[str, str]:
 
 
 def _gzipped(parts: Iterable[bytes], *, ends: bool) -> Iterable[bytes]:
-    """Each part can be read when it is there; the end of a stream that is cut is missing."""
+    """Compress each part so that it can be read at once. A cut stream lacks its end."""
     packer = zlib.compressobj(wbits=31)
     packed = [packer.compress(part) + packer.flush(zlib.Z_SYNC_FLUSH) for part in parts]
     return [*packed[:-1], packed[-1] + packer.flush()] if packed and ends else packed

@@ -1,4 +1,6 @@
-"""What the loopback provider remembers of earlier requests: responses, files, batches, videos, threads and their runs."""
+"""
+The loopback provider's stored objects: responses, files, batches, videos, threads and their runs.
+"""
 
 from __future__ import annotations
 
@@ -11,90 +13,93 @@ from voight_middleware.testing.accounting import Charge
 from voight_middleware.testing.endpoints.errors import Refusal
 from voight_middleware.testing.fake_data import Json
 
-KEPT_THINGS = 10_000
+MAX_OBJECTS = 10_000
 
 
 @dataclass(eq=False, slots=True)
 class Job:
-    """Work that goes on after its request was answered: shown unfinished to some polls, and finished to the next one."""
+    """
+    A job that continues after its request. The first polls see it unfinished, and the next one
+    finished.
+    """
 
-    begun: Json
+    initial: Json
     finished: Json
     polls: int
-    """How many more polls show it unfinished."""
-    bills: Sequence[Charge] = ()
-    """What it costs, once it is finished."""
+    """How many more polls see it unfinished."""
+    charges: Sequence[Charge] = ()
+    """Its cost when finished."""
     events: Callable[[], Sequence[Json]] = tuple
-    """The same as a stream."""
+    """Its result as a stream."""
     seen: bool = False
-    """Whether somebody was shown that it is finished."""
+    """Whether a poll has seen it finished."""
 
     @property
     def shown(self) -> Json:
-        """The work as it was seen last."""
-        return self.finished if self.seen else self.begun
+        """The job as last shown."""
+        return self.finished if self.seen else self.initial
 
     def poll(self, **unfinished: Any) -> Json:
-        """The work as it stands now; *unfinished* is what an unfinished one says of itself."""
+        """Return the job as it is now. *unfinished* are fields of an unfinished job."""
         if self.polls > 0 and not self.seen:
             self.polls -= 1
-            return {**self.begun, **unfinished}
+            return {**self.initial, **unfinished}
         self.seen = True
         return self.finished
 
     def cancel(self, **cancelled: Any) -> None:
-        """End it without a result and without a bill, where nobody has seen the result yet."""
+        """End the job without result and charge, unless a poll has seen the result."""
         if not self.seen:
-            self.finished, self.bills, self.events, self.polls = {**self.begun, **cancelled}, (), tuple, 0
+            self.finished, self.charges, self.events, self.polls = {**self.initial, **cancelled}, (), tuple, 0
 
 
 @dataclass(frozen=True, slots=True)
-class _Kept:
+class _Stored:
     kind: str
     user: str
-    thing: Any
+    value: Any
 
 
 class Store:
-    """Things by their id; the oldest is forgotten first. May be used from any thread."""
+    """Objects by their id. A full store drops the oldest. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._kept: dict[str, _Kept] = {}
+        self._stored: dict[str, _Stored] = {}
 
-    def keep(self, kind: str, key: str, thing: Any, user: str) -> None:
-        """Remember *thing*, of this user; also instead of what has the same key."""
+    def keep(self, kind: str, key: str, value: Any, user: str) -> None:
+        """Store *value* of this user. It replaces an object with the same key."""
         with self._lock:
-            self._kept.pop(key, None)
-            self._kept[key] = _Kept(kind, user, thing)
-            if len(self._kept) > KEPT_THINGS:
-                del self._kept[next(iter(self._kept))]
+            self._stored.pop(key, None)
+            self._stored[key] = _Stored(kind, user, value)
+            if len(self._stored) > MAX_OBJECTS:
+                del self._stored[next(iter(self._stored))]
 
     def find(self, kind: str, key: str) -> Any:
         """
-        The thing of this kind.
+        Return the object of this kind and key.
 
         Raises:
-            Refusal: 404, there is none.
+            Refusal: 404 if it does not exist.
         """
         with self._lock:
-            kept = self._kept.get(key)
-        if kept is None or kept.kind != kind:
+            stored = self._stored.get(key)
+        if stored is None or stored.kind != kind:
             raise Refusal(404, f"No {kind} found with id '{key}'.")
-        return kept.thing
+        return stored.value
 
     def every(self, kind: str) -> list[Any]:
-        """All things of this kind, the newest first."""
+        """Return all objects of this kind, the newest first."""
         with self._lock:
-            return [kept.thing for kept in reversed(self._kept.values()) if kept.kind == kind]
+            return [stored.value for stored in reversed(self._stored.values()) if stored.kind == kind]
 
     def owner(self, keys: Iterable[str]) -> str | None:
-        """The user of the last of these things that has one."""
+        """Return the user of the last of these objects that has one."""
         with self._lock:
-            users = [self._kept[key].user for key in keys if key in self._kept]
+            users = [self._stored[key].user for key in keys if key in self._stored]
         return next((user for user in reversed(users) if user != "-"), None)
 
-    def forget(self) -> None:
-        """Everything."""
+    def clear(self) -> None:
+        """Remove all objects."""
         with self._lock:
-            self._kept.clear()
+            self._stored.clear()

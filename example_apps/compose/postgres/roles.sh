@@ -1,6 +1,6 @@
 #!/bin/sh
-# Two accounts beside the owner: one that brings calls in and can read none, and one that reads and can change nothing.
-# What they may do in the ledger, `voight migrate` grants.
+# Two roles in addition to the owner: one that inserts calls and cannot read them, and one that only reads.
+# `voight migrate` grants their rights in the ledger.
 set -eu
 psql -v ON_ERROR_STOP=1 --username "$POSTGRES_USER" --dbname "$POSTGRES_DB" \
     -v writer="$WRITER_PASSWORD" -v reader="$READER_PASSWORD" <<'SQL'

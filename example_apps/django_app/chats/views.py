@@ -1,4 +1,6 @@
-"""The views: chat, a streamed chat, an asynchronous one, and a search that is open to visitors."""
+"""
+The views: a chat, a streamed chat, an asynchronous view, and a search that is open to visitors.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +14,7 @@ from django.views.decorators.http import require_POST
 
 import voight_middleware as voight
 
-# The one line around each client: the same object back.
+# The one line around each client. It returns the same object.
 openai_client = voight.wrap(openai.OpenAI())
 
 
@@ -39,7 +41,9 @@ def chat(request: HttpRequest) -> HttpResponse:
 
 @require_POST
 def chat_stream(request: HttpRequest) -> HttpResponse | StreamingHttpResponse:
-    """The call is made, and ends, while the answer is streamed: long after this view and all middleware have returned."""
+    """
+    The call runs while the response is streamed, after this view and all middleware have returned.
+    """
     if not request.user.is_authenticated:
         return JsonResponse({"detail": "sign in first"}, status=401)
 
@@ -52,7 +56,10 @@ def chat_stream(request: HttpRequest) -> HttpResponse | StreamingHttpResponse:
 
 @require_POST
 async def summarise(request: HttpRequest) -> HttpResponse:
-    """With a client of its own: under WSGI every asynchronous view has an event loop of its own, and connections belong to one."""
+    """
+    Uses a separate client. Under WSGI, every asynchronous view has its own event loop, and a
+    connection belongs to one loop.
+    """
     if not (await request.auser()).is_authenticated:
         return JsonResponse({"detail": "sign in first"}, status=401)
     async with anthropic.AsyncAnthropic() as client:
@@ -63,7 +70,7 @@ async def summarise(request: HttpRequest) -> HttpResponse:
 
 @require_POST
 def search(request: HttpRequest) -> HttpResponse:
-    """Open to everybody: what visitors cost is the share of the bill that has no owner."""
+    """Open to visitors, whose calls have no owner."""
     embedding = openai_client.embeddings.create(model="text-embedding-3-small", input=request.POST["text"])
     return JsonResponse({"dimensions": len(embedding.data[0].embedding)})
 

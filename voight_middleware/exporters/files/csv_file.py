@@ -1,8 +1,9 @@
 """
-One row of CSV per call, safe to open in a spreadsheet.
+Calls as CSV, safe to open in a spreadsheet.
 
-Texts that a spreadsheet would take for a formula get an apostrophe in front, also behind a semicolon. Characters that drive a terminal are
-spelled out. JSON Lines and Parquet keep every text as it is. Source: OWASP, "CSV Injection".
+A text that looks like a formula gets a leading apostrophe, also after a semicolon. Control
+characters of terminals are escaped. JSON Lines and Parquet keep every text unchanged. Source:
+OWASP, "CSV Injection".
 """
 
 from __future__ import annotations
@@ -17,19 +18,27 @@ from typing import Any
 from voight_middleware.exporters.files.jsonl import as_object
 from voight_middleware.records.call import Call
 
-_FORMULA = frozenset("=+-@\t\r\n＝＋－＠")  # noqa: RUF001 - spreadsheets take the wide ones for the same
+_FORMULA = frozenset("=+-@\t\r\n＝＋－＠")  # noqa: RUF001 - spreadsheets treat the wide ones alike
 _NEXT_CELL = re.compile("(;\\s*)(?=[=+@\uff1d\uff0b\uff0d\uff20-])")
-"""A formula behind a semicolon: where lists are separated by it, a spreadsheet takes it for the end of a cell, quoted or not."""
+"""
+A formula after a semicolon. In locales with semicolons as separators, a spreadsheet ends the cell
+there, quoted or not.
+"""
 _EMPTY = Call(call_id="", occurred_at=0, provider="", endpoint="")
 
 
 def lines(calls: Iterable[Call]) -> Iterator[bytes]:
-    """A header, and a row for each call with the names of the JSON export; ``tags`` is a JSON object. In UTF-8."""
+    """
+    Yield a header and a row per call, in UTF-8. The columns have the names of the JSON export.
+    ``tags`` is a JSON object.
+    """
     yield from rows(list(as_object(_EMPTY)), map(_as_row, calls))
 
 
 def rows(header: Sequence[str], objects: Iterable[Mapping[str, Any]]) -> Iterator[bytes]:
-    """Rows under a header, each as a line of CSV in UTF-8; a text is made safe, None is an empty cell."""
+    """
+    Yield a header and rows as lines of CSV in UTF-8. Texts are made safe; None is an empty cell.
+    """
     buffer = io.StringIO()
     write = csv.writer(buffer, lineterminator="\n").writerow
     write(header)
@@ -40,7 +49,7 @@ def rows(header: Sequence[str], objects: Iterable[Mapping[str, Any]]) -> Iterato
 
 
 def text_cell(text: str) -> str:
-    """Return *text* as data in a spreadsheet and on a terminal."""
+    """Return *text*, safe for spreadsheets and terminals."""
     shown = text if text.isprintable() else "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
     if ";" in shown:
         shown = _NEXT_CELL.sub(r"\1'", shown)

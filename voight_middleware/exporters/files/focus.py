@@ -1,23 +1,31 @@
 """
-Calls as charges in the shape of FOCUS, the FinOps Open Cost and Usage Specification, version 1.2 (May 2025), as CSV.
+Calls as charges in FOCUS, the FinOps Open Cost and Usage Specification 1.2 (May 2025), as CSV.
 
-A row is what one call consumed of one SKU: the input tokens of a model, its cached input tokens, its output tokens, a tool's requests.
-``PricingQuantity`` times ``ListUnitPrice`` is ``ListCost``, and ``BilledCost`` adds up to the ledger's cost exactly. All columns that the
-specification calls mandatory are there, in alphabetical order, with the conditional ones that apply, and our own behind them under ``x_``.
+A row is one call's consumption of one SKU: the input tokens of a model, its cached input tokens,
+its output tokens, or a tool's requests. ``PricingQuantity`` times ``ListUnitPrice`` is
+``ListCost``, and ``BilledCost`` adds up to the ledger's cost exactly. The columns are all mandatory
+ones and the conditional ones that apply, in alphabetical order. Our own columns follow, with
+``x_``.
 
-Rules of the specification that are followed, by its chapters: "Date/Time Format" (UTC, to the second), "Numeric Format" (plain decimals),
-"Key-Value Format" (``Tags`` is a flat JSON object), "Null Handling" (an empty cell, never a placeholder), "Unit Format" (``Tokens``,
-``Requests``), "Column Handling" (order, ``x_``).
+The rows follow these chapters of the specification: "Date/Time Format" (UTC, to the second),
+"Numeric Format" (plain decimals), "Key-Value Format" (``Tags`` is a flat JSON object), "Null
+Handling" (an empty cell, never a placeholder), "Unit Format" (``Tokens``, ``Requests``) and "Column
+Handling" (order, ``x_``).
 
-What does not conform, as the bill is the provider's and not ours:
+They differ from it in these points, as the bill is the provider's:
 
-* ``BilledCost`` and the other costs are null where no price is known. The specification allows no null there; 0 would be wrong.
-  ``x_CostStatus`` says so. The unit prices are null in the same rows.
-* ``BillingAccountId`` is the host that was called, as nobody told us the account. No ``InvoiceId`` is given, nor need sums match one.
-* Where you have negotiated prices, ``ListUnitPrice`` is yours too: the list price that they replaced is not kept.
-* A call whose cost the provider reported by itself, or whose parts do not add up to it, is one row, priced by the request.
-* ``ChargePeriodStart`` and ``ChargePeriodEnd`` are the hour of the call; ``x_CallTime`` has its microsecond.
-* A text that a spreadsheet would take for a formula gets an apostrophe in front ("String Handling" wants it unchanged).
+* ``BilledCost`` and the other costs are null if the price is unknown. The specification forbids
+  null there, but 0 would be wrong. ``x_CostStatus`` shows it. The unit prices are null in the same
+  rows.
+* ``BillingAccountId`` is the called host, as the account is unknown. ``InvoiceId`` is missing, and
+  sums need not match an invoice.
+* With your own negotiated prices, ``ListUnitPrice`` is your price too: the replaced list price is
+  not stored.
+* A call is one row, priced by the request, if the provider reported its cost, or if its parts don't
+  add up to its cost.
+* ``ChargePeriodStart`` and ``ChargePeriodEnd`` are the hour of the call. ``x_CallTime`` has the
+  microsecond.
+* A text that looks like a formula gets a leading apostrophe. "String Handling" wants it unchanged.
 """
 
 from __future__ import annotations
@@ -87,12 +95,12 @@ _WHOLE = Part(model=None, lines=())
 
 
 def lines(calls: Iterable[Call]) -> Iterator[bytes]:
-    """A header, and a row for each call and SKU."""
+    """Yield a header, and a row for each call and SKU."""
     return csvfile.rows(COLUMNS, (charge for call in calls for charge in charges(call)))
 
 
 def charges(call: Call) -> Iterator[dict[str, Any]]:
-    """What *call* is charged for; the costs of its rows add up to that of the call, exactly."""
+    """Yield the charges of *call*. Their costs add up to that of the call, exactly."""
     common = _common(call)
     explanation = explain(call)
     if not _adds_up(call, explanation):
@@ -111,7 +119,7 @@ def _adds_up(call: Call, explanation: Explanation) -> bool:
     if not lines or explanation.reported_femto is not None:
         return False
     if call.cost_usd is None:
-        return True  # nothing is priced, and every count is worth a row
+        return True  # nothing is priced, and every count gets a row
     total = Decimal(0)
     for line in lines:
         total = CONTEXT.add(total, line.amount_usd or Decimal(0))
@@ -119,7 +127,7 @@ def _adds_up(call: Call, explanation: Explanation) -> bool:
 
 
 def _priced(line: Line) -> tuple[str | None, str | None]:
-    """The unit price and the amount of a line; 0 for what is free, None for what has no price."""
+    """Return the unit price and the amount of a line: 0 if it is free, None if it has no price."""
     if line.unit_usd is None:
         return ("0", "0") if line.free else (None, None)
     amount = CONTEXT.multiply(line.unit_usd, Decimal(line.count))

@@ -1,4 +1,4 @@
-"""One JSON object per call and line."""
+"""Calls as JSON Lines."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ _encode = msgspec.json.Encoder().encode
 
 
 def lines(calls: Iterable[Call]) -> Iterator[bytes]:
-    """Each call as a line of JSON in UTF-8, its end included."""
+    """Yield each call as a line of JSON in UTF-8, with its line end."""
     for call in calls:
         yield _encode(as_object(call)) + b"\n"
 
 
 def as_object(call: Call) -> dict[str, Any]:
-    """A call as it leaves the house; durations in seconds, counts in tokens, the cost as a decimal string of US dollars."""
+    """
+    Return a call as a JSON object. Durations are in seconds, counts in tokens, and the cost is a
+    decimal string of US dollars.
+    """
     tags, usage = call.tags, call.usage
     return {
         "call_id": call.call_id,

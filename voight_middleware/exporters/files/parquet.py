@@ -1,7 +1,7 @@
 """
-Calls as a Parquet file, through pyarrow: exact costs as decimals, times in microseconds UTC, in row groups.
+Calls as a Parquet file, through pyarrow: exact costs as decimals, times in microseconds, UTC.
 
-DuckDB, Polars, Spark and Athena read it; ``SELECT sum(cost_usd)`` over it is exact.
+DuckDB, Polars, Spark and Athena read it. ``SELECT sum(cost_usd)`` is exact.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from voight_middleware.records.call import Call
 from voight_middleware.records.money import CONTEXT
 
 ROW_GROUP = 50_000
-"""Calls that are held in memory at a time, as columns."""
+"""How many calls are in memory at a time, as columns."""
 BATCH = 5_000
-"""Calls that are held in memory at a time as Python objects, which are ten times as large."""
+"""How many calls are in memory at a time as Python objects, which are ten times as large."""
 
 _TEXTS = (
     *("call_id", "user_id", "plan", "tenant_id", "route", "release", "session_id", "provider", "model", "requested_model"),
@@ -28,12 +28,14 @@ _COUNTS = ("attempts", "input_tokens", "cache_read_tokens", "cache_write_tokens"
 
 
 class ParquetMissing(ImportError):
-    """pyarrow is not installed; the message says what to do."""
+    """pyarrow is not installed. The message has the command to install it."""
 
 
 def write(calls: Iterable[Call], file: IO[bytes]) -> None:
     """
-    Write *calls* into *file*, with the names of the JSON export. ``cost_usd`` is a decimal with 15 places, null where no price is known.
+    Write *calls* into *file*, with the names of the JSON export.
+
+    ``cost_usd`` is a decimal with 15 places, or null without a price.
 
     Raises:
         ParquetMissing: pyarrow is not installed.
@@ -46,16 +48,16 @@ def write(calls: Iterable[Call], file: IO[bytes]) -> None:
     schema = _schema(pa)
     calls = iter(calls)
     with pq.ParquetWriter(file, schema, compression="zstd") as writer:
-        while some := list(islice(calls, BATCH)):
-            group = [_table(pa, schema, some)]
-            while len(group) * BATCH < ROW_GROUP and (some := list(islice(calls, BATCH))):
-                group.append(_table(pa, schema, some))
+        while batch := list(islice(calls, BATCH)):
+            group = [_table(pa, schema, batch)]
+            while len(group) * BATCH < ROW_GROUP and (batch := list(islice(calls, BATCH))):
+                group.append(_table(pa, schema, batch))
             writer.write_table(pa.concat_tables(group))
 
 
 def _table(pa: Any, schema: Any, calls: list[Call]) -> Any:
     objects = [as_object(call) for call in calls]
-    columns = {name: [one[name] for one in objects] for name in schema.names}
+    columns = {name: [row[name] for row in objects] for name in schema.names}
     columns["occurred_at"] = [call.occurred_at for call in calls]
     columns["tags"] = [list(call.tags.extra.items()) for call in calls]
     columns["cost_usd"] = [None if call.cost_femto is None else CONTEXT.scaleb(Decimal(call.cost_femto), -15) for call in calls]

@@ -1,4 +1,4 @@
-"""Everything that a ledger keeps about one person, as one JSON document: what a request for access is answered with."""
+"""All data of one person in a ledger, as a JSON document, to fulfill a request for access."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from voight_middleware.records.call import Call, Submission
 from voight_middleware.records.money import from_femto, usd_text
 
 _encode = msgspec.json.Encoder().encode
-_BESIDE = (
+_MORE_FIELDS = (
     *("host", "streamed", "error", "http_status", "possibly_billed", "response_id", "job", "service_tier", "batch", "tool_calls"),
     *("estimated_input", "estimated_output"),
 )
@@ -21,40 +21,42 @@ _BESIDE = (
 
 def document(ledger: Ledger, names: Collection[str]) -> Iterator[bytes]:
     """
-    The document in pieces, as ``voight erase`` would find it.
+    Yield the document in pieces. It has the data that ``voight erase`` would find.
 
-    ``calls`` has the names of the JSON export and every other field that is kept of a call, with the prices that it had before; ``jobs``
-    what the person submitted and has calls of, ``other_jobs`` how many more there are. ``elsewhere`` are calls of others that name the
-    person in another tag: their ids and the tag, and nothing of those others.
+    ``calls`` has the names of the JSON export, all other stored fields, and former prices. ``jobs``
+    has the person's submissions with calls, and ``other_jobs`` the number of further submissions.
+    ``elsewhere`` has calls of other users that name the person in another tag: only their ids and
+    the tag, with no data of those users.
 
     Args:
-        ledger: Where the calls are.
-        names: The ids of the person. They are compared as they are: ``*`` is no pattern in them.
+        ledger: The ledger to read.
+        names: The ids of the person. They are compared exactly: ``*`` is not a pattern here.
     """
     names = sorted(set(names))
-    held = ledger.personal_data(names)
+    data = ledger.personal_data(names)
     jobs: dict[str, None] = {}
     yield b'{"user_ids": ' + _encode(names)
     yield from _array("calls", (_as_object(call, ledger.price_history(call.call_id)) for call in _calls_of(ledger, names, jobs)))
-    submitted = [one for one in ledger.submissions(jobs).values() if one.tags.user_id in names]
+    submitted = [submission for submission in ledger.submissions(jobs).values() if submission.tags.user_id in names]
     yield from _array("jobs", map(_as_job, submitted))
-    yield b',\n"other_jobs": ' + _encode(held.submissions - len(submitted))
-    yield from _array("elsewhere", _elsewhere(ledger, names) if held.elsewhere else ())
+    yield b',\n"other_jobs": ' + _encode(data.submissions - len(submitted))
+    yield from _array("elsewhere", _elsewhere(ledger, names) if data.elsewhere else ())
     yield b"}\n"
 
 
 def _array(name: str, objects: Iterable[dict[str, Any]]) -> Iterator[bytes]:
     yield b',\n"' + name.encode() + b'": ['
     between = b"\n"
-    for one in objects:
-        yield between + _encode(one)
+    for item in objects:
+        yield between + _encode(item)
         between = b",\n"
     yield b"]"
 
 
 def _calls_of(ledger: Ledger, names: Collection[str], jobs: dict[str, None]) -> Iterator[Call]:
     for name in names:
-        # A star in a filter stands for any text, so that more than this person's calls may come: never to be handed out.
+        # A star in a filter matches any text, so calls of other people may come: never include
+        # them.
         for call in ledger.calls({"user_id": name}):
             if call.tags.user_id == name:
                 if call.job is not None:
@@ -66,32 +68,32 @@ def _elsewhere(ledger: Ledger, names: Collection[str]) -> Iterator[dict[str, Any
     for call in ledger.calls():
         tags = call.tags
         values = {**tags.extra, **{name: getattr(tags, name) for name in ("plan", "tenant_id", "route", "release", "session_id")}}
-        found = [name for name, value in values.items() if value in names]
-        if found and tags.user_id not in names:
-            yield {"call_id": call.call_id, "occurred_at": as_object(call)["occurred_at"], "in": found}
+        matching = [name for name, value in values.items() if value in names]
+        if matching and tags.user_id not in names:
+            yield {"call_id": call.call_id, "occurred_at": as_object(call)["occurred_at"], "in": matching}
 
 
 def _as_object(call: Call, former: list[PriceVersion]) -> dict[str, Any]:
     return {
         **as_object(call),
-        **{name: getattr(call, name) for name in _BESIDE},
+        **{name: getattr(call, name) for name in _MORE_FIELDS},
         "list_usd": None if call.list_femto is None else usd_text(from_femto(call.list_femto)),
         "usage": _usage(call.raw_usage),
         "counts": call.usage,
         "former_costs": [
             {
-                "version": one.version,
-                "cost_usd": None if one.cost_femto is None else usd_text(from_femto(one.cost_femto)),
-                "cost_status": one.cost_status,
-                "cost_reasons": one.cost_reasons,
+                "version": price.version,
+                "cost_usd": None if price.cost_femto is None else usd_text(from_femto(price.cost_femto)),
+                "cost_status": price.cost_status,
+                "cost_reasons": price.cost_reasons,
             }
-            for one in former
+            for price in former
         ],
     }
 
 
 def _usage(raw: str | None) -> msgspec.Raw | str | None:
-    """The provider's own object; as a text where it was none."""
+    """Return the provider's own object, or the text if it is not JSON."""
     if raw is None:
         return None
     try:

@@ -1,17 +1,21 @@
 """
-Conventions: the names under which tools for traces read what is known of a call.
+Conventions: the attribute names of a call that tracing tools read.
 
-Three vocabularies stand beside each other on a span, as no tool reads all of them:
+A span has attributes of three vocabularies, as no tool reads all of them:
 
-* ``gen_ai.*``: OpenTelemetry's semantic conventions for generative AI, at the state of November 2026
-  (https://github.com/open-telemetry/semantic-conventions-genai/blob/main/docs/gen-ai/client-inference.md). Cache writes are
-  ``gen_ai.usage.cache_write.input_tokens`` there; up to version 1.44 they were called ``cache_creation``.
+* ``gen_ai.*``: OpenTelemetry's semantic conventions for generative AI, as of November 2026
+  (https://github.com/open-telemetry/semantic-conventions-genai/blob/main/docs/gen-ai/client-inference.md).
+  Cache writes are ``gen_ai.usage.cache_write.input_tokens``; up to version 1.44 they were called
+  ``cache_creation``.
 * ``openinference.*``, ``llm.*``, ``user.id``, ``session.id`` and ``metadata``: OpenInference
-  (https://arize-ai.github.io/openinference/spec/attributes/semantic-conventions.html), which Phoenix reads.
-* ``voight.*``: what neither has a name for. Money is an exact decimal string of US dollars, as attributes have no decimal numbers.
+  (https://arize-ai.github.io/openinference/spec/attributes/semantic-conventions.html), which
+  Phoenix reads.
+* ``voight.*``: all other data. Money is an exact decimal string of US dollars, as attributes cannot
+  be decimal numbers.
 
-``langfuse.*`` is set on request only (https://langfuse.com/integrations/native/opentelemetry#property-mapping). Nothing here is a
-prompt or an answer.
+``langfuse.*`` is set only if asked for
+(https://langfuse.com/integrations/native/opentelemetry#property-mapping). No attribute contains a
+prompt or a response.
 """
 
 from __future__ import annotations
@@ -37,7 +41,7 @@ PROVIDERS: Mapping[str, str] = {
     "vertex": "gcp.vertex_ai",
     "xai": "x_ai",
 }
-"""``gen_ai.provider.name`` of our providers, where it is not the same name."""
+"""``gen_ai.provider.name`` of our providers, if it differs."""
 OPERATIONS: Mapping[str, str] = {
     "chat": "chat",
     "completions": "text_completion",
@@ -47,7 +51,10 @@ OPERATIONS: Mapping[str, str] = {
     "messages": "chat",
     "responses": "chat",
 }
-"""``gen_ai.operation.name`` of our endpoints; the convention has no word for the others, and allows names of one's own."""
+"""
+``gen_ai.operation.name`` of our endpoints. The convention has no name for the others, and allows
+custom names.
+"""
 
 TAG_ATTRIBUTES: Mapping[str, str] = {
     "user_id": "user.id",
@@ -58,60 +65,68 @@ TAG_ATTRIBUTES: Mapping[str, str] = {
     "release": "voight.release",
 }
 """
-The attributes of tags. ``user.id`` and ``session.id`` are in the registry of OpenTelemetry (https://opentelemetry.io/docs/specs/semconv/registry/attributes/user/,
-…/session/), in OpenInference, and what Langfuse and Phoenix read.
+The attributes of tags. ``user.id`` and ``session.id`` are in OpenTelemetry's registry
+(https://opentelemetry.io/docs/specs/semconv/registry/attributes/user/, …/session/) and in
+OpenInference. Langfuse and Phoenix read them.
 """
 
 
 def tag_attribute(key: str) -> str:
-    """The attribute of a tag; ``voight.tag.<key>`` of a key of the application's own."""
+    """Return the attribute of a tag: ``voight.tag.<key>`` for an application's own key."""
     return TAG_ATTRIBUTES.get(key) or f"voight.tag.{key}"
 
 
 def provider_name(provider: str) -> str:
-    """``gen_ai.provider.name``."""
+    """Return ``gen_ai.provider.name``."""
     return PROVIDERS.get(provider, provider)
 
 
 def operation_name(endpoint: str) -> str:
-    """``gen_ai.operation.name``."""
+    """Return ``gen_ai.operation.name``."""
     return OPERATIONS.get(endpoint, endpoint)
 
 
 def span_name(endpoint: str, model: str | None) -> str:
-    """``{gen_ai.operation.name} {gen_ai.request.model}``."""
+    """Return ``{gen_ai.operation.name} {gen_ai.request.model}``."""
     operation = operation_name(endpoint)
-    return f"{operation} {_sayable(model)}" if model else operation
+    return f"{operation} {_exportable(model)}" if model else operation
 
 
-def _sayable(model: str) -> str:
-    """A model as a tag's value would be kept: it may come from a client, and half a character in a name fails a whole batch of spans."""
+def _exportable(model: str) -> str:
+    """
+    Return a model name that can be exported. It may come from a client, and half a character (a
+    lone surrogate) would fail a whole batch of spans.
+    """
     return clean_value(model) or "_OTHER"
 
 
 def start_attributes(start: CallStart) -> Attributes:
-    """What is known when a call begins, and what a sampler may decide by: nothing of its owner."""
+    """
+    Return the attributes at the start of a call, for samplers. They say nothing about its owner.
+    """
     return _request(start.provider, start.endpoint, start.requested_model, start.host, start.streamed)
 
 
 def call_attributes(call: Call, langfuse: bool = False) -> Attributes:
     """
-    Everything about a call that has ended; usage and cost where it has been priced.
+    Return all attributes of a finished call. Usage and cost are included if it is priced.
 
     Args:
-        call: Its tags hold no personal data any more.
-        langfuse: Whether to add what only Langfuse reads: metadata that can be filtered, and our cost instead of its own.
+        call: A call whose tags contain no personal data.
+        langfuse: Whether to add the attributes that only Langfuse reads: metadata for filters, and
+            our cost instead of its own.
     """
     attributes = _request(call.provider, call.endpoint, call.requested_model, call.host, call.streamed)
     attributes |= tag_attributes(call.tags)
-    attributes |= _answer(call)
+    attributes |= _response(call)
     attributes |= _usage(call)
     attributes["voight.call_id"] = call.call_id
     attributes["voight.attribution"] = call.attribution
     attributes["voight.outcome"] = call.outcome
     attributes["voight.cost_status"] = call.cost_status
     if call.cost_reasons:
-        attributes["voight.cost_reasons"] = tuple(map(_sayable, call.cost_reasons))  # they may quote the model
+        # they may quote the model
+        attributes["voight.cost_reasons"] = tuple(map(_exportable, call.cost_reasons))
     if call.estimated:
         attributes["voight.estimated"] = True
     cost = None if call.cost_usd is None else usd_text(call.cost_usd)
@@ -123,20 +138,24 @@ def call_attributes(call: Call, langfuse: bool = False) -> Attributes:
 
 
 def tag_attributes(tags: Tags) -> Attributes:
-    """The attributes of tags that hold no personal data any more, and OpenInference's ``metadata`` with those that have no place in it."""
+    """
+    Return the attributes of tags without personal data. OpenInference's ``metadata`` has the tags
+    that its vocabulary has no name for.
+    """
     attributes: Attributes = {}
     for key, name in TAG_ATTRIBUTES.items():
         if (value := getattr(tags, key)) is not None:
             attributes[name] = value
     if tags.session_id is not None:
-        attributes["gen_ai.conversation.id"] = tags.session_id  # Datadog's session: docs.datadoghq.com, "OpenTelemetry Instrumentation"
+        # Datadog's session: docs.datadoghq.com, "OpenTelemetry Instrumentation"
+        attributes["gen_ai.conversation.id"] = tags.session_id
     if metadata := _metadata(tags):
         attributes["metadata"] = msgspec.json.encode(metadata).decode()
     return attributes
 
 
 def error_type(call: Call) -> str:
-    """``error.type``: the class of the exception that the caller got, or else the status of the answer."""
+    """Return ``error.type``: the class of the caller's exception, or else the HTTP status."""
     return call.error or (str(call.http_status) if call.http_status is not None and call.http_status >= 400 else "_OTHER")
 
 
@@ -146,7 +165,10 @@ def _metadata(tags: Tags) -> dict[str, str]:
 
 
 def _for_langfuse(call: Call, cost: str | None) -> Attributes:
-    """``langfuse.*`` goes before everything else there: it would add cached tokens to the input that includes them, and price by itself."""
+    """
+    Return the ``langfuse.*`` attributes, which take precedence in Langfuse. Without them, it would
+    add cached tokens to an input that includes them, and use its own prices.
+    """
     attributes: Attributes = {f"langfuse.observation.metadata.{key}": value for key, value in _metadata(call.tags).items()}
     if call.tags.release is not None:
         attributes["langfuse.release"] = call.tags.release
@@ -159,7 +181,10 @@ def _for_langfuse(call: Call, cost: str | None) -> Attributes:
 
 
 _LANGFUSE_USAGE = {"cache_read": "input_cached_tokens", "cache_write": "input_cache_creation", "reasoning": "output_reasoning_tokens"}
-"""Types of tokens by the names of https://langfuse.com/docs/observability/features/token-and-cost-tracking; they are disjoint there too."""
+"""
+Langfuse's names of token types, also disjoint
+(https://langfuse.com/docs/observability/features/token-and-cost-tracking).
+"""
 
 
 def _request(provider: str, endpoint: str, model: str | None, host: str | None, streamed: bool) -> Attributes:
@@ -170,7 +195,7 @@ def _request(provider: str, endpoint: str, model: str | None, host: str | None, 
         "llm.provider": provider,
     }
     if model is not None:
-        model = _sayable(model)
+        model = _exportable(model)
         attributes["gen_ai.request.model"] = model
         attributes["llm.request.model_name"] = model
     if host is not None:
@@ -180,19 +205,21 @@ def _request(provider: str, endpoint: str, model: str | None, host: str | None, 
     return attributes
 
 
-def _answer(call: Call) -> Attributes:
+def _response(call: Call) -> Attributes:
     attributes: Attributes = {}
     if (model := call.model or call.requested_model) is not None:
-        attributes["embedding.model_name" if call.endpoint == "embeddings" else "llm.model_name"] = _sayable(model)
+        attributes["embedding.model_name" if call.endpoint == "embeddings" else "llm.model_name"] = _exportable(model)
     if call.model is not None:
-        attributes["gen_ai.response.model"] = attributes["llm.response.model_name"] = _sayable(call.model)
+        attributes["gen_ai.response.model"] = attributes["llm.response.model_name"] = _exportable(call.model)
     if call.response_id is not None:
         attributes["gen_ai.response.id"] = call.response_id
     if call.finish_reasons:
         attributes["gen_ai.response.finish_reasons"] = call.finish_reasons
-        attributes["llm.finish_reason"] = call.finish_reasons[0]  # of the first choice, as OpenInference's own instrumentors say it
+        # of the first choice, as in OpenInference's own instrumentors
+        attributes["llm.finish_reason"] = call.finish_reasons[0]
     elif call.outcome != "ok" and call.endpoint in OPERATIONS and call.endpoint != "embeddings":
-        attributes["gen_ai.response.finish_reasons"] = ("error",)  # the convention, note on this attribute: expected, and not received
+        # the convention's note on this attribute: expected, but not received
+        attributes["gen_ai.response.finish_reasons"] = ("error",)
     if call.ttft is not None:
         attributes["gen_ai.response.time_to_first_chunk"] = call.ttft / 1_000_000
     if call.service_tier is not None and call.provider in ("openai", "azure"):
@@ -203,7 +230,10 @@ def _answer(call: Call) -> Attributes:
 
 
 def _usage(call: Call) -> Attributes:
-    """Token counts. Input includes what was read from and written to the cache, output includes reasoning, in both conventions."""
+    """
+    Return the token counts. In both conventions, input includes cache reads and cache writes, and
+    output includes reasoning.
+    """
     usage = call.usage
     if usage is None:
         return {}
@@ -228,16 +258,18 @@ def _usage(call: Call) -> Attributes:
 
 def tokens(call: Call) -> Iterator[tuple[str, int]]:
     """
-    The tokens of a call by type, disjoint: they add up to input and output. What was not reported is left out.
+    Yield the tokens of a call by type. Types without a reported count are skipped.
 
-    The types are ``input`` (not cached), ``cache_read``, ``cache_write``, ``output`` (without reasoning) and ``reasoning``.
+    The types are ``input`` (not cached), ``cache_read``, ``cache_write``, ``output`` (without
+    reasoning) and ``reasoning``. They are disjoint, and add up to input and output.
     """
     usage = call.usage
     if usage is None:
         return
     reads, writes, reasoning = usage.cache_read_tokens, usage.cache_write_tokens, usage.reasoning
     if reasoning is not None and usage.output_tokens is not None:
-        reasoning = min(reasoning, usage.output_tokens)  # some report more of it than they bill as output
+        # some providers report more reasoning than they bill as output
+        reasoning = min(reasoning, usage.output_tokens)
     if usage.input_tokens is not None:
         yield "input", usage.input_tokens - (reads or 0) - (writes or 0)
     if reads is not None:

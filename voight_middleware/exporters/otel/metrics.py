@@ -1,25 +1,28 @@
 """
-Metrics out through OpenTelemetry::
+Metrics through OpenTelemetry::
 
     voight.configure(listeners=[OTelMetrics()])
 
-=============================================== ========= ======= =================================================================
-instrument                                      kind      unit    attributes besides provider, operation, model and plan
-=============================================== ========= ======= =================================================================
-``gen_ai.client.token.usage``                   histogram {token} ``gen_ai.token.type``: ``input`` (cached included), ``output``
+=============================================== ========= =======
+================================================================= instrument
+kind      unit    attributes besides provider, operation, model and plan
+=============================================== ========= =======
+================================================================= ``gen_ai.client.token.usage``
+histogram {token} ``gen_ai.token.type``: ``input`` (cached included), ``output``
 ``gen_ai.client.operation.duration``            histogram s       ``error.type``, ``voight.outcome``
-``gen_ai.client.operation.time_to_first_chunk`` histogram s
-``voight.client.calls``                         counter   {call}  ``voight.outcome``, ``voight.cost_status``
-``voight.client.tokens``                        counter   {token} ``voight.token.type``: disjoint, see ``conventions.tokens``
-``voight.client.cost``                          counter   USD
-=============================================== ========= ======= =================================================================
+``gen_ai.client.operation.time_to_first_chunk`` histogram s ``voight.client.calls``
+counter   {call}  ``voight.outcome``, ``voight.cost_status`` ``voight.client.tokens``
+counter   {token} ``voight.token.type``: disjoint, see ``conventions.tokens`` ``voight.client.cost``
+counter   USD =============================================== ========= =======
+=================================================================
 
-The names of ``gen_ai.*`` are those of OpenTelemetry's semantic conventions up to 1.44
-(https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-metrics/), which today's dashboards know; a later state of them, in development,
-renames them (https://github.com/open-telemetry/semantic-conventions-genai/blob/main/docs/gen-ai/client-inference.md).
+The ``gen_ai.*`` names are those of OpenTelemetry's semantic conventions up to 1.44
+(https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-metrics/), which current dashboards use.
+A later version, in development, renames them
+(https://github.com/open-telemetry/semantic-conventions-genai/blob/main/docs/gen-ai/client-inference.md).
 
-A metric is a floating-point number, and loses what OpenTelemetry drops; the ledger is the truth. Calls without a price are in
-``voight.client.calls`` as ``unpriced``, and in no cost.
+A metric is a floating-point number, and lacks data that OpenTelemetry drops. The ledger is exact.
+Calls without a price are ``unpriced`` in ``voight.client.calls``, and not in the cost.
 """
 
 from __future__ import annotations
@@ -42,13 +45,15 @@ except ImportError as error:
 
 class OTelMetrics:
     """
-    Counts every call, for ``configure(listeners=[…])``. Runs on a background thread; no attribute is a user or a tenant.
+    Counts every call, for ``configure(listeners=[…])``. Runs on the listeners' thread. No attribute
+    is a user or a tenant.
 
     Args:
-        meter_provider: Where the metrics go; by default the global provider.
-        plans: The plans that there are, all others being ``other``; by default the first *most_plans* that are seen.
-        most_models: How many models have a name of their own, in each process.
-        most_plans: How many plans have.
+        meter_provider: The provider of the meter, by default the global one.
+        plans: The known plans; all others become ``other``. By default the first *most_plans* that
+            occur.
+        most_models: How many models keep their name, in each process.
+        most_plans: How many plans keep their name, in each process.
     """
 
     def __init__(
@@ -69,7 +74,8 @@ class OTelMetrics:
         self._calls = meter.create_counter("voight.client.calls", "{call}", "Billable calls.")
         self._tokens = meter.create_counter("voight.client.tokens", "{token}", "Tokens by type; the types are disjoint.")
         self._cost = meter.create_counter("voight.client.cost", "USD", "Cost of the calls that have a price; the ledger is exact.")
-        atexit.register(flush_before_exit)  # before the meter provider, which was registered earlier, exports for the last time
+        # runs before the last export of the meter provider, which was registered earlier
+        atexit.register(flush_before_exit)
 
     def __call__(self, call: Call) -> None:
         """Count one call."""
@@ -102,5 +108,5 @@ def _histogram(meter: metrics.Meter, name: str, unit: str, description: str, bou
     make: Any = meter.create_histogram
     try:
         return make(name, unit, description, explicit_bucket_boundaries_advisory=bounds)
-    except TypeError:  # before opentelemetry-api 1.30; a View can set them there
+    except TypeError:  # before opentelemetry-api 1.30; a View can set the bounds there
         return make(name, unit, description)

@@ -1,15 +1,16 @@
 """
-Spans out: one OpenTelemetry span per call, in the trace of whoever makes it::
+One OpenTelemetry span per call, in the caller's trace::
 
     voight.configure(listeners=[OTelSpans()])
 
-The span is the current one while the provider's SDK sends its request, so that spans of the HTTP client are its children, and ends with
-the call: of a stream, with its last byte. What a call cost is known about a second later, as nothing is priced on the application's
-threads. A thread of ours therefore keeps the ended span, gives it the cost, and only then ends it for OpenTelemetry, with the time at
-which the call ended. After ``PRICE_SECONDS`` it goes without a cost (``voight.cost_status`` is ``pending``).
+The span is current while the provider's SDK sends its request, so spans of the HTTP client are its
+children. It ends with the call: for a stream, with its last byte. The cost of a call is known about
+a second later, as calls are not priced on the application's threads. So a separate thread keeps the
+span, sets the cost, and only then ends it for OpenTelemetry, with the end time of the call. After
+``PRICE_SECONDS``, it ends the span without a cost (``voight.cost_status`` is ``pending``).
 
-The anthropic SDK makes spans of its own (``anthropic/_tracing.py``, since 1.17). Where it does, there is no second one: its span gets our
-attributes, and its end is put off in the same way.
+The anthropic SDK makes its own spans (``anthropic/_tracing.py``, since 1.17). Such a call gets no
+second span: the SDK's span gets our attributes, and its end is deferred in the same way.
 """
 
 from __future__ import annotations
@@ -46,23 +47,23 @@ from voight_middleware.exporters.otel.span_tags import CostTagSpanProcessor
 __all__ = ["CostTagSpanProcessor", "OTelSpans"]
 
 PRICE_SECONDS = 10.0
-"""How long an ended span waits for its cost; as a rule it is there within about a second."""
+"""How long an ended span waits for its cost. The cost normally arrives within about a second."""
 MAX_HELD = 10_000
-"""How many ended spans wait at most. Beyond it the oldest goes without its cost."""
+"""The maximum number of waiting spans. Beyond it, the oldest ends without its cost."""
 EXIT_SECONDS = 5.0
-"""How long the end of the process may wait for the costs of the last calls."""
+"""How long process exit may wait for the costs of the last calls."""
 SCHEMA = "https://opentelemetry.io/schemas/1.44.0"
 
 _NATIVE: Final = "com.anthropic.sdk.python"
 """The instrumentation scope of the anthropic SDK's own spans."""
 _TOKEN = contexts.create_key("voight-call")
-_PLACE = contexts.create_key("voight-place")
+_CURRENT = contexts.create_key("voight-place")
 _SUPPRESSED = getattr(contexts, "_SUPPRESS_INSTRUMENTATION_KEY", "suppress_instrumentation")
-"""What ``suppress_instrumentation()`` of OpenTelemetry's instrumentations sets: no spans in here."""
+"""The key that OpenTelemetry's ``suppress_instrumentation()`` sets. It suppresses our spans too."""
 
 
-class _Place:
-    """Where a span of ours is the current one: found in its context by those inside, which may outlast it."""
+class _CurrentSpan:
+    """Our span in the context where it is current. Copies of that context may outlast the span."""
 
     __slots__ = ("is_left", "outer", "span")
 
@@ -73,30 +74,37 @@ class _Place:
 
 
 def _still_open(context: Context) -> Context:
-    """*context*, or the one around it whose call goes on: of two generators, the outer one may end first."""
-    while isinstance(place := context.get(_PLACE), _Place) and place.is_left and trace.get_current_span(context) is place.span:
-        context = place.outer
+    """
+    Return *context*, or the next outer one whose call still runs: an outer generator may end first.
+    """
+    while (
+        isinstance(current := context.get(_CURRENT), _CurrentSpan) and current.is_left and trace.get_current_span(context) is current.span
+    ):
+        context = current.outer
     return context
 
 
 class _Token:
-    """One call that is going on: its span, and the context to go back to."""
+    """A running call: its span, and the context to return to."""
 
-    __slots__ = ("context", "ended_at", "is_copied", "outer", "place", "queue", "real_end", "span", "started_at")
+    __slots__ = ("context", "current", "ended_at", "is_copied", "outer", "queue", "real_end", "span", "started_at")
 
     def __init__(self, outer: Context, started_at: int, queue: SimpleQueue[Any]) -> None:
         self.outer = outer
         self.context = outer
         self.span: Span | None = None
-        self.place: _Place | None = None
+        self.current: _CurrentSpan | None = None
         self.is_copied = False
-        """Whether each look at the current context makes a new one, as in ddtrace, which keeps nothing of it but the span."""
+        """
+        Whether ``get_current()`` returns a new context each time, as in ddtrace, which keeps only
+        the span.
+        """
         self.started_at = started_at
         self.queue = queue
         self.real_end: list[Callable[[int], None]] | None = None
-        """Of the SDK's own span: what ends it, until it is called."""
+        """For the SDK's own span: the function that ends it, until it is called."""
         self.ended_at: int | None = None
-        """Of the SDK's own span: when the SDK ended it, nanoseconds since 1970."""
+        """For the SDK's own span: when the SDK ended it, in nanoseconds since 1970."""
 
     def end_native(self) -> None:
         """End the SDK's span, once."""
@@ -105,46 +113,47 @@ class _Token:
                 self.real_end.pop()(self.ended_at)
 
     def is_current(self) -> bool:
-        """Whether the span of this call is still the current one."""
+        """Return whether the span of this call is still the current one."""
         current = contexts.get_current()
         if self.is_copied and self.span is not None:
             return trace.get_current_span(current).get_span_context().span_id == self.span.get_span_context().span_id
         return current is self.context
 
     def is_open(self) -> bool:
-        """Whether there is a span, and it has not ended."""
+        """Return whether this call has a span that has not ended."""
         return self.span is not None and self.span.is_recording()
 
-    def give_up(self) -> None:
-        """End a span of which nobody has heard that its call has ended."""
+    def end_without_call(self) -> None:
+        """End a span whose call never reported its end."""
         if self.real_end is not None:
             self.end_native()
         elif self.span is not None and self.is_open():
             self.span.end()
 
-    def lose(self) -> None:
-        """Let go of a span that cannot be exported; it never ends."""
-        if self.real_end is not None and isinstance(end := getattr(self.span, "end", None), _PutOffEnd):
+    def drop(self) -> None:
+        """Drop a span that cannot be exported. It never ends."""
+        if self.real_end is not None and isinstance(end := getattr(self.span, "end", None), _DeferredEnd):
             self.real_end.clear()
             end.finished = True
         self.span = None
 
-    def tell(self) -> None:
-        """Show itself to the thread, unless that is stuck."""
+    def enqueue(self) -> None:
+        """Put this token into the thread's queue, unless the thread is stuck."""
         if self.queue.qsize() < 2 * MAX_HELD:
             self.queue.put(self)
 
     def __del__(self) -> None:
         if self.is_open() and self.real_end is None:
-            self.tell()  # not ended here: the finalizer of a dropped stream may be about to tell of its end
+            # not ended here: the finalizer of a dropped stream may be about to end the call
+            self.enqueue()
 
 
 _SKIPPED = _Token(Context(), 0, SimpleQueue())
-"""A call that is to have no span."""
+"""The token of a call without a span."""
 
 
 class _Ended:
-    """A call that has ended, and waits for its cost."""
+    """A call that ended and waits for its cost."""
 
     __slots__ = ("at", "call", "deadline", "token")
 
@@ -157,14 +166,17 @@ class _Ended:
 
 class OTelSpans:
     """
-    One span per call, for ``configure(listeners=[…])``. Without a tracer provider there are no spans, and it costs next to nothing.
+    Makes one span per call, for ``configure(listeners=[…])``.
 
-    Calls that ``record()`` tells of get a span after the fact; the answers of batches and background jobs get none, as they belong to no
-    request. A span that its sampler does not take is not made up for.
+    Without a tracer provider, it makes no spans and costs almost nothing. A call of ``record()``
+    gets a span afterwards. The results of batches and background jobs get no span, as they belong
+    to no request. A span that its sampler drops is not replaced.
 
     Args:
-        tracer_provider: Where the spans go; by default the global provider, whenever it is set.
-        langfuse: Whether to add the attributes that only Langfuse reads (``export.conventions``).
+        tracer_provider: The provider of the spans. The default is the global provider, even if it
+            is set later.
+        langfuse: Whether to add the attributes that only Langfuse reads
+            (``exporters.otel.conventions``).
     """
 
     def __init__(self, tracer_provider: trace.TracerProvider | None = None, *, langfuse: bool = False) -> None:
@@ -174,19 +186,20 @@ class OTelSpans:
         self._tracer: Tracer | None = None
         self._is_unusable = False
         self._lock = threading.Lock()
-        self._anew()
-        reference = weakref.WeakMethod(self._anew)
-        os.register_at_fork(after_in_child=lambda: (again := reference()) is not None and again())
+        self._reset()
+        reference = weakref.WeakMethod(self._reset)
+        os.register_at_fork(after_in_child=lambda: (reset := reference()) is not None and reset())
 
-    def _anew(self) -> None:
-        """In a forked child too: what the parent holds, the parent ends."""
-        self._queue: SimpleQueue[Any] = SimpleQueue()  # its put() may be interrupted by a finalizer that puts, too
+    def _reset(self) -> None:
+        """Start without spans, also in a forked child: the parent ends its own spans."""
+        # its put() is reentrant: a finalizer may interrupt it and put, too
+        self._queue: SimpleQueue[Any] = SimpleQueue()
         self._held: dict[str, _Ended] = {}
-        self._unheard: deque[tuple[float, _Token]] = deque()
+        self._without_call: deque[tuple[float, _Token]] = deque()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
 
-    # -- on the application's threads ------------------------------------------------------------------------------------------
+    # -- on the application's threads --------------------------------------------------------------
 
     def on_call_start(self, start: CallStart) -> _Token | None:
         """Start the span of a call and make it the current one."""
@@ -206,26 +219,29 @@ class OTelSpans:
             token.span = tracer.start_span(
                 name, outer, SpanKind.CLIENT, start_attributes(start), start_time=start.started_at, record_exception=False
             )
-            token.place = _Place(token.span, outer)
-            token.context = contexts.set_value(_PLACE, token.place, trace.set_span_in_context(token.span, outer))
+            token.current = _CurrentSpan(token.span, outer)
+            token.context = contexts.set_value(_CURRENT, token.current, trace.set_span_in_context(token.span, outer))
         if self._thread is None:
             self._start()
-        if not token.is_copied or trace.get_current_span(outer) is not trace.INVALID_SPAN:  # ddtrace cannot go back to no span
-            contexts.attach(token.context)  # last: what raises before leaves nothing behind
+        # ddtrace cannot return to no span
+        if not token.is_copied or trace.get_current_span(outer) is not trace.INVALID_SPAN:
+            contexts.attach(token.context)  # last: an exception before it leaves nothing attached
         return token
 
     def on_call_response(self, token: _Token) -> None:
         """
-        Make the caller's own span the current one again. By value: ``detach()`` raises in another copy of the context, and an
-        application's generator may be closed in one.
+        Make the caller's own span the current one again.
+
+        Attach the outer context, as ``detach()`` raises in another copy of the context. An
+        application's generator may be closed in such a copy.
         """
-        if token.place is not None:
-            token.place.is_left = True
+        if token.current is not None:
+            token.current.is_left = True
         if token.is_current():
             contexts.attach(_still_open(token.outer))
 
     def on_call_end(self, token: _Token | None, call: Call) -> None:
-        """A call has ended: hand its span to the thread that waits for the cost."""
+        """Hand the span of a finished call to the thread that waits for the cost."""
         if token is None:
             if call.job is not None or self._find_tracer() is None:
                 return
@@ -235,16 +251,16 @@ class OTelSpans:
         elif token.span is not None and not token.span.is_recording() and not token.span.get_span_context().trace_flags.sampled:
             return  # not sampled
         at = time.time_ns() if call.duration is None else token.started_at + call.duration * 1000
-        if self._queue.qsize() >= MAX_HELD:  # whatever the spans are exported with does not come back
+        if self._queue.qsize() >= MAX_HELD:  # the exporter does not return
             counters["lost_spans"] += 1
-            token.lose()
+            token.drop()
             return
         self._queue.put(_Ended(token, call, at))
         if self._thread is None:
             self._start()
 
     def __call__(self, call: Call) -> None:
-        """The call has been priced."""
+        """Pass a priced call to the thread."""
         if self._thread is not None and self._queue.qsize() < 2 * MAX_HELD:
             self._queue.put(call)
 
@@ -253,7 +269,9 @@ class OTelSpans:
             return None
         try:
             provider = self._given or trace.get_tracer_provider()
-        except Exception:  # OTEL_PYTHON_TRACER_PROVIDER names none: it would be looked for, and logged at length, with every call
+        except Exception:
+            # a wrong OTEL_PYTHON_TRACER_PROVIDER would be looked up and logged at length with every
+            # call
             self._is_unusable = True
             raise
         if provider is not self._provider:
@@ -264,104 +282,114 @@ class OTelSpans:
                     self._tracer = provider.get_tracer("voight_middleware", VERSION, SCHEMA)
                     if (add := getattr(provider, "add_span_processor", None)) is not None:
                         add(_Adopter())
-                    atexit.register(_at_exit, weakref.ref(self))  # before the provider's own, which was registered earlier
+                    # runs before the provider's own, which was registered earlier
+                    atexit.register(_at_exit, weakref.ref(self))
                     self._provider = provider
         return self._tracer
 
     def _is_native(self, start: CallStart) -> bool:
-        """Whether the SDK is going to make a span of its own for this call, and with our provider."""
+        """Return whether the SDK will make its own span for this call, with our provider."""
         client, options = start.client, start.options
         if not getattr(options, "span_name", None):
             return False
         try:
-            own = client._open_telemetry.get("tracer_provider") or trace.get_tracer_provider()
-            return client._tracer is not None and own is self._provider and hasattr(own, "add_span_processor")
-        except AttributeError:  # a version of the SDK that does otherwise
+            provider = client._open_telemetry.get("tracer_provider") or trace.get_tracer_provider()
+            return client._tracer is not None and provider is self._provider and hasattr(provider, "add_span_processor")
+        except AttributeError:  # another version of the SDK
             return False
 
     def _start(self) -> None:
-        """Start the thread; whoever holds the lock does, and that may be this thread itself, where a finalizer runs in there."""
+        """
+        Start the thread. If the lock is taken, its holder starts it. The holder may be this thread
+        itself, if a finalizer runs inside the lock.
+        """
         if self._lock.acquire(blocking=False):
             try:
                 if self._thread is None:
-                    run = contextvars.Context().run  # in the context of no request, though instrumentations of threads take that along
+                    # an empty context, even if other instrumentation copies the request's context
+                    # into threads
+                    run = contextvars.Context().run
                     thread = threading.Thread(target=run, args=(self._run, self._queue), name="voight-spans", daemon=True)
                     thread.start()
                     self._thread = thread
-            except RuntimeError:  # Python 3.12+ starts none while the process ends: flush() does its work
+            except RuntimeError:
+                # Python 3.12+ starts no thread while the process ends; flush() does the work
                 pass
             finally:
                 self._lock.release()
 
-    # -- on a thread of its own ------------------------------------------------------------------------------------------------
+    # -- on the separate thread --------------------------------------------------------------------
 
     def flush(self, timeout: float = EXIT_SECONDS) -> bool:
         """
-        Wait until the calls so far are priced and their spans have ended for OpenTelemetry; whether that happened within *timeout* seconds.
+        Wait until the calls so far are priced, and their spans have ended for OpenTelemetry.
 
-        Exporting them is up to OpenTelemetry: ``force_flush()`` of the tracer provider.
+        Return whether they have within *timeout* seconds. To export them, call ``force_flush()`` of
+        the tracer provider.
         """
         deadline = time.monotonic() + timeout
-        while (left := deadline - time.monotonic()) > 0:
-            current_meter().flush(
-                min(left, 0.5)
-            )  # not for longer: without a ledger it never comes to its end, and calls are priced all the same
-            if self._look_through(threading.Event(), deadline) and not self._held and not self._unheard:
+        while (remaining := deadline - time.monotonic()) > 0:
+            # Briefly: without a ledger a flush never succeeds, and calls are priced anyway.
+            current_meter().flush(min(remaining, 0.5))
+            if self._process_queue(threading.Event(), deadline) and not self._held and not self._without_call:
                 return True
         return False
 
     def close(self, timeout: float = EXIT_SECONDS) -> None:
-        """As ``flush()``; what has no cost by then ends without."""
+        """Flush. Spans without a cost by then end without one."""
         self.flush(timeout)
-        self._look_through(_LetGo(), time.monotonic() + 1.0)
+        self._process_queue(_EndAll(), time.monotonic() + 1.0)
 
-    def _look_through(self, asked: threading.Event, deadline: float) -> bool:
-        """Have the queue worked off."""
-        self._queue.put(asked)
+    def _process_queue(self, reached: threading.Event, deadline: float) -> bool:
+        """Have the queue processed up to *reached*. Return whether it was."""
+        self._queue.put(reached)
         if self._thread is None or not self._thread.is_alive():
             self._work(self._queue, 0)
-        return asked.wait(max(0.0, deadline - time.monotonic()))
+        return reached.wait(max(0.0, deadline - time.monotonic()))
 
     def _run(self, queue: SimpleQueue[Any]) -> None:
         while queue is self._queue:
             try:
-                self._work(queue, 1.0 if self._held or self._unheard else None)
+                self._work(queue, 1.0 if self._held or self._without_call else None)
             except BaseException as error:  # an exporter's SystemExit would end the thread
                 report_internal_error(error)
 
     def _work(self, queue: SimpleQueue[Any], wait: float | None) -> None:
-        """Take what is in the queue, waiting *wait* seconds for something, and let go what has waited too long."""
+        """
+        Take all items of the queue, after up to *wait* seconds for the first. End overdue spans.
+        """
         with contextlib.suppress(Empty):
-            one = queue.get(timeout=wait) if wait != 0 else queue.get_nowait()
+            item = queue.get(timeout=wait) if wait != 0 else queue.get_nowait()
             while True:
-                self._take(one)
-                one = queue.get_nowait()
+                self._take(item)
+                item = queue.get_nowait()
         now = time.monotonic()
         while self._held:
             first = next(iter(self._held))
             if self._held[first].deadline > now and len(self._held) <= MAX_HELD:
                 break
             self._finish(self._held.pop(first), None)
-        while self._unheard and (self._unheard[0][0] <= now or not self._unheard[0][1].is_open()):
-            self._unheard.popleft()[1].give_up()
+        while self._without_call and (self._without_call[0][0] <= now or not self._without_call[0][1].is_open()):
+            self._without_call.popleft()[1].end_without_call()
 
-    def _take(self, one: Any) -> None:
-        if isinstance(one, _Ended):
-            before = self._held.pop(one.call.call_id, None)
-            if before is not None:  # a call of the same id: recorded again, or a job that is seen twice
+    def _take(self, item: Any) -> None:
+        if isinstance(item, _Ended):
+            before = self._held.pop(item.call.call_id, None)
+            if before is not None:  # the same call id: recorded again, or a job that was seen twice
                 self._finish(before, None)
-            self._held[one.call.call_id] = one
-        elif isinstance(one, Call):
-            if (held := self._held.pop(one.call_id, None)) is not None:
-                self._finish(held, one)
-        elif isinstance(one, _Token):  # the SDK has ended its span, or nobody can any more: should no call come, it ends all the same
-            self._unheard.append((time.monotonic() + PRICE_SECONDS, one))
-        elif isinstance(one, threading.Event):
-            while isinstance(one, _LetGo) and self._held:
+            self._held[item.call.call_id] = item
+        elif isinstance(item, Call):
+            if (ended := self._held.pop(item.call_id, None)) is not None:
+                self._finish(ended, item)
+        elif isinstance(item, _Token):
+            # the SDK ended its span, or nobody can end it: it ends even if no call comes
+            self._without_call.append((time.monotonic() + PRICE_SECONDS, item))
+        elif isinstance(item, threading.Event):
+            while isinstance(item, _EndAll) and self._held:
                 self._finish(self._held.pop(next(iter(self._held))), None)
-            while self._unheard and (isinstance(one, _LetGo) or not self._unheard[0][1].is_open()):
-                self._unheard.popleft()[1].give_up()
-            one.set()
+            while self._without_call and (isinstance(item, _EndAll) or not self._without_call[0][1].is_open()):
+                self._without_call.popleft()[1].end_without_call()
+            item.set()
 
     def _finish(self, ended: _Ended, priced: Call | None) -> None:
         try:
@@ -380,10 +408,11 @@ class OTelSpans:
         call, span = ended.call, ended.token.span
         if span is None:
             if ended.token.context is not ended.token.outer or self._tracer is None:
-                return  # the SDK was to make a span, and its sampler did not take it
+                return  # the SDK was to make a span, but its sampler dropped it
             name = span_name(call.endpoint, call.requested_model)
             span = self._tracer.start_span(name, ended.token.outer, SpanKind.CLIENT, start_time=ended.token.started_at)
-        elif not span.is_recording():  # an SDK's middleware has sent the request again: that is a call, and a span, of its own
+        elif not span.is_recording():
+            # an SDK's middleware sent the request again: this is another call, with another span
             assert self._tracer is not None
             name = span_name(call.endpoint, call.requested_model)
             span = self._tracer.start_span(name, ended.token.outer, SpanKind.CLIENT, start_time=ended.token.started_at)
@@ -393,12 +422,15 @@ class OTelSpans:
         span.end(ended.at)
 
 
-class _LetGo(threading.Event):
-    """Asks for the end of every span that waits."""
+class _EndAll(threading.Event):
+    """A request to end all waiting spans."""
 
 
 class _Adopter:
-    """Finds the spans that the anthropic SDK makes for calls that are metered. A SpanProcessor by its shape: the SDK may be missing."""
+    """
+    Finds the anthropic SDK's spans of metered calls. A SpanProcessor without the base class, as
+    OpenTelemetry's SDK may be missing.
+    """
 
     def on_start(self, span: Any, parent_context: Context | None = None) -> None:
         token = contexts.get_value(_TOKEN, parent_context)
@@ -409,7 +441,7 @@ class _Adopter:
             return
         token.span = span
         token.real_end = [span.end]
-        span.end = _PutOffEnd(token)
+        span.end = _DeferredEnd(token)
 
     def _on_ending(self, span: Any) -> None: ...
 
@@ -421,15 +453,18 @@ class _Adopter:
         return True
 
 
-class _PutOffEnd:
-    """Stands where the SDK's span keeps ``end``: notes when that was, and leaves the rest to the thread that waits for the cost."""
+class _DeferredEnd:
+    """
+    Replaces ``end`` of the SDK's span. It records the end time, and the thread ends the span once
+    the cost is known.
+    """
 
     __slots__ = ("finished", "token")
 
     def __init__(self, token: _Token) -> None:
         self.token = token
         self.finished = False
-        """Whether the span has all its attributes, and may end when it likes."""
+        """Whether the span has all its attributes, and may end at once."""
 
     def __call__(self, end_time: int | None = None) -> None:
         token = self.token
@@ -438,20 +473,23 @@ class _PutOffEnd:
             if self.finished:
                 token.end_native()
             else:
-                token.tell()
+                token.enqueue()
 
 
 def _finish_native(token: _Token, attributes: Attributes) -> None:
-    """Give the SDK's span what it lacks; its own attributes stay. Then end it, or let the SDK, where it has not yet."""
+    """
+    Add the missing attributes to the SDK's span, and end it. If the SDK has not ended it yet, let
+    the SDK do so.
+    """
     span: Any = token.span
-    own = span.attributes or {}
-    span.set_attributes({name: value for name, value in attributes.items() if name not in own})
+    existing = span.attributes or {}
+    span.set_attributes({name: value for name, value in attributes.items() if name not in existing})
     span.end.finished = True
     token.end_native()
 
 
 def _at_exit(spans: weakref.ref[OTelSpans]) -> None:
-    living = spans()
-    if living is not None:
+    instance = spans()
+    if instance is not None:
         with contextlib.suppress(Exception):
-            living.close()
+            instance.close()

@@ -1,6 +1,8 @@
 """
-What the loopback provider answers: bodies, server-sent events and messages as OpenAI, Anthropic and Google send them.
+The endpoints of the loopback provider: bodies, server-sent events and messages in the formats of
+OpenAI, Anthropic and Google.
 
-Source of the shapes: the API references and the types of the openai (3.52) and anthropic (2.11) SDKs, and recorded answers. The
-usage is made up from a hash of the request: the same request always costs the same.
+Sources of the formats: the API references, the types of the openai (3.52) and anthropic (2.11)
+SDKs, and recorded responses. The fake usage comes from a hash of the request, so the same request
+always costs the same.
 """

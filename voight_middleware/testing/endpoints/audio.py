@@ -1,4 +1,7 @@
-"""OpenAI's audio: written down, translated and spoken. What is reported differs by model and by format."""
+"""
+OpenAI's audio: transcription, translation and speech. The reported usage depends on model and
+format.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,8 @@ import zlib
 from collections.abc import Sequence
 
 from voight_middleware.testing.accounting import Charge
-from voight_middleware.testing.endpoints.response import Answer, Asked, need, plain, present, reported, stream
-from voight_middleware.testing.fake_data import FakeAnswer, Json
+from voight_middleware.testing.endpoints.response import EndpointRequest, EndpointResponse, need, plain, present, reported, stream
+from voight_middleware.testing.fake_data import FakeResponse, Json
 from voight_middleware.testing.multipart import Upload
 
 _AUDIO_TOKENS_A_SECOND = 10
@@ -17,19 +20,22 @@ _TEXT_FORMATS = ("text", "srt", "vtt")
 _MEDIA_TYPES = {"mp3": "audio/mpeg", "opus": "audio/opus", "aac": "audio/aac", "flac": "audio/flac", "wav": "audio/wav", "pcm": "audio/pcm"}
 
 
-def transcribe(asked: Asked) -> Answer:
-    """``POST /v1/audio/transcriptions``: ``whisper-1`` reports seconds, the others tokens, and plain text nothing."""
-    body, options = asked.body, asked.options
+def transcribe(request: EndpointRequest) -> EndpointResponse:
+    """
+    ``POST /v1/audio/transcriptions``: ``whisper-1`` reports seconds, the others tokens, and plain
+    text nothing.
+    """
+    body, options = request.body, request.options
     need(body, "file", "model")
     form, whisper = body.get("response_format") or "json", str(body["model"]).startswith("whisper")
-    made, seconds = FakeAnswer(body, None, None), _seconds(body["file"])
+    made, seconds = FakeResponse(body, None, None), _seconds(body["file"])
     pieces = made.pieces(options.chunks)
     text = "".join(pieces)
     if form in _TEXT_FORMATS:
         return _text(form, text, seconds)
     tokens = transcript_usage(made, seconds)
     usage = reported(options, lambda: {"type": "duration", "seconds": float(seconds)} if whisper else tokens)
-    if body.get("stream") and not whisper:  # which ignores it
+    if body.get("stream") and not whisper:  # whisper-1 ignores `stream`
         deltas = [{"type": "transcript.text.delta", "delta": piece} for piece in pieces]
         return stream([*deltas, {"type": "transcript.text.done", "text": text, **present(usage)}], Charge(usage))
     if form == "json":
@@ -42,11 +48,11 @@ def transcribe(asked: Asked) -> Answer:
     return plain({**shown, **present(usage)}, Charge(usage, seconds=0 if usage else seconds))
 
 
-def translate(asked: Asked) -> Answer:
-    """``POST /v1/audio/translations``: only the verbose one says how long it was."""
-    need(asked.body, "file", "model")
-    form, seconds = asked.body.get("response_format") or "json", _seconds(asked.body["file"])
-    text = "".join(FakeAnswer(asked.body, None, None).pieces(asked.options.chunks))
+def translate(request: EndpointRequest) -> EndpointResponse:
+    """``POST /v1/audio/translations``: only the verbose format has a duration."""
+    need(request.body, "file", "model")
+    form, seconds = request.body.get("response_format") or "json", _seconds(request.body["file"])
+    text = "".join(FakeResponse(request.body, None, None).pieces(request.options.chunks))
     if form in _TEXT_FORMATS:
         return _text(form, text, seconds)
     if form == "verbose_json":
@@ -54,29 +60,31 @@ def translate(asked: Asked) -> Answer:
     return plain({"text": text}, Charge())
 
 
-def speak(asked: Asked) -> Answer:
-    """``POST /v1/audio/speech``: bytes without a usage; as events, with one."""
-    body, options = asked.body, asked.options
+def speak(request: EndpointRequest) -> EndpointResponse:
+    """``POST /v1/audio/speech``: bytes without usage, or events with usage."""
+    body, options = request.body, request.options
     need(body, "model", "input", "voice")
     form, characters = body.get("response_format") or "mp3", len(body["input"])
     if body.get("stream_format") != "sse":
-        return Answer(_audio(options.chunks), [Charge(characters=characters)], options.chunks - 1, _MEDIA_TYPES.get(form, "audio/mpeg"))
-    made = FakeAnswer(body, None, None)
+        return EndpointResponse(
+            _audio(options.chunks), [Charge(characters=characters)], options.chunks - 1, _MEDIA_TYPES.get(form, "audio/mpeg")
+        )
+    made = FakeResponse(body, None, None)
     counts = {"input_tokens": characters // 4 + 1, "output_tokens": made.output_tokens}
     usage = reported(options, lambda: {**counts, "total_tokens": sum(counts.values())})
     deltas = [{"type": "speech.audio.delta", "audio": base64.b64encode(part).decode()} for part in _audio(options.chunks)]
     return stream([*deltas, {"type": "speech.audio.done", **present(usage)}], Charge(usage, characters=characters))
 
 
-def transcript_usage(made: FakeAnswer, seconds: int) -> Json:
-    """The tokens of a transcription."""
+def transcript_usage(made: FakeResponse, seconds: int) -> Json:
+    """Return the token usage of a transcription."""
     audio, text = seconds * _AUDIO_TOKENS_A_SECOND, made.number("prompt tokens", 0, 40)
     counts = {"input_tokens": audio + text, "output_tokens": made.output_tokens, "total_tokens": audio + text + made.output_tokens}
     return {"type": "tokens", **counts, "input_token_details": {"audio_tokens": audio, "text_tokens": text}}
 
 
 def _seconds(file: Upload) -> int:
-    """From one to sixty, made up from the file's bytes."""
+    """Return a fake duration of one to sixty seconds, from the file's bytes."""
     return zlib.crc32(file.data) % 60 + 1
 
 
@@ -86,17 +94,17 @@ def _verbose(text: str, seconds: int) -> Json:
     return {"language": "english", "duration": float(seconds), "text": text, "segments": [segment]}
 
 
-def _text(form: str, text: str, seconds: int) -> Answer:
+def _text(form: str, text: str, seconds: int) -> EndpointResponse:
     end = f"00:00:{seconds:02}" if seconds < 60 else "00:01:00"
     shown = {
         "text": f"{text}\n",
         "srt": f"1\n00:00:00,000 --> {end},000\n{text}\n\n",
         "vtt": f"WEBVTT\n\n00:00:00.000 --> {end}.000\n{text}\n\n",
     }[form]
-    return Answer([shown.encode()], [Charge()], media_type="text/plain")
+    return EndpointResponse([shown.encode()], [Charge()], media_type="text/plain")
 
 
 def _audio(chunks: int) -> Sequence[bytes]:
-    """Noise."""
+    """Return noise."""
     noise = random.Random(chunks)
     return [noise.randbytes(1024) for _ in range(chunks)]

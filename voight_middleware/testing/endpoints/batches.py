@@ -1,4 +1,4 @@
-"""OpenAI's files and batches. The lines of a batch are answered by the same endpoints as single requests."""
+"""OpenAI's files and batches. The same endpoints serve the lines of a batch and single requests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,18 @@ import msgspec
 from voight_middleware.testing.accounting import Charge, Tokens, tokens_of
 from voight_middleware.testing.endpoints import chat, embeddings, images, responses, videos
 from voight_middleware.testing.endpoints.errors import Refusal, openai_error
-from voight_middleware.testing.endpoints.response import Answer, Asked, Endpoint, lines, need, now, page, plain, polled, reported
+from voight_middleware.testing.endpoints.response import (
+    Endpoint,
+    EndpointRequest,
+    EndpointResponse,
+    lines,
+    need,
+    now,
+    page,
+    plain,
+    polled,
+    reported,
+)
 from voight_middleware.testing.fake_data import Json, hexadecimal, prompt_texts
 from voight_middleware.testing.faults import marked_user, read_faults
 from voight_middleware.testing.multipart import Upload
@@ -33,16 +44,16 @@ _TIMES = ("in_progress", "finalizing", "completed", "failed", "expired", "cancel
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A file that was uploaded, or that a batch has written."""
+    """An uploaded file, or an output file of a batch."""
 
     shown: Json
     data: bytes
-    bills: list[Charge]
-    """What its lines cost."""
+    charges: list[Charge]
+    """The cost of its lines."""
 
 
 class _Request(msgspec.Struct):
-    """One line of the file that a batch is made of."""
+    """One line of a batch's input file."""
 
     custom_id: str
     body: Json
@@ -50,52 +61,52 @@ class _Request(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class _Line:
-    """What one line of a batch was answered."""
+    """The result of one line of a batch."""
 
-    answered: Json
+    result: Json
     status: int
-    bills: list[Charge]
+    charges: list[Charge]
 
 
-def upload(asked: Asked) -> Answer:
+def upload(request: EndpointRequest) -> EndpointResponse:
     """``POST /v1/files``."""
-    need(asked.body, "file", "purpose")
-    given: Upload = asked.body["file"]
-    return plain(_keep(asked, given.name, given.data, str(asked.body["purpose"]), []))
+    need(request.body, "file", "purpose")
+    given: Upload = request.body["file"]
+    return plain(_keep(request, given.name, given.data, str(request.body["purpose"]), []))
 
 
-def file(asked: Asked) -> Answer:
+def file(request: EndpointRequest) -> EndpointResponse:
     """``GET /v1/files/{id}``."""
-    found: File = asked.store.find("file", asked.ids["id"])
-    return plain(found.shown)
+    stored: File = request.store.find("file", request.ids["id"])
+    return plain(stored.shown)
 
 
-def files(asked: Asked) -> Answer:
+def files(request: EndpointRequest) -> EndpointResponse:
     """``GET /v1/files``."""
-    return plain(page([found.shown for found in asked.store.every("file")], asked.query))
+    return plain(page([stored.shown for stored in request.store.every("file")], request.query))
 
 
-def content(asked: Asked) -> Answer:
+def content(request: EndpointRequest) -> EndpointResponse:
     """``GET /v1/files/{id}/content``."""
-    found: File = asked.store.find("file", asked.ids["id"])
-    return replace(lines([], *found.bills), parts=[found.data])
+    stored: File = request.store.find("file", request.ids["id"])
+    return replace(lines([], *stored.charges), parts=[stored.data])
 
 
-def create(asked: Asked) -> Answer:
+def create(request: EndpointRequest) -> EndpointResponse:
     """``POST /v1/batches``."""
-    need(asked.body, "input_file_id", "endpoint", "completion_window")
-    source: File = asked.store.find("file", asked.body["input_file_id"])
-    if asked.body["endpoint"] not in _ENDPOINTS:
-        raise Refusal(400, f"Invalid value: '{asked.body['endpoint']}'.", "endpoint", "invalid_value")
+    need(request.body, "input_file_id", "endpoint", "completion_window")
+    source: File = request.store.find("file", request.body["input_file_id"])
+    if request.body["endpoint"] not in _ENDPOINTS:
+        raise Refusal(400, f"Invalid value: '{request.body['endpoint']}'.", "endpoint", "invalid_value")
     made = f"batch_{hexadecimal(32)}"
-    begun: Json = {
+    initial: Json = {
         "id": made,
         "object": "batch",
-        "endpoint": asked.body["endpoint"],
+        "endpoint": request.body["endpoint"],
         "model": None,
         "errors": None,
-        "input_file_id": asked.body["input_file_id"],
-        "completion_window": asked.body["completion_window"],
+        "input_file_id": request.body["input_file_id"],
+        "completion_window": request.body["completion_window"],
         "status": "validating",
         "output_file_id": None,
         "error_file_id": None,
@@ -104,99 +115,102 @@ def create(asked: Asked) -> Answer:
         **{f"{name}_at": None for name in _TIMES},
         "request_counts": {"total": 0, "completed": 0, "failed": 0},
         "usage": None,
-        "metadata": asked.body.get("metadata"),
+        "metadata": request.body.get("metadata"),
     }
-    finished, bills = _finished(asked, begun, source.data)
-    asked.store.keep("batch", made, Job(begun, finished, asked.options.polls or 0, bills), asked.user)
-    return plain(begun)
+    finished, charges = _finished(request, initial, source.data)
+    request.store.keep("batch", made, Job(initial, finished, request.options.polls or 0, charges), request.user)
+    return plain(initial)
 
 
-def retrieve(asked: Asked) -> Answer:
-    """``GET /v1/batches/{id}``: completed at once, if nothing else is wanted; what its lines cost is counted then, for their users."""
-    job: Job = asked.store.find("batch", asked.ids["id"])
-    return polled(job, status="in_progress", in_progress_at=job.begun["created_at"])
+def retrieve(request: EndpointRequest) -> EndpointResponse:
+    """
+    ``GET /v1/batches/{id}``: completed at the first poll by default. The cost of the lines is
+    counted then, for their users.
+    """
+    job: Job = request.store.find("batch", request.ids["id"])
+    return polled(job, status="in_progress", in_progress_at=job.initial["created_at"])
 
 
-def cancel(asked: Asked) -> Answer:
-    """``POST /v1/batches/{id}/cancel``: one that was seen completed stays."""
-    job: Job = asked.store.find("batch", asked.ids["id"])
-    times = {"cancelling_at": now(), "in_progress_at": job.begun["created_at"]}
+def cancel(request: EndpointRequest) -> EndpointResponse:
+    """``POST /v1/batches/{id}/cancel``: a batch that was seen completed stays."""
+    job: Job = request.store.find("batch", request.ids["id"])
+    times = {"cancelling_at": now(), "in_progress_at": job.initial["created_at"]}
     job.cancel(status="cancelled", cancelled_at=now(), **times)
-    return plain(job.finished if job.seen else {**job.begun, "status": "cancelling", **times})
+    return plain(job.finished if job.seen else {**job.initial, "status": "cancelling", **times})
 
 
-def every(asked: Asked) -> Answer:
-    """``GET /v1/batches``: as they stand, without being polled."""
-    jobs: list[Job] = asked.store.every("batch")
-    return plain(page([job.shown for job in jobs], asked.query))
+def every(request: EndpointRequest) -> EndpointResponse:
+    """``GET /v1/batches``: as last shown. This does not count as a poll."""
+    jobs: list[Job] = request.store.every("batch")
+    return plain(page([job.shown for job in jobs], request.query))
 
 
-def _finished(asked: Asked, begun: Json, source: bytes) -> tuple[Json, list[Charge]]:
-    """The batch at its end, and what its lines cost."""
+def _finished(request: EndpointRequest, initial: Json, source: bytes) -> tuple[Json, list[Charge]]:
+    """Return the finished batch, and the cost of its lines."""
     try:
         requests = [msgspec.json.decode(line, type=_Request) for line in source.splitlines() if line.strip()]
     except msgspec.DecodeError as error:
         wrong = {"code": "invalid_json_line", "message": f"This line is not parseable: {error}", "line": None, "param": None}
-        return {**begun, "status": "failed", "failed_at": now(), "errors": {"object": "list", "data": [wrong]}}, []
-    answered = list(_answered(asked, begun, requests))
-    good = [line for line in answered if line.status == 200]
-    bad = [line for line in answered if line.status != 200]
-    bills = [bill for line in good for bill in line.bills]
-    usage = reported(asked.options, lambda: _sum([line.answered["response"]["body"].get("usage") for line in good]))
-    counts = {"total": len(answered), "completed": len(good), "failed": len(bad)}
+        return {**initial, "status": "failed", "failed_at": now(), "errors": {"object": "list", "data": [wrong]}}, []
+    results = list(_results(request, initial, requests))
+    good = [line for line in results if line.status == 200]
+    bad = [line for line in results if line.status != 200]
+    charges = [charge for line in good for charge in line.charges]
+    usage = reported(request.options, lambda: _sum([line.result["response"]["body"].get("usage") for line in good]))
+    counts = {"total": len(results), "completed": len(good), "failed": len(bad)}
     done = {
         "status": "completed",
-        "model": next((line.answered["response"]["body"].get("model") for line in good), None),
-        "output_file_id": _write(asked, f"{begun['id']}_output.jsonl", good),
-        "error_file_id": _write(asked, f"{begun['id']}_error.jsonl", bad),
+        "model": next((line.result["response"]["body"].get("model") for line in good), None),
+        "output_file_id": _write(request, f"{initial['id']}_output.jsonl", good),
+        "error_file_id": _write(request, f"{initial['id']}_error.jsonl", bad),
         "request_counts": counts,
         "usage": usage,
     }
-    return {**begun, **done, **dict.fromkeys(("in_progress_at", "finalizing_at", "completed_at"), now())}, bills
+    return {**initial, **done, **dict.fromkeys(("in_progress_at", "finalizing_at", "completed_at"), now())}, charges
 
 
-def _answered(asked: Asked, begun: Json, requests: list[_Request]) -> Iterator[_Line]:
-    for request in requests:
-        body = {name: value for name, value in request.body.items() if name not in ("background", "stream", "stream_options")}
+def _results(request: EndpointRequest, initial: Json, requests: list[_Request]) -> Iterator[_Line]:
+    for line_request in requests:
+        body = {name: value for name, value in line_request.body.items() if name not in ("background", "stream", "stream_options")}
         prompt = list(prompt_texts(body))
-        user = marked_user(prompt) or asked.user
-        bills: list[Charge] = []
+        user = marked_user(prompt) or request.user
+        charges: list[Charge] = []
         try:
             faults = read_faults({}, prompt)
             if faults.status is not None:
                 raise faults.refusal
-            answer = _ENDPOINTS[begun["endpoint"]](replace(asked, body=body, options=faults.options, user=user))
-            status, shown, bills = 200, answer.parts[0], list(answer.bills)
+            endpoint_response = _ENDPOINTS[initial["endpoint"]](replace(request, body=body, options=faults.options, user=user))
+            status, shown, charges = 200, endpoint_response.parts[0], list(endpoint_response.charges)
         except Refusal as refusal:
             status, shown = refusal.status, openai_error(refusal)
-        for bill in bills:
-            bill.user = user
+        for charge in charges:
+            charge.user = user
         response = {"status_code": status, "request_id": hexadecimal(32), "body": msgspec.json.decode(shown)}
-        line = {"id": f"batch_req_{hexadecimal(32)}", "custom_id": request.custom_id, "response": response, "error": None}
-        yield _Line(line, status, bills)
+        line = {"id": f"batch_req_{hexadecimal(32)}", "custom_id": line_request.custom_id, "response": response, "error": None}
+        yield _Line(line, status, charges)
 
 
-def _write(asked: Asked, name: str, answered: list[_Line]) -> str | None:
-    """Write a file of the batch; none where there is nothing to write."""
-    if not answered:
+def _write(request: EndpointRequest, name: str, results: list[_Line]) -> str | None:
+    """Write an output file of the batch, unless it would be empty."""
+    if not results:
         return None
-    written = lines([line.answered for line in answered], *(bill for line in answered for bill in line.bills))
-    made: str = _keep(asked, name, b"".join(written.parts), "batch_output", list(written.bills))["id"]
+    written = lines([line.result for line in results], *(charge for line in results for charge in line.charges))
+    made: str = _keep(request, name, b"".join(written.parts), "batch_output", list(written.charges))["id"]
     return made
 
 
-def _keep(asked: Asked, name: str, data: bytes, purpose: str, bills: list[Charge]) -> Json:
+def _keep(request: EndpointRequest, name: str, data: bytes, purpose: str, charges: list[Charge]) -> Json:
     made = f"file-{hexadecimal(24)}"
     shown = {"object": "file", "id": made, "purpose": purpose, "filename": name, "bytes": len(data), "created_at": now()}
     shown |= {"expires_at": None, "status": "processed", "status_details": None}
-    asked.store.keep("file", made, File(shown, data, bills), asked.user)
+    request.store.keep("file", made, File(shown, data, charges), request.user)
     return shown
 
 
 def _sum(usages: list[Any]) -> Json:
-    """As responses report it, whatever the endpoint."""
+    """Return the total in the format of responses, for all endpoints."""
     tokens = [tokens_of(usage) for usage in usages]
-    total = Tokens(*(sum(getattr(one, name) for one in tokens) for name in ("input", "cached", "output", "reasoning")))
+    total = Tokens(*(sum(getattr(part, name) for part in tokens) for name in ("input", "cached", "output", "reasoning")))
     return {
         "input_tokens": total.input,
         "input_tokens_details": {"cached_tokens": total.cached},

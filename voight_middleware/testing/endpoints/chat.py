@@ -7,16 +7,28 @@ from typing import Any
 
 from voight_middleware.testing.accounting import Charge
 from voight_middleware.testing.endpoints.errors import Refusal
-from voight_middleware.testing.endpoints.response import EVENTS, Answer, Asked, data, need, now, plain, present, reported, schema, tier
-from voight_middleware.testing.fake_data import FakeAnswer, Json
+from voight_middleware.testing.endpoints.response import (
+    EVENTS,
+    EndpointRequest,
+    EndpointResponse,
+    data,
+    need,
+    now,
+    plain,
+    present,
+    reported,
+    schema,
+    tier,
+)
+from voight_middleware.testing.fake_data import FakeResponse, Json
 
 
-def chat(asked: Asked) -> Answer:
+def chat(request: EndpointRequest) -> EndpointResponse:
     """``POST /v1/chat/completions``."""
-    body, options = asked.body, asked.options
+    body, options = request.body, request.options
     need(body, "model", "messages")
     with_usage = _include_usage(body)
-    made = FakeAnswer(body, schema(body, "response_format", "json_schema"), body.get("max_completion_tokens") or body.get("max_tokens"))
+    made = FakeResponse(body, schema(body, "response_format", "json_schema"), body.get("max_completion_tokens") or body.get("max_tokens"))
     usage = reported(options, lambda: made.openai_usage("prompt", "completion"))
     base = {
         "id": f"chatcmpl-{uuid.uuid4().hex[:29]}",
@@ -43,12 +55,12 @@ def chat(asked: Asked) -> Answer:
     return _chunks(chunks, usage if with_usage else None, {**base, **billing, "choices": [], **tail})
 
 
-def completions(asked: Asked) -> Answer:
+def completions(request: EndpointRequest) -> EndpointResponse:
     """``POST /v1/completions``."""
-    body, options = asked.body, asked.options
+    body, options = request.body, request.options
     need(body, "model", "prompt")
     with_usage = _include_usage(body)
-    made = FakeAnswer(body, None, body.get("max_tokens") or 16)
+    made = FakeResponse(body, None, body.get("max_tokens") or 16)
     counts = {"prompt_tokens": made.input_tokens, "completion_tokens": made.output_tokens}
     usage = reported(options, lambda: {**counts, "total_tokens": made.input_tokens + made.output_tokens})
     base = {"id": f"cmpl-{uuid.uuid4().hex[:29]}", "object": "text_completion", "created": now(), "model": made.model}
@@ -72,9 +84,9 @@ def _include_usage(body: Json) -> bool:
     return bool(stream_options and stream_options.get("include_usage"))
 
 
-def _chunks(chunks: list[Json], usage: Any, last: Json) -> Answer:
-    """The chunks; after them, where usage was asked for, the *last* one with it."""
+def _chunks(chunks: list[Json], usage: Any, last: Json) -> EndpointResponse:
+    """Return the chunks. If usage was requested, the *last* chunk follows, with the usage."""
     complete_at = len(chunks)
     if usage is not None:
         chunks = [*chunks, {**last, "usage": usage}]
-    return Answer([*map(data, chunks), b"data: [DONE]\n\n"], [Charge(usage)], complete_at, EVENTS)
+    return EndpointResponse([*map(data, chunks), b"data: [DONE]\n\n"], [Charge(usage)], complete_at, EVENTS)

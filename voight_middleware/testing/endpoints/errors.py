@@ -1,4 +1,4 @@
-"""How each provider shows that it refuses a request."""
+"""The errors of each provider's API."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 import msgspec
 
 Maker = Literal["openai", "anthropic", "google"]
-"""Whose API a request speaks."""
+"""The provider whose API a request uses."""
 
 _ANTHROPIC = {
     401: "authentication_error",
@@ -26,7 +26,7 @@ _GOOGLE = {401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED", 404: "NOT_FOUND", 4
 
 @dataclass(eq=False, slots=True)
 class Refusal(Exception):
-    """A request that the provider refuses, with the error that it shows."""
+    """An error response to a request."""
 
     status: int
     message: str
@@ -36,31 +36,31 @@ class Refusal(Exception):
 
 
 def shown(refusal: Refusal, maker: Maker, request_id: str) -> bytes:
-    """The error as this provider shows it."""
+    """Return the error in this provider's format."""
     if maker == "anthropic":
         return anthropic_error(refusal, request_id)
     return google_error(refusal) if maker == "google" else openai_error(refusal)
 
 
 def error_kind(refusal: Refusal) -> str:
-    """What OpenAI calls it."""
+    """Return OpenAI's type of the error."""
     return _OPENAI.get(refusal.status, "invalid_request_error" if refusal.status < 500 else "server_error")
 
 
 def openai_error(refusal: Refusal) -> bytes:
-    """An error as OpenAI shows it."""
+    """Return an error in OpenAI's format."""
     error = {"message": refusal.message, "type": error_kind(refusal), "param": refusal.param, "code": refusal.code}
     return msgspec.json.format(msgspec.json.encode({"error": error}), indent=4)
 
 
 def anthropic_error(refusal: Refusal, request_id: str) -> bytes:
-    """An error as Anthropic shows it."""
+    """Return an error in Anthropic's format."""
     kind = _ANTHROPIC.get(refusal.status, "invalid_request_error" if refusal.status < 500 else "api_error")
     return msgspec.json.encode({"type": "error", "error": {"type": kind, "message": refusal.message}, "request_id": request_id})
 
 
 def google_error(refusal: Refusal) -> bytes:
-    """An error as the Gemini API shows it."""
+    """Return an error in the Gemini API's format."""
     status = _GOOGLE.get(refusal.status, "INVALID_ARGUMENT" if refusal.status < 500 else "INTERNAL")
     error = {"code": refusal.status, "message": refusal.message, "status": status}
     return msgspec.json.format(msgspec.json.encode({"error": error}), indent=2)

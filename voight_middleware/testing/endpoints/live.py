@@ -1,4 +1,4 @@
-"""OpenAI's Live API: a session that is billed by the second, and the responses that it delegates to."""
+"""OpenAI's Live API: a session billed by the second, and its delegated responses."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from voight_middleware.testing.accounting import Charge
 from voight_middleware.testing.endpoints import responses
 from voight_middleware.testing.endpoints.errors import Refusal
-from voight_middleware.testing.endpoints.response import Asked, now, present, reported
+from voight_middleware.testing.endpoints.response import EndpointRequest, now, present, reported
 from voight_middleware.testing.endpoints.session import Turn, described, merged, numbered
 from voight_middleware.testing.fake_data import Json, Options, hexadecimal
 
@@ -27,8 +27,10 @@ _ACKNOWLEDGED = {
 
 class LiveSession:
     """
-    One connection, which is one call from ``session.start`` to ``session.close``. Every ``session.input_audio.append`` is answered, with
-    the session's seconds so far; each one counts from its first byte as a second, and a further one for each 48,000 bytes.
+    One connection. It is one call, from ``session.start`` to ``session.close``.
+
+    Every ``session.input_audio.append`` gets an event with the session's seconds so far. It counts
+    as one second, plus one for each further 48,000 bytes.
     """
 
     def __init__(self) -> None:
@@ -39,8 +41,8 @@ class LiveSession:
     def greeting(self) -> Sequence[Json]:
         return ()
 
-    def hear(self, asked: Asked) -> Turn:
-        message = asked.body
+    def handle(self, request: EndpointRequest) -> Turn:
+        message = request.body
         kind, caused_by = str(message.get("type")), {"client_event_id": message.get("event_id")}
         if kind == "session.start":
             return self._start(message, caused_by)
@@ -51,13 +53,13 @@ class LiveSession:
                 self._session = merged(self._session, message.get("session") or {})
                 return Turn(numbered([{"type": "session.updated", **caused_by, "session": self._session}]))
             case "session.input_audio.append":
-                return self._listen(message, asked.options, caused_by)
+                return self._listen(message, request.options, caused_by)
             case "response.create":
-                return self._delegate(asked, caused_by)
+                return self._delegate(request, caused_by)
             case "session.close":
-                usage = self._usage(asked.options)
+                usage = self._usage(request.options)
                 closed = {"type": "session.closed", **caused_by, "reason": "close_requested", "session": self._session, **present(usage)}
-                return Turn(numbered([closed]), self._bill(usage), completes=True, closes=True)
+                return Turn(numbered([closed]), self._charge(usage), completes=True, closes=True)
             case _ if kind in _ACKNOWLEDGED:
                 return Turn(numbered([{"type": _ACKNOWLEDGED[kind], **caused_by}]))
             case _:
@@ -75,7 +77,7 @@ class LiveSession:
             raise Refusal(400, "Missing required parameter: 'session.model'.", "session.model", "missing_required_parameter")
         about = {"id": f"live_{hexadecimal(32)}", "model": wanted["model"], "status": "active", "expires_at": now() + _MINUTES}
         self._session = {**about, **{name: wanted[name] for name in _KEPT if name in wanted}}
-        return Turn(numbered([{"type": "session.started", **caused_by, "session": self._session}]), begins=True)
+        return Turn(numbered([{"type": "session.started", **caused_by, "session": self._session}]), starts=True)
 
     def _listen(self, message: Json, options: Options, caused_by: Json) -> Turn:
         before = self._seconds
@@ -86,23 +88,25 @@ class LiveSession:
         usage = self._usage(options)
         if usage is not None:
             events.append({"type": "session.usage.updated", **caused_by, "usage": usage, "context_window": {"usage_ratio": 0.1}})
-        return Turn(numbered(events), self._bill(usage))
+        return Turn(numbered(events), self._charge(usage))
 
-    def _delegate(self, asked: Asked, caused_by: Json) -> Turn:
-        """A response of another model, whose usage is reported in its own events."""
+    def _delegate(self, request: EndpointRequest, caused_by: Json) -> Turn:
+        """Return a response of another model, with its usage in its own events."""
         delegation = self._session.get("delegation") or {}
         model = (delegation.get("responses") or {}).get("model") or "gpt-5.6-sol"
         prompt = {"model": model, "input": self._session.get("input") or "-", "instructions": self._session.get("instructions")}
-        response = responses.respond(prompt, asked.options)
-        said = {"type": "response.event", **caused_by, "delegation_id": f"dlg_{hexadecimal(24)}"}
-        return Turn(numbered([{**said, "event": event} for event in response.events()]), response.bills)
+        response = responses.respond(prompt, request.options)
+        envelope = {"type": "response.event", **caused_by, "delegation_id": f"dlg_{hexadecimal(24)}"}
+        return Turn(numbered([{**envelope, "event": event} for event in response.events()]), response.charges)
 
     def _usage(self, options: Options) -> Json | None:
         usage: Json | None = reported(options, lambda: {"seconds": float(self._seconds)})
         return usage
 
-    def _bill(self, usage: Json | None) -> list[Charge]:
-        """What was not reported yet: the usage is that of the whole session so far."""
+    def _charge(self, usage: Json | None) -> list[Charge]:
+        """
+        Return the charge that was not reported yet: the usage covers the whole session so far.
+        """
         new = max(0.0, (usage or {}).get("seconds", 0.0) - self._billed)
         self._billed += new
         return [Charge(seconds=new)]

@@ -1,21 +1,30 @@
-"""Anthropic's messages, and the count of their tokens."""
+"""Anthropic's messages, and their token counts."""
 
 from __future__ import annotations
 
 import uuid
 
 from voight_middleware.testing.accounting import Charge
-from voight_middleware.testing.endpoints.response import Answer, Asked, need, one_line, present, reported, schema, stream
-from voight_middleware.testing.fake_data import FakeAnswer, Json
+from voight_middleware.testing.endpoints.response import (
+    EndpointRequest,
+    EndpointResponse,
+    need,
+    one_line,
+    present,
+    reported,
+    schema,
+    stream,
+)
+from voight_middleware.testing.fake_data import FakeResponse, Json
 
 FIELD_REQUIRED = "{}: Field required"
 
 
-def create(asked: Asked) -> Answer:
+def create(request: EndpointRequest) -> EndpointResponse:
     """``POST /v1/messages``."""
-    body, options = asked.body, asked.options
+    body, options = request.body, request.options
     need(body, "model", "max_tokens", "messages", message=FIELD_REQUIRED)
-    made = FakeAnswer(body, schema(body, "output_config", "format") or schema(body, "output_format"), body["max_tokens"])
+    made = FakeResponse(body, schema(body, "output_config", "format") or schema(body, "output_format"), body["max_tokens"])
     usage = reported(options, made.anthropic_usage)
     pieces = made.pieces(options.chunks)
     stop_reason = "max_tokens" if made.cut_short else "end_turn"
@@ -25,7 +34,8 @@ def create(asked: Asked) -> Answer:
         return one_line({**message, "content": content, "stop_reason": stop_reason, "stop_sequence": None, **present(usage)}, Charge(usage))
 
     first, final = usage, usage
-    if isinstance(usage, dict):  # the output is a placeholder at first; the counts at the end are cumulative, and fewer
+    # the first output count is a placeholder; the last counts are cumulative, and have fewer fields
+    if isinstance(usage, dict):
         first = {**{key: value for key, value in usage.items() if key not in ("iterations", "server_tool_use")}, "output_tokens": 3}
         final = {key: value for key, value in usage.items() if key not in ("cache_creation", "service_tier", "inference_geo", "speed")}
     events: list[Json] = [
@@ -40,7 +50,7 @@ def create(asked: Asked) -> Answer:
     return stream(events, Charge(usage), complete_at=-1 if usage is None else -2)
 
 
-def count_tokens(asked: Asked) -> Answer:
-    """``POST /v1/messages/count_tokens``: costs nothing."""
-    need(asked.body, "model", "messages", message=FIELD_REQUIRED)
-    return one_line({"input_tokens": FakeAnswer(asked.body, None, None).input_tokens})
+def count_tokens(request: EndpointRequest) -> EndpointResponse:
+    """``POST /v1/messages/count_tokens``: free."""
+    need(request.body, "model", "messages", message=FIELD_REQUIRED)
+    return one_line({"input_tokens": FakeResponse(request.body, None, None).input_tokens})

@@ -1,4 +1,4 @@
-"""OpenAI's Realtime API: a conversation in text and audio, and what was said written down by another model."""
+"""OpenAI's Realtime API: a conversation in text and audio, transcribed by another model."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 from voight_middleware.testing.accounting import Charge
 from voight_middleware.testing.endpoints.audio import transcript_usage
 from voight_middleware.testing.endpoints.errors import Refusal
-from voight_middleware.testing.endpoints.response import Asked, now, present, reported
+from voight_middleware.testing.endpoints.response import EndpointRequest, now, present, reported
 from voight_middleware.testing.endpoints.session import Turn, described, merged, numbered
-from voight_middleware.testing.fake_data import FakeAnswer, Json, hexadecimal
+from voight_middleware.testing.fake_data import FakeResponse, Json, hexadecimal
 
 _BYTES_A_SECOND = 48_000
 """PCM of 24 kHz and 16 bits."""
@@ -22,17 +22,17 @@ _MINUTES = 1800
 
 class RealtimeSession:
     """
-    One connection. What is said is written down with the session's ``audio.input.transcription``, at first ``gpt-4o-mini-transcribe``,
-    whenever the audio buffer is committed.
+    One connection. Each committed audio buffer is transcribed with the session's
+    ``audio.input.transcription`` model, by default ``gpt-4o-mini-transcribe``.
     """
 
-    def __init__(self, asked: Asked) -> None:
+    def __init__(self, request: EndpointRequest) -> None:
         pcm = {"type": "audio/pcm", "rate": 24000}
         self._session: Json = {
             "type": "realtime",
             "object": "realtime.session",
             "id": f"sess_{hexadecimal(21)}",
-            "model": asked.query.get("model") or "gpt-realtime",
+            "model": request.query.get("model") or "gpt-realtime",
             "output_modalities": ["audio"],
             "instructions": "",
             "tools": [],
@@ -51,8 +51,8 @@ class RealtimeSession:
     def greeting(self) -> Sequence[Json]:
         return numbered([{"type": "session.created", "session": self._session}])
 
-    def hear(self, asked: Asked) -> Turn:
-        message = asked.body
+    def handle(self, request: EndpointRequest) -> Turn:
+        message = request.body
         match message.get("type"):
             case "session.update":
                 self._session = merged(self._session, message.get("session") or {})
@@ -66,9 +66,9 @@ class RealtimeSession:
                 self._buffered = 0
                 return Turn(numbered([{"type": "input_audio_buffer.cleared"}]))
             case "input_audio_buffer.commit":
-                return self._commit(asked)
+                return self._commit(request)
             case "response.create":
-                return self._respond(asked)
+                return self._respond(request)
             case kind:
                 raise Refusal(400, f"Invalid value: '{kind}'.", "type", "invalid_value")
 
@@ -81,7 +81,7 @@ class RealtimeSession:
         kinds = ("conversation.item.added", "conversation.item.done")
         return [{"type": kind, "previous_item_id": before, "item": self._items[-1]} for kind in kinds]
 
-    def _commit(self, asked: Asked) -> Turn:
+    def _commit(self, request: EndpointRequest) -> Turn:
         if not self._buffered:
             raise Refusal(400, "Error committing input audio buffer: buffer too small.", None, "input_audio_buffer_commit_empty")
         seconds, self._buffered = math.ceil(self._buffered / _BYTES_A_SECOND), 0
@@ -93,29 +93,29 @@ class RealtimeSession:
         writer = (self._session["audio"]["input"].get("transcription") or {}).get("model")
         if writer is None:
             return Turn(numbered(events))
-        made = FakeAnswer({"model": writer, "input": str(seconds)}, None, None)
+        made = FakeResponse({"model": writer, "input": str(seconds)}, None, None)
         tokens = transcript_usage(made, seconds)
-        usage = reported(asked.options, lambda: {"type": "duration", "seconds": float(seconds)} if "whisper" in writer else tokens)
-        kind, pieces = "conversation.item.input_audio_transcription", made.pieces(asked.options.chunks)
+        usage = reported(request.options, lambda: {"type": "duration", "seconds": float(seconds)} if "whisper" in writer else tokens)
+        kind, pieces = "conversation.item.input_audio_transcription", made.pieces(request.options.chunks)
         place = {"item_id": item["id"], "content_index": 0}
         events += [{"type": f"{kind}.delta", **place, "delta": piece} for piece in pieces]
         events.append({"type": f"{kind}.completed", **place, "transcript": "".join(pieces), **present(usage)})
-        return Turn(numbered(events), [Charge(usage)], begins=True, completes=True)
+        return Turn(numbered(events), [Charge(usage)], starts=True, completes=True)
 
-    def _respond(self, asked: Asked) -> Turn:
-        wanted = merged(self._session, asked.body.get("response") or {})
+    def _respond(self, request: EndpointRequest) -> Turn:
+        wanted = merged(self._session, request.body.get("response") or {})
         limit, audible = wanted["max_output_tokens"], "audio" in wanted["output_modalities"]
-        parts = [part for one in [*self._items, *(wanted.get("input") or ())] for part in one.get("content") or ()]
-        heard = [part.get("text") or part.get("transcript") or "" for part in parts]
-        prompt = {"model": self._session["model"], "input": heard, "instructions": wanted["instructions"]}
-        made = FakeAnswer(prompt, None, limit if isinstance(limit, int) else None)
-        usage = reported(asked.options, lambda: self._usage(made, audible=audible))
-        pieces = made.pieces(asked.options.chunks)
+        parts = [part for item in [*self._items, *(wanted.get("input") or ())] for part in item.get("content") or ()]
+        texts = [part.get("text") or part.get("transcript") or "" for part in parts]
+        prompt = {"model": self._session["model"], "input": texts, "instructions": wanted["instructions"]}
+        made = FakeResponse(prompt, None, limit if isinstance(limit, int) else None)
+        usage = reported(request.options, lambda: self._usage(made, audible=audible))
+        pieces = made.pieces(request.options.chunks)
         part = {"type": "audio", "transcript": "".join(pieces)} if audible else {"type": "text", "text": "".join(pieces)}
         item: Json = {"id": f"item_{hexadecimal(21)}", "type": "message", "role": "assistant", "status": "completed"}
         whole = {**item, "content": [{**part, "type": f"output_{part['type']}"}]}
         status = "incomplete" if made.cut_short else "completed"
-        begun: Json = {
+        initial: Json = {
             "object": "realtime.response",
             "id": f"resp_{hexadecimal(21)}",
             "status": "in_progress",
@@ -129,11 +129,11 @@ class RealtimeSession:
             "metadata": None,
         }
         details = {"type": "incomplete", "reason": "max_output_tokens"} if made.cut_short else None
-        done = {**begun, "status": status, "status_details": details, "output": [whole], "usage": usage}
-        events = [{"type": "response.created", "response": begun}, *self._spoken(begun["id"], item, part, pieces)]
+        done = {**initial, "status": status, "status_details": details, "output": [whole], "usage": usage}
+        events = [{"type": "response.created", "response": initial}, *self._spoken(initial["id"], item, part, pieces)]
         events += self._add(whole)[1:]
         events.append({"type": "response.done", "response": done})
-        return Turn(numbered(events), [Charge(usage)], begins=True, completes=True)
+        return Turn(numbered(events), [Charge(usage)], starts=True, completes=True)
 
     def _spoken(self, response: str, item: Json, part: Json, pieces: Sequence[str]) -> list[Json]:
         opened: Json = {**item, "status": "in_progress", "content": []}
@@ -159,8 +159,8 @@ class RealtimeSession:
             {"type": "response.output_item.done", **place, "item": done},
         ]
 
-    def _usage(self, made: FakeAnswer, *, audible: bool) -> Json:
-        """Cached tokens are the same part of text and audio."""
+    def _usage(self, made: FakeResponse, *, audible: bool) -> Json:
+        """Return the usage. The same share of text and audio tokens is cached."""
         text, audio, output = made.input_tokens, self._seconds * _AUDIO_TOKENS_A_SECOND, made.output_tokens
         cached: dict[str, Any] = {"text_tokens": 0, "audio_tokens": 0, "image_tokens": 0}
         if made.number("cached", 0, 2):

@@ -1,4 +1,4 @@
-"""Which function answers which request."""
+"""The function of each endpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an endpoint of the loopback provider gets and gives, and the small parts that all endpoints use."""
+"""The input and output of an endpoint of the loopback provider, and helpers for all endpoints."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ EVENTS = "text/event-stream"
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """One request, as an endpoint sees it."""
+class EndpointRequest:
+    """A request, as passed to an endpoint."""
 
     body: Json
     options: Options
     store: Store
     user: str = "-"
     ids: Mapping[str, str] = field(default_factory=dict)
-    """The parameters of the path."""
+    """The path parameters."""
     query: Mapping[str, str] = field(default_factory=dict)
     origin: str = ""
     """The server's URL, without a path."""
@@ -34,60 +34,65 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """One whole answer: a body, or the pieces of a stream."""
+class EndpointResponse:
+    """A complete response: a body, or the pieces of a stream."""
 
     parts: Sequence[bytes]
-    bills: Sequence[Charge]
-    """What it reports."""
+    charges: Sequence[Charge]
+    """The reported cost."""
     complete_at: int = 0
-    """The part that completes the answer: the one with the final usage, or the last one where no usage is reported."""
+    """
+    The index of the completing part: the one with the final usage, or the last one without usage.
+    """
     media_type: str = "application/json"
 
 
-Endpoint = Callable[[Asked], Answer]
+Endpoint = Callable[[EndpointRequest], EndpointResponse]
 
 
-def plain(body: Json, *bills: Charge) -> Answer:
-    """JSON over several lines, as OpenAI sends it."""
-    return Answer([msgspec.json.format(msgspec.json.encode(body), indent=2) + b"\n"], bills)
+def plain(body: Json, *charges: Charge) -> EndpointResponse:
+    """Return JSON over several lines, as OpenAI sends it."""
+    return EndpointResponse([msgspec.json.format(msgspec.json.encode(body), indent=2) + b"\n"], charges)
 
 
-def one_line(body: Json, *bills: Charge) -> Answer:
-    """JSON on one line, as Anthropic sends it."""
-    return Answer([msgspec.json.encode(body)], bills)
+def one_line(body: Json, *charges: Charge) -> EndpointResponse:
+    """Return JSON on one line, as Anthropic sends it."""
+    return EndpointResponse([msgspec.json.encode(body)], charges)
 
 
-def stream(events: Iterable[Json], *bills: Charge, complete_at: int = -1) -> Answer:
-    """Server-sent events that have their type as a name; the last one completes them, or that of this index."""
-    parts = [event(one) for one in events]
-    return Answer(parts, bills, complete_at % len(parts), EVENTS)
+def stream(events: Iterable[Json], *charges: Charge, complete_at: int = -1) -> EndpointResponse:
+    """
+    Return server-sent events, named by their type. The event with the index *complete_at* completes
+    them; by default the last one.
+    """
+    parts = [event(body) for body in events]
+    return EndpointResponse(parts, charges, complete_at % len(parts), EVENTS)
 
 
-def lines(items: Iterable[Json], *bills: Charge) -> Answer:
-    """A file with one JSON object per line, sent line by line."""
+def lines(items: Iterable[Json], *charges: Charge) -> EndpointResponse:
+    """Return a file with one JSON object per line, sent line by line."""
     parts = [msgspec.json.encode(item) + b"\n" for item in items] or [b""]
-    return Answer(parts, bills, len(parts) - 1, "application/octet-stream")
+    return EndpointResponse(parts, charges, len(parts) - 1, "application/octet-stream")
 
 
-def polled(job: Job, **unfinished: Any) -> Answer:
-    """The job as it stands now, with its bills once it is finished."""
+def polled(job: Job, **unfinished: Any) -> EndpointResponse:
+    """Return the job as it is now, with its charges if it is finished."""
     body = job.poll(**unfinished)
-    return plain(body, *job.bills if body is job.finished else ())
+    return plain(body, *job.charges if body is job.finished else ())
 
 
 def data(body: Json) -> bytes:
-    """A server-sent event without a name."""
+    """Return a server-sent event without a name."""
     return b"data: " + msgspec.json.encode(body) + b"\n\n"
 
 
 def event(body: Json) -> bytes:
-    """A server-sent event that is named for its type."""
+    """Return a server-sent event, named by its type."""
     return f"event: {body['type']}\n".encode() + data(body)
 
 
 def page(items: Sequence[Json], query: Mapping[str, str]) -> Json:
-    """A page of a list: what comes after the item with this id, at most ``limit`` (20) items."""
+    """Return a page of a list: up to ``limit`` (20) items after the one with the id ``after``."""
     ids = [item["id"] for item in items]
     after = query.get("after") or query.get("after_id")
     start = ids.index(after) + 1 if after in ids else 0
@@ -101,7 +106,7 @@ def need(body: Json, *names: str, message: str = "Missing required parameter: '{
     Require these parameters.
 
     Raises:
-        Refusal: One is missing or empty.
+        Refusal: A parameter is missing or empty.
     """
     for name in names:
         if body.get(name) in (None, ""):
@@ -109,31 +114,31 @@ def need(body: Json, *names: str, message: str = "Missing required parameter: '{
 
 
 def schema(body: Json, *path: str) -> Any:
-    """The JSON schema of a structured output; None where plain text is wanted."""
-    found: Any = body
+    """Return the JSON schema of a structured output; None for plain text."""
+    value: Any = body
     for name in (*path, "schema"):
-        found = found.get(name) if isinstance(found, dict) else None
-    return found
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
 
 
 def reported(options: Options, make: Callable[[], Json]) -> Any:
-    """The usage to report: the wanted one, else the made-up one; None for none."""
+    """Return the usage to report: the requested one, or a fake one. None reports no usage."""
     if options.without_usage:
         return None
     return make() if options.usage is None else options.usage
 
 
 def present(usage: Any, name: str = "usage") -> Json:
-    """The usage where there is one."""
+    """Return the usage as a field, if there is one."""
     return {} if usage is None else {name: usage}
 
 
 def tier(body: Json) -> str:
-    """The service tier that serves this request."""
+    """Return the service tier of this request."""
     wanted = body.get("service_tier")
     return wanted if wanted in ("flex", "priority") else "default"
 
 
 def now() -> int:
-    """Unix time, in seconds."""
+    """Return the Unix time, in seconds."""
     return int(time.time())

@@ -1,4 +1,4 @@
-"""OpenAI's responses: answered at once or in the background, kept, compacted and counted."""
+"""OpenAI's responses: synchronous or in the background, stored, compacted and counted."""
 
 from __future__ import annotations
 
@@ -7,8 +7,20 @@ from dataclasses import dataclass
 
 from voight_middleware.testing.accounting import Charge
 from voight_middleware.testing.endpoints.errors import Refusal
-from voight_middleware.testing.endpoints.response import Answer, Asked, need, now, plain, polled, present, reported, schema, stream, tier
-from voight_middleware.testing.fake_data import IMAGE, SVG_MODEL, FakeAnswer, Json, Options, hexadecimal
+from voight_middleware.testing.endpoints.response import (
+    EndpointRequest,
+    EndpointResponse,
+    need,
+    now,
+    plain,
+    polled,
+    present,
+    reported,
+    schema,
+    stream,
+    tier,
+)
+from voight_middleware.testing.fake_data import IMAGE, SVG_MODEL, FakeResponse, Json, Options, hexadecimal
 from voight_middleware.testing.store import Job
 
 _ECHOED: Json = {
@@ -35,103 +47,108 @@ _ECHOED: Json = {
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A made-up response: finished, as it began, and in pieces."""
+    """A fake response: at its start, finished, and in pieces."""
 
     whole: Json
-    begun: Json
+    initial: Json
     pieces: Sequence[str]
-    bills: Sequence[Charge]
+    charges: Sequence[Charge]
 
     def events(self) -> Sequence[Json]:
-        """The same as a stream."""
-        kinds = ("created", "queued") if self.begun["background"] else ("created",)
-        events: list[Json] = [{"type": f"response.{kind}", "response": self.begun} for kind in kinds]
-        events.append({"type": "response.in_progress", "response": {**self.begun, "status": "in_progress"}})
+        """Return the response as a stream of events."""
+        kinds = ("created", "queued") if self.initial["background"] else ("created",)
+        events: list[Json] = [{"type": f"response.{kind}", "response": self.initial} for kind in kinds]
+        events.append({"type": "response.in_progress", "response": {**self.initial, "status": "in_progress"}})
         for index, item in enumerate(self.whole["output"]):
             events += _message_events(item, self.pieces, index) if item["type"] == "message" else _item_events(item, index)
         events.append({"type": f"response.{self.whole['status']}", "response": self.whole})
         return [{**event, "sequence_number": number} for number, event in enumerate(events)]
 
 
-def create(asked: Asked) -> Answer:
+def create(request: EndpointRequest) -> EndpointResponse:
     """``POST /v1/responses``."""
-    body = asked.body
-    response = respond(body, asked.options)
-    keep(asked, response)
+    body = request.body
+    response = respond(body, request.options)
+    keep(request, response)
     if body.get("stream"):
-        return stream(response.events(), *response.bills)
-    return plain(response.begun) if body.get("background") else plain(response.whole, *response.bills)
+        return stream(response.events(), *response.charges)
+    return plain(response.initial) if body.get("background") else plain(response.whole, *response.charges)
 
 
-def keep(asked: Asked, response: Response) -> None:
-    """Remember it; one that runs in the background is queued, and seen unfinished once if nothing else is wanted."""
-    background = bool(asked.body.get("background"))
-    if background or asked.body.get("store") is not False:
-        polls = asked.options.polls
-        job = Job(response.begun, response.whole, 1 if polls is None else polls, response.bills, response.events, seen=not background)
-        asked.store.keep("response", response.whole["id"], job, asked.user)
+def keep(request: EndpointRequest, response: Response) -> None:
+    """
+    Store the response. A background response is queued; by default, one poll sees it unfinished.
+    """
+    background = bool(request.body.get("background"))
+    if background or request.body.get("store") is not False:
+        polls = request.options.polls
+        job = Job(response.initial, response.whole, 1 if polls is None else polls, response.charges, response.events, seen=not background)
+        request.store.keep("response", response.whole["id"], job, request.user)
 
 
-def retrieve(asked: Asked) -> Answer:
-    """``GET /v1/responses/{id}``: as it stands, or with ``?stream=true`` its events, at once up to the end."""
-    job: Job = asked.store.find("response", asked.ids["id"])
-    if asked.query.get("stream") != "true":
+def retrieve(request: EndpointRequest) -> EndpointResponse:
+    """``GET /v1/responses/{id}``: as it is now. With ``?stream=true``, all its events at once."""
+    job: Job = request.store.find("response", request.ids["id"])
+    if request.query.get("stream") != "true":
         return polled(job, status="in_progress")
-    after = int(asked.query.get("starting_after") or -1)
+    after = int(request.query.get("starting_after") or -1)
     if not (events := [event for event in job.events() if event["sequence_number"] > after]):
         raise Refusal(400, "This response has no events to stream.", "stream")
     job.seen = True
-    return stream(events, *job.bills)
+    return stream(events, *job.charges)
 
 
-def cancel(asked: Asked) -> Answer:
-    """``POST /v1/responses/{id}/cancel``: cancelled, without a usage; one that was seen finished is answered as it is."""
-    job: Job = asked.store.find("response", asked.ids["id"])
-    if not job.begun["background"]:
+def cancel(request: EndpointRequest) -> EndpointResponse:
+    """
+    ``POST /v1/responses/{id}/cancel``: the response ends without usage. One that was seen finished
+    is returned unchanged.
+    """
+    job: Job = request.store.find("response", request.ids["id"])
+    if not job.initial["background"]:
         raise Refusal(400, "Cannot cancel a synchronous response.")
     job.cancel(status="cancelled")
     return polled(job)
 
 
-def compact(asked: Asked) -> Answer:
+def compact(request: EndpointRequest) -> EndpointResponse:
     """``POST /v1/responses/compact``."""
-    body = asked.body
+    body = request.body
     need(body, "model")
-    made = FakeAnswer(body, None, None)
-    usage = reported(asked.options, lambda: made.openai_usage("input", "output"))
+    made = FakeResponse(body, None, None)
+    usage = reported(request.options, lambda: made.openai_usage("input", "output"))
     summary = {"id": f"cmp_{hexadecimal(50)}", "type": "compaction", "encrypted_content": f"gAAAAAB{hexadecimal(57)}"}
     compacted = {"id": f"resp_{hexadecimal(50)}", "object": "response.compaction", "created_at": now(), "output": [summary]}
     return plain({**compacted, **present(usage)}, Charge(usage))
 
 
-def count_input(asked: Asked) -> Answer:
-    """``POST /v1/responses/input_tokens``: costs nothing."""
-    made = FakeAnswer({"model": "-", **asked.body}, None, None)
+def count_input(request: EndpointRequest) -> EndpointResponse:
+    """``POST /v1/responses/input_tokens``: free."""
+    made = FakeResponse({"model": "-", **request.body}, None, None)
     return plain({"object": "response.input_tokens", "input_tokens": made.input_tokens})
 
 
-def decide(asked: Asked) -> Answer:
-    """``POST /v1/decisions``: the first choice, and the middle of everything else."""
-    body = asked.body
+def decide(request: EndpointRequest) -> EndpointResponse:
+    """``POST /v1/decisions``: the first option of a choice, and the middle of a range."""
+    body = request.body
     need(body, "model", "input", "questions")
-    made = FakeAnswer(body, None, None)
-    usage = reported(asked.options, lambda: made.openai_usage("input", "output"))
+    made = FakeResponse(body, None, None)
+    usage = reported(request.options, lambda: made.openai_usage("input", "output"))
     return plain({"answers": [_decision(question) for question in body["questions"]], "model": made.model, **present(usage)}, Charge(usage))
 
 
 def respond(body: Json, options: Options) -> Response:
-    """What is answered to this request, over HTTP and over a WebSocket."""
+    """Return the response to this request, over HTTP or a WebSocket."""
     need(body, "model", "input")
     if "include_usage" in (body.get("stream_options") or {}):
         name = "stream_options.include_usage"
         raise Refusal(400, f"Unknown parameter: '{name}'.", name, "unknown_parameter")
-    made = FakeAnswer(body, schema(body, "text", "format"), body.get("max_output_tokens"))
+    made = FakeResponse(body, schema(body, "text", "format"), body.get("max_output_tokens"))
     usage = reported(options, lambda: made.openai_usage("input", "output"))
     pieces = made.pieces(options.chunks)
     part: Json = {"type": "output_text", "annotations": [], "logprobs": [], "text": "".join(pieces)}
     message: Json = {"id": f"msg_{hexadecimal(50)}", "type": "message", "status": "completed", "content": [part], "role": "assistant"}
     thoughts: list[Json] = [{"id": f"rs_{hexadecimal(50)}", "type": "reasoning", "summary": []}] if made.reasons else []
-    tools, tool_usage, tool_bills = _tools(body, made)
+    tools, tool_usage, tool_charges = _tools(body, made)
     status = "incomplete" if made.cut_short else "completed"
     whole: Json = {
         "id": f"resp_{hexadecimal(50)}",
@@ -149,11 +166,11 @@ def respond(body: Json, options: Options) -> Response:
         **present(tool_usage, "tool_usage"),
         "usage": usage,
     }
-    begun = {**whole, "completed_at": None, "incomplete_details": None, "output": [], "usage": None}
-    begun |= {"status": "queued" if body.get("background") else "in_progress", "service_tier": body.get("service_tier") or "auto"}
+    initial = {**whole, "completed_at": None, "incomplete_details": None, "output": [], "usage": None}
+    initial |= {"status": "queued" if body.get("background") else "in_progress", "service_tier": body.get("service_tier") or "auto"}
     if tool_usage is not None:
-        begun["tool_usage"] = _tool_usage(0, 0)
-    return Response(whole, begun, pieces, [Charge(usage), *tool_bills])
+        initial["tool_usage"] = _tool_usage(0, 0)
+    return Response(whole, initial, pieces, [Charge(usage), *tool_charges])
 
 
 def _message_events(message: Json, pieces: Sequence[str], index: int) -> list[Json]:
@@ -171,7 +188,7 @@ def _message_events(message: Json, pieces: Sequence[str], index: int) -> list[Js
 
 
 def _item_events(item: Json, index: int) -> list[Json]:
-    """The events of a thought or of a tool's call."""
+    """Return the events of a reasoning item or a tool call."""
     steps = {
         "web_search_call": ("in_progress", "searching", "completed"),
         "image_generation_call": ("in_progress", "generating", "completed"),
@@ -184,8 +201,10 @@ def _item_events(item: Json, index: int) -> list[Json]:
     ]
 
 
-def _tools(body: Json, made: FakeAnswer) -> tuple[list[Json], Json | None, list[Charge]]:
-    """The calls of the tools that OpenAI itself runs and bills, what they used, and their bill."""
+def _tools(body: Json, made: FakeResponse) -> tuple[list[Json], Json | None, list[Charge]]:
+    """
+    Return the calls of tools that OpenAI itself runs and bills, their usage, and their charges.
+    """
     items: list[Json] = []
     searches, images = 0, 0
     for tool in body.get("tools") or ():
@@ -204,17 +223,17 @@ def _tools(body: Json, made: FakeAnswer) -> tuple[list[Json], Json | None, list[
     return items, used, [Charge(used["image_gen"], images=images, web_searches=searches), *drawn_by_others]
 
 
-def _drawing(tool: Json, made: FakeAnswer) -> Json:
+def _drawing(tool: Json, made: FakeResponse) -> Json:
     shape = {"action": "generate", "background": "opaque", "output_format": "png", "quality": "low", "size": "1024x1024"}
-    asked = {name: tool[name] for name in shape if tool.get(name) not in (None, "auto")}
-    drawn: Json = {"id": f"ig_{hexadecimal(50)}", "type": "image_generation_call", "status": "completed", **shape, **asked}
+    chosen = {name: tool[name] for name in shape if tool.get(name) not in (None, "auto")}
+    drawn: Json = {"id": f"ig_{hexadecimal(50)}", "type": "image_generation_call", "status": "completed", **shape, **chosen}
     if tool.get("output_format") == "svg":
         drawn["svg_usage"] = made.svg_usage((tool.get("svg") or {}).get("model") or SVG_MODEL)
     return {**drawn, "result": IMAGE, "revised_prompt": "A replica that lags behind its leader."}
 
 
 def _tool_usage(searches: int, text_tokens: int) -> Json:
-    """Both tools are always there, with zeros."""
+    """Return the usage of both tools, with zeros for an unused one."""
     output = 272 if text_tokens else 0
     image_gen = {
         "input_tokens": text_tokens,

@@ -1,4 +1,4 @@
-"""``manage.py voight …``: the command line, on the ledger of the project."""
+"""``manage.py voight …``: the command line, on the project's ledger."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from voight_middleware.config.settings import project_settings
 
 class Command(BaseCommand):
     help = "Which user caused which cost: every command of `voight`, on the ledger of this project."
-    requires_system_checks = ()  # what is wrong with the rest of the project must not keep anybody from his figures
+    requires_system_checks = ()  # errors elsewhere in the project must not block reports
 
     def run_from_argv(self, argv: list[str]) -> None:
-        own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # what manage.py itself has taken already
-        own.add_argument("--settings")
-        own.add_argument("--pythonpath")
-        sys.exit(_run(own.parse_known_args(argv[2:])[1]))
+        # manage.py has read these options already
+        parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        parser.add_argument("--settings")
+        parser.add_argument("--pythonpath")
+        sys.exit(_run(parser.parse_known_args(argv[2:])[1]))
 
     def print_help(self, prog_name: str, subcommand: str) -> None:
         with contextlib.suppress(SystemExit):
@@ -43,7 +44,8 @@ class Command(BaseCommand):
 
 
 def _run(arguments: list[str]) -> int:
-    # By its entry point, as the shell does: integrations stand below the command line, and cannot import it.
+    # Through its entry point, as in a shell: integrations are below the command line and must not
+    # import it.
     (main,) = distribution("voight-middleware").entry_points.select(group="console_scripts", name="voight")
     values = conf.meter_values(conf.project())
     for name in conf.CODE:

@@ -1,4 +1,6 @@
-"""``manage.py digest``: an LLM call for every user of a plan, outside any request: here the tag says whose it is."""
+"""
+``manage.py digest``: an LLM call per user of a plan, outside any request. The tag names the user.
+"""
 
 from typing import Any
 

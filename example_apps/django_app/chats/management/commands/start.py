@@ -1,4 +1,6 @@
-"""``manage.py start``: the database, twenty users with the password ``secret``, and the server."""
+"""
+``manage.py start``: make the database and twenty users with the password ``secret``, and serve.
+"""
 
 from typing import Any
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from voight_middleware.otlp.deduplicator import MAX_DEPTH, CountedCall, SpanDeduplicator, models
 from voight_middleware.otlp.kinds import Role
-from voight_middleware.otlp.recent import MAX_DEPTH, CountedCall, SpanDeduplicator, models
 from voight_middleware.otlp.spans import Key
 
 from ..apps.otlp_spans import CHAT, Receiving, request, span
@@ -172,33 +172,33 @@ def test_a_call_of_ours_is_not_counted_and_neither_is_what_is_around_it(receivin
 
 def test_nesting_without_end_ends() -> None:
     """A chain of thirty thousand spans, and a span that is its own parent."""
-    recent = SpanDeduplicator()
+    deduplicator = SpanDeduplicator()
     keys = [Key("1" * 32, f"{number:016x}") for number in range(30_000)]
     for key, parent in itertools.pairwise(keys):
-        recent.heard(key, parent, "other")
+        deduplicator.add(key, parent, "other")
     call = CountedCall(scope="a", started=1, ended=2, input=5, output=5)
-    recent.count(keys[0], call)
-    assert len(list(recent.around(keys[-10]))) <= MAX_DEPTH
+    deduplicator.count(keys[0], call)
+    assert len(list(deduplicator.around(keys[-10]))) <= MAX_DEPTH
 
-    recent.heard(keys[5], keys[5], "call")
-    recent.count(keys[5], call)
-    assert recent.same_as(keys[5], call) is not None
+    deduplicator.add(keys[5], keys[5], "call")
+    deduplicator.count(keys[5], call)
+    assert deduplicator.same_as(keys[5], call) is not None
 
 
 @pytest.mark.slow
 def test_memory_is_bounded_and_the_oldest_is_forgotten() -> None:
     """Ten times as many spans as are kept, each with an id and a place of its own."""
-    recent = SpanDeduplicator(spans=1000, responses=500)
+    deduplicator = SpanDeduplicator(spans=1000, responses=500)
     role: Role = "call"
     for number in range(10_000):
         key, parent = Key("1" * 32, f"{number:016x}"), Key("2" * 32, f"{number:016x}")
-        recent.heard(key, parent, role)
-        recent.count(key, CountedCall(scope="a", started=number, ended=number + 1, response_id=str(number), models=models("m")))
-    assert len(recent) <= 1000
-    assert len(recent._responses) <= 500
-    assert len(recent._siblings) <= 500
-    assert recent.is_resent(Key("1" * 32, f"{9_999:016x}"))
-    assert not recent.is_resent(Key("1" * 32, f"{0:016x}"))
+        deduplicator.add(key, parent, role)
+        deduplicator.count(key, CountedCall(scope="a", started=number, ended=number + 1, response_id=str(number), models=models("m")))
+    assert len(deduplicator) <= 1000
+    assert len(deduplicator._responses) <= 500
+    assert len(deduplicator._siblings) <= 500
+    assert deduplicator.is_resent(Key("1" * 32, f"{9_999:016x}"))
+    assert not deduplicator.is_resent(Key("1" * 32, f"{0:016x}"))
 
 
 def test_models_are_the_same_with_or_without_a_date_or_a_router() -> None:
