@@ -93,6 +93,9 @@ def test_every_integration_is_listed_for_the_wheel(name: str) -> None:
     assert f"integrations/{name}" in PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
     assert name in PROJECT["tool"]["mypy"]["packages"]
     assert name in PROJECT["tool"]["importlinter"]["root_packages"]
+    (contract,) = (one for one in PROJECT["tool"]["importlinter"]["contracts"] if one["id"] == "integrations")
+    assert name in contract["layers"][0].split(" | ")
+    assert f"`{name}`" in (ROOT / "docs" / "api.md").read_text()
 
 
 @pytest.mark.slow
