@@ -167,7 +167,7 @@ def test_a_block_without_a_report_is_kept_unpriced(calls: Calls, caplog: pytest.
     kept = calls.all()
     assert [(call.outcome, call.usage, call.cost_usd, call.cost_status) for call in kept] == [("ok", None, None, "unpriced")] * 3
     assert [record.message for record in caplog.records if "report()" in record.message] == [
-        "a metered_call() block ended without report(): what it cost is not known"
+        "a metered_call() block ended without report(): its cost is not known"
     ]
 
 

@@ -211,7 +211,7 @@ async def test_a_fault_of_ours_stays_inside(place: str, calls: Calls, patch: Pat
         patch("current_meter", _break, within="manual")
     else:
         patch("TagContext.resolve", _break)
-        patch("TagContext.aresolve", _break)
+        patch("TagContext.owner", _break)
     with metered_call(**HOW) as call:
         call.report(input=1)
     with pytest.raises(KeyError):
