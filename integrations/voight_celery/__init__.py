@@ -70,7 +70,7 @@ def _before_task(task: Any, **_: Any) -> None:
     # One chord may have tasks of many users: what comes after them is of whom has sent it, and not of the last one's.
     _stamp_signature(request.chord, text)
     bound = bound_to_message(text, task.name)
-    bound.__enter__().several = lambda: _stamp_next(request, text)
+    bound.__enter__().on_second_user = lambda: _stamp_next(request, text)
     _bound.set(bound)
 
 

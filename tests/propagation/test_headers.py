@@ -179,7 +179,7 @@ def test_too_many_tags_leave_the_user() -> None:
         assert voight.inject_headers({}, url=URL, hosts=HOSTS) == {}
 
 
-# -- what is not believed -------------------------------------------------------------------------------------------------------
+# -- refused headers -----------------------------------------------------------------------------------------------------------
 
 
 def forgeries() -> dict[str, tuple[str, ...]]:

@@ -1,13 +1,14 @@
 """
 WebSockets of the openai SDK: responses, realtime and live connections. They never call ``request``.
 
-These methods exist since openai 1.109 and are patched:
+These methods are patched. They exist since openai 1.109:
 
-- ``connect()`` of a resource, which knows the client. - ``enter`` of its manager, which captures
-the owner. - ``recv_bytes`` of the connection, which every message passes once however it is read. -
-``send``, ``send_raw`` and ``close`` of the connection.
+- ``connect()`` of a resource, which knows the client.
+- ``enter()`` of its manager, where the owner is captured.
+- ``recv_bytes()`` of the connection, which every message passes once, however it is read.
+- ``send()``, ``send_raw()`` and ``close()`` of the connection.
 
-Nothing is imported for it: a resource class is patched when the application makes its first
+Nothing is imported for it. A resource class is patched when the application makes its first
 instance.
 """
 

@@ -4,10 +4,10 @@ Instrumentation of the openai and anthropic SDKs: ``wrap()`` and ``instrument()`
 Three methods of each SDK's base client are patched. They do nothing unless the client was wrapped
 or ``instrument()`` was called:
 
-- ``request`` starts a metered request. The owner is captured there, at call time. -
-``_process_response`` meters a response. It runs once per billed response, even if a middleware of
-the SDK sends a request again. - The method that sleeps before a retry shows an attempt that got no
-response.
+- ``request`` starts a metered request. The owner is captured there, at call time.
+- ``_process_response`` meters a response. It runs once per billed response, even if a middleware
+  of the SDK sends a request again.
+- The method that sleeps before a retry shows an attempt that got no response.
 
 They exist in every openai since 1.109 and every anthropic since 0.49. The client object, its class
 and its return values stay the SDK's own.

@@ -59,7 +59,7 @@ class ChatParser(StreamParser):
                         self._characters += size
                     if choice.finish_reason is not None:
                         self.done = True
-                        # OpenRouter, where the SDK does not raise
+                        # OpenRouter, if the SDK does not raise
                         if choice.finish_reason == "error":
                             self.failure = "error"
                         note_reasons(self._reasons, choices)
