@@ -41,9 +41,7 @@ def context_to_carry() -> TagContext:
 
 
 def run_inside(function: Callable[P, R], context_for: Callable[[], TagContext]) -> Callable[P, R]:
-    """
-    Wrap *function* to run inside a context. A generator is inside it during each of its steps only.
-    """
+    """Wrap *function* to run inside a context. A generator is inside it during its steps only."""
     import inspect
 
     if inspect.iscoroutinefunction(function):

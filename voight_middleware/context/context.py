@@ -19,19 +19,14 @@ from voight_middleware.records.tags import NO_TAGS, Owner, Tags
 
 
 class OwnerSource(Protocol):
-    """
-    The identity of a request or job, resolved lazily. Middleware binds one for each. Nothing here
-    raises.
-    """
+    """The identity of a request or job, resolved lazily. Its methods never raise."""
 
     def known(self) -> Owner:
         """Return the owner as known so far, without calling a getter."""
         ...
 
     def resolve(self) -> Owner:
-        """
-        Call the getters from synchronous code. A value that would have to be awaited stays unknown.
-        """
+        """Call the getters from synchronous code. A value that needs awaiting stays unknown."""
         ...
 
     async def aresolve(self) -> Owner:
@@ -132,10 +127,7 @@ class use_scope:
 
 
 def on_a_loop() -> bool:
-    """
-    Return whether this thread runs an event loop, which must not block. Nothing is imported to find
-    out.
-    """
+    """Return whether this thread runs an event loop, which must not block. Imports nothing."""
     asyncio, trio = sys.modules.get("asyncio"), sys.modules.get("trio.lowlevel")
     if asyncio is not None:
         with contextlib.suppress(RuntimeError):

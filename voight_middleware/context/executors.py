@@ -18,16 +18,11 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 _WORKERS = ("concurrent.futures.", "multiprocessing.", "anyio.", "voight_middleware.")
-"""
-Modules whose threads later work for others. They do not belong to the request that started them.
-"""
+"""Modules whose threads work for others later. They do not belong to one request."""
 
 
 class CarryingThreadPoolExecutor(ThreadPoolExecutor):
-    """
-    A ``ThreadPoolExecutor`` whose work has the tags and the request of the caller of ``submit`` or
-    ``map``.
-    """
+    """A ``ThreadPoolExecutor`` whose work has its submitter's tags and request."""
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Submit a call of *fn*, carried."""
@@ -61,7 +56,7 @@ def uninstrument_executors() -> None:
     with _lock:
         _carrying.clear()
         for name, (owner, original, ours) in list(_patched.items()):
-            # another patch over ours keeps it in place, doing nothing
+            # else another patch is over ours, which then does nothing
             if getattr(owner, name) is ours:
                 setattr(owner, name, original)
                 del _patched[name]
@@ -90,10 +85,7 @@ def _carrying_submit(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _is_interpreter_pool(executor: ThreadPoolExecutor) -> bool:
-    """
-    Return whether this is Python 3.14's executor, a ``ThreadPoolExecutor`` that pickles its
-    functions.
-    """
+    """Return whether this is Python 3.14's executor, a subclass that pickles its functions."""
     module = sys.modules.get("concurrent.futures.interpreter")
     return module is not None and isinstance(executor, module.InterpreterPoolExecutor)
 

@@ -125,7 +125,5 @@ def _merge_under(context: TagContext, tags: Tags) -> TagContext:
 
 
 def current_tags() -> Tags:
-    """
-    Return the tags of a call made now. Resolve the request's user if that has not happened yet.
-    """
+    """Return the tags of a call made now. Resolve the request's user if necessary."""
     return current_context().resolve().tags

@@ -85,10 +85,7 @@ class Body:
             return b""
 
     def _unpacked(self, packed: bytes) -> bytes:
-        """
-        Undo the encoding with the caller's own HTTP library, piece by piece: a megabyte may become
-        a gigabyte.
-        """
+        """Undo the encoding with the caller's HTTP library, in pieces: 1 MB may become 1 GB."""
         if self._encoding in PLAIN:
             return packed
         piece = _PIECES.get(self._encoding, _PIECE)

@@ -21,9 +21,7 @@ from voight_middleware.providers.base import StreamParser
 
 
 class Event(dict[str, Any]):
-    """
-    An event's JSON with attribute access, as an SDK's own event has. A missing attribute is None.
-    """
+    """An event's JSON with attribute access, as an SDK's event has. A missing one is None."""
 
     __getattr__ = dict.get
 
@@ -41,9 +39,7 @@ class EventFormat(NamedTuple):
     mark: bytes
     """Bytes that every part contains which completes an event."""
     read: Callable[[bytes], tuple[list[Any], bytes]]
-    """
-    Returns the whole events at the start, and the rest. Raises ValueError for another kind of body.
-    """
+    """Returns the whole events and the rest. Raises ValueError for another kind of body."""
     end: bytes = b""
     """Bytes that complete the last event, if a body may end without them."""
 
@@ -295,10 +291,7 @@ def _frames(data: bytes) -> tuple[list[Any], bytes]:
 
 
 def _unwrapped(event: Any) -> Any:
-    """
-    Return the event of another provider that Bedrock wraps. An exception in place of an event is an
-    error.
-    """
+    """Return the event that Bedrock wraps. An exception in place of an event is an error."""
     if event is None:
         return None
     if isinstance(event.bytes, str):

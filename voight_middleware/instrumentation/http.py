@@ -240,9 +240,7 @@ def find(method: str, host: str, path: str) -> Target | None:
 
 
 def _named_in_path(provider: str, path: str) -> Target | None:
-    """
-    Return the target if the path names the model: Gemini's, Vertex's and Bedrock's own endpoints.
-    """
+    """Return the target if the path names the model: endpoints of Gemini, Vertex and Bedrock."""
     endpoint = None
     if provider in ("google", "vertex"):
         match = _GOOGLE.fullmatch(path)
@@ -337,9 +335,7 @@ class RawHttpRequest(MeteredRequest):
             self.finish(ResponseSummary(), "error", http_status=status)
 
     def _form(self, content_type: str) -> EventFormat | None:
-        """
-        Return the format of the response's events; None if it is not streamed or has no parser.
-        """
+        """Return the format of the response's events; None if there are none, or no parser."""
         if self.endpoint.stream_parser is None:
             return None
         server_sent = _FORMS.get(self.endpoint.name) or events.SSE

@@ -236,8 +236,8 @@ class metered_call:
 
     def first_token(self) -> None:
         """
-        Note that the first part of the response has come, for the time to first token. Later calls
-        do nothing.
+        Note the time to first token: the first part of the response has come. Later calls do
+        nothing.
         """
         if self._started is not None and self._call.ttft is None:
             self._call.ttft = (time.perf_counter_ns() - self._started) // 1000
@@ -387,10 +387,7 @@ def _microseconds(moment: datetime) -> int:
 
 
 def _raw_usage(usage: object, endpoint: str | None) -> tuple[str, str]:
-    """
-    Return the usage as JSON, and its dialect. It is parsed here once, so that the caller hears of a
-    mistake.
-    """
+    """Return the usage as JSON, and its dialect. Parse it once, so that mistakes raise here."""
     if isinstance(usage, Usage):
         if usage.tools is not None and not isinstance(usage.tools, Mapping):
             raise ValueError(f"usage.tools must be a mapping of counts, not {usage.tools!r}")

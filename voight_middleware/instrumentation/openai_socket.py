@@ -33,9 +33,7 @@ _DECISIONS = Endpoint(name="decisions", parse=parse_responses)
 
 _IN_TEXT, _IN_BYTES = "response.create", b"response.create"
 _MAX_REMEMBERED = 1000
-"""
-How many responses of a connection are remembered. A response that is seen twice is counted once.
-"""
+"""How many responses of a connection are remembered, to count each of them once."""
 
 
 class _Message(msgspec.Struct, gc=False):
@@ -100,10 +98,7 @@ _decode = msgspec.json.decode
 _OUTCOMES: Mapping[str | None, str] = {"cancelled": "aborted", "incomplete": "truncated", "failed": "error"}
 
 _live_seconds: dict[tuple[str, str], float] = {}
-"""
-The seconds of live sessions that are counted. Usage is cumulative, and several connections may see
-it.
-"""
+"""The counted seconds of live sessions, which are cumulative and seen by several connections."""
 
 
 class _Turn:
@@ -174,9 +169,7 @@ class Socket:
     # -- the application sends -------------------------------------------------------------------------------------------------
 
     def bind(self, context: TagContext, owner: Owner) -> None:
-        """
-        Make the sender the owner of the next responses, unless only the present owner is known.
-        """
+        """Make the sender the owner of later responses, unless only the present owner is known."""
         self.bound_context = context
         if owner.tags.user_id is not None or self.owner.tags.user_id is None:
             self.context, self.owner = context, owner
@@ -282,9 +275,7 @@ class Socket:
             self._end_live()
 
     def _delegated(self, message: _Message, _: Endpoint) -> None:
-        """
-        Read an event of another API that a live session used, which is billed beside the seconds.
-        """
+        """Read an event of another API in a live session, which is billed beside the seconds."""
         if message.type == "response.event":
             self._dispatch(_read_message(message.event), RESPONSES)
             return
@@ -293,9 +284,7 @@ class Socket:
             self._finish(self._turn(_DECISIONS, {}), summary)
 
     def _refused(self, message: _Message, _: Endpoint) -> None:
-        """
-        Read an error: a refused event, or a failed response. A running response may still end well.
-        """
+        """Read an error: a refused event or a failed response. A running one may still end well."""
         waiting = self._waiting.get(message.stream_id)
         turn = waiting.popleft() if waiting else None
         if self._endpoint is not RESPONSES:
@@ -360,10 +349,7 @@ class Socket:
         metered.finish(summary, outcome, error=error, ttft=None if first is None else (first - metered.started) // 1000, **more)
 
     def end(self, error: BaseException | None = None) -> None:
-        """
-        Finish the calls of a connection that was closed, lost or dropped. Running responses are
-        aborted.
-        """
+        """Finish the calls of a connection that ended. Running responses are aborted."""
         unfinished: list[_Turn] = []
         while self._turns:
             unfinished.append(self._turns.popitem()[1])

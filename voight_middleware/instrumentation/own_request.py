@@ -1,7 +1,4 @@
-"""
-A descriptor for the metered ``request`` of a client's class. It wins over a ``request`` on the
-client.
-"""
+"""The metered ``request`` of a client's class, before a ``request`` of the client itself."""
 
 from __future__ import annotations
 
@@ -39,10 +36,7 @@ class RequestDescriptor:
         return _OwnRequest(function, client, self._make)
 
     def _is_passed_on(self, client: Any, function: Any) -> bool:
-        """
-        Return whether this is ``super().request`` in a subclass, or called by the client's own
-        ``request``.
-        """
+        """Return whether a subclass or the client's own ``request`` passes a request on."""
         first = next(cls.__dict__["request"] for cls in type(client).__mro__ if "request" in cls.__dict__)
         slot = current_request.get()
         return first is not self or (isinstance(slot, RequestSlot) and slot.client is client and slot.levels[-1] == id(function))

@@ -47,9 +47,7 @@ _MAX_BYTES_ON_CALLER = 256 * 1024
 
 
 class ManualBlock:
-    """
-    In the context during a ``metered_call()`` block: requests inside it are not metered again.
-    """
+    """In the context during a ``metered_call()`` block. Requests inside are not metered again."""
 
     __slots__ = ("open",)
 
@@ -78,9 +76,7 @@ class RequestSlot:
         self.metered = metered
         self.client = client
         self.levels = [level]
-        """
-        The ``request`` methods that the request is in, from the client's own to its base class's.
-        """
+        """The ``request`` methods that it is in, from the client's own to its base class's."""
 
     def __enter__(self) -> None:
         self._outer = current_request.get()
@@ -165,9 +161,7 @@ class MeteredRequest:
         self._batch = url.partition("?")[0].split("/")[-2] if endpoint.parse_line is not None else ""
 
     def start(self, client: Any = None, options: Any = None) -> None:
-        """
-        Call the observers' ``on_start``, with the owner as far as they are known. Never raises.
-        """
+        """Call the observers' ``on_start``, with the owner as far as known. Never raises."""
         try:
             meter = current_meter()
             if not meter.observers.present or self.endpoint.parse is None or self.endpoint.job_phase == "tells":
@@ -263,9 +257,7 @@ class MeteredRequest:
         return self.context.scope is None if allowed is None else allowed
 
     def fail(self, error: BaseException) -> None:
-        """
-        Write the call of a request that raised. Responses that it got before have their own calls.
-        """
+        """Write the call of a request that raised. Its earlier responses have their own calls."""
         if self._responses or self.endpoint.parse is None or self.endpoint.job_phase == "poll":
             return
         self.note_failed_attempt(error)
@@ -303,10 +295,7 @@ class MeteredRequest:
             self.finish(summary, http_status=status, attempts=retries + 1)
 
     def read_when_closed(self, response: Any, retries: int) -> None:
-        """
-        Read a body that the caller has not read yet as it passes, and write its call when it is
-        closed.
-        """
+        """Read a body as the caller reads it, and write its call when it is closed."""
         if self.endpoint.parse_line is not None:
             lines = Lines(response, self._line)
             watch_close(response, lines.done, lines)
@@ -457,17 +446,12 @@ class MeteredRequest:
 
 
 def _digest(part: str) -> str:
-    """
-    Return a short name for a part of a job. Its own name may be long or contain personal data.
-    """
+    """Return a short name for a part of a job. Its own may be long or contain personal data."""
     return hashlib.blake2b(part.encode(errors="surrogatepass"), digest_size=8).hexdigest()
 
 
 def _attempts(error: BaseException) -> int:
-    """
-    Return how often a failed request was sent, which the SDK writes into a header of the last
-    attempt.
-    """
+    """Return how often a failed request was sent, from a header of the last attempt."""
     try:
         return 1 + int(error.request.headers["x-stainless-retry-count"])  # type: ignore[attr-defined]
     except Exception:

@@ -29,9 +29,7 @@ _RAW_HEADER = "X-Stainless-Raw-Response"
 REFUSAL_SECONDS = 3600.0
 """How long ``stream_options`` is not sent to a host that refused it. The host may be upgraded."""
 _refusing_usage: dict[str, float] = {}
-"""
-Hosts that refused ``stream_options``, and until when it is not sent to them (``time.monotonic``).
-"""
+"""Hosts that refused ``stream_options``, and until when (``time.monotonic``)."""
 
 
 class SdkRequest(MeteredRequest):

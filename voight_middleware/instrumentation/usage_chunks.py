@@ -20,10 +20,7 @@ ALWAYS_SENT = frozenset({"openrouter"})
 
 _HEAD = frozenset({"id", "object", "created", "model", "choices", "usage", "service_tier", "system_fingerprint", "obfuscation"})
 _MEASURED = frozenset({"timings", "time_info", "stats", "x_groq", "latency_checkpoint"})
-"""
-Measurements that servers add to their last chunk. A chunk with usage and these keys only is still
-ours.
-"""
+"""Measurements in a server's last chunk. A chunk with only these and usage is still ours."""
 
 
 class UsageChunks:
@@ -37,9 +34,7 @@ class UsageChunks:
         """Whether the server sends ``usage: null``, as OpenAI does if usage is asked for."""
 
     def take_out(self, event: Any) -> bool:
-        """
-        Remove ``usage: null`` from *event*. Return whether we added the whole event. Never raises.
-        """
+        """Remove ``usage: null`` from *event*. Return whether it is all ours. Never raises."""
         before, self._before = self._before, event
         try:
             if event.usage is None:
@@ -63,10 +58,7 @@ class UsageChunks:
             return False
 
     def _is_added(self, event: Any, before: Any) -> bool:
-        """
-        Return whether a chunk with usage contains nothing else. It may repeat fields of the chunk
-        before it.
-        """
+        """Return whether a chunk with usage has nothing else, or repeats the chunk before it."""
         repeated = _keys(before) if before is not None else frozenset()
         for key in _keys(event) - _HEAD - _MEASURED:
             value = get(event, key)

@@ -89,10 +89,7 @@ class _Opening:
         self._patch = patch
 
     def attach(self, connection: Any, context: TagContext, owner: Owner) -> None:
-        """
-        Meter an open connection. Its owner is that of entering it, or else of calling
-        ``connect()``.
-        """
+        """Meter an open connection. Its owner is that of entering it, or else of ``connect()``."""
         if owner.tags.user_id is None:
             context, owner = self._context, self._context.owner()
         _patch_each(self._patch, type(connection), _wrappers(type(connection)))

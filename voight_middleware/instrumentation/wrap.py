@@ -87,10 +87,7 @@ def wrap_anthropic(client: T) -> T:
 
 
 def instrument() -> None:
-    """
-    Meter every openai and anthropic client of this process. SDKs that are not installed are
-    skipped.
-    """
+    """Meter every openai and anthropic client of this process, if the SDK is installed."""
     global _all_clients
     for sdk in _ROUTES:
         if importlib.util.find_spec(sdk) is not None:
@@ -332,10 +329,7 @@ def _async_request(original: Callable[..., Any], sdk: str, level: object) -> Cal
 
 
 def _enter(client: Any, sdk: str, routes: Routes, options: Any, stream: bool) -> SdkRequest | None:
-    """
-    Return the metered request of a request to a known endpoint; None for any other, or on an error
-    of ours.
-    """
+    """Return the metered request of a known endpoint; None for others, or on an error of ours."""
     try:
         endpoint = routes.find(options.method, options.url)
         if endpoint is None or not current_meter().settings.enabled:
@@ -420,10 +414,7 @@ def _async_retry(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _attempt_failed(kwargs: Mapping[str, Any]) -> None:
-    """
-    Note an attempt that failed. The SDK retries inside its ``except`` clause, so the error is
-    current.
-    """
+    """Note a failed attempt. The SDK retries inside its ``except`` clause: the error is current."""
     try:
         metered = request_here()
         if metered is not None and kwargs.get("response") is None and kwargs.get("response_headers") is None:

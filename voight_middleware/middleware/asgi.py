@@ -1,6 +1,4 @@
-"""
-CostTagMiddleware for ASGI: Starlette, FastAPI, Litestar, Quart, Channels and other ASGI frameworks.
-"""
+"""CostTagMiddleware for ASGI: Starlette, FastAPI, Litestar, Quart, Channels and others."""
 
 from __future__ import annotations
 
@@ -105,22 +103,16 @@ class AsgiScope(RequestScope):
         self._asgi = {} if self._routed else routing_keys(self._asgi)
 
     def is_of(self, scope: ScopeDict) -> bool:
-        """
-        Return whether *scope* is that of the same request, or a copy that an inner middleware made.
-        """
+        """Return whether *scope* is that of the same request, or an inner middleware's copy."""
         return not self._ended and (scope is self._asgi or scope.get("headers") is self._asgi.get("headers"))
 
     def refresh(self, scope: ScopeDict) -> None:
-        """
-        Read from a copy of the request's scope from now on, to which inner middleware has written.
-        """
+        """Read from a copy of the scope from now on, to which inner middleware has written."""
         self._asgi = scope
 
 
 def _flushing(send: Send) -> Send:
-    """
-    Flush before the server gets the message that the shutdown is complete, and may end the process.
-    """
+    """Flush before the server knows that the shutdown is complete and may end the process."""
 
     async def flush_then_send(message: Message) -> None:
         if message["type"] in ("lifespan.shutdown.complete", "lifespan.shutdown.failed"):

@@ -49,10 +49,7 @@ class RequestScope:
     pending: list[str] | None = None
     """The calls that were written without an owner."""
     local = False
-    """
-    Whether the getters work only in the request's own context (Flask's). They are called before it
-    is carried.
-    """
+    """Whether the getters work only in the request's own context, as Flask's do."""
 
     def __init__(
         self, request: Callable[[], Any] | None, getters: Getters, route: Callable[[], str | None] | None, local: bool = False
@@ -251,15 +248,11 @@ class RequestScope:
             return None
 
     def _take_values(self, values: dict[str, Any]) -> None:
-        # otherwise a user was set while the getters were awaited
-        if self._identity.user_id is None:
+        if self._identity.user_id is None:  # else one was set while the getters were awaited
             self._identity = self._identity.merge(self.read_values(values))
 
     def read_values(self, values: dict[str, Any]) -> Tags:
-        """
-        Return the values of getters as tags. A value that cannot be kept is a failure of its
-        getter.
-        """
+        """Return the getters' values as tags. A value that cannot be kept is a failure."""
         tags = values.pop("tags", None)
         if tags is not None and not isinstance(tags, Mapping):
             self.fail("tags", TypeError(), hint=f" (it returned {type(tags).__name__}, not a mapping)")
@@ -296,10 +289,7 @@ class RequestScope:
 
 
 def _raised_at(error: BaseException) -> str:
-    """
-    Return the place in the application's code that raised an exception: `` at
-    accounts/billing.py:12``.
-    """
+    """Return the line of the application that raised, as ``at accounts/billing.py:12``."""
     location, trace = "", error.__traceback__
     while trace is not None:
         file = Path(trace.tb_frame.f_code.co_filename)
@@ -318,10 +308,7 @@ _INTEGRATIONS = ("voight_django", "voight_fastapi", "voight_flask")
 
 
 def _is_for_the_application(error: BaseException) -> bool:
-    """
-    Return whether an exception is meant for the application: an interrupt, or a cancellation of its
-    task.
-    """
+    """Return whether the application expects an exception: an interrupt or a cancellation."""
     if isinstance(error, KeyboardInterrupt | GeneratorExit):
         return True
     kind = type(error)
@@ -339,9 +326,7 @@ def _is_for_the_application(error: BaseException) -> bool:
 
 @functools.lru_cache(256)
 def _never_waits(code: CodeType) -> bool:
-    """
-    Return whether a coroutine function has no ``await``, such as one that only reads attributes.
-    """
+    """Return whether a coroutine function has no ``await``, as if it only reads attributes."""
     return _SEND not in code.co_code[::2]
 
 
@@ -350,10 +335,7 @@ _SEND = opmap["SEND"]
 
 
 async def flush_if_synchronous() -> None:
-    """
-    In synchronous mode, wait in a thread until the calls of a request on an event loop are in the
-    ledger.
-    """
+    """In synchronous mode, flush in a thread at the end of a request on an event loop."""
     try:
         from anyio import to_thread
     except ImportError:  # Django runs on asyncio only

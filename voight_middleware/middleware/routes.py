@@ -1,6 +1,4 @@
-"""
-The route of an ASGI request: its method and path template, read from the keys that routers set.
-"""
+"""The route of an ASGI request: its method and path template, read from routers' keys."""
 
 from __future__ import annotations
 
@@ -102,9 +100,7 @@ def _included(scope: Mapping[str, Any], route: Any) -> str | None:
 
 
 def _mount_template(mounted: str, params: Mapping[str, Any], template: str) -> str | None:
-    """
-    Return the template of the mount points. The values of their parameters may be personal data.
-    """
+    """Return the template of the mount points, as parameters may be personal data."""
     segments = mounted.split("/")
     for name in reversed(list(params)):
         if f"{{{name}}}" in template:

@@ -71,10 +71,7 @@ class ScopeFactory(Protocol):
 
 
 class RequestContext(TagContext):
-    """
-    The tag context of one request. Its scope is made on first use, as most requests make no LLM
-    call.
-    """
+    """The tag context of one request. Its scope is made on first use: few requests need it."""
 
     __slots__ = ("_environ", "_scope", "_scope_factory", "runs_on")
 

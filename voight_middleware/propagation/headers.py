@@ -82,10 +82,7 @@ def inject_headers(headers: Headers, *, url: object, hosts: Collection[str]) -> 
 
 
 async def ainject_headers(headers: Headers, *, url: object, hosts: Collection[str]) -> Headers:
-    """
-    As ``inject_headers``, awaiting asynchronous getters: for the event hooks of an
-    ``httpx.AsyncClient``.
-    """
+    """As ``inject_headers``, awaiting asynchronous getters: for hooks of ``httpx.AsyncClient``."""
     try:
         if _is_trusted(url, hosts) and (value := _value((await current_context().aresolve()).tags)) is not None:
             _without(headers)[HEADER] = value
@@ -190,9 +187,7 @@ def _value(tags: Tags) -> str | None:
 
 
 def sign(tags: dict[str, str], key: PseudonymKey, expires: float) -> str:
-    """
-    Return *tags* as the value of the header, valid until *expires*, in seconds since 1970 UTC.
-    """
+    """Return *tags* as the value of the header, valid until *expires* (seconds since 1970, UTC)."""
     pairs = ",".join([f"{name}={quote(value, safe='', errors='surrogatepass')}" for name, value in tags.items()])
     signed = f"{pairs};e={int(expires)};k={key.version}"
     return f"{signed};s={_signature(key, signed)}"

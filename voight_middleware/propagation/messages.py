@@ -47,10 +47,7 @@ class JobScope:
     def __init__(self, carried: Tags = NO_TAGS, attribution: str = "none", task: str | None = None) -> None:
         self.task = task
         self.on_second_user: Callable[[], object] | None = None
-        """
-        Called when the job names a second user. The jobs that follow it no longer belong to the
-        first one.
-        """
+        """Called when the job names a second user. Later jobs then do not belong to the first."""
         self._carried = carried
         self._identity = carried if task is None else Tags(route=f"task {task}", extra={TASK: task}).merge(carried)
         self._attribution = attribution

@@ -30,9 +30,7 @@ class ResponseSummary(msgspec.Struct):
     created_at: int | None = None
     """When the job was submitted, as the provider reports it: seconds since 1970."""
     failure: str | None = None
-    """
-    The provider's name for a failure: of a job, or of a response of status 200 that is an error.
-    """
+    """The provider's name for a failure, of a job or in a response of status 200."""
     batch_endpoint: str | None = None
     """The dialect of the response in a line of a batch."""
     finish_reasons: tuple[str, ...] | None = None
@@ -70,10 +68,7 @@ class StreamParser(ABC):
         """Return what the provider has reported so far."""
 
     def estimated_output(self) -> int | None:
-        """
-        Return output tokens, estimated from the streamed text if the provider has not reported
-        them.
-        """
+        """Return an estimate of the output tokens, or None if the provider reported them."""
         return None
 
     def _tokens_of_text(self) -> int:
@@ -180,9 +175,7 @@ class _Choice(msgspec.Struct, gc=False):
 
 
 class _End(msgspec.Struct, gc=False):
-    """
-    The fields with the finish reason: OpenAI's, Anthropic's, and those of Bedrock's ``converse``.
-    """
+    """The finish reason's fields: OpenAI's, Anthropic's, and those of Bedrock's ``converse``."""
 
     choices: list[_Choice] | None = None
     stop_reason: Any = None
@@ -210,10 +203,10 @@ def parse_response(body: bytes) -> ResponseSummary:
         msgspec.DecodeError: *body* is not a JSON object.
     """
     try:
-        read = _read_strictly(body)
-        reasons = _reasons(read)
-        failure = "error" if reasons == _FAILED else failure_of(read.error)
-        return ResponseSummary(read.id, read.model, read.service_tier, read.usage, failure=failure, finish_reasons=reasons)
+        fields = _read_strictly(body)
+        reasons = _reasons(fields)
+        failure = "error" if reasons == _FAILED else failure_of(fields.error)
+        return ResponseSummary(fields.id, fields.model, fields.service_tier, fields.usage, failure=failure, finish_reasons=reasons)
     except msgspec.ValidationError:
         # the usage must not be lost to a compatible server's odd id or tier
         plain = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
@@ -256,10 +249,7 @@ def text_or_none(value: object) -> str | None:
 
 
 def usage_json(usage: Any) -> msgspec.Raw:
-    """
-    Return the usage JSON of an SDK model as the provider sent it, without fields that were not
-    sent.
-    """
+    """Return an SDK model's usage JSON as the provider sent it, without unset fields."""
     try:
         return msgspec.Raw(usage.__pydantic_serializer__.to_json(usage, exclude_unset=True, warnings=False))
     except AttributeError:  # a plain mapping, or an SDK on pydantic 1

@@ -41,9 +41,7 @@ _COUNTS = {
 
 
 def parse_invoked(body: bytes) -> ResponseSummary:
-    """
-    Read a whole response. Only an Anthropic model's has usage; for others, the headers have it.
-    """
+    """Read a whole response. Only an Anthropic model's has usage; headers have the others'."""
     summary = parse_response(body)
     if b'"input_tokens"' not in bytes(summary.usage):
         summary.usage = NULL
@@ -77,9 +75,7 @@ def counted(endpoint: Endpoint, headers: Mapping[str, str]) -> Endpoint:
 
 
 def _with_terms(summary: ResponseSummary, tier: str | None, latency: str | None) -> ResponseSummary:
-    """
-    Return *summary* with its tier, and with a latency other than the standard one as its speed.
-    """
+    """Return *summary* with its tier, and with a latency other than standard as its speed."""
     if tier:
         summary.service_tier = tier
     if latency and latency != "standard" and not is_null(summary.usage):
@@ -88,10 +84,7 @@ def _with_terms(summary: ResponseSummary, tier: str | None, latency: str | None)
 
 
 class InvokedParser(MessagesParser):
-    """
-    A stream of an Anthropic model's events, or of another's. The last event has Bedrock's own
-    counts.
-    """
+    """A stream of any model's events. The last one has Bedrock's own counts."""
 
     def __init__(self) -> None:
         super().__init__()

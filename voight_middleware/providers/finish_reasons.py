@@ -50,10 +50,7 @@ def note_reasons(noted: dict[int, str | None], choices: Iterable[object], name: 
 
 
 def in_order(noted: Mapping[int, str | None]) -> tuple[str, ...] | None:
-    """
-    Return the noted reasons in the order of the choices; None if one before the last is missing or
-    odd.
-    """
+    """Return the noted reasons in order; None if one before the last is missing or odd."""
     reasons = [noted.get(index) for index in range(max(noted, default=-1) + 1)]
     known = tuple(reason for reason in reasons if reason is not None)
     return known if known and len(known) == len(reasons) else None

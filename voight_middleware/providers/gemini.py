@@ -39,10 +39,7 @@ _decode = msgspec.json.Decoder(_Content).decode
 
 
 def parse_content(body: bytes) -> ResponseSummary:
-    """
-    Read a whole response. A grounded one is billed a fee per search, which the usage does not
-    contain.
-    """
+    """Read a whole response. Grounding is billed a fee per search, which the usage omits."""
     content = _decode(body)
     groundings = [candidate.grounding_metadata for candidate in content.candidates or ()]
     searches = sum(len(grounding.web_search_queries or ()) for grounding in groundings if grounding is not None)

@@ -28,10 +28,7 @@ class Reading(NamedTuple):
 
     components: tuple[Component, ...]
     doubts: tuple[str, ...]
-    """
-    Why a part cannot be billed with certainty: numbers under unknown keys, and contradictory
-    counts.
-    """
+    """Reasons why a part may be billed wrongly: unknown keys with numbers, contradictory counts."""
 
 
 def read(dialect: str, raw: Mapping[str, Any]) -> Reading:
@@ -58,10 +55,7 @@ def read(dialect: str, raw: Mapping[str, Any]) -> Reading:
 
 
 def read_usage(dialect: str, raw: Mapping[str, Any]) -> tuple[Component, ...]:
-    """
-    Return the components of a provider's usage object. Arguments and errors are those of
-    ``read()``.
-    """
+    """Return the components of a usage object. Arguments and errors are those of ``read()``."""
     return read(dialect, raw).components
 
 
@@ -440,20 +434,20 @@ def _generate_content(raw: Mapping[str, Any], doubts: Doubts) -> tuple[Component
     image_out = _modality(raw, "candidatesTokensDetails", "IMAGE")
     if video_out := _modality(raw, "candidatesTokensDetails", "VIDEO"):
         doubts.append(f"usage has {video_out} tokens of video in its output, which cost more than text")
-    prompt, answer, tools = (_count(raw, f"{name}TokenCount") for name in ("prompt", "candidates", "toolUsePrompt"))
+    prompt, candidates, tools = (_count(raw, f"{name}TokenCount") for name in ("prompt", "candidates", "toolUsePrompt"))
     cached_audio = _modality(raw, "cacheTokensDetails", "AUDIO")
     if cached_audio is None and "cacheTokensDetails" not in raw:
         cached_audio, _ = _kinds(cached, None if prompt is None else prompt - (audio_in or 0), audio_in, None, doubts)
     cached, cached_audio = _split(cached, "cachedContentTokenCount", doubts, cached_audio)
     audio_in, cached_audio = _split(audio_in, "AUDIO", doubts, cached_audio)
     prompt, cached, cached_audio, audio_in = _split(prompt, "promptTokenCount", doubts, cached, cached_audio, audio_in)
-    answer, audio_out, image_out = _split(answer, "candidatesTokenCount", doubts, audio_out, image_out)
+    candidates, audio_out, image_out = _split(candidates, "candidatesTokenCount", doubts, audio_out, image_out)
     usage = Usage(
         input=sum_counts(prompt, tools),
         cache_read=cached,
         cache_read_audio=cached_audio,
         audio_in=audio_in,
-        output=sum_counts(answer, thoughts),
+        output=sum_counts(candidates, thoughts),
         reasoning=thoughts,
         audio_out=audio_out,
         image_out=image_out,
@@ -490,10 +484,7 @@ def _converse(raw: Mapping[str, Any], doubts: Doubts) -> tuple[Component, ...]:
 
 
 _MODALITIES = {"TEXT": 1, "IMAGE": 2, "VIDEO": 3, "AUDIO": 4, "DOCUMENT": 5}
-"""
-The numbers that Vertex AI returns if enums are not names. Source: Vertex AI RPC reference,
-"Modality".
-"""
+"""Vertex AI's numbers for enums without names. Source: Vertex AI RPC reference, "Modality"."""
 
 
 def _modality(raw: Mapping[str, Any], key: str, modality: str) -> Count:
@@ -551,8 +542,8 @@ def _messages(raw: Mapping[str, Any], doubts: Doubts) -> tuple[Component, ...]:
 
 def _unsplit(total: Count, name: str, doubts: Doubts, *parts: Count) -> Count:
     """
-    Return the written tokens without a lifetime. Parts that exceed their total win, as they are
-    more precise.
+    Return the written tokens without a lifetime. Parts above their total win: they are more
+    precise.
     """
     known = sum_counts(*parts)
     if total is None or known is None or known <= total:

@@ -15,9 +15,7 @@ from voight_middleware.diagnostics import warn_once
 from voight_middleware.providers.base import Job, named_user
 
 MAX_FILE = 64 * 1024 * 1024
-"""
-The maximum size of a file that is read. It takes about a tenth of a second, on the caller's thread.
-"""
+"""The maximum size of a file that is read, which takes about 0.1 seconds on the caller's thread."""
 
 
 class _Named(msgspec.Struct, frozen=True):

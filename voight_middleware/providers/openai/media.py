@@ -48,9 +48,7 @@ _decode_images = msgspec.json.Decoder(_Images).decode
 
 
 def parse_images(body: bytes) -> ResponseSummary:
-    """
-    Read a response with images: tokens if they are reported, else their number, size and quality.
-    """
+    """Read a response with images: its tokens, or else their number, size and quality."""
     response = _decode_images(body)
     usage = response.usage
     if is_null(usage) and response.data is not None:
@@ -195,10 +193,7 @@ _decode_video = msgspec.json.Decoder(_Video).decode
 
 
 def parse_video(body: bytes) -> ResponseSummary:
-    """
-    Read a video. It is a job at first; once it is completed, it has seconds and a size to be
-    billed.
-    """
+    """Read a video. It is a job at first. A completed one is billed by its seconds and size."""
     video = _decode_video(body)
     usage = NULL
     if video.status == "completed" and video.seconds is not None:
@@ -208,10 +203,7 @@ def parse_video(body: bytes) -> ResponseSummary:
 
 
 def _add_extension_seconds(summary: ResponseSummary, request: Mapping[str, Any]) -> ResponseSummary:
-    """
-    Take an extension's billed seconds from the request. The video's own are those of the whole
-    video.
-    """
+    """Take an extension's billed seconds from the request; the video has those of the whole."""
     seconds = request.get("seconds")
     if isinstance(seconds, str | int):
         summary.usage = _video_usage(seconds, None)

@@ -91,10 +91,7 @@ def parse_responses(body: bytes) -> ResponseSummary:
 
 
 def _make_job(summary: ResponseSummary, status: object, created_at: object) -> None:
-    """
-    Make a response in the background a job: it is complete when it is retrieved, maybe several
-    times.
-    """
+    """Make a background response a job: it is complete when retrieved, maybe several times."""
     summary.job = summary.id
     summary.created_at = int(created_at) if isinstance(created_at, int | float) else None
     summary.failure = "response.failed" if status == "failed" else None
@@ -164,9 +161,7 @@ def _tool_calls(types: Iterable[Any]) -> dict[str, int] | None:
 
 
 class ResponsesParser(StreamParser):
-    """
-    A stream of Responses events. The terminal event carries the whole response, usage included.
-    """
+    """A stream of Responses events. The terminal one carries the whole response with its usage."""
 
     _TERMINAL = frozenset({"response.completed", "response.incomplete", "response.failed"})
 
