@@ -245,7 +245,7 @@ BAD: list[tuple[str, object]] = [
 
 @pytest.mark.parametrize(("field", "value"), BAD)
 def test_a_bad_argument_is_a_value_error_at_once(field: str, value: object, calls: Calls) -> None:
-    """Whoever writes the block hears of his mistake before anything is sent."""
+    """A mistake in the arguments raises before anything is sent."""
     with pytest.raises(ValueError, match=field):
         metered_call(**{**HOW, field: value})
 

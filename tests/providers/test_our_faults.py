@@ -1,4 +1,4 @@
-"""Faults of ours: whatever fails inside the gate is counted, and the caller never hears of it."""
+"""Faults of ours: any failure inside the instrumentation is counted, and never reaches the caller."""
 
 import gc
 from collections.abc import Callable

@@ -235,10 +235,7 @@ class metered_call:
         self._reported = True
 
     def first_token(self) -> None:
-        """
-        Note the time to first token: the first part of the response has come. Later calls do
-        nothing.
-        """
+        """Note the time to first token: call it with the first part of the response."""
         if self._started is not None and self._call.ttft is None:
             self._call.ttft = (time.perf_counter_ns() - self._started) // 1000
 
