@@ -161,10 +161,10 @@ class MeteredRequest:
         self._batch = url.partition("?")[0].split("/")[-2] if endpoint.parse_line is not None else ""
 
     def start(self, client: Any = None, options: Any = None) -> None:
-        """Call the observers' ``on_start``, with the owner as far as known. Never raises."""
+        """Call the observers' ``on_call_start``, with the owner as far as known. Never raises."""
         try:
             meter = current_meter()
-            if not meter.observers.present or self.endpoint.parse is None or self.endpoint.job_phase == "tells":
+            if not meter.observers.present or self.endpoint.parse is None or self.endpoint.job_phase == "poll":
                 return  # not a call of its own: a file, a batch, the polling of a job
             model = self.body.get("model") if isinstance(self.body, Mapping) else None
             self.observed = meter.observers.start(
@@ -186,7 +186,7 @@ class MeteredRequest:
 
     def responded(self) -> None:
         """
-        Call the observers' ``on_response``. The request has returned or raised. Never raises.
+        Call the observers' ``on_call_response``. The request has returned or raised. Never raises.
 
         An observer must leave nothing in the caller's context.
         """
