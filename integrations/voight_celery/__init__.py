@@ -77,7 +77,7 @@ def _before_task(task: Any, **_: Any) -> None:
     # to the last task's user.
     _stamp_signature(request.chord, text)
     bound = bound_to_message(text, task.name)
-    bound.__enter__().several = lambda: _stamp_next(request, text)
+    bound.__enter__().on_second_user = lambda: _stamp_next(request, text)
     _bound.set(bound)
 
 

@@ -63,7 +63,7 @@ class CostTagMiddleware(Middleware):
         text = message.options.get(KEY)
         _stamp_completion(message.options, text)
         bound = bound_to_message(text, message.actor_name)
-        bound.__enter__().several = lambda: _stamp_following(message.options.get("pipe_target"), text)
+        bound.__enter__().on_second_user = lambda: _stamp_following(message.options.get("pipe_target"), text)
         self._local.bound = bound
 
     def after_process_message(self, broker: Broker, message: Any, *, result: Any = None, exception: BaseException | None = None) -> None:

@@ -21,7 +21,7 @@ from voight_middleware.context.context import current_context
 from voight_middleware.diagnostics import report_internal_error
 from voight_middleware.middleware.getters import Getter, Getters
 from voight_middleware.middleware.request_scope import RequestScope
-from voight_middleware.middleware.wsgi import RequestContext, answer_inside, route_of
+from voight_middleware.middleware.wsgi import RequestContext, respond_inside, route_of
 from voight_middleware.pipeline.configure import configure
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class CostTags:
         scopes, inner, finalize = _Scopes(self.getters), app.wsgi_app, app.process_response
 
         def wsgi_app(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
-            return answer_inside(RequestContext(scopes, environ), inner, environ, start_response)
+            return respond_inside(RequestContext(scopes, environ), inner, environ, start_response)
 
         # from Flask 3.2 on, the context comes first
         def process_response(*arguments: Any) -> flask.Response:

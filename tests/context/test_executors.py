@@ -140,7 +140,7 @@ def test_instrumenting_is_undone_completely() -> None:
 
 
 def test_a_patch_of_somebody_else_over_ours_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who has patched over us keeps his patch, ours does nothing below it, and may be asked to again."""
+    """A patch over ours stays. Ours does nothing below it, and may be enabled again."""
     before = ThreadPoolExecutor.submit
     instrument_executors()
     ours = ThreadPoolExecutor.submit
@@ -241,7 +241,7 @@ def steps() -> Generator[Any, Any, str]:
 
 
 def test_steps_of_a_generator() -> None:
-    """Each step has the tags of where it was carried from, the consumer his own; send, throw and the result pass through."""
+    """Each step has the tags of where it was carried from, the consumer their own; send, throw and the result pass through."""
     with tag(user_id="u"):
         carried = carry_steps(steps())
     with tag(user_id="consumer"):
@@ -305,7 +305,7 @@ async def async_steps(cleaned: list[Any]) -> AsyncGenerator[Any, Any]:
 
 
 async def test_steps_of_an_asynchronous_generator() -> None:
-    """As for a generator: asend, athrow and aclose pass through, and the consumer has his own tags between."""
+    """As for a generator: asend, athrow and aclose pass through, and the consumer has their own tags between."""
     cleaned: list[Any] = []
     with tag(user_id="u"):
         carried = acarry_steps(async_steps(cleaned))
@@ -330,7 +330,7 @@ def carry_of_two(name: str) -> Any:
 
 
 async def test_steps_that_are_cancelled() -> None:
-    """A step that is cancelled gives the consumer his tags back, and the generator its cleanup."""
+    """A step that is cancelled gives the consumer their tags back, and the generator its cleanup."""
     cleaned: list[Any] = []
 
     async def never() -> AsyncGenerator[Any, Any]:

@@ -267,7 +267,7 @@ def test_an_answer_that_is_no_id_is_an_error(meter: Meter, answer: object) -> No
 
 
 def test_an_explicit_tag_beats_the_getter_and_drops_the_other_users_plan(meter: Meter) -> None:
-    """On behalf of somebody else: the signed-in user's plan, tenant and tags are not his."""
+    """On behalf of another user: the signed-in user's plan, tenant and tags are not theirs."""
     scope = scope_of(
         sync_getter, lambda: "GET /x", plan=lambda request: "pro", tenant=lambda request: "t", tags=lambda request: {"team": "a"}
     )

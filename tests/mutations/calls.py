@@ -14,7 +14,7 @@ MUTATIONS: list[Mutation] = [
         ),
         (
             "an anonymous client charges whom its body names",
-            "        return self.context.scope is None if wanted is None else wanted",
+            "        return self.context.scope is None if allowed is None else allowed",
             "        return True",
         ),
         (
@@ -24,8 +24,8 @@ MUTATIONS: list[Mutation] = [
         ),
         (
             "an aborted stream counts no output",
-            '            output = reader.estimated_output() if outcome != "ok" or unreported else None',
-            "            output = reader.estimated_output() if False else None",
+            '            output = parser.estimated_output() if outcome != "ok" or unreported else None',
+            "            output = parser.estimated_output() if False else None",
         ),
         (
             "the answers of a batch are billed at the full rate",
@@ -43,8 +43,8 @@ MUTATIONS: list[Mutation] = [
         "instrumentation/sdk.py",
         (
             "usage is asked for though the caller decided himself",
-            ' or (wish and "include_usage" in wish):',
-            " or (wish and False):",
+            ' or (given and "include_usage" in given):',
+            " or (given and False):",
         ),
         (
             "a refused stream is not sent again as the caller wrote it",
@@ -67,8 +67,8 @@ MUTATIONS: list[Mutation] = [
         "instrumentation/streams.py",
         (
             "a stream that breaks off is whole",
-            '        self.end(self._said() or "truncated")',
-            '        self.end(self._said() or "ok")',
+            '        self.end(self._reported_outcome() or "truncated")',
+            '        self.end(self._reported_outcome() or "ok")',
         ),
         (
             "a stream's end is reported twice",
@@ -77,8 +77,8 @@ MUTATIONS: list[Mutation] = [
         ),
         (
             "a stream that nobody reads on is never a call",
-            '        self.end(self._said() or "aborted")',
-            "        self._said()",
+            '        self.end(self._reported_outcome() or "aborted")',
+            "        self._reported_outcome()",
         ),
         tests="tests/providers",
     ),
@@ -100,13 +100,13 @@ MUTATIONS: list[Mutation] = [
         "instrumentation/usage_chunks.py",
         (
             "usage that we asked for shows as null",
-            '                    sent.discard("usage")\n                    self._heeded = True\n                if extra',
-            "                    self._heeded = True\n                if extra",
+            '                    sent.discard("usage")\n                    self._sends_null = True\n                if extra',
+            "                    self._sends_null = True\n                if extra",
         ),
         (
             "what a server says beside its usage is hidden",
-            "            if (value is not None or not self._heeded) and (key",
-            "            if self._heeded and value is not None and (key",
+            "            if (value is not None or not self._sends_null) and (key",
+            "            if self._sends_null and value is not None and (key",
         ),
         tests="tests/providers",
     ),
@@ -114,8 +114,8 @@ MUTATIONS: list[Mutation] = [
         "instrumentation/request.py",
         (
             "a pooled connection keeps the prompt",
-            "        self.metered = self.client = None",
-            "        self.client = None",
+            "        self.metered = self.client = self._outer = None",
+            "        self.client = self._outer = None",
         ),
         tests="tests/providers",
     ),

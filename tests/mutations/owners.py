@@ -46,8 +46,8 @@ MUTATIONS: list[Mutation] = [
         "middleware/request_scope.py",
         (
             "calls made before anybody is known stay nobody's",
-            "        if pending and owner.tags.user_id is not None:\n            self._how",
-            "        if pending and owner.tags.user_id is None:\n            self._how",
+            "        if pending and owner.tags.user_id is not None:\n            self._attribution",
+            "        if pending and owner.tags.user_id is None:\n            self._attribution",
         ),
         (
             "a failing getter is not counted",
@@ -89,7 +89,7 @@ MUTATIONS: list[Mutation] = [
         "middleware/wsgi.py",
         (
             "an answer that is streamed loses its user",
-            "            self._now = current_context()  # a `with tag()` of the application's may stay open over a yield\n            set_context(outer)",
+            "            self._now = current_context()\n            set_context(outer)",
             "            self._now = outer\n            set_context(outer)",
         ),
         (

@@ -70,7 +70,7 @@ def test_no_secret_of_a_url_is_kept_anywhere(tmp_path: Path) -> None:
 
 def test_a_wrong_base_url_is_not_printed() -> None:
     """The error names the type: the value itself can be a URL with a password."""
-    with pytest.raises(ValueError, match="base_url must be a text, not bytes"):
+    with pytest.raises(ValueError, match="base_url must be a string, not bytes"):
         voight.record(provider="openai", model="m", usage={"prompt_tokens": 1}, base_url=b"https://u:hunter2@h/")  # type: ignore[arg-type]
 
 

@@ -179,7 +179,7 @@ def test_too_many_tags_leave_the_user() -> None:
         assert voight.inject_headers({}, url=URL, hosts=HOSTS) == {}
 
 
-# -- what is not believed -------------------------------------------------------------------------------------------------------
+# -- refused headers -----------------------------------------------------------------------------------------------------------
 
 
 def forgeries() -> dict[str, tuple[str, ...]]:
@@ -328,7 +328,7 @@ def front(url: str, hosts: set[str]) -> FastAPI:
 
 @pytest.mark.slow
 def test_the_users_of_one_service_own_the_calls_of_the_next(serve: Any, voight_provider: Any, voight_calls: Any) -> None:
-    """Many users at once through two servers, twice each: every call is his who wanted it, at the other service's own route."""
+    """Many users at once through two servers, twice each: every call belongs to its user, at the other service's own route."""
     url = serve(front(serve(reports(voight_provider)), {"127.0.0.1"}))
     users = [f"u_{number}" for number in range(times(40, 200))]
 
@@ -409,7 +409,7 @@ def spends(*_: Any) -> str:
 
 @pytest.mark.slow
 def test_wsgi_flask_and_a_dependency_read_it(serve: Any, voight_calls: Any) -> None:
-    """The same getters serve every boundary."""
+    """The same getters serve every middleware."""
     headers = {HEADER: header_of(user_id="u_7", plan="pro", feature="f")}
 
     def wsgi(environ: Any, start_response: Any) -> list[bytes]:

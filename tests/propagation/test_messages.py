@@ -229,7 +229,7 @@ def test_a_message_is_bounded(caplog: pytest.LogCaptureFixture) -> None:
     assert len(text) <= MAX_CHARACTERS
     with bound_to_message(text):
         assert current_tags() == Tags(user_id='"' * 256)
-    assert any("left out of its message" in record.getMessage() for record in caplog.records)
+    assert any("dropped from its message" in record.getMessage() for record in caplog.records)
 
 
 def test_an_address_is_the_same_pseudonym_in_the_request_and_in_its_job(voight_calls: Any) -> None:

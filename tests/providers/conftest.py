@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from voight_middleware.instrumentation import sdk
-from voight_middleware.instrumentation import wrap as gate
+from voight_middleware.instrumentation import sdk, wrap
 from voight_middleware.pipeline import open_calls
 from voight_middleware.pipeline.meter import swap_meter
 from voight_middleware.testing.provider import LoopbackProvider
@@ -36,7 +35,7 @@ def _collecting(taken: Calls) -> Iterator[Calls]:
         yield taken
     finally:
         open_calls.end_all()  # what the test has left open is its own, and no other test's
-        gate.uninstrument()
+        wrap.uninstrument()
         sdk._refusing_usage.clear()
         swap_meter(outer)
 

@@ -66,7 +66,7 @@ class Way:
     arun: Callable[[Any], Awaitable[Any]]
     streamed: bool = False
     by_hand: bool = False
-    """Whether the caller reads the body himself, so that what he did not ask for must not be in it."""
+    """Whether the caller reads the body themselves, so that nothing they did not ask for may be in it."""
 
     def __str__(self) -> str:
         return self.name

@@ -7,6 +7,9 @@ from typing import Any
 import pytest
 
 from voight_middleware import tag, wrap
+from voight_middleware.pipeline.meter import add_observer, remove_observer
+from voight_middleware.pipeline.observers import CallStart
+from voight_middleware.records.call import Call
 
 from ..support.calls import Calls
 from ..support.memory_provider import (
@@ -199,3 +202,36 @@ def test_polling_that_fails_is_no_call(provider: Provider, calls: Calls) -> None
         client.responses.retrieve("resp_1")
 
     assert kept(calls) == []
+
+
+class Starts:
+    """An observer that keeps the endpoints of the calls that start."""
+
+    def __init__(self) -> None:
+        self.endpoints: list[str] = []
+
+    def on_call_start(self, start: CallStart) -> None:
+        self.endpoints.append(start.endpoint)
+
+    def on_call_response(self, token: object) -> None:
+        pass
+
+    def on_call_end(self, token: object, call: Call) -> None:
+        pass
+
+
+def test_polling_a_job_starts_no_call(provider: Provider, calls: Calls) -> None:
+    """An observer sees the call that submits a job start, and none of the requests that poll it."""
+    observer = Starts()
+    add_observer(observer)
+    try:
+        client = wrap(provider.client("openai"))
+        provider.answer = in_background("in_progress", "completed")
+        client.responses.create(**RESPONSES, background=True)
+        for _ in range(3):
+            client.responses.retrieve("resp_1")
+    finally:
+        remove_observer(observer)
+
+    assert observer.endpoints == ["responses"]
+    assert len(kept(calls)) == 1

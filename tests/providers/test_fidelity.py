@@ -1,4 +1,4 @@
-"""The caller's view: with the gate or without it, and whatever fails inside it, the SDK behaves the same."""
+"""The caller's view: with or without instrumentation, and whatever fails inside it, the SDK behaves the same."""
 
 from collections.abc import Callable
 from typing import Any

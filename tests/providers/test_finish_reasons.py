@@ -340,7 +340,7 @@ def shown(made: Any) -> Any:
 @pytest.mark.parametrize("kind", ["chat", "messages", "responses"])
 @STREAMS
 def test_an_odd_reason_changes_nothing(kind: str, streamed: bool, odd: Any, provider: Provider, calls: Calls) -> None:
-    """The caller gets what he would have got, the usage is exact, and nothing of it is kept."""
+    """The caller gets what they would have got, the usage is exact, and nothing of it is kept."""
     plain, events = ends(kind, odd)
     provider.answer = lambda path, body: events if streamed else plain
     resource, arguments = {"chat": ("chat.completions", CHAT), "messages": ("messages", MESSAGES), "responses": ("responses", RESPONSES)}[

@@ -86,7 +86,7 @@ async def test_a_transport_that_raises_is_an_error(kind: str, asynchronous: bool
 
 
 async def test_a_stream_without_usage_is_estimated_and_not_changed(provider: Provider, calls: Calls) -> None:
-    """Nothing is asked of the provider that the caller did not ask for himself."""
+    """Nothing is asked of the provider that the caller did not ask for."""
     client = wrap(client_of(httpx, raw(provider, httpx)))
     await sent(client, CHAT_URL, {**CHAT, "stream": True})
 

@@ -36,7 +36,7 @@ def through(provider: Provider, sdk: str, **options: Any) -> Any:
 @KINDS
 @pytest.mark.parametrize("sdk", ["openai", "anthropic"])
 async def test_what_an_sdk_sends_is_counted_once(sdk: str, asynchronous: bool, provider: Provider, calls: Calls) -> None:
-    """By the gate where its client is metered, by the transport where it is not."""
+    """By the SDK's instrumentation if its client is metered, else by the transport."""
     clients = {
         "wrapped": wrap(through(provider, sdk, asynchronous=asynchronous)),
         "unwrapped": through(provider, sdk, asynchronous=asynchronous),

@@ -161,7 +161,7 @@ async def test_a_stream_that_ends_too_early_is_truncated(loopback: LoopbackProvi
 
 @pytest.mark.slow
 async def test_a_hundred_tasks_of_twenty_users_over_one_client(loopback: LoopbackProvider, calls: Calls) -> None:
-    """Every user has his own calls, whole ones and streams, as many as the provider counted for him."""
+    """Every user has their own calls, whole ones and streams, as many as the provider counted for them."""
     limits = httpx.Limits(max_connections=30)
     transport = httpx.AsyncHTTPTransport(limits=limits)
     client = wrap(httpx.AsyncClient(transport=transport, timeout=60))

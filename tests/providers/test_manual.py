@@ -1,4 +1,4 @@
-"""record(): calls that no gate sees."""
+"""record(): calls that no instrumentation sees."""
 
 import json
 from datetime import UTC, datetime, timedelta, timezone
@@ -225,7 +225,7 @@ def test_nothing_is_recorded_while_it_is_switched_off(calls: Calls, tmp_path: An
     ],
 )
 def test_a_bad_argument_is_a_value_error_that_names_it(field: str, value: object, calls: Calls) -> None:
-    """Whoever records by hand hears of his mistake at once, and nothing is recorded."""
+    """A mistake raises at once, and nothing is recorded."""
     with pytest.raises(ValueError, match=field) as caught:
         record(**{**GOOD, field: value})
 

@@ -167,7 +167,7 @@ def test_a_block_without_a_report_is_kept_unpriced(calls: Calls, caplog: pytest.
     kept = calls.all()
     assert [(call.outcome, call.usage, call.cost_usd, call.cost_status) for call in kept] == [("ok", None, None, "unpriced")] * 3
     assert [record.message for record in caplog.records if "report()" in record.message] == [
-        "a metered_call() block ended without report(): what it cost is not known"
+        "a metered_call() block ended without report(): its cost is not known"
     ]
 
 
@@ -245,7 +245,7 @@ BAD: list[tuple[str, object]] = [
 
 @pytest.mark.parametrize(("field", "value"), BAD)
 def test_a_bad_argument_is_a_value_error_at_once(field: str, value: object, calls: Calls) -> None:
-    """Whoever writes the block hears of his mistake before anything is sent."""
+    """A mistake in the arguments raises before anything is sent."""
     with pytest.raises(ValueError, match=field):
         metered_call(**{**HOW, field: value})
 

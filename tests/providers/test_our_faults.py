@@ -1,4 +1,4 @@
-"""Faults of ours: whatever fails inside the gate is counted, and the caller never hears of it."""
+"""Faults of ours: any failure inside the instrumentation is counted, and never reaches the caller."""
 
 import gc
 from collections.abc import Callable
@@ -41,8 +41,8 @@ HOOKS = [
     "instrumentation.request:MeteredRequest.fail",
     "instrumentation.request:MeteredRequest.body_read",
     "SdkRequest.watch",
-    "SdkRequest._tap",
-    "SdkRequest._tap_when_parsed",
+    "SdkRequest._meter_stream",
+    "SdkRequest._meter_when_parsed",
     "instrumentation.request:MeteredRequest.read_when_closed",
     "instrumentation.request:MeteredRequest.read_by_hand",
     "instrumentation.request:MeteredRequest.stream_ended",

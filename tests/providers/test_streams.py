@@ -213,7 +213,7 @@ def test_a_stream_in_a_cycle_ends_with_the_garbage_collector(kind: str, client: 
 
 @KINDS
 def test_a_stream_that_is_still_open_is_no_call_yet(kind: str, client: Any, calls: Calls) -> None:
-    """After a break the caller may go on reading; the call ends when he lets go."""
+    """After a break the caller may go on reading; the call ends when they let go."""
     stream = begin(kind, client)
     for _ in stream:
         break
@@ -369,7 +369,7 @@ def test_a_connection_that_breaks_behind_the_answer_costs_no_counts(provider: Pr
     is_whole(calls.one(), "chat")
 
 
-# -- the tap itself --------------------------------------------------------------------------------------------------------------
+# -- the metered iterator itself -------------------------------------------------------------------------------------------------
 
 
 @KINDS

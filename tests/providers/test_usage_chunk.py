@@ -48,7 +48,7 @@ def test_a_caller_who_wants_no_usage_gets_none(how: str, provider: Provider, cal
 
 
 def test_other_stream_options_are_kept(provider: Provider, calls: Calls) -> None:
-    """What else the caller put into ``stream_options`` is sent beside ours, and his own dictionary is not changed."""
+    """What else the caller put into ``stream_options`` is sent beside ours, and their own dictionary is not changed."""
     options = {"include_obfuscation": False}
 
     chunks(wrap(provider.client("openai")), stream_options=options)
@@ -128,7 +128,7 @@ async def test_a_server_that_refuses_stream_options_costs_the_caller_nothing(
 
 
 def test_a_refusal_of_the_callers_own_stream_options_is_his(provider: Provider, calls: Calls) -> None:
-    """Nothing is sent again where the caller asked himself."""
+    """Nothing is sent again if the caller asked for usage."""
     provider.answer_in_turn(refusal(400, "stream_options is not allowed"))
 
     with pytest.raises(openai.BadRequestError, match="stream_options"):

@@ -103,7 +103,7 @@ def test_an_event_costs_little(calls: Calls) -> None:
         host="h",
         provider="p",
         endpoint=openai_sockets.REALTIME,
-        asks=True,
+        creates=True,
         model="m",
         session=None,
         context=current_context(),

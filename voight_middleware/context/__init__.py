@@ -1,1 +1,1 @@
-"""Who is calling: tags in one context variable."""
+"""The tag context: the tags and the request scope that apply to a call."""

@@ -15,19 +15,25 @@ R = TypeVar("R")
 
 def carry(function: Callable[P, R]) -> Callable[P, R]:
     """
-    *function*, to be run elsewhere (another thread, an executor, a callback) with the tags and the request of here and now::
+    Wrap *function* to run elsewhere (a thread, an executor, a callback) with the current tags and
+    request::
 
-        executor.submit(voight.carry(summarise), document)
+        executor.submit(voight.carry(summarize), document)
 
-    Any callable: a function or coroutine function, a method, a ``functools.partial``, a class. A coroutine or generator that it answers
-    is carried too. It keeps the request alive no longer than the request lasts.
+    Any callable works: a function or coroutine function, a method, a ``functools.partial``, a
+    class. A coroutine or generator that it returns is carried too. The request is kept no longer
+    than it lasts.
     """
     context = context_to_carry()
     return run_inside(function, lambda: context)
 
 
 def context_to_carry() -> TagContext:
-    """The context of here and now, to be put in force elsewhere: with the user, where the request's getters can be asked here only."""
+    """
+    Return the current context, to be applied elsewhere.
+
+    The user is resolved first if the request's getters work in the request's own context only.
+    """
     context = current_context()
     if getattr(context.scope, "local", False):
         context.resolve()
@@ -35,7 +41,7 @@ def context_to_carry() -> TagContext:
 
 
 def run_inside(function: Callable[P, R], context_for: Callable[[], TagContext]) -> Callable[P, R]:
-    """*function*, wrapped to run inside a context; a generator is inside it during each of its steps only."""
+    """Wrap *function* to run inside a context. A generator is inside it during its steps only."""
     import inspect
 
     if inspect.iscoroutinefunction(function):
@@ -46,10 +52,10 @@ def run_inside(function: Callable[P, R], context_for: Callable[[], TagContext]) 
         make = _generator_inside
     else:
         make = _function_inside
-    # What a class has as attributes is no function's.
+    # The attributes of a class are not those of a function.
     updated = () if isinstance(function, type) else functools.WRAPPER_UPDATES
-    whole: Callable[..., Any] = function
-    wrapped = functools.wraps(whole, updated=updated)(make(whole, context_for))
+    untyped: Callable[..., Any] = function
+    wrapped = functools.wraps(untyped, updated=updated)(make(untyped, context_for))
     return cast("Callable[P, R]", wrapped)
 
 
@@ -62,7 +68,8 @@ def _function_inside(function: Callable[..., Any], context_for: Callable[[], Tag
             result = function(*args, **kwargs)
         finally:
             set_context(outer)
-        # `lambda: coroutine()`, and an object with `async def __call__`, look like functions until they have answered.
+        # `lambda: coroutine()` and objects with `async def __call__` look like functions until they
+        # return.
         make = _INSIDE.get(type(result))
         return result if make is None else make(lambda: result, lambda: inner)()
 
@@ -119,7 +126,8 @@ def _async_generator_inside(function: Callable[..., Any], context_for: Callable[
             except StopAsyncIteration:
                 return
             finally:
-                inner = current_context()  # a `with tag()` of the generator's own may stay open over a yield
+                # a `with tag()` of the generator may stay open over a yield
+                inner = current_context()
                 set_context(outer)
             try:
                 sent = yield item

@@ -1,9 +1,11 @@
 """
-Tags: who a call is for.
+The tag context: the tags and the request scope that apply to the calls of a context.
 
-Explicit tags travel in one context variable, as a chain of immutable contexts. A context also names the request's scope, from which
-the signed-in user is resolved lazily. Frames are set and restored by value, never by token: a generator may leave a ``with
-tag(...)`` block in another copy of the context than the one that it entered in, and a token would raise there.
+One context variable holds a chain of immutable ``TagContext`` objects. Each has explicit tags and
+names a request scope, from which the signed-in user is resolved lazily.
+
+Contexts are set and restored by value, never by token. A generator may leave a ``with tag(...)``
+block in another copy of the context than the one in which it entered. A token would raise there.
 """
 
 from __future__ import annotations
@@ -17,35 +19,43 @@ from voight_middleware.records.tags import NO_TAGS, Owner, Tags
 
 
 class OwnerSource(Protocol):
-    """What a boundary binds for the length of a request or job: its lazily resolved identity. Nothing here raises."""
+    """The identity of a request or job, resolved lazily. Its methods never raise."""
 
     def known(self) -> Owner:
-        """What is known by now, without asking anybody."""
+        """Return the owner as known so far, without calling a getter."""
         ...
 
     def resolve(self) -> Owner:
-        """Ask the getters, from synchronous code; whatever would block stays unknown."""
+        """Call the getters from synchronous code. A value that needs awaiting stays unknown."""
         ...
 
     async def aresolve(self) -> Owner:
-        """Ask the getters, awaiting the asynchronous ones."""
+        """Call the getters, awaiting the asynchronous ones."""
         ...
 
     def set_identity(self, tags: Tags, attribution: str) -> None:
-        """Name the user, plan and tenant, instead of the getters."""
+        """Set the user, plan and tenant, instead of the getters."""
         ...
 
     def set_tags(self, tags: Tags) -> None:
-        """Lay explicit tags over what is known, for the rest of the request."""
+        """Merge explicit tags onto the identity, for the rest of the request."""
         ...
 
     def defer(self, call_id: str) -> None:
-        """Note a call that was written without an owner, to be settled when the request ends."""
+        """Note a call that was written without an owner. It gets one when the request ends."""
         ...
 
 
 class TagContext:
-    """What one context sees: the explicit tags, and the scope of the request that it is part of."""
+    """
+    The explicit tags of one context, and the scope of the request that it is part of.
+
+    Args:
+        scope: The request scope, or None outside of a request or job.
+        tags: The explicit tags, those of outer contexts included.
+        outer: The context to restore after a ``with tag(...)`` block.
+        by: The ``tag`` that made this context.
+    """
 
     __slots__ = ("by", "outer", "scope", "tags")
 
@@ -56,11 +66,11 @@ class TagContext:
         self.by = by
 
     def owner(self) -> Owner:
-        """The owner as far as it is known by now."""
+        """Return the owner as known so far."""
         return overlay(self.scope.known() if self.scope is not None else NOBODY, self.tags)
 
     def resolve(self) -> Owner:
-        """The owner, asking the request's getters from synchronous code."""
+        """Return the owner. Call the request's getters from synchronous code."""
         return overlay(self.scope.resolve() if self.scope is not None else NOBODY, self.tags)
 
     async def aresolve(self) -> Owner:
@@ -68,18 +78,18 @@ class TagContext:
         return overlay(await self.scope.aresolve() if self.scope is not None else NOBODY, self.tags)
 
 
-def overlay(found: Owner, explicit: Tags) -> Owner:
+def overlay(resolved: Owner, explicit: Tags) -> Owner:
     """
-    What was *found* out about a request's user, under *explicit* tags.
+    Return the *resolved* owner of a request, with *explicit* tags on top.
 
-    Where these name another user, the plan and the tenant of the signed-in one are not his, and are left out.
+    If these name another user, the signed-in user's plan and tenant are dropped.
     """
     if explicit is NO_TAGS:
-        return found
+        return resolved
     user_id = explicit.user_id
     if user_id is None:
-        return Owner(found.tags.merge(explicit), found.attribution)
-    tags = found.tags
+        return Owner(resolved.tags.merge(explicit), resolved.attribution)
+    tags = resolved.tags
     if tags.user_id is not None and tags.user_id != user_id:
         tags = Tags(route=tags.route, release=tags.release)
     return Owner(tags.merge(explicit), "tag")
@@ -90,15 +100,15 @@ _context: ContextVar[TagContext] = ContextVar("voight_tags", default=TagContext(
 
 current_context = _context.get
 set_context = _context.set
-"""Put a context in force, by value: that of ``current_frame`` elsewhere. For boundaries; an application uses ``tag`` and ``carry``."""
+"""Apply a context, by value. For middleware; an application uses ``tag`` and ``carry``."""
 
 
 class use_scope:
     """
-    Bind a fresh scope for the length of a ``with`` block, and nothing of an outer one.
+    Bind a fresh scope for the length of a ``with`` block. Nothing of an outer scope is kept.
 
-    A server may start a request inside the context of the one before it (uvicorn does, for pipelined requests): merging would
-    hand its user on.
+    A server may start a request inside the context of the one before it (uvicorn does, for
+    pipelined requests). Merging would pass that request's user on.
     """
 
     __slots__ = ("_context", "_outer")
@@ -117,7 +127,7 @@ class use_scope:
 
 
 def on_a_loop() -> bool:
-    """Return whether this thread runs an event loop, which must not wait for anything. No library is imported to find out."""
+    """Return whether this thread runs an event loop, which must not block. Imports nothing."""
     asyncio, trio = sys.modules.get("asyncio"), sys.modules.get("trio.lowlevel")
     if asyncio is not None:
         with contextlib.suppress(RuntimeError):

@@ -1,4 +1,4 @@
-"""Threads and generators: the tags of here and now, taken to where Python itself does not take them."""
+"""Carry tags into executors, threads and generators, which do not copy the context themselves."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 _WORKERS = ("concurrent.futures.", "multiprocessing.", "anyio.", "voight_middleware.")
-"""Whose threads go on to work for others: they are not of the request that has started them."""
+"""Modules whose threads work for others later. They do not belong to one request."""
 
 
 class CarryingThreadPoolExecutor(ThreadPoolExecutor):
-    """A ``ThreadPoolExecutor`` whose work has the tags and the request of where it was submitted; ``submit`` and ``map`` alike."""
+    """A ``ThreadPoolExecutor`` whose work has its submitter's tags and request."""
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Submit a call of *fn*, carried."""
@@ -31,15 +31,17 @@ class CarryingThreadPoolExecutor(ThreadPoolExecutor):
 
 def instrument_executors(threads: bool = False) -> None:
     """
-    Carry tags into every ``ThreadPoolExecutor`` of this process, and so into ``loop.run_in_executor(None, fn)``; repeated calls are
-    harmless.
+    Carry tags into every ``ThreadPoolExecutor`` of this process, and so into
+    ``loop.run_in_executor(None, fn)``.
 
-    Processes are not reached: nothing of a ``ProcessPoolExecutor`` is changed.
+    Repeated calls are harmless. A ``ProcessPoolExecutor`` is not changed: tags do not reach its
+    processes.
 
     Args:
-        threads: Whether a ``threading.Thread`` begins with the tags of where it is started, too. Not for an application that starts
-            threads of its own inside a request which then work for others, fed by a queue: those would stay with that request. The
-            workers of executors and pools of the standard library and of anyio are told apart.
+        threads: Whether a ``threading.Thread`` starts with the current tags too. Do not use it if
+            your application starts threads inside a request that later work for others, fed by a
+            queue: they would stay with that request. Workers of the standard library's executors
+            and pools, and of anyio, are recognized.
     """
     with _lock:
         _carrying.add("submit")
@@ -50,11 +52,12 @@ def instrument_executors(threads: bool = False) -> None:
 
 
 def uninstrument_executors() -> None:
-    """Undo ``instrument_executors()``, for executors and threads; harmless without it."""
+    """Undo ``instrument_executors()``, for executors and threads. Harmless without it."""
     with _lock:
         _carrying.clear()
         for name, (owner, original, ours) in list(_patched.items()):
-            if getattr(owner, name) is ours:  # or somebody has patched over it: then ours stays, and does nothing
+            # else another patch is over ours, which then does nothing
+            if getattr(owner, name) is ours:
                 setattr(owner, name, original)
                 del _patched[name]
 
@@ -82,7 +85,7 @@ def _carrying_submit(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _is_interpreter_pool(executor: ThreadPoolExecutor) -> bool:
-    """Python 3.14: a ``ThreadPoolExecutor`` by inheritance that pickles what it is given."""
+    """Return whether this is Python 3.14's executor, a subclass that pickles its functions."""
     module = sys.modules.get("concurrent.futures.interpreter")
     return module is not None and isinstance(executor, module.InterpreterPoolExecutor)
 
@@ -95,7 +98,7 @@ def _carrying_start(original: Callable[..., Any]) -> Callable[..., Any]:
         context, run = context_to_carry(), self.run
 
         def run_carried() -> None:
-            self.__dict__.pop("run", None)  # the thread and its `run` would keep each other
+            self.__dict__.pop("run", None)  # the thread and its `run` would keep each other alive
             set_context(context)
             run()
 
@@ -116,11 +119,12 @@ def _works_for_others(thread: threading.Thread) -> bool:
 
 def carry_steps(iterable: Iterable[T]) -> Generator[T, Any, Any]:
     """
-    *iterable*, with the tags and the request of here and now bound around each step, and the consumer's own between the steps::
+    Wrap *iterable* to run each of its steps with the current tags and request::
 
-        return Response(carry_steps(answer_in_pieces()))
+        return Response(carry_steps(generate_reply()))
 
-    For an iterator that is driven elsewhere: by a server's thread, or after the request. ``send``, ``throw`` and ``close`` reach it.
+    Between the steps, the consumer's own tags apply. For an iterator that is driven elsewhere: by a
+    server's thread, or after the request. ``send``, ``throw`` and ``close`` reach it.
     """
     return _Steps(iterable)
 
@@ -141,7 +145,8 @@ class _Steps(Generator[Any, Any, Any]):
         try:
             return step(*args)
         finally:
-            self._context = current_context()  # a `with tag()` of the generator's own may stay open over a yield
+            # a `with tag()` of the generator may stay open over a yield
+            self._context = current_context()
             set_context(outer)
 
     def __next__(self) -> Any:

@@ -12,22 +12,25 @@ from voight_middleware.records.tag_values import keep_extra, keep_value
 from voight_middleware.records.tags import Tags
 
 _LEFT_ELSEWHERE = (
-    "a `with voight.tag(...)` block ended in another context than the one that it began in, so its tags reached no call between the two. "
-    "FastAPI runs a dependency with `yield` that is a plain `def` so: make it `async def`, or call voight.set_tags() in it"
+    "a `with voight.tag(...)` block ended in another context than it started in, so its tags reached no call in between. "
+    "FastAPI does so with a plain `def` dependency that has a `yield`: make it `async def`, or call voight.set_tags() in it"
 )
 
 
 class tag:
     """
-    Tag every call made inside a ``with`` block or a decorated function; nested tags merge onto the outer ones.
+    Tag every call made inside a ``with`` block or a decorated function. Nested tags merge onto the
+    outer ones.
 
-    Works in synchronous and asynchronous code, on functions, coroutine functions, generators and asynchronous generators, and one
-    instance may be used by many tasks at once. Keys other than the named ones become ``extra`` keys::
+    Works in synchronous and asynchronous code, on functions, coroutine functions, generators and
+    asynchronous generators. Many tasks may use one instance at once. Keys other than the named ones
+    become ``extra`` keys::
 
         with voight.tag(user_id="u_7", plan="pro", feature="summary"):
             client.chat.completions.create(...)
 
-    Values are text, whole numbers or UUIDs; None leaves a key as it is. Nothing is raised for a bad value: it is left out and logged once.
+    Values are strings, whole numbers or UUIDs; None leaves a key as it is. A bad value never
+    raises: it is dropped and logged once.
     """
 
     __slots__ = ("tags",)
@@ -63,7 +66,8 @@ class tag:
         context = current_context()
         if context.by is self and context.outer is not None:
             set_context(context.outer)
-        elif exc_type is None and not on_a_loop():  # on a loop, a generator may well be closed in another task than it ran in
+        elif exc_type is None and not on_a_loop():
+            # on a loop, a generator may be closed in another task than it ran in
             warn_once(_LEFT_ELSEWHERE)
 
     async def __aenter__(self) -> None:
@@ -91,9 +95,10 @@ def set_tags(
     **extra: object,
 ) -> None:
     """
-    Set tags for the rest of the current request or job; without one, for the rest of the current context.
+    Set tags for the rest of the current request or job, or else for the rest of the current
+    context.
 
-    An enclosing ``with tag(...)`` block still wins over them, key by key.
+    An enclosing ``with tag(...)`` block wins over them, key by key.
     """
     tags = Tags(
         user_id=keep_value("user_id", user_id),
@@ -112,7 +117,7 @@ def set_tags(
 
 
 def _merge_under(context: TagContext, tags: Tags) -> TagContext:
-    """*context* with *tags* below those of every ``tag`` that is in force."""
+    """Return *context* with *tags* merged under those of every open ``tag``."""
     if context.outer is None or not isinstance(context.by, tag):
         return TagContext(None, context.tags.merge(tags))
     outer = _merge_under(context.outer, tags)
@@ -120,5 +125,5 @@ def _merge_under(context: TagContext, tags: Tags) -> TagContext:
 
 
 def current_tags() -> Tags:
-    """The tags that a call made here and now would carry; resolves the request's user if that has not happened yet."""
+    """Return the tags of a call made now. Resolve the request's user if necessary."""
     return current_context().resolve().tags

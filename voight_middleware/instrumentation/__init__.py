@@ -1,1 +1,1 @@
-"""A call goes out: the SDKs, HTTP clients and WebSockets that are metered."""
+"""Instrumentation: the SDKs, HTTP clients and WebSockets whose calls are metered."""

@@ -1,7 +1,8 @@
 """
-Bodies that the caller reads by hand: ``with_streaming_response``, and raw streams that are never parsed.
+Bodies that the caller reads themselves: ``with_streaming_response``, and raw streams that are never
+parsed.
 
-The SDK makes no answer of them that could be looked at. What passes by is kept, and read once it has passed.
+The SDK makes no object from them. Their parts are kept as they pass, and parsed at the end.
 """
 
 from __future__ import annotations
@@ -15,44 +16,52 @@ from typing import Any
 from voight_middleware.diagnostics import counters, report_internal_error
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
-"""A longer body, packed or not, is let pass; its usage stays unknown."""
+"""A longer body, compressed or not, is not read; its usage stays unknown."""
 PLAIN = ("identity", "")
 ZIPPED = ("gzip", "deflate")
 _STEP = 1024 * 1024
-"""How many bytes of a stream are unpacked at a time."""
+"""How many bytes of a stream are decompressed at a time."""
 _MAX_PACKED = 200
-"""How many times its size a stream may have unpacked, beyond its first ``_SLACK`` bytes. Chunks of a chat shrink to a thirtieth."""
+"""
+How many times its size a stream may decompress to, beyond its first ``_SLACK`` bytes.
+
+The chunks of a chat are compressed to a thirtieth.
+"""
 _SLACK = 4 * 1024 * 1024
 _PIECES = {"gzip": 1024, "deflate": 1024}
-"""How many packed bytes are unpacked at a time, so that none of it becomes too much. Deflate makes at most a thousand of one."""
+"""
+How many compressed bytes are decompressed at a time, so that the result stays small.
+
+Deflate makes at most a thousand bytes from one.
+"""
 _PIECE = 16
-"""The same of other encodings, which make megabytes of some bytes."""
+"""The same for other encodings, which may make megabytes from a few bytes."""
 
 
 class Body:
-    """One body, as it passes by."""
+    """One body, as it passes."""
 
-    __slots__ = ("_answer", "_encoding", "_kept", "_size", "ended", "error", "first_part")
+    __slots__ = ("_encoding", "_kept", "_make_response", "_size", "ended", "error", "first_part")
 
     def __init__(self, response: Any) -> None:
         self.first_part: int | None = None
         """When the first part came (``time.perf_counter_ns``)."""
         self.ended = False
-        """Whether all of it has passed."""
+        """Whether the whole body has passed."""
         self.error: BaseException | None = None
-        """What broke it off."""
-        make: Callable[..., Any] = type(response)
-        self._answer = partial(make, response.status_code, headers=response.headers)
+        """The exception that ended it early."""
+        response_class: Callable[..., Any] = type(response)
+        self._make_response = partial(response_class, response.status_code, headers=response.headers)
         self._encoding = response.headers.get("content-encoding", "identity").lower()
         self._kept: list[bytes] | None = []
         self._size = 0
 
     def forget(self) -> None:
-        """Keep nothing: the answer is seen in another way."""
+        """Keep nothing: the response is read in another way."""
         self._kept = None
 
     def take(self, part: bytes) -> None:
-        """A part is passing by."""
+        """Take a part that passes."""
         if self.first_part is None:
             self.first_part = time.perf_counter_ns()
         if self._kept is not None:
@@ -62,29 +71,34 @@ class Body:
                 self._kept = None
 
     def content(self) -> bytes:
-        """Return what has passed, with its content encoding undone; empty for one that was too long, or cannot be decoded."""
+        """
+        Return the content that has passed, with its content encoding undone.
+
+        Return nothing for a body that was too long, or cannot be decoded.
+        """
         try:
             return self._unpacked(b"".join(self._kept)) if self._kept else b""
         except Exception as error:
-            if type(error).__name__ != "DecodingError":  # httpx's and httpx2's own, of a broken body
+            # httpx's and httpx2's own error for a broken body
+            if type(error).__name__ != "DecodingError":
                 report_internal_error(error)
             return b""
 
     def _unpacked(self, packed: bytes) -> bytes:
-        """Undo the encoding by the caller's own HTTP library, piece by piece: a megabyte may be a gigabyte."""
+        """Undo the encoding with the caller's HTTP library, in pieces: 1 MB may become 1 GB."""
         if self._encoding in PLAIN:
             return packed
         piece = _PIECES.get(self._encoding, _PIECE)
         out = bytearray()
         pieces = (packed[at : at + piece] for at in range(0, len(packed), piece))
-        for part in self._answer(content=pieces).iter_bytes():
+        for part in self._make_response(content=pieces).iter_bytes():
             out += part
             if len(out) > MAX_BODY_BYTES:
                 return b""
         return bytes(out)
 
     def events(self) -> Iterator[Any]:
-        """The server-sent events in it."""
+        """Return the server-sent events in the body."""
         import json
 
         for line in self.content().splitlines():
@@ -93,7 +107,7 @@ class Body:
 
 
 class Unpacking:
-    """Undoes gzip or deflate of a body that passes by."""
+    """Decompresses the parts of a body with gzip or deflate encoding."""
 
     __slots__ = ("_packed", "_unpacked", "_zlib")
 
@@ -103,18 +117,18 @@ class Unpacking:
 
     def feed(self, part: bytes) -> Iterator[bytes]:
         """
-        Return what *part* unpacks to, a megabyte at a time.
+        Return the decompressed *part*, a megabyte at a time.
 
         Raises:
-            ValueError: So much comes out of so little only where it is meant to do harm.
-            zlib.error: It is not packed so.
+            ValueError: So much comes from so few bytes only in an attack.
+            zlib.error: The part has another encoding.
         """
         while not self._zlib.eof:
             data = self._zlib.decompress(part, _STEP)
             self._packed += len(part) - len(self._zlib.unconsumed_tail)
             self._unpacked += len(data)
             if self._unpacked > _SLACK + _MAX_PACKED * self._packed:
-                raise ValueError("a body that unpacks to hundreds of times its size")
+                raise ValueError("the body decompresses to hundreds of times its size")
             yield data
             part = self._zlib.unconsumed_tail
             if not part and len(data) < _STEP:
@@ -123,19 +137,21 @@ class Unpacking:
 
 class Lines(Body):
     """
-    A body of JSON Lines, each handed on as it has passed. Nothing is kept: a batch's answers may be larger than the memory.
+    A body of JSON Lines. Each line is passed on as soon as it has passed.
+
+    Nothing is kept, as a batch output file may be larger than the memory.
 
     Args:
-        line: Takes a line; false where no more are wanted.
+        line: Called with each line; returns False if it wants no more.
     """
 
-    __slots__ = ("_line", "_rest", "_size_of_rest", "_unpack")
+    __slots__ = ("_line", "_rest", "_rest_size", "_unpack")
 
     def __init__(self, response: Any, line: Callable[[bytes], bool]) -> None:
         super().__init__(response)
         self._kept = None
         self._rest: list[bytes] = []
-        self._size_of_rest = 0
+        self._rest_size = 0
         self._unpack = Unpacking() if self._encoding in ZIPPED else None
         self._line: Callable[[bytes], bool] | None = line if self._encoding in (*ZIPPED, *PLAIN) else None
 
@@ -153,19 +169,19 @@ class Lines(Body):
         *lines, begun = data.split(b"\n")
         if lines:
             lines[0] = b"".join((*self._rest, lines[0]))
-            self._rest, self._size_of_rest = [], 0
+            self._rest, self._rest_size = [], 0
             for line in filter(None, map(bytes.strip, lines)):
                 self._hand_on(line)
         self._rest.append(begun)
-        self._size_of_rest += len(begun)
-        if self._size_of_rest > MAX_BODY_BYTES:
-            raise ValueError("a line without an end")
+        self._rest_size += len(begun)
+        if self._rest_size > MAX_BODY_BYTES:
+            raise ValueError("a line has no end")
 
     def forget(self) -> None:
         self._line, self._rest = None, []
 
     def done(self) -> None:
-        """The body is closed: its last line may have no end."""
+        """Pass on the last line of a closed body, which may have no line end."""
         if self.ended and (line := b"".join(self._rest).strip()):
             self._hand_on(line)
 
@@ -175,13 +191,13 @@ class Lines(Body):
 
 
 class _Event(dict[str, Any]):
-    """An event's JSON, to be read as the SDK's own event is."""
+    """An event's JSON with attribute access, as the SDK's own event has."""
 
     __getattr__ = dict.get
 
 
 class Passing:
-    """The parts of a body, on their way to the caller."""
+    """Iterates the parts of a body for the caller, and shows them to a ``Body``."""
 
     __slots__ = ("_body", "_next")
 
@@ -210,7 +226,7 @@ class Passing:
 
 
 class AsyncPassing:
-    """The parts of a body, on their way to an asynchronous caller."""
+    """As ``Passing``, for an asynchronous caller."""
 
     __slots__ = ("_body", "_next")
 

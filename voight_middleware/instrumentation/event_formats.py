@@ -1,7 +1,7 @@
 """
-Streamed bodies whose events are shown to a reader as they pass by: server-sent events, Amazon's event streams, and JSON arrays.
+Streamed bodies, parsed as they pass: server-sent events, Amazon's event streams, and JSON arrays.
 
-Nothing of what was read is kept, so that a long stream costs no memory.
+Nothing is kept after it was read, so a long stream costs no memory.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from voight_middleware.providers.base import StreamParser
 
 
 class Event(dict[str, Any]):
-    """An event's JSON, to be read as an SDK's own event is: what is missing is None."""
+    """An event's JSON with attribute access, as an SDK's event has. A missing one is None."""
 
     __getattr__ = dict.get
 
@@ -29,19 +29,19 @@ class Event(dict[str, Any]):
 def viewed(value: Any) -> Any:
     """Return plain JSON as an ``Event`` all the way down."""
     if type(value) is dict:
-        return Event((key, viewed(one)) for key, one in value.items())
-    return [viewed(one) for one in value] if type(value) is list else value
+        return Event((key, viewed(item)) for key, item in value.items())
+    return [viewed(item) for item in value] if type(value) is list else value
 
 
 class EventFormat(NamedTuple):
-    """How events lie in a body."""
+    """The format of the events in a body."""
 
     mark: bytes
-    """What is in every part that completes an event."""
+    """Bytes that every part contains which completes an event."""
     read: Callable[[bytes], tuple[list[Any], bytes]]
-    """The whole events at the start, and what is left over. Raises ValueError for what is no such body."""
+    """Returns the whole events and the rest. Raises ValueError for another kind of body."""
     end: bytes = b""
-    """What completes the last event, where a body may end without it."""
+    """Bytes that complete the last event, if a body may end without them."""
 
 
 class Events(Body):
@@ -49,22 +49,23 @@ class Events(Body):
     A streamed body.
 
     Args:
-        response: Whose body it is, of httpx or httpx2.
-        form: How its events lie in it.
-        reader: Is shown each event as soon as it has passed.
+        response: The response of httpx or httpx2 that has the body.
+        form: The format of its events.
+        parser: Gets each event as soon as it has passed.
     """
 
-    __slots__ = ("_form", "_reader", "_rest", "_size_of_rest", "_unpack")
+    __slots__ = ("_form", "_parser", "_rest", "_rest_size", "_unpack")
 
-    def __init__(self, response: Any, form: EventFormat, reader: StreamParser) -> None:
+    def __init__(self, response: Any, form: EventFormat, parser: StreamParser) -> None:
         super().__init__(response)
         self._form: EventFormat | None = form
-        self._reader = reader
+        self._parser = parser
         self._rest: list[bytes] = []
-        self._size_of_rest = 0
+        self._rest_size = 0
         self._unpack = Unpacking() if self._encoding in ZIPPED else None
         if self._encoding in (*PLAIN, *ZIPPED):
-            self._kept = None  # any other is kept, as only the HTTP library can undo it, and only at the end
+            # Any other encoding is kept: only the HTTP library can undo it, and only at the end.
+            self._kept = None
 
     def take(self, part: bytes) -> None:
         super().take(part)
@@ -75,8 +76,8 @@ class Events(Body):
             except (ValueError, zlib.error):
                 self._give_up()
 
-    def all_there(self, content: bytes) -> None:
-        """The whole body is there already, and its encoding is undone."""
+    def feed_whole(self, content: bytes) -> None:
+        """Take a whole body, whose content encoding is undone already."""
         self._kept, self._unpack = None, None
         self.take(content)
         self.ended = True
@@ -87,32 +88,33 @@ class Events(Body):
 
     def feed(self, data: bytes) -> None:
         """
-        Show the reader what *data* completes.
+        Feed the parser the events that *data* completes.
 
         Raises:
-            ValueError: This is no such body.
+            ValueError: The body has another format.
         """
         form = self._form
         if form is None:
             return
         if form.mark in data:
-            found, rest = form.read(b"".join((*self._rest, data)) if self._rest else data)
-            self._rest, self._size_of_rest = [rest] if rest else [], len(rest)
-            for event in found:
+            events, rest = form.read(b"".join((*self._rest, data)) if self._rest else data)
+            self._rest, self._rest_size = [rest] if rest else [], len(rest)
+            for event in events:
                 if event.error is None:
-                    self._reader.feed(event)
+                    self._parser.feed(event)
                 else:
-                    if event.usage is not None:  # a failure may be billed: OpenRouter says how many tokens
-                        self._reader.feed(event)
-                    self._reader.failure = self._reader.failure or "error"
+                    # a failure may be billed: OpenRouter reports its tokens
+                    if event.usage is not None:
+                        self._parser.feed(event)
+                    self._parser.failure = self._parser.failure or "error"
         else:
             self._rest.append(data)
-            self._size_of_rest += len(data)
-        if self._size_of_rest > MAX_BODY_BYTES:
+            self._rest_size += len(data)
+        if self._rest_size > MAX_BODY_BYTES:
             self.forget()
 
     def events(self) -> Iterator[Any]:
-        """None any more: shows the last of them, as all others have been shown."""
+        """Feed the parser the last events. Return none, as the parser has had all others."""
         try:
             if self._kept:
                 self.feed(self.content())
@@ -132,7 +134,7 @@ _decoder = json.JSONDecoder(object_hook=Event)
 
 
 def _loaded(text: bytes) -> Any:
-    """The event in *text*; None where it cannot be read."""
+    """Return the event in *text*; None if it cannot be read."""
     try:
         event = _decoder.decode(text.decode())
     except ValueError:
@@ -145,20 +147,20 @@ def _loaded(text: bytes) -> Any:
 
 
 def _blocks(data: bytes) -> tuple[list[bytes], bytes]:
-    """What stands between empty lines, and what is left over."""
+    """Return the blocks between empty lines, and the rest."""
     *blocks, rest = (data.replace(b"\r\n", b"\n") if b"\r" in data else data).split(b"\n\n")
     return blocks, rest
 
 
 def _data(block: bytes) -> bytes:
-    """The JSON object in an event; empty for any other, such as a comment, or what says that the stream is done."""
+    """Return the JSON object in an event; empty for a comment or the event that ends the stream."""
     if block.startswith(b"data: {") and b"\n" not in block:
         return block[6:]
     data = b"\n".join([line[5:] for line in block.split(b"\n") if line.startswith(b"data:")]).strip()
     return data if data.startswith(b"{") else b""
 
 
-def _sent(data: bytes) -> tuple[list[Any], bytes]:
+def _data_events(data: bytes) -> tuple[list[Any], bytes]:
     blocks, rest = _blocks(data)
     return [event for block in filter(None, blocks) if (text := _data(block)) and (event := _loaded(text)) is not None], rest
 
@@ -216,34 +218,39 @@ _decode_chunk = msgspec.json.Decoder(_Chunk).decode
 
 
 def _chunks(data: bytes) -> tuple[list[Any], bytes]:
-    """Those of a chat, of which there are many: one for each token. Odd ones are read as any other event."""
+    """
+    Return the chunks of a chat and the rest. A chat has one chunk per token, so they are decoded
+    fast.
+
+    Chunks of another shape are read as any other event.
+    """
     blocks, rest = _blocks(data)
-    found: list[Any] = []
+    chunks: list[Any] = []
     for block in filter(None, blocks):
         text = _data(block)
         if text:
             try:
-                found.append(_decode_chunk(text))
+                chunks.append(_decode_chunk(text))
             except msgspec.DecodeError:
                 event = _loaded(text)
                 if event is not None:
-                    found.append(event)
-    return found, rest
+                    chunks.append(event)
+    return chunks, rest
 
 
-SSE = EventFormat(b"\n", _sent, end=b"\n\n")
-"""Server-sent events: what is in their ``data``."""
+SSE = EventFormat(b"\n", _data_events, end=b"\n\n")
+"""Server-sent events: the JSON in their ``data``."""
 CHAT_SSE = EventFormat(b"\n", _chunks, end=b"\n\n")
-"""The same of a chat."""
+"""Server-sent events of a chat."""
 NAMED_SSE = EventFormat(b"\n", _named, end=b"\n\n")
-"""The same of an assistant, whose events are told apart by their name only."""
+"""Server-sent events of an assistant, which differ in their name only."""
 
 # -- JSON arrays ---------------------------------------------------------------------------------------------------------------
 
 
 def _elements(data: bytes) -> tuple[list[Any], bytes]:
     text = data.decode(errors="surrogateescape")  # a part may end in the middle of a character
-    found: list[Any] = []
+    events: list[Any] = []
     while text := text.lstrip("[], \r\n\t"):
         try:
             element, end = _decoder.raw_decode(text)
@@ -251,35 +258,40 @@ def _elements(data: bytes) -> tuple[list[Any], bytes]:
             break
         text = text[end:]
         if isinstance(element, Event):
-            found.append(element)
-    return found, text.encode(errors="surrogateescape")
+            events.append(element)
+    return events, text.encode(errors="surrogateescape")
 
 
 ARRAY = EventFormat(b"}", _elements)
-"""An array of JSON objects, sent one by one (Gemini)."""
+"""An array of JSON objects, sent element by element (Gemini)."""
 
 # -- Amazon's event stream -----------------------------------------------------------------------------------------------------
 
 
 def _frames(data: bytes) -> tuple[list[Any], bytes]:
-    """Source: "Amazon event stream encoding": total length, length of the headers, checksum; headers; payload; checksum."""
-    found: list[Any] = []
+    """
+    Return the events of whole frames, and the rest.
+
+    Source: "Amazon event stream encoding": total length, length of the headers, checksum; headers;
+    payload; checksum.
+    """
+    events: list[Any] = []
     start = 0
     while len(data) - start >= 12:
         length, headers = struct.unpack_from(">II", data, start)
         if length < headers + 16:
-            raise ValueError("no frame of an event stream")
+            raise ValueError("not a frame of an event stream")
         if start + length > len(data):
             break
         event = _unwrapped(_loaded(data[start + 12 + headers : start + length - 4]))
         if event is not None:
-            found.append(event)
+            events.append(event)
         start += length
-    return found, data[start:]
+    return events, data[start:]
 
 
 def _unwrapped(event: Any) -> Any:
-    """The event that Bedrock hands on from another provider; an exception, which takes the place of an event, as an error."""
+    """Return the event that Bedrock wraps. An exception in place of an event is an error."""
     if event is None:
         return None
     if isinstance(event.bytes, str):
@@ -288,4 +300,4 @@ def _unwrapped(event: Any) -> Any:
 
 
 AWS_EVENT_STREAM = EventFormat(b"", _frames)
-"""Amazon's event stream: the JSON in its payloads, unwrapped where it is in ``bytes``."""
+"""Amazon's event stream: the JSON in its payloads, unwrapped if it is in ``bytes``."""

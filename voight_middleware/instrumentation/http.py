@@ -1,7 +1,8 @@
 """
-Raw HTTP: a transport of httpx or httpx2 that meters what goes through it to a provider's billable endpoint.
+Raw HTTP: a transport of httpx or httpx2 that meters the calls of LLM providers.
 
-The request is never changed. The answer passes byte for byte, and is read as it passes; one call for each HTTP request.
+The request is never changed. The response passes byte for byte, and is parsed as it passes. Each
+HTTP request is one call.
 """
 
 from __future__ import annotations
@@ -18,7 +19,14 @@ from voight_middleware.diagnostics import report_internal_error
 from voight_middleware.instrumentation import event_formats as events
 from voight_middleware.instrumentation.bodies import MAX_BODY_BYTES, Body
 from voight_middleware.instrumentation.event_formats import EventFormat, Events
-from voight_middleware.instrumentation.request import MeteredRequest, RequestSlot, current_request, in_manual_block, request_here
+from voight_middleware.instrumentation.request import (
+    MeteredRequest,
+    RequestSlot,
+    aresolve_owner,
+    in_manual_block,
+    request_here,
+    resolve_owner,
+)
 from voight_middleware.instrumentation.streams import call_guarded, watch_close
 from voight_middleware.pipeline.meter import current_meter
 from voight_middleware.providers import anthropic, bedrock, gemini
@@ -30,44 +38,46 @@ T = TypeVar("T")
 
 _LIBRARIES = ("httpx", "httpx2")
 _metering = False
-"""Whether anything is metered: not after ``uninstrument()``."""
+"""Whether anything is metered. False after ``uninstrument()``."""
 
 # -- the public face -----------------------------------------------------------------------------------------------------------
 
 
 def metered_transport(transport: T) -> T:
     """
-    A transport that hands everything on to *transport* and meters the calls of LLM providers among it::
+    Return a transport that passes every request on to *transport* and meters the LLM calls among
+    them::
 
         client = httpx.Client(transport=voight.metered_transport(httpx.HTTPTransport()))
 
-    What a metered client of an SDK sends through it is not counted twice. Wrapping twice is the same as once.
+    Requests of a metered SDK client through it are not counted twice. Wrapping twice has the same
+    effect as wrapping once.
 
     Raises:
-        TypeError: *transport* is no transport of httpx or httpx2.
+        TypeError: *transport* is not a transport of httpx or httpx2.
     """
-    made: T = _metered(transport, "metered_transport() takes a transport of httpx or httpx2")
-    return made
+    metered: T = _metered(transport, "metered_transport() takes a transport of httpx or httpx2")
+    return metered
 
 
 def wrap_client(client: Any) -> bool:
     """
-    Meter an httpx or httpx2 client; false for anything else.
+    Meter an httpx or httpx2 client. Return False for anything else.
 
     Raises:
-        TypeError: It has a transport that is none of its library's.
+        TypeError: Its transport is not one of its library.
     """
     if not _of_library(type(client), "Client", "AsyncClient"):
         return False
-    wanted = "wrap() takes a client with a transport of httpx or httpx2"
-    transport = _metered(client._transport, wanted)
-    client._mounts = {pattern: None if mounted is None else _metered(mounted, wanted) for pattern, mounted in client._mounts.items()}
+    requirement = "wrap() takes a client with a transport of httpx or httpx2"
+    transport = _metered(client._transport, requirement)
+    client._mounts = {pattern: None if mounted is None else _metered(mounted, requirement) for pattern, mounted in client._mounts.items()}
     client._transport = transport
     return True
 
 
 def switch_off() -> None:
-    """Meter nothing any more, until something is wrapped again."""
+    """Stop metering until something is wrapped again."""
     global _metering
     _metering = False
 
@@ -76,13 +86,13 @@ def switch_off() -> None:
 
 
 class _Transport:
-    """Stands in front of a transport."""
+    """A transport around another one."""
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner
 
     def __getattr__(self, name: str) -> Any:
-        if name == "_inner":  # of a copy that is being made
+        if name == "_inner":  # a copy is being made
             raise AttributeError(name)
         return getattr(self._inner, name)
 
@@ -102,23 +112,14 @@ class _Sync(_Transport):
         metered = _enter(request)
         if metered is None:
             return self._inner.handle_request(request)
-        outer, place = current_request.get(), RequestSlot(metered)
-        current_request.set(place)  # a metered transport further inside is a part of this one
-        try:
-            try:
-                metered.owner = metered.context.resolve()
-            except Exception as error:
-                report_internal_error(error)
+        with RequestSlot(metered):  # a metered transport inside this one is a part of it
+            metered.owner = resolve_owner(metered.context)
             metered.start()
             try:
                 response = self._inner.handle_request(request)
             except BaseException as error:
                 call_guarded(metered.fail, error)
                 raise
-        finally:
-            current_request.set(outer)
-            place.leave()
-            metered.responded()
         call_guarded(metered.watch, response)
         return response
 
@@ -138,23 +139,14 @@ class _Async(_Transport):
         metered = _enter(request)
         if metered is None:
             return await self._inner.handle_async_request(request)
-        outer, place = current_request.get(), RequestSlot(metered)
-        current_request.set(place)  # a metered transport further inside is a part of this one
-        try:
-            try:
-                metered.owner = metered.context.owner() if metered.context.scope is None else await metered.context.aresolve()
-            except Exception as error:
-                report_internal_error(error)
+        with RequestSlot(metered):  # a metered transport inside this one is a part of it
+            metered.owner = await aresolve_owner(metered.context)
             metered.start()
             try:
                 response = await self._inner.handle_async_request(request)
             except BaseException as error:
                 call_guarded(metered.fail, error)
                 raise
-        finally:
-            current_request.set(outer)
-            place.leave()
-            metered.responded()
         call_guarded(metered.watch, response)
         return response
 
@@ -162,78 +154,83 @@ class _Async(_Transport):
 _classes: dict[tuple[type, ...], Any] = {}
 
 
-def _metered(transport: Any, wanted: str) -> Any:
-    """*transport* behind one of ours, which is of the same base classes."""
+def _metered(transport: Any, requirement: str) -> Any:
+    """Return *transport* wrapped in a metered one of the same base classes."""
     global _metering
     bases = _of_library(type(transport), "BaseTransport", "AsyncBaseTransport")
     if not bases:
-        raise TypeError(f"{wanted}, not {type(transport).__module__}.{type(transport).__qualname__}")
+        raise TypeError(f"{requirement}, not {type(transport).__module__}.{type(transport).__qualname__}")
     _metering = True
     if isinstance(transport, _Transport):
         return transport
-    made = _classes.get(bases)
-    if made is None:
+    metered_class = _classes.get(bases)
+    if metered_class is None:
         mixins = tuple(_Async if base.__name__ == "AsyncBaseTransport" else _Sync for base in bases)
-        made = _classes[bases] = type("MeteredTransport", (*mixins, *bases), {})
-    return made(transport)
+        metered_class = _classes[bases] = type("MeteredTransport", (*mixins, *bases), {})
+    return metered_class(transport)
 
 
-def _of_library(made: type, *names: str) -> tuple[type, ...]:
-    """The classes of httpx and httpx2 by these names that *made* is of. By identity: openai 3.x changes the ``__module__`` of some."""
+def _of_library(kind: type, *names: str) -> tuple[type, ...]:
+    """
+    Return the bases of *kind* that are classes of httpx or httpx2 with these names.
+
+    They are compared by identity: openai 3.x changes the ``__module__`` of some.
+    """
     libraries = [sys.modules.get(name) for name in _LIBRARIES]
-    own = [getattr(library, name, None) for library in libraries for name in names]
-    return tuple(cls for cls in made.__mro__ if any(cls is one for one in own))
+    classes = [getattr(library, name, None) for library in libraries for name in names]
+    return tuple(base for base in kind.__mro__ if any(base is cls for cls in classes))
 
 
 # -- requests ------------------------------------------------------------------------------------------------------------------
 
 
 class Target(NamedTuple):
-    """What a request is for."""
+    """The endpoint that a request is for."""
 
     endpoint: Endpoint
     provider: str
     path: str
-    """Without what stands before the endpoint's own."""
+    """The path of the endpoint, without a prefix."""
     model: str | None = None
-    """The model, where the URL names it."""
+    """The model, if the URL names it."""
     streams: bool = False
-    """Whether the URL says that the answer is streamed."""
+    """Whether the URL says that the response is streamed."""
 
 
 _ANYWHERE = (
     ("/chat/completions", "openai", openai.ROUTES.find("POST", "/chat/completions")),
     ("/v1/messages", "anthropic", anthropic.ROUTES.find("POST", "/v1/messages")),
 )
-"""What is recognised on any host, and who bills for it where that is not known."""
+"""Paths that are recognized on any host, and the provider that bills if the host is not known."""
 _PREFIX = re.compile(
     r"(?:/+(?:api|anthropic|beta|inference|models|openai|v\d\w*|projects/[^/]+|deployments/(?P<deployment>[^/]+))(?=/))*", re.ASCII
 )
-"""What providers put before the path of an endpoint: ``/v1``, ``/openai/deployments/{deployment}``, ``/api/v1``, ``/anthropic/v1``, …"""
+"""Prefixes of an endpoint's path: ``/v1``, ``/openai/deployments/{deployment}``, ``/api/v1``, …"""
 _DEPLOYED = re.compile(r"/openai/deployments/[^/]+/")
-"""Azure's own form of a path, which a gateway on a host of its own passes on."""
+"""Azure's own form of a path. A gateway on another host passes it on."""
 _GOOGLE = re.compile(r"(?:.*/publishers/(?P<maker>[^/]+))?.*/(?:models|tunedModels|endpoints)/(?P<model>[^/:]+):(?P<action>\w+)")
 _BEDROCK = re.compile(r"/model/(?P<model>.+)/(?P<action>[a-z-]+)")
 _MAKERS = {"anthropic": _ANYWHERE[1][2], "mistralai": _ANYWHERE[0][2]}
-"""Whose models on Vertex are called by ``rawPredict``, in the form of their maker."""
+"""Makers whose models on Vertex are called by ``rawPredict``, in the maker's own format."""
 
 
 def find(method: str, host: str, path: str) -> Target | None:
-    """What a request is for; None for any that is not billed."""
+    """Return the target of a request; None for a request that is not billed."""
     deployed = _DEPLOYED.search(path)
     provider = billing_provider(host) or ("azure" if deployed is not None else None)
     path = path.rstrip("/")
     if provider == "azure" and (start_at := path.find("/openai/")) > 0:
-        path = path[start_at:]  # behind API Management or a gateway, which put a path of their own before it
+        path = path[start_at:]  # API Management or a gateway may add a path of its own before it
     if provider is not None:
-        found = _named_in_path(provider, path) if method == "POST" else None
-        if found is not None:
-            return found
+        target = _named_in_path(provider, path) if method == "POST" else None
+        if target is not None:
+            return target
         start = _PREFIX.match(path)
         assert start is not None
         rest = path[start.end() :]
         endpoint = openai.ROUTES.find(method, rest) or anthropic.ROUTES.find(method, f"/v1{rest}")
-        if endpoint is not None and endpoint.job_phase != "names":  # a form's file may be a stream, which is the caller's
+        # a form's file may be a stream, which is the caller's
+        if endpoint is not None and endpoint.job_phase != "upload":
             return Target(endpoint, provider, rest, start["deployment"])
     if method == "POST":
         for end, usual, endpoint in _ANYWHERE:
@@ -243,26 +240,30 @@ def find(method: str, host: str, path: str) -> Target | None:
 
 
 def _named_in_path(provider: str, path: str) -> Target | None:
-    """Where the path names the model: Gemini's, Vertex' and Bedrock's own endpoints."""
+    """Return the target if the path names the model: endpoints of Gemini, Vertex and Bedrock."""
     endpoint = None
     if provider in ("google", "vertex"):
-        found = _GOOGLE.fullmatch(path)
-        if found is not None and found["action"] in ("generateContent", "streamGenerateContent"):
+        match = _GOOGLE.fullmatch(path)
+        if match is not None and match["action"] in ("generateContent", "streamGenerateContent"):
             endpoint = gemini.CONTENT
-        elif found is not None and found["action"] in ("rawPredict", "streamRawPredict") and found["model"] != "count-tokens":
-            endpoint = _MAKERS.get(found["maker"] or "")
+        elif match is not None and match["action"] in ("rawPredict", "streamRawPredict") and match["model"] != "count-tokens":
+            endpoint = _MAKERS.get(match["maker"] or "")
     elif provider == "bedrock":
-        found = _BEDROCK.fullmatch(path)
-        endpoint = bedrock.ACTIONS.get(found["action"]) if found is not None else None
+        match = _BEDROCK.fullmatch(path)
+        endpoint = bedrock.ACTIONS.get(match["action"]) if match is not None else None
     else:
         return None
-    if endpoint is None or found is None:
+    if endpoint is None or match is None:
         return None
-    return Target(endpoint, provider, path, found["model"], "stream" in found["action"])
+    return Target(endpoint, provider, path, match["model"], "stream" in match["action"])
 
 
 def _enter(request: Any) -> RawHttpRequest | None:
-    """Start the metered request of a billed request. Return None if it is metered elsewhere, is not billed, or on an error of ours."""
+    """
+    Return the metered request of a billed request.
+
+    Return None if it is metered elsewhere, is not billed, or on an error of ours.
+    """
     try:
         if not _metering or in_manual_block() or request_here() is not None:
             return None
@@ -277,10 +278,10 @@ def _enter(request: Any) -> RawHttpRequest | None:
 
 
 def _body(request: Any) -> dict[str, Any]:
-    """The body of a request as far as it is there: JSON, or the fields of a form beside its files."""
+    """Return the JSON of a request's body, or the fields of a form without its files."""
     try:
         content = request.content
-    except Exception:  # RequestNotRead: it is streamed, and must stay so
+    except Exception:  # RequestNotRead: the body is a stream, and must stay one
         fields = getattr(request.stream, "fields", ())
         return {field.name: field.value for field in fields if isinstance(getattr(field, "value", None), str)}
     if not content.startswith(b"{") or len(content) > MAX_BODY_BYTES:
@@ -291,15 +292,15 @@ def _body(request: Any) -> dict[str, Any]:
         return {}
 
 
-# -- answers -------------------------------------------------------------------------------------------------------------------
+# -- responses -----------------------------------------------------------------------------------------------------------------
 
 
 _FORMS: Mapping[str, EventFormat] = {"chat": events.CHAT_SSE, "runs": events.NAMED_SSE}
-"""Server-sent events that are not read as any other, by endpoint."""
+"""Formats of server-sent events other than the usual one, by endpoint."""
 
 
 class RawHttpRequest(MeteredRequest):
-    """One HTTP request, from when it is sent to the end of its answer."""
+    """One HTTP request, from its start to the end of its response."""
 
     __slots__ = ()
 
@@ -312,7 +313,7 @@ class RawHttpRequest(MeteredRequest):
         super().__init__(target.endpoint, target.path, body, host, target.provider, streams)
 
     def watch(self, response: Any) -> None:
-        """Meter an answer: at once where it failed or is whole, at its end where the caller is going to read it."""
+        """Meter a response: at once if it failed or is whole, else when the caller has read it."""
         status = response.status_code
         if status >= 400:
             self._refused(status)
@@ -330,31 +331,31 @@ class RawHttpRequest(MeteredRequest):
             self._watch_body(response)
 
     def _refused(self, status: int) -> None:
-        if self.endpoint.parse is not None and self.endpoint.job_phase != "tells":
+        if self.endpoint.parse is not None and self.endpoint.job_phase != "poll":
             self.finish(ResponseSummary(), "error", http_status=status)
 
     def _form(self, content_type: str) -> EventFormat | None:
-        """How events lie in the answer; None for one that is not streamed, or that has no reader."""
+        """Return the format of the response's events; None if there are none, or no parser."""
         if self.endpoint.stream_parser is None:
             return None
-        sent = _FORMS.get(self.endpoint.name) or events.SSE
+        server_sent = _FORMS.get(self.endpoint.name) or events.SSE
         if content_type.startswith("text/event-stream"):
-            return sent
+            return server_sent
         if content_type.startswith("application/vnd.amazon.eventstream"):
             return events.AWS_EVENT_STREAM
         if not self.stream:
             return None
         if self.endpoint is gemini.CONTENT:
             return events.ARRAY
-        return None if content_type.startswith("application/json") else sent
+        return None if content_type.startswith("application/json") else server_sent
 
     def _watch_events(self, response: Any, form: EventFormat) -> None:
         completion = self.completion(response.status_code, 0)
         assert completion is not None
         self.stream = True
-        body = Events(response, form, completion.reader)
+        body = Events(response, form, completion.parser)
         if response.is_closed:
-            body.all_there(response.content)
+            body.feed_whole(response.content)
             self.read_by_hand(body, completion)
         else:
             watch_close(response, partial(self.read_by_hand, body, completion), body)
@@ -366,7 +367,7 @@ class RawHttpRequest(MeteredRequest):
             return
         body = Body(response)
         if response.headers.get("content-type", "").startswith("audio/"):
-            body.forget()  # it says nothing of its usage
+            body.forget()  # audio contains no requirement
 
         def closed() -> None:
             if body.ended:

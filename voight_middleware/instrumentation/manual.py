@@ -1,4 +1,4 @@
-"""record() and metered_call(): calls that no gate sees, written by hand."""
+"""record() and metered_call(): calls that no instrumentation sees."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import msgspec
 
 from voight_middleware.context.context import NOBODY, TagContext, current_context
 from voight_middleware.diagnostics import report_internal_error, warn_once
-from voight_middleware.instrumentation.request import ManualBlock, RequestSlot, current_request
+from voight_middleware.instrumentation.request import ManualBlock, RequestSlot, aresolve_owner, current_request, resolve_owner
 from voight_middleware.pipeline.meter import current_meter
 from voight_middleware.pipeline.observers import CallStart, Observed
 from voight_middleware.pipeline.pseudonyms import kept_call_id
@@ -41,26 +41,29 @@ def record(
     call_id: str | None = None,
 ) -> str:
     """
-    Record a call that went another way than through a metered client; answers its ``call_id``.
+    Record a call that was not made through a metered client. Return its ``call_id``.
 
     Args:
-        provider: Who bills: ``openai``, ``anthropic``, ``azure``, ``openrouter``, …
+        provider: The provider that bills: ``openai``, ``anthropic``, ``azure``, ``openrouter``, …
         model: The model as the provider names it.
-        usage: The provider's own usage object or JSON, or a ``Usage``. One that costs more than 9,223 USD is unpriced: record it in parts.
-        tags: Whose call it is; laid over the tags of here and now.
+        usage: The provider's own usage object or JSON, or a ``Usage``. A call that costs more than
+            9,223 USD is unpriced: record it in parts.
+        tags: The owner of the call; merged onto the tags of the current context.
         occurred_at: When it was made, with a time zone; by default now.
-        duration: Seconds that it took.
+        duration: Its duration in seconds.
         outcome: ``ok``, ``error``, ``aborted``, ``cancelled`` or ``truncated``.
-        endpoint: The dialect of *usage*, by default recognised from its keys: ``chat``, ``completions``, ``responses``, ``compact``,
-            ``decisions``, ``embeddings``, ``images``, ``transcriptions``, ``translations``, ``speech``, ``videos``, ``realtime``,
-            ``runs``, ``messages`` or ``generate_content``.
-        base_url: Where it was sent. Only its host name is kept.
-        service_tier: The tier that served it, where *usage* does not say.
+        endpoint: The dialect of *usage*, by default recognized from its keys: ``chat``,
+            ``completions``, ``responses``, ``compact``, ``decisions``, ``embeddings``, ``images``,
+            ``transcriptions``, ``translations``, ``speech``, ``videos``, ``realtime``, ``runs``,
+            ``messages`` or ``generate_content``.
+        base_url: The URL it was sent to. Only its host name is kept.
+        service_tier: The tier that served it, if *usage* does not contain it.
         batch: Whether it is billed at the batch rate.
-        call_id: Your own id of this call: recording it again changes nothing. One with personal data is kept as a digest.
+        call_id: Your own id of this call: recording it again changes nothing. An id with personal
+            data is kept as a digest.
 
     Raises:
-        ValueError: An argument cannot be used; the message names it.
+        ValueError: An argument is invalid; the message names it.
     """
     _check(
         tags,
@@ -77,7 +80,7 @@ def record(
     _check_endpoint(endpoint)
     raw, dialect = _raw_usage(usage, endpoint)
     call = Call(
-        call_id=_own_id(call_id),
+        call_id=_kept_id(call_id),
         occurred_at=_microseconds(occurred_at or datetime.now(UTC)),
         provider=provider.strip().lower(),
         endpoint=dialect,
@@ -99,34 +102,38 @@ def record(
 
 class metered_call:
     """
-    Meter one call that goes another way than through a metered client, such as a router's, or another SDK's::
+    Meter one call that is not made through a metered client, such as one of a router or another
+    SDK::
 
         with voight.metered_call(provider="openai", model="gpt-4o-mini", tags={"user_id": job.user_id}) as call:
-            answer = router.complete(...)
-            call.report(answer.usage, model=answer.model, response_id=answer.id)
+            response = router.complete(...)
+            call.report(response.usage, model=response.model, response_id=response.id)
 
-    Works with ``with`` and ``async with``, once per instance. Its owner is whoever is signed in when the block begins. What metered
-    clients send inside the block is not metered a second time; a block inside the block is a call of its own.
+    Use it with ``with`` or ``async with``, once per instance. Its owner is the user who is signed
+    in when the block starts. Requests of metered clients inside the block are not metered a second
+    time. A block inside the block is a call of its own.
 
-    An exception that leaves the block makes the call an ``error``, or ``cancelled`` where it is none of ``Exception``, and is passed
-    on. A block that ends without ``report()`` is kept as a call whose usage is not known, and logged once.
+    An exception that leaves the block makes the call an ``error``, or ``cancelled`` if it is not an
+    ``Exception``, and is passed on. A block that ends without ``report()`` is kept as a call with
+    unknown usage, and logged once.
 
     Args:
-        provider: Who bills: ``openai``, ``anthropic``, ``azure``, ``openrouter``, …
-        model: The model that is asked for, as the provider names it.
-        tags: Whose call it is; laid over the tags of here and now.
-        endpoint: The dialect of the usage, as for ``record()``; by default recognised from its keys.
-        base_url: Where it is sent. Only its host name is kept.
-        service_tier: The tier that serves it, where the usage does not say.
+        provider: The provider that bills: ``openai``, ``anthropic``, ``azure``, ``openrouter``, …
+        model: The requested model, as the provider names it.
+        tags: The owner of the call; merged onto the tags of the current context.
+        endpoint: The dialect of the usage, as for ``record()``; by default recognized from its
+            keys.
+        base_url: The URL it is sent to. Only its host name is kept.
+        service_tier: The tier that serves it, if the usage does not contain it.
         batch: Whether it is billed at the batch rate.
         call_id: Your own id of this call: metering it again changes nothing.
-        streamed: Whether the answer is streamed.
+        streamed: Whether the response is streamed.
 
     Raises:
-        ValueError: An argument cannot be used; the message names it.
+        ValueError: An argument is invalid; the message names it.
     """
 
-    __slots__ = ("_call", "_context", "_dialect", "_here", "_outer", "_owner", "_process", "_reported", "_started", "_tags", "_watched")
+    __slots__ = ("_block", "_call", "_context", "_dialect", "_observed", "_outer", "_owner", "_process", "_reported", "_started", "_tags")
 
     def __init__(
         self,
@@ -153,7 +160,7 @@ class metered_call:
         )
         _check_endpoint(endpoint)
         self._call = Call(
-            call_id=_own_id(call_id),
+            call_id=_kept_id(call_id),
             occurred_at=0,
             provider=provider.strip().lower(),
             endpoint=endpoint or "usage",
@@ -168,12 +175,12 @@ class metered_call:
         self._tags = tags
         self._context: TagContext | None = None
         self._owner = NOBODY
-        self._here = ManualBlock()
+        self._block = ManualBlock()
         self._outer: RequestSlot | ManualBlock | None = None
         self._started: int | None = None
         self._process = 0
         self._reported = False
-        self._watched: Observed | None = None
+        self._observed: Observed | None = None
 
     @property
     def call_id(self) -> str:
@@ -192,27 +199,31 @@ class metered_call:
         **counts: int | None,
     ) -> None:
         """
-        Say what the provider has answered. Said again, what is said last holds, and what it leaves out stays as it was.
+        Report the provider's response. Later reports win, and values that they omit stay.
 
         Args:
-            usage: The provider's own usage object or JSON, or a ``Usage``; None where the provider reported none.
+            usage: The provider's own usage object or JSON, or a ``Usage``; None if the provider
+                reported none.
             model: The model that served the call.
-            response_id: The provider's id of the answer.
+            response_id: The provider's id of the response.
             service_tier: The tier that served it.
-            outcome: ``ok``, ``error``, ``aborted``, ``cancelled`` or ``truncated``; an exception that leaves the block has the last word.
-            endpoint: The dialect of *usage*, where it differs from that of the block.
-            counts: Instead of *usage*, the counts of a ``Usage``: ``input=1200, cache_read=0, output=80``.
+            outcome: ``ok``, ``error``, ``aborted``, ``cancelled`` or ``truncated``. An exception
+                that leaves the block wins over it.
+            endpoint: The dialect of *usage*, if it differs from the block's.
+            counts: Instead of *usage*, the counts of a ``Usage``: ``input=1200, cache_read=0,
+                output=80``.
 
         Raises:
-            ValueError: An argument cannot be used; the message names it, and nothing of this report is kept.
+            ValueError: An argument is invalid. The message names it, and the whole report is
+                dropped.
         """
-        said = {"model": model, "response_id": response_id, "service_tier": service_tier, "outcome": outcome}
-        _check(**{name: value for name, value in said.items() if value is not None})
+        fields = {"model": model, "response_id": response_id, "service_tier": service_tier, "outcome": outcome}
+        _check(**{name: value for name, value in fields.items() if value is not None})
         _check_endpoint(endpoint)
         usage = _from_counts(usage, counts)
         raw = None if usage is None else _raw_usage(usage, endpoint or self._dialect)
-        if not self._here.open:
-            warn_once("a report() came after its metered_call() block had ended: it is not counted")
+        if not self._block.open:
+            warn_once("report() was called after its metered_call() block had ended and is not counted: call it inside the block")
             return
         call = self._call
         if raw is not None:
@@ -224,37 +235,30 @@ class metered_call:
         self._reported = True
 
     def first_token(self) -> None:
-        """The first part of the answer is there: the time to it is kept. Only the first of these counts."""
+        """Note the time to first token: call it with the first part of the response."""
         if self._started is not None and self._call.ttft is None:
             self._call.ttft = (time.perf_counter_ns() - self._started) // 1000
 
     def __enter__(self) -> Self:
-        context = self._begin()
-        try:
-            self._owner = context.resolve()
-        except Exception as error:
-            report_internal_error(error)
+        self._owner = resolve_owner(self._make_context())
         self._open()
         return self
 
     async def __aenter__(self) -> Self:
-        context = self._begin()
-        try:
-            self._owner = await context.aresolve()
-        except Exception as error:
-            report_internal_error(error)
+        self._owner = await aresolve_owner(self._make_context())
         self._open()
         return self
 
     def __exit__(self, exc_type: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
-        if not self._here.open:
+        if not self._block.open:
             return
-        self._here.open = False
-        if current_request.get() is self._here:
-            current_request.set(self._outer)  # by value: a generator may leave its block in another copy of the context
+        self._block.open = False
+        if current_request.get() is self._block:
+            # by value: a generator may leave its block in another copy of the context
+            current_request.set(self._outer)
         try:
-            if self._watched is not None:
-                current_meter().observers.respond(self._watched)
+            if self._observed is not None:
+                current_meter().observers.respond(self._observed)
             self._end(exc)
         except Exception as error:
             report_internal_error(error)
@@ -262,28 +266,28 @@ class metered_call:
     async def __aexit__(self, exc_type: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
         self.__exit__(exc_type, exc, trace)
 
-    def _begin(self) -> TagContext:
+    def _make_context(self) -> TagContext:
         if self._context is not None:
-            raise RuntimeError("a metered_call() is one call: make a new one for each block")
+            raise RuntimeError("metered_call() can be entered once: make a new one for each block")
         self._context = _context_with(self._tags)
         return self._context
 
     def _open(self) -> None:
         self._outer = current_request.get()
-        current_request.set(self._here)
+        current_request.set(self._block)
         self._call.occurred_at = time.time_ns() // 1000
         self._started = time.perf_counter_ns()
         self._process = os.getpid()
         try:
-            self._watch()
+            self._observe()
         except Exception as error:
             report_internal_error(error)
 
-    def _watch(self) -> None:
+    def _observe(self) -> None:
         call, meter = self._call, current_meter()
         if not meter.observers.present or not meter.settings.enabled or self._context is None:
             return
-        self._watched = meter.observers.start(
+        self._observed = meter.observers.start(
             CallStart(
                 provider=call.provider,
                 endpoint=call.endpoint,
@@ -301,18 +305,18 @@ class metered_call:
         if self._started is None or self._context is None or not meter.settings.enabled:
             return
         if self._process != os.getpid():
-            return  # a forked child leaves its parent's block too: the call is the parent's
+            return  # a forked child leaves its parent's block too, but the call is the parent's
         call.duration = (time.perf_counter_ns() - self._started) // 1000
         if error is not None:
             call.outcome = "error" if isinstance(error, Exception) else "cancelled"
             call.error = type(error).__name__
         elif not self._reported:
-            warn_once("a metered_call() block ended without report(): what it cost is not known")
-        meter.finish(call, self._context, self._owner, observed=self._watched)
+            warn_once("a metered_call() block ended without report(): its cost is not known")
+        meter.finish(call, self._context, self._owner, observed=self._observed)
 
 
 def _context_with(tags: Mapping[str, str] | Tags | None) -> TagContext:
-    """What is seen here and now, with *tags* laid over it."""
+    """Return the current context, with *tags* merged onto it."""
     context = current_context()
     if tags is None:
         return context
@@ -320,19 +324,19 @@ def _context_with(tags: Mapping[str, str] | Tags | None) -> TagContext:
 
 
 def _from_counts(usage: object, counts: Mapping[str, object]) -> object:
-    """The usage that was reported: *usage*, or one of plain *counts*."""
+    """Return the reported usage: *usage*, or a ``Usage`` made from plain *counts*."""
     known = [name for name in Usage.__struct_fields__ if name != "tools"]
     for name in counts:
         if name not in known:
-            raise ValueError(f"{name} is not a count of a usage; there are {', '.join(known)}")
+            raise ValueError(f"{name} is not a count of a Usage: use one of {', '.join(known)}")
         if usage is not None:
-            raise ValueError(f"{name} cannot stand beside usage: give the provider's usage or plain counts")
+            raise ValueError(f"{name} cannot be combined with usage: pass the provider's usage or plain counts")
     return Usage(**counts) if counts else usage  # type: ignore[arg-type]
 
 
 _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "provider": (lambda value: isinstance(value, str) and bool(value.strip()), "a text that is not empty"),
-    "model": (lambda value: isinstance(value, str) and bool(value.strip()), "a text that is not empty"),
+    "provider": (lambda value: isinstance(value, str) and bool(value.strip()), "a string that is not empty"),
+    "model": (lambda value: isinstance(value, str) and bool(value.strip()), "a string that is not empty"),
     "outcome": (lambda value: value in OUTCOMES, f"one of {', '.join(OUTCOMES)}"),
     "occurred_at": (
         lambda value: value is None or (isinstance(value, datetime) and value.utcoffset() is not None),
@@ -342,24 +346,25 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: value is None or (isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e9),
         "seconds, 0 or more",
     ),
-    "call_id": (lambda value: value is None or (isinstance(value, str) and 0 < len(value) <= 200), "a text of 1 to 200 characters"),
-    "base_url": (lambda value: value is None or isinstance(value, str), "a text"),
-    "service_tier": (lambda value: value is None or isinstance(value, str), "a text"),
-    "response_id": (lambda value: value is None or isinstance(value, str), "a text"),
+    "call_id": (lambda value: value is None or (isinstance(value, str) and 0 < len(value) <= 200), "a string of 1 to 200 characters"),
+    "base_url": (lambda value: value is None or isinstance(value, str), "a string"),
+    "service_tier": (lambda value: value is None or isinstance(value, str), "a string"),
+    "response_id": (lambda value: value is None or isinstance(value, str), "a string"),
     "batch": (lambda value: isinstance(value, bool), "True or False"),
     "streamed": (lambda value: isinstance(value, bool), "True or False"),
 }
 
 
-def _own_id(call_id: str | None) -> str:
+def _kept_id(call_id: str | None) -> str:
     return new_call_id() if call_id is None else kept_call_id(call_id, current_meter().settings.pii)
 
 
 def _check(tags: object = None, **arguments: object) -> None:
     for name, value in arguments.items():
-        fits, expected = _CHECKS[name]
-        if not fits(value):
-            given = type(value).__name__ if name == "base_url" else repr(value)  # a URL can carry a password
+        is_valid, expected = _CHECKS[name]
+        if not is_valid(value):
+            # a URL can contain a password
+            given = type(value).__name__ if name == "base_url" else repr(value)
             raise ValueError(f"{name} must be {expected}, not {given}")
     if tags is not None and not isinstance(tags, Tags | Mapping):
         raise ValueError(f"tags must be a mapping or Tags, not {type(tags).__name__}")
@@ -374,12 +379,12 @@ def _check_endpoint(endpoint: object) -> None:
 
 
 def _microseconds(moment: datetime) -> int:
-    span = moment - datetime(1970, 1, 1, tzinfo=UTC)
-    return (span.days * 86_400 + span.seconds) * 1_000_000 + span.microseconds
+    since_epoch = moment - datetime(1970, 1, 1, tzinfo=UTC)
+    return (since_epoch.days * 86_400 + since_epoch.seconds) * 1_000_000 + since_epoch.microseconds
 
 
 def _raw_usage(usage: object, endpoint: str | None) -> tuple[str, str]:
-    """The usage as JSON, and its dialect. It is read once here, so that a mistake is heard of by whoever made it."""
+    """Return the usage as JSON, and its dialect. Parse it once, so that mistakes raise here."""
     if isinstance(usage, Usage):
         if usage.tools is not None and not isinstance(usage.tools, Mapping):
             raise ValueError(f"usage.tools must be a mapping of counts, not {usage.tools!r}")
@@ -400,7 +405,7 @@ def _raw_usage(usage: object, endpoint: str | None) -> tuple[str, str]:
         raise ValueError(f"usage must be the provider's usage object, its JSON as a mapping, or a Usage, not {type(usage).__name__}")
     dialect = endpoint or recognise(plain)
     if dialect is None:
-        raise ValueError(f"usage has no keys that are known ({', '.join(sorted(plain)[:6])}): name its endpoint, such as endpoint='chat'")
+        raise ValueError(f"usage has no known keys ({', '.join(sorted(plain)[:6])}): pass its endpoint, such as endpoint='chat'")
     try:
         read_usage(dialect, plain)
     except UsageError as error:

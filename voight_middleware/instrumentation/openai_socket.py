@@ -1,7 +1,9 @@
 """
-What is metered of one WebSocket of OpenAI's: every response, every transcription, and the seconds of a live session.
+The metered calls of one OpenAI WebSocket: every response, every transcription, and a live session's
+seconds.
 
-Source of the shapes: OpenAI API reference, "Realtime server events", "Responses WebSocket server events", "Live server events".
+Source of the shapes: OpenAI API reference, "Realtime server events", "Responses WebSocket server
+events", "Live server events".
 """
 
 from __future__ import annotations
@@ -24,18 +26,18 @@ from voight_middleware.providers.base import NULL, Endpoint, ResponseSummary, es
 from voight_middleware.providers.openai.text import parse_responses, plain
 from voight_middleware.records.tags import Owner
 
-RESPONSES = Endpoint(name="responses", parse=parse_responses, job_phase="begins")
+RESPONSES = Endpoint(name="responses", parse=parse_responses, job_phase="submit")
 REALTIME = Endpoint(name="realtime", parse=parse_response)
 _TRANSCRIPTIONS = Endpoint(name="transcriptions", parse=parse_response)
 _DECISIONS = Endpoint(name="decisions", parse=parse_responses)
 
 _IN_TEXT, _IN_BYTES = "response.create", b"response.create"
-_REMEMBERED = 1000
-"""How many answers of a connection are remembered, so that one that is seen twice is counted once."""
+_MAX_REMEMBERED = 1000
+"""How many responses of a connection are remembered, to count each of them once."""
 
 
 class _Message(msgspec.Struct, gc=False):
-    """What is looked at of an event; the rest is skipped."""
+    """The fields of an event that are read; the rest is skipped."""
 
     type: str = ""
     stream_id: str | None = None
@@ -57,30 +59,30 @@ class _Response(msgspec.Struct):
     usage: msgspec.Raw = NULL
 
 
-class _Named(msgspec.Struct):
+class _ModelName(msgspec.Struct):
     model: str | None = None
 
 
-class _Heard(msgspec.Struct):
-    transcription: _Named | None = None
+class _AudioInput(msgspec.Struct):
+    transcription: _ModelName | None = None
 
 
 class _Audio(msgspec.Struct):
-    input: _Heard | None = None
+    input: _AudioInput | None = None
 
 
 class _Session(msgspec.Struct):
     id: str | None = None
     model: str | None = None
     audio: _Audio | None = None
-    input_audio_transcription: _Named | None = None
+    input_audio_transcription: _ModelName | None = None
     safety_identifier: str | None = None
 
     def transcriber(self) -> str | None:
-        """The model that transcribes what is said; where it stands has changed since the beta."""
-        heard = self.audio.input.transcription if self.audio is not None and self.audio.input is not None else None
-        heard = heard or self.input_audio_transcription
-        return None if heard is None else heard.model
+        """Return the transcription model. Its place has changed since the beta."""
+        transcription = self.audio.input.transcription if self.audio is not None and self.audio.input is not None else None
+        transcription = transcription or self.input_audio_transcription
+        return None if transcription is None else transcription.model
 
 
 class _Seconds(msgspec.Struct):
@@ -96,17 +98,17 @@ _decode = msgspec.json.decode
 _OUTCOMES: Mapping[str | None, str] = {"cancelled": "aborted", "incomplete": "truncated", "failed": "error"}
 
 _live_seconds: dict[tuple[str, str], float] = {}
-"""What has been counted of live sessions: their usage is cumulative, and more than one connection may see it."""
+"""The counted seconds of live sessions, which are cumulative and seen by several connections."""
 
 
 class _Turn:
-    """One response, from the event that asks for it to the one that ends it."""
+    """One response, from the event that requests it to the event that ends it."""
 
-    __slots__ = ("by_hand", "characters", "failure", "first_event", "metered", "response")
+    __slots__ = ("characters", "failure", "first_event", "is_manual", "metered", "response")
 
-    def __init__(self, metered: MeteredRequest, by_hand: bool) -> None:
+    def __init__(self, metered: MeteredRequest, is_manual: bool) -> None:
         self.metered = metered
-        self.by_hand = by_hand
+        self.is_manual = is_manual
         self.characters = 0
         self.failure: str | None = None
         self.first_event: int | None = None
@@ -115,15 +117,15 @@ class _Turn:
 
 class Socket:
     """
-    One WebSocket: the responses that go on over it, and who owns them.
+    One WebSocket: its running responses and their owners.
 
     Args:
-        endpoint: How what comes without being nested is read: ``RESPONSES`` or ``REALTIME``.
-        asks: Whether answers are asked for with ``response.create``.
+        endpoint: How messages at the top level are read: ``RESPONSES`` or ``REALTIME``.
+        creates: Whether responses are requested with ``response.create``.
         model: The model that the connection was opened for.
         session: The session that it was opened to.
-        context: Where it was opened.
-        owner: Who opened it.
+        context: The context in which it was opened.
+        owner: The owner in that context.
     """
 
     def __init__(
@@ -132,33 +134,33 @@ class Socket:
         host: str,
         provider: str,
         endpoint: Endpoint,
-        asks: bool,
+        creates: bool,
         model: str | None,
         session: str | None,
         context: TagContext,
         owner: Owner,
     ) -> None:
-        self.asked = self.context = context
+        self.bound_context = self.context = context
         self.owner = owner
         self._host = host
         self._provider = provider
         self._endpoint = endpoint
-        self._asks = asks
-        self._asked_model = model
+        self._creates = creates
+        self._opened_model = model
         self._model: str | None = None
         self._transcriber: str | None = None
         self._session = session
         self._live: _Turn | None = None
         self._seconds: float | None = None
         self._waiting: dict[str | None, deque[_Turn]] = {}
-        """What was asked for and has not begun, by ``stream_id``."""
+        """Responses that were requested and have not started, by ``stream_id``."""
         self._turns: dict[str | None, _Turn] = {}
-        """What goes on, by the id of the response."""
+        """Running responses, by their id."""
         self._latest: dict[str | None, str | None] = {}
-        """The response that was last begun, by ``stream_id``."""
+        """The response that started last, by ``stream_id``."""
         self._seen: dict[object, None] = {}
-        here = current_request.get()
-        self._block = here if isinstance(here, ManualBlock) else None
+        block = current_request.get()
+        self._block = block if isinstance(block, ManualBlock) else None
         _open.add(self)
 
     def __del__(self) -> None:
@@ -167,28 +169,28 @@ class Socket:
     # -- the application sends -------------------------------------------------------------------------------------------------
 
     def bind(self, context: TagContext, owner: Owner) -> None:
-        """Whoever sends owns what follows, unless nobody is known there and somebody is here."""
-        self.asked = context
+        """Make the sender the owner of later responses, unless only the present owner is known."""
+        self.bound_context = context
         if owner.tags.user_id is not None or self.owner.tags.user_id is None:
             self.context, self.owner = context, owner
 
     def sent(self, event: Any) -> None:
-        """An event is about to be sent: as the caller wrote it, or as JSON."""
+        """Note an event that is about to be sent: an object of the caller, or JSON."""
         request = self._request(event)
         if request is not None:
-            body = request if self._endpoint is RESPONSES else {"model": self._asked_model}
+            body = request if self._endpoint is RESPONSES else {"model": self._opened_model}
             self._waiting.setdefault(request.get("stream_id"), deque()).append(self._turn(self._endpoint, body))
 
     def unsent(self, event: Any) -> None:
-        """It could not be sent."""
+        """Undo ``sent()`` for an event that could not be sent."""
         request = self._request(event)
         waiting = None if request is None else self._waiting.get(request.get("stream_id"))
         if waiting:
             waiting.pop()
 
     def _request(self, event: Any) -> Mapping[str, Any] | None:
-        """What asks for a response; None where *event* is anything else."""
-        if not self._asks:
+        """Return the event as a mapping if it requests a response; None for any other."""
+        if not self._creates:
             return None
         if isinstance(event, bytes | str):
             if _IN_TEXT not in event if isinstance(event, str) else _IN_BYTES not in event:
@@ -203,19 +205,19 @@ class Socket:
     # -- the provider sends ----------------------------------------------------------------------------------------------------
 
     def received(self, data: bytes | str) -> None:
-        """A message has come."""
+        """Read a message of the provider."""
         try:
-            self._see(_read_message(data), self._endpoint)
+            self._dispatch(_read_message(data), self._endpoint)
         except msgspec.DecodeError:
             counters["unreadable_responses"] += 1
 
-    def _see(self, message: _Message, endpoint: Endpoint) -> None:
+    def _dispatch(self, message: _Message, endpoint: Endpoint) -> None:
         kind = message.type
         if kind.endswith(".delta"):
             if kind.startswith("response.") and not kind.endswith("audio.delta"):
                 self._streamed(message)
-        elif (take := self._takes.get(kind)) is not None:
-            take(self, message, endpoint)
+        elif (handler := self._handlers.get(kind)) is not None:
+            handler(self, message, endpoint)
 
     def _streamed(self, message: _Message) -> None:
         turn = self._turns.get(message.response_id or self._latest.get(message.stream_id))
@@ -226,7 +228,7 @@ class Socket:
         response = _read_response(message.response)
         if response.id in self._turns or response.id in self._seen:
             return
-        turn = self._begun(message, endpoint)
+        turn = self._next_turn(message, endpoint)
         if turn.first_event is None:
             turn.first_event = time.perf_counter_ns()
         turn.response = message.response
@@ -234,37 +236,37 @@ class Socket:
         self._latest[message.stream_id] = response.id
 
     def _completed(self, message: _Message, endpoint: Endpoint) -> None:
-        """A response of the Responses API has ended."""
+        """Finish a response of the Responses API."""
         failed = message.type == "response.failed"
         self._ended(message, endpoint, parse_responses(message.response), "error" if failed else "ok", message.type if failed else None)
 
     def _done(self, message: _Message, endpoint: Endpoint) -> None:
-        """A response of a realtime session has ended."""
+        """Finish a response of a realtime session."""
         response = _read_response(message.response)
         outcome = _OUTCOMES.get(response.status, "ok")
-        answer = ResponseSummary(response.id, self._model or self._asked_model, usage=response.usage)
-        self._ended(message, endpoint, answer, outcome, "response.failed" if outcome == "error" else None)
+        summary = ResponseSummary(response.id, self._model or self._opened_model, usage=response.usage)
+        self._ended(message, endpoint, summary, outcome, "response.failed" if outcome == "error" else None)
 
     def _transcribed(self, message: _Message, _: Endpoint) -> None:
-        """What was said to a realtime session has been transcribed, by a model of its own."""
+        """Write the call of a transcription in a realtime session, made by a model of its own."""
         if not is_null(message.usage) and not self._has_seen((message.item_id, message.content_index)):
             turn = self._turn(_TRANSCRIPTIONS, {"model": self._transcriber})
             self._finish(turn, ResponseSummary(message.item_id, self._transcriber, usage=message.usage))
 
     def _configured(self, message: _Message, _: Endpoint) -> None:
-        """A session says what it is, or has become."""
+        """Read the configuration of a new or changed session."""
         session = _read_session(message.session)
         self._model = session.model or self._model
         self._transcriber = session.transcriber() or self._transcriber
         if message.type == "session.started":
-            if session.id != self._session:  # after a reconnection the seconds begin anew
+            if session.id != self._session:  # after a reconnection the seconds start at 0
                 self._end_live()
             if self._live is None:
                 self._live = self._turn(REALTIME, {"model": session.model, "safety_identifier": session.safety_identifier})
         self._session = session.id or self._session
 
     def _counted(self, message: _Message, _: Endpoint) -> None:
-        """The seconds of a live session so far; where nothing more is to come, that is all."""
+        """Read the seconds of a live session so far. The last event ends its call."""
         if not is_null(message.usage):
             self._seconds = max(self._seconds or 0.0, _read_seconds(message.usage).seconds)
             if self._live is None:
@@ -273,16 +275,16 @@ class Socket:
             self._end_live()
 
     def _delegated(self, message: _Message, _: Endpoint) -> None:
-        """A live session has had something done by another API, which bills it beside the seconds."""
+        """Read an event of another API in a live session, which is billed beside the seconds."""
         if message.type == "response.event":
-            self._see(_read_message(message.event), RESPONSES)
+            self._dispatch(_read_message(message.event), RESPONSES)
             return
-        answer = parse_responses(_read_message(message.event).decision)
-        if not self._has_seen(answer.id):
-            self._finish(self._turn(_DECISIONS, {}), answer)
+        summary = parse_responses(_read_message(message.event).decision)
+        if not self._has_seen(summary.id):
+            self._finish(self._turn(_DECISIONS, {}), summary)
 
     def _refused(self, message: _Message, _: Endpoint) -> None:
-        """Something that was sent is no good, or a response has failed; one that goes on may end well all the same."""
+        """Read an error: a refused event or a failed response. A running one may still end well."""
         waiting = self._waiting.get(message.stream_id)
         turn = waiting.popleft() if waiting else None
         if self._endpoint is not RESPONSES:
@@ -290,59 +292,64 @@ class Socket:
         if turn is not None:
             status = _decode(message.status)
             self._finish(turn, ResponseSummary(), "error", "error", False, http_status=status if isinstance(status, int) else None)
-        elif (going_on := self._turns.get(self._latest.get(message.stream_id))) is not None:
-            going_on.failure = "error"
+        elif (running := self._turns.get(self._latest.get(message.stream_id))) is not None:
+            running.failure = "error"
 
     # -- calls -----------------------------------------------------------------------------------------------------------------
 
     def _turn(self, endpoint: Endpoint, body: Mapping[str, Any]) -> _Turn:
         metered = MeteredRequest(endpoint, "", body, self._host, self._provider, stream=True)
         metered.context, metered.owner = self.context, self.owner
-        by_hand = in_manual_block() or (self._block is not None and self._block.open)
-        if not by_hand:
+        is_manual = in_manual_block() or (self._block is not None and self._block.open)
+        if not is_manual:
             metered.start()
-            metered.responded()  # what is sent over a connection is sent by it, and not inside the call
-        return _Turn(metered, by_hand)
+            metered.responded()  # later requests of the connection are not inside this call
+        return _Turn(metered, is_manual)
 
-    def _begun(self, message: _Message, endpoint: Endpoint) -> _Turn:
-        """The turn that was asked for first, or one of its own where nobody has asked: a session may answer what it hears."""
+    def _next_turn(self, message: _Message, endpoint: Endpoint) -> _Turn:
+        """
+        Return the turn that was requested first, or a new one.
+
+        A session may respond to audio without a request.
+        """
         waiting = self._waiting.get(message.stream_id)
         if waiting:
             return waiting.popleft()
-        return self._turn(endpoint, {} if endpoint is RESPONSES else {"model": self._asked_model})
+        return self._turn(endpoint, {} if endpoint is RESPONSES else {"model": self._opened_model})
 
-    def _ended(self, message: _Message, endpoint: Endpoint, answer: ResponseSummary, outcome: str, error: str | None) -> None:
-        if not self._has_seen(answer.id):
-            turn = self._turns.pop(answer.id, None) or self._begun(message, endpoint)
-            self._finish(turn, answer, outcome, error)
+    def _ended(self, message: _Message, endpoint: Endpoint, summary: ResponseSummary, outcome: str, error: str | None) -> None:
+        if not self._has_seen(summary.id):
+            turn = self._turns.pop(summary.id, None) or self._next_turn(message, endpoint)
+            self._finish(turn, summary, outcome, error)
 
     def _has_seen(self, identity: object) -> bool:
-        """Whether an answer was counted before; from now on it was."""
+        """Return whether a response was counted before, and remember it."""
         if identity is None:
             return False
         if identity in self._seen:
             return True
         self._seen[identity] = None
-        if len(self._seen) > _REMEMBERED:
+        if len(self._seen) > _MAX_REMEMBERED:
             del self._seen[next(iter(self._seen))]
         return False
 
     def _finish(
-        self, turn: _Turn, answer: ResponseSummary, outcome: str = "ok", error: str | None = None, estimated: bool = True, **more: Any
+        self, turn: _Turn, summary: ResponseSummary, outcome: str = "ok", error: str | None = None, estimated: bool = True, **more: Any
     ) -> None:
-        if turn.by_hand:
+        if turn.is_manual:
             return
         metered, first = turn.metered, turn.first_event
-        if estimated and usage_text(answer.usage) is None:
+        if estimated and usage_text(summary.usage) is None:
             output = (turn.characters + 3) // 4
             if metered.endpoint is RESPONSES:
                 more.update(estimated_output=output, estimated_input=estimate_tokens(metered.body))
             else:
-                more["estimated_output"] = output or None  # of speech there is no text, and what a session remembers is not known
-        metered.finish(answer, outcome, error=error, ttft=None if first is None else (first - metered.started) // 1000, **more)
+                # Speech has no text, and the input that a session remembers is not known.
+                more["estimated_output"] = output or None
+        metered.finish(summary, outcome, error=error, ttft=None if first is None else (first - metered.started) // 1000, **more)
 
     def end(self, error: BaseException | None = None) -> None:
-        """The connection was closed, lost or dropped: what it was in the middle of stays unfinished."""
+        """Finish the calls of a connection that ended. Running responses are aborted."""
         unfinished: list[_Turn] = []
         while self._turns:
             unfinished.append(self._turns.popitem()[1])
@@ -350,22 +357,22 @@ class Socket:
             while waiting:
                 unfinished.append(waiting.popleft())
         for turn in unfinished:
-            answer = ResponseSummary() if turn.response is NULL else parse_responses(turn.response)
+            summary = ResponseSummary() if turn.response is NULL else parse_responses(turn.response)
             if turn.metered.endpoint is REALTIME:
-                answer.model = self._model or self._asked_model
-            self._has_seen(answer.id)
+                summary.model = self._model or self._opened_model
+            self._has_seen(summary.id)
             lost = type(error).__name__ if error is not None else None
-            self._finish(turn, answer, "error" if turn.failure else "aborted", turn.failure or lost)
+            self._finish(turn, summary, "error" if turn.failure else "aborted", turn.failure or lost)
         self._end_live()
 
-    def forget(self) -> None:
-        """In a forked child: what goes on is the parent's to count."""
+    def discard_after_fork(self) -> None:
+        """Drop the running calls in a forked child. The parent counts them."""
         self._turns.clear()
         self._waiting.clear()
         self._live = self._seconds = None
 
     def _end_live(self) -> None:
-        """A live session is one call, with what has not been counted of its seconds."""
+        """Write the one call of a live session, with its seconds that are not counted yet."""
         (turn, self._live), (seconds, self._seconds) = (self._live, None), (self._seconds, None)
         if turn is None:
             return
@@ -373,17 +380,17 @@ class Socket:
             self._finish(turn, ResponseSummary(self._session, self._model), "aborted", estimated=False)
             return
         if self._session is not None:
-            place = self._host, self._session
-            before = _live_seconds.pop(place, 0.0)
-            _live_seconds[place] = max(before, seconds)
-            if len(_live_seconds) > _REMEMBERED:
+            key = self._host, self._session
+            before = _live_seconds.pop(key, 0.0)
+            _live_seconds[key] = max(before, seconds)
+            if len(_live_seconds) > _MAX_REMEMBERED:
                 del _live_seconds[next(iter(_live_seconds))]
             seconds -= before
         if seconds > 0:
             usage = msgspec.Raw(msgspec.json.encode({"seconds": round(seconds, 3)}))
             self._finish(turn, ResponseSummary(self._session, self._model, usage=usage))
 
-    _takes: ClassVar[Mapping[str, Callable[[Any, _Message, Endpoint], None]]] = {
+    _handlers: ClassVar[Mapping[str, Callable[[Any, _Message, Endpoint], None]]] = {
         "response.created": _created,
         "response.completed": _completed,
         "response.incomplete": _completed,
@@ -407,16 +414,16 @@ _open: weakref.WeakSet[Socket] = weakref.WeakSet()
 
 
 def _end_all() -> None:
-    """End the connections that nobody has closed."""
+    """End the connections that are still open."""
     for socket in list(_open):
         call_guarded(socket.end)
 
 
-def _forget_all() -> None:
+def _discard_all() -> None:
     for socket in list(_open):
-        socket.forget()
+        socket.discard_after_fork()
     _open.clear()
 
 
 open_calls.on_end_all(_end_all)
-os.register_at_fork(after_in_child=_forget_all)
+os.register_at_fork(after_in_child=_discard_all)

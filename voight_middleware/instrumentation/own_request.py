@@ -1,4 +1,4 @@
-"""The place of the gate on a client's class, before whatever stands on the client itself."""
+"""The metered ``request`` of a client's class, before a ``request`` of the client itself."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class RequestDescriptor:
     """
     A metered ``request`` on a client's class.
 
-    It is a data descriptor, so it comes before a ``request`` that another library has put on the client itself. Logfire does so, and its
-    ``request`` leads to the class's as it was then.
+    It is a data descriptor, so it comes before a ``request`` that another library has put on the
+    client itself. Logfire does that, and its ``request`` calls the class's as it was at that time.
 
     Args:
         method: The metered method.
-        make: Makes a metered method of another one, and of what tells the two apart.
+        make: Makes a metered method from another method and its level.
     """
 
     def __init__(self, method: Any, make: Callable[[Any, object], Any]) -> None:
@@ -30,16 +30,16 @@ class RequestDescriptor:
     def __get__(self, client: Any, owner: type | None = None) -> Any:
         if client is None:
             return self.__wrapped__
-        own = client.__dict__.get("request")
-        if own is None or self._is_passed_on(client, own):
+        function = client.__dict__.get("request")
+        if function is None or self._is_passed_on(client, function):
             return MethodType(self.__wrapped__, client)
-        return _OwnRequest(own, client, self._make)
+        return _OwnRequest(function, client, self._make)
 
-    def _is_passed_on(self, client: Any, own: Any) -> bool:
-        """Return whether this is ``super().request`` inside a subclass's ``request`` or the client's own: it goes past the client."""
+    def _is_passed_on(self, client: Any, function: Any) -> bool:
+        """Return whether a subclass or the client's own ``request`` passes a request on."""
         first = next(cls.__dict__["request"] for cls in type(client).__mro__ if "request" in cls.__dict__)
-        here = current_request.get()
-        return first is not self or (isinstance(here, RequestSlot) and here.client is client and here.levels[-1] == id(own))
+        slot = current_request.get()
+        return first is not self or (isinstance(slot, RequestSlot) and slot.client is client and slot.levels[-1] == id(function))
 
     def __set__(self, client: Any, value: Any) -> None:
         client.__dict__["request"] = value
@@ -55,22 +55,22 @@ class RequestDescriptor:
 
 
 class _OwnRequest:
-    """A client's own ``request`` as *own* is, but metered if the client is."""
+    """A client's own ``request``, metered if the client is."""
 
     __slots__ = ("__wrapped__", "_client", "_make")
 
-    def __init__(self, own: Any, client: Any, make: Callable[[Any, object], Any]) -> None:
-        self.__wrapped__ = own
+    def __init__(self, function: Any, client: Any, make: Callable[[Any, object], Any]) -> None:
+        self.__wrapped__ = function
         self._client = client
         self._make = make
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        own = self.__wrapped__
+        function = self.__wrapped__
 
         def call(_client: Any, *args: Any, **kwargs: Any) -> Any:
-            return own(*args, **kwargs)
+            return function(*args, **kwargs)
 
-        return self._make(call, id(own))(self._client, *args, **kwargs)
+        return self._make(call, id(function))(self._client, *args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__wrapped__, name)

@@ -1,8 +1,9 @@
 """
-Entry: one request to a provider, from its start to the end of its last answer.
+MeteredRequest: one request to a provider, from its start to the end of its last response.
 
-An answer that is whole is read from its bytes at once; one that the caller reads by hand, or that comes as server-sent events, is
-observed as it passes by. Whatever its end, it becomes one call; the answers of a batch become one call each.
+A whole response is read from its bytes at once. A response that the caller reads themselves, or one
+that is sent as events, is read as it passes. Each response becomes one call, however it ends. Each
+response of a batch becomes one call too.
 """
 
 from __future__ import annotations
@@ -33,18 +34,20 @@ from voight_middleware.providers.base import (
     usage_text,
 )
 from voight_middleware.records.call import Call, Submission, job_call_id, new_call_id
+from voight_middleware.records.tags import Owner
 
-_UNANSWERED = frozenset({"ReadTimeout", "ReadError", "RemoteProtocolError", "TimeoutException", "CancelledError", "Cancelled"})
+_WITHOUT_RESPONSE = frozenset({"ReadTimeout", "ReadError", "RemoteProtocolError", "TimeoutException", "CancelledError", "Cancelled"})
 """
-Errors of httpx, httpx2 and asyncio after which a request may have been worked on, and billed, without an answer. A connection that
-was never made, or a request that was not sent to its end, is not among them.
+Errors of httpx, httpx2 and asyncio after which the provider may have processed and billed a request
+without a response. A connection that was never made and a request that was only partly sent are not
+among them.
 """
-_AT_ONCE_BYTES = 256 * 1024
-"""Up to this size a file of batch answers is read on the caller's thread."""
+_MAX_BYTES_ON_CALLER = 256 * 1024
+"""Batch output files up to this size are read on the caller's thread."""
 
 
 class ManualBlock:
-    """Stands in the context while a block of ``metered_call()`` is open: what is sent in there is not metered a second time."""
+    """In the context during a ``metered_call()`` block. Requests inside are not metered again."""
 
     __slots__ = ("open",)
 
@@ -54,44 +57,78 @@ class ManualBlock:
 
 class RequestSlot:
     """
-    Where the context keeps the request that is on its way. It is emptied when the request returns: a pooled connection keeps
-    a copy of the context in which it was made, and would keep the prompt with it.
+    Holds a running request in the context for the length of a ``with`` block, and is emptied after
+    it.
+
+    A pooled connection keeps a copy of the context in which it was made. Without the emptying it
+    would keep the prompt too.
+
+    Args:
+        metered: The request; None for one that is not metered but runs inside one that is.
+        client: The SDK client that sends it.
+        level: Identifies the ``request`` method that was called: a class, or the id of the client's
+            own.
     """
 
-    __slots__ = ("client", "levels", "metered")
+    __slots__ = ("_outer", "client", "levels", "metered")
 
-    def __init__(self, request: MeteredRequest | None, client: Any = None, level: object = None) -> None:
-        self.metered = request
+    def __init__(self, metered: MeteredRequest | None, client: Any = None, level: object = None) -> None:
+        self.metered = metered
         self.client = client
         self.levels = [level]
-        """The methods ``request`` that the request is in, from the client's own to its base class's."""
+        """The ``request`` methods that it is in, from the client's own to its base class's."""
 
-    def leave(self) -> None:
-        """Forget the request."""
-        self.metered = self.client = None
+    def __enter__(self) -> None:
+        self._outer = current_request.get()
+        current_request.set(self)
+
+    def __exit__(self, *exc_info: object) -> None:
+        current_request.set(self._outer)
+        metered = self.metered
+        self.metered = self.client = self._outer = None
+        if metered is not None:
+            metered.responded()
 
 
 current_request: ContextVar[RequestSlot | ManualBlock | None] = ContextVar("voight_entry", default=None)
-"""Whose request this is a part of."""
+"""The request or manual block that the current code is part of."""
 
 
 def request_here() -> MeteredRequest | None:
-    """Return the metered request that this is a part of; None outside of a request that is metered."""
-    here = current_request.get()
-    return here.metered if isinstance(here, RequestSlot) else None
+    """Return the metered request that the current code is part of, or None."""
+    slot = current_request.get()
+    return slot.metered if isinstance(slot, RequestSlot) else None
 
 
 def in_manual_block() -> bool:
-    """Return whether this is inside a block of ``metered_call()``."""
-    here = current_request.get()
-    return isinstance(here, ManualBlock) and here.open
+    """Return whether the current code is inside a ``metered_call()`` block."""
+    block = current_request.get()
+    return isinstance(block, ManualBlock) and block.open
+
+
+def resolve_owner(context: TagContext) -> Owner:
+    """Return the owner of a call made in *context*; nobody on an error of ours. Never raises."""
+    try:
+        return context.resolve()
+    except Exception as error:
+        report_internal_error(error)
+        return NOBODY
+
+
+async def aresolve_owner(context: TagContext) -> Owner:
+    """As ``resolve_owner``, awaiting asynchronous getters."""
+    try:
+        return context.owner() if context.scope is None else await context.aresolve()
+    except Exception as error:
+        report_internal_error(error)
+        return NOBODY
 
 
 class MeteredRequest:
-    """One request to a provider, from its start to the end of its last answer."""
+    """One request to a provider, from its start to the end of its last response."""
 
     __slots__ = (
-        "_of",
+        "_batch",
         "_responses",
         "asked_for_usage",
         "body",
@@ -121,14 +158,14 @@ class MeteredRequest:
         self.possibly_billed = 0
         self.observed: Observed | None = None
         self._responses = 0
-        self._of = url.partition("?")[0].split("/")[-2] if endpoint.parse_line is not None else ""
+        self._batch = url.partition("?")[0].split("/")[-2] if endpoint.parse_line is not None else ""
 
     def start(self, client: Any = None, options: Any = None) -> None:
-        """Show the watchers the call that begins, now that its owner is known as far as it can be. Never raises."""
+        """Call the observers' ``on_call_start``, with the owner as far as known. Never raises."""
         try:
             meter = current_meter()
-            if not meter.observers.present or self.endpoint.parse is None or self.endpoint.job_phase == "tells":
-                return  # what makes no call of its own: a file, a batch, a question how a job is going
+            if not meter.observers.present or self.endpoint.parse is None or self.endpoint.job_phase == "poll":
+                return  # not a call of its own: a file, a batch, the polling of a job
             model = self.body.get("model") if isinstance(self.body, Mapping) else None
             self.observed = meter.observers.start(
                 CallStart(
@@ -148,28 +185,33 @@ class MeteredRequest:
             report_internal_error(error)
 
     def responded(self) -> None:
-        """The request was answered or has failed: nothing of the watchers may stay in its caller's context. Never raises."""
+        """
+        Call the observers' ``on_call_response``. The request has returned or raised. Never raises.
+
+        An observer must leave nothing in the caller's context.
+        """
         try:
             if self.observed is not None:
                 current_meter().observers.respond(self.observed)
         except Exception as error:
             report_internal_error(error)
 
-    def finish(self, answer: ResponseSummary, outcome: str = "ok", **more: Any) -> None:
-        """One answer has ended. Never raises."""
+    def finish(self, summary: ResponseSummary, outcome: str = "ok", **more: Any) -> None:
+        """Write the call of one finished response. Never raises."""
         try:
             endpoint, job = self.endpoint, None
             if endpoint.job_phase:
-                job = None if answer.job is None else f"{self.provider}/{answer.job}"
-                if endpoint.job_phase == "tells" and (job is None or (is_null(answer.usage) and answer.failure is None)):
-                    return  # of a response that was answered when it was made, or a job that has not ended
-            if answer.failure is not None and outcome == "ok":
-                outcome, more["error"] = "error", answer.failure
+                job = None if summary.job is None else f"{self.provider}/{summary.job}"
+                if endpoint.job_phase == "poll" and (job is None or (is_null(summary.usage) and summary.failure is None)):
+                    # a response that was complete when it was made, or a job that still runs
+                    return
+            if summary.failure is not None and outcome == "ok":
+                outcome, more["error"] = "error", summary.failure
             body = self.body
             if type(body) is dict or isinstance(body, Mapping):
                 requested = body.get("model")
                 if endpoint.enrich is not None:
-                    answer = endpoint.enrich(answer, body)
+                    summary = endpoint.enrich(summary, body)
             else:
                 requested = None
             call = Call(
@@ -178,41 +220,45 @@ class MeteredRequest:
                 provider=self.provider,
                 endpoint=endpoint.name,
                 requested_model=requested if isinstance(requested, str) else None,
-                model=answer.model,
+                model=summary.model,
                 host=self.host,
                 streamed=self.stream,
                 outcome=outcome,
                 possibly_billed=self.possibly_billed or None,
                 duration=(time.perf_counter_ns() - self.started) // 1000,
-                response_id=answer.id,
+                response_id=summary.id,
                 job=job,
-                service_tier=answer.service_tier,
-                raw_usage=usage_text(answer.usage),
-                tool_calls=answer.tool_calls,
-                finish_reasons=answer.finish_reasons,
+                service_tier=summary.service_tier,
+                raw_usage=usage_text(summary.usage),
+                tool_calls=summary.tool_calls,
+                finish_reasons=summary.finish_reasons,
                 **more,
             )
             meter = current_meter()
             if job is not None:
-                if endpoint.job_phase == "begins":
+                if endpoint.job_phase == "submit":
                     self._submit(job)
                 else:
                     call.duration = None
-                    if answer.created_at is not None:
-                        call.occurred_at = answer.created_at * 1_000_000
+                    if summary.created_at is not None:
+                        call.occurred_at = summary.created_at * 1_000_000
             named = named_user(body) if self.owner.tags.user_id is None and self._may_name_its_user() else None
             meter.finish(call, self.context, self.owner, named, self.observed)
         except Exception as error:
             report_internal_error(error)
 
     def _may_name_its_user(self) -> bool:
-        """Return whether the request's body may say whose call it is: within a web request or a job it may be a client's own text."""
-        wanted = current_meter().settings.request_identity
-        return self.context.scope is None if wanted is None else wanted
+        """
+        Return whether the user in the request's body may own the call.
+
+        Within a web request or a job, the body may be a client's own text.
+        """
+        allowed = current_meter().settings.request_identity
+        return self.context.scope is None if allowed is None else allowed
 
     def fail(self, error: BaseException) -> None:
-        """The request raised; answers that it got before are metered already."""
-        if self._responses or self.endpoint.parse is None or self.endpoint.job_phase == "tells":
+        """Write the call of a request that raised. Its earlier responses have their own calls."""
+        if self._responses or self.endpoint.parse is None or self.endpoint.job_phase == "poll":
             return
         self.note_failed_attempt(error)
         status = getattr(error, "status_code", None)
@@ -225,19 +271,19 @@ class MeteredRequest:
         )
 
     def note_failed_attempt(self, error: BaseException | None) -> None:
-        """An attempt has failed: was it sent, and may have been billed?"""
+        """Count a failed attempt as possibly billed if it was sent and got no response."""
         cause = error.__cause__ if error is not None and error.__cause__ is not None else error
-        if type(cause).__name__ in _UNANSWERED:
+        if type(cause).__name__ in _WITHOUT_RESPONSE:
             self.possibly_billed += 1
 
-    # -- whole answers ---------------------------------------------------------------------------------------------------------
+    # -- whole responses -------------------------------------------------------------------------------------------------------
 
     def body_read(self, body: bytes, status: int, retries: int) -> None:
-        """A whole answer is there. Never raises."""
-        endpoint, answer = self.endpoint, ResponseSummary()
+        """Write the call of a whole response. Never raises."""
+        endpoint, summary = self.endpoint, ResponseSummary()
         try:
             if endpoint.parse is not None:
-                answer = endpoint.parse(body)
+                summary = endpoint.parse(body)
             elif endpoint.parse_jobs is not None:
                 self._submit_all(body)
                 return
@@ -246,10 +292,10 @@ class MeteredRequest:
         except Exception as error:
             report_internal_error(error)
         if endpoint.parse is not None:
-            self.finish(answer, http_status=status, attempts=retries + 1)
+            self.finish(summary, http_status=status, attempts=retries + 1)
 
     def read_when_closed(self, response: Any, retries: int) -> None:
-        """A body that has not been read yet passes by while the caller reads it."""
+        """Read a body as the caller reads it, and write its call when it is closed."""
         if self.endpoint.parse_line is not None:
             lines = Lines(response, self._line)
             watch_close(response, lines.done, lines)
@@ -271,32 +317,32 @@ class MeteredRequest:
     # -- streams ---------------------------------------------------------------------------------------------------------------
 
     def completion(self, status: int, retries: int) -> StreamCompletion | None:
-        """What a stream reports its end to; None where the endpoint streams nothing that could be read."""
+        """Return the completion of a stream; None if the endpoint's streams cannot be read."""
         if self.endpoint.stream_parser is None:
             return None
 
-        def report(reader: StreamParser, outcome: str, error: BaseException | None, first_event: int | None) -> None:
-            self.stream_ended(reader, outcome, error, first_event, status, retries)
+        def report(parser: StreamParser, outcome: str, error: BaseException | None, first_event: int | None) -> None:
+            self.stream_ended(parser, outcome, error, first_event, status, retries)
 
         return StreamCompletion(self.endpoint.stream_parser(), report, self.asked_for_usage)
 
     def stream_ended(
-        self, reader: StreamParser, outcome: str, error: BaseException | None, first_event: int | None, status: int, retries: int
+        self, parser: StreamParser, outcome: str, error: BaseException | None, first_event: int | None, status: int, retries: int
     ) -> None:
-        """A stream has ended, one way or another. Never raises."""
-        answer = ResponseSummary()
+        """Write the call of a stream, however it ended. Never raises."""
+        summary = ResponseSummary()
         output = input_tokens = None
         try:
-            answer = reader.summary()
-            unreported = usage_text(answer.usage) is None
-            output = reader.estimated_output() if outcome != "ok" or unreported else None
+            summary = parser.summary()
+            unreported = usage_text(summary.usage) is None
+            output = parser.estimated_output() if outcome != "ok" or unreported else None
             input_tokens = estimate_tokens(self.body) if output is not None and unreported else None
         except Exception as ours:
             report_internal_error(ours)
         self.finish(
-            answer,
+            summary,
             outcome,
-            error=type(error).__name__ if error is not None else reader.failure,
+            error=type(error).__name__ if error is not None else parser.failure,
             http_status=status,
             attempts=retries + 1,
             ttft=None if first_event is None else (first_event - self.started) // 1000,
@@ -305,12 +351,12 @@ class MeteredRequest:
         )
 
     def read_by_hand(self, body: Body, completion: StreamCompletion) -> None:
-        """A stream's body that the caller has read himself."""
-        reader = completion.reader
+        """Parse the body of a stream that the caller has read themselves, and complete it."""
+        parser = completion.parser
         for event in body.events():
-            reader.feed(event)
+            parser.feed(event)
             if event.error:
-                reader.failure = reader.failure or "error"
+                parser.failure = parser.failure or "error"
         completion.first_event = body.first_part
         if body.error is not None:
             completion.fail(body.error)
@@ -326,7 +372,7 @@ class MeteredRequest:
         current_meter().submit(submission, self.context, self.owner, user)
 
     def _submit_all(self, body: bytes) -> None:
-        """Batches that were begun, or in which a file of answers was seen."""
+        """Write the batches that were submitted, and link batches to their output files."""
         endpoint, request = self.endpoint, self.body if isinstance(self.body, Mapping) else {}
         assert endpoint.parse_jobs is not None
         identify = self._may_name_its_user()
@@ -334,15 +380,20 @@ class MeteredRequest:
             name = f"{self.provider}/{job.id}"
             if job.part_of is not None:
                 current_meter().link(Submission(job=name, submitted_at=self.started_at // 1000, part_of=f"{self.provider}/{job.part_of}"))
-            elif endpoint.job_phase in ("begins", "names"):
-                if endpoint.job_phase == "begins":
+            elif endpoint.job_phase in ("submit", "upload"):
+                if endpoint.job_phase == "submit":
                     self._submit(name, f"{self.provider}/{job.requests}" if job.requests is not None else None)
                 for part, user in job.parts.items() if identify and self.owner.tags.user_id is None else ():
                     self._submit(f"{name}/{_digest(part)}", name, user)
 
     def lines_read(self, body: bytes) -> None:
-        """Read a whole file of batch answers; a large one in a thread of its own, as it may take a second. ``flush()`` waits for it."""
-        if len(body) > _AT_ONCE_BYTES:
+        """
+        Read a whole batch output file.
+
+        A large one may take a second, so it is read in a thread of its own. ``flush()`` waits for
+        it.
+        """
+        if len(body) > _MAX_BYTES_ON_CALLER:
             open_calls.read_in_thread(lambda: self._all_lines(body), "voight-batch")
         else:
             self._all_lines(body)
@@ -353,31 +404,35 @@ class MeteredRequest:
                 return
 
     def _line(self, line: bytes) -> bool:
-        """One line of a file of batch answers; whether the file is one at all. Never raises."""
+        """
+        Write the call of one line of a batch output file. Never raises.
+
+        Return whether the file is a batch output file at all.
+        """
         try:
             assert self.endpoint.parse_line is not None
-            answer = self.endpoint.parse_line(line)
-            if answer is not None and answer.job is not None:
-                job = f"{self.provider}/{self._of}/{_digest(answer.job)}"
+            summary = self.endpoint.parse_line(line)
+            if summary is not None and summary.job is not None:
+                job = f"{self.provider}/{self._batch}/{_digest(summary.job)}"
                 call = Call(
                     call_id=job_call_id(job),
                     occurred_at=self.started_at // 1000,
                     provider=self.provider,
-                    endpoint=answer.batch_endpoint or "batch",
-                    model=answer.model,
+                    endpoint=summary.batch_endpoint or "batch",
+                    model=summary.model,
                     host=self.host,
                     http_status=200,
-                    outcome="ok" if answer.failure is None else "error",
-                    error=answer.failure,
-                    response_id=answer.id,
+                    outcome="ok" if summary.failure is None else "error",
+                    error=summary.failure,
+                    response_id=summary.id,
                     job=job,
-                    service_tier=answer.service_tier,
+                    service_tier=summary.service_tier,
                     batch=True,
-                    raw_usage=usage_text(answer.usage),
-                    tool_calls=answer.tool_calls,
-                    finish_reasons=answer.finish_reasons,
+                    raw_usage=usage_text(summary.usage),
+                    tool_calls=summary.tool_calls,
+                    finish_reasons=summary.finish_reasons,
                 )
-                owner = current_meter().owner_of_line(answer.job)
+                owner = current_meter().owner_of_line(summary.job)
                 if owner is not None:
                     current_meter().submit(Submission(job=job, submitted_at=self.started_at // 1000), self.context, owner)
                 current_meter().finish(call, self.context, self.owner if owner is None else owner)
@@ -391,12 +446,12 @@ class MeteredRequest:
 
 
 def _digest(part: str) -> str:
-    """A part of a job by a short name: its own may be long, or say too much."""
+    """Return a short name for a part of a job. Its own may be long or contain personal data."""
     return hashlib.blake2b(part.encode(errors="surrogatepass"), digest_size=8).hexdigest()
 
 
 def _attempts(error: BaseException) -> int:
-    """How often a request was sent that failed; the SDK says it in a header of the last one."""
+    """Return how often a failed request was sent, from a header of the last attempt."""
     try:
         return 1 + int(error.request.headers["x-stainless-retry-count"])  # type: ignore[attr-defined]
     except Exception:

@@ -1,8 +1,9 @@
 """
-SdkEntry: one request through the openai or anthropic SDK.
+SdkRequest: one request through the openai or anthropic SDK.
 
-The answer is met where the SDK has made its own object of it: a stream is tapped, a raw response is observed, and everything else is
-read from the bytes that the SDK has read already.
+A response is metered when the SDK has made its own object from it. A stream gets a
+``MeteredIterator``, a raw response is observed, and everything else is read from the bytes that the
+SDK has read already.
 """
 
 from __future__ import annotations
@@ -26,19 +27,19 @@ from voight_middleware.providers.openai.batch_requests import uploaded
 _RAW_HEADER = "X-Stainless-Raw-Response"
 
 REFUSAL_SECONDS = 3600.0
-"""How long a host that refused ``stream_options`` is not asked again: it may be upgraded."""
+"""How long ``stream_options`` is not sent to a host that refused it. The host may be upgraded."""
 _refusing_usage: dict[str, float] = {}
-"""Hosts that refused ``stream_options`` and then answered without, and until when they are not asked (``time.monotonic``)."""
+"""Hosts that refused ``stream_options``, and until when (``time.monotonic``)."""
 
 
 class SdkRequest(MeteredRequest):
-    """One request through an SDK, from its start to the end of its last answer."""
+    """One request through an SDK, from its start to the end of its last response."""
 
     __slots__ = ("options",)
 
     def __init__(self, client: Any, sdk: str, endpoint: Endpoint, options: Any, stream: bool) -> None:
         host, provider = _host_and_provider(client, sdk)
-        body = options.json_data if endpoint.job_phase != "names" else uploaded(options.json_data, options.files)
+        body = options.json_data if endpoint.job_phase != "upload" else uploaded(options.json_data, options.files)
         super().__init__(endpoint, options.url, body, host, provider, stream)
         self.options = options
         if stream and endpoint.asks_for_usage:
@@ -46,29 +47,31 @@ class SdkRequest(MeteredRequest):
 
     def _ask_for_usage(self, options: Any) -> None:
         """
-        A chat stream reports usage only where it was asked to; the chunk that carries it is hidden again.
+        Ask a chat stream for its usage. The chunk that carries it is hidden again.
 
-        Nothing is asked where the caller decided himself, or reads the raw body and would see that chunk.
+        Nothing is asked if the caller has set the option, or reads the raw body and would see that
+        chunk.
         """
         body = self.body
         if not isinstance(body, dict) or self.provider in ALWAYS_SENT or _refuses_usage(self.host):
             return
-        wish = body.get("stream_options")
+        given = body.get("stream_options")
         extra = getattr(options, "extra_json", None) or {}
-        if "stream_options" in extra or (wish is not None and not isinstance(wish, dict)) or (wish and "include_usage" in wish):
+        if "stream_options" in extra or (given is not None and not isinstance(given, dict)) or (given and "include_usage" in given):
             return
         headers = options.headers if isinstance(options.headers, Mapping) else {}
         if headers.get(_RAW_HEADER) == "stream":
             return
         self.options = options.model_copy() if hasattr(options, "model_copy") else options.copy()
-        self.options.json_data = {**body, "stream_options": {**(wish or {}), "include_usage": True}}
+        self.options.json_data = {**body, "stream_options": {**(given or {}), "include_usage": True}}
         self.asked_for_usage = True
 
     def may_go_without_usage(self, error: BaseException) -> bool:
         """
-        Return whether a server seems to have refused our ``stream_options``. Then the caller's own request is sent once more.
+        Return whether a server seems to have refused our ``stream_options``.
 
-        A refusal that is about something else may quote the caller: only an answer to the second request shows that it was about ours.
+        Then the caller's own request is sent once more. A refusal for another reason may quote the
+        caller, so only the response to the second request shows whether it was about our option.
         """
         if not self.asked_for_usage or getattr(error, "status_code", None) not in (400, 422):
             return False
@@ -79,13 +82,14 @@ class SdkRequest(MeteredRequest):
         return True
 
     def succeeded_without_usage(self) -> None:
-        """Remember that the host answers a stream only where usage is not asked for. Never raises."""
+        """Remember that the host streams only if usage is not asked for. Never raises."""
         _refusing_usage[self.host] = time.monotonic() + REFUSAL_SECONDS
         call_guarded(warn_once, "a server refused stream_options.include_usage; its streams are metered by estimate")
 
     def watch(self, response: Any, result: Any, retries: int) -> None:
-        """Meter an answer: at once where it is whole, at its end where it is streamed."""
-        if response.status_code >= 400:  # a middleware of the SDK sees refusals too; the request raises, or is sent again
+        """Meter a response: at once if it is whole, else at its end."""
+        # seen by a middleware of the SDK; the request raises or retries
+        if response.status_code >= 400:
             return
         if self.provider == "bedrock":
             self.endpoint = bedrock.counted(self.endpoint, response.headers)
@@ -99,12 +103,12 @@ class SdkRequest(MeteredRequest):
                 self.body_read(response.content, response.status_code, retries)
         elif hasattr(type(result), "__stream__"):
             self._responses += 1
-            self._tap(response, result, retries)
+            self._meter_stream(response, result, retries)
         elif hasattr(result, "parse"):
             self._responses += 1
-            self._tap_when_parsed(response, result, retries)
+            self._meter_when_parsed(response, result, retries)
 
-    def _tap(self, response: Any, stream: Any, retries: int) -> None:
+    def _meter_stream(self, response: Any, stream: Any, retries: int) -> None:
         completion = self.completion(response.status_code, retries)
         if completion is not None:
             iterator = stream._iterator
@@ -113,37 +117,41 @@ class SdkRequest(MeteredRequest):
             )
             watch_close(response, completion.close)
 
-    def _tap_when_parsed(self, response: Any, result: Any, retries: int) -> None:
-        """``with_raw_response``, ``with_streaming_response``: ``parse()`` makes the stream, or the caller reads the body by hand."""
+    def _meter_when_parsed(self, response: Any, result: Any, retries: int) -> None:
+        """
+        Meter a raw response: ``parse()`` makes the stream, or the caller reads the body.
+
+        That is ``with_raw_response`` and ``with_streaming_response``.
+        """
         parse = result.parse
         body = Body(response)
-        tapped = False
+        metered = False
 
         def closed() -> None:
-            if not tapped and (completion := self.completion(response.status_code, retries)) is not None:
+            if not metered and (completion := self.completion(response.status_code, retries)) is not None:
                 self.read_by_hand(body, completion)
 
-        def taken(stream: Any) -> Any:
-            nonlocal tapped
-            if not tapped and hasattr(type(stream), "__stream__"):
-                tapped = True
-                result.__dict__.pop("parse", None)  # it refers to *result*
+        def meter(stream: Any) -> Any:
+            nonlocal metered
+            if not metered and hasattr(type(stream), "__stream__"):
+                metered = True
+                result.__dict__.pop("parse", None)  # ``parse`` refers to *result*
                 body.forget()
                 try:
-                    self._tap(response, stream, retries)
+                    self._meter_stream(response, stream, retries)
                 except Exception as error:
                     report_internal_error(error)
                     if self.asked_for_usage:
                         call_guarded(hide_usage, stream)
             return stream
 
-        def parse_and_tap(*args: Any, **kwargs: Any) -> Any:
-            return taken(parse(*args, **kwargs))
+        def parse_and_meter(*args: Any, **kwargs: Any) -> Any:
+            return meter(parse(*args, **kwargs))
 
-        async def aparse_and_tap(*args: Any, **kwargs: Any) -> Any:
-            return taken(await parse(*args, **kwargs))
+        async def aparse_and_meter(*args: Any, **kwargs: Any) -> Any:
+            return meter(await parse(*args, **kwargs))
 
-        result.parse = functools.wraps(parse)(aparse_and_tap if inspect.iscoroutinefunction(parse) else parse_and_tap)
+        result.parse = functools.wraps(parse)(aparse_and_meter if inspect.iscoroutinefunction(parse) else parse_and_meter)
         watch_close(response, closed, body)
 
 
@@ -158,6 +166,10 @@ def _refuses_usage(host: str) -> bool:
 
 
 def _host_and_provider(client: Any, sdk: str) -> tuple[str, str]:
-    """Return the host that a client talks to, and who bills for it. A host that is not known, such as a proxy, is the SDK's provider's."""
+    """
+    Return a client's host and the provider that bills.
+
+    An unknown host, such as a proxy, counts as the SDK's own provider.
+    """
     host: str = client._base_url.host
     return host, billing_provider(host) or platform(type(client)) or sdk

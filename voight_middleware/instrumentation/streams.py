@@ -1,10 +1,13 @@
 """
-Taps on the SDKs' streams.
+Metered iterators of the SDKs' streams.
 
-The SDK's own stream object goes to the caller. Its iterator is replaced by a tap, which shows every event to a reader, and its
-response's byte stream by one that tells when it is closed. A tap is an object and no generator function: one that is dropped
-before its first step must still report its end. Tap and byte stream share the ``Ending`` and do not know each other, so that no
-cycle keeps a dropped stream alive.
+The caller gets the SDK's own stream object. Its iterator is replaced by a ``MeteredIterator``,
+which shows every event to a stream parser. Its response's byte stream is replaced by one that
+reports when it is closed.
+
+A ``MeteredIterator`` is an object, not a generator function: one that is dropped before its first
+step must still report its end. Iterator and byte stream share the ``StreamCompletion`` and do not
+refer to each other. A cycle between them would keep a dropped stream alive.
 """
 
 from __future__ import annotations
@@ -27,13 +30,13 @@ T = TypeVar("T")
 
 Report = Callable[[StreamParser, str, BaseException | None, int | None], None]
 """
-Told once how a stream ended: its reader, the outcome, the caller's exception, and when the first event came
-(``time.perf_counter_ns``).
+Called once when a stream has ended, with its parser, the outcome, the caller's exception, and the
+time of the first event (``time.perf_counter_ns``).
 """
 
 
 def call_guarded(function: Callable[..., object], *args: Any) -> None:
-    """Call *function*; an error in it is ours, and not the caller's."""
+    """Call *function*. An exception in it is reported as an error of ours, and not raised."""
     try:
         function(*args)
     except Exception as error:
@@ -41,16 +44,23 @@ def call_guarded(function: Callable[..., object], *args: Any) -> None:
 
 
 class StreamCompletion:
-    """The one end of a stream, whoever notices it first: the last event, an error, a cancellation, a close, or the garbage collector."""
+    """
+    The one end of a stream, whichever event reports it first.
 
-    __slots__ = ("_report", "first_event", "hides_usage", "inside", "reader")
+    That is the last event, an error, a cancellation, a close, or the garbage collector.
+    """
 
-    def __init__(self, reader: StreamParser, report: Report, hides_usage: bool = False) -> None:
-        self.reader = reader
+    __slots__ = ("_report", "first_event", "hides_usage", "inside", "parser")
+
+    def __init__(self, parser: StreamParser, report: Report, hides_usage: bool = False) -> None:
+        self.parser = parser
         self.hides_usage = hides_usage
-        """Whether usage is in this stream only because we asked for it."""
+        """Whether the stream has usage only because we asked for it."""
         self.inside = False
-        """Whether an event is being waited for: the SDK closes the response before the end reaches the tap, which knows it better."""
+        """
+        Whether the iterator waits for an event. The SDK closes the response before the iterator
+        sees the end, and the iterator knows the outcome better.
+        """
         self.first_event: int | None = None
         self._report = [report]
         open_calls.begun(self)
@@ -58,83 +68,87 @@ class StreamCompletion:
     def end(self, outcome: str, error: BaseException | None = None) -> None:
         """Report the end, once."""
         try:
-            report = self._report.pop()  # atomic: a finalizer may run here at any time, and in any thread
+            # atomic: a finalizer may run here at any time and in any thread
+            report = self._report.pop()
         except IndexError:
             return
         open_calls.ended(self)
-        report(self.reader, outcome, error, self.first_event)
+        report(self.parser, outcome, error, self.first_event)
 
     def discard_after_fork(self) -> None:
-        """Report nothing: in a forked child, the stream is its parent's."""
+        """Report nothing. In a forked child, the stream belongs to the parent."""
         self._report.clear()
 
     def complete(self) -> None:
-        """The stream has no more events."""
-        self.end(self._said() or "truncated")
+        """Report a stream that has no more events."""
+        self.end(self._reported_outcome() or "truncated")
 
     def fail(self, error: BaseException) -> None:
-        """Waiting for the next event raised."""
+        """Report a stream whose next event raised *error*."""
         kind = type(error).__name__
-        done = self.reader.done
-        call_guarded(_see_failure, self.reader, error)
+        done = self.parser.done
+        call_guarded(_feed_failure, self.parser, error)
         if done and kind not in ("CancelledError", "Cancelled"):
-            self.end(self._said() or "ok")
+            self.end(self._reported_outcome() or "ok")
         elif isinstance(error, Exception):
             self.end("error", error)
         else:
             self.end("aborted" if isinstance(error, GeneratorExit) else "cancelled", error)
 
     def close(self) -> None:
-        """The response was closed; while an event is being waited for, the tap will tell how that ends."""
+        """Report a closed response. While an event is awaited, the iterator will report the end."""
         if not self.inside:
             self.drop()
 
     def drop(self) -> None:
-        """Nobody will read on."""
-        self.end(self._said() or "aborted")
+        """Report a stream that is not read any further."""
+        self.end(self._reported_outcome() or "aborted")
 
-    def _said(self) -> str | None:
-        """What the provider itself said about the end of its answer."""
-        return "error" if self.reader.failure else "ok" if self.reader.done else None
+    def _reported_outcome(self) -> str | None:
+        """Return the outcome that the provider reported, or None."""
+        return "error" if self.parser.failure else "ok" if self.parser.done else None
 
 
-def _see_failure(reader: StreamParser, error: BaseException) -> None:
+def _feed_failure(parser: StreamParser, error: BaseException) -> None:
     """
-    Show *reader* the event that openai made *error* of: a failure may be billed, and OpenRouter says how many tokens.
+    Feed *parser* the event that openai made *error* from. A failure may be billed: OpenRouter
+    reports its tokens.
 
-    The exception has only the event's ``error`` (openai 1 to 3). The whole event is a variable of the SDK's generator.
+    The exception has only the event's ``error`` (openai 1 to 3). The whole event is a variable of
+    the SDK's generator.
     """
     trace = error.__traceback__ if hasattr(error, "body") else None
     while trace is not None:
         if trace.tb_frame.f_code.co_name == "__stream__":
             event = trace.tb_frame.f_locals.get("data")
             if type(event) is dict and event.get("error") and event.get("usage"):
-                reader.feed(viewed(event))
+                parser.feed(viewed(event))
                 return
         trace = trace.tb_next
 
 
 class MeteredIterator(Generic[T]):
-    """Stands where the SDK keeps a stream's iterator."""
+    """Replaces the iterator of an SDK's stream."""
 
-    __slots__ = ("_completion", "_hide", "_next", "_see")
+    __slots__ = ("_completion", "_feed", "_hide", "_next")
 
     def __init__(self, iterator: Iterator[T], completion: StreamCompletion) -> None:
         self._next = iterator.__next__
-        self._see = completion.reader.feed
+        self._feed = completion.parser.feed
         self._hide = UsageChunks().take_out if completion.hides_usage else None
         self._completion = completion
 
     def __iter__(self) -> Iterator[T]:
         return self
 
-    def __getattr__(self, name: str) -> Any:  # close and throw, where the SDK's iterator is a generator
+    # close and throw, if the SDK's iterator is a generator
+    def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
         return getattr(self._next.__self__, name)  # type: ignore[attr-defined]
 
     def send(self, _value: object) -> T:
-        """Return the next event, as the SDK's generator does whatever it is sent."""
+        """Return the next event, as the SDK's generator does for any value."""
         return self.__next__()
 
     def __next__(self) -> T:
@@ -152,7 +166,7 @@ class MeteredIterator(Generic[T]):
             if completion.first_event is None:
                 completion.first_event = time.perf_counter_ns()
             try:
-                self._see(viewed(event) if type(event) is dict else event)
+                self._feed(viewed(event) if type(event) is dict else event)
             except Exception as fault:
                 report_internal_error(fault)
             if self._hide is not None and self._hide(event):
@@ -165,26 +179,27 @@ class MeteredIterator(Generic[T]):
 
 
 class AsyncMeteredIterator(Generic[T]):
-    """Stands where the SDK keeps an asynchronous stream's iterator."""
+    """Replaces the iterator of an SDK's asynchronous stream."""
 
-    __slots__ = ("_completion", "_hide", "_next", "_see")
+    __slots__ = ("_completion", "_feed", "_hide", "_next")
 
     def __init__(self, iterator: AsyncIterator[T], completion: StreamCompletion) -> None:
         self._next = iterator.__anext__
-        self._see = completion.reader.feed
+        self._feed = completion.parser.feed
         self._hide = UsageChunks().take_out if completion.hides_usage else None
         self._completion = completion
 
     def __aiter__(self) -> AsyncIterator[T]:
         return self
 
-    def __getattr__(self, name: str) -> Any:  # aclose and athrow, where the SDK's iterator is a generator
+    # aclose and athrow, if the SDK's iterator is a generator
+    def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
         return getattr(self._next.__self__, name)  # type: ignore[attr-defined]
 
     async def asend(self, _value: object) -> T:
-        """Return the next event, as the SDK's generator does whatever it is sent."""
+        """Return the next event, as the SDK's generator does for any value."""
         return await self.__anext__()
 
     async def __anext__(self) -> T:
@@ -202,7 +217,7 @@ class AsyncMeteredIterator(Generic[T]):
             if completion.first_event is None:
                 completion.first_event = time.perf_counter_ns()
             try:
-                self._see(viewed(event) if type(event) is dict else event)
+                self._feed(viewed(event) if type(event) is dict else event)
             except Exception as fault:
                 report_internal_error(fault)
             if self._hide is not None and self._hide(event):
@@ -215,7 +230,11 @@ class AsyncMeteredIterator(Generic[T]):
 
 
 def hide_usage(result: Any) -> None:
-    """Hide what we asked for where no tap could be placed, in an SDK's stream or in the one that its raw response will make."""
+    """
+    Hide the usage that we asked for in a stream without a ``MeteredIterator``.
+
+    *result* is an SDK's stream, or a raw response that will make one.
+    """
     if hasattr(type(result), "__stream__"):
         iterator, hide = result._iterator, UsageChunks().take_out
         if hasattr(iterator, "__anext__"):
@@ -237,19 +256,20 @@ def watch_close(response: Any, closed: Callable[[], None], body: Body | None = N
     """
     Call *closed* once, when the byte stream of an httpx or httpx2 *response* is closed or dropped.
 
-    Its iteration stays the transport's own, unless *body* is to see what passes.
+    Its iteration stays the transport's own unless *body* is to see its parts.
     """
     response.stream = _closing_class(type(response), type(response.stream))(response.stream, closed, body)
 
 
 class _Closing:
-    """Stands where a response keeps its byte stream."""
+    """Replaces the byte stream of a response."""
 
     def __init__(self, inner: Any, closed: Callable[[], None], body: Body | None) -> None:
         self._inner = inner
         self._closed: Callable[[], None] | None = closed
         self._body = body
-        self.stream_observer = getattr(inner, "stream_observer", None)  # anthropic 2.x asks for it at every event
+        # anthropic 2.x reads it at every event
+        self.stream_observer = getattr(inner, "stream_observer", None)
         _open.add(self)
 
     def __iter__(self) -> Iterator[bytes]:
@@ -267,22 +287,22 @@ class _Closing:
         try:
             self._inner.close()
         finally:
-            self.tell()
+            self.report_once()
 
     async def aclose(self) -> None:
         try:
             await self._inner.aclose()
         finally:
-            self.tell()
+            self.report_once()
 
     def __del__(self) -> None:
-        self.tell()
+        self.report_once()
 
     def discard_after_fork(self) -> None:
-        """Never report the end."""
+        """Report nothing. In a forked child, the byte stream belongs to the parent."""
         self._closed = None
 
-    def tell(self) -> None:
+    def report_once(self) -> None:
         """Report the end, once."""
         _open.discard(self)
         closed, self._closed = self._closed, None
@@ -291,37 +311,38 @@ class _Closing:
 
 
 _open: weakref.WeakSet[_Closing] = weakref.WeakSet()
-"""The byte streams that nobody has closed."""
+"""The byte streams that are not closed yet."""
 
 
 def _close_all() -> None:
-    """Report what has passed of each byte stream that is still open."""
+    """Report each byte stream that is still open, with the parts that have passed."""
     for stream in list(_open):
-        stream.tell()
+        stream.report_once()
 
 
-def _forget_all() -> None:
-    """In a forked child: the byte streams are its parent's to report."""
+def _discard_all() -> None:
+    """Drop the byte streams in a forked child. The parent reports them."""
     for stream in list(_open):
         stream.discard_after_fork()
     _open.clear()
 
 
 open_calls.on_end_all(_close_all)
-os.register_at_fork(after_in_child=_forget_all)
+os.register_at_fork(after_in_child=_discard_all)
 _closing_classes: dict[tuple[type, type], Any] = {}
 
 
 def _closing_class(response_class: type, stream_class: type) -> Any:
     """
-    A class for the HTTP library (httpx or httpx2) that *response_class* is of; ours imports neither.
+    Return a closing stream class of the HTTP library (httpx or httpx2) of *response_class*.
 
-    It is synchronous, asynchronous or both, as *stream_class* is: the library's own errors for a wrong use stay the same.
+    We import neither. The class is synchronous, asynchronous or both, as *stream_class* is, so that
+    the library's own errors for wrong use stay the same.
     """
-    made = _closing_classes.get((response_class, stream_class))
-    if made is None:
+    closing_class = _closing_classes.get((response_class, stream_class))
+    if closing_class is None:
         libraries = (sys.modules.get(cls.__module__.partition(".")[0]) for cls in response_class.__mro__)
         library: Any = next(library for library in libraries if hasattr(library, "AsyncByteStream"))
         bases = tuple(base for base in (library.SyncByteStream, library.AsyncByteStream) if issubclass(stream_class, base))
-        made = _closing_classes[response_class, stream_class] = type("ClosingStream", (_Closing, *bases), {})
-    return made
+        closing_class = _closing_classes[response_class, stream_class] = type("ClosingStream", (_Closing, *bases), {})
+    return closing_class

@@ -1,9 +1,15 @@
 """
-WebSockets of the openai SDK: responses, realtime and live connections, which never pass the gate's ``request``.
+WebSockets of the openai SDK: responses, realtime and live connections. They never call ``request``.
 
-What is patched has been there since openai 1.109: ``connect()`` of a resource, which knows the client; the metered of its manager,
-where the owner is captured; and of the connection ``recv_bytes``, which every message passes once however it is read, ``send``,
-``send_raw`` and ``close``. Nothing is imported for it: a resource is patched when the application makes the first of its kind.
+These methods are patched. They exist since openai 1.109:
+
+- ``connect()`` of a resource, which knows the client.
+- ``enter()`` of its manager, where the owner is captured.
+- ``recv_bytes()`` of the connection, which every message passes once, however it is read.
+- ``send()``, ``send_raw()`` and ``close()`` of the connection.
+
+Nothing is imported for it. A resource class is patched when the application makes its first
+instance.
 """
 
 from __future__ import annotations
@@ -15,9 +21,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from voight_middleware.context.context import NOBODY, TagContext, current_context
+from voight_middleware.context.context import TagContext, current_context
 from voight_middleware.diagnostics import report_internal_error
 from voight_middleware.instrumentation.openai_socket import REALTIME, RESPONSES, Socket
+from voight_middleware.instrumentation.request import aresolve_owner, resolve_owner
 from voight_middleware.instrumentation.streams import call_guarded
 from voight_middleware.pipeline.meter import current_meter
 from voight_middleware.providers.base import text_or_none
@@ -37,32 +44,32 @@ def patch_resources(patch: Patch, is_metered: IsMetered) -> None:
     Meter the connections of metered openai clients.
 
     Args:
-        patch: Replaces a method until ``uninstrument()``; twice is the same as once.
-        is_metered: Whether a client is.
+        patch: Replaces a method until ``uninstrument()``; a second time does nothing.
+        is_metered: Returns whether a client is metered.
     """
 
-    def meets_connect(cls: type) -> None:
+    def patch_connect(cls: type) -> None:
         _patch_each(patch, cls, {"connect": functools.partial(_connecting, patch, is_metered)})
 
     module = importlib.import_module("openai._resource")
     for base in (module.SyncAPIResource, module.AsyncAPIResource):
-        patch(base, "__init__", functools.partial(_making, meets_connect))
+        patch(base, "__init__", functools.partial(_making, patch_connect))
         for cls in base.__subclasses__():
-            meets_connect(cls)
+            patch_connect(cls)
 
 
 def _patch_each(patch: Patch, cls: type, wrappers: Mapping[str, Wrapper]) -> None:
-    """Patch methods where they are defined."""
+    """Patch each method on the class that defines it."""
     for name, wrapper in wrappers.items():
         definer = next((base for base in cls.__mro__ if name in base.__dict__), None)
         if definer is not None:
             patch(definer, name, wrapper)
 
 
-def _making(meets_connect: Callable[[type], None], original: Callable[..., Any]) -> Callable[..., Any]:
+def _making(patch_connect: Callable[[type], None], original: Callable[..., Any]) -> Callable[..., Any]:
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         original(self, *args, **kwargs)
-        call_guarded(meets_connect, type(self))
+        call_guarded(patch_connect, type(self))
 
     return __init__
 
@@ -71,7 +78,7 @@ def _making(meets_connect: Callable[[type], None], original: Callable[..., Any])
 
 
 class _Opening:
-    """What ``connect()`` was asked for."""
+    """A connection that is being opened: the arguments of ``connect()`` and its context."""
 
     def __init__(self, resource: Any, options: Mapping[str, Any], patch: Patch) -> None:
         self._context = current_context()
@@ -82,7 +89,7 @@ class _Opening:
         self._patch = patch
 
     def attach(self, connection: Any, context: TagContext, owner: Owner) -> None:
-        """The connection is there: it belongs to who has entered it, or else to who has asked for it."""
+        """Meter an open connection. Its owner is that of entering it, or else of ``connect()``."""
         if owner.tags.user_id is None:
             context, owner = self._context, self._context.owner()
         _patch_each(self._patch, type(connection), _wrappers(type(connection)))
@@ -92,7 +99,7 @@ class _Opening:
             host=host,
             provider=billing_provider(host) or platform(type(self._client)) or "openai",
             endpoint=RESPONSES if self._kind == "Responses" else REALTIME,
-            asks=self._kind in ("Responses", "Realtime"),
+            creates=self._kind in ("Responses", "Realtime"),
             model=self._model,
             session=self._session,
             context=context,
@@ -120,11 +127,8 @@ def _entering(original: Callable[..., Any]) -> Callable[..., Any]:
         opening = self.__dict__.get(_OPENING)
         if opening is None:
             return original(self)
-        context, owner = current_context(), NOBODY
-        try:
-            owner = context.resolve()
-        except Exception as error:
-            report_internal_error(error)
+        context = current_context()
+        owner = resolve_owner(context)
         connection = original(self)
         call_guarded(opening.attach, connection, context, owner)
         return connection
@@ -137,11 +141,8 @@ def _aentering(original: Callable[..., Any]) -> Callable[..., Any]:
         opening = self.__dict__.get(_OPENING)
         if opening is None:
             return await original(self)
-        context, owner = current_context(), NOBODY
-        try:
-            owner = await context.aresolve()
-        except Exception as error:
-            report_internal_error(error)
+        context = current_context()
+        owner = await aresolve_owner(context)
         connection = await original(self)
         call_guarded(opening.attach, connection, context, owner)
         return connection
@@ -149,11 +150,15 @@ def _aentering(original: Callable[..., Any]) -> Callable[..., Any]:
     return enter
 
 
-# -- what passes ---------------------------------------------------------------------------------------------------------------
+# -- messages ------------------------------------------------------------------------------------------------------------------
 
 
 def _wrappers(cls: Any) -> Mapping[str, Wrapper]:
-    """How the methods of a connection are wrapped; where ``send`` goes through ``send_raw`` (openai 3.52), only the latter."""
+    """
+    Return the wrappers of a connection's methods.
+
+    If ``send`` calls ``send_raw`` (openai 3.52), only the latter is wrapped.
+    """
     asynchronous = inspect.iscoroutinefunction(inspect.unwrap(cls.recv_bytes))
     sending = _asending if asynchronous else _sending
     wrappers = {
@@ -199,7 +204,7 @@ def _areceiving(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _lost(socket: Socket, error: BaseException) -> None:
-    """Whether a reconnection follows or not, nothing goes on over it."""
+    """End the calls of a closed connection. None of them continues after a reconnection."""
     if type(error).__name__.startswith("ConnectionClosed"):
         call_guarded(socket.end, error)
 
@@ -210,7 +215,7 @@ def _sending(original: Callable[..., Any]) -> Callable[..., Any]:
         if socket is None:
             return original(self, event, *args, **kwargs)
         context = current_context()
-        if context is not socket.asked:
+        if context is not socket.bound_context:
             try:
                 socket.bind(context, context.resolve())
             except Exception as error:
@@ -231,7 +236,7 @@ def _asending(original: Callable[..., Any]) -> Callable[..., Any]:
         if socket is None:
             return await original(self, event, *args, **kwargs)
         context = current_context()
-        if context is not socket.asked:
+        if context is not socket.bound_context:
             try:
                 socket.bind(context, await context.aresolve())
             except Exception as error:

@@ -1,10 +1,16 @@
 """
-The gate: where calls of the openai and anthropic SDKs are metered.
+Instrumentation of the openai and anthropic SDKs: ``wrap()`` and ``instrument()``.
 
-Three methods of each SDK's base client are patched, and inert unless the client was wrapped or ``instrument()`` was called.
-``request`` is the metered: the owner is captured there, at call time. ``_process_response`` is the exit: once per answer that the
-provider bills, even where a middleware of the SDK sends a request again. What sleeps before a retry tells of an attempt that got no answer.
-They exist in every openai since 1.109 and every anthropic since 0.49. The client object, its class and what it returns stay the SDK's own.
+Three methods of each SDK's base client are patched. They do nothing unless the client was wrapped
+or ``instrument()`` was called:
+
+- ``request`` starts a metered request. The owner is captured there, at call time.
+- ``_process_response`` meters a response. It runs once per billed response, even if a middleware
+  of the SDK sends a request again.
+- The method that sleeps before a retry shows an attempt that got no response.
+
+They exist in every openai since 1.109 and every anthropic since 0.49. The client object, its class
+and its return values stay the SDK's own.
 """
 
 from __future__ import annotations
@@ -20,40 +26,49 @@ from typing import Any, TypeVar
 from voight_middleware.diagnostics import report_internal_error
 from voight_middleware.instrumentation import http, websockets
 from voight_middleware.instrumentation.own_request import RequestDescriptor
-from voight_middleware.instrumentation.request import ManualBlock, RequestSlot, current_request, request_here
+from voight_middleware.instrumentation.request import (
+    ManualBlock,
+    RequestSlot,
+    aresolve_owner,
+    current_request,
+    request_here,
+    resolve_owner,
+)
 from voight_middleware.instrumentation.sdk import SdkRequest
 from voight_middleware.instrumentation.streams import call_guarded, hide_usage
 from voight_middleware.pipeline.meter import current_meter
-from voight_middleware.providers import anthropic as anthropic_readers
+from voight_middleware.providers import anthropic
 from voight_middleware.providers.base import Routes
-from voight_middleware.providers.openai import text as openai_readers
+from voight_middleware.providers.openai import text as openai
 from voight_middleware.providers.openai.batch_requests import is_batch
 
 T = TypeVar("T")
 
-_ROUTES: Mapping[str, Routes] = {"openai": openai_readers.ROUTES, "anthropic": anthropic_readers.ROUTES}
+_ROUTES: Mapping[str, Routes] = {"openai": openai.ROUTES, "anthropic": anthropic.ROUTES}
 _MARK = "_voight_metered"
 
-_everything = False
+_all_clients = False
 
 # -- the public face -----------------------------------------------------------------------------------------------------------
 
 
 def wrap(client: T) -> T:
     """
-    Meter one openai or anthropic client, synchronous or not; answers the same object. Wrapping twice is the same as once.
+    Meter one openai or anthropic client, synchronous or asynchronous. Return the same object.
 
-    Copies made by ``with_options()`` and ``copy()`` are metered too. A client of httpx or httpx2 is metered as by ``metered_transport()``.
+    Wrapping twice has the same effect as wrapping once. Copies made by ``with_options()`` and
+    ``copy()`` are metered too. A client of httpx or httpx2 is metered as by
+    ``metered_transport()``.
 
     Raises:
-        TypeError: *client* is none of these.
+        TypeError: *client* is of none of these kinds.
     """
     return client if http.wrap_client(client) else _wrap(client, "wrap()", tuple(_ROUTES))
 
 
 def wrap_openai(client: T) -> T:
     """
-    Meter one client of the openai SDK; answers the same object.
+    Meter one client of the openai SDK. Return the same object.
 
     Raises:
         TypeError: *client* is not of the openai SDK.
@@ -63,7 +78,7 @@ def wrap_openai(client: T) -> T:
 
 def wrap_anthropic(client: T) -> T:
     """
-    Meter one client of the anthropic SDK; answers the same object.
+    Meter one client of the anthropic SDK. Return the same object.
 
     Raises:
         TypeError: *client* is not of the anthropic SDK.
@@ -72,8 +87,8 @@ def wrap_anthropic(client: T) -> T:
 
 
 def instrument() -> None:
-    """Meter every openai and anthropic client of this process, whoever creates it. SDKs that are not installed are left out."""
-    global _everything
+    """Meter every openai and anthropic client of this process, if the SDK is installed."""
+    global _all_clients
     for sdk in _ROUTES:
         if importlib.util.find_spec(sdk) is not None:
             importlib.import_module(sdk)
@@ -82,13 +97,13 @@ def instrument() -> None:
                 _patch_base(cls, sdk)
                 for client_class in _subclasses(cls):
                     _patch_over(client_class, cls, sdk)
-    _everything = True
+    _all_clients = True
 
 
 def uninstrument() -> None:
-    """Meter nothing any more, wrapped clients included, and leave the SDKs' classes as they were."""
-    global _everything
-    _everything = False
+    """Stop metering, wrapped clients included, and restore the SDKs' classes."""
+    global _all_clients
+    _all_clients = False
     http.switch_off()
     with _patching:
         while _patches:
@@ -117,19 +132,19 @@ _patches: list[tuple[type, str, Any, Any]] = []
 _patching = threading.Lock()
 
 
-def _patch(cls: type, name: str, make: Callable[[Any], Any], place: Callable[[Any], Any] = lambda patched: patched) -> None:
-    """Replace a method by what *make* makes of it. What stands in the class is what *place* makes of that."""
+def _patch(cls: type, name: str, make: Callable[[Any], Any], describe: Callable[[Any], Any] = lambda patched: patched) -> None:
+    """Replace a method by the result of *make*. *describe* makes the class attribute from that."""
     with _patching:
         original = cls.__dict__[name]
-        if any(one[0] is cls and one[1] == name for one in _patches):
+        if any(patch[0] is cls and patch[1] == name for patch in _patches):
             return
-        patched = place(functools.wraps(original)(make(original)))
+        patched = describe(functools.wraps(original)(make(original)))
         setattr(cls, name, patched)
         _patches.append((cls, name, patched, original))
 
 
 def _patch_request(cls: type, base: type, sdk: str, bound: Callable[[Any], Any]) -> None:
-    """Meter the ``request`` of *cls*. Where the SDK calls it, *bound* has made a function of it."""
+    """Meter the ``request`` of *cls*. *bound* adapts the original to be called as a function."""
     metered = _sync_request if base.__name__ == "SyncAPIClient" else _async_request
 
     def make(original: Any, level: object) -> Any:
@@ -143,7 +158,7 @@ def _patch_base(cls: Any, sdk: str) -> None:
     _patch_request(cls, cls, sdk, lambda original: original)
     _patch(cls, "_process_response", _sync_exit if synchronous else _async_exit)
     for name in ("_sleep_for_retry", "_retry_request"):
-        if name in cls.__dict__:  # the second one in anthropic before 0.50
+        if name in cls.__dict__:  # anthropic before 0.50 has only the second
             _patch(cls, name, _sync_retry if synchronous else _async_retry)
             break
     if sdk == "openai":
@@ -151,23 +166,27 @@ def _patch_base(cls: Any, sdk: str) -> None:
 
 
 def _subclasses(cls: type) -> set[type]:
-    found: set[type] = set(cls.__subclasses__())
-    return found.union(*map(_subclasses, found))
+    classes: set[type] = set(cls.__subclasses__())
+    return classes.union(*map(_subclasses, classes))
 
 
 def _patch_over(cls: type, base: type, sdk: str) -> None:
     """
-    Meter a client's class that has a ``request`` of its own: another library has put it there, and it calls the base class's as that
-    was then. OpenInference does so with ``OpenAI``. Where it was put there behind ours, it leads to ours.
+    Meter a client class whose ``request`` another library has replaced (OpenInference does, on
+    ``OpenAI``).
+
+    Such a ``request`` calls the base class's as it was at that time. If it was placed after our
+    patch, it already leads to our ``request``, and nothing is patched.
     """
-    own = cls.__dict__.get("request")
+    method = cls.__dict__.get("request")
     ours = [patched.__wrapped__ for _, name, patched, _ in _patches if name == "request"]
-    while own is not None:
-        if isinstance(own, RequestDescriptor) or any(own is one for one in ours):
+    while method is not None:
+        if isinstance(method, RequestDescriptor) or any(method is function for function in ours):
             return
-        own = getattr(own, "__wrapped__", None)
+        method = getattr(method, "__wrapped__", None)
     if "request" in cls.__dict__:
-        _patch_request(cls, base, sdk, _bound)  # bound as Python does it, for what tells a method's client by that
+        # bound as Python does it, for libraries that find the client through the binding
+        _patch_request(cls, base, sdk, _bound)
 
 
 def _bound(method: Any) -> Callable[..., Any]:
@@ -178,11 +197,15 @@ def _bound(method: Any) -> Callable[..., Any]:
 
 
 def _is_metered(client: Any) -> bool:
-    return _everything or _MARK in client.__dict__
+    return _all_clients or _MARK in client.__dict__
 
 
 def _patch_copies(cls: type) -> None:
-    """Hand the mark on to what ``copy()`` and its aliases make. On the class: on the instance it would form a cycle with it."""
+    """
+    Copy the mark to clients that ``copy()`` and its aliases make.
+
+    The methods are patched on the class. On the instance they would form a reference cycle with it.
+    """
     for base in cls.__mro__:
         for name in ("copy", "with_options", "with_middleware"):
             if name in base.__dict__ and base.__module__.partition(".")[0] in _ROUTES:
@@ -191,10 +214,10 @@ def _patch_copies(cls: type) -> None:
 
 def _marking(original: Callable[..., Any]) -> Callable[..., Any]:
     def copy(self: Any, *args: Any, **kwargs: Any) -> Any:
-        made = original(self, *args, **kwargs)
+        client = original(self, *args, **kwargs)
         if _MARK in self.__dict__:
-            made.__dict__[_MARK] = True
-        return made
+            client.__dict__[_MARK] = True
+        return client
 
     return copy
 
@@ -202,14 +225,15 @@ def _marking(original: Callable[..., Any]) -> Callable[..., Any]:
 # -- the start of a request ----------------------------------------------------------------------------------------------------
 
 
-def _is_on_its_way(place: RequestSlot, client: Any, level: object, options: Any, stream: bool) -> bool:
+def _is_passed_on(slot: RequestSlot, client: Any, level: object, options: Any, stream: bool) -> bool:
     """
-    Return whether a request is the one in *place*, passed on by a subclass or by another library's ``request``. Its options may be a copy.
+    Return whether a request is the one in *slot*, passed on by a subclass's or another library's
+    ``request``. Its options may be a copy.
 
-    One that comes to a method that it is in already is a request of its own, such as a middleware's.
+    A request that enters a method that it is already in is a new one, such as a middleware's.
     """
-    metered = place.metered
-    if not isinstance(metered, SdkRequest) or place.client is not client or level in place.levels or metered.stream != stream:
+    metered = slot.metered
+    if not isinstance(metered, SdkRequest) or slot.client is not client or level in slot.levels or metered.stream != stream:
         return False
     known = metered.options
     if options is known:
@@ -222,7 +246,9 @@ def _is_on_its_way(place: RequestSlot, client: Any, level: object, options: Any,
 
 def _sync_request(original: Callable[..., Any], sdk: str, level: object) -> Callable[..., Any]:
     routes = _ROUTES[sdk]
-    passes_on = isinstance(level, int)  # a client's own: where it passes its request on must know that it comes from there
+    # A client's own ``request`` needs a slot, so that the class's knows that the request comes from
+    # there.
+    is_client_own = isinstance(level, int)
 
     def request(self: Any, cast_to: Any, options: Any, *, stream: bool = False, stream_cls: Any = None) -> Any:
         outer = current_request.get()
@@ -230,47 +256,41 @@ def _sync_request(original: Callable[..., Any], sdk: str, level: object) -> Call
             if isinstance(outer, ManualBlock):
                 if outer.open:
                     return original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
-            elif _is_on_its_way(outer, self, level, options, stream):
+            elif _is_passed_on(outer, self, level, options, stream):
                 outer.levels.append(level)
                 try:
                     return original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
                 finally:
                     outer.levels.remove(level)
-        metered = _enter(self, sdk, routes, options, stream) if _everything or _MARK in self.__dict__ else None
-        if metered is None and outer is None and not passes_on:
+        metered = _enter(self, sdk, routes, options, stream) if _all_clients or _MARK in self.__dict__ else None
+        if metered is None and outer is None and not is_client_own:
             return original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
-        place = RequestSlot(metered, self, level)
-        current_request.set(place)  # without a metered request, too: a request inside a metered one must not end as a part of it
-        try:
+        # A request that is not metered gets a slot too: inside a metered one, it must not end as a
+        # part of it.
+        with RequestSlot(metered, self, level):
             if metered is None:
                 return original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
-            try:
-                metered.owner = metered.context.resolve()
-            except Exception as error:
-                report_internal_error(error)
+            metered.owner = resolve_owner(metered.context)
             metered.start(self, options)
-            for tried in (metered.options, options):
-                try:
-                    result = original(self, cast_to, tried, stream=stream, stream_cls=stream_cls)
-                except BaseException as error:
-                    if not _goes_on(metered, error):
-                        raise
-                else:
-                    if tried is not metered.options:
-                        metered.succeeded_without_usage()
-                    return result
-        finally:
-            current_request.set(outer)
-            place.leave()
-            if metered is not None:
-                metered.responded()
+            try:
+                return original(self, cast_to, metered.options, stream=stream, stream_cls=stream_cls)
+            except BaseException as error:
+                if not _retries_without_usage(metered, error):
+                    raise
+            try:
+                result = original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
+            except BaseException as error:
+                call_guarded(metered.fail, error)
+                raise
+            metered.succeeded_without_usage()
+            return result
 
     return request
 
 
 def _async_request(original: Callable[..., Any], sdk: str, level: object) -> Callable[..., Any]:
     routes = _ROUTES[sdk]
-    passes_on = isinstance(level, int)  # a client's own: where it passes its request on must know that it comes from there
+    is_client_own = isinstance(level, int)
 
     async def request(self: Any, cast_to: Any, options: Any, *, stream: bool = False, stream_cls: Any = None) -> Any:
         outer = current_request.get()
@@ -278,60 +298,52 @@ def _async_request(original: Callable[..., Any], sdk: str, level: object) -> Cal
             if isinstance(outer, ManualBlock):
                 if outer.open:
                     return await original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
-            elif _is_on_its_way(outer, self, level, options, stream):
+            elif _is_passed_on(outer, self, level, options, stream):
                 outer.levels.append(level)
                 try:
                     return await original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
                 finally:
                     outer.levels.remove(level)
-        metered = _enter(self, sdk, routes, options, stream) if _everything or _MARK in self.__dict__ else None
-        if metered is None and outer is None and not passes_on:
+        metered = _enter(self, sdk, routes, options, stream) if _all_clients or _MARK in self.__dict__ else None
+        if metered is None and outer is None and not is_client_own:
             return await original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
-        place = RequestSlot(metered, self, level)
-        current_request.set(place)  # without a metered request, too: a request inside a metered one must not end as a part of it
-        try:
+        with RequestSlot(metered, self, level):
             if metered is None:
                 return await original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
-            try:
-                metered.owner = metered.context.owner() if metered.context.scope is None else await metered.context.aresolve()
-            except Exception as error:
-                report_internal_error(error)
+            metered.owner = await aresolve_owner(metered.context)
             metered.start(self, options)
-            for tried in (metered.options, options):
-                try:
-                    result = await original(self, cast_to, tried, stream=stream, stream_cls=stream_cls)
-                except BaseException as error:
-                    if not _goes_on(metered, error):
-                        raise
-                else:
-                    if tried is not metered.options:
-                        metered.succeeded_without_usage()
-                    return result
-        finally:
-            current_request.set(outer)
-            place.leave()
-            if metered is not None:
-                metered.responded()
+            try:
+                return await original(self, cast_to, metered.options, stream=stream, stream_cls=stream_cls)
+            except BaseException as error:
+                if not _retries_without_usage(metered, error):
+                    raise
+            try:
+                result = await original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
+            except BaseException as error:
+                call_guarded(metered.fail, error)
+                raise
+            metered.succeeded_without_usage()
+            return result
 
     return request
 
 
 def _enter(client: Any, sdk: str, routes: Routes, options: Any, stream: bool) -> SdkRequest | None:
-    """The metered of a request that is billed, or tells of something that is; None for any other, and wherever something of ours fails."""
+    """Return the metered request of a known endpoint; None for others, or on an error of ours."""
     try:
         endpoint = routes.find(options.method, options.url)
         if endpoint is None or not current_meter().settings.enabled:
             return None
-        if endpoint.job_phase == "names" and not is_batch(options.json_data):
-            return None  # nobody's file but a batch's is looked at
+        if endpoint.job_phase == "upload" and not is_batch(options.json_data):
+            return None  # only a batch's file is read
         return SdkRequest(client, sdk, endpoint, options, stream)
     except Exception as error:
         report_internal_error(error)
         return None
 
 
-def _goes_on(metered: SdkRequest, error: BaseException) -> bool:
-    """Whether a request that failed is sent once more; otherwise it is a call that has failed."""
+def _retries_without_usage(metered: SdkRequest, error: BaseException) -> bool:
+    """Return whether a failed request is sent once more. If not, write its call."""
     try:
         if metered.may_go_without_usage(error):
             return True
@@ -349,9 +361,9 @@ def _sync_exit(original: Callable[..., Any]) -> Callable[..., Any]:
         try:
             result = original(self, **kwargs)
         except BaseException:
-            _watched(metered, kwargs, None)
+            _watch(metered, kwargs, None)
             raise
-        _watched(metered, kwargs, result)
+        _watch(metered, kwargs, result)
         return result
 
     return _process_response
@@ -365,15 +377,15 @@ def _async_exit(original: Callable[..., Any]) -> Callable[..., Any]:
         try:
             result = await original(self, **kwargs)
         except BaseException:
-            _watched(metered, kwargs, None)
+            _watch(metered, kwargs, None)
             raise
-        _watched(metered, kwargs, result)
+        _watch(metered, kwargs, result)
         return result
 
     return _process_response
 
 
-def _watched(metered: SdkRequest, kwargs: Mapping[str, Any], result: Any) -> None:
+def _watch(metered: SdkRequest, kwargs: Mapping[str, Any], result: Any) -> None:
     try:
         metered.watch(kwargs["response"], result, kwargs.get("retries_taken", 0))
     except Exception as error:
@@ -402,7 +414,7 @@ def _async_retry(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _attempt_failed(kwargs: Mapping[str, Any]) -> None:
-    """The SDK tries again inside its ``except`` clause: the error is the one that is being handled."""
+    """Note a failed attempt. The SDK retries inside its ``except`` clause: the error is current."""
     try:
         metered = request_here()
         if metered is not None and kwargs.get("response") is None and kwargs.get("response_headers") is None:

@@ -1,1 +1,1 @@
-"""Where a request or a job enters."""
+"""Middleware: binds a request scope to each incoming request."""

@@ -1,4 +1,4 @@
-"""CostTagMiddleware for ASGI: Starlette, FastAPI, Litestar, Quart, Channels, and whatever else speaks it."""
+"""CostTagMiddleware for ASGI: Starlette, FastAPI, Litestar, Quart, Channels and others."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, cast
 from voight_middleware.context.context import TagContext, current_context, set_context
 from voight_middleware.middleware.getters import Getter, Getters, request_user
 from voight_middleware.middleware.request_scope import RequestScope, flush_if_synchronous
-from voight_middleware.middleware.routes import route_of, what_routers_left
+from voight_middleware.middleware.routes import route_of, routing_keys
 from voight_middleware.pipeline.meter import current_meter, flush_before_exit
 from voight_middleware.records.tags import NO_TAGS
 
@@ -26,16 +26,18 @@ class CostTagMiddleware:
     """
     Bind a fresh cost scope to every request and WebSocket connection.
 
-    Nothing is asked before the first LLM call of a request, so it does not matter on which side of the authentication middleware
-    this one is. The getters get a ``starlette.requests.HTTPConnection`` and may be asynchronous; what they raise is counted and
-    logged once, and the call is kept without an owner.
+    The getters are not called before the first LLM call of a request. So the position of this
+    middleware relative to your authentication middleware doesn't matter. The getters get a
+    ``starlette.requests.HTTPConnection`` and may be asynchronous. An exception in a getter is
+    counted and logged once, and the call is kept without an owner.
 
     Args:
         app: The ASGI application to wrap.
-        user_getter: Answers the signed-in user's id: text, a whole number or a UUID, or None. By default the id of ``request.user``.
-        plan_getter: Answers the user's plan.
-        tenant_getter: Answers the user's tenant.
-        tags_getter: Answers a mapping of further tags, such as ``{"feature": "search"}``.
+        user_getter: Returns the signed-in user's id: a string, a whole number or a UUID, or None.
+            By default the id of ``request.user``.
+        plan_getter: Returns the user's plan.
+        tenant_getter: Returns the user's tenant.
+        tags_getter: Returns a mapping of further tags, such as ``{"feature": "search"}``.
     """
 
     def __init__(
@@ -57,7 +59,8 @@ class CostTagMiddleware:
         if scope["type"] not in ("http", "websocket"):
             return await self.app(scope, receive, _flushing(send) if scope["type"] == "lifespan" else send)
         cost_scope = AsgiScope(scope, self.getters, self.app)
-        outer = current_context()  # as `bind` does, without the price of an object and two calls
+        # as `use_scope` does, without the cost of an object and two calls
+        outer = current_context()
         set_context(TagContext(cost_scope, NO_TAGS))
         try:
             await self.app(scope, receive, send)
@@ -82,34 +85,34 @@ class AsgiScope(RequestScope):
         self._app = app
 
     def make_request(self) -> Any:
-        """The connection, as Starlette shows it."""
+        """Return the connection as Starlette's object."""
         try:
             from starlette.requests import HTTPConnection
         except ImportError as error:
-            if self._getters is _DEFAULT_GETTERS:  # which need no more than this
+            if self._getters is _DEFAULT_GETTERS:  # which read the scope only
                 return SimpleNamespace(scope=self._asgi)
             raise ImportError("getters need Starlette's HTTPConnection: pip install 'voight-middleware[asgi]'") from error
         return HTTPConnection(cast("ScopeDict", self._asgi))
 
     def read_route(self) -> str | None:
-        """What the router that has matched calls it."""
+        """Return the route of the router that has matched."""
         return route_of(self._asgi, self._app)
 
     def drop_request(self) -> None:
-        """Keep nothing of the request but what the router has matched."""
-        self._asgi = {} if self._routed else what_routers_left(self._asgi)
+        """Drop the request, except for the keys that the router has set."""
+        self._asgi = {} if self._routed else routing_keys(self._asgi)
 
     def is_of(self, scope: ScopeDict) -> bool:
-        """Whether *scope* is that of the same request: the very one, or a copy that a middleware further in has made."""
+        """Return whether *scope* is that of the same request, or an inner middleware's copy."""
         return not self._ended and (scope is self._asgi or scope.get("headers") is self._asgi.get("headers"))
 
     def refresh(self, scope: ScopeDict) -> None:
-        """Read from a copy of the request's scope, which what is further in has written to, from now on."""
+        """Read from a copy of the scope from now on, to which inner middleware has written."""
         self._asgi = scope
 
 
 def _flushing(send: Send) -> Send:
-    """Bring the ledger up to date before the server hears that the shutdown is complete, and may end the process."""
+    """Flush before the server knows that the shutdown is complete and may end the process."""
 
     async def flush_then_send(message: Message) -> None:
         if message["type"] in ("lifespan.shutdown.complete", "lifespan.shutdown.failed"):

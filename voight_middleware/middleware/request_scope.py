@@ -1,4 +1,8 @@
-"""Scope: the mutable holder of one request's identity, resolved at the first LLM call and settled at the request's end."""
+"""
+Request scope: the mutable holder of one request's identity.
+
+It is resolved at the first LLM call. At the end of the request, calls without an owner get one.
+"""
 
 from __future__ import annotations
 
@@ -18,33 +22,34 @@ from voight_middleware.pipeline.meter import current_meter
 from voight_middleware.records.tag_values import clean_value
 from voight_middleware.records.tags import NO_TAGS, Owner, Tags, make_tags
 
-_asking: ContextVar[RequestScope | None] = ContextVar("voight_asking", default=None)
-"""The scope whose getters are running here: an LLM call that a getter makes must not ask it again."""
+_resolving: ContextVar[RequestScope | None] = ContextVar("voight_asking", default=None)
+"""The scope whose getters are running. An LLM call of a getter must not call them again."""
 
 
 class RequestScope:
     """
-    The identity of one request, as ``tags.OwnerSource``.
+    The identity of one request, as ``context.OwnerSource``.
 
-    The getters are asked again until they name a user: an authentication middleware or dependency may run after ours. Two tasks
-    may ask at the same time; both get the same answer, and nothing is locked.
+    The getters are called until they name a user: an authentication middleware or dependency may
+    run after ours. Two tasks may call them at the same time. Both get the same result, and nothing
+    is locked.
     """
 
-    # What most requests never change is the class's: a scope is made for every request, and few of them make a call.
+    # The defaults are the class's: a scope is made for every request, and few of them make a call.
     _identity = NO_TAGS
-    _found: Tags | None = None
+    _route_tags: Tags | None = None
     """The route, once it is known."""
     _explicit = NO_TAGS
-    _how = "getter"
+    _attribution = "getter"
     _failed = False
     _routed = False
-    _asked = False
+    _resolved = False
     _ended = False
     _closed = False
     pending: list[str] | None = None
     """The calls that were written without an owner."""
     local = False
-    """Whether the getters answer only in the request's own context (Flask's): whoever carries the scope elsewhere asks before."""
+    """Whether the getters work only in the request's own context, as Flask's do."""
 
     def __init__(
         self, request: Callable[[], Any] | None, getters: Getters, route: Callable[[], str | None] | None, local: bool = False
@@ -56,27 +61,29 @@ class RequestScope:
             self.local = True
 
     def make_request(self) -> Any:
-        """The framework's request, for the getters."""
+        """Return the framework's request, for the getters."""
         assert self._request is not None
         return self._request()
 
     def read_route(self) -> str | None:
-        """The route as method and path template; None while it is not known."""
+        """Return the route as method and path template; None while it is not known."""
         return self._route() if self._route is not None else None
 
     def drop_request(self) -> None:
-        """Keep nothing of the request."""
+        """Drop the request."""
         self._request = None
         self._route = None
 
     def release(self) -> None:
         """
-        The request has ended. What is known of its user is kept for a task that outlives it, and nothing else of the request.
+        End the request. Its user is kept for a task that outlives it, and nothing else of the
+        request.
 
-        Where nobody has asked yet, such a task may be the first: the request is kept as long as the task, and let go when it has asked.
+        If the user was never resolved, such a task may be the first to do so. Then the request is
+        kept as long as the task, and dropped after resolving.
         """
         self._ended = True
-        if self._asked or self.local or self._identity.user_id is not None:
+        if self._resolved or self.local or self._identity.user_id is not None:
             self._close()
 
     def _close(self) -> None:
@@ -85,60 +92,65 @@ class RequestScope:
         self.drop_request()
 
     def known(self) -> Owner:
-        """What is known by now, without asking anybody."""
+        """Return the owner as known so far, without calling a getter."""
         self.find_route()
         identity = self._identity
-        if identity.route is None and self._found is not None:  # another thread has named the user meanwhile, of tags without the route
-            identity = self._identity = identity.merge(self._found)
-        how = self._how if identity.user_id is not None else "error" if self._failed else "none"
-        return overlay(Owner(identity, how), self._explicit)
+        # Another thread may have set the user meanwhile, in tags without the route.
+        if identity.route is None and self._route_tags is not None:
+            identity = self._identity = identity.merge(self._route_tags)
+        attribution = self._attribution if identity.user_id is not None else "error" if self._failed else "none"
+        return overlay(Owner(identity, attribution), self._explicit)
 
     def resolve(self) -> Owner:
-        """Ask the getters from synchronous code. One that would have to wait is asked again, and awaited, when the request ends."""
-        if self._identity.user_id is None and not self._closed and _asking.get() is not self:
-            self._asked = True
-            token = _asking.set(self)
+        """
+        Call the getters from synchronous code.
+
+        A getter that would have to be awaited is called and awaited again when the request ends.
+        """
+        if self._identity.user_id is None and not self._closed and _resolving.get() is not self:
+            self._resolved = True
+            token = _resolving.set(self)
             try:
                 request = self.make_request()
-                self._take({name: self._ask(name, getter, request) for name, getter in self._named_getters()})
+                self._take_values({name: self._call_getter(name, getter, request) for name, getter in self._named_getters()})
             except Exception as error:
                 if not self._closed:  # else the request has ended meanwhile, in another thread
                     self.fail("user_id", error, "the request")
             finally:
-                _asking.reset(token)
+                _resolving.reset(token)
                 if self._ended:
                     self._close()
         return self.known()
 
     async def aresolve(self) -> Owner:
-        """Ask the getters, awaiting the asynchronous ones."""
-        if self._identity.user_id is None and not self._closed and _asking.get() is not self:
-            self._asked = True
-            outer = _asking.get()
-            _asking.set(self)
+        """Call the getters, awaiting the asynchronous ones."""
+        if self._identity.user_id is None and not self._closed and _resolving.get() is not self:
+            self._resolved = True
+            outer = _resolving.get()
+            _resolving.set(self)
             try:
                 request = self.make_request()
-                self._take({name: await self._aask(name, getter, request) for name, getter in self._named_getters()})
+                self._take_values({name: await self._acall_getter(name, getter, request) for name, getter in self._named_getters()})
             except Exception as error:
                 if not self._closed:  # else the request has ended meanwhile, in another thread
                     self.fail("user_id", error, "the request")
             finally:
-                _asking.set(outer)
+                _resolving.set(outer)
                 if self._ended:
                     self._close()
         return self.known()
 
     def set_identity(self, tags: Tags, attribution: str) -> None:
-        """Name the user, plan and tenant, instead of the getters."""
+        """Set the user, plan and tenant, instead of the getters."""
         known = self._identity
         if known.user_id is not None and tags.user_id not in (None, known.user_id):
             known = Tags(route=known.route)
         self._identity = known.merge(tags)
         if tags.user_id is not None:
-            self._how = attribution
+            self._attribution = attribution
 
     def set_tags(self, tags: Tags) -> None:
-        """Lay explicit tags over what is known, for the rest of the request."""
+        """Merge explicit tags onto the identity, for the rest of the request."""
         self._explicit = self._explicit.merge(tags)
 
     def defer(self, call_id: str) -> None:
@@ -149,15 +161,15 @@ class RequestScope:
             self.pending.append(call_id)
 
     async def attribute_late(self) -> None:
-        """At the end of the request: ask once more if calls wait for their owner, write it, and let go of the request. Never raises."""
+        """End the request. Resolve once more if calls have no owner, and write it. Never raises."""
         try:
             if self.pending is not None:
                 self._write(await self.aresolve())
-        finally:  # the server may cancel a request whose getter does not answer
+        finally:  # the server may cancel a request whose getter hangs
             self.release()
 
     def attribute_late_now(self) -> None:
-        """As ``settle``, from synchronous code."""
+        """As ``attribute_late``, from synchronous code."""
         try:
             if self.pending is not None:
                 self._write(self.resolve())
@@ -167,11 +179,11 @@ class RequestScope:
     def _write(self, owner: Owner) -> None:
         pending, self.pending = self.pending, None
         if pending and owner.tags.user_id is not None:
-            self._how = "settled"
+            self._attribution = "settled"
             current_meter().attribute_late(pending, Owner(owner.tags, "settled"))
 
     def find_route(self) -> None:
-        """Ask for the route, until it is known."""
+        """Read the route, until it is known."""
         if self._routed:
             return
         try:
@@ -181,15 +193,15 @@ class RequestScope:
             report_internal_error(error)
             return
         if route is not None:
-            self._found = Tags(route=clean_value(route))
-            self._routed = True  # only now: another thread asks no further
+            self._route_tags = Tags(route=clean_value(route))
+            self._routed = True  # only now, as another thread reads no further
 
     def _named_getters(self) -> list[tuple[str, Getter]]:
         getters = self._getters
         named = (("user_id", getters.user), ("plan", getters.plan), ("tenant_id", getters.tenant), ("tags", getters.tags))
         return [(name, getter) for name, getter in named if getter is not None]
 
-    def _ask(self, name: str, getter: Getter, request: Any) -> object:
+    def _call_getter(self, name: str, getter: Getter, request: Any) -> object:
         try:
             value = getter(request)
             return self._wait_for(value, name, getter, request) if isinstance(value, Awaitable) else value
@@ -199,7 +211,7 @@ class RequestScope:
             self.fail(name, error, getter=getter)
             return None
 
-    async def _aask(self, name: str, getter: Getter, request: Any) -> object:
+    async def _acall_getter(self, name: str, getter: Getter, request: Any) -> object:
         try:
             value = getter(request)
             return await value if isinstance(value, Awaitable) else value
@@ -211,16 +223,18 @@ class RequestScope:
 
     def _wait_for(self, awaitable: Any, name: str, getter: Getter, request: Any) -> object:
         """
-        In a worker thread of anyio (a ``def`` endpoint) the event loop can be asked; on the loop's own thread nothing may wait.
+        Return the result of an asynchronous getter, from synchronous code.
 
-        There, only a coroutine that cannot wait is run. One that might is not even begun: stopped half-way, it could leave a database
-        connection that it shares with the application in the middle of a query.
+        In a worker thread of anyio (a ``def`` endpoint) the event loop can run it. On the loop's
+        own thread nothing may block, so only a coroutine that cannot wait is run there. One that
+        might is not even started. Stopped halfway, it could leave a database connection that it
+        shares with the application in the middle of a query.
         """
         if isinstance(awaitable, CoroutineType) and _never_waits(awaitable.cr_code):
             try:
                 awaitable.send(None)
-            except StopIteration as done:
-                return done.value
+            except StopIteration as stop:
+                return stop.value
         if isinstance(awaitable, Coroutine):
             awaitable.close()
         if "anyio" not in sys.modules:
@@ -228,19 +242,20 @@ class RequestScope:
         from anyio import from_thread
 
         try:
-            return from_thread.run(self._aask, name, getter, request)
-        except RuntimeError:  # no worker thread of anyio: the request's end will settle it
+            return from_thread.run(self._acall_getter, name, getter, request)
+        except RuntimeError:
+            # not a worker thread of anyio: late attribution resolves it when the request ends
             return None
 
-    def _take(self, values: dict[str, Any]) -> None:
-        if self._identity.user_id is None:  # else somebody has been named while the getters were awaited
+    def _take_values(self, values: dict[str, Any]) -> None:
+        if self._identity.user_id is None:  # else one was set while the getters were awaited
             self._identity = self._identity.merge(self.read_values(values))
 
     def read_values(self, values: dict[str, Any]) -> Tags:
-        """What getters have answered, as tags; what cannot be kept is a failure of its getter."""
+        """Return the getters' values as tags. A value that cannot be kept is a failure."""
         tags = values.pop("tags", None)
         if tags is not None and not isinstance(tags, Mapping):
-            self.fail("tags", TypeError(), hint=f" (it answered {type(tags).__name__}, not a mapping)")
+            self.fail("tags", TypeError(), hint=f" (it returned {type(tags).__name__}, not a mapping)")
             tags = None
         user = values.get("user_id")
         if user is not None:
@@ -252,14 +267,17 @@ class RequestScope:
 
     def fail(self, about: str, error: BaseException, who: str = "", *, getter: Getter | None = None, hint: str = "") -> None:
         """
-        Count and log what a getter raised. A call without a user is an ``error`` only if the getter might have named one.
+        Count and log the exception of a getter.
+
+        A call without a user is an ``error`` only if the getter might have named one.
 
         Args:
-            about: What it was asked for: ``user_id``, ``plan``, ``tenant_id`` or ``tags``.
-            error: What it raised. Its text may name the user, and is not logged.
-            who: What raised it; by default the *getter*.
+            about: The value that it should return: ``user_id``, ``plan``, ``tenant_id`` or
+                ``tags``.
+            error: The exception. Its text may name the user, and is not logged.
+            who: The function that raised; by default the *getter*.
             getter: The getter.
-            hint: What else to say.
+            hint: A text to add to the log message.
         """
         if about in ("user_id", "tags"):
             self._failed = True
@@ -267,12 +285,12 @@ class RequestScope:
         name = "" if getter is None else f" {getattr(getter, '__name__', type(getter).__name__)}"
         who = who or f"{about.removesuffix('_id')}_getter{name}"
         lost = {"user_id": "have no owner", "plan": "have no plan", "tenant_id": "have no tenant"}.get(about, "lack its tags")
-        warn_once(f"{who} raised {type(error).__name__}{_place(error)}: calls of such requests {lost}{hint}")
+        warn_once(f"{who} raised {type(error).__name__}{_raised_at(error)}: calls of such requests {lost}{hint}")
 
 
-def _place(error: BaseException) -> str:
-    """Where an exception was raised, in the code of the application: `` at accounts/billing.py:12``."""
-    place, trace = "", error.__traceback__
+def _raised_at(error: BaseException) -> str:
+    """Return the line of the application that raised, as ``at accounts/billing.py:12``."""
+    location, trace = "", error.__traceback__
     while trace is not None:
         file = Path(trace.tb_frame.f_code.co_filename)
         if (
@@ -280,9 +298,9 @@ def _place(error: BaseException) -> str:
             and file.parent.name not in _INTEGRATIONS
             and not any(part.startswith("python3") for part in file.parts)
         ):
-            place = f" at {'/'.join(file.parts[-2:])}:{trace.tb_lineno}"
+            location = f" at {'/'.join(file.parts[-2:])}:{trace.tb_lineno}"
         trace = trace.tb_next
-    return place
+    return location
 
 
 _PACKAGE = Path(__file__).parents[1]
@@ -290,7 +308,7 @@ _INTEGRATIONS = ("voight_django", "voight_fastapi", "voight_flask")
 
 
 def _is_for_the_application(error: BaseException) -> bool:
-    """Return whether an exception is meant for the application: an interrupt, or the cancellation of the task that asks."""
+    """Return whether the application expects an exception: an interrupt or a cancellation."""
     if isinstance(error, KeyboardInterrupt | GeneratorExit):
         return True
     kind = type(error)
@@ -301,26 +319,26 @@ def _is_for_the_application(error: BaseException) -> bool:
         return False
     try:
         task = asyncio.current_task()
-    except RuntimeError:  # no event loop runs here
+    except RuntimeError:  # no event loop runs in this thread
         return False
     return task is not None and task.cancelling() > 0
 
 
 @functools.lru_cache(256)
 def _never_waits(code: CodeType) -> bool:
-    """Whether a coroutine function has no ``await`` in it, as one that only reads what a middleware has left has none."""
+    """Return whether a coroutine function has no ``await``, as if it only reads attributes."""
     return _SEND not in code.co_code[::2]
 
 
 _SEND = opmap["SEND"]
-"""What ``await``, ``async for`` and ``async with`` wait by, since Python 3.11."""
+"""The instruction by which ``await``, ``async for`` and ``async with`` wait, since Python 3.11."""
 
 
 async def flush_if_synchronous() -> None:
-    """At the end of a request on an event loop, where delivery is synchronous: wait in a thread until its calls are in the ledger."""
+    """In synchronous mode, flush in a thread at the end of a request on an event loop."""
     try:
         from anyio import to_thread
-    except ImportError:  # under Django, which runs on asyncio only
+    except ImportError:  # Django runs on asyncio only
         import asyncio
 
         await asyncio.to_thread(current_meter().flush_if_synchronous)

@@ -1,4 +1,4 @@
-"""The route of an ASGI request, as method and path template, from what each framework leaves in the ASGI scope."""
+"""The route of an ASGI request: its method and path template, read from routers' keys."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-_LEFT_BY_ROUTERS = (
+_ROUTING_KEYS = (
     "type",
     "method",
     "path",
@@ -25,22 +25,28 @@ _CONVERTED = re.compile(r"\{([^{}:]+):[^{}]*\}")
 
 def route_of(scope: Mapping[str, Any], app: Any = None) -> str | None:
     """
-    Method and path template of the matched route, such as ``POST /chats/{chat_id}``; a WebSocket's method is ``WEBSOCKET``.
+    Return method and path template of the matched route, such as ``POST /chats/{chat_id}``.
 
-    Mount points are part of it, in their own templates; the path under which a proxy serves the application is not. None before a router
-    has matched, and where none does. *app* is the application below the middleware, where the router tells nobody what it has matched.
+    A WebSocket's method is ``WEBSOCKET``. Mount points are included, as their own templates. The
+    path under which a proxy serves the application is not.
+
+    Return None before a router has matched, and if none does.
+
+    Args:
+        scope: The ASGI scope.
+        app: The application below the middleware, for routers that do not set the matched route.
     """
     template = _litestar(scope) or _starlette(scope) or _quart(scope) or _channels(scope, app)
     return None if template is None else f"{scope.get('method') or 'WEBSOCKET'} {template}"
 
 
-def what_routers_left(scope: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The part of a scope that ``route_of`` reads: no headers, no state, nobody's user."""
-    return {key: scope[key] for key in _LEFT_BY_ROUTERS if key in scope}
+def routing_keys(scope: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the part of a scope that ``route_of`` reads: no headers, no state and no user."""
+    return {key: scope[key] for key in _ROUTING_KEYS if key in scope}
 
 
 def _plain(template: str) -> str:
-    """Parameters without their converters: ``{item_id:int}`` is ``{item_id}``."""
+    """Return a template without converters: ``{item_id:int}`` becomes ``{item_id}``."""
     return _CONVERTED.sub(r"{\1}", template) if ":" in template else template
 
 
@@ -58,11 +64,12 @@ def _starlette(scope: Mapping[str, Any]) -> str | None:
     if (included := _included(scope, route)) is not None:
         template: object = included
     elif route is None:
-        return _of_endpoint(scope)  # Starlette before 1.0 tells the endpoint only
-    elif (nested := getattr(route, "routes", None)) is not None:  # a mount, and nothing in it has matched
+        return _of_endpoint(scope)  # Starlette before 1.0 sets the endpoint only
+    elif (nested := getattr(route, "routes", None)) is not None:
+        # a mount, and none of its routes has matched
         if nested or not mounted:
             return None
-        template = "/{path}"  # what is mounted has no routes that are known
+        template = "/{path}"  # the mounted application has no known routes
     else:
         template = getattr(route, "path_format", None) or getattr(route, "path", None)
     if not isinstance(template, str):
@@ -74,21 +81,26 @@ def _starlette(scope: Mapping[str, Any]) -> str | None:
 
 
 def _included(scope: Mapping[str, Any], route: Any) -> str | None:
-    """FastAPI since 0.140 or so leaves an included router's routes as they are, and tells the prefix in a context beside them."""
-    told = scope.get("fastapi")
-    context = told.get("effective_route_context") if isinstance(told, Mapping) else None
+    """
+    Return the template of a route in an included router of FastAPI.
+
+    Since about 0.140, FastAPI leaves the routes as they are and keeps the prefix in a context
+    beside them.
+    """
+    fastapi = scope.get("fastapi")
+    context = fastapi.get("effective_route_context") if isinstance(fastapi, Mapping) else None
     if context is None:
         return None
-    own = getattr(context, "starlette_route", None)
-    if route is not None and route is not context.original_route and route is not own and hasattr(route, "path"):
-        return None  # of a router further out
-    if getattr(own, "routes", None) is not None:
+    starlette_route = getattr(context, "starlette_route", None)
+    if route is not None and route is not context.original_route and route is not starlette_route and hasattr(route, "path"):
+        return None  # the context of an outer router
+    if getattr(starlette_route, "routes", None) is not None:
         return None
-    return getattr(own, "path_format", None) or getattr(context, "path_format", None)
+    return getattr(starlette_route, "path_format", None) or getattr(context, "path_format", None)
 
 
 def _mount_template(mounted: str, params: Mapping[str, Any], template: str) -> str | None:
-    """The mount points' own template: the values of their parameters are somebody's, and not to be kept."""
+    """Return the template of the mount points, as parameters may be personal data."""
     segments = mounted.split("/")
     for name in reversed(list(params)):
         if f"{{{name}}}" in template:
@@ -96,8 +108,8 @@ def _mount_template(mounted: str, params: Mapping[str, Any], template: str) -> s
         value = str(params[name])
         if value not in segments:
             return None
-        at = len(segments) - 1 - segments[::-1].index(value)
-        segments[at] = f"{{{name}}}"
+        index = len(segments) - 1 - segments[::-1].index(value)
+        segments[index] = f"{{{name}}}"
     return "/".join(segments)
 
 
@@ -105,11 +117,11 @@ def _of_endpoint(scope: Mapping[str, Any]) -> str | None:
     endpoint = scope.get("endpoint")
     if endpoint is None:
         return None
-    found = [template for template, known in _walk(getattr(scope.get("router"), "routes", ())) if known is endpoint]
-    if len(found) > 1:  # one function on several routes
+    templates = [template for template, known in _walk(getattr(scope.get("router"), "routes", ())) if known is endpoint]
+    if len(templates) > 1:  # one function on several routes
         path = scope.get("path", "").removeprefix(scope.get("app_root_path", scope.get("root_path", "")))
-        found = [template for template in found if re.fullmatch(re.sub(r"\\\{[^{}]+\\\}", ".+", re.escape(template)), path)]
-    return found[0] if len(found) == 1 else None
+        templates = [template for template in templates if re.fullmatch(re.sub(r"\\\{[^{}]+\\\}", ".+", re.escape(template)), path)]
+    return templates[0] if len(templates) == 1 else None
 
 
 def _walk(routes: Iterable[Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -124,7 +136,7 @@ def _walk(routes: Iterable[Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _quart(scope: Mapping[str, Any]) -> str | None:
-    """Quart matches in a context of its own; there it can be asked."""
+    """Return Quart's rule. Quart keeps the matched rule in a context of its own."""
     quart = sys.modules.get("quart")
     if quart is None:
         return None
@@ -132,7 +144,7 @@ def _quart(scope: Mapping[str, Any]) -> str | None:
         if has_context():
             request = getattr(quart, name)
             if request.scope is not scope and request.scope.get("headers") is not scope.get("headers"):
-                return None  # of another request, whose context this one was begun in
+                return None  # another request, in whose context this one was started
             rule = request.url_rule
             return None if rule is None else str(rule.rule)
     return None
@@ -142,7 +154,11 @@ def _quart(scope: Mapping[str, Any]) -> str | None:
 
 
 def _channels(scope: Mapping[str, Any], app: Any) -> str | None:
-    """Channels' routers tell their parameters only, and those to the application below: their patterns are matched here once more."""
+    """
+    Return the route of Channels, by matching the routers' patterns once more.
+
+    The routers pass on only the parameters, and only to the application below.
+    """
     if "channels" not in sys.modules:
         return None
     path, template = scope["path"].removeprefix(scope.get("root_path", "")).lstrip("/"), ""
@@ -158,7 +174,7 @@ def _channels(scope: Mapping[str, Any], app: Any) -> str | None:
 
 
 def _router_below(scope: Mapping[str, Any], app: Any) -> Any:
-    """The next ``URLRouter``, through what is wrapped around it; None for a consumer."""
+    """Return the next ``URLRouter`` inside the wrappers around it; None for a consumer."""
     while app is not None and not hasattr(app, "routes"):
         by_type = getattr(app, "application_mapping", None)
         app = by_type.get(scope["type"]) if by_type is not None else getattr(app, "inner", None) or getattr(app, "app", None)

@@ -1,11 +1,11 @@
-"""CostTagMiddleware for WSGI: any application that speaks it. Flask has a line of its own: ``voight_flask.CostTags``."""
+"""CostTagMiddleware for WSGI applications. Flask has its own: ``voight_flask.CostTags``."""
 
 from __future__ import annotations
 
 try:
     from werkzeug.wrappers import Request
 except ImportError as error:
-    raise ImportError("boundary.wsgi needs Werkzeug: pip install 'voight-middleware[wsgi]'") from error
+    raise ImportError("middleware.wsgi needs Werkzeug: pip install 'voight-middleware[wsgi]'") from error
 
 import functools
 import threading
@@ -23,18 +23,20 @@ if TYPE_CHECKING:
 
 class CostTagMiddleware:
     """
-    Bind a fresh cost scope to every request, until the server has closed its answer.
+    Bind a fresh cost scope to every request, until the server has closed its response.
 
-    Nothing is asked before the first LLM call of a request. The getters get a ``werkzeug.Request``, which cannot read the body as that
-    is the application's, and may be asynchronous; what they raise is counted and logged once, and the call is kept without an owner.
+    The getters are not called before the first LLM call of a request. They get a
+    ``werkzeug.Request``, which cannot read the body as that is the application's, and may be
+    asynchronous. An exception in a getter is counted and logged once, and the call is kept without
+    an owner.
 
     Args:
         app: The WSGI application to wrap.
-        user_getter: Answers the signed-in user's id: text, a whole number or a UUID, or None. By default ``REMOTE_USER``, as the server or
-            an authentication middleware has set it.
-        plan_getter: Answers the user's plan.
-        tenant_getter: Answers the user's tenant.
-        tags_getter: Answers a mapping of further tags, such as ``{"feature": "search"}``.
+        user_getter: Returns the signed-in user's id: a string, a whole number or a UUID, or None.
+            By default ``REMOTE_USER``, which the server or an authentication middleware sets.
+        plan_getter: Returns the user's plan.
+        tenant_getter: Returns the user's tenant.
+        tags_getter: Returns a mapping of further tags, such as ``{"feature": "search"}``.
     """
 
     def __init__(
@@ -55,32 +57,32 @@ class CostTagMiddleware:
         )
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        return answer_inside(RequestContext(self, environ), self.app, environ, start_response)
+        return respond_inside(RequestContext(self, environ), self.app, environ, start_response)
 
     def scope(self, environ: WSGIEnvironment) -> RequestScope:
-        """The cost scope of one request."""
+        """Return the cost scope of one request."""
         return RequestScope(lambda: _request(environ), self.getters, lambda: route_of(environ), local=True)
 
 
-class Boundary(Protocol):
-    """What makes a request's scope when it is asked for."""
+class ScopeFactory(Protocol):
+    """Makes the scope of a request when it is needed."""
 
     def scope(self, environ: WSGIEnvironment) -> RequestScope: ...
 
 
 class RequestContext(TagContext):
-    """The context of one request. Most requests make no LLM call and never need the scope: it is made when somebody asks for it."""
+    """The tag context of one request. Its scope is made on first use: few requests need it."""
 
-    __slots__ = ("_boundary", "_environ", "_scope", "runs_on")
+    __slots__ = ("_environ", "_scope", "_scope_factory", "runs_on")
 
     tags = NO_TAGS
     outer = None
     by = None
 
-    def __init__(self, boundary: Boundary, environ: WSGIEnvironment) -> None:
+    def __init__(self, scope_factory: ScopeFactory, environ: WSGIEnvironment) -> None:
         self.runs_on = True
-        """Whether code of the application's may run when its answer is iterated or closed."""
-        self._boundary = boundary
+        """Whether code of the application may run while its response is iterated or closed."""
+        self._scope_factory = scope_factory
         self._environ: WSGIEnvironment | None = environ
         self._scope: RequestScope | None = None
 
@@ -89,7 +91,7 @@ class RequestContext(TagContext):
         if self._scope is None:
             with _making:  # threads of one request share its scope
                 if self._scope is None:
-                    scope = self._boundary.scope(self._environ or {})
+                    scope = self._scope_factory.scope(self._environ or {})
                     if self._environ is None:
                         scope.attribute_late_now()
                     self._scope = scope
@@ -101,7 +103,7 @@ class RequestContext(TagContext):
         return self._scope is not None and self._scope.pending is not None
 
     def end(self) -> None:
-        """The request has ended: settle its calls and let go of it."""
+        """End the request: write the owner of its calls, and drop it."""
         self._environ = None
         if self._scope is not None:
             self._scope.attribute_late_now()
@@ -111,12 +113,21 @@ _making = threading.Lock()
 
 
 def remote_user(request: Request) -> str | None:
-    """The default user: ``REMOTE_USER``. No client can set it; a header of that name is ``HTTP_REMOTE_USER``."""
+    """
+    Return the default user: ``REMOTE_USER``.
+
+    No client can set it: a header of that name is ``HTTP_REMOTE_USER``.
+    """
     return request.remote_user
 
 
 def route_of(environ: WSGIEnvironment) -> str | None:
-    """Method, mount point and rule of a Werkzeug application (Flask) that has matched the request; None for others, and before."""
+    """
+    Return method, mount point and rule of a Werkzeug application (Flask) that has matched the
+    request.
+
+    Return None for other applications, and before.
+    """
     request = environ.get("werkzeug.request")
     rule = getattr(request, "url_rule", None)
     return None if rule is None else f"{request.method} {request.root_path}{rule.rule}"  # type: ignore[union-attr]
@@ -124,18 +135,18 @@ def route_of(environ: WSGIEnvironment) -> str | None:
 
 def waiting(getter: Getter) -> Getter:
     """
-    *getter*, waited for where it is asynchronous.
+    Wrap *getter* to wait for its result if it is asynchronous.
 
-    A WSGI thread has no event loop, and blocks as for any synchronous call. On an event loop's own thread (an ``async`` view of Flask)
-    nothing may wait: the awaitable is the scope's to deal with.
+    A WSGI thread has no event loop, and blocks as for any synchronous call. On an event loop's own
+    thread (an ``async`` view of Flask) nothing may block, so the request scope gets the awaitable.
     """
 
     @functools.wraps(getter)
-    def ask(request: Any) -> object:
+    def call_and_wait(request: Any) -> object:
         value = getter(request)
         return _wait(value) if isinstance(value, Awaitable) else value
 
-    return ask
+    return call_and_wait
 
 
 def _wait(awaitable: Awaitable[object]) -> object:
@@ -151,7 +162,8 @@ def _wait(awaitable: Awaitable[object]) -> object:
     async def wait() -> object:
         return await awaitable
 
-    loop = asyncio.new_event_loop()  # not asyncio.run(): it takes away the loop that the application may have set for this thread
+    # not asyncio.run(): it removes the loop that the application may have set for this thread
+    loop = asyncio.new_event_loop()
     try:
         return loop.run_until_complete(wait())
     finally:
@@ -161,10 +173,14 @@ def _wait(awaitable: Awaitable[object]) -> object:
             loop.close()
 
 
-def answer_inside(
+def respond_inside(
     context: RequestContext, app: WSGIApplication, environ: WSGIEnvironment, start_response: StartResponse
 ) -> Iterable[bytes]:
-    """Call *app* inside *context*. What it answers is iterated and closed inside too, wherever the server does so; between, nothing is."""
+    """
+    Call *app* inside *context*. Its response is iterated and closed inside it too.
+
+    Nothing else is: between the steps, the server's own context applies.
+    """
     outer = current_context()
     set_context(context)
     try:
@@ -173,8 +189,8 @@ def answer_inside(
         if kind is list or kind is tuple or not context.runs_on or _is_file(result, environ):
             context.end()
             return result
-        answer = _SizedAnswer if hasattr(kind, "__len__") else _Answer
-        return answer(result, context, current_context())
+        response_class = _SizedResponse if hasattr(kind, "__len__") else _Response
+        return response_class(result, context, current_context())
     except BaseException:
         context.end()
         raise
@@ -183,13 +199,22 @@ def answer_inside(
 
 
 def _is_file(result: object, environ: WSGIEnvironment) -> bool:
-    """Whether the server sends *result* itself: it knows it by its type, or by its identity where its wrapper is a function (uWSGI)."""
+    """
+    Return whether the server sends *result* itself.
+
+    It recognizes it by its type, or by its identity if its wrapper is a function (uWSGI).
+    """
     wrapper = environ.get("wsgi.file_wrapper")
     return isinstance(result, wrapper) if isinstance(wrapper, type) else wrapper is not None and hasattr(result, "read")
 
 
-class _Answer:
-    """An application's answer. A server may iterate it in another thread than it has called the application in, and forget to close it."""
+class _Response:
+    """
+    An application's response.
+
+    A server may iterate it in another thread than it called the application in, and forget to close
+    it.
+    """
 
     __slots__ = ("_context", "_now", "_result", "_step")
 
@@ -213,7 +238,8 @@ class _Answer:
         try:
             return self._step()
         finally:
-            self._now = current_context()  # a `with tag()` of the application's may stay open over a yield
+            # a `with tag()` of the application may stay open over a yield
+            self._now = current_context()
             set_context(outer)
 
     def close(self) -> None:
@@ -233,8 +259,12 @@ class _Answer:
         self._context.end()
 
 
-class _SizedAnswer(_Answer):
-    """As the application's answer has a length: a server may take the only item of one for the whole body."""
+class _SizedResponse(_Response):
+    """
+    A response with a length, as the application's has.
+
+    If it has one item, a server may take it for the whole body.
+    """
 
     __slots__ = ()
 
@@ -243,6 +273,6 @@ class _SizedAnswer(_Answer):
 
 
 def _request(environ: WSGIEnvironment) -> Request:
-    """The application's own request while it has one, else one that cannot read the body."""
+    """Return the application's own request if it has one, else one that cannot read the body."""
     request = environ.get("werkzeug.request")
     return request if isinstance(request, Request) else Request(environ, populate_request=False, shallow=True)

@@ -1,1 +1,1 @@
-"""Tags on their way to other services and into workers."""
+"""Propagation: tags in the requests to other services and in the messages to workers."""

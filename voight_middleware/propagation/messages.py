@@ -1,4 +1,4 @@
-"""Jobs: the tags of whoever has caused a job, into a queue's message and out of it."""
+"""Jobs: the tags of the caller, in the message of a job."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from voight_middleware.records.tag_values import clean_value
 from voight_middleware.records.tags import NO_TAGS, Owner, Tags, make_tags
 
 KEY = "voight"
-"""The header, label or option of a message that the tags travel in."""
+"""The header, label or option of a message that has the tags."""
 NOBODY = "{}"
-"""The text of a message that belongs to nobody, where leaving it out would mean "whoever sends it"."""
+"""The text of a message without an owner, if a missing text would mean the sender."""
 MAX_CHARACTERS = 8192
-"""How long the text is at most. Extra keys are left out of a longer one."""
+"""The maximum length of the text. Extra keys are dropped from a longer one."""
 TASK = "task"
-"""The extra key that names the task which a call was made in."""
+"""The extra key with the name of the task that made a call."""
 
 
 class _Message(msgspec.Struct, omit_defaults=True):
-    """What is carried. Keys that a newer version may add are passed over."""
+    """The content of a text. Unknown keys of a newer version are skipped."""
 
     tags: Tags = NO_TAGS
     attribution: str = "none"
@@ -37,28 +37,29 @@ _decode = msgspec.json.Decoder(_Message).decode
 
 class JobScope:
     """
-    The identity of one job, as ``tags.OwnerSource``: what its message carried, and what the job says itself with ``set_tags()``.
+    The identity of one job, as ``context.OwnerSource``: the message's tags, and those of
+    ``set_tags()``.
 
-    What has been carried is resolved, so nobody is asked. Calls that a job makes before it names its user are given to him when the job
-    ends, if it has named one and no other.
+    The tags of a message are resolved, so there are no getters. If a job makes calls before it
+    names its user, they get that user when the job ends, but only if it has named one user.
     """
 
     def __init__(self, carried: Tags = NO_TAGS, attribution: str = "none", task: str | None = None) -> None:
         self.task = task
-        self.several: Callable[[], object] | None = None
-        """Called when the job names a second user: from here on, what follows after the job is no longer his whom it names."""
+        self.on_second_user: Callable[[], object] | None = None
+        """Called when the job names a second user. Later jobs then do not belong to the first."""
         self._carried = carried
         self._identity = carried if task is None else Tags(route=f"task {task}", extra={TASK: task}).merge(carried)
-        self._how = attribution
+        self._attribution = attribution
         self._explicit = NO_TAGS
         self._users: set[str] = set()
         self._pending: list[str] = []
-        self._settled = False
+        self._ended = False
 
     def known(self) -> Owner:
-        """The owner of a call made now."""
-        how = self._how if self._identity.user_id is not None or self._how == "error" else "none"
-        return overlay(Owner(self._identity, how), self._explicit)
+        """Return the owner of a call made now."""
+        attribution = self._attribution if self._identity.user_id is not None or self._attribution == "error" else "none"
+        return overlay(Owner(self._identity, attribution), self._explicit)
 
     def resolve(self) -> Owner:
         """As ``known``: a job has no getters."""
@@ -69,41 +70,42 @@ class JobScope:
         return self.known()
 
     def set_identity(self, tags: Tags, attribution: str) -> None:
-        """Name the user, plan and tenant, instead of the message."""
-        self._named(tags)
+        """Set the user, plan and tenant, instead of the message."""
+        self._note_user(tags)
         known = self._identity
         if known.user_id is not None and tags.user_id not in (None, known.user_id):
             known = Tags(route=known.route, release=known.release)
         self._identity = known.merge(tags)
-        self._how = attribution
+        self._attribution = attribution
 
     def set_tags(self, tags: Tags) -> None:
-        """Lay explicit tags over what is known, for the rest of the job."""
-        self._named(tags)
+        """Merge explicit tags onto the identity, for the rest of the job."""
+        self._note_user(tags)
         self._explicit = self._explicit.merge(tags)
 
-    def _named(self, tags: Tags) -> None:
+    def _note_user(self, tags: Tags) -> None:
         if tags.user_id is not None:
             self._users.add(tags.user_id)
-            if len(self._users) > 1 and self.several is not None:
-                self.several()
+            if len(self._users) > 1 and self.on_second_user is not None:
+                self.on_second_user()
 
     def defer(self, call_id: str) -> None:
         """Note a call that was written without an owner."""
-        if not self._settled:
+        if not self._ended:
             self._pending.append(call_id)
 
     def attribute_late(self) -> None:
-        """At the end of the job: write the owner of the calls that have none. Never raises."""
-        self._settled = True
-        self.several = None  # it knows the message, which a thread that outlives the job must not keep
+        """End the job: write the owner of the calls that have none. Never raises."""
+        self._ended = True
+        # it refers to the message, which a thread that outlives the job must not keep
+        self.on_second_user = None
         pending, self._pending = self._pending, []
-        # A job that goes through many users has made them for all of these, and not for the last one.
+        # A job that names many users made the calls for all of them, not for the last one.
         if pending and len(self._users) == 1 and (owner := self.known()).tags.user_id is not None:
             current_meter().attribute_late(pending, Owner(owner.tags, "settled"))
 
     def without_task(self, tags: Tags) -> Tags:
-        """*tags* as the jobs that this one starts carry them: without the name of this one."""
+        """Return *tags* for the jobs that this one starts: without this one's task name."""
         if self.task is None or tags.extra.get(TASK) != self.task or TASK in self._carried.extra or TASK in self._explicit.extra:
             return tags
         return msgspec.structs.replace(tags, extra={key: value for key, value in tags.extra.items() if key != TASK})
@@ -111,10 +113,11 @@ class JobScope:
 
 def tags_for_message() -> str | None:
     """
-    The tags of here and now as the JSON text that a message carries, or None where there are none. Never raises.
+    Return the current tags as the JSON text of a message, or None if there are none. Never raises.
 
-    They are resolved, as the worker cannot ask the request's getters, and guarded: what the broker sees is what the ledger would. It is
-    trusted: who can write into it can start any job in any user's name, with or without these tags.
+    They are resolved, as the worker cannot call the request's getters. They are pseudonymized as in
+    the ledger. A worker trusts the text: anyone who can write to the broker can start jobs in any
+    user's name.
     """
     try:
         return _text(current_context().resolve())
@@ -133,7 +136,11 @@ async def atags_for_message() -> str | None:
 
 
 def stamp(headers: MutableMapping[str, Any]) -> None:
-    """Put the tags of here and now into the headers of a message, unless they are there: a retry keeps its owner. Never raises."""
+    """
+    Put the current tags into the headers of a message. Never raises.
+
+    Tags that are there stay, so a retry keeps its owner.
+    """
     if KEY not in headers and (text := tags_for_message()) is not None:
         headers[KEY] = text
 
@@ -146,30 +153,33 @@ async def astamp(headers: MutableMapping[str, Any]) -> None:
 
 class bound_to_message:
     """
-    Bind the tags of a message for the length of a ``with`` block, around a job, and nothing of what was bound before. Never raises.
+    Bind the tags of a message to a job, for the length of a ``with`` block. Never raises.
 
-    A message without tags is bound too: the job is nobody's, and not that of the job before it on the same thread. The request that has
-    caused a job stays its route, as it answers which route costs; a job without one has the route ``task <name>``. Its name is the extra
-    key ``task``, unless the application has one of its own.
+    Nothing that was bound before is kept. A message without tags is bound too: its job has no
+    owner, not that of the previous job on the same thread.
+
+    The request that caused a job stays its route, so that reports show the whole cost of a route. A
+    job without a request has the route ``task <name>``. The task's name is the extra key ``task``,
+    unless the application has set one of its own.
 
     Args:
-        text: What ``tags_for_message`` answered; None for a message without tags. What cannot be read is nobody's, and counted as
-            ``unreadable_messages``.
+        text: The result of ``tags_for_message``; None for a message without tags. A text that
+            cannot be read gives no owner, and is counted as ``unreadable_messages``.
         task: The name of the task.
     """
 
-    __slots__ = ("_bind", "scope")
+    __slots__ = ("_use_scope", "scope")
 
     def __init__(self, text: object, task: str | None = None) -> None:
         self.scope = _scope(text, task)
-        self._bind = use_scope(self.scope)
+        self._use_scope = use_scope(self.scope)
 
     def __enter__(self) -> JobScope:
-        self._bind.__enter__()
+        self._use_scope.__enter__()
         return self.scope
 
     def __exit__(self, *exc_info: object) -> None:
-        self._bind.__exit__()
+        self._use_scope.__exit__()
         try:
             self.scope.attribute_late()
         except Exception as error:
@@ -187,7 +197,7 @@ def _text(owner: Owner) -> str | None:
         return None
     text = _encode(_Message(tags, owner.attribution)).decode()
     if len(text) > MAX_CHARACTERS:
-        warn_once(f"the extra tags of a job are left out of its message: together they have more than {MAX_CHARACTERS} characters")
+        warn_once(f"the extra tags of a job are dropped from its message: its text has more than {MAX_CHARACTERS} characters")
         text = _encode(_Message(msgspec.structs.replace(tags, extra={}), owner.attribution)).decode()
     return text
 
@@ -201,11 +211,11 @@ def _scope(text: object, task: str | None) -> JobScope:
         message = _decode(text if isinstance(text, bytes) else str(text))
         # Another version, or another language, may have written it.
         carried = make_tags({name: value for name, value in msgspec.structs.asdict(message.tags).items() if value})
-        how = message.attribution
-        if how not in ATTRIBUTIONS or (carried.user_id is not None and how in ("none", "error")):
-            how = "none" if carried.user_id is None else "tag"
-        return JobScope(carried, how, name)
-    except Exception:  # its text may name a user
+        attribution = message.attribution
+        if attribution not in ATTRIBUTIONS or (carried.user_id is not None and attribution in ("none", "error")):
+            attribution = "none" if carried.user_id is None else "tag"
+        return JobScope(carried, attribution, name)
+    except Exception:  # not logged: its text may name a user
         _count_unreadable()
         return JobScope(task=name)
 

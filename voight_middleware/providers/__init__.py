@@ -1,1 +1,1 @@
-"""Where a call leaves: through the openai and anthropic SDKs, and by hand."""
+"""Providers: how responses and their usage are read. Pure functions, without an SDK."""

@@ -1,7 +1,8 @@
 """
-The usage readers of Anthropic's endpoints.
+Parsers of Anthropic's endpoints.
 
-Source of the shapes: Anthropic API reference (Messages, Streaming Messages, Message Batches), and recorded answers.
+Source of the shapes: Anthropic API reference (Messages, Streaming Messages, Message Batches), and
+recorded responses.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from voight_middleware.providers.base import (
     NotBatchOutput,
     ResponseSummary,
     Routes,
+    StreamParser,
     parse_response,
     text_or_none,
     usage_json,
@@ -30,22 +32,23 @@ _decode = msgspec.json.Decoder(dict[str, Any]).decode
 _TEXT = {"text_delta": "text", "thinking_delta": "thinking", "input_json_delta": "partial_json"}
 
 
-class MessagesParser:
+class MessagesParser(StreamParser):
     """
-    A stream of message events. ``message_start`` carries the input's usage and a placeholder for the output's; the counts of
-    ``message_delta`` are cumulative, the input's too where the server ran tools: a count never becomes less. Some gateways send 0 for
-    what they have counted before.
+    A stream of message events.
 
-    Source: Anthropic, "Streaming messages", event types: the counts of ``message_delta`` are cumulative.
+    ``message_start`` carries the input's usage and a placeholder for the output's. The counts of
+    ``message_delta`` are cumulative; the input's too if the server ran tools. A count never becomes
+    less: some gateways send 0 for a count that they have sent before.
+
+    Source: Anthropic, "Streaming messages", event types: the counts of ``message_delta`` are
+    cumulative.
     """
 
     def __init__(self) -> None:
-        self.done = False
-        self.failure: str | None = None
+        super().__init__()
         self._message: Any = None
         self._deltas: list[Any] = []
         self._stop: Any = None
-        self._characters = 0
 
     def feed(self, event: Any) -> None:
         try:
@@ -72,28 +75,28 @@ class MessagesParser:
         if message is None:
             return ResponseSummary()
         usage: dict[str, Any] = {}
-        started = getattr(message, "usage", None)
-        if started is not None:
-            usage = _decode(usage_json(started))
+        start_usage = getattr(message, "usage", None)
+        if start_usage is not None:
+            usage = _decode(usage_json(start_usage))
         placeholder = usage.pop("output_tokens", None)
-        for part in self._deltas:
-            if part is not None:
-                _accumulate(usage, _decode(usage_json(part)))
+        for delta_usage in self._deltas:
+            if delta_usage is not None:
+                _accumulate(usage, _decode(usage_json(delta_usage)))
         if usage.get("output_tokens") is None and placeholder is not None:
             usage["output_tokens"] = placeholder
         identity, model, tier = (text_or_none(value) for value in (message.id, message.model, usage.get("service_tier")))
-        counted = msgspec.Raw(msgspec.json.encode(usage)) if usage else NULL
-        return ResponseSummary(identity, model, tier, counted, finish_reasons=only_reason(self._stop))
+        raw_usage = msgspec.Raw(msgspec.json.encode(usage)) if usage else NULL
+        return ResponseSummary(identity, model, tier, raw_usage, finish_reasons=only_reason(self._stop))
 
     def estimated_output(self) -> int | None:
-        if self._message is None or any(getattr(part, "output_tokens", None) is not None for part in self._deltas):
+        if self._message is None or any(getattr(usage, "output_tokens", None) is not None for usage in self._deltas):
             return None
         placeholder = getattr(getattr(self._message, "usage", None), "output_tokens", None)
-        return max((self._characters + 3) // 4, placeholder or 0)
+        return max(self._tokens_of_text(), placeholder or 0)
 
 
 def _accumulate(usage: dict[str, Any], more: Mapping[str, Any]) -> None:
-    """Lay later counts over earlier ones: the larger of two holds, in the details too."""
+    """Merge later counts into earlier ones, details included. The larger of two counts wins."""
     for key, value in more.items():
         known = usage.get(key)
         if value is None and key in usage:
@@ -125,36 +128,40 @@ _decode_line = msgspec.json.Decoder(_Line).decode
 
 
 def _read_batch(body: bytes, request: Mapping[str, Any]) -> Iterable[Job]:
-    """A batch that was made, and the users that its requests name by themselves."""
+    """Return the batch that was made, with the users that its requests name."""
     parts: dict[str, str] = {}
-    for one in request.get("requests") or ():
-        if isinstance(one, Mapping) and isinstance(params := one.get("params"), Mapping):
+    for part in request.get("requests") or ():
+        if isinstance(part, Mapping) and isinstance(params := part.get("params"), Mapping):
             metadata = params.get("metadata")
             user = text_or_none(metadata.get("user_id")) if isinstance(metadata, Mapping) else None
-            if user is not None and isinstance(one.get("custom_id"), str):
-                parts[one["custom_id"]] = user
+            if user is not None and isinstance(part.get("custom_id"), str):
+                parts[part["custom_id"]] = user
     return [Job(_decode_batch(body).id, parts=parts)]
 
 
 def _read_batch_line(line: bytes) -> ResponseSummary | None:
-    """One result of a batch; None for a request that errored, expired or was cancelled, which is not billed."""
+    """
+    Return one result of a batch.
+
+    Return None for a request that errored, expired or was cancelled, which is not billed.
+    """
     try:
-        read = _decode_line(line)
+        result_line = _decode_line(line)
     except msgspec.DecodeError as error:
         raise NotBatchOutput from error
-    if read.result.type != "succeeded":
+    if result_line.result.type != "succeeded":
         return None
-    answer = parse_response(bytes(read.result.message))
-    answer.batch_endpoint = "messages"
-    answer.job = read.custom_id
-    return answer
+    summary = parse_response(bytes(result_line.result.message))
+    summary.batch_endpoint = "messages"
+    summary.job = result_line.custom_id
+    return summary
 
 
 ROUTES = Routes(
     {
         "/v1/messages": Endpoint(name="messages", parse=parse_response, stream_parser=MessagesParser),
         "/v1/messages/count_tokens": Endpoint(name="count_tokens", parse=parse_response),
-        "/v1/messages/batches": Endpoint(name="batch", parse_jobs=_read_batch, job_phase="begins"),
+        "/v1/messages/batches": Endpoint(name="batch", parse_jobs=_read_batch, job_phase="submit"),
     },
     [("GET", r"/v1/messages/batches/[^/]+/results", Endpoint(name="batch", parse_line=_read_batch_line))],
 )

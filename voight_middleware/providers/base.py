@@ -1,23 +1,24 @@
-"""What is taken from a provider's answer: never its text, only what identifies and bills it."""
+"""The parts of a provider's response that identify and bill it. Its text is never kept."""
 
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import msgspec
 
 from voight_middleware.providers.finish_reasons import in_order, note_reasons, only_reason
 
 MAX_USAGE_BYTES = 16_384
-"""A usage object beyond this is no usage object."""
+"""A larger JSON object is not a usage object."""
 
 NULL = msgspec.Raw(b"null")
 
 
 class ResponseSummary(msgspec.Struct):
-    """The billing side of one answer."""
+    """The billed facts of one response."""
 
     id: str | None = None
     model: str | None = None
@@ -25,85 +26,102 @@ class ResponseSummary(msgspec.Struct):
     usage: msgspec.Raw = NULL
     tool_calls: dict[str, int] | None = None
     job: str | None = None
-    """The provider's id of what it does later, or did before it was asked: this answer may be seen again."""
+    """The provider's id of a job, whose response may be seen again."""
     created_at: int | None = None
-    """When the job was begun, as the provider says it: seconds since 1970."""
+    """When the job was submitted, as the provider reports it: seconds since 1970."""
     failure: str | None = None
-    """What the provider called its failure: of a job, or of an answer of status 200 that is none."""
+    """The provider's name for a failure, of a job or in a response of status 200."""
     batch_endpoint: str | None = None
-    """Of a line of a batch: the dialect of its answer."""
+    """The dialect of the response in a line of a batch."""
     finish_reasons: tuple[str, ...] | None = None
     """Why the model stopped, in the order of the choices."""
 
 
 class Job(msgspec.Struct, frozen=True):
-    """A batch or its file of answers, as an answer of the provider mentions it."""
+    """A batch or its output file, as a response of the provider mentions it."""
 
     id: str
     part_of: str | None = None
     parts: Mapping[str, str] = {}
     """The user ids that the request named, by part."""
     requests: str | None = None
-    """The file that the requests of a batch are in."""
+    """The file that contains the requests of a batch."""
 
 
-class StreamParser(Protocol):
-    """Watches the events of one stream. ``see`` runs for every event: it does the least it can and never raises."""
+class StreamParser(ABC):
+    """Reads the events of one stream."""
 
-    done: bool
-    """Whether the provider said that the answer is complete."""
-    failure: str | None
-    """What the provider called its failure, where the stream reported one."""
+    def __init__(self) -> None:
+        self.done = False
+        """Whether the provider reported that the response is complete."""
+        self.failure: str | None = None
+        """The provider's name for a failure, if the stream reported one."""
+        self._characters = 0
+        """Characters of output so far."""
 
+    @abstractmethod
     def feed(self, event: Any) -> None:
-        """Take note of *event*."""
-        ...
+        """Read one event. It runs for every event, so it must do little, and it never raises."""
 
+    @abstractmethod
     def summary(self) -> ResponseSummary:
-        """What the provider has reported so far."""
-        ...
+        """Return what the provider has reported so far."""
 
     def estimated_output(self) -> int | None:
-        """Output tokens estimated from what was streamed, where the provider has not reported them."""
-        ...
+        """Return an estimate of the output tokens, or None if the provider reported them."""
+        return None
+
+    def _tokens_of_text(self) -> int:
+        """Estimate the output tokens: a quarter of the characters."""
+        return (self._characters + 3) // 4
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """One endpoint of a provider, and how its answers are read. Exactly one of *read*, *jobs* and *lines* is there."""
+    """
+    One endpoint of a provider, and how its responses are read.
+
+    Exactly one of *parse*, *parse_jobs* and *parse_line* is set.
+    """
 
     name: str
     """The dialect of its usage: ``chat``, ``responses``, …"""
     parse: Callable[[bytes], ResponseSummary] | None = None
-    """Reads a whole answer; raises msgspec.DecodeError for one that is none."""
+    """Reads a whole response. Raises msgspec.DecodeError if the body is not one."""
     stream_parser: Callable[[], StreamParser] | None = None
-    """Makes the reader of a stream."""
+    """Makes the parser of a stream."""
     asks_for_usage: bool = False
-    """Whether a stream reports usage only where ``stream_options.include_usage`` is set."""
+    """Whether a stream reports usage only if ``stream_options.include_usage`` is set."""
     enrich: Callable[[ResponseSummary, Mapping[str, Any]], ResponseSummary] | None = None
-    """Lays in what only the request says, such as the characters that are to be spoken."""
-    job_phase: Literal["", "names", "begins", "tells"] = ""
+    """Adds facts that only the request contains, such as the number of characters to be spoken."""
+    job_phase: Literal["", "upload", "submit", "poll"] = ""
     """
-    Whether its answers may be about a job: one that this request *begins*, one of which it only *tells* how it went, or one that is begun
-    later, whose requests it *names*.
+    The part of the request in a job's life, if its responses may be about a job.
+
+    A request may *upload* the requests of a job that is submitted later, *submit* a job, or *poll*
+    one.
     """
     parse_jobs: Callable[[bytes, Mapping[str, Any]], Iterable[Job]] | None = None
-    """Reads the batches in an answer to *body*; such a request is no call."""
+    """Reads the batches in a response to *body*. Such a request is not a call."""
     parse_line: Callable[[bytes], ResponseSummary | None] | None = None
-    """Reads one line of a file of batch answers; None for a line without a billed answer. Raises NotLines for any other file."""
+    """
+    Reads one line of a batch output file. Returns None for a line without a billed response.
+
+    Raises NotBatchOutput for any other file.
+    """
 
 
 class NotBatchOutput(Exception):
-    """A file that is no file of batch answers."""
+    """The file is not a batch output file."""
 
 
 class Routes:
     """
-    The endpoints of one provider, found by the method and the path of a request.
+    The endpoints of one provider, by the method and the path of a request.
 
     Args:
-        posts: What is posted, by its path: found first, and fast.
-        patterns: Method, regular expression of the path, and endpoint of everything else.
-        prefix: What a path may begin with besides, where a caller writes the whole URL.
+        posts: Endpoints of POST requests by exact path. They are looked up first, and fast.
+        patterns: Method, regular expression of the path, and endpoint, for all others.
+        prefix: An optional start of the path, for callers who write the whole URL.
     """
 
     def __init__(self, posts: Mapping[str, Endpoint], patterns: Iterable[tuple[str, str, Endpoint]] = (), prefix: str = "") -> None:
@@ -113,16 +131,16 @@ class Routes:
 
     def find(self, method: str, url: str) -> Endpoint | None:
         """
-        The endpoint of a request, or None.
+        Return the endpoint of a request, or None.
 
         Args:
             method: In lower or upper case.
-            url: As the SDK has it: mostly a path without the base URL's own, at times the whole of a URL.
+            url: As the SDK has it: mostly a path without the base URL's own, sometimes a whole URL.
         """
         if method in ("post", "POST"):
-            found = self._posts.get(url)
-            if found is not None:
-                return found
+            endpoint = self._posts.get(url)
+            if endpoint is not None:
+                return endpoint
         path = _path(url).removeprefix(self._prefix)
         method = method.upper()
         if method == "POST" and path in self._posts:
@@ -142,20 +160,22 @@ _NO_ERRORS = frozenset({b"null", b"{}", b'""', b"[]", b"false", b"0"})
 
 def failure_of(error: msgspec.Raw) -> str | None:
     """
-    Return the failure in the ``error`` of an answer of status 200, or None.
+    Return the failure in the ``error`` of a response of status 200, or None.
 
-    Source: OpenRouter API reference, "Errors": a failure after the request was accepted has status 200.
+    Source: OpenRouter API reference, "Errors": a failure after the request was accepted has status
+    200.
     """
     return None if error is NULL or bytes(error) in _NO_ERRORS else "error"
 
 
-class _Choice(msgspec.Struct, gc=False):  # JSON has no cycles, and a tracked object costs the collector's time
+# JSON has no cycles, and the garbage collector would spend time on a tracked object
+class _Choice(msgspec.Struct, gc=False):
     finish_reason: Any = None
     index: Any = None
 
 
 class _End(msgspec.Struct, gc=False):
-    """How an answer says why it ended: OpenAI's, Anthropic's, and that of Bedrock's ``converse``."""
+    """The finish reason's fields: OpenAI's, Anthropic's, and those of Bedrock's ``converse``."""
 
     choices: list[_Choice] | None = None
     stop_reason: Any = None
@@ -177,17 +197,18 @@ _read_end = msgspec.json.Decoder(_End).decode
 
 def parse_response(body: bytes) -> ResponseSummary:
     """
-    Read a whole answer.
+    Read a whole response.
 
     Raises:
-        msgspec.DecodeError: *body* is no JSON object.
+        msgspec.DecodeError: *body* is not a JSON object.
     """
     try:
-        read = _read_strictly(body)
-        reasons = _reasons(read)
-        failure = "error" if reasons == _FAILED else failure_of(read.error)
-        return ResponseSummary(read.id, read.model, read.service_tier, read.usage, failure=failure, finish_reasons=reasons)
-    except msgspec.ValidationError:  # a compatible server's own idea of an id or a tier must not cost the usage
+        fields = _read_strictly(body)
+        reasons = _reasons(fields)
+        failure = "error" if reasons == _FAILED else failure_of(fields.error)
+        return ResponseSummary(fields.id, fields.model, fields.service_tier, fields.usage, failure=failure, finish_reasons=reasons)
+    except msgspec.ValidationError:
+        # the usage must not be lost to a compatible server's odd id or tier
         plain = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
         identity, model, tier = (text_or_none(msgspec.json.decode(plain.get(name, NULL))) for name in ("id", "model", "service_tier"))
         try:
@@ -204,13 +225,13 @@ def _reasons(end: _End) -> tuple[str, ...] | None:
         return only_reason(end.stop_reason or end.stop)
     if len(choices) == 1:
         return only_reason(choices[0].finish_reason)
-    found: dict[int, str | None] = {}
-    note_reasons(found, choices)
-    return in_order(found)
+    noted: dict[int, str | None] = {}
+    note_reasons(noted, choices)
+    return in_order(noted)
 
 
 def with_usage(usage: msgspec.Raw, **more: Any) -> msgspec.Raw:
-    """A usage object with what the provider reports, or the request says, beside it."""
+    """Return a usage object with more fields, from the response or the request."""
     return msgspec.Raw(msgspec.json.encode({**(_decode_plain(usage) or {}), **more}))
 
 
@@ -218,17 +239,17 @@ _decode_plain = msgspec.json.Decoder(dict[str, Any] | None).decode
 
 
 def is_null(raw: msgspec.Raw) -> bool:
-    """Whether nothing was there."""
+    """Return whether a field was missing or null."""
     return bytes(raw) == b"null"
 
 
 def text_or_none(value: object) -> str | None:
-    """*value* where it is a text that says something."""
+    """Return *value* if it is a string that is not empty, else None."""
     return value if isinstance(value, str) and value else None
 
 
 def usage_json(usage: Any) -> msgspec.Raw:
-    """The usage JSON of an SDK model as the provider sent it: fields that were not sent are left out."""
+    """Return an SDK model's usage JSON as the provider sent it, without unset fields."""
     try:
         return msgspec.Raw(usage.__pydantic_serializer__.to_json(usage, exclude_unset=True, warnings=False))
     except AttributeError:  # a plain mapping, or an SDK on pydantic 1
@@ -237,7 +258,7 @@ def usage_json(usage: Any) -> msgspec.Raw:
 
 
 def usage_text(usage: msgspec.Raw) -> str | None:
-    """*usage* as a call keeps it; None for a missing one."""
+    """Return *usage* as a call keeps it; None if it is missing or too large."""
     data = bytes(usage)
     if data == b"null" or len(data) > MAX_USAGE_BYTES:
         return None
@@ -246,10 +267,12 @@ def usage_text(usage: msgspec.Raw) -> str | None:
 
 def estimate_tokens(body: Any, limit: int = 200_000) -> int:
     """
-    A rough count of the input tokens of a request body: a quarter of the characters of its text, images and files left out.
+    Estimate the input tokens of a request body: a quarter of the characters of its text.
+
+    Images and files are skipped.
 
     Args:
-        limit: The most characters that are looked at.
+        limit: The maximum number of characters that are counted.
     """
     characters = 0
     stack = (
@@ -270,7 +293,7 @@ _NAMED_BY = ("safety_identifier", "user", "user_profile_id")
 
 
 def named_user(body: Any) -> str | None:
-    """The user that a request names to the provider: the owner of last resort."""
+    """Return the user that a request names to the provider: the owner of last resort."""
     if not isinstance(body, Mapping):
         return None
     for name in _NAMED_BY:

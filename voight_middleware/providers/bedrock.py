@@ -1,7 +1,9 @@
 """
-The readers of Amazon Bedrock's runtime: ``invoke`` with the bodies of the models' own makers, and ``converse``.
+Parsers of Amazon Bedrock's runtime: ``invoke`` with the bodies of the models' makers, and
+``converse``.
 
-Source of the shapes: Amazon Bedrock API reference (InvokeModel, Converse, and the streams of both), and recorded answers.
+Source of the shapes: Amazon Bedrock API reference (InvokeModel, Converse, and the streams of both),
+and recorded responses.
 """
 
 from __future__ import annotations
@@ -13,7 +15,17 @@ import msgspec
 
 from voight_middleware.diagnostics import report_internal_error
 from voight_middleware.providers.anthropic import MessagesParser
-from voight_middleware.providers.base import NULL, Endpoint, ResponseSummary, is_null, parse_response, text_or_none, usage_json, with_usage
+from voight_middleware.providers.base import (
+    NULL,
+    Endpoint,
+    ResponseSummary,
+    StreamParser,
+    is_null,
+    parse_response,
+    text_or_none,
+    usage_json,
+    with_usage,
+)
 from voight_middleware.providers.finish_reasons import only_reason
 
 # -- invoke --------------------------------------------------------------------------------------------------------------------
@@ -25,23 +37,25 @@ _COUNTS = {
     "cache_read_input_tokens": "cacheReadInputTokenCount",
     "cache_creation_input_tokens": "cacheWriteInputTokenCount",
 }
-"""The counts of Bedrock itself, by the name that Anthropic has for them."""
+"""Bedrock's own counts, by Anthropic's names for them."""
 
 
 def parse_invoked(body: bytes) -> ResponseSummary:
-    """Read a whole answer: an Anthropic model's has its usage, any other's is left to the headers."""
-    answer = parse_response(body)
-    if b'"input_tokens"' not in bytes(answer.usage):
-        answer.usage = NULL
-    return answer
+    """Read a whole response. Only an Anthropic model's has usage; headers have the others'."""
+    summary = parse_response(body)
+    if b'"input_tokens"' not in bytes(summary.usage):
+        summary.usage = NULL
+    return summary
 
 
 def counted(endpoint: Endpoint, headers: Mapping[str, str]) -> Endpoint:
     """
-    *endpoint*, with what the headers of one answer say: counts for a body that has none, tier and latency.
+    Return *endpoint* with the facts in the headers of one response.
 
-    Source: Amazon Bedrock API reference, "InvokeModel", response syntax: ``X-Amzn-Bedrock-Service-Tier``,
-    ``X-Amzn-Bedrock-PerformanceConfig-Latency``.
+    These are counts for a body that has none, the tier, and the latency.
+
+    Source: Amazon Bedrock API reference, "InvokeModel", response syntax:
+    ``X-Amzn-Bedrock-Service-Tier``, ``X-Amzn-Bedrock-PerformanceConfig-Latency``.
     """
     counts = {
         name: headers.get(f"x-amzn-bedrock-{side}-token-count", "")
@@ -50,27 +64,27 @@ def counted(endpoint: Endpoint, headers: Mapping[str, str]) -> Endpoint:
     tier, latency = headers.get("x-amzn-bedrock-service-tier"), headers.get("x-amzn-bedrock-performanceconfig-latency")
     inner = endpoint.enrich
 
-    def enrich(answer: ResponseSummary, request: Mapping[str, Any]) -> ResponseSummary:
+    def enrich(summary: ResponseSummary, request: Mapping[str, Any]) -> ResponseSummary:
         if inner is not None:
-            answer = inner(answer, request)
-        if is_null(answer.usage) and any(counts.values()):
-            answer.usage = with_usage(NULL, **{name: int(count) for name, count in counts.items() if count})
-        return _under(answer, tier, latency)
+            summary = inner(summary, request)
+        if is_null(summary.usage) and any(counts.values()):
+            summary.usage = with_usage(NULL, **{name: int(count) for name, count in counts.items() if count})
+        return _with_terms(summary, tier, latency)
 
     return msgspec.structs.replace(endpoint, enrich=enrich)
 
 
-def _under(answer: ResponseSummary, tier: str | None, latency: str | None) -> ResponseSummary:
-    """*answer*, with its tier, and with a latency that is not the standard one as its speed."""
+def _with_terms(summary: ResponseSummary, tier: str | None, latency: str | None) -> ResponseSummary:
+    """Return *summary* with its tier, and with a latency other than standard as its speed."""
     if tier:
-        answer.service_tier = tier
-    if latency and latency != "standard" and not is_null(answer.usage):
-        answer.usage = with_usage(answer.usage, speed=latency)
-    return answer
+        summary.service_tier = tier
+    if latency and latency != "standard" and not is_null(summary.usage):
+        summary.usage = with_usage(summary.usage, speed=latency)
+    return summary
 
 
 class InvokedParser(MessagesParser):
-    """A stream of an Anthropic model's events, or of any other's: in the last one Bedrock tells its own counts."""
+    """A stream of any model's events. The last one has Bedrock's own counts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,11 +101,11 @@ class InvokedParser(MessagesParser):
             self._stop = event.stop_reason or getattr(event.messageStop, "stopReason", None) or self._stop
 
     def summary(self) -> ResponseSummary:
-        answer = super().summary()
-        answer.finish_reasons = only_reason(self._stop)  # of other models too, whose messages have no beginning
-        if is_null(answer.usage) and self._metrics:
-            answer.usage = with_usage(NULL, **{name: self._metrics[key] for name, key in _COUNTS.items() if key in self._metrics})
-        return answer
+        summary = super().summary()
+        summary.finish_reasons = only_reason(self._stop)  # other models have no message_start
+        if is_null(summary.usage) and self._metrics:
+            summary.usage = with_usage(NULL, **{name: self._metrics[key] for name, key in _COUNTS.items() if key in self._metrics})
+        return summary
 
 
 # -- converse ------------------------------------------------------------------------------------------------------------------
@@ -115,30 +129,29 @@ _decode_terms = msgspec.json.Decoder(_Terms).decode
 
 def parse_conversation(body: bytes) -> ResponseSummary:
     """
-    Read a whole answer, with the tier and the latency that served it.
+    Read a whole response, with the tier and the latency that served it.
 
-    Source: Amazon Bedrock API reference, "Converse", response syntax: ``serviceTier.type``, ``performanceConfig.latency``.
+    Source: Amazon Bedrock API reference, "Converse", response syntax: ``serviceTier.type``,
+    ``performanceConfig.latency``.
     """
-    answer = parse_response(body)
+    summary = parse_response(body)
     if b'"serviceTier"' not in body and b'"performanceConfig"' not in body:
-        return answer
+        return summary
     terms = _decode_terms(body)
     tier = None if terms.service_tier is None else text_or_none(terms.service_tier.type)
     latency = None if terms.performance_config is None else text_or_none(terms.performance_config.latency)
-    return _under(answer, tier, latency)
+    return _with_terms(summary, tier, latency)
 
 
-class ConverseParser:
-    """A stream of a conversation's events; the usage is in the last one, after the stop."""
+class ConverseParser(StreamParser):
+    """A stream of a conversation's events. The last one, after the stop, has the usage."""
 
     def __init__(self) -> None:
-        self.done = False
-        self.failure: str | None = None
+        super().__init__()
         self._usage: Any = None
         self._tier: Any = None
         self._latency: Any = None
         self._stop: Any = None
-        self._characters = 0
 
     def feed(self, event: Any) -> None:
         try:
@@ -158,11 +171,11 @@ class ConverseParser:
             report_internal_error(error)
 
     def summary(self) -> ResponseSummary:
-        answer = ResponseSummary(usage=NULL if self._usage is None else usage_json(self._usage), finish_reasons=only_reason(self._stop))
-        return _under(answer, text_or_none(self._tier), text_or_none(self._latency))
+        summary = ResponseSummary(usage=NULL if self._usage is None else usage_json(self._usage), finish_reasons=only_reason(self._stop))
+        return _with_terms(summary, text_or_none(self._tier), text_or_none(self._latency))
 
     def estimated_output(self) -> int | None:
-        return None if self._usage is not None else (self._characters + 3) // 4
+        return None if self._usage is not None else self._tokens_of_text()
 
 
 _INVOKE = Endpoint(name="messages", parse=parse_invoked, stream_parser=InvokedParser)

@@ -1,8 +1,9 @@
 """
-Finish reasons: why a model stopped, in the provider's own word for it (``stop``, ``max_tokens``, ``SAFETY``, …).
+Finish reasons: why a model stopped, in the provider's own word (``stop``, ``max_tokens``,
+``SAFETY``, …).
 
-A reason is one short word. Where anything else stands in its place, the reasons of the whole answer are not known: so nothing of an
-answer's text comes this way.
+A reason is one short word. If there is anything else in its place, all reasons of the response
+count as unknown. So no text of a response can be kept as a reason.
 """
 
 from __future__ import annotations
@@ -10,43 +11,46 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 MAX_LENGTH = 64
-"""Characters of a reason; a longer one is none."""
+"""The maximum length of a reason, in characters. A longer text is not a reason."""
 MAX_REASONS = 16
-"""Of an answer with more choices, the first."""
+"""The maximum number of choices whose reasons are kept: the first ones."""
 
 
 def read_reason(value: object) -> str | None:
-    """*value* where it is one word; None for a reason that is missing or odd."""
+    """Return *value* if it is one word; None for a reason that is missing or odd."""
     if isinstance(value, str) and len(value) <= MAX_LENGTH and value.isascii() and value.replace("-", "_").isidentifier():
         return value
     return None
 
 
 def only_reason(value: object) -> tuple[str, ...] | None:
-    """The reasons of an answer that has one."""
+    """Return the reasons of a response that has one."""
     reason = read_reason(value)
     return None if reason is None else (reason,)
 
 
-def note_reasons(found: dict[int, str | None], choices: Iterable[object], name: str = "finish_reason") -> None:
+def note_reasons(noted: dict[int, str | None], choices: Iterable[object], name: str = "finish_reason") -> None:
     """
-    Note in *found*, by the index of the choice, what *choices* say of their end. One that is going on says nothing.
+    Note in *noted*, by the index of the choice, the reasons of *choices*. A running choice has
+    none.
 
     Args:
-        name: Of the attribute that has the reason.
+        noted: The reasons so far, changed in place.
+        choices: The choices of a response or a chunk.
+        name: The attribute that has the reason.
     """
-    for place, choice in enumerate(choices):
+    for position, choice in enumerate(choices):
         value = getattr(choice, name, None)
         if value:
             index = getattr(choice, "index", None)
             if type(index) is not int or index < 0:
-                index = place
+                index = position
             if index < MAX_REASONS:
-                found[index] = read_reason(value)
+                noted[index] = read_reason(value)
 
 
-def in_order(found: Mapping[int, str | None]) -> tuple[str, ...] | None:
-    """What was noted, in the order of the choices; None where anything before the last of it is missing or odd."""
-    reasons = [found.get(index) for index in range(max(found, default=-1) + 1)]
+def in_order(noted: Mapping[int, str | None]) -> tuple[str, ...] | None:
+    """Return the noted reasons in order; None if one before the last is missing or odd."""
+    reasons = [noted.get(index) for index in range(max(noted, default=-1) + 1)]
     known = tuple(reason for reason in reasons if reason is not None)
     return known if known and len(known) == len(reasons) else None

@@ -1,7 +1,8 @@
 """
-The readers of Gemini's ``generateContent``, on Google's own API and on Vertex AI.
+Parsers of Gemini's ``generateContent``, on Google's own API and on Vertex AI.
 
-Source of the shapes: Gemini API reference (GenerateContentResponse, UsageMetadata); "Grounding with Google Search", pricing.
+Source of the shapes: Gemini API reference (GenerateContentResponse, UsageMetadata); "Grounding with
+Google Search", pricing.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 import msgspec
 
 from voight_middleware.diagnostics import report_internal_error
-from voight_middleware.providers.base import NULL, Endpoint, ResponseSummary, failure_of, text_or_none, usage_json
+from voight_middleware.providers.base import NULL, Endpoint, ResponseSummary, StreamParser, failure_of, text_or_none, usage_json
 from voight_middleware.providers.finish_reasons import in_order, note_reasons
 
 
@@ -38,29 +39,27 @@ _decode = msgspec.json.Decoder(_Content).decode
 
 
 def parse_content(body: bytes) -> ResponseSummary:
-    """Read a whole answer. Grounded ones were billed a fee per search, which the usage leaves out."""
-    read = _decode(body)
-    queries = [one.grounding_metadata.web_search_queries for one in read.candidates or () if one.grounding_metadata is not None]
-    searches = sum(len(some or ()) for some in queries)
+    """Read a whole response. Grounding is billed a fee per search, which the usage omits."""
+    content = _decode(body)
+    groundings = [candidate.grounding_metadata for candidate in content.candidates or ()]
+    searches = sum(len(grounding.web_search_queries or ()) for grounding in groundings if grounding is not None)
     tools = {"web_search": searches} if searches else None
-    found: dict[int, str | None] = {}
-    note_reasons(found, read.candidates or ())
-    identity, model = text_or_none(read.response_id), text_or_none(read.model_version)
-    failure = failure_of(read.error)
-    return ResponseSummary(identity, model, None, read.usage_metadata, tools, failure=failure, finish_reasons=in_order(found))
+    reasons: dict[int, str | None] = {}
+    note_reasons(reasons, content.candidates or ())
+    identity, model = text_or_none(content.response_id), text_or_none(content.model_version)
+    failure = failure_of(content.error)
+    return ResponseSummary(identity, model, None, content.usage_metadata, tools, failure=failure, finish_reasons=in_order(reasons))
 
 
-class ContentParser:
-    """A stream of partial answers. Each carries the usage so far."""
+class ContentParser(StreamParser):
+    """A stream of partial responses. Each carries the usage so far."""
 
     def __init__(self) -> None:
-        self.done = False
-        self.failure: str | None = None
+        super().__init__()
         self._last: Any = None
         self._usage: Any = None
         self._reasons: dict[int, str | None] = {}
         self._searches = 0
-        self._characters = 0
 
     def feed(self, event: Any) -> None:
         try:
@@ -92,11 +91,11 @@ class ContentParser:
     def estimated_output(self) -> int | None:
         if self._usage is not None and self._usage.candidatesTokenCount is not None:
             return None
-        return (self._characters + 3) // 4
+        return self._tokens_of_text()
 
 
 def prompt_of(body: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a request is read: its prompt, by the names that other providers have for it."""
+    """Return the prompt of a request, by the names of other providers."""
     return {
         "input": body.get("contents"),
         "system": body.get("systemInstruction") or body.get("system_instruction"),

@@ -1,4 +1,4 @@
-"""The host of a URL: the only part of a provider's address that is ever kept."""
+"""Hosts: the only part of a provider's address that is kept, and the provider that bills for it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _NAME = re.compile(r"[\w.-]{1,253}|\[[0-9a-f:.]{2,45}\]")
 @lru_cache(1024)
 def host_name(url: str | None) -> str | None:
     """
-    Return the host name of a URL, in lower case, without credentials, port, path and query. Return None if there is none.
+    Return the host name of a URL, in lower case, without credentials, port, path and query.
 
-    A text without a scheme, such as ``api.openai.com/v1``, is read as a URL too. The parts that are cut off can be secrets: a user's
-    password, or a key in the query.
+    Return None if there is none. A string without a scheme, such as ``api.openai.com/v1``, is read
+    as a URL too. The other parts can be secrets: a user's password, or a key in the query.
     """
     if url is None:
         return None
@@ -83,13 +83,14 @@ _HOSTS = (
     ("openai.com", "openai"),
     ("anthropic.com", "anthropic"),
 )
-"""Who bills, by the end of the host's name: a domain, or behind a hyphen a part of one."""
+"""The provider that bills, by the end of the host name: a domain, or a hyphen and a part of one."""
 
 
 @functools.lru_cache(1024)
 def billing_provider(host: str) -> str | None:
-    """The provider that bills for *host*; None for one that is not known, such as a proxy."""
-    if host.startswith("aws-external-anthropic."):  # Anthropic's own platform, bought through a marketplace
+    """Return the provider that bills for *host*; None for an unknown host, such as a proxy."""
+    # Anthropic's own platform, bought through a marketplace
+    if host.startswith("aws-external-anthropic."):
         return "anthropic"
     return next((name for end, name in _HOSTS if host == end or host.endswith(end if end[0] == "-" else f".{end}")), None)
 
@@ -98,5 +99,10 @@ _PLATFORMS = {"BaseAzureClient": "azure", "BaseFoundryClient": "azure", "BaseBed
 
 
 def platform(client_class: type) -> str | None:
-    """The provider that bills for a client of a cloud, by its class in the SDK, whatever host it talks to; None for any other."""
+    """
+    Return the provider that bills for a cloud client, by its class in the SDK; None for any other
+    client.
+
+    The host does not matter.
+    """
     return next((_PLATFORMS[cls.__name__] for cls in client_class.__mro__ if cls.__name__ in _PLATFORMS), None)

@@ -1,8 +1,9 @@
 """
-Usage: what the provider says was consumed, as disjoint counts that add up.
+Usage formats: each provider's usage object, read as disjoint counts that add up.
 
-OpenAI's ``prompt_tokens`` and ``input_tokens`` include cached and written tokens, Anthropic's ``input_tokens`` exclude both. Both
-conventions are normalised here, once. A count that the provider did not report is None, never 0.
+OpenAI's ``prompt_tokens`` and ``input_tokens`` include cached and written tokens. Anthropic's
+``input_tokens`` exclude both. Both conventions are normalized here, once. A count that the provider
+did not report is None, never 0.
 """
 
 from __future__ import annotations
@@ -17,17 +18,17 @@ import msgspec
 from voight_middleware.records.usage import COUNT_NAMES, Component, Count, Usage, UsageError, sum_counts
 
 Doubts: TypeAlias = list[str]
-"""What cannot be billed with certainty, each a sentence for people: the call is priced in part."""
+"""Doubts about a usage, each a sentence for people. A call with doubts is priced in part."""
 _MAX_COUNT = 2**53
 _ONLY_ANTHROPIC = frozenset({"cache_creation_input_tokens", "cache_read_input_tokens", "cache_creation", "server_tool_use", "iterations"})
 
 
 class Reading(NamedTuple):
-    """A usage object as it was read."""
+    """The components of a usage object, and the doubts about it."""
 
     components: tuple[Component, ...]
     doubts: tuple[str, ...]
-    """Why not all of it can be billed with certainty: numbers under unknown keys, and counts that contradict each other."""
+    """Reasons why a part may be billed wrongly: unknown keys with numbers, contradictory counts."""
 
 
 def read(dialect: str, raw: Mapping[str, Any]) -> Reading:
@@ -35,11 +36,13 @@ def read(dialect: str, raw: Mapping[str, Any]) -> Reading:
     Read a provider's usage object.
 
     Args:
-        dialect: The endpoint that answered: ``chat``, ``responses``, ``embeddings``, ``images``, ``transcriptions``, ``messages``, …
-        raw: The provider's usage JSON. If its parts exceed their total, the total is kept, with a doubt.
+        dialect: The endpoint of the response: ``chat``, ``responses``, ``embeddings``, ``images``,
+            ``transcriptions``, ``messages``, …
+        raw: The provider's usage JSON. If its parts exceed their total, the total is kept, with a
+            doubt.
 
     Raises:
-        UsageError: A count is negative or no whole number, or the dialect is unknown.
+        UsageError: A count is negative or not a whole number, or the dialect is unknown.
     """
     reader = _READERS.get(dialect)
     if reader is None:
@@ -52,12 +55,12 @@ def read(dialect: str, raw: Mapping[str, Any]) -> Reading:
 
 
 def read_usage(dialect: str, raw: Mapping[str, Any]) -> tuple[Component, ...]:
-    """Return the components of a provider's usage object. Arguments and errors are those of ``read()``."""
+    """Return the components of a usage object. Arguments and errors are those of ``read()``."""
     return read(dialect, raw).components
 
 
 def recognise(raw: Mapping[str, Any]) -> str | None:
-    """The dialect of a usage object by its keys, or None."""
+    """Return the dialect of a usage object by its keys, or None."""
     if "prompt_tokens" in raw:
         return "chat"
     if "promptTokenCount" in raw or "candidatesTokenCount" in raw:
@@ -84,7 +87,7 @@ _KNOWN_KEYS = frozenset(
         *("cost_in_usd_ticks", "modality", "trafficType", "serviceTier"),
         *("promptTokenCount", "candidatesTokenCount", "cachedContentTokenCount", "thoughtsTokenCount", "toolUsePromptTokenCount"),
         *("inputTokens", "outputTokens", "cacheReadInputTokens", "cacheWriteInputTokens", "tokenCount"),
-        # parts, totals and repetitions of those, and times: information
+        # information only: parts, totals and repetitions of those, and times
         *("total_tokens", "totalTokens", "totalTokenCount", "text_tokens", "reasoning_tokens", "thinking_tokens", "ttl_30m_tokens"),
         *("accepted_prediction_tokens", "rejected_prediction_tokens", "prompt_cache_miss_tokens"),
         *("cacheReadInputTokenCount", "cacheWriteInputTokenCount", "queue_time", "prompt_time", "completion_time", "total_time"),
@@ -101,9 +104,9 @@ def _find_unknown(raw: Mapping[str, Any], inside: str, doubts: Doubts) -> None:
             if value and key not in _ASIDE:
                 _find_unknown(value, f"{inside}{key}.", doubts)
         elif kind is list:
-            for one in value:
-                if type(one) is dict:
-                    _find_unknown(one, f"{inside}{key}.", doubts)
+            for item in value:
+                if type(item) is dict:
+                    _find_unknown(item, f"{inside}{key}.", doubts)
         elif value and (kind is int or kind is Decimal):
             doubts.append(f"usage has {inside}{key} = {value}, which is not known here")
 
@@ -126,7 +129,7 @@ def _part(raw: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def _split(total: Count, name: str, doubts: Doubts, *parts: Count) -> tuple[Count, ...]:
-    """Return the rest of *total*, then its *parts*. Parts that exceed their total are dropped: the total is what can be read."""
+    """Return the rest of *total*, then its *parts*. Parts that exceed their total are dropped."""
     if total is None:
         return (None, *parts)
     rest = total
@@ -141,9 +144,10 @@ def _split(total: Count, name: str, doubts: Doubts, *parts: Count) -> tuple[Coun
 
 def _kinds(cached: Count, text: Count, audio: Count, image: Count, doubts: Doubts) -> tuple[Count, Count]:
     """
-    Return the cached tokens of audio and of images where the provider does not say them.
+    Return the cached tokens of audio and of images, if the provider does not report them.
 
-    They are certain if the input is of one kind only. Otherwise, as many as possible count as text: the rest is billed in full.
+    They are certain if the input is of one kind only. Otherwise, as many as possible count as text,
+    and the rest is billed in full.
     """
     if not cached or text is None or not (audio or image):
         return None, None
@@ -155,14 +159,14 @@ def _kinds(cached: Count, text: Count, audio: Count, image: Count, doubts: Doubt
     return of_audio or None, of_image or None
 
 
-def _said(raw: Mapping[str, Any], key: str) -> int:
+def _count_or_zero(raw: Mapping[str, Any], key: str) -> int:
     """Return a count that only confirms others; 0 if it is missing or odd."""
     value = raw.get(key)
     return value if type(value) is int and 0 <= value < _MAX_COUNT else 0
 
 
 def _doubt_reasoning(reasoning: Count, output: Count, name: str, doubts: Doubts) -> None:
-    """Reasoning is a part of *output*, and cannot exceed it."""
+    """Doubt reasoning tokens that exceed *output*, of which they are a part."""
     if reasoning and output is not None and reasoning > output:
         doubts.append(
             f"usage contradicts itself: its {reasoning} reasoning tokens are more than {name} = {output}, of which they are a part"
@@ -175,8 +179,9 @@ def _openai(
     """
     Read OpenAI's totals and their details.
 
-    ``total_tokens`` tells whether reasoning or cached tokens are beside the totals. Sources: xAI, "Consumption and rate limits":
-    reasoning tokens are not in completion_tokens. Google, "OpenAI compatibility": thoughts are in total_tokens only.
+    ``total_tokens`` shows whether reasoning or cached tokens are beside the totals. Sources: xAI,
+    "Consumption and rate limits": reasoning tokens are not in completion_tokens. Google, "OpenAI
+    compatibility": thoughts are in total_tokens only.
 
     Args:
         details: The end of the names of the details.
@@ -193,16 +198,17 @@ def _openai(
         cache_write, written_5m, written_1h = _written(raw, details_in, cache_write, cache_read, doubts)
     reasoning, audio_out = _count(details_out, "reasoning_tokens"), _count(details_out, "audio_tokens")
     if "image_tokens" in details_out:
-        image_out = _said(details_out, "image_tokens") or None
+        image_out = _count_or_zero(details_out, "image_tokens") or None
     if total_in is not None and total_out is not None:
-        total = _said(raw, "total_tokens")
+        total = _count_or_zero(raw, "total_tokens")
         beyond = total - total_in - total_out
-        aside = reasoning if reasoning is not None else _said(raw, "reasoning_tokens")
+        aside = reasoning if reasoning is not None else _count_or_zero(raw, "reasoning_tokens")
         cached = (cache_read or 0) + (cache_write or 0) + (written_5m or 0) + (written_1h or 0)
         if beyond <= 0:
             if aside and reasoning is None:
                 doubts.append(f"usage has reasoning_tokens = {aside} beside its total, which may be billed too")
-            if not total and reasoning and reasoning > total_out:  # a part cannot exceed its whole: it is beside it
+            # a part cannot exceed its whole, so it is beside it
+            if not total and reasoning and reasoning > total_out:
                 doubts.append(f"usage has {reasoning} reasoning tokens, more than {output_key} = {total_out}: both are counted as output")
                 total_out += reasoning
         elif beyond == aside:
@@ -251,8 +257,9 @@ def _written(raw: Mapping[str, Any], details: Mapping[str, Any], written: Count,
     """
     Return the tokens written to the cache: without a lifetime, for 5 minutes and for an hour.
 
-    Source: package litellm 1, ``types/utils.py``, ``Usage``: ``cache_creation_tokens`` in the details of the input, and their lifetimes.
-    The counts of Anthropic's that it has at the top level too say no more than the details do.
+    Source: package litellm 1, ``types/utils.py``, ``Usage``: ``cache_creation_tokens`` in the
+    details of the input, and their lifetimes. It repeats Anthropic's counts at the top level, which
+    add nothing.
     """
     if written is None:
         written = _count(details, "cache_creation_tokens")
@@ -263,9 +270,9 @@ def _written(raw: Mapping[str, Any], details: Mapping[str, Any], written: Count,
         (raw, "cache_creation_input_tokens", written),
         (raw, "cache_read_input_tokens", read),
     )
-    for place, key, known in others:
-        if (said := _said(place, key)) and said != known:
-            doubts.append(f"usage contradicts itself: {key} = {said} is not what its details have")
+    for part, key, known in others:
+        if (count := _count_or_zero(part, key)) and count != known:
+            doubts.append(f"usage contradicts itself: {key} = {count} is not what its details have")
     if not written_5m and not written_1h:
         return written, None, None
     return _unsplit(written, "cache_creation_tokens", doubts, written_5m, written_1h) or None, written_5m, written_1h
@@ -273,18 +280,24 @@ def _written(raw: Mapping[str, Any], details: Mapping[str, Any], written: Count,
 
 _ANTHROPICS = frozenset({"cache_creation_input_tokens", "cache_read_input_tokens"})
 _CACHED_ELSEWHERE = ("cached_tokens", "num_cached_tokens", "prompt_cache_hit_tokens")
-"""Where compatible servers have their cached tokens. Sources: Moonshot, Mistral and DeepSeek, API references of chat completions."""
+"""
+Keys with the cached tokens of compatible servers.
+
+Sources: Moonshot, Mistral and DeepSeek, API references of chat completions.
+"""
 
 
 def _chat(raw: Mapping[str, Any], doubts: Doubts) -> tuple[Component, ...]:
     """
-    Source: OpenAI API reference, "The chat completion object", ``usage``: prompt_tokens include cached and audio tokens.
+    Read the usage of a chat completion.
 
-    Package litellm 1, ``types/utils.py``: it hands on Anthropic's ``server_tool_use``, and counts Google's searches in the details.
+    Source: OpenAI API reference, "The chat completion object", ``usage``: prompt_tokens include
+    cached and audio tokens. Package litellm 1, ``types/utils.py``: it passes on Anthropic's
+    ``server_tool_use``, and counts Google's searches in the details.
     """
     (main,) = _openai(raw, "prompt_tokens", "completion_tokens", doubts)
     details = _part(raw, "prompt_tokens_details")
-    if "web_search_requests" in details and (searches := _said(details, "web_search_requests")):
+    if "web_search_requests" in details and (searches := _count_or_zero(details, "web_search_requests")):
         doubts.append(f"usage has prompt_tokens_details.web_search_requests = {searches}, whose price is not known")
     tools = _anthropic_tools(raw) if "server_tool_use" in raw else None
     if not tools or not any(tools.values()):
@@ -294,19 +307,23 @@ def _chat(raw: Mapping[str, Any], doubts: Doubts) -> tuple[Component, ...]:
 
 def _responses(raw: Mapping[str, Any], doubts: Doubts) -> tuple[Component, ...]:
     """
-    Source: OpenAI API reference, "The response object", ``usage``: input_tokens include cached tokens.
+    Read the usage of a response.
 
-    ``tool_usage`` is billed beside it: web searches by request, and image generation by the tokens of an image model.
+    ``tool_usage`` is billed beside it: web searches by request, and image generation by the tokens
+    of an image model.
+
+    Source: OpenAI API reference, "The response object", ``usage``: input_tokens include cached
+    tokens.
     """
     (main,) = _openai(raw, "input_tokens", "output_tokens", doubts)
     tool_usage = _part(raw, "tool_usage")
     searches = _count(_part(tool_usage, "web_search"), "num_requests")
     if searches:
         main = Component(usage=msgspec.structs.replace(main.usage, tools={"web_search": searches}))
-    drawn = _part(tool_usage, "image_gen")
-    if not drawn:
+    images = _part(tool_usage, "image_gen")
+    if not images:
         return (main,)
-    return (main, Component(model=_text(drawn, "model") or "image_generation", usage=_image_tokens(drawn, doubts)))
+    return (main, Component(model=_text(images, "model") or "image_generation", usage=_image_tokens(images, doubts)))
 
 
 def _image_tokens(raw: Mapping[str, Any], doubts: Doubts) -> Usage:
@@ -331,9 +348,12 @@ def _image_tokens(raw: Mapping[str, Any], doubts: Doubts) -> Usage:
 
 def _images(raw: Mapping[str, Any], doubts: Doubts) -> tuple[Component, ...]:
     """
-    Source: OpenAI API reference, "Images", ``usage`` and ``svg_usage``, the tokens of a second model that is billed beside the first.
+    Read the usage of images.
 
-    dall-e reports none: its images are counted, with the size and quality that they are billed by.
+    dall-e reports none. Its images are counted, with the size and quality that they are billed by.
+
+    Source: OpenAI API reference, "Images", ``usage`` and ``svg_usage``, the tokens of a second
+    model that is billed beside the first.
     """
     parts: list[Component] = []
     if "images" in raw:
@@ -349,9 +369,12 @@ def _images(raw: Mapping[str, Any], doubts: Doubts) -> tuple[Component, ...]:
 
 def _transcription(raw: Mapping[str, Any], doubts: Doubts) -> tuple[Component, ...]:
     """
-    Source: OpenAI API reference, "Create transcription", ``usage``: tokens or a duration.
+    Read the usage of a transcription: tokens or a duration.
 
-    A fraction of a second is rounded up, as the reference's own example does: ``duration`` 8.47, ``usage.seconds`` 9.
+    A fraction of a second is rounded up, as in the reference's own example: ``duration`` 8.47,
+    ``usage.seconds`` 9.
+
+    Source: OpenAI API reference, "Create transcription", ``usage``.
     """
     seconds = raw.get("seconds")
     if seconds is not None:
@@ -365,8 +388,12 @@ def _transcription(raw: Mapping[str, Any], doubts: Doubts) -> tuple[Component, .
 
 def _speech(raw: Mapping[str, Any], _doubts: Doubts) -> tuple[Component, ...]:
     """
-    Source: OpenAI API reference, "Create speech": only server-sent events report tokens. Else what is known are the characters that
-    were sent, which tts-1 is billed by.
+    Read the usage of speech.
+
+    Only server-sent events report tokens. Otherwise the characters that were sent are known; tts-1
+    is billed by them.
+
+    Source: OpenAI API reference, "Create speech".
     """
     if "output_tokens" in raw:
         return (Component(usage=Usage(input=_count(raw, "input_tokens"), audio_out=_count(raw, "output_tokens"))),)
@@ -374,15 +401,20 @@ def _speech(raw: Mapping[str, Any], _doubts: Doubts) -> tuple[Component, ...]:
 
 
 def _videos(raw: Mapping[str, Any], _doubts: Doubts) -> tuple[Component, ...]:
-    """Source: OpenAI API reference, "Videos": a video is billed by its seconds, at a rate that depends on its size."""
+    """
+    Read the usage of a video, which is billed by its seconds at a rate for its size.
+
+    Source: OpenAI API reference, "Videos".
+    """
     return (Component(usage=Usage(seconds=_count(raw, "seconds"))),)
 
 
 def _realtime(raw: Mapping[str, Any], doubts: Doubts) -> tuple[Component, ...]:
     """
-    Source: OpenAI API reference, "Realtime server events", ``response.done``: input_tokens include cached tokens of every kind.
+    Read the usage of a realtime response. A live session reports seconds only.
 
-    A live session reports seconds only.
+    Source: OpenAI API reference, "Realtime server events", ``response.done``: input_tokens include
+    cached tokens of every kind.
     """
     if "seconds" in raw:
         return _transcription(raw, doubts)
@@ -391,8 +423,10 @@ def _realtime(raw: Mapping[str, Any], doubts: Doubts) -> tuple[Component, ...]:
 
 def _generate_content(raw: Mapping[str, Any], doubts: Doubts) -> tuple[Component, ...]:
     """
-    Source: Gemini API reference, "UsageMetadata": promptTokenCount includes cached tokens; thoughts and the results of tools are
-    counted beside prompt and candidates.
+    Read the usage of Gemini.
+
+    Source: Gemini API reference, "UsageMetadata": promptTokenCount includes cached tokens; thoughts
+    and the results of tools are counted beside prompt and candidates.
     """
     cached = _count(raw, "cachedContentTokenCount")
     thoughts = _count(raw, "thoughtsTokenCount")
@@ -400,26 +434,26 @@ def _generate_content(raw: Mapping[str, Any], doubts: Doubts) -> tuple[Component
     image_out = _modality(raw, "candidatesTokensDetails", "IMAGE")
     if video_out := _modality(raw, "candidatesTokensDetails", "VIDEO"):
         doubts.append(f"usage has {video_out} tokens of video in its output, which cost more than text")
-    prompt, answer, tools = (_count(raw, f"{name}TokenCount") for name in ("prompt", "candidates", "toolUsePrompt"))
+    prompt, candidates, tools = (_count(raw, f"{name}TokenCount") for name in ("prompt", "candidates", "toolUsePrompt"))
     cached_audio = _modality(raw, "cacheTokensDetails", "AUDIO")
     if cached_audio is None and "cacheTokensDetails" not in raw:
         cached_audio, _ = _kinds(cached, None if prompt is None else prompt - (audio_in or 0), audio_in, None, doubts)
     cached, cached_audio = _split(cached, "cachedContentTokenCount", doubts, cached_audio)
     audio_in, cached_audio = _split(audio_in, "AUDIO", doubts, cached_audio)
     prompt, cached, cached_audio, audio_in = _split(prompt, "promptTokenCount", doubts, cached, cached_audio, audio_in)
-    answer, audio_out, image_out = _split(answer, "candidatesTokenCount", doubts, audio_out, image_out)
+    candidates, audio_out, image_out = _split(candidates, "candidatesTokenCount", doubts, audio_out, image_out)
     usage = Usage(
         input=sum_counts(prompt, tools),
         cache_read=cached,
         cache_read_audio=cached_audio,
         audio_in=audio_in,
-        output=sum_counts(answer, thoughts),
+        output=sum_counts(candidates, thoughts),
         reasoning=thoughts,
         audio_out=audio_out,
         image_out=image_out,
     )
-    beyond = _said(raw, "totalTokenCount") - sum(filter(None, (usage.input_tokens, usage.output_tokens)))
-    if beyond > 0 and usage.input_tokens is not None:  # thoughts that only the total has
+    beyond = _count_or_zero(raw, "totalTokenCount") - sum(filter(None, (usage.input_tokens, usage.output_tokens)))
+    if beyond > 0 and usage.input_tokens is not None:  # thoughts that only the total contains
         if thoughts is None:
             usage = msgspec.structs.replace(usage, output=sum_counts(usage.output, beyond))
         else:
@@ -428,9 +462,14 @@ def _generate_content(raw: Mapping[str, Any], doubts: Doubts) -> tuple[Component
 
 
 def _converse(raw: Mapping[str, Any], doubts: Doubts) -> tuple[Component, ...]:
-    """Source: Amazon Bedrock API reference, "TokenUsage"; "Prompt caching": inputTokens exclude what is read from the cache or written."""
+    """
+    Read the usage of Bedrock's ``converse``.
+
+    Source: Amazon Bedrock API reference, "TokenUsage"; "Prompt caching": inputTokens exclude tokens
+    that are read from the cache or written to it.
+    """
     details = raw.get("cacheDetails")
-    split = {str(one.get("ttl")): one for one in (details if isinstance(details, list) else ()) if isinstance(one, Mapping)}
+    split = {str(part.get("ttl")): part for part in (details if isinstance(details, list) else ()) if isinstance(part, Mapping)}
     written_5m, written_1h = _count(_part(split, "5m"), "inputTokens"), _count(_part(split, "1h"), "inputTokens")
     unsplit = _unsplit(_count(raw, "cacheWriteInputTokens"), "cacheWriteInputTokens", doubts, written_5m, written_1h)
     usage = Usage(
@@ -445,19 +484,23 @@ def _converse(raw: Mapping[str, Any], doubts: Doubts) -> tuple[Component, ...]:
 
 
 _MODALITIES = {"TEXT": 1, "IMAGE": 2, "VIDEO": 3, "AUDIO": 4, "DOCUMENT": 5}
-"""The numbers that Vertex AI answers with where enums are not names. Source: Vertex AI RPC reference, "Modality"."""
+"""Vertex AI's numbers for enums without names. Source: Vertex AI RPC reference, "Modality"."""
 
 
 def _modality(raw: Mapping[str, Any], key: str, modality: str) -> Count:
     details = raw.get(key)
-    for one in details if isinstance(details, list) else ():
-        if isinstance(one, Mapping) and one.get("modality") in (modality, _MODALITIES[modality]):
-            return _count(one, "tokenCount")
+    for part in details if isinstance(details, list) else ():
+        if isinstance(part, Mapping) and part.get("modality") in (modality, _MODALITIES[modality]):
+            return _count(part, "tokenCount")
     return None
 
 
 def _runs(raw: Mapping[str, Any], doubts: Doubts) -> tuple[Component, ...]:
-    """Source: OpenAI API reference, "Runs", ``usage``: as of a chat completion, with another name for the details."""
+    """
+    Read the usage of a run: that of a chat completion, with another name for the details.
+
+    Source: OpenAI API reference, "Runs", ``usage``.
+    """
     details = {
         f"{name}_tokens_details": raw[f"{name}_token_details"] for name in ("prompt", "completion") if f"{name}_token_details" in raw
     }
@@ -466,9 +509,10 @@ def _runs(raw: Mapping[str, Any], doubts: Doubts) -> tuple[Component, ...]:
 
 def _embeddings(raw: Mapping[str, Any], _doubts: Doubts) -> tuple[Component, ...]:
     """
-    Source: OpenAI API reference, "Create embeddings", ``usage``: there is no output.
+    Read the usage of embeddings, which have no output.
 
-    Voyage AI, "Text embeddings API": ``total_tokens`` only.
+    Source: OpenAI API reference, "Create embeddings", ``usage``. Voyage AI, "Text embeddings API":
+    ``total_tokens`` only.
     """
     total = next((count for key in ("prompt_tokens", "input_tokens", "total_tokens") if (count := _count(raw, key))), None)
     return (Component(usage=Usage(input=_count(raw, "prompt_tokens") if total is None else total)),)
@@ -476,14 +520,18 @@ def _embeddings(raw: Mapping[str, Any], _doubts: Doubts) -> tuple[Component, ...
 
 def _messages(raw: Mapping[str, Any], doubts: Doubts) -> tuple[Component, ...]:
     """
-    Source: Anthropic API reference, "Messages", ``usage``: input_tokens exclude cache reads and cache creation.
+    Read the usage of a message.
 
-    Where ``iterations`` are reported (compaction, advisor, fallback), they and not the top level are what is billed, each by its own model.
+    If ``iterations`` are reported (compaction, advisor, fallback), they are billed instead of the
+    top level, each by its own model.
+
+    Source: Anthropic API reference, "Messages", ``usage``: input_tokens exclude cache reads and
+    cache creation.
     """
     iterations = raw.get("iterations")
-    parts = [one for one in iterations if isinstance(one, Mapping)] if isinstance(iterations, list) else []
+    parts = [part for part in iterations if isinstance(part, Mapping)] if isinstance(iterations, list) else []
     if parts:
-        components = tuple(Component(model=_text(one, "model"), usage=_anthropic(one, doubts)) for one in parts)
+        components = tuple(Component(model=_text(part, "model"), usage=_anthropic(part, doubts)) for part in parts)
         tools = _anthropic_tools(raw)
         if tools:
             first = components[0]
@@ -493,7 +541,10 @@ def _messages(raw: Mapping[str, Any], doubts: Doubts) -> tuple[Component, ...]:
 
 
 def _unsplit(total: Count, name: str, doubts: Doubts, *parts: Count) -> Count:
-    """Return what of the written tokens has no lifetime. Parts that exceed their total are believed, as they are more precise."""
+    """
+    Return the written tokens without a lifetime. Parts above their total win: they are more
+    precise.
+    """
     known = sum_counts(*parts)
     if total is None or known is None or known <= total:
         return None if total is None else total - (known or 0)
@@ -526,8 +577,8 @@ def _anthropic_tools(raw: Mapping[str, Any]) -> Mapping[str, int] | None:
     return {name: count for name, count in counts.items() if count is not None} or None
 
 
-def _own(raw: Mapping[str, Any], doubts: Doubts) -> tuple[Component, ...]:
-    """A ``Usage`` of ours, as ``record()`` took it."""
+def _usage(raw: Mapping[str, Any], doubts: Doubts) -> tuple[Component, ...]:
+    """Read a ``Usage`` that was passed to ``record()``."""
     tools = {tool: count for tool in _part(raw, "tools") if (count := _count(raw["tools"], tool)) is not None}
     usage = Usage(tools=tools or None, **{name: _count(raw, name) for name in COUNT_NAMES})
     _doubt_reasoning(usage.reasoning, usage.output, "output", doubts)
@@ -551,5 +602,5 @@ _READERS: dict[str, Callable[[Mapping[str, Any], Doubts], tuple[Component, ...]]
     "converse": _converse,
     "embeddings": _embeddings,
     "messages": _messages,
-    "usage": _own,
+    "usage": _usage,
 }

@@ -1,1 +1,1 @@
-"""How responses of OpenAI and compatible servers are read."""
+"""Parsers of responses of OpenAI and compatible servers."""

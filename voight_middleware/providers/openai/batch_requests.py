@@ -1,5 +1,5 @@
 """
-The requests of a batch of OpenAI, as they are uploaded: whom each of them names to the provider.
+The requests of an OpenAI batch, as they are uploaded, and the users that they name to the provider.
 
 Source of the shape: OpenAI API reference, batch, "The request input object".
 """
@@ -15,7 +15,7 @@ from voight_middleware.diagnostics import warn_once
 from voight_middleware.providers.base import Job, named_user
 
 MAX_FILE = 64 * 1024 * 1024
-"""The largest file that is looked at: it takes about a tenth of a second, on the caller's thread."""
+"""The maximum size of a file that is read, which takes about 0.1 seconds on the caller's thread."""
 
 
 class _Named(msgspec.Struct, frozen=True):
@@ -34,7 +34,7 @@ class _File(msgspec.Struct):
 
 
 class _Parts(dict[str, str]):
-    """The users that requests name, as read here: no field of a request is taken for them."""
+    """The users that requests name, as read here. No field of a request is mistaken for them."""
 
 
 _decode_request = msgspec.json.Decoder(_Request).decode
@@ -43,32 +43,32 @@ _decode_file = msgspec.json.Decoder(_File).decode
 
 def uploaded(body: Any, files: Any) -> dict[str, Any]:
     """
-    Return what ``read_upload`` needs of a request that uploads a file, without a byte of a prompt.
+    Return the parts of an upload that ``read_upload`` needs, without a byte of a prompt.
 
     Args:
         body: The fields of the request beside the file.
-        files: What the SDK sends as files. One that can only be read once is left alone.
+        files: The files as the SDK sends them. A file that can only be read once is skipped.
     """
     if not is_batch(body):
         return {}
-    named: dict[str, str] = {}
+    users: dict[str, str] = {}
     for line in _lines(files):
         try:
             request = _decode_request(line)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             continue
         if (user := named_user(msgspec.structs.asdict(request.body))) is not None:
-            named[request.custom_id] = user
-    return {"parts": _Parts(named)}
+            users[request.custom_id] = user
+    return {"parts": _Parts(users)}
 
 
 def is_batch(body: Any) -> bool:
-    """Return whether the fields of an upload say that it is of a batch."""
+    """Return whether an upload is for a batch, by its fields."""
     return isinstance(body, Mapping) and body.get("purpose") == "batch"
 
 
 def read_upload(body: bytes, request: Mapping[str, Any]) -> Iterable[Job]:
-    """The file that was uploaded, and the users that its requests name."""
+    """Return the file that was uploaded, with the users that its requests name."""
     parts = request.get("parts")
     return [Job(_decode_file(body).id, parts=parts)] if isinstance(parts, _Parts) and parts else []
 
@@ -83,11 +83,11 @@ def _lines(files: Any) -> Iterable[bytes]:
             if len(content) <= MAX_FILE:
                 yield from bytes(content).splitlines()
             else:
-                warn_once("the users that a batch names are not read: its file has more than 64 MiB; give batch_owner= to configure()")
+                warn_once("the users that a batch names are not read: its file has more than 64 MiB; pass batch_owner= to configure()")
         elif getattr(content, "seekable", bool)() and getattr(content, "mode", "rb").count("b"):
-            begin = content.tell()
+            position = content.tell()
             try:
-                read = content.read(MAX_FILE + 1)
+                text = content.read(MAX_FILE + 1)
             finally:
-                content.seek(begin)
-            yield from _lines([("file", read)])
+                content.seek(position)
+            yield from _lines([("file", text)])

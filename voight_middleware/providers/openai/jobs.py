@@ -1,5 +1,5 @@
 """
-The readers of what OpenAI does later: batches, their files of answers, and the runs of assistants.
+Parsers of OpenAI's jobs: batches, their output files, and the runs of assistants.
 
 Source of the shapes: OpenAI API reference (batch, "The request output object"; runs).
 """
@@ -12,7 +12,17 @@ from typing import Any
 import msgspec
 
 from voight_middleware.diagnostics import report_internal_error
-from voight_middleware.providers.base import NULL, Endpoint, Job, NotBatchOutput, ResponseSummary, parse_response, text_or_none, usage_json
+from voight_middleware.providers.base import (
+    NULL,
+    Endpoint,
+    Job,
+    NotBatchOutput,
+    ResponseSummary,
+    StreamParser,
+    parse_response,
+    text_or_none,
+    usage_json,
+)
 from voight_middleware.providers.openai.batch_requests import read_upload
 
 # -- batches -------------------------------------------------------------------------------------------------------------------
@@ -30,9 +40,9 @@ _decode_batch = msgspec.json.Decoder(_Batch).decode
 
 
 def parse_batches(body: bytes, _request: Mapping[str, Any]) -> Iterable[Job]:
-    """The batches in an answer, and the files that hold their answers."""
-    answer = _decode_batch(body)
-    for batch in [answer] if answer.object == "batch" else answer.data or ():
+    """Return the batches in a response, and their output files."""
+    decoded = _decode_batch(body)
+    for batch in [decoded] if decoded.object == "batch" else decoded.data or ():
         yield Job(batch.id, requests=batch.input_file_id)
         if batch.output_file_id:
             yield Job(batch.output_file_id, part_of=batch.id)
@@ -57,27 +67,28 @@ _decode_object = msgspec.json.Decoder(_Object).decode
 _DIALECTS = {"chat.completion": "chat", "text_completion": "completions", "response": "responses", "list": "embeddings"}
 
 
-def parse_line(line: bytes, readers: Mapping[str, Callable[[bytes], ResponseSummary]]) -> ResponseSummary | None:
+def parse_line(line: bytes, parsers: Mapping[str, Callable[[bytes], ResponseSummary]]) -> ResponseSummary | None:
     """
-    One line of a batch's output file; None for a request that failed, which is not billed.
+    Return one line of a batch output file; None for a failed request, which is not billed.
 
     Args:
-        readers: By ``object``, how the body of a line is read; as a plain answer where it is not named.
+        parsers: Parsers of a line's body, by its ``object``; ``parse_response`` for any other.
 
     Raises:
-        NotLines: The file is another one.
+        NotBatchOutput: The file is not a batch output file.
     """
     try:
-        read = _decode_line(line)
+        output_line = _decode_line(line)
     except msgspec.DecodeError as error:
         raise NotBatchOutput from error
-    if read.response is None or not 200 <= read.response.status_code < 300:
+    response = output_line.response
+    if response is None or not 200 <= response.status_code < 300:
         return None
-    kind = _decode_object(read.response.body).object or ""
-    answer = readers.get(kind, parse_response)(bytes(read.response.body))
-    answer.batch_endpoint = _DIALECTS.get(kind, "batch")
-    answer.job = read.custom_id
-    return answer
+    kind = _decode_object(response.body).object or ""
+    summary = parsers.get(kind, parse_response)(bytes(response.body))
+    summary.batch_endpoint = _DIALECTS.get(kind, "batch")
+    summary.job = output_line.custom_id
+    return summary
 
 
 # -- assistants ----------------------------------------------------------------------------------------------------------------
@@ -96,18 +107,17 @@ _FAILED = ("failed", "expired", "cancelled")
 
 
 def parse_run(body: bytes) -> ResponseSummary:
-    """Read a run, which has its usage when it has ended."""
+    """Read a run. It has its usage when it has ended."""
     run = _decode_run(body)
     failure = run.status if run.status in _FAILED else None
     return ResponseSummary(text_or_none(run.id), run.model, None, run.usage, None, text_or_none(run.id), run.created_at, failure)
 
 
-class RunParser:
+class RunParser(StreamParser):
     """A stream of an assistant's events. The run carries the usage of all of its steps."""
 
     def __init__(self) -> None:
-        self.done = False
-        self.failure: str | None = None
+        super().__init__()
         self._run: Any = None
 
     def feed(self, event: Any) -> None:
@@ -131,16 +141,13 @@ class RunParser:
         usage = NULL if run.usage is None else usage_json(run.usage)
         return ResponseSummary(run.id, text_or_none(run.model), None, usage, None, run.id, run.created_at, self.failure)
 
-    def estimated_output(self) -> int | None:
-        return None
-
 
 _BATCHES = Endpoint(name="batch", parse_jobs=parse_batches)
-_NEW_BATCH = Endpoint(name="batch", parse_jobs=parse_batches, job_phase="begins")
-_NEW_RUN = Endpoint(name="runs", parse=parse_run, stream_parser=RunParser, job_phase="begins")
-_RUN = Endpoint(name="runs", parse=parse_run, stream_parser=RunParser, job_phase="tells")
+_NEW_BATCH = Endpoint(name="batch", parse_jobs=parse_batches, job_phase="submit")
+_NEW_RUN = Endpoint(name="runs", parse=parse_run, stream_parser=RunParser, job_phase="submit")
+_RUN = Endpoint(name="runs", parse=parse_run, stream_parser=RunParser, job_phase="poll")
 
-_UPLOAD = Endpoint(name="batch", parse_jobs=read_upload, job_phase="names")
+_UPLOAD = Endpoint(name="batch", parse_jobs=read_upload, job_phase="upload")
 
 POSTS = {"/files": _UPLOAD, "/batches": _NEW_BATCH, "/threads/runs": _NEW_RUN}
 PATTERNS = [

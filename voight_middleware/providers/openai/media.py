@@ -1,8 +1,10 @@
 """
-The readers of OpenAI's images, audio and videos, which are billed by tokens, pictures, seconds or characters.
+Parsers of OpenAI's images, audio and videos, which are billed by tokens, images, seconds or
+characters.
 
-Source of the shapes: OpenAI API reference (images, audio, videos). What is not reported is taken from the request, and only where it
-is what the price list counts: the size and quality of a dall-e picture, and the characters that are to be spoken.
+Source of the shapes: OpenAI API reference (images, audio, videos). Facts that are not reported come
+from the request, but only those that the price list counts: the size and quality of a dall-e image,
+and the characters that are to be spoken.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from voight_middleware.providers.base import (
     NULL,
     Endpoint,
     ResponseSummary,
+    StreamParser,
     failure_of,
     is_null,
     parse_response,
@@ -28,12 +31,12 @@ from voight_middleware.providers.base import (
 # -- images --------------------------------------------------------------------------------------------------------------------
 
 
-class _Picture(msgspec.Struct):
-    """Not looked into."""
+class _Image(msgspec.Struct):
+    """One image, whose fields are not read."""
 
 
 class _Images(msgspec.Struct):
-    data: list[_Picture] | None = None
+    data: list[_Image] | None = None
     usage: msgspec.Raw = NULL
     svg_usage: msgspec.Raw = NULL
     error: msgspec.Raw = NULL
@@ -45,35 +48,34 @@ _decode_images = msgspec.json.Decoder(_Images).decode
 
 
 def parse_images(body: bytes) -> ResponseSummary:
-    """Read an answer with pictures: tokens where they are reported, else their number, size and quality."""
-    answer = _decode_images(body)
-    usage = answer.usage
-    if is_null(usage) and answer.data is not None:
-        usage = with_usage(NULL, images=len(answer.data), **_said(size=answer.size, quality=answer.quality))
-    if not is_null(answer.svg_usage):
-        usage = with_usage(usage, svg_usage=answer.svg_usage)
-    return ResponseSummary(usage=usage, failure=failure_of(answer.error))
+    """Read a response with images: its tokens, or else their number, size and quality."""
+    response = _decode_images(body)
+    usage = response.usage
+    if is_null(usage) and response.data is not None:
+        usage = with_usage(NULL, images=len(response.data), **_strings(size=response.size, quality=response.quality))
+    if not is_null(response.svg_usage):
+        usage = with_usage(usage, svg_usage=response.svg_usage)
+    return ResponseSummary(usage=usage, failure=failure_of(response.error))
 
 
-def _lay_in_size(answer: ResponseSummary, request: Mapping[str, Any]) -> ResponseSummary:
-    """The size and quality that were asked for, where the answer counts pictures and does not say them itself."""
-    usage = None if is_null(answer.usage) else msgspec.json.decode(answer.usage)
+def _add_size(summary: ResponseSummary, request: Mapping[str, Any]) -> ResponseSummary:
+    """Add the requested size and quality, if the usage counts images without them."""
+    usage = None if is_null(summary.usage) else msgspec.json.decode(summary.usage)
     if isinstance(usage, dict) and "images" in usage:
-        asked = _said(size=request.get("size"), quality=request.get("quality"))
-        answer.usage = with_usage(NULL, **{**asked, **usage})
-    return answer
+        requested = _strings(size=request.get("size"), quality=request.get("quality"))
+        summary.usage = with_usage(NULL, **{**requested, **usage})
+    return summary
 
 
-def _said(**values: object) -> dict[str, str]:
+def _strings(**values: object) -> dict[str, str]:
     return {name: value for name, value in values.items() if isinstance(value, str)}
 
 
-class ImagesParser:
-    """A stream of pictures, partial ones and at last whole ones; each whole one carries its own usage."""
+class ImagesParser(StreamParser):
+    """A stream of partial and then whole images. Each whole one carries its own usage."""
 
     def __init__(self) -> None:
-        self.done = False
-        self.failure: str | None = None
+        super().__init__()
         self._usages: list[Any] = []
 
     def feed(self, event: Any) -> None:
@@ -93,9 +95,6 @@ class ImagesParser:
         for usage in self._usages:
             _add(total, msgspec.json.decode(usage_json(usage)))
         return ResponseSummary(usage=msgspec.Raw(msgspec.json.encode(total)) if total else NULL)
-
-    def estimated_output(self) -> int | None:
-        return None
 
 
 def _add(total: dict[str, Any], usage: Mapping[str, Any]) -> None:
@@ -123,22 +122,20 @@ def parse_transcript(body: bytes) -> ResponseSummary:
     Read a transcription or a translation: its usage, or at least its duration.
 
     Raises:
-        msgspec.DecodeError: *body* is plain text, subtitles or anything else that says nothing of usage.
+        msgspec.DecodeError: *body* is plain text, subtitles or another format without usage.
     """
-    answer = _decode_transcript(body)
-    if is_null(answer.usage) and answer.duration is not None:
-        return ResponseSummary(usage=with_usage(NULL, type="duration", seconds=float(answer.duration)))
-    return ResponseSummary(usage=answer.usage, failure=failure_of(answer.error))
+    transcript = _decode_transcript(body)
+    if is_null(transcript.usage) and transcript.duration is not None:
+        return ResponseSummary(usage=with_usage(NULL, type="duration", seconds=float(transcript.duration)))
+    return ResponseSummary(usage=transcript.usage, failure=failure_of(transcript.error))
 
 
-class TranscriptParser:
+class TranscriptParser(StreamParser):
     """A stream of a transcription."""
 
     def __init__(self) -> None:
-        self.done = False
-        self.failure: str | None = None
+        super().__init__()
         self._usage: Any = None
-        self._characters = 0
 
     def feed(self, event: Any) -> None:
         try:
@@ -157,11 +154,15 @@ class TranscriptParser:
         return ResponseSummary(usage=NULL if self._usage is None else usage_json(self._usage))
 
     def estimated_output(self) -> int | None:
-        return None if self._usage is not None else (self._characters + 3) // 4
+        return None if self._usage is not None else self._tokens_of_text()
 
 
 def parse_speech(body: bytes) -> ResponseSummary:
-    """Sound says nothing of usage; server-sent events do in their last one (``stream_format="sse"``)."""
+    """
+    Read a speech response. Audio contains no usage.
+
+    The last server-sent event has it (``stream_format="sse"``).
+    """
     if body.startswith((b"data:", b"event:")):
         for line in body.splitlines():
             if line.startswith(b"data:") and b'"speech.audio.done"' in line:
@@ -169,11 +170,11 @@ def parse_speech(body: bytes) -> ResponseSummary:
     return ResponseSummary()
 
 
-def _lay_in_characters(answer: ResponseSummary, request: Mapping[str, Any]) -> ResponseSummary:
+def _add_characters(summary: ResponseSummary, request: Mapping[str, Any]) -> ResponseSummary:
     text = request.get("input")
-    if is_null(answer.usage) and isinstance(text, str):
-        answer.usage = with_usage(NULL, characters=len(text))
-    return answer
+    if is_null(summary.usage) and isinstance(text, str):
+        summary.usage = with_usage(NULL, characters=len(text))
+    return summary
 
 
 # -- videos --------------------------------------------------------------------------------------------------------------------
@@ -192,7 +193,7 @@ _decode_video = msgspec.json.Decoder(_Video).decode
 
 
 def parse_video(body: bytes) -> ResponseSummary:
-    """Read a video, which is a job at first, and has seconds and a size to be billed once it is completed."""
+    """Read a video. It is a job at first. A completed one is billed by its seconds and size."""
     video = _decode_video(body)
     usage = NULL
     if video.status == "completed" and video.seconds is not None:
@@ -201,20 +202,20 @@ def parse_video(body: bytes) -> ResponseSummary:
     return ResponseSummary(text_or_none(video.id), video.model, None, usage, None, text_or_none(video.id), video.created_at, failure)
 
 
-def _lay_in_added_seconds(answer: ResponseSummary, request: Mapping[str, Any]) -> ResponseSummary:
-    """Of an extension the request's seconds are billed; the video's own are those of the whole."""
+def _add_extension_seconds(summary: ResponseSummary, request: Mapping[str, Any]) -> ResponseSummary:
+    """Take an extension's billed seconds from the request; the video has those of the whole."""
     seconds = request.get("seconds")
     if isinstance(seconds, str | int):
-        answer.usage = _video_usage(seconds, None)
-    return answer
+        summary.usage = _video_usage(seconds, None)
+    return summary
 
 
 def _video_usage(seconds: str | int, size: str | None) -> msgspec.Raw:
-    return with_usage(NULL, seconds=int(seconds), **_said(size=size))
+    return with_usage(NULL, seconds=int(seconds), **_strings(size=size))
 
 
-_IMAGES = Endpoint(name="images", parse=parse_images, stream_parser=ImagesParser, enrich=_lay_in_size)
-_VIDEO = Endpoint(name="videos", parse=parse_video, job_phase="begins")
+_IMAGES = Endpoint(name="images", parse=parse_images, stream_parser=ImagesParser, enrich=_add_size)
+_VIDEO = Endpoint(name="videos", parse=parse_video, job_phase="submit")
 
 POSTS = {
     "/images/generations": _IMAGES,
@@ -222,12 +223,12 @@ POSTS = {
     "/images/variations": _IMAGES,
     "/audio/transcriptions": Endpoint(name="transcriptions", parse=parse_transcript, stream_parser=TranscriptParser),
     "/audio/translations": Endpoint(name="translations", parse=parse_transcript),
-    "/audio/speech": Endpoint(name="speech", parse=parse_speech, enrich=_lay_in_characters),
+    "/audio/speech": Endpoint(name="speech", parse=parse_speech, enrich=_add_characters),
     "/videos": _VIDEO,
     "/videos/edits": _VIDEO,
-    "/videos/extensions": Endpoint(name="videos", parse=parse_video, job_phase="begins", enrich=_lay_in_added_seconds),
+    "/videos/extensions": Endpoint(name="videos", parse=parse_video, job_phase="submit", enrich=_add_extension_seconds),
 }
 PATTERNS = [
     ("POST", r"/videos/[^/]+/remix", _VIDEO),
-    ("GET", r"/videos/[^/]+", Endpoint(name="videos", parse=parse_video, job_phase="tells")),
+    ("GET", r"/videos/[^/]+", Endpoint(name="videos", parse=parse_video, job_phase="poll")),
 ]

@@ -1,8 +1,9 @@
 """
-The readers of streamed chat completions and legacy completions.
+Parsers of streamed chat completions and legacy completions.
 
-Source of the shapes: OpenAI API reference (chat completions, completions), recorded answers, and the API references of Moonshot
-(``choices[].usage``), Groq (``x_groq.usage``) and DeepSeek (``reasoning_content``).
+Source of the shapes: OpenAI API reference (chat completions, completions), recorded responses, and
+the API references of Moonshot (``choices[].usage``), Groq (``x_groq.usage``) and DeepSeek
+(``reasoning_content``).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from voight_middleware.diagnostics import report_internal_error
-from voight_middleware.providers.base import NULL, ResponseSummary, text_or_none, usage_json
+from voight_middleware.providers.base import NULL, ResponseSummary, StreamParser, text_or_none, usage_json
 from voight_middleware.providers.finish_reasons import in_order, note_reasons
 
 _COUNTS = ("prompt_tokens", "completion_tokens", "input_tokens", "output_tokens", "total_tokens")
@@ -23,30 +24,28 @@ def get(thing: Any, name: str) -> Any:
 
 
 def weight(usage: Any) -> int:
-    """Return how much a usage says: 0 for nothing, 1 for zeros, 2 for counts."""
+    """Return how much a usage object contains: 0 for nothing, 1 for zeros, 2 for counts."""
     if usage is None:
         return 0
     counts = [count for name in _COUNTS if (count := get(usage, name)) is not None]
     return 2 if any(counts) else 1 if counts else 0
 
 
-class ChatParser:
+class ChatParser(StreamParser):
     """
     A stream of chat completion chunks.
 
-    Its usage comes in a last chunk without choices, and only if it was asked for. Compatible servers send it with the finish reason,
-    or with every chunk: then it is the usage so far.
+    Its usage comes in a last chunk without choices, and only if it was asked for. Compatible
+    servers send it with the finish reason, or with every chunk. Then it is the usage so far.
     """
 
     def __init__(self) -> None:
-        self.done = False
-        self.failure: str | None = None
+        super().__init__()
         self._last: Any = None
         self._usage: Any = None
         self._weight = 0
         self._reasons: dict[int, str | None] = {}
         self._chunks = 0
-        self._characters = 0
 
     def feed(self, event: Any) -> None:
         try:
@@ -60,7 +59,8 @@ class ChatParser:
                         self._characters += size
                     if choice.finish_reason is not None:
                         self.done = True
-                        if choice.finish_reason == "error":  # OpenRouter, where the SDK does not raise
+                        # OpenRouter, if the SDK does not raise
+                        if choice.finish_reason == "error":
                             self.failure = "error"
                         note_reasons(self._reasons, choices)
                         self._take_elsewhere(event, choice)
@@ -69,17 +69,22 @@ class ChatParser:
             elif not choices:
                 self._take_elsewhere(event, None)
         except AttributeError:
-            self._see_odd(event)
+            self._feed_odd(event)
         except Exception as error:
             report_internal_error(error)
 
     def _size(self, choice: Any) -> int:
-        """Characters of output in one choice."""
+        """Return the characters of output in one choice."""
         delta = choice.delta
         return len(delta.content) if delta.content else _other_size(delta)
 
-    def _see_odd(self, event: Any) -> None:
-        """Azure's asynchronous filter results have no delta; a compatible server's usage may come without choices."""
+    def _feed_odd(self, event: Any) -> None:
+        """
+        Read an event without the usual attributes.
+
+        Azure's asynchronous filter results have no delta, and a compatible server's usage may have
+        no choices.
+        """
         choices = get(event, "choices")
         if choices and get(choices[0], "finish_reason") is not None:
             self.done = True
@@ -92,25 +97,26 @@ class ChatParser:
             self._take_elsewhere(event, None)
 
     def _take(self, usage: Any, choices: Any) -> None:
-        """Keep the last usage that says something."""
-        found = weight(usage)
-        if found and not choices:
+        """Keep the last usage that contains counts."""
+        new_weight = weight(usage)
+        if new_weight and not choices:
             self.done = True
-        if found >= self._weight:
-            self._usage, self._weight = usage, found
+        if new_weight >= self._weight:
+            self._usage, self._weight = usage, new_weight
 
     def _take_elsewhere(self, event: Any, choice: Any) -> None:
         """
-        Usage that is not where OpenAI has it.
+        Take usage from other places than OpenAI's.
 
-        Sources: Moonshot API reference, "Streaming": ``choices[].usage``. Groq, "Streaming": ``x_groq.usage``.
+        Sources: Moonshot API reference, "Streaming": ``choices[].usage``. Groq, "Streaming":
+        ``x_groq.usage``.
         """
         groq = get(event, "x_groq")
         if groq is not None and get(groq, "error"):
             self.failure = "error"
         for usage in (get(choice, "usage") if choice is not None else None, get(groq, "usage") if groq is not None else None):
-            if (found := weight(usage)) and found >= self._weight:
-                self._usage, self._weight, self.done = usage, found, True
+            if (new_weight := weight(usage)) and new_weight >= self._weight:
+                self._usage, self._weight, self.done = usage, new_weight, True
 
     def summary(self) -> ResponseSummary:
         last = self._last
@@ -120,14 +126,17 @@ class ChatParser:
 
     def estimated_output(self) -> int | None:
         # OpenAI streams about one token per content chunk; compatible servers send longer ones.
-        return None if self._weight else max(self._chunks, (self._characters + 3) // 4)
+        return None if self._weight else max(self._chunks, self._tokens_of_text())
 
 
 def _other_size(delta: Any) -> int:
     """
-    Return the characters of a delta that are output too, and billed: reasoning, refusals, and the arguments of all tool calls.
+    Return the characters of the other billed output in a delta.
 
-    Source: DeepSeek API reference, "Reasoning model". Some servers send the same reasoning under both names.
+    That is reasoning, refusals, and the arguments of all tool calls.
+
+    Source: DeepSeek API reference, "Reasoning model". Some servers send the same reasoning under
+    both names.
     """
     size = max(_length(getattr(delta, "reasoning_content", None)), _length(getattr(delta, "reasoning", None)))
     size += _length(getattr(delta, "refusal", None))
@@ -149,7 +158,7 @@ def _length(text: object) -> int:
 
 
 class CompletionsParser(ChatParser):
-    """A stream of legacy completions, which differ from those of a chat in where the text is."""
+    """A stream of legacy completions. Only the place of the text differs from a chat's."""
 
     def _size(self, choice: Any) -> int:
         return _length(choice.text)

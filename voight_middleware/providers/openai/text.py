@@ -1,7 +1,8 @@
 """
-The readers of OpenAI's text endpoints, and the table of all its endpoints.
+Parsers of OpenAI's text endpoints, and the table of all its endpoints.
 
-Source of the shapes: OpenAI API reference (chat completions, completions, responses, embeddings), and recorded answers.
+Source of the shapes: OpenAI API reference (chat completions, completions, responses, embeddings),
+and recorded responses.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from voight_middleware.providers.base import (
     Endpoint,
     ResponseSummary,
     Routes,
+    StreamParser,
     failure_of,
     is_null,
     parse_response,
@@ -34,7 +36,7 @@ class _Item(msgspec.Struct):
     action: msgspec.Raw = NULL
 
 
-class _ResponsesAnswer(msgspec.Struct):
+class _Response(msgspec.Struct):
     id: str | None = None
     model: str | None = None
     service_tier: str | None = None
@@ -49,7 +51,7 @@ class _ResponsesAnswer(msgspec.Struct):
     tools: msgspec.Raw = NULL
 
 
-_read_responses_body = msgspec.json.Decoder(_ResponsesAnswer).decode
+_read_responses_body = msgspec.json.Decoder(_Response).decode
 
 _TOOL_ITEMS = {
     "web_search_call": "web_search",
@@ -58,69 +60,79 @@ _TOOL_ITEMS = {
     "image_generation_call": "image_generation",
 }
 _FREE_ACTIONS = frozenset({"open_page", "find_in_page"})
-"""Of web searches. Source: OpenAI, "Web search", output and citations: only ``search`` incurs a tool call cost."""
+"""
+Actions of a web search that are free.
+
+Source: OpenAI, "Web search", output and citations: only ``search`` incurs a tool call cost.
+"""
 _CALLS_BACK = ("function_call", "custom_tool_call")
 _UNFINISHED = ("queued", "in_progress")
 _FAILED = ("failed", "cancelled")
 
 
 def parse_responses(body: bytes) -> ResponseSummary:
-    """Read a whole response, or one that has only been queued."""
+    """Read a whole response, or one that is only queued."""
     try:
-        answer = _read_responses_body(body)
+        response = _read_responses_body(body)
     except msgspec.ValidationError:
         return parse_response(body)
-    kinds = [_billed_kind(item.type, item.action) for item in answer.output]
-    details = None if answer.incomplete_details is NULL else msgspec.json.decode(answer.incomplete_details)
-    reasons = _reasons(answer.status, details.get("reason") if isinstance(details, dict) else None, kinds)
-    read = ResponseSummary(answer.id, answer.model, answer.service_tier, answer.usage, _tool_calls(kinds), finish_reasons=reasons)
-    read.failure = f"response.{answer.status}" if answer.status in _FAILED else failure_of(answer.error)
-    if answer.tool_usage is not NULL and not is_null(answer.tool_usage):
-        _lay_in_tool_usage(read, msgspec.json.decode(answer.tool_usage), msgspec.json.decode(answer.tools))
-    if answer.background or answer.status in _UNFINISHED:
-        _make_job(read, answer.status, answer.created_at)
-    return read
+    kinds = [_billed_kind(item.type, item.action) for item in response.output]
+    details = None if response.incomplete_details is NULL else msgspec.json.decode(response.incomplete_details)
+    reasons = _reasons(response.status, details.get("reason") if isinstance(details, dict) else None, kinds)
+    summary = ResponseSummary(
+        response.id, response.model, response.service_tier, response.usage, _tool_calls(kinds), finish_reasons=reasons
+    )
+    summary.failure = f"response.{response.status}" if response.status in _FAILED else failure_of(response.error)
+    if response.tool_usage is not NULL and not is_null(response.tool_usage):
+        _add_tool_usage(summary, msgspec.json.decode(response.tool_usage), msgspec.json.decode(response.tools))
+    if response.background or response.status in _UNFINISHED:
+        _make_job(summary, response.status, response.created_at)
+    return summary
 
 
-def _make_job(read: ResponseSummary, status: object, created_at: object) -> None:
-    """A response in the background is answered when it is retrieved, as often as that is done."""
-    read.job = read.id
-    read.created_at = int(created_at) if isinstance(created_at, int | float) else None
-    read.failure = "response.failed" if status == "failed" else None
+def _make_job(summary: ResponseSummary, status: object, created_at: object) -> None:
+    """Make a background response a job: it is complete when retrieved, maybe several times."""
+    summary.job = summary.id
+    summary.created_at = int(created_at) if isinstance(created_at, int | float) else None
+    summary.failure = "response.failed" if status == "failed" else None
 
 
-def _lay_in_tool_usage(read: ResponseSummary, tool_usage: Any, tools: Any) -> None:
+def _add_tool_usage(summary: ResponseSummary, tool_usage: Any, tools: Any) -> None:
     """
-    What hosted tools were billed beside ``usage``. Web searches are counted here and no longer in the output, where discounted ones
-    are too.
+    Add the usage of hosted tools, which is billed beside ``usage``.
+
+    Web searches are then counted here, not in the output, which contains discounted ones too.
 
     Source: OpenAI API reference, "The response object", ``tool_usage``.
     """
-    if not isinstance(tool_usage, dict) or is_null(read.usage):
+    if not isinstance(tool_usage, dict) or is_null(summary.usage):
         return
     billed: dict[str, Any] = {}
     counted: set[str] = set()
-    searches, drawn = tool_usage.get("web_search"), tool_usage.get("image_gen")
+    searches, images = tool_usage.get("web_search"), tool_usage.get("image_gen")
     if "web_search" in tool_usage:
         counted.add("web_search")
     if isinstance(searches, dict) and searches.get("num_requests"):
         billed["web_search"] = searches
-    if isinstance(drawn, dict) and any(drawn.get(name) for name in ("total_tokens", "input_tokens", "output_tokens")):
+    if isinstance(images, dict) and any(images.get(name) for name in ("total_tokens", "input_tokens", "output_tokens")):
         counted.add("image_generation")
         models = [tool.get("model") for tool in tools or () if isinstance(tool, dict) and tool.get("type") == "image_generation"]
-        billed["image_gen"] = {**drawn, "model": next(iter(models), None)}
-    if read.tool_calls is not None:
-        read.tool_calls = {name: count for name, count in read.tool_calls.items() if name not in counted} or None
+        billed["image_gen"] = {**images, "model": next(iter(models), None)}
+    if summary.tool_calls is not None:
+        summary.tool_calls = {name: count for name, count in summary.tool_calls.items() if name not in counted} or None
     if billed:
-        read.usage = with_usage(read.usage, tool_usage=billed)
+        summary.usage = with_usage(summary.usage, tool_usage=billed)
 
 
 def _reasons(status: object, incomplete: object, kinds: Sequence[object]) -> tuple[str, ...] | None:
     """
-    Why a response ended. It says so itself only where it is incomplete; for the others these are the words of OpenTelemetry's own
-    instrumentation, of which a response gets one, as it is one generation.
+    Return why a response ended. It reports a reason only if it is incomplete.
 
-    Source: opentelemetry-python-genai, ``opentelemetry-instrumentation-genai-openai``, ``response_extractors.extract_finish_reasons``.
+    The other reasons are the words of OpenTelemetry's own instrumentation. A response gets one, as
+    it is one generation.
+
+    Source: opentelemetry-python-genai, ``opentelemetry-instrumentation-genai-openai``,
+    ``response_extractors.extract_finish_reasons``.
     """
     if incomplete is not None:
         return only_reason(incomplete)
@@ -130,16 +142,16 @@ def _reasons(status: object, incomplete: object, kinds: Sequence[object]) -> tup
 
 
 def _billed_kind(kind: Any, action: Any) -> Any:
-    """Return the type of an item of the output; None for a web search that only looks at a page."""
+    """Return the type of an item of the output; None for a web search that only opens a page."""
     if kind != "web_search_call" or action is None or action is NULL:
         return kind
-    done = msgspec.json.decode(action) if isinstance(action, msgspec.Raw) else action
-    name = done.get("type") if isinstance(done, Mapping) else getattr(done, "type", None)
+    decoded = msgspec.json.decode(action) if isinstance(action, msgspec.Raw) else action
+    name = decoded.get("type") if isinstance(decoded, Mapping) else getattr(decoded, "type", None)
     return None if isinstance(name, str) and name in _FREE_ACTIONS else kind
 
 
 def _tool_calls(types: Iterable[Any]) -> dict[str, int] | None:
-    """Tools with a fee per call, which ``usage`` leaves out."""
+    """Count the tools with a fee per call, which ``usage`` does not contain."""
     counts: dict[str, int] = {}
     for kind in types:
         tool = _TOOL_ITEMS.get(kind)
@@ -148,16 +160,14 @@ def _tool_calls(types: Iterable[Any]) -> dict[str, int] | None:
     return counts or None
 
 
-class ResponsesParser:
-    """A stream of Responses events. The terminal event carries the whole response, usage included."""
+class ResponsesParser(StreamParser):
+    """A stream of Responses events. The terminal one carries the whole response with its usage."""
 
     _TERMINAL = frozenset({"response.completed", "response.incomplete", "response.failed"})
 
     def __init__(self) -> None:
-        self.done = False
-        self.failure: str | None = None
+        super().__init__()
         self._response: Any = None
-        self._characters = 0
 
     def feed(self, event: Any) -> None:
         try:
@@ -173,7 +183,8 @@ class ResponsesParser:
                 self._response = event.response
             elif kind == "error":
                 self.failure = kind
-            elif kind.endswith(".delta") and kind != "response.audio.delta":  # tool arguments, reasoning, refusals
+            elif kind.endswith(".delta") and kind != "response.audio.delta":
+                # tool arguments, reasoning, refusals
                 self._characters += len(event.delta)
         except Exception as error:
             report_internal_error(error)
@@ -188,22 +199,22 @@ class ResponsesParser:
         ]
         reasons = _reasons(getattr(response, "status", None), getattr(getattr(response, "incomplete_details", None), "reason", None), kinds)
         identity, model, tier = (text_or_none(getattr(response, name, None)) for name in ("id", "model", "service_tier"))
-        read = ResponseSummary(
+        summary = ResponseSummary(
             identity, model, tier, usage_json(usage) if weight(usage) else NULL, _tool_calls(kinds), finish_reasons=reasons
         )
         tool_usage = getattr(response, "tool_usage", None)
         if tool_usage is not None:
-            _lay_in_tool_usage(read, plain(tool_usage), [plain(tool) for tool in getattr(response, "tools", None) or ()])
+            _add_tool_usage(summary, plain(tool_usage), [plain(tool) for tool in getattr(response, "tools", None) or ()])
         if getattr(response, "background", None):
-            _make_job(read, getattr(response, "status", None), getattr(response, "created_at", None))
-        return read
+            _make_job(summary, getattr(response, "status", None), getattr(response, "created_at", None))
+        return summary
 
     def estimated_output(self) -> int | None:
-        return None if weight(getattr(self._response, "usage", None)) else (self._characters + 3) // 4
+        return None if weight(getattr(self._response, "usage", None)) else self._tokens_of_text()
 
 
 def plain(model: Any) -> Any:
-    """An SDK model as JSON would be decoded."""
+    """Return an SDK model as decoded JSON."""
     return msgspec.json.decode(usage_json(model))
 
 
@@ -212,8 +223,8 @@ def _read_batch_line(line: bytes) -> ResponseSummary | None:
 
 
 _CHAT = Endpoint(name="chat", parse=parse_response, stream_parser=ChatParser, asks_for_usage=True)
-_RESPONSES = Endpoint(name="responses", parse=parse_responses, stream_parser=ResponsesParser, job_phase="begins")
-_STORED_RESPONSE = Endpoint(name="responses", parse=parse_responses, stream_parser=ResponsesParser, job_phase="tells")
+_RESPONSES = Endpoint(name="responses", parse=parse_responses, stream_parser=ResponsesParser, job_phase="submit")
+_STORED_RESPONSE = Endpoint(name="responses", parse=parse_responses, stream_parser=ResponsesParser, job_phase="poll")
 _FREE = Endpoint(name="count_tokens", parse=parse_response)
 
 ROUTES = Routes(

@@ -1,4 +1,4 @@
-"""The gate: every way into the SDKs is one call, and everything else is none."""
+"""Instrumentation of the SDKs: every way in is one call, and everything else is not a call."""
 
 import gc
 import weakref
