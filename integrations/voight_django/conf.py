@@ -13,13 +13,14 @@ from django.utils.module_loading import import_string
 
 import voight_middleware as voight
 from voight_django.identity import adapted_getter, request_user
+from voight_middleware.config.settings import VARIABLES
 from voight_middleware.diagnostics import warn_once
 from voight_middleware.middleware.getters import Getters
 from voight_middleware.pipeline.meter import Meter, current_meter
 
 GETTERS = {"USER_GETTER": "user", "PLAN_GETTER": "plan", "TENANT_GETTER": "tenant", "TAGS_GETTER": "tags"}
 """Dotted paths or callables, sync or async. They get the ``HttpRequest`` at its first LLM call."""
-OF_METER = {name.upper(): name for name in inspect.signature(voight.configure).parameters}
+OF_METER = {VARIABLES.get(name, name.upper()).removeprefix("VOIGHT_"): name for name in inspect.signature(voight.configure).parameters}
 """The keys for ``voight.configure()``."""
 CODE = ("listeners", "batch_owner")
 """Those of them that are code, which a command line cannot read."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from voight_flask.commands import command
 from voight_flask.users import in_context, signed_in_user
+from voight_middleware.config.settings import VARIABLES
 from voight_middleware.context.context import current_context
 from voight_middleware.diagnostics import report_internal_error
 from voight_middleware.middleware.getters import Getter, Getters
@@ -31,7 +32,7 @@ __all__ = ["CostTags"]
 
 AppT = TypeVar("AppT", bound=flask.Flask)
 
-_SETTINGS = tuple(inspect.signature(configure).parameters)
+_SETTINGS = {VARIABLES.get(name, f"VOIGHT_{name.upper()}"): name for name in inspect.signature(configure).parameters}
 
 
 class CostTags:
@@ -84,7 +85,7 @@ class CostTags:
         if "voight" in app.extensions:
             return app
         app.extensions["voight"] = self
-        settings = {name: app.config[f"VOIGHT_{name.upper()}"] for name in _SETTINGS if f"VOIGHT_{name.upper()}" in app.config}
+        settings = {name: app.config[key] for key, name in _SETTINGS.items() if key in app.config}
         if settings:
             configure(**settings)
         scopes, inner, finalize = _Scopes(self.getters), app.wsgi_app, app.process_response

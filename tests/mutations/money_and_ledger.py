@@ -177,7 +177,7 @@ MUTATIONS: list[Mutation] = [
             "        session_id=None if is_user or tags.session_id in names else tags.session_id,",
             "        session_id=tags.session_id,",
         ),
-        tests="tests/ledger tests/maintenance/test_erasure.py tests/maintenance",
+        tests="tests/ledger/test_erased_tags.py tests/ledger tests/maintenance/test_erasure.py tests/maintenance",
     ),
     *at(
         "maintenance/transfer.py",

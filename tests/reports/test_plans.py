@@ -57,6 +57,14 @@ def test_heavy_users(ledger: Ledger, add: Add) -> None:
     assert names(threshold_femto=0, prices={"free": Decimal(20)}) == ["e", "d", "a", "b", "c"]
 
 
+def test_a_user_who_costs_what_they_pay_is_no_loss(ledger: Ledger, add: Add) -> None:
+    """A loss begins above the price."""
+    add("u_1", 20, plan="pro")
+    add("u_2", 20.000001, plan="pro")
+    (pro,) = plans(ledger, window=NOVEMBER, now=NOW, prices={"pro": Decimal(20)}).rows
+    assert pro.users_at_a_loss == 1
+
+
 def test_who_pays_for_whom(ledger: Ledger, add: Add) -> None:
     """A price times the users is the revenue of a plan, and what is below its cost is paid by the others."""
     add("u_1", 6, plan="free")
