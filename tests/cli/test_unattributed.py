@@ -51,7 +51,11 @@ def test_everything_has_an_owner(add: Add, voight: Voight) -> None:
 
 @pytest.mark.slow
 @for_mistakes(
-    [(["--where", "user=x"], "filter by other things"), (["--by", "x"], "there is no dimension 'x'"), (["--tz", "x"], "no time zone 'x'")],
+    [
+        (["--where", "user=x"], "filter by other dimensions"),
+        (["--by", "x"], "there is no dimension 'x'"),
+        (["--tz", "x"], "no time zone 'x'"),
+    ],
 )
 def test_mistakes_in_unattributed(add: Add, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
     """A mistake is one sentence and exit code 1."""

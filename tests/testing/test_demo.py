@@ -104,7 +104,7 @@ def test_the_ledger_agrees_with_the_provider(demo: tuple[Path, str]) -> None:
 def test_every_request_is_one_call(demo: tuple[Path, str]) -> None:
     """Answered, failed and broken off: each of the fifty requests is in the ledger, once, with what became of it."""
     place, text = demo
-    found = re.search(r"(\d+) were answered, (\d+) failed at the provider, (\d+) clients left", text)
+    found = re.search(r"(\d+) succeeded, (\d+) failed at the provider, (\d+) clients disconnected", text)
     assert found is not None
     answered, failed, left = map(int, found.groups())
 
