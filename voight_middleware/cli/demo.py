@@ -57,7 +57,7 @@ _REAL = {
     "/summarise": ("anthropic", "messages", "claude-haiku-4-5", 500),
     "/summarise/stream": ("anthropic", "messages", "claude-haiku-4-5", 500),
 }
-"""The provider, endpoint and model of each path, and the output tokens of one sentence with its reasoning."""
+"""Provider, endpoint and model of each path, and the output tokens of one sentence."""
 _PROXIES = frozenset({"http_proxy", "https_proxy", "all_proxy"})
 _HEAVY = {1: 14, 6: 9, 4: 5}
 """Users with more requests than the others, and the factor: two of them are on the free plan."""
@@ -133,7 +133,7 @@ def run(context: Context) -> int:
 
 
 def _run(plan: list[Ask], folder: Path, provider: LoopbackProvider | None, keep: bool, console: Console) -> int:
-    window = Window(time.time_ns() // 1000) if keep else Window()  # what is kept may be from an earlier demo
+    window = Window(time.time_ns() // 1000) if keep else Window()  # skip the calls of an earlier demo
     half = (len(plan) + 1) // 2
     more = _CONVERSATION * (300 if provider is not None else 10)
     longer = [replace(ask, text=ask.text + more) if ask.path == "/answer" else ask for ask in plan[half:]]
@@ -206,7 +206,7 @@ def _estimate(plan: list[Ask]) -> Decimal:
 
 
 def _environment(provider: LoopbackProvider | None) -> dict[str, str]:
-    """Return the environment of the example, without the user's keys and proxies for a loopback provider."""
+    """Return the environment of the example; for loopback without the user's keys and proxies."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("VOIGHT_")}
     if provider is None:
         return {**kept, "ANTHROPIC_API_KEY": os.environ.get("ANTHROPIC_API_KEY") or "none"}
@@ -221,11 +221,11 @@ def _environment(provider: LoopbackProvider | None) -> dict[str, str]:
     }
 
 
-# -- requests in ---------------------------------------------------------------------------------------------------------------
+# -- requests in --
 
 
 def _plan(count: int, paths: Mapping[str, int], *, live: bool = False) -> list[Ask]:
-    """Return the requests: heavy and light users, visitors, provider errors, and clients that disconnect."""
+    """Return the requests: heavy and light users, visitors, errors, clients that disconnect."""
     chance = random.Random(20)
     users = range(1, 21)
     weights = [_HEAVY.get(user, 1) for user in users]
@@ -355,7 +355,7 @@ def _ledger(folder: Path) -> str:
     return ledger_url(str(folder / "ledger.db"))
 
 
-# -- costs out ------------------------------------------------------------------------------------------------------------
+# -- costs out --
 
 
 def _answer(folder: Path, window: Window, provider: LoopbackProvider | None, keep: bool, console: Console) -> int:

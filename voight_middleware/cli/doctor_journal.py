@@ -1,4 +1,4 @@
-"""Findings of ``voight doctor`` about the journal: ingester, pending calls, rejected lines, lost records."""
+"""Findings of ``voight doctor`` about the journal."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def account() -> str:
 
 
 def owner_of(path: Path) -> str | None:
-    """Return the other account that owns *path*, if this one cannot read it; None if it can, or *path* is missing."""
+    """Return the owner of *path* if this account cannot read it; None if it can, or without one."""
     for place in (path, *path.parents):
         try:
             status = place.stat()
@@ -131,7 +131,8 @@ def _room(settings: Settings) -> Finding:
 def _rejected(folder: Path) -> Iterator[Finding]:
     name, rejected = "rejected lines", folder / REJECTED
     try:
-        count = rejected.read_bytes().count(b"\n") if rejected.is_file() else 0  # reading a pipe would block
+        # Reading a pipe would block.
+        count = rejected.read_bytes().count(b"\n") if rejected.is_file() else 0
         why = Counter(reason for _, _, reason in reasons(folder))
     except OSError as error:
         yield Finding("journal", name, str(error), f"make {rejected} readable")

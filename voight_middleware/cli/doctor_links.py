@@ -1,4 +1,4 @@
-"""Findings of ``voight doctor`` about events, signed tags and received spans. No secret is shown."""
+"""Findings of ``voight doctor`` about events, signed tags and received spans, without secrets."""
 
 from __future__ import annotations
 

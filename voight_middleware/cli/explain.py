@@ -51,7 +51,7 @@ def run(context: Context) -> int:
 
 
 def as_json(call: Call, history: Sequence[PriceVersion]) -> str:
-    """Return the call and its arithmetic as a JSON object in ASCII; money is a decimal string of US dollars."""
+    """Return the call and its arithmetic as a JSON object in ASCII; money is in US dollars."""
     explanation = explain(call)
     value = {
         **jsonl.as_object(call),

@@ -55,7 +55,7 @@ def run(context: Context) -> int:
     Write the calls.
 
     Raises:
-        UserError: The file cannot be written, the options contradict each other, or pyarrow is missing.
+        UserError: The file cannot be written, options contradict each other, or pyarrow is missing.
     """
     args, ledger, where, window = context.args, context.ledger, context.where, context.window
     if args.user is not None:
@@ -129,7 +129,7 @@ def _ascii(line: bytes) -> str:
 
 @contextlib.contextmanager
 def _progress(ledger: Ledger, where: Where, window: Window, args: Any) -> Generator[Callable[[Iterable[Call]], Iterable[Call]]]:
-    """Return a function that shows the progress of an iteration on a terminal, if rich is installed."""
+    """Yield a function that shows the progress of an iteration on a terminal with rich."""
     if not sys.stderr.isatty() or (args.output is None and sys.stdout.isatty()) or importlib.util.find_spec("rich") is None:
         yield lambda calls: calls
         return

@@ -49,7 +49,7 @@ def read(texts: Sequence[str], settings: Settings) -> dict[str, str | tuple[str 
 
 def exact(ledger: Ledger, where: Where) -> Where:
     """
-    Return *where*, with the ``*`` of values that the ledger has escaped: an id may have a star in it.
+    Return *where*, with the ``*`` escaped in values that the ledger has: ids may have a star.
 
     Raises:
         UnknownDimension: A name is neither a dimension nor an extra key of any call.

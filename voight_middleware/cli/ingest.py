@@ -1,4 +1,4 @@
-"""``voight ingest``: a process that only ingests a journal, for applications with VOIGHT_INGEST=no."""
+"""``voight ingest``: ingest the journal of applications with VOIGHT_INGEST=no."""
 
 from __future__ import annotations
 
@@ -80,7 +80,8 @@ class _Sidecar:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.delivery = IngestSupervisor(settings.ledger, settings.journal, settings.prices, gentle=False, tell=say, events=settings.events)
-        self._signals: queue.SimpleQueue[int] = queue.SimpleQueue()  # not an Event: a handler inside its lock would deadlock
+        # Not an Event: a handler inside its lock would deadlock.
+        self._signals: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._unreadable: str | None = None
 
     def run_once(self) -> int:
@@ -128,7 +129,7 @@ class _Sidecar:
             return self._end(self._drain())
 
     def _drain(self) -> bool:
-        """Go on until nobody writes any longer, as applications may end at the same time; a second signal ends it at once."""
+        """Continue until no application writes; a second signal stops it at once."""
         seconds = self.settings.exit_timeout
         say(f"stopping: {seconds:g} seconds for the last calls of the applications")
         deadline = time.monotonic() + seconds
@@ -154,7 +155,8 @@ class _Sidecar:
                 self._unreadable = str(error)
                 say(self._unreadable)
             return False
-        if self.delivery.error is not None and isinstance(self.delivery.error.__cause__, ImportError):  # a retry cannot help
+        # Without the driver a retry cannot help.
+        if self.delivery.error is not None and isinstance(self.delivery.error.__cause__, ImportError):
             raise UserError(str(self.delivery.error))
         return done
 

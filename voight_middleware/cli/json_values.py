@@ -28,7 +28,7 @@ def moment(microseconds: int | None, zone: tzinfo = UTC) -> str | None:
 
 
 def utc(microseconds: int) -> str:
-    """Return microseconds since 1970 as ISO 8601 to the second, such as ``2026-11-01T09:30:00Z``."""
+    """Return microseconds since 1970 as ISO 8601 in seconds: ``2026-11-01T09:30:00Z``."""
     return timespan.to_datetime(microseconds).replace(microsecond=0).isoformat().replace("+00:00", "Z")
 
 

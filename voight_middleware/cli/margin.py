@@ -93,7 +93,7 @@ def run(context: Context) -> int:
 
 
 def _known_as(settings: Settings) -> Callable[[str], Sequence[str]]:
-    """Return a function from a customer's id to its names in the ledger: the id and its pseudonyms."""
+    """Return a function from a customer's id to its names in the ledger, with pseudonyms."""
     return lambda id_: (id_, *(name for name in known_as(id_, settings) if "*" not in name))
 
 

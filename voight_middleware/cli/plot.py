@@ -120,6 +120,6 @@ def _name(value: str | None) -> str:
 
 
 def _plain(text: str) -> str:
-    """Escape a dollar sign, which starts a formula, and a leading underscore, which hides a label."""
+    """Escape dollar signs, which start formulas, and a leading underscore, which hides a label."""
     text = printable(text).replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text

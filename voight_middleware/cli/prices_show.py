@@ -98,7 +98,8 @@ def unit_price(name: str, usd: Decimal) -> str:
 
     if name in TOKENS or name == "characters":
         return f"{exact(CONTEXT.scaleb(usd, 6))} / 1M {'tokens' if name in TOKENS else name}"
-    if name == "seconds" and len(usd_text(usd)) > len("0.") + 18:  # an hourly price without a finite decimal per second
+    # An hourly price may have no finite decimal per second.
+    if name == "seconds" and len(usd_text(usd)) > len("0.") + 18:
         return f"{exact(CONTEXT.multiply(usd, Decimal(3600)))} / hour"
     return f"{exact(usd)} / {_UNITS.get(name, 'call')}"
 
@@ -161,7 +162,7 @@ def _lines(call: Call, terms: Terms, table: RateTable) -> Iterator[str]:
 
 
 def origin(source: str | None, version: str | None, data: str | None) -> str:
-    """Return the source of prices: ``genai-prices 0.2.3 (data 9f2c…)``, or ``rules`` for your own rules alone."""
+    """Return the source of prices: ``genai-prices 0.2.3 (data 9f2c…)``, or ``rules`` alone."""
     if source is None or source == "rules":
         return "rules" if source else "an unknown source"
     return f"{source}{'' if version is None else f' {version}'}{'' if data is None else f' (data {data})'}"

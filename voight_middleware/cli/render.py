@@ -48,7 +48,7 @@ def need_rich() -> None:
 
 
 def printable(text: str) -> str:
-    """Escape control characters, line breaks and invisible characters: no value may drive a terminal."""
+    """Escape control and invisible characters: no value may drive a terminal."""
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

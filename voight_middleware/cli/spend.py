@@ -115,7 +115,7 @@ def run(context: Context) -> int:
 
 
 def as_csv(report: SpendReport) -> str:
-    """Return the rows as CSV with a header. A text that a spreadsheet would take for a formula is escaped."""
+    """Return the rows as CSV with a header. Text that looks like a formula is escaped."""
     header = list(as_row(Spend(dimensions=dict.fromkeys(report.by))))
     return csv_text(header, map(as_row, report.rows), report.by)
 
@@ -168,7 +168,7 @@ def _notes(report: SpendReport, owners: Unattributed | None) -> Iterator[str]:
 
 
 def _lines_of_time(report: SpendReport) -> Iterator[Text]:
-    """Return a bar for each time, in a line for each of the first values of the second dimension."""
+    """Return a line of bars over time for the first values of the second dimension."""
     if not report.over_time or len(report.by) != 2:
         return
     from rich.text import Text
