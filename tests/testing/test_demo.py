@@ -230,7 +230,7 @@ def test_anthropic_is_asked_where_there_is_a_key_for_it(anthropic_key: str, monk
     monkeypatch.setenv("OPENAI_API_KEY", "key")
     monkeypatch.setenv("ANTHROPIC_API_KEY", anthropic_key)
     patch("_drive", drive, within="demo")
-    patch("_answer", lambda *_: 0, within="demo")
+    patch("_print_costs", lambda *_: 0, within="demo")
 
     assert main(["demo", "--requests", "30", "--real", "--yes"]) == 0
     plan = [ask for asks, _ in driven for ask in asks]

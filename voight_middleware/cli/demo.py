@@ -142,7 +142,7 @@ def _run(plan: list[Ask], folder: Path, provider: LoopbackProvider | None, keep:
         if asks:
             outcomes += _drive(asks, folder, {**_environment(provider), "VOIGHT_RELEASE": release}, console)
     _print_outcomes(outcomes, console)
-    return _answer(folder, window, provider, keep, console)
+    return _print_costs(folder, window, provider, keep, console)
 
 
 @contextmanager
@@ -358,7 +358,7 @@ def _ledger(folder: Path) -> str:
 # -- costs out --
 
 
-def _answer(folder: Path, window: Window, provider: LoopbackProvider | None, keep: bool, console: Console) -> int:
+def _print_costs(folder: Path, window: Window, provider: LoopbackProvider | None, keep: bool, console: Console) -> int:
     url = _ledger(folder)
     drain(url, default_journal(url))
     ledger = open_ledger(url, create=False)

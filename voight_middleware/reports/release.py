@@ -380,7 +380,7 @@ def _grain(before: Window, after: Window, zone: tzinfo) -> str | None:
 
 
 def _whole(window: Window, grain: str, zone: tzinfo) -> list[str]:
-    """Return the whole days or hours in a window, with their names in the ledger."""
+    """Return the names of the whole days or hours in a window, as the ledger has them."""
     since, until = to_datetime(window.since or 0), to_datetime(window.until or 0)
     names: list[str] = []
     if grain == "day":

@@ -11,7 +11,7 @@ FALSE_DISCOVERIES = 0.05
 
 def welch(before: Sequence[float], after: Sequence[float]) -> float | None:
     """
-    Return the two-sided p-value of Welch's t-test for two means; None if a series has one value.
+    Return the two-sided p-value of Welch's t-test for two means; None below two values.
 
     Source: B. L. Welch, "The generalization of 'Student's' problem when several different
     population variances are involved", 1947.

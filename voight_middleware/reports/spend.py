@@ -128,7 +128,7 @@ def ratio(part: int | None, whole: int | None) -> Decimal | None:
 
 
 def per(cost_femto: int | None, count: int) -> int | None:
-    """Return a cost divided by a count, in whole femto-dollars; None if one is unknown or 0."""
+    """Return a cost divided by a count, in whole femto-dollars; None without a count or a cost."""
     return round(Fraction(cost_femto, count)) if cost_femto is not None and count > 0 else None
 
 

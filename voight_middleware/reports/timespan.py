@@ -105,7 +105,7 @@ def months_in(window: Window, now: datetime | None = None, zone: tzinfo = UTC) -
     """
     Return the length of a window in calendar months; None if it has no beginning.
 
-    A window that is still running counts up to *now*.
+    Parts of months count by their time. A window that is still running counts up to *now*.
     """
     if window.since is None:
         return None
