@@ -56,7 +56,7 @@ def test_doctor_of_a_ledger_in_use(ledger: Path, capsys: Captured) -> None:
     assert re.search(r"✓ oldest, newest +2026-11-01 12:00 UTC, 20", text)
     assert re.search(r"! without a price +1 calls\n +→ voight spend --by provider,model", text)
     assert re.search(r"! without an owner +1 calls \(.*of the cost\)\n +→ voight spend --by route", text)
-    assert "calls are kept; 0 to put right, 2 to look at" in text
+    assert "calls are stored; 0 to fix, 2 to look at" in text
 
 
 def test_doctor_of_a_journal(ledger: Path, capsys: Captured) -> None:
@@ -70,7 +70,7 @@ def test_doctor_of_a_journal(ledger: Path, capsys: Captured) -> None:
     code, found = findings(capsys)
     values = [finding["value"] for (section, name), finding in found.items() if section == "journal" and name.endswith(".jsonl")]
     assert code == 0
-    assert sorted(value.partition("waiting, ")[2][:15] for value in values) == ["of a living pro", "of a process th"]
+    assert sorted(value.partition("waiting, ")[2][:15] for value in values) == ["of a dead proce", "of a live proce"]
     assert all(re.match(r"[1-9][0-9]+ bytes", value) for value in values)
     assert found["journal", "rejected lines"]["value"] == "2"
     assert "rejected.jsonl" in found["journal", "rejected lines"]["advice"]
@@ -86,7 +86,7 @@ def test_doctor_when_nothing_can_be_kept(tmp_path: Path, capsys: Captured) -> No
     assert found["journal", "writable"]["fatal"]
     assert f"make {tmp_path / 'file'} writable, or choose another place" in found["ledger", "writable"]["advice"]
     assert main(["doctor", "--ledger", str(tmp_path / "file" / "ledger.db")]) == 1
-    assert "calls are lost or not stored; 2 to put right" in capsys.readouterr().out
+    assert "calls are lost or not stored; 2 to fix" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -129,7 +129,7 @@ def test_doctor_of_personal_data(ledger: Path, capsys: Captured, monkeypatch: py
     """The policy, where the key is and its versions; never the key."""
     _, found = findings(capsys)
     assert found["settings", "pii"]["value"] == "pseudonym (default)"
-    assert found["settings", "pseudonym key"]["value"] == f"none yet: {ledger}.key is made when personal data first occurs"
+    assert found["settings", "pseudonym key"]["value"] == f"none yet: {ledger}.key is created when personal data first occurs"
     Path(f"{ledger}.key").write_text(f"v0:{SECRET}")
     Path(f"{ledger}.key").chmod(0o644)
     _, found = findings(capsys)
@@ -140,7 +140,7 @@ def test_doctor_of_personal_data(ledger: Path, capsys: Captured, monkeypatch: py
     assert main(["doctor"]) == 0
     text = capsys.readouterr().out
     assert "user_id=allow, *=pseudonym (VOIGHT_PII)" in text
-    assert "v2; found by too: v1, v0 (VOIGHT_PSEUDONYM_KEY)" in text
+    assert "v2; accepted too: v1, v0 (VOIGHT_PSEUDONYM_KEY)" in text
     assert SECRET not in text
     assert SECRET[::-1] not in text
     monkeypatch.setenv("VOIGHT_PII", "redact")
@@ -186,7 +186,7 @@ def test_doctor_of_old_and_missing_packages(capsys: Captured, patch: Patch) -> N
     versions.clear()
     code, found = findings(capsys)
     assert code == 0
-    assert "voight.record() only" in found["installed", "openai"]["advice"]
+    assert "only voight.record()" in found["installed", "openai"]["advice"]
 
 
 def test_a_ledger_without_a_home_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Captured) -> None:
@@ -267,7 +267,7 @@ def test_an_ingester_that_is_stopped_is_said(ledger: Path, capsys: Captured) -> 
     assert found["journal", "late"]["value"] == "calls wait for 10 minutes"
     assert f"fuser {folder}/ingest.lock" in found["journal", "late"]["advice"]
     assert main(["top", "--format", "json"]) == 0
-    assert f"calls wait in {folder} for 10 minutes, and are missing here" in capsys.readouterr().err
+    assert f"calls have waited in {folder} for 10 minutes, and are missing here" in capsys.readouterr().err
     for journal in (fresh, old):
         journal.rotate()
     lock.release()
@@ -297,5 +297,5 @@ def test_doctor_of_another_account(ledger: Path, capfd: pytest.CaptureFixture[st
     assert "Traceback" not in err
     assert code in (100, 101)
     if os.geteuid() == 0:
-        assert f"{folder} belongs to root; nobody may not see what waits there" in out
+        assert f"{folder} belongs to root; nobody cannot read it" in out
         assert "sudo -u root voight doctor" in out

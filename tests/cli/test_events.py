@@ -125,13 +125,13 @@ def test_events_that_wait_are_sent(run: Run, server: EventServer, write: Write, 
     begun = int(time.time())
     code, out, err = run("events", "send")
     assert (code, out) == (0, "")
-    assert "5 sent; 0 wait" in err
+    assert "5 sent; 0 pending" in err
     assert server.call_ids() == ids
     assert {event["agentId"] for event in server.events} == {"shop"}
     code, out, err = run("events", "send", "--format", "json")
     shown = json.loads(out)
     assert (code, shown["sent"], shown["waiting"], shown["problem"]) == (0, 5, 0, None)
-    assert "0 sent; 0 wait" in err
+    assert "0 sent; 0 pending" in err
     assert begun <= time.mktime(time.strptime(shown["newest_accepted_at"], "%Y-%m-%dT%H:%M:%SZ")) - time.timezone
     assert len(server.events) == 5
 
@@ -145,8 +145,8 @@ def test_events_are_sent_for_a_time(run: Run, server: EventServer, write: Write,
     code, _, err = run("events", "send", "--for", "1")
     assert 1 <= time.monotonic() - begun < 5
     assert code == 1
-    assert "0 sent; 3 wait: HTTP 503" in err
-    assert "it is tried again by itself" in run("events")[1]
+    assert "0 sent; 3 pending: HTTP 503" in err
+    assert "it is retried automatically" in run("events")[1]
     server.fault = None
     assert run("events", "send", "--for", "20")[0] == 0
     assert server.call_ids() == ids
@@ -161,7 +161,7 @@ def test_a_key_that_was_refused_is_mended(
     server.key = "vk_another"
     code, _, err = run("events", "send")
     assert code == 1
-    assert "0 sent; 3 wait: the key is not accepted (HTTP 401)" in err
+    assert "0 sent; 3 pending: the key is not accepted (HTTP 401)" in err
     out = run("events")[1]
     assert "the key is not accepted (HTTP 401)" in out
     assert "run voight events send" in out
@@ -180,8 +180,8 @@ def test_it_is_left_to_a_living_process(run: Run, server: EventServer, write: Wr
     assert lock.acquire()
     code, _, err = run("events", "send")
     assert code == 1
-    assert "a living process ingests" in err
-    assert "3 wait" in err
+    assert "a live process ingests" in err
+    assert "3 pending" in err
     assert json.loads(run("events", "--format", "json")[1])["ingester"] is True
     lock.release()
     assert server.times == []
@@ -194,7 +194,7 @@ def test_refused_and_dropped_are_shown(run: Run, journal: Path) -> None:
     outbox.note(refused=2, dropped=7, gone=1)
     out = run("events")[1]
     assert "refused.jsonl says why" in out
-    assert "the ledger has them, Voight has not" in out
+    assert "they are in the ledger, but not in Voight" in out
     shown = json.loads(run("events", "--format", "json")[1])
     assert (shown["refused"], shown["dropped"], shown["gone"]) == (2, 7, 1)
 
@@ -242,7 +242,7 @@ def test_once_sends_too(run: Run, server: EventServer, write: Write) -> None:
     code, out, _ = run("ingest", "--once")
     assert code == 0
     assert "50 events sent\n" in out
-    assert "50 records brought in; nothing is left" in out
+    assert "50 records ingested; nothing is left" in out
     assert server.call_ids() == ids
     more = write(2)
     assert "2 events sent\n" in run("ingest", "--once")[1]
@@ -334,7 +334,7 @@ def test_doctor_of_a_key_that_nobody_uses(doctor: Doctor, server: EventServer, j
     """A process that does not ingest sends nothing: somebody else must, and with the key."""
     monkeypatch.setenv("VOIGHT_INGEST", "no")
     journal.mkdir()
-    assert "nobody ingests this journal" in doctor()["events"]["advice"]
+    assert "no process ingests this journal" in doctor()["events"]["advice"]
     lock = IngestLock(journal)
     assert lock.acquire()
     assert "start that one with VOIGHT_KEY" in doctor()["events"]["advice"]

@@ -33,7 +33,7 @@ def test_explain(ledger: Path, prices: Path, capsys: Captured, monkeypatch: pyte
     golden = f"""\
 call 019a8f3b52c77d41a7e1c2f3d4e5f607
   user      u_1, plan pro, tenant t_1
-  model     gpt-5-nano-2025-08-07 (gpt-5-nano was asked for) of openai, api.openai.com
+  model     gpt-5-nano-2025-08-07 (requested: gpt-5-nano) of openai, api.openai.com
   time      2026-11-01 12:00:00.000000 UTC
   endpoint  chat
   tier      flex
@@ -149,8 +149,8 @@ def test_explain_says_what_is_wrong(ledger: Path, capsys: Captured) -> None:
     with closing(sqlite3.connect(ledger)) as db, db:
         db.execute("UPDATE calls SET cost_femto = cost_femto + 1 WHERE call_id = ?", (call.call_id,))
     assert main(["explain", call.call_id]) == 0
-    assert "! the sum does not equal what is stored: $0.05 is not $0.050000000000001" in capsys.readouterr().out
+    assert "! the sum, $0.05, is not the stored cost, $0.050000000000001" in capsys.readouterr().out
     assert main(["explain", "without-prices"]) == 0
     text = capsys.readouterr().out
-    assert "! no unit prices are stored with this call: its $0.000000000000007 cannot be computed again" in text
+    assert "! no unit prices are stored with this call: its cost of $0.000000000000007 cannot be computed again" in text
     assert "\x1b" not in text

@@ -60,7 +60,7 @@ def test_move(place: Path, add: Callable[..., None], run: Run) -> None:
     assert (code, errors) == (0, "")
     assert out.splitlines() == [
         "moved: 4 calls and 0 submitted jobs, of 4 calls in the source",
-        "compared: on every day the same calls, costs, calls without a price and with one in part",
+        "compared: calls, costs, unpriced and partly priced calls are the same on every day",
     ]
     assert run("spend", "--by", "user_id", "--format", "csv", "--ledger", str(target)) == run("spend", "--by", "user_id", "--format", "csv")
     code, out, _ = run("move", *urls(place), "--format", "json")
@@ -90,7 +90,7 @@ def test_differences(place: Path, add: Callable[..., None], run: Run) -> None:
     assert code == 1
     assert "2026-11-10 differs: 2 calls of $2, 0 without a price, 0 priced in part in the source, 2 calls of $10," in out
     assert "2026-11-11" not in out
-    assert "Run it again" in out
+    assert "run this again" in out
     code, out, _ = run("move", *urls(place), "--format", "json")
     (difference,) = json.loads(out)["differences"]
     assert (code, difference["day"], difference["target"]["cost_usd"]) == (1, "2026-11-10", "10")
@@ -109,7 +109,7 @@ def test_sums_that_do_not_agree(place: Path, add: Callable[..., None], run: Run)
     assert "voight rebuild" in out
     code, out, _ = run("rebuild", "--ledger", str(place.parent / "target.db"))
     assert code == 0
-    assert "calls are made anew" in out
+    assert "rebuilt the sums of" in out
     assert run("move", *urls(place))[0] == 0
 
 

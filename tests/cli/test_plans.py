@@ -50,7 +50,7 @@ def test_plans_as_json_and_csv(add: Add, voight: Voight) -> None:
         (["--price", "pro=nan"], "not an amount"),
         (["--price", "pro=1e9"], "not an amount"),
         (["--price", "pro=٣"], "not an amount"),
-        (["--price", "pro=20"], "a price is for a month: say with --since"),
+        (["--price", "pro=20"], "a price is for a month: give the time with --since"),
         (["--threshold", "much"], "the threshold is 'much'"),
     ],
 )

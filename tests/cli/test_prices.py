@@ -59,7 +59,7 @@ def test_prices_show_of_an_unknown_model(prices: Path, capsys: Captured, monkeyp
 def test_prices_check(prices: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     """How much is in the file; or every mistake with its line, and exit code 1; or where the file would be."""
     assert main(["prices", "check"]) == 0
-    assert capsys.readouterr().out == "no prices of your own: set VOIGHT_PRICES to the path of a TOML file, or give --prices FILE\n"
+    assert capsys.readouterr().out == "no prices of your own: set VOIGHT_PRICES to the path of a TOML file, or use --prices FILE\n"
     assert main(["prices", "check", "--prices", str(prices)]) == 0
     assert capsys.readouterr().out == f"{prices} (--prices): 2 prices, 0 deployments\n"
     prices.write_text(HALF.replace("input = 2", "input = -2") + "tax = 1\n")

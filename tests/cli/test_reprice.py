@@ -70,7 +70,7 @@ def test_prices_of_your_own_stay_where_none_are_named(ledger: Path, prices: Path
     assert main([*options, "--prices", str(prices)]) == 0
     capsys.readouterr()
     assert main(options) == 0
-    assert "1 call left as they are: they have prices of your own, and none are named here: --prices FILE" in capsys.readouterr().out
+    assert "1 call left as they are: they have prices of your own: use --prices FILE" in capsys.readouterr().out
     assert main([*options, "--format", "csv"]) == 0
     assert "1 call left as they are" in capsys.readouterr().err
     (tmp_path / "empty.toml").write_text("")

@@ -29,7 +29,7 @@ def test_top_as_a_table(add: Add, voight: Voight) -> None:
     assert re.search(r"u_2 +1 +100 +- +10 +\$1\.00 +25\.0% █+ +- +\$1\.00 +new", text)
     assert re.search(r"total +2 .*-50\.0%", text)
     assert "trend: against the time since 2026-10-01 00:00 until 2026-10-16 00:00 UTC ($8.00)" in text
-    assert "its first call is of 2026-10-02T00:00:00+00:00" in text
+    assert "its first call was at 2026-10-02T00:00:00+00:00" in text
     assert "gone: u_9, $6.00 (75.0% of the cost) then" in text
 
 

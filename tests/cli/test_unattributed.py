@@ -21,7 +21,7 @@ def test_unattributed_as_a_table(add: Add, voight: Voight) -> None:
     text = voight("unattributed")
     assert re.search(r"none +1 +1 +100\.0% +\$2\.00", text)
     assert "1 call of 2 (50.0%, 25.0% of the cost) without an owner" in text
-    assert "none: nobody said who they are for: add the middleware with a user_getter" in text
+    assert "none: no user was set: add the middleware with a user_getter" in text
     assert re.search(r"/chat\\x1b\[31m +1 +100\.0% +\$2\.00 +100\.0%", text)
     assert "\x1b" not in text
 
@@ -51,7 +51,11 @@ def test_everything_has_an_owner(add: Add, voight: Voight) -> None:
 
 @pytest.mark.slow
 @for_mistakes(
-    [(["--where", "user=x"], "filter by other things"), (["--by", "x"], "there is no dimension 'x'"), (["--tz", "x"], "no time zone 'x'")],
+    [
+        (["--where", "user=x"], "filter by other dimensions"),
+        (["--by", "x"], "there is no dimension 'x'"),
+        (["--tz", "x"], "no time zone 'x'"),
+    ],
 )
 def test_mistakes_in_unattributed(add: Add, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
     """A mistake is one sentence and exit code 1."""

@@ -51,7 +51,7 @@ def test_user_at_80_columns(add: Add, voight: Voight, patch: Patch) -> None:
     add("u_1", 1, route="/a/long/route/of/an/application/{id}", model="gpt-5-nano-2026-08-07")
     text = voight("user", "u_1")
     assert re.search(r"2026-11-10 12:00:00 +[0-9a-f]{32} ", text)
-    assert "not shown in 80 columns: model, route; widen the terminal, or --format csv" in text
+    assert "not shown in 80 columns: model, route; widen the terminal, or use --format csv" in text
     assert max(len(line) for line in text.splitlines() if "not shown" not in line) <= 80
 
 

@@ -29,7 +29,7 @@ def test_a_long_drain_is_noted(ledger: Path, capsys: Captured, patch: Patch) -> 
     keep(ledger, make_call())
     patch("drain", lambda url, journal, prices: 1234)
     assert main(["spend"]) == 0
-    assert "brought in 1,234 records from the journal" in capsys.readouterr().err
+    assert "ingested 1,234 records from the journal" in capsys.readouterr().err
 
 
 def test_a_drain_that_fails_does_not_stop_a_report(ledger: Path, capsys: Captured, patch: Patch) -> None:
@@ -43,7 +43,7 @@ def test_a_drain_that_fails_does_not_stop_a_report(ledger: Path, capsys: Capture
     assert main(["spend", "--format", "json"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["rows"][0]["calls"] == 1
-    assert "is missing here: the disk is full" in err
+    assert "are missing here: the disk is full" in err
 
 
 def test_another_ledger_is_not_given_this_ones_journal(

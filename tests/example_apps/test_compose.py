@@ -15,7 +15,8 @@ import httpx
 import pytest
 import yaml
 
-from voight_middleware.cli import _parser, main
+from voight_middleware.cli import main
+from voight_middleware.cli.parser import build_parser
 from voight_middleware.pipeline.journal import segments
 
 from ..support.listening import listens
@@ -45,7 +46,7 @@ def test_what_the_files_name_is_there(engine: str) -> None:
         command = [*service.get("entrypoint", []), *service.get("command", [])]
         if command:
             assert command[0] == "voight"
-            _parser().parse_args(command[1:])
+            build_parser().parse_args(command[1:])
         assert {name for name in service.get("environment", {}) if name.startswith("VOIGHT_")} <= known
         for volume in service.get("volumes", []):
             source = volume.partition(":")[0]

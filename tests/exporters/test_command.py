@@ -337,7 +337,7 @@ def test_nobody(ledger: Path, capsys: Captured) -> None:
 def test_one_person_is_not_filtered(ledger: Path, capsys: Captured, more: list[str]) -> None:
     """What would leave something out of the document is refused."""
     assert main(["export", "--user", "u_1", *more]) == 1
-    assert "everything that is kept about one person" in capsys.readouterr().err
+    assert "exports everything about one person" in capsys.readouterr().err
 
 
 def test_csv_of_a_hostile_tenant(ledger: Path, capsys: Captured) -> None:

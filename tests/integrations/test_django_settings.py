@@ -223,7 +223,7 @@ def test_the_command(manage: Callable[..., str], tmp_path: Path, monkeypatch: py
     assert f"{tmp_path / 'project.db'} (VOIGHT['LEDGER'])" in doctor
     assert "VOIGHT_LEDGER" not in doctor, "it is not set"
     assert "voight_django.CostTagMiddleware in MIDDLEWARE" in doctor
-    assert "invalid choice" in manage("voight", "nonsense", code=2)
+    assert "no such command" in manage("voight", "nonsense", code=2)
     assert "COMMAND" in manage("voight", code=2)
 
 

@@ -264,7 +264,7 @@ def test_erase_asks_for_yes(ledger: SQLiteLedger, place: Settings, capsys: pytes
     assert answer["token"].startswith("erased:")
     code, out, _ = run(capsys, "erase", ALICE, "--yes", "--ledger", str(ledger.path))
     assert code == 0
-    assert "nothing" in out
+    assert "no data" in out
 
 
 @pytest.mark.slow

@@ -42,7 +42,7 @@ def test_doctor_of_a_server(server: Server, place: Path, new_call: NewCall, caps
     with closing(IngestSupervisor("postgresql://h/d", place)) as delivery:
         assert delivery.run()
         _, found = examined(capsys)
-        assert found["journal", "ingester"]["value"] == "a living process"
+        assert found["journal", "ingester"]["value"] == "a live process"
     write(place, new_call())
     code, found = examined(capsys)
     assert code == 0
@@ -79,7 +79,7 @@ def test_doctor_waits_for_no_server_for_ever(
     server.going.clear()
     code, found = examined(capsys)
     assert code == 1
-    assert found["ledger", "state"]["value"].startswith("no whole answer within")
+    assert found["ledger", "state"]["value"].startswith("no complete response within")
     assert ("journal", "room") in found
 
 
@@ -117,7 +117,7 @@ def test_doctor_of_what_was_set_aside_and_lost(
     assert found["journal", "  1 of them"]["value"].startswith("torn")
     assert found["journal", "lost records"]["value"] == "1,012, the last 2026-11-21T10:00:00Z"
     last_line = as_text([Finding(**finding) for finding in found.values()]).splitlines()[-1]
-    assert last_line.startswith("calls are kept, and were lost before; 0 to put right, ")
+    assert last_line.startswith("calls are stored, but calls were lost before; 0 to fix, ")
     monkeypatch.setenv("VOIGHT_JOURNAL_LIMIT", "1MB")
     (place / "1-full.jsonl").write_bytes(b"\n" * 1_100_000)
     code, found = examined(capsys)
@@ -134,4 +134,4 @@ def test_doctor_of_applications_without_a_sidecar(
     write(place, new_call())
     _, found = examined(capsys)
     assert "start one" in found["journal", "ingester"]["advice"]
-    assert found["settings", "ingest"]["value"].startswith("no: a voight ingest")
+    assert found["settings", "ingest"]["value"].startswith("no: voight ingest")

@@ -33,8 +33,8 @@ def test_a_sidecar_drains_when_it_is_stopped(scripts: Scripts, how: signal.Signa
     output, errors = sidecar.communicate(timeout=30)
     assert (sidecar.returncode, errors) == (0, "")
     assert output.splitlines() == [
-        "voight: stopping: 5 seconds for the last calls of processes that end now",
-        "voight: 20 records brought in; nothing is left",
+        "voight: stopping: 5 seconds for the last calls of the applications",
+        "voight: 20 records ingested; nothing is left",
     ]
     assert ids_of(scripts) == sorted(ids)
 
@@ -63,7 +63,7 @@ def test_a_sidecar_waits_for_its_turn(scripts: Scripts) -> None:
     waiting = scripts.start(HURRIED)
     assert lines_until(waiting, "voight:") == [f"voight: waiting: another process ingests {scripts.journal}\n"]
     first.release()
-    lines_until(waiting, "the other process has ended")
+    lines_until(waiting, "the other process has exited")
     ids = scripts.run(APPLICATION, "5", "0").split()
     waiting.terminate()
     waiting.communicate(timeout=30)
@@ -85,7 +85,7 @@ def test_once_leaves_it_to_another_process(once: Callable[[], tuple[int, str]], 
     """While another process ingests, exit code 0 says that nothing waits, and 1 that something does."""
     other = IngestLock(tmp_path / "journal")
     assert other.acquire()
-    said = f"voight: another process ingests {tmp_path / 'journal'}: it is left to that one\n"
+    said = f"voight: another process ingests {tmp_path / 'journal'}: nothing to do here\n"
     assert once() == (0, said)
     write(tmp_path / "journal", new_call())
     assert once() == (1, said)
@@ -100,7 +100,7 @@ def test_once_says_what_stays_behind(once: Callable[[], tuple[int, str]], tmp_pa
     assert code == 1
     assert f"the rest stays in {tmp_path / 'journal'}" in output
     (tmp_path / "ledger.db").rmdir()
-    assert once() == (0, "voight: 3 records brought in; nothing is left\n")
+    assert once() == (0, "voight: 3 records ingested; nothing is left\n")
 
 
 @pytest.mark.parametrize(

@@ -98,15 +98,15 @@ def test_every_mistake_is_named(tmp_path: Path) -> None:
     with pytest.raises(RevenueError) as error:
         read(tmp_path, text)
     assert error.value.problems == (
-        "line 2: the revenue -3 is negative: give what is left after refunds, 0 at least",
-        "line 3: the revenue '1,000.00' is no amount such as 1234.50",
+        "line 2: the revenue -3 is negative: give the rest after refunds, at least 0",
+        "line 3: the revenue '1,000.00' is not an amount such as 1234.50",
         "line 4: there is no id",
-        "line 5: 'u_1' is on line 2 already",
-        "line 6: the revenue '1e3' is no amount such as 1234.50",
-        "line 6: the currency 'US' is no code of three letters, such as USD",
+        "line 5: 'u_1' is already on line 2",
+        "line 6: the revenue '1e3' is not an amount such as 1234.50",
+        "line 6: the currency 'US' is not a code of three letters such as USD",
         "line 7: 2 columns instead of 3",
-        "line 8: the revenue 'nan' is no amount such as 1234.50",
-        "line 9: the revenue '٣' is no amount such as 1234.50",
+        "line 8: the revenue 'nan' is not an amount such as 1234.50",
+        "line 9: the revenue '٣' is not an amount such as 1234.50",
     )
 
 
@@ -116,12 +116,12 @@ def test_every_mistake_is_named(tmp_path: Path) -> None:
         ("", "line 1: there is no column id or user_id"),
         ("u_1,20\n", "line 1: there is no column id or user_id"),
         ("id,income\n", "line 1: there is no column revenue or amount"),
-        ("id,user_id,revenue\n", "line 1: the column id is there 2 times"),
+        ("id,user_id,revenue\n", "line 1: the column id occurs 2 times"),
         ("id,revenue,currency\na,1,USD\nb,1,EUR\n", "several currencies: USD (line 2), EUR (line 3)"),
         (b"id,revenue\nu_1,20\n\xff,3\n", "line 3: not UTF-8"),
         ('id,revenue\n"u_1,20\n', "line 2: unexpected end of data"),
-        ("id;revenue\nu_1;1.000,00\n", "line 2: the revenue '1.000,00' is no amount"),
-        ("id;revenue\nu_1;1,000\n", "line 2: the revenue '1,000' is no amount"),
+        ("id;revenue\nu_1;1.000,00\n", "line 2: the revenue '1.000,00' is not an amount"),
+        ("id;revenue\nu_1;1,000\n", "line 2: the revenue '1,000' is not an amount"),
     ],
 )
 def test_other_mistakes(tmp_path: Path, text: str | bytes, problem: str) -> None:

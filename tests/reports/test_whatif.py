@@ -86,7 +86,7 @@ def test_patterns(ledger: Ledger, book: PriceBook, keep: Callable[..., None]) ->
     keep("bigger")
     assert what_if(ledger, book, {"big": "other", "big*": "small"}).total.after_femto == 34 * 10**11 + 12 * 10**11
     for name in ("b.g", "[b]ig", "big' OR 1=1 --", "BIG"):
-        with pytest.raises(NoSuchModel, match="no call here is of the model"):
+        with pytest.raises(NoSuchModel, match="there are no calls of the model"):
             what_if(ledger, book, {name: "small"})
     with pytest.raises(UnknownDimension):
         what_if(ledger, book, {"big": "small"}, ["x;--"])

@@ -1,45 +1,105 @@
-"""What every report is asked with: the ledger, the filters, the window and the time zone; and the answer in each format."""
+"""The context of a command: its arguments, and the settings, calls and ledger that they name."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
 from datetime import UTC, tzinfo
-from decimal import Decimal
-from typing import Any, TypeAlias
+from functools import cached_property
+from typing import TYPE_CHECKING, Self, TypeAlias
 
-from voight_middleware.cli.render import UserError, csv_text
+from msgspec.structs import replace
+
+from voight_middleware.cli import filters
+from voight_middleware.cli.json_values import plain_value, span
+from voight_middleware.cli.render import UserError, csv_text, need_rich
+from voight_middleware.cli.report_ledger import ingested_ledger
+from voight_middleware.config.paths import default_journal
 from voight_middleware.config.settings import Settings
-from voight_middleware.ledger import Ledger, Spend, Where, Window
-from voight_middleware.records.money import usd_text
+from voight_middleware.ledger import Ledger, Where, Window
 from voight_middleware.reports import timespan
-from voight_middleware.reports.spend import as_row, usd
-from voight_middleware.reports.unattributed_share import Unattributed
+
+if TYPE_CHECKING:
+    from voight_middleware.pricing import PriceBook
 
 Value: TypeAlias = object
 
-SHORT = {"user": "user_id", "tenant": "tenant_id", "session": "session_id", "requested": "requested_model", "status": "cost_status"}
 
+class Context:
+    """
+    One run of a command, as a context manager that closes the ledger.
 
-@dataclass(frozen=True, slots=True)
-class ReportContext:
-    """A question as it came from the command line, with the ledger open."""
+    Args:
+        args: The parsed arguments.
 
-    args: Any
-    ledger: Ledger
-    where: Where
-    window: Window
-    zone: tzinfo
-    settings: Settings
+    Raises:
+        UserError: A filter, time or time zone cannot be read, or a table needs rich.
+        SettingsError: A setting cannot be used.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.zone: tzinfo = UTC
+        """The time zone of days, weeks and months."""
+        self.window = Window()
+        self._filters: Where = {}
+        self._resources = ExitStack()
+        if "where" in args:  # report mistakes before the ledger is opened
+            self._filters = filters.read(args.where, self.settings)
+            self._read_times()
+            if args.format == "table":
+                need_rich()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._resources.close()
+
+    @cached_property
+    def settings(self) -> Settings:
+        """The settings; ``--ledger`` and ``--prices`` win over the environment."""
+        options = {name: value for name in ("ledger", "prices") if (value := getattr(self.args, name, None)) is not None}
+        settings = Settings.from_environment(**options)
+        if "ledger" in options:
+            # VOIGHT_JOURNAL belongs to VOIGHT_LEDGER: other ledgers must not ingest it.
+            same = settings.ledger == Settings.from_environment().ledger
+            settings = replace(settings, journal=settings.journal if same else default_journal(settings.ledger))
+        return replace(settings, sources={**settings.sources, **{name: f"--{name}" for name in options}})
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """The ledger, opened at the first use, after an ingest of orphaned segments."""
+        return self._resources.enter_context(ingested_ledger(self.settings))
+
+    @cached_property
+    def where(self) -> Where:
+        """The filters; an id that has a ``*`` in it stands for itself."""
+        return filters.exact(self.ledger, self._filters)
 
     @property
     def original_prices(self) -> bool:
-        """Whether costs are those that calls were given first."""
-        return bool(getattr(self.args, "original_prices", False))
+        """Whether each call counts with its first price."""
+        return bool(self.args.original_prices)
 
-    def answer(
+    def open_prices(self) -> PriceBook:
+        """
+        Return the price book with the user's own prices.
+
+        Raises:
+            UserError: The file of prices cannot be used.
+        """
+        from voight_middleware.pricing import OverridesError, open_book
+
+        try:
+            return open_book(self.settings.prices)
+        except OverridesError as error:
+            raise UserError(f"your prices cannot be used: {error}") from error
+
+    def print_report(
         self,
         rows: Iterable[Mapping[str, Value]],
         texts: Sequence[str],
@@ -48,85 +108,28 @@ class ReportContext:
         header: Sequence[str] = (),
     ) -> int:
         """
-        Print a report in the format that was asked for.
+        Print a report in the chosen format, and return the exit code 0.
 
         Args:
-            rows: The rows, as they leave the house.
-            texts: Columns that hold what an application or a provider has said.
-            about: What JSON says beside the rows: the total, and how it was come by.
+            rows: The rows, as JSON and CSV have them.
+            texts: Columns with text of an application or a provider.
+            about: The fields of JSON beside the rows, such as the total.
             table: Prints the report as a table.
-            header: The columns of CSV without rows.
+            header: The columns of CSV if there are no rows.
         """
         if self.args.format == "table":
             table()
         elif self.args.format == "json":
-            print(json.dumps({**span(self.window, self.zone), **about, "rows": list(rows)}, indent=2, default=plain_value))
+            document = {**span(self.window, self.zone), **about, "rows": list(rows)}
+            print(json.dumps(document, indent=2, default=plain_value))
         else:
             flat = [{name: plain_value(value) for name, value in row.items()} for row in rows]
             sys.stdout.write(csv_text(list(flat[0]) if flat else header, flat, texts))
         return 0
 
-
-def span(window: Window, zone: tzinfo) -> dict[str, str | None]:
-    """A window as JSON has it: ``since``, ``until`` and the zone that days are cut in."""
-    return {"since": moment(window.since, zone), "until": moment(window.until, zone), "tz": timespan.zone_name(zone)}
-
-
-def moment(microseconds: int | None, zone: tzinfo = UTC) -> str | None:
-    """A time in ISO 8601, with the offset of *zone*."""
-    return None if microseconds is None else timespan.to_datetime(microseconds).astimezone(zone).isoformat()
-
-
-def plain_value(value: object) -> object:
-    """Decimals as strings that read as numbers, nested values as JSON."""
-    if isinstance(value, Decimal):
-        return usd_text(value)
-    if isinstance(value, dict | list | tuple):
-        return json.dumps(value, default=plain_value)
-    return value
-
-
-def zone_of(args: Any) -> tzinfo:
-    """
-    The time zone of ``--tz``, then of the settings.
-
-    Raises:
-        UserError: There is no such zone.
-    """
-    try:
-        return timespan.parse_zone(getattr(args, "tz", None) or Settings.from_environment(ledger=getattr(args, "ledger", None)).tz)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-
-
-def names(text: str) -> list[str]:
-    """``user,model`` as names of dimensions."""
-    return [SHORT.get(name, name) for name in map(str.strip, text.split(",")) if name]
-
-
-def amount(text: str, what: str) -> Decimal:
-    """
-    US dollars as people type them: ``20``, ``$0.05``.
-
-    Raises:
-        UserError: It is no such amount.
-    """
-    plain = text.strip().removeprefix("$")
-    whole, _, fraction = plain.partition(".")
-    if plain.isascii() and (whole + fraction).isdigit() and len(whole) <= 12 and len(fraction) <= 15:
-        return Decimal(plain)
-    raise UserError(f"{what} is {text!r}, not an amount of US dollars such as 20 or 0.05")
-
-
-def rate(value: Decimal | None) -> float | None:
-    """A share, ratio or change as a JSON number."""
-    return None if value is None else round(float(value), 6)
-
-
-def total_row(total: Spend, owners: Unattributed | None) -> dict[str, object]:
-    """A total as it leaves the house, with what of it has no owner: null where certain users were asked for."""
-    return {
-        **as_row(total),
-        "unowned_calls": None if owners is None else owners.unowned.calls,
-        "unowned_cost_usd": None if owners is None else usd(owners.unowned.sum_femto),
-    }
+    def _read_times(self) -> None:
+        try:
+            self.zone = timespan.parse_zone(self.args.tz or self.settings.tz)
+            self.window = timespan.parse_window(self.args.since, self.args.until, zone=self.zone)
+        except ValueError as error:
+            raise UserError(str(error)) from error

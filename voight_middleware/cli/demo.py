@@ -1,21 +1,18 @@
-"""``voight demo``: the whole line at work. A provider, the FastAPI example under uvicorn, signed-in users, and the answer."""
+"""``voight demo``: run the FastAPI example against a loopback provider, and print its costs."""
 
 from __future__ import annotations
 
 import argparse
-import http.client
 import json
 import os
 import random
 import shlex
 import socket
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Generator, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from decimal import ROUND_UP, Decimal
@@ -23,8 +20,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from voight_middleware.cli import render
-from voight_middleware.cli.render import UserError
+from voight_middleware.cli.arguments import positive
+from voight_middleware.cli.context import Context
+from voight_middleware.cli.render import UserError, console_for_tables, need_rich
+from voight_middleware.cli.spend import print_spend
 from voight_middleware.config.ledger_url import ledger_url
 from voight_middleware.config.paths import default_journal
 from voight_middleware.ledger import Ledger, Window, open_ledger
@@ -36,12 +35,14 @@ from voight_middleware.reports.spend import spend
 from voight_middleware.reports.unattributed_share import unattributed_share
 
 if TYPE_CHECKING:
+    import subprocess
+
     from rich.console import Console
 
     from voight_middleware.testing.provider import LoopbackProvider
 
 LIVE_REQUESTS = 10
-"""How many requests at most are sent where a real provider bills them."""
+"""The most requests to a real provider, which bills them."""
 _AT_ONCE = 16
 _START_SECONDS = 30.0
 
@@ -56,15 +57,15 @@ _REAL = {
     "/summarise": ("anthropic", "messages", "claude-haiku-4-5", 500),
     "/summarise/stream": ("anthropic", "messages", "claude-haiku-4-5", 500),
 }
-"""What the example asks of a provider for each path, and how many tokens an answer in one sentence may have, reasoning included."""
+"""Provider, endpoint and model of each path, and the output tokens of one sentence."""
 _PROXIES = frozenset({"http_proxy", "https_proxy", "all_proxy"})
 _HEAVY = {1: 14, 6: 9, 4: 5}
-"""How much more than the others these users ask for: two of them on the free plan."""
+"""Users with more requests than the others, and the factor: two of them are on the free plan."""
 _RELEASES = ("2026.11.1", "2026.11.2")
-"""The second one sends the whole conversation with each question to ``/answer``."""
+"""The second release sends the whole conversation with each question to ``/answer``."""
 _CONVERSATION = "What was said before: nothing that matters, and at length. "
 _REVENUE = {"t_1": "0.20", "t_2": "0.02", "t_3": "0.10", "t_4": "0.04"}
-"""What the tenants pay for the time of the demo, in US dollars."""
+"""The revenue of each tenant in the time of the demo, in US dollars."""
 _QUESTIONS = (
     "Why is the sky blue?",
     "What did we decide about the outage last Thursday?",
@@ -75,23 +76,43 @@ _QUESTIONS = (
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One request of one user; of a visitor without an account where the number is None."""
+    """A request of a user, or of an anonymous visitor if *user* is None."""
 
     path: str
     user: int | None
     text: str
     leaves: bool = False
-    """Whether the client goes away in the middle of the answer."""
+    """Whether the client disconnects in the middle of the response."""
 
 
-def main(args: argparse.Namespace) -> int:
+HELP = "Run an example app against a loopback provider"
+EXAMPLES = """\
+Starts a FastAPI app, sends 200 requests of several users, and prints the costs.
+The loopback provider needs no API key, and nothing is billed.
+
+examples:
+  voight demo
+  voight demo --keep                              keep the ledger for more reports
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    parser.add_argument("--requests", metavar="N", type=positive, default=200, help="how many requests (default: 200)")
+    parser.add_argument("--keep", action="store_true", help="keep the demo's ledger in ./voight-demo, for more reports")
+    parser.add_argument("--real", action="store_true", help="use OpenAI (and Anthropic, with a key), which bills you; asks first")
+    parser.add_argument("--yes", action="store_true", help="with --real: do not ask")
+
+
+def run(context: Context) -> int:
     """
-    Run the demo; 0 where the ledger agrees with the provider's own count.
+    Run the demo; return 0 if the ledger agrees with the provider's own count.
 
     Raises:
-        UserError: Something is not installed, or the example app did not start; the message says what to do.
+        UserError: A package is missing, or the example app did not start.
     """
-    render.need_rich()
+    args = context.args
+    need_rich()
     from rich.console import Console
 
     if missing := [name for name in ("anthropic", "fastapi", "openai", "uvicorn") if find_spec(name) is None]:
@@ -104,7 +125,7 @@ def main(args: argparse.Namespace) -> int:
             console.print("A provider on loopback speaks the wire formats of OpenAI and Anthropic: no API key is used, nothing is billed.")
             return _run(_plan(args.requests, _OPENAI_PATHS | _ANTHROPIC_PATHS), folder, provider, args.keep, console)
     if not os.environ.get("OPENAI_API_KEY"):
-        raise UserError("--real needs OPENAI_API_KEY; without --real a provider on loopback answers, and nothing is billed")
+        raise UserError("--real needs OPENAI_API_KEY; without --real the demo uses a loopback provider, and nothing is billed")
     plan = _plan(min(args.requests, LIVE_REQUESTS), _OPENAI_PATHS | _anthropic_paths(), live=True)
     _confirm(plan, args.yes)
     with _kept(args.keep) as folder:
@@ -112,7 +133,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _run(plan: list[Ask], folder: Path, provider: LoopbackProvider | None, keep: bool, console: Console) -> int:
-    window = Window(time.time_ns() // 1000) if keep else Window()  # what is kept may be from an earlier demo
+    window = Window(time.time_ns() // 1000) if keep else Window()  # skip the calls of an earlier demo
     half = (len(plan) + 1) // 2
     more = _CONVERSATION * (300 if provider is not None else 10)
     longer = [replace(ask, text=ask.text + more) if ask.path == "/answer" else ask for ask in plan[half:]]
@@ -120,13 +141,13 @@ def _run(plan: list[Ask], folder: Path, provider: LoopbackProvider | None, keep:
     for release, asks in zip(_RELEASES, (plan[:half], longer), strict=True):
         if asks:
             outcomes += _drive(asks, folder, {**_environment(provider), "VOIGHT_RELEASE": release}, console)
-    _tell(outcomes, console)
-    return _answer(folder, window, provider, keep, console)
+    _print_outcomes(outcomes, console)
+    return _print_costs(folder, window, provider, keep, console)
 
 
 @contextmanager
 def _kept(keep: bool) -> Generator[Path]:
-    """The folder of the demo's ledger: one that stays, or one that goes with the demo."""
+    """Create the folder of the demo's ledger, and delete it afterwards unless *keep* is set."""
     if not keep:
         with tempfile.TemporaryDirectory(prefix="voight-demo-") as name:
             yield Path(name)
@@ -135,7 +156,7 @@ def _kept(keep: bool) -> Generator[Path]:
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:
-        raise UserError(f"{folder} cannot be made ({error.strerror}): run the demo in a folder of your own") from error
+        raise UserError(f"{folder} cannot be created ({error.strerror}): run the demo in a folder that you can write") from error
     yield folder
 
 
@@ -145,20 +166,20 @@ def _anthropic_paths() -> dict[str, int]:
 
 def _confirm(plan: list[Ask], yes: bool) -> None:
     """
-    Say what a run against the real providers costs, and ask whether to go on.
+    Print the cost of a run against the real providers, and ask for confirmation.
 
     Raises:
-        UserError: The answer is no, or there is nobody to ask.
+        UserError: The user declines, or standard input is not a terminal.
     """
-    asked = {"OpenAI": "OPENAI_BASE_URL", **({"Anthropic": "ANTHROPIC_BASE_URL"} if _anthropic_paths() else {})}
-    names = [f"{name} at {host_name(url)}" if (url := os.environ.get(variable)) else name for name, variable in asked.items()]
+    variables = {"OpenAI": "OPENAI_BASE_URL", **({"Anthropic": "ANTHROPIC_BASE_URL"} if _anthropic_paths() else {})}
+    names = [f"{name} at {host_name(url)}" if (url := os.environ.get(variable)) else name for name, variable in variables.items()]
     cost = f"about ${_estimate(plan)} by list prices"
     question = f"{len(plan)} requests go to {' and '.join(names)}, and are billed to your account: {cost}."
     if yes:
-        render.console_for_tables().print(question, markup=False, soft_wrap=True)
+        console_for_tables().print(question, markup=False, soft_wrap=True)
         return
     if not sys.stdin.isatty():
-        raise UserError(f"{question} Add --yes to send them where nobody can be asked")
+        raise UserError(f"{question} Add --yes to send them without a terminal")
     try:
         answer = input(f"{question} Send them? [y/N] ")
     except EOFError:
@@ -168,7 +189,7 @@ def _confirm(plan: list[Ask], yes: bool) -> None:
 
 
 def _estimate(plan: list[Ask]) -> Decimal:
-    """What the requests cost at most, about, in US dollars; whole cents, rounded up."""
+    """Return the approximate maximum cost of the requests, in US dollars, rounded up to cents."""
     from voight_middleware.pricing import PriceBook
 
     book, total = PriceBook(), Decimal(0)
@@ -179,13 +200,13 @@ def _estimate(plan: list[Ask]) -> Decimal:
         call.estimated_input, call.estimated_output = tokens, out
         price_call(call, book)
         if call.cost_usd is None:
-            raise UserError(f"there is no list price for {model}, so nothing can be said about the cost: update genai-prices")
+            raise UserError(f"there is no list price for {model}, so the cost is unknown: update genai-prices")
         total += call.cost_usd
     return total.quantize(Decimal("0.01"), ROUND_UP)
 
 
 def _environment(provider: LoopbackProvider | None) -> dict[str, str]:
-    """The environment of the example. With a provider on loopback it has no key and no proxy of the user's."""
+    """Return the environment of the example; for loopback without the user's keys and proxies."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("VOIGHT_")}
     if provider is None:
         return {**kept, "ANTHROPIC_API_KEY": os.environ.get("ANTHROPIC_API_KEY") or "none"}
@@ -200,11 +221,11 @@ def _environment(provider: LoopbackProvider | None) -> dict[str, str]:
     }
 
 
-# -- requests in ---------------------------------------------------------------------------------------------------------------
+# -- requests in --
 
 
 def _plan(count: int, paths: Mapping[str, int], *, live: bool = False) -> list[Ask]:
-    """What happens: some users ask much more than others; a few visitors, errors of the provider, and clients that go away."""
+    """Return the requests: heavy and light users, visitors, errors, clients that disconnect."""
     chance = random.Random(20)
     users = range(1, 21)
     weights = [_HEAVY.get(user, 1) for user in users]
@@ -234,6 +255,8 @@ def _plan(count: int, paths: Mapping[str, int], *, live: bool = False) -> list[A
 
 
 def _drive(plan: list[Ask], folder: Path, environment: Mapping[str, str], console: Console) -> Counter[str]:
+    from concurrent.futures import ThreadPoolExecutor, as_completed
+
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -248,14 +271,16 @@ def _drive(plan: list[Ask], folder: Path, environment: Mapping[str, str], consol
     return outcomes
 
 
-def _tell(outcomes: Counter[str], console: Console) -> None:
+def _print_outcomes(outcomes: Counter[str], console: Console) -> None:
     failed, left = outcomes["failed"], outcomes["left"]
     console.print(
-        f"{outcomes['answered']} were answered, {failed} failed at the provider, {left} clients left in the middle of an answer.\n"
+        f"{outcomes['answered']} succeeded, {failed} failed at the provider, {left} clients disconnected in the middle of a response.\n"
     )
 
 
 def _send(port: int, ask: Ask) -> str:
+    import http.client
+
     headers = {"content-type": "application/json"}
     if ask.user is not None:
         headers["authorization"] = f"Bearer token-{ask.user}"
@@ -277,7 +302,9 @@ def _send(port: int, ask: Ask) -> str:
 
 @contextmanager
 def _app(folder: Path, environment: Mapping[str, str]) -> Generator[int]:
-    """The example app in a process of its own, as a deployment starts it; the port that it listens on."""
+    """Run the example app in its own process, as a deployment does; yield its port."""
+    import subprocess
+
     module = _example()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -286,13 +313,13 @@ def _app(folder: Path, environment: Mapping[str, str]) -> Generator[int]:
     options = ["--port", str(port), "--log-level", "warning"]
     log = folder / "app.log"
     with log.open("ab") as output:
-        own = {**environment, "VOIGHT_LEDGER": _ledger(folder), "VOIGHT_CONFIG": "none"}
-        process = subprocess.Popen([*command, *options], env=own, stdout=output, stderr=output)
+        variables = {**environment, "VOIGHT_LEDGER": _ledger(folder), "VOIGHT_CONFIG": "none"}
+        process = subprocess.Popen([*command, *options], env=variables, stdout=output, stderr=output)
     try:
         _wait(process, port, log)
         yield port
     finally:
-        process.terminate()  # graceful: what was metered is in the ledger when the process has ended
+        process.terminate()  # graceful: the process flushes its calls into the ledger
         try:
             process.wait(30)
         except subprocess.TimeoutExpired:
@@ -301,6 +328,8 @@ def _app(folder: Path, environment: Mapping[str, str]) -> Generator[int]:
 
 
 def _wait(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    import http.client
+
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
@@ -312,12 +341,12 @@ def _wait(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
             time.sleep(0.05)
         finally:
             connection.close()
-    last = log.read_text(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
-    raise UserError(f"the example app did not start: {last[0]} (with --keep, all that it says is in voight-demo/{log.name})")
+    last = log.read_text(errors="replace").strip().splitlines()[-1:] or ["it printed nothing"]
+    raise UserError(f"the example app did not start: {last[0]} (with --keep, its whole output is in voight-demo/{log.name})")
 
 
 def _example() -> Path:
-    """The example app: in the wheel beside this module, in a checkout at its own place."""
+    """Return the example app: beside this module in the wheel, in example_apps in a checkout."""
     installed = Path(__file__).with_name("example_fastapi.py")
     return installed if installed.exists() else Path(__file__).parents[2] / "example_apps" / "fastapi_app" / "app.py"
 
@@ -326,48 +355,48 @@ def _ledger(folder: Path) -> str:
     return ledger_url(str(folder / "ledger.db"))
 
 
-# -- the answer out ------------------------------------------------------------------------------------------------------------
+# -- costs out --
 
 
-def _answer(folder: Path, window: Window, provider: LoopbackProvider | None, keep: bool, console: Console) -> int:
+def _print_costs(folder: Path, window: Window, provider: LoopbackProvider | None, keep: bool, console: Console) -> int:
     url = _ledger(folder)
     drain(url, default_journal(url))
     ledger = open_ledger(url, create=False)
     try:
         users = spend(ledger, ["user_id"], None, window, 10)
-        render.print_table(users, {}, unattributed_share(ledger, None, window))
+        print_spend(users, {}, unattributed_share(ledger, None, window))
         console.print()
-        render.print_table(spend(ledger, ["plan"], None, window), {}, None)
+        print_spend(spend(ledger, ["plan"], None, window), {}, None)
         agrees = provider is None or _agrees(ledger, window, provider, console)
         released = {row.dimensions["release"] for row in spend(ledger, ["release"], None, window).rows}
     finally:
         ledger.close()
     if not keep:
-        console.print("\nTo ask more: voight demo --keep, which leaves this ledger in voight-demo/.", markup=False)
+        console.print("\nFor more reports: voight demo --keep, which leaves this ledger in voight-demo/.", markup=False)
         return 0 if agrees else 1
     place, revenue = shlex.quote(str(folder / "ledger.db")), folder / "revenue.csv"
     revenue.write_text("id,revenue\n" + "".join(f"{tenant},{paid}\n" for tenant, paid in _REVENUE.items()))
     questions = ["top", "plans", f"margin --on tenant --revenue {shlex.quote(str(revenue))}", "unattributed", "spend --by plan,model"]
     questions[2:2] = [f"release {_RELEASES[1]}"] if released.issuperset(_RELEASES) else []
     questions += [f"user {user}" for row in users.rows[:1] if (user := row.dimensions["user_id"]) is not None]
-    console.print("\nAsk on:")
+    console.print("\nMore reports:")
     for question in questions:
         console.print(f"  voight {question} --ledger {place}", markup=False)
     return 0 if agrees else 1
 
 
 def _agrees(ledger: Ledger, window: Window, provider: LoopbackProvider, console: Console) -> bool:
-    """Compare the calls whose usage the provider has reported to the end with its own count of them."""
+    """Compare the completed calls with the provider's own count."""
     ours = spend(ledger, (), {"outcome": "ok"}, window).total
     theirs = provider.counts().total
     console.print(
         f"\nprovider's own count: {theirs.input_tokens:,} tokens in, {theirs.output_tokens:,} out; "
         f"ledger: {ours.input_tokens or 0:,} in, {ours.output_tokens or 0:,} out"
     )
-    # Embeddings have no output: no count is 0 tokens there.
+    # Embeddings have no output: None equals 0 tokens.
     if (ours.calls, ours.input_tokens or 0, ours.output_tokens or 0) == (theirs.completed, theirs.input_tokens, theirs.output_tokens):
         return True
     console.print(
-        f"These differ ({theirs.completed:,} answers, {ours.calls:,} calls), which is a defect: please report it.", style="bold red"
+        f"These differ ({theirs.completed:,} responses, {ours.calls:,} calls), which is a defect: please report it.", style="bold red"
     )
     return False

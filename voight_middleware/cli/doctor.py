@@ -1,14 +1,17 @@
-"""``voight doctor``: what is installed, configured and writable, and one line on what to do about the rest."""
+"""``voight doctor``: check the installation, the settings, the ledger and the journal."""
 
 from __future__ import annotations
 
+import argparse
 import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from voight_middleware.cli import doctor_links
+from voight_middleware.cli import doctor_links, findings
+from voight_middleware.cli.arguments import add_format, add_ledger
+from voight_middleware.cli.context import Context
 from voight_middleware.cli.doctor_journal import account, of_journal, owner_of
 from voight_middleware.cli.doctor_settings import of_installed, of_settings, of_variables
 from voight_middleware.cli.findings import Finding, writable
@@ -21,11 +24,20 @@ from voight_middleware.reports.unattributed_share import unattributed_share
 
 _WEEK = 7 * 24 * 3600 * 1_000_000
 ANSWER_SECONDS = 30.0
-"""How long the ledger has to answer everything."""
+"""The time that the ledger has for all queries."""
+
+HELP = "Check the installation, the settings, the ledger and the journal"
+EXAMPLES = """\
+Exits with 1 if calls are lost or not stored.
+
+examples:
+  voight doctor
+  voight doctor --format json
+"""
 
 
-class _Answers:
-    """What a ledger has answered by now."""
+class _Results:
+    """The results of the ledger so far."""
 
     def __init__(self) -> None:
         self.ledger: list[Finding] = []
@@ -34,40 +46,57 @@ class _Answers:
         self.failed: BaseException | None = None
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    add_ledger(parser)
+    add_format(parser, "table", "json")
+
+
+def run(context: Context) -> int:
+    """Print the findings; return 1 if calls are lost or not stored."""
+    report = examine(context.settings)
+    print(findings.as_json(report) if context.args.format == "json" else findings.as_text(report))
+    return 1 if any(finding.fatal for finding in report) else 0
+
+
 def examine(settings: Settings) -> list[Finding]:
-    """Look at everything; raises nothing that a broken ledger or journal could cause, and waits for no ledger for ever."""
-    findings = [*of_installed(), *of_settings(settings), *of_variables(), *_links(settings)]
-    answers = _Answers()
+    """
+    Return all findings.
+
+    A broken ledger or journal is a finding, not an exception. The ledger has ``ANSWER_SECONDS``.
+    """
+    report = [*of_installed(), *of_settings(settings), *of_variables(), *_links(settings)]
+    results = _Results()
     if _is_missing(settings):
-        answers.ledger.append(Finding("ledger", "calls", "no ledger yet: it appears with the first call that is kept"))
+        results.ledger.append(Finding("ledger", "calls", "no ledger yet: the first call creates it"))
     else:
-        answers.ledger += _state(_ask(settings, answers), answers, settings)
+        results.ledger += _state(_query(settings, results), results, settings)
     path = _ledger_file(settings)
     if path is not None and owner_of(path) is None:
-        findings.append(writable("ledger", path, "calls stay in the journal"))
-    return [*findings, *answers.ledger, *of_journal(settings, answers.offsets), *answers.week]
+        report.append(writable("ledger", path, "calls stay in the journal"))
+    return [*report, *results.ledger, *of_journal(settings, results.offsets), *results.week]
 
 
-def _ask(settings: Settings, answers: _Answers) -> bool:
-    """Ask the ledger all there is to ask; whether that came to an end in time."""
+def _query(settings: Settings, results: _Results) -> bool:
+    """Query the ledger; return whether that finished in time."""
 
-    def ask() -> None:
+    def query() -> None:
         try:
             ledger = open_ledger(settings.ledger, create=False)
             try:
                 about = dict(ledger.info())
-                answers.ledger += _ledger(settings, ledger, about)
+                results.ledger += _ledger(settings, ledger, about)
                 for name in _segments(settings):
-                    answers.offsets[name] = ledger.progress(name)
+                    results.offsets[name] = ledger.progress(name)
                 if _may_read(about):
-                    answers.week += _week(ledger)
+                    results.week += _week(ledger)
             finally:
                 ledger.close()
         except BaseException as error:
-            answers.failed = error
+            results.failed = error
 
-    # In a thread: nothing but its own timeouts ends a call to a server that does not answer, and there may be none.
-    thread = threading.Thread(target=ask, name="voight-doctor", daemon=True)
+    # In a thread: a call to a server that hangs may have no timeout.
+    thread = threading.Thread(target=query, name="voight-doctor", daemon=True)
     thread.start()
     thread.join(ANSWER_SECONDS)
     return not thread.is_alive()
@@ -76,31 +105,31 @@ def _ask(settings: Settings, answers: _Answers) -> bool:
 def _segments(settings: Settings) -> list[str]:
     try:
         return [segment.name for segment in segments(settings.journal)] if settings.journal.is_dir() else []
-    except OSError:  # what is said of the journal says so
+    except OSError:  # the findings of the journal report it
         return []
 
 
 def _may_read(about: dict[str, str]) -> bool:
-    """Whether this role may ask for calls: one that only brings them in need not."""
+    """Return whether this role can read calls; a role that only inserts them cannot."""
     return about.get("may read", "yes").partition(":")[0] != "no"
 
 
-def _state(in_time: bool, answers: _Answers, settings: Settings) -> Iterator[Finding]:
-    """What keeps the ledger from answering."""
-    error, ingest = answers.failed, settings.ingest
+def _state(in_time: bool, results: _Results, settings: Settings) -> Iterator[Finding]:
+    """Report the problem of the ledger, if any."""
+    error, ingest = results.failed, settings.ingest
     if isinstance(error, LedgerError):
-        advice = "calls stay in the journal until this is put right" if ingest else "ask again where voight ingest runs"
+        advice = "calls stay in the journal until this is fixed" if ingest else "run this on the host of voight ingest"
         foreign = None if (file := _ledger_file(settings)) is None else owner_of(file)
         if foreign is not None:
             advice = f"{file} belongs to {foreign}, and this is {account()}: sudo -u {foreign} voight doctor"
         yield Finding("ledger", "state", str(error), advice, fatal=ingest and foreign is None)
     elif isinstance(error, OSError):
-        yield Finding("ledger", "state", str(error), "make it readable for this account, or ask again as another", fatal=ingest)
+        yield Finding("ledger", "state", str(error), "make it readable for this account, or use another account", fatal=ingest)
     elif error is not None:
         raise error
     elif not in_time:
-        value = f"no whole answer within {ANSWER_SECONDS:.0f} seconds"
-        yield Finding("ledger", "state", value, "look at the server, and at the network between", fatal=not answers.ledger)
+        value = f"no complete response within {ANSWER_SECONDS:.0f} seconds"
+        yield Finding("ledger", "state", value, "check the server and the network", fatal=not results.ledger)
 
 
 def _ledger(settings: Settings, ledger: Ledger, about: dict[str, str]) -> Iterator[Finding]:
@@ -108,7 +137,7 @@ def _ledger(settings: Settings, ledger: Ledger, about: dict[str, str]) -> Iterat
     for name, value in about.items():
         no, _, advice = value.partition(": ")
         if name == "may write" and no == "no":
-            # Who only asks for reports has no journal here.
+            # A host that only runs reports has no journal.
             needed = settings.ingest and settings.journal.is_dir()
             yield Finding(section, name, "no", advice or "grant it to this role" if needed else None, fatal=needed)
         else:
@@ -150,7 +179,7 @@ def _is_missing(settings: Settings) -> bool:
     try:
         return path is not None and not path.exists()
     except OSError:
-        return False  # opening it says why it cannot be seen
+        return False  # opening it reports the reason
 
 
 def _time(microseconds: int) -> str:

@@ -1,13 +1,11 @@
-"""What ``voight doctor`` says of what is installed, and of the settings."""
+"""Findings of ``voight doctor`` about installed packages and settings."""
 
 from __future__ import annotations
 
 import os
 import platform
 import re
-import sqlite3
 from collections.abc import Iterator, Mapping
-from importlib.metadata import PackageNotFoundError, version
 
 from voight_middleware.cli.findings import Finding
 from voight_middleware.config.ledger_url import shown_url
@@ -20,7 +18,7 @@ from voight_middleware.config.version import VERSION
 from voight_middleware.pipeline.pseudonyms import finding_keys
 
 _SDKS = {"openai": (1, 109), "anthropic": (0, 49)}
-"""The oldest versions whose two patched methods are those of today (research: providers, section 1)."""
+"""The oldest versions whose two patched methods are the same as today."""
 _FRAMEWORKS = {
     "starlette": "CostTagMiddleware",
     "fastapi": "CostTagMiddleware",
@@ -33,52 +31,54 @@ _FRAMEWORKS = {
     "arq": "voight_arq.instrument_arq()",
     "taskiq": "voight_taskiq.CostTagMiddleware",
 }
-"""What tags the calls of each, once the application has it."""
+"""The integration that tags the calls of each framework."""
 _ALWAYS_NAMED = ("starlette", "fastapi")
 _OTHERS = ("httpx2", "httpx", *_FRAMEWORKS, "genai-prices", "rich")
 _ELSEWHERE = ("VOIGHT_CONFIG", "VOIGHT_OTLP_TOKEN")
-"""Variables that are no setting."""
+"""Variables that are not settings."""
 
 
 def of_installed() -> Iterator[Finding]:
-    """Which libraries are here, and what covers them."""
+    """Report the installed libraries, and the integration that covers each."""
+    import sqlite3
+
     section = "installed"
     yield Finding(section, "voight-middleware", f"{VERSION} (Python {platform.python_version()}, SQLite {sqlite3.sqlite_version})")
-    found = {name: _version(name) for name in (*_SDKS, *_OTHERS)}
+    versions = {name: _version(name) for name in (*_SDKS, *_OTHERS)}
     for sdk, oldest in _SDKS.items():
-        if found[sdk] is None:
-            advice = "no SDK is here: calls come in through voight.record() only" if not any(found[name] for name in _SDKS) else None
+        if versions[sdk] is None:
+            advice = "no SDK is installed: only voight.record() stores calls" if not any(versions[name] for name in _SDKS) else None
             yield Finding(section, sdk, "not installed", advice)
-        elif _numbers(found[sdk]) < oldest:
+        elif _numbers(versions[sdk]) < oldest:
             advice = f"its calls are not metered: pip install '{sdk}>={'.'.join(map(str, oldest))}'"
-            yield Finding(section, sdk, f"{found[sdk]}, not covered", advice, fatal=True)
+            yield Finding(section, sdk, f"{versions[sdk]}, not covered", advice, fatal=True)
         else:
-            yield Finding(section, sdk, f"{found[sdk]}, covered by wrap() and instrument()")
+            yield Finding(section, sdk, f"{versions[sdk]}, covered by wrap() and instrument()")
     for name in ("httpx2", "httpx"):
-        if found[name] is not None:
-            yield Finding(section, name, f"{found[name]}, covered below the SDKs; calls made with it directly: voight.wrap(client)")
+        if versions[name] is not None:
+            yield Finding(section, name, f"{versions[name]}, covered below the SDKs; use voight.wrap(client) for direct calls")
     for name, line in _FRAMEWORKS.items():
-        if found[name] is not None:
-            yield Finding(section, name, f"{found[name]}, covered by {line}")
+        if versions[name] is not None:
+            yield Finding(section, name, f"{versions[name]}, covered by {line}")
         elif name in _ALWAYS_NAMED:
             yield Finding(section, name, "not installed")
-    prices = found["genai-prices"]
+    prices = versions["genai-prices"]
     yield Finding(
         section,
         "genai-prices",
         prices or "not installed",
-        None if prices else "calls are kept without a price: pip install genai-prices",
+        None if prices else "calls are stored without a price: pip install genai-prices",
     )
-    rich = found["rich"]
+    rich = versions["rich"]
     yield Finding(section, "rich", rich or "not installed", None if rich else "no tables: pip install 'voight-middleware[cli]'")
 
 
 def of_settings(settings: Settings) -> Iterator[Finding]:
-    """The settings in force, and where each comes from."""
+    """Report the settings, each with its source."""
     section = "settings"
     source, advice = settings.sources.get("ledger", "default"), None
     if source == "default" and state_folder().name == temporary_name():
-        advice = "there is no home, and this folder may not outlive the machine: set VOIGHT_LEDGER, or XDG_STATE_HOME"
+        advice = "there is no home folder, and this folder may be temporary: set VOIGHT_LEDGER or XDG_STATE_HOME"
     yield Finding(section, "ledger", f"{shown_url(settings.ledger)} ({source})", advice)
     yield _place(settings)
     yield from _delivery(settings)
@@ -95,11 +95,11 @@ def of_settings(settings: Settings) -> Iterator[Finding]:
     if settings.enabled:
         yield Finding(section, "enabled", f"yes ({source})")
     else:
-        yield Finding(section, "enabled", f"no ({source})", f"no call is metered or kept: unset {source}, or set it to true", fatal=True)
+        yield Finding(section, "enabled", f"no ({source})", f"no call is metered or stored: unset {source}, or set it to true", fatal=True)
 
 
 def of_variables(environ: Mapping[str, str] = os.environ) -> Iterator[Finding]:
-    """Variables that look like ours and that nothing reads: a mistyped one changes nothing, and says nothing."""
+    """Report VOIGHT_ variables that are not settings: a mistyped one has no effect."""
     known = (*VARIABLES.values(), *_ELSEWHERE)
     for name in sorted(environ):
         if name.startswith("VOIGHT_") and name not in known and not name.startswith("VOIGHT_TEST_"):
@@ -110,15 +110,13 @@ def _place(settings: Settings) -> Finding:
     source = settings.sources.get("journal", "default")
     advice = None
     if source == "default" and settings.journal != default_journal(settings.ledger):
-        advice = (
-            f"{default_journal(settings.ledger).parent} cannot be made, and this folder may not outlive the machine: set VOIGHT_JOURNAL"
-        )
+        advice = f"{default_journal(settings.ledger).parent} cannot be created, and this folder may be temporary: set VOIGHT_JOURNAL"
     return Finding("settings", "journal", f"{settings.journal} ({source})", advice)
 
 
 def _delivery(settings: Settings) -> Iterator[Finding]:
     values = (
-        ("ingest", "yes" if settings.ingest else "no: a voight ingest on the same folder does it"),
+        ("ingest", "yes" if settings.ingest else "no: voight ingest on the same folder does it"),
         ("delivery", settings.delivery),
         ("exit_timeout", f"{settings.exit_timeout:g} seconds"),
     )
@@ -136,21 +134,21 @@ def _privacy(settings: Settings) -> Iterator[Finding]:
     try:
         keys = finding_keys(settings)
     except SettingsError as error:
-        lost = "" if settings.pseudonym_keys else "; personal data becomes redacted:<kind>, all such users together"
+        lost = "" if settings.pseudonym_keys else "; personal data becomes redacted:<kind>, and all such users are one row"
         yield Finding(section, name, str(error), f"make it readable for this account, or set VOIGHT_PSEUDONYM_KEY{lost}")
         return
     if settings.pseudonym_keys:
-        older = f"; found by too: {', '.join(key.version for key in keys[1:])}" if keys[1:] else ""
+        older = f"; accepted too: {', '.join(key.version for key in keys[1:])}" if keys[1:] else ""
         yield Finding(section, name, f"{keys[0].version}{older} ({source})")
     elif file is None:
         advice = "set VOIGHT_PSEUDONYM_KEY on every host to the same secret: voight migrate --new-key"
-        value = f"none: personal data becomes redacted:<kind>, all users with e-mail addresses as ids one row ({source})"
+        value = f"none: personal data becomes redacted:<kind>, and all users with e-mail addresses as ids are one row ({source})"
         yield Finding(section, name, value, advice)
     elif keys:
         others = file.stat().st_mode & 0o077
         yield Finding(section, name, f"{', '.join(key.version for key in keys)}, in {file}", f"chmod 600 {file}" if others else None)
     else:
-        yield Finding(section, name, f"none yet: {file} is made when personal data first occurs")
+        yield Finding(section, name, f"none yet: {file} is created when personal data first occurs")
 
 
 def _prices(settings: Settings) -> Finding:
@@ -162,12 +160,14 @@ def _prices(settings: Settings) -> Finding:
     try:
         count = len(read_overrides(settings.prices).rules)
     except OverridesError as error:
-        value = f"{settings.prices} cannot be used, {len(error.problems)} wrong ({source})"
-        return Finding(section, name, value, "calls wait in the journal until this is put right: voight prices check", fatal=True)
+        value = f"{settings.prices} cannot be used, {len(error.problems)} mistakes ({source})"
+        return Finding(section, name, value, "calls wait in the journal until this is fixed: voight prices check", fatal=True)
     return Finding(section, name, f"{settings.prices}, {count:,} of your own ({source})")
 
 
 def _version(name: str) -> str | None:
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         return version(name)
     except PackageNotFoundError:

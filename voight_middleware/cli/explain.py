@@ -1,24 +1,57 @@
-"""``voight explain``: where the cost of one call comes from, line by line."""
+"""``voight explain``: the cost of one call, line by line."""
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
-from voight_middleware.cli.prices import origin, unit_price
-from voight_middleware.cli.render import aligned, exact, printable
+from voight_middleware.cli.arguments import add_format, add_ledger
+from voight_middleware.cli.context import Context
+from voight_middleware.cli.json_values import utc
+from voight_middleware.cli.prices_show import origin, unit_price
+from voight_middleware.cli.render import UserError, aligned, exact, printable
 from voight_middleware.exporters.files import jsonl
 from voight_middleware.ledger import PriceVersion
+from voight_middleware.pipeline.pseudonyms import kept_call_id
 from voight_middleware.pricing.explain import Explanation, Line, Part, explain
 from voight_middleware.records.call import Call
 from voight_middleware.records.money import from_femto, usd_text
+from voight_middleware.reports.spend import usd
+from voight_middleware.reports.timespan import to_datetime
+
+HELP = "Show how the cost of one call adds up"
+EXAMPLES = """\
+The first 8 characters of a call's id are enough; voight export shows the ids.
+
+examples:
+  voight explain 019a8f3b52c77d41
+  voight explain 019a8f3b52c77d41 --format json
+"""
 
 
-def as_json(call: Call, former: Sequence[PriceVersion]) -> str:
-    """The call and its arithmetic as one JSON object, in ASCII; money as decimal strings of US dollars."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    add_ledger(parser)
+    add_format(parser, "table", "json")
+    parser.add_argument("call_id", metavar="CALL_ID", help="the id of a call, or its first characters, at least 8")
+
+
+def run(context: Context) -> int:
+    """Print the call, its arithmetic and its former prices."""
+    args, ledger = context.args, context.ledger
+    call = ledger.call(args.call_id) or ledger.call(kept_call_id(args.call_id, context.settings.pii))
+    if call is None:
+        raise UserError(f"there is no call {args.call_id!r} in this ledger; voight export shows their ids")
+    history = ledger.price_history(call.call_id)
+    print(as_json(call, history) if args.format == "json" else as_text(call, history))
+    return 0
+
+
+def as_json(call: Call, history: Sequence[PriceVersion]) -> str:
+    """Return the call and its arithmetic as a JSON object in ASCII; money is in US dollars."""
     explanation = explain(call)
     value = {
         **jsonl.as_object(call),
@@ -26,35 +59,35 @@ def as_json(call: Call, former: Sequence[PriceVersion]) -> str:
         "service_tier": call.service_tier,
         "batch": call.batch,
         "components": list(map(_part, explanation.parts)),
-        "sum_usd": _text(_usd(explanation.sum_femto)),
+        "sum_usd": usd(explanation.sum_femto),
         "sum_agrees": explanation.agrees,
-        "list_usd": _text(_usd(call.list_femto)),
-        "reported_usd": _text(_usd(explanation.reported_femto)),
+        "list_usd": usd(call.list_femto),
+        "reported_usd": usd(explanation.reported_femto),
         "former": [
             {
                 "version": price.version,
-                "cost_usd": _text(_usd(price.cost_femto)),
-                "list_usd": _text(_usd(price.list_femto)),
+                "cost_usd": usd(price.cost_femto),
+                "list_usd": usd(price.list_femto),
                 "cost_status": price.cost_status,
                 "cost_reasons": price.cost_reasons,
-                "replaced_at": _time(price.replaced_at).isoformat().replace("+00:00", "Z"),
+                "replaced_at": utc(price.replaced_at),
             }
-            for price in former
+            for price in history
         ],
     }
     return json.dumps(value, indent=2)
 
 
-def as_text(call: Call, former: Sequence[PriceVersion]) -> str:
-    """The call and its arithmetic for a terminal."""
+def as_text(call: Call, history: Sequence[PriceVersion]) -> str:
+    """Return the call and its arithmetic for a terminal."""
     explanation = explain(call)
     lines = [f"call {call.call_id}", *_facts(call), "", *_arithmetic(explanation), *_result(call, explanation)]
-    if former:
+    if history:
         lines += ["", "earlier prices"]
-    for price in former:
+    for price in history:
         figure = f"{_shown(price.cost_femto)}, {price.cost_status}"
         reasons = f" ({'; '.join(price.cost_reasons)})" if price.cost_reasons else ""
-        lines.append(f"  version {price.version}, until {_time(price.replaced_at):%Y-%m-%d %H:%M} UTC: {figure}{reasons}")
+        lines.append(f"  version {price.version}, until {to_datetime(price.replaced_at):%Y-%m-%d %H:%M} UTC: {figure}{reasons}")
     return "\n".join(map(printable, lines))
 
 
@@ -63,10 +96,10 @@ def _facts(call: Call) -> Iterator[str]:
     groups = [f"{name} {value}" for name, value in (("plan", tags.plan), ("tenant", tags.tenant_id)) if value is not None]
     tier = [call.service_tier or "standard", *(["batch"] if call.batch else [])]
     model = call.model or call.requested_model or "unknown"
-    asked = "" if call.requested_model in (None, model) else f" ({call.requested_model} was asked for)"
+    requested = "" if call.requested_model in (None, model) else f" (requested: {call.requested_model})"
     facts = {
         "user": ", ".join([tags.user_id or "(none)", *groups]),
-        "model": f"{model}{asked} of {call.provider}{'' if call.host is None else f', {call.host}'}",
+        "model": f"{model}{requested} of {call.provider}{'' if call.host is None else f', {call.host}'}",
         "time": f"{call.time:%Y-%m-%d %H:%M:%S.%f} UTC",
         "endpoint": call.endpoint,
         "tier": ", ".join(tier),
@@ -107,9 +140,9 @@ def _result(call: Call, explanation: Explanation) -> Iterator[str]:
         return
     stored = _shown(explanation.stored_femto)
     if explanation.sum_femto is None:
-        yield f"! no unit prices are stored with this call: its {stored} cannot be computed again"
+        yield f"! no unit prices are stored with this call: its cost of {stored} cannot be computed again"
     else:
-        yield f"! the sum does not equal what is stored: {_shown(explanation.sum_femto)} is not {stored}"
+        yield f"! the sum, {_shown(explanation.sum_femto)}, is not the stored cost, {stored}"
 
 
 def _part(part: Part) -> dict[str, Any]:
@@ -122,7 +155,7 @@ def _part(part: Part) -> dict[str, Any]:
         "context": dict(part.context),
         "rules": [{"id": rule.id, "source": rule.source} for rule in part.rules],
         "lines": [
-            {"name": line.name, "count": line.count, "unit_usd": _text(line.unit_usd), "amount_usd": _text(line.amount_usd)}
+            {"name": line.name, "count": line.count, "unit_usd": _decimal(line.unit_usd), "amount_usd": _decimal(line.amount_usd)}
             for line in part.lines
         ],
     }
@@ -143,13 +176,5 @@ def _shown(femto: int | None) -> str:
     return "unknown" if femto is None else exact(from_femto(femto))
 
 
-def _usd(femto: int | None) -> Decimal | None:
-    return None if femto is None else from_femto(femto)
-
-
-def _text(usd: Decimal | None) -> str | None:
+def _decimal(usd: Decimal | None) -> str | None:
     return None if usd is None else usd_text(usd)
-
-
-def _time(microseconds: int) -> datetime:
-    return datetime.fromtimestamp(microseconds // 1_000_000, UTC)

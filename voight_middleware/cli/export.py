@@ -1,4 +1,4 @@
-"""``voight export``: calls as data, on standard output or in a file that is there whole or not at all."""
+"""``voight export``: calls as data, on standard output or in a file that is written atomically."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import argparse
 import contextlib
 import importlib.util
 import json
-import os
-import stat
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from voight_middleware.cli import render
-from voight_middleware.cli.privacy import called
-from voight_middleware.cli.render import UserError
-from voight_middleware.config.settings import Settings
+from voight_middleware.cli.arguments import add_ledger, add_original_prices, add_selection
+from voight_middleware.cli.context import Context
+from voight_middleware.cli.output import output
+from voight_middleware.cli.privacy import ids_of
+from voight_middleware.cli.render import UserError, for_terminal
 from voight_middleware.ledger import Ledger, Where, Window
 from voight_middleware.records.call import Call
 
 FORMATS = ("jsonl", "csv", "parquet", "focus")
 _STEP = 1_000
-"""Calls between two movements of the progress bar."""
+"""Calls between two updates of the progress bar."""
 
+HELP = "Write calls as JSON lines, CSV, Parquet or FOCUS"
 EXAMPLES = """\
 formats:
   jsonl      one JSON object per call and line
@@ -36,44 +36,48 @@ examples:
   voight export --where tenant=t_1 | jq .cost_usd
   voight export --format parquet --since 2026-11 --until 2026-11 -o november.parquet
   voight export --format focus --since 2026-11 --until 2026-11 -o november.focus.csv
-  voight export --user u_7 -o u_7.json            everything that is kept about one person
+  voight export --user u_7 -o u_7.json            everything about one person
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``voight export``, besides the choice of calls."""
+    """Add the arguments of the command."""
+    add_ledger(parser)
+    add_selection(parser)
+    add_original_prices(parser)
     parser.add_argument("--format", choices=FORMATS, help="default: jsonl")
-    parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="default: standard output; a new file is readable by you only")
-    parser.add_argument("--user", metavar="ID", help="everything that is kept about this person, as one JSON document")
+    parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="default: standard output; only you can read a new file")
+    parser.add_argument("--user", metavar="ID", help="everything about this person, as one JSON document")
 
 
-def run(ledger: Ledger, where: Where, window: Window, settings: Settings, args: Any) -> int:
+def run(context: Context) -> int:
     """
-    Write the calls that were asked for; answers 0.
+    Write the calls.
 
     Raises:
-        UserError: The file cannot be written, the options contradict each other, or pyarrow is not installed.
+        UserError: The file cannot be written, options contradict each other, or pyarrow is missing.
     """
+    args, ledger, where, window = context.args, context.ledger, context.where, context.window
     if args.user is not None:
-        return _person(ledger, where, window, settings, args)
-    chosen = args.format or "jsonl"
-    if chosen == "parquet" and args.output is None:
+        return _export_person(context)
+    form = args.format or "jsonl"
+    if form == "parquet" and args.output is None:
         raise UserError("Parquet is not text: give it a file, such as -o calls.parquet")
     with _progress(ledger, where, window, args) as watched:
         calls = watched(ledger.calls(where, window, original_prices=args.original_prices))
-        if chosen == "parquet":
+        if form == "parquet":
             _write_parquet(calls, args.output)
         else:
-            _write(_lines(chosen)(calls), args.output, as_json=chosen == "jsonl")
+            _write(_lines(form)(calls), args.output, as_json=form == "jsonl")
     return 0
 
 
-def _lines(chosen: str) -> Callable[[Iterable[Call]], Iterator[bytes]]:
-    if chosen == "csv":
-        from voight_middleware.exporters.files import csv_file as csvfile
+def _lines(form: str) -> Callable[[Iterable[Call]], Iterator[bytes]]:
+    if form == "csv":
+        from voight_middleware.exporters.files import csv_file
 
-        return csvfile.lines
-    if chosen == "focus":
+        return csv_file.lines
+    if form == "focus":
         from voight_middleware.exporters.files import focus
 
         return focus.lines
@@ -82,16 +86,17 @@ def _lines(chosen: str) -> Callable[[Iterable[Call]], Iterator[bytes]]:
     return jsonl.lines
 
 
-def _person(ledger: Ledger, where: Where, window: Window, settings: Settings, args: Any) -> int:
+def _export_person(context: Context) -> int:
     from voight_middleware.exporters.files import person
 
-    if args.format is not None or where or window != Window() or args.original_prices:
-        raise UserError("--user is for everything that is kept about one person, as JSON: leave out the format, the filters and the times")
+    args, ledger = context.args, context.ledger
+    if args.format is not None or context.where or context.window != Window() or args.original_prices:
+        raise UserError("--user exports everything about one person, as JSON: leave out the format, the filters and the times")
     try:
         args.user.encode()
     except UnicodeEncodeError as error:
         raise UserError("the id given to --user is not text in the encoding of this terminal") from error
-    _write(person.document(ledger, called(ledger, args.user, settings)), args.output, as_json=False)
+    _write(person.document(ledger, ids_of(ledger, args.user, context.settings)), args.output, as_json=False)
     return 0
 
 
@@ -101,7 +106,7 @@ def _write(lines: Iterator[bytes], path: Path | None, *, as_json: bool) -> None:
             file.writelines(lines)
     elif sys.stdout.isatty():
         for line in lines:
-            sys.stdout.write(render.for_terminal(line) if as_json else _ascii(line))
+            sys.stdout.write(for_terminal(line) if as_json else _ascii(line))
     else:
         sys.stdout.flush()
         sys.stdout.buffer.writelines(lines)
@@ -118,50 +123,13 @@ def _write_parquet(calls: Iterable[Call], path: Path) -> None:
 
 
 def _ascii(line: bytes) -> str:
-    """Text on a terminal: what drives one is escaped already in CSV, and in JSON but for the characters beyond ASCII."""
+    """Escape invisible characters; control characters are escaped already in CSV and JSON."""
     return "".join(char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1] for char in line.decode())
 
 
 @contextlib.contextmanager
-def output(path: Path) -> Generator[IO[bytes]]:
-    """
-    A file to write under another name, which takes the name of *path* when the block ends well, and is gone when it does not.
-
-    A new file is for its owner only. A link of this account is followed, and one of another is not: it may lead anywhere. What is not a
-    plain file, such as a pipe, is written to as it is.
-
-    Raises:
-        UserError: It cannot be written.
-    """
-    import tempfile
-
-    try:
-        if path.is_symlink() and path.lstat().st_uid not in (os.getuid(), 0):
-            raise UserError(f"{path} is a link that another account has made: choose another name")
-        target = path.resolve()
-        mode = target.stat().st_mode if target.exists() else None
-        if mode is not None and not stat.S_ISREG(mode):
-            with target.open("wb") as file:
-                yield file
-            return
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", suffix=".part", delete=False) as file:
-            try:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-                if mode is not None:
-                    os.fchmod(file.fileno(), stat.S_IMODE(mode))
-                Path(file.name).replace(target)
-            except BaseException:
-                Path(file.name).unlink(missing_ok=True)
-                raise
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
-
-
-@contextlib.contextmanager
 def _progress(ledger: Ledger, where: Where, window: Window, args: Any) -> Generator[Callable[[Iterable[Call]], Iterable[Call]]]:
-    """What counts calls as they pass by, on a terminal; elsewhere, and where rich is not installed, nothing."""
+    """Yield a function that shows the progress of an iteration on a terminal with rich."""
     if not sys.stderr.isatty() or (args.output is None and sys.stdout.isatty()) or importlib.util.find_spec("rich") is None:
         yield lambda calls: calls
         return

@@ -1,4 +1,4 @@
-"""What ``voight doctor`` finds, and how it is shown."""
+"""The findings of ``voight doctor``, as text and JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from voight_middleware.cli.render import printable
 
 LOST_RECORDS = "lost records"
-"""The finding of records that no ledger has."""
+"""The name of the finding about lost records."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,19 +21,19 @@ class Finding:
     name: str
     value: str
     advice: str | None = None
-    """What to do; None where all is well."""
+    """The remedy; None if there is no problem."""
     fatal: bool = False
     """Whether calls are lost or not stored."""
 
 
 def as_json(findings: list[Finding]) -> str:
-    """The findings as one JSON object, in ASCII."""
+    """Return the findings as a JSON object in ASCII."""
     ok = not any(finding.fatal for finding in findings)
     return json.dumps({"ok": ok, "findings": [asdict(finding) for finding in findings]}, indent=2)
 
 
 def as_text(findings: list[Finding]) -> str:
-    """The findings for a terminal, by section."""
+    """Return the findings by section for a terminal."""
     width = max(len(finding.name) for finding in findings)
     lines: list[str] = []
     section = None
@@ -47,23 +47,25 @@ def as_text(findings: list[Finding]) -> str:
             lines.append(f"    {' ' * width}  → {printable(finding.advice)}")
     fatal = sum(finding.fatal for finding in findings)
     advice = sum(finding.advice is not None for finding in findings) - fatal
-    kept = "calls are kept, and were lost before" if any(finding.name == LOST_RECORDS for finding in findings) else "calls are kept"
+    kept = (
+        "calls are stored, but calls were lost before" if any(finding.name == LOST_RECORDS for finding in findings) else "calls are stored"
+    )
     verdict = "calls are lost or not stored" if fatal else kept
-    lines += ["", f"{verdict}; {fatal} to put right, {advice} to look at" if fatal or advice else "all is well"]
+    lines += ["", f"{verdict}; {fatal} to fix, {advice} to look at" if fatal or advice else "all is well"]
     return "\n".join(lines)
 
 
 def writable(section: str, path: Path, consequence: str, otherwise: str = "") -> Finding:
-    """Whether *path*, or the folder that it would be made in, can be written."""
+    """Return whether *path*, or the folder to create it in, is writable."""
     place = path
     try:
         while not place.exists() and place != place.parent:
             place = place.parent
-    except OSError:  # a folder on the way that may not even be looked into
+    except OSError:  # a parent folder that this account may not search
         place = place.parent
     right = os.W_OK | (os.X_OK if place.is_dir() else 0)
     if os.access(place, right) and (place == path or place.is_dir()):
-        return Finding(section, "writable", f"{path}{'' if place == path else ' (made when it is needed)'}")
+        return Finding(section, "writable", f"{path}{'' if place == path else ' (created when needed)'}")
     return Finding(
         section, "writable", f"no: {path}", f"{consequence}: make {place} writable, or choose another place{otherwise}", fatal=True
     )

@@ -1,4 +1,4 @@
-"""``voight ingest``: a process that does nothing but bring a journal into its ledger, beside applications that leave it to it."""
+"""``voight ingest``: ingest the journal of applications with VOIGHT_INGEST=no."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import contextlib
 import queue
 import signal
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from pathlib import Path
-from typing import Any
 
+from voight_middleware.cli.arguments import add_ledger, add_prices
+from voight_middleware.cli.context import Context
 from voight_middleware.cli.render import UserError, printable
 from voight_middleware.config.ledger_url import shown_url
 from voight_middleware.config.settings import Settings
@@ -20,75 +21,72 @@ from voight_middleware.pipeline.supervisor import IngestSupervisor
 from voight_middleware.pipeline.worker import BUSY_INTERVAL, INTERVAL
 
 ROUND_SECONDS = 5.0
-"""How long a round may last where there is much: so long, a signal waits at most."""
+"""The longest round, and so the longest wait for the reaction to a signal."""
 SEND_SECONDS = 50.0
-"""How long ``--once`` sends events: less than the minute that cron leaves between two runs."""
+"""How long ``--once`` sends events: less than the minute between two runs of cron."""
 ANSWER_SECONDS = 5.0
-"""And how long it waits for the answer to the last of them."""
+"""How long it waits for the response to the last event."""
 
-EXAMPLES = {
-    "ingest": """\
-For containers: applications write into a shared folder with VOIGHT_INGEST=no and need no way to the ledger; this brings it there, and keeps
-trying while the server is down. With VOIGHT_KEY calls are sent to Voight, too; --once sends for 50 seconds at most, and the next run, or
-voight events send, goes on. After SIGTERM it waits for the applications' last calls, VOIGHT_EXIT_TIMEOUT seconds at most.
-Exits with 1 where something stays in the journal.
+HELP = "Ingest the journal into the ledger until stopped"
+EXAMPLES = """\
+For containers: applications with VOIGHT_INGEST=no write into a shared folder,
+and need no access to the ledger. This ingests the folder, and keeps trying
+while the server is down. With VOIGHT_KEY it also sends calls to Voight. --once
+sends for up to 50 seconds; the next run, or voight events send, continues.
+After SIGTERM it waits for the applications' last calls, for up to
+VOIGHT_EXIT_TIMEOUT seconds. Exits with 1 if calls stay in the journal.
 
 examples:
   voight ingest --journal /var/lib/voight --ledger postgresql://voight@db/costs
-  voight ingest --once                            bring in what is there, and end
+  voight ingest --once                            ingest the pending calls, and exit
 """
-}
 
 
-def add(command: Callable[..., argparse.ArgumentParser], *parents: argparse.ArgumentParser) -> None:
-    """Add the command."""
-    one = command("ingest", "bring the journal into the ledger until stopped", lambda args: run(settings(args), once=args.once), *parents)
-    one.add_argument("--journal", metavar="DIR", type=Path, help="the folder of the journal (default: VOIGHT_JOURNAL, then the ledger's)")
-    one.add_argument("--once", action="store_true", help="end when what is there is in the ledger")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    add_ledger(parser)
+    add_prices(parser)
+    parser.add_argument(
+        "--journal", metavar="DIR", type=Path, help="the folder of the journal (default: VOIGHT_JOURNAL, then the ledger's)"
+    )
+    parser.add_argument("--once", action="store_true", help="ingest the pending calls, and exit")
 
 
-def settings(args: Any) -> Settings:
-    """What the command line says, then the environment. A journal that is named there is meant, whatever ledger it is to go to."""
-    return Settings.from_environment(ledger=args.ledger, journal=args.journal, prices=args.prices)
-
-
-def run(settings: Settings, *, once: bool = False) -> int:
+def run(context: Context) -> int:
     """
-    Ingest until a signal comes or, with *once*, until there is nothing left; answers the exit code.
+    Ingest until a signal arrives or, with ``--once``, until nothing is left; return the exit code.
 
     Raises:
-        UserError: It can never work so: the folder cannot be written, the prices not be read, or the driver is not installed.
+        UserError: It can never work: the folder is not writable, the prices are not readable, or
+            the driver is not installed.
     """
-    from voight_middleware.pricing import OverridesError, open_book
-
-    try:
-        open_book(settings.prices)
-    except OverridesError as error:
-        raise UserError(f"your prices cannot be used: {error}") from error
+    args = context.args
+    context.open_prices()  # report mistakes at the start, not with each call
+    # VOIGHT_JOURNAL holds for any --ledger here.
+    settings = Settings.from_environment(ledger=args.ledger, journal=args.journal, prices=args.prices)
     sidecar = _Sidecar(settings)
     try:
-        return sidecar.run_once() if once else sidecar.run()
+        return sidecar.run_once() if args.once else sidecar.run()
     finally:
         sidecar.delivery.close()
 
 
 def say(text: str) -> None:
-    """One line, at once."""
+    """Print one line, unbuffered."""
     print(f"voight: {printable(text)}", flush=True)
 
 
 class _Sidecar:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.delivery = IngestSupervisor(
-            settings.ledger, settings.journal, settings.prices, gentle=False, report=say, events=settings.events
-        )
-        self._signals: queue.SimpleQueue[int] = queue.SimpleQueue()  # no Event: a handler that runs inside its lock would wait for ever
+        self.delivery = IngestSupervisor(settings.ledger, settings.journal, settings.prices, gentle=False, report=say, events=settings.events)
+        # Not an Event: a handler inside its lock would deadlock.
+        self._signals: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._unreadable: str | None = None
 
     def run_once(self) -> int:
-        if not self._elected():
-            say(f"another process ingests {self.settings.journal}: it is left to that one")
+        if not self._acquire_lock():
+            say(f"another process ingests {self.settings.journal}: nothing to do here")
             return 1 if segments(self.settings.journal) else 0
         before = self._outbox()
         while not (done := self._round(now=True)) and self.delivery.behind:
@@ -100,11 +98,11 @@ class _Sidecar:
     def _outbox(self) -> Status | None:
         try:
             return status(self.settings.journal)
-        except OSError:  # the delivery says so
+        except OSError:  # the supervisor reports it
             return None
 
     def _send(self, sent: int) -> None:
-        """Wait until what waits has been sent; *sent* is how many had been before."""
+        """Send the pending events; *sent* were sent before this run."""
         self.delivery.send_rest(time.monotonic() + SEND_SECONDS)
         self.delivery.stop_sending(ANSWER_SECONDS)
         after = self._outbox()
@@ -115,32 +113,32 @@ class _Sidecar:
 
     def run(self) -> int:
         with self._catching_signals():
-            elected = self._elected()
+            acquired = self._acquire_lock()
             place = f"{self.settings.journal} into {shown_url(self.settings.ledger)}"
-            say(f"ingesting {place}" if elected else f"waiting: another process ingests {self.settings.journal}")
+            say(f"ingesting {place}" if acquired else f"waiting: another process ingests {self.settings.journal}")
             while True:
                 self._round()
-                if not elected and self.delivery.lock.held:
-                    elected = True
-                    say(f"ingesting {place}: the other process has ended")
+                if not acquired and self.delivery.lock.held:
+                    acquired = True
+                    say(f"ingesting {place}: the other process has exited")
                 if self._is_stopped(BUSY_INTERVAL if self.delivery.behind else INTERVAL):
                     break
-            if not elected:
-                say("stopped; it was another process's turn all the time")
+            if not acquired:
+                say("stopped; another process ingested all the time")
                 return 0
             return self._end(self._drain())
 
     def _drain(self) -> bool:
-        """Go on until nobody writes any longer, as applications may end at the same time; a second signal ends it at once."""
+        """Continue until no application writes; a second signal stops it at once."""
         seconds = self.settings.exit_timeout
-        say(f"stopping: {seconds:g} seconds for the last calls of processes that end now")
+        say(f"stopping: {seconds:g} seconds for the last calls of the applications")
         deadline = time.monotonic() + seconds
         while True:
             done = self._round(now=True)
             if (done and not segments(self.settings.journal)) or time.monotonic() >= deadline or self._is_stopped(0.1):
                 return done
 
-    def _elected(self) -> bool:
+    def _acquire_lock(self) -> bool:
         folder = self.settings.journal
         try:
             return self.delivery.lock.acquire()
@@ -157,12 +155,13 @@ class _Sidecar:
                 self._unreadable = str(error)
                 say(self._unreadable)
             return False
-        if self.delivery.error is not None and isinstance(self.delivery.error.__cause__, ImportError):  # trying again installs nothing
+        # Without the driver a retry cannot help.
+        if self.delivery.error is not None and isinstance(self.delivery.error.__cause__, ImportError):
             raise UserError(str(self.delivery.error))
         return done
 
     def _end(self, done: bool) -> int:
-        count = f"{self.delivery.records:,} records brought in"
+        count = f"{self.delivery.records:,} records ingested"
         if done:
             say(f"{count}; nothing is left")
             return 0
@@ -171,7 +170,7 @@ class _Sidecar:
         return 1
 
     def _is_stopped(self, seconds: float) -> bool:
-        """Wait for a signal."""
+        """Wait for a signal, for up to *seconds*."""
         try:
             self._signals.get(timeout=seconds)
         except queue.Empty:

@@ -1,16 +1,17 @@
-"""``voight margin``: what each customer costs, beside what he pays."""
+"""``voight margin``: the cost of each customer, and their revenue."""
 
 from __future__ import annotations
 
 import argparse
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from voight_middleware.cli.context import ReportContext, amount, names, rate, total_row
+from voight_middleware.cli.arguments import add_report_arguments, amount, names, positive
+from voight_middleware.cli.context import Context
+from voight_middleware.cli.json_values import rate, total_row
 from voight_middleware.cli.render import UserError, caveats, money, note_of_calls, title_of
 from voight_middleware.cli.table import Column, amounts, counts, print_notes, print_table, print_title, rates, signed, texts
 from voight_middleware.config.settings import Settings
@@ -23,12 +24,15 @@ from voight_middleware.reports.revenue import Revenue, RevenueError, read_csv
 from voight_middleware.reports.spend import as_row, usd
 from voight_middleware.reports.stripe_revenue import StripeMissing, connect, read_stripe
 
+HELP = "Compare the cost of each customer with their revenue"
 EXAMPLES = """\
-A CSV file has the columns id and revenue, and currency if there is one; every mistake in it is named with its line. Revenue is
-that of the same time as the calls: this month, if nothing else is said.
+A CSV file has the columns id and revenue, and optionally currency. Every
+mistake in it is reported with its line. Revenue and calls are of the same time,
+by default this month.
 
-With stripe, revenue are the invoices paid in that time, without tax and less credit notes, by the id that customers have in
-their metadata; the key is in STRIPE_API_KEY, and needs to read invoices and customers only.
+With stripe, revenue is the sum of the invoices paid in that time, without tax,
+less credit notes. Customers are matched by an id in their metadata. Set
+STRIPE_API_KEY to a key that can read invoices and customers; it needs no more.
 
 examples:
   voight margin --revenue november.csv --month 2026-11
@@ -37,35 +41,36 @@ examples:
 """
 
 
-def add_arguments(parser: argparse.ArgumentParser, positive: Callable[[str], int]) -> None:
-    """The arguments of the command."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    add_report_arguments(parser)
     parser.add_argument("--revenue", metavar="FILE|stripe", required=True, help="a CSV file with the columns id and revenue, or stripe")
     parser.add_argument("--on", metavar="KEY", default="user", help="what the ids are: user, tenant, or an extra key (default: user)")
     parser.add_argument("--month", metavar="MONTH", help="the calls and invoices of a month: 2026-11 (default: this month)")
-    parser.add_argument("--rate", metavar="USD", help="US dollars for one unit of the revenue's currency, where that is another one")
+    parser.add_argument("--rate", metavar="USD", help="US dollars for one unit of the revenue's currency")
     parser.add_argument("--limit", metavar="N", type=positive, help="how many rows (default: all)")
-    parser.add_argument("--stripe-key-field", metavar="KEY", help="the key in a customer's metadata that is his id (default: --on)")
+    parser.add_argument("--stripe-key-field", metavar="KEY", help="the key of the id in a customer's metadata (default: --on)")
 
 
-def answer(asked: ReportContext) -> int:
+def run(context: Context) -> int:
     """Print the report."""
-    args = asked.args
+    args = context.args
     (on, *others) = names(args.on) or [""]
     if others or not on:
         raise UserError("--on takes one key: user, tenant, or an extra key")
-    asked = replace(asked, window=_window(asked))
+    context.window = _window(context)
     try:
-        revenue = _revenue(asked, on)
+        revenue = _revenue(context, on)
         in_usd = revenue.in_usd(None if args.rate is None else amount(args.rate, "the rate"))
         report = margin(
-            asked.ledger,
+            context.ledger,
             in_usd,
             on,
-            asked.where,
-            asked.window,
-            known_as=_known_as(asked.settings),
-            original_prices=asked.original_prices,
-            zone=asked.zone,
+            context.where,
+            context.window,
+            known_as=_known_as(context.settings),
+            original_prices=context.original_prices,
+            zone=context.zone,
         )
     except (RevenueError, AmbiguousCustomers, StripeMissing) as error:
         raise UserError(str(error)) from error
@@ -83,35 +88,36 @@ def answer(asked: ReportContext) -> int:
         "more": len(report.rows) - len(shown),
     }
     rows = list(map(_row, shown))
-    return asked.answer(rows, ("id",), about, lambda: _print(report, shown, revenue, asked), list(_row(MarginRow("", None, report.total))))
+    header = list(_row(MarginRow("", None, report.total)))
+    return context.print_report(rows, ("id",), about, lambda: _print(report, shown, revenue, context), header)
 
 
 def _known_as(settings: Settings) -> Callable[[str], Sequence[str]]:
-    """The names that a customer may have in the ledger: its id, and where that is personal data the pseudonyms that stand for it."""
+    """Return a function from a customer's id to its names in the ledger, with pseudonyms."""
     return lambda id_: (id_, *(name for name in known_as(id_, settings) if "*" not in name))
 
 
-def _window(asked: ReportContext) -> Window:
-    month, args = asked.args.month, asked.args
+def _window(context: Context) -> Window:
+    month, args = context.args.month, context.args
     if month is None and (args.since or args.until):
-        return asked.window
+        return context.window
     if month is not None and (args.since or args.until):
-        raise UserError("--month is short for --since and --until: give one of both")
+        raise UserError("--month is short for --since and --until: give only one of them")
     try:
-        return timespan.parse_window(month or "month", month or "month", datetime.now(UTC), asked.zone)
+        return timespan.parse_window(month or "month", month or "month", datetime.now(UTC), context.zone)
     except ValueError as error:
         raise UserError(str(error)) from error
 
 
-def _revenue(asked: ReportContext, on: str) -> Revenue:
-    if asked.args.revenue != "stripe":
-        return read_csv(Path(asked.args.revenue), on)
-    if asked.window.since is None:
-        raise UserError("say with --since or --month from when on invoices were paid")
+def _revenue(context: Context, on: str) -> Revenue:
+    if context.args.revenue != "stripe":
+        return read_csv(Path(context.args.revenue), on)
+    if context.window.since is None:
+        raise UserError("give the time of the invoices with --since or --month")
     key = os.environ.get("STRIPE_API_KEY")
     if not key:
-        raise UserError("put a key of Stripe that may read invoices and customers into STRIPE_API_KEY")
-    return read_stripe(connect(key, os.environ.get("STRIPE_API_BASE")), asked.window, asked.args.stripe_key_field or on)
+        raise UserError("set STRIPE_API_KEY to a key of Stripe that can read invoices and customers")
+    return read_stripe(connect(key, os.environ.get("STRIPE_API_BASE")), context.window, context.args.stripe_key_field or on)
 
 
 def _row(row: MarginRow) -> dict[str, Any]:
@@ -125,9 +131,9 @@ def _row(row: MarginRow) -> dict[str, Any]:
     }
 
 
-def _print(report: MarginReport, rows: Sequence[MarginRow], revenue: Revenue, asked: ReportContext) -> None:
+def _print(report: MarginReport, rows: Sequence[MarginRow], revenue: Revenue, context: Context) -> None:
     subject = f"Margin by {report.on}" + (", as first priced" if report.original_prices else "")
-    print_title(title_of(subject, report.window, asked.where, asked.zone))
+    print_title(title_of(subject, report.window, context.where, context.zone))
     total_cost = report.total.cost_femto if report.total.calls else 0
     columns = [
         texts(report.on, [row.id for row in rows]),
@@ -160,6 +166,6 @@ def _notes(report: MarginReport, rows: Sequence[MarginRow], revenue: Revenue) ->
         yield f"{note_of_calls(report.unowned.calls)}{cost_} without {report.on}, in the total and in no row"
     unknown = sum(row.cost_femto is None for row in report.rows)
     if unknown:
-        yield f"{unknown:,} of {len(report.rows):,} have no call with a price: their margin is not known"
+        yield f"{unknown:,} of {len(report.rows):,} have no call with a price: their margin is unknown"
     yield from revenue.notes
     yield from caveats(report.total, None)

@@ -1,4 +1,4 @@
-"""``voight move``: everything of one ledger into another one, of whatever engine."""
+"""``voight move``: copy one ledger into another, of any engine."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
+from voight_middleware.cli.arguments import add_format
+from voight_middleware.cli.context import Context
 from voight_middleware.cli.render import UserError, printable
 from voight_middleware.config.ledger_url import ledger_url, shown_url, sqlite_path
 from voight_middleware.config.paths import pseudonym_key_file
@@ -21,59 +21,49 @@ from voight_middleware.maintenance.transfer import Difference, Sums, Transfer, m
 from voight_middleware.records.money import from_femto, usd_text
 
 _LINE_SECONDS = 10.0
-"""How often progress is said where it is no terminal."""
+"""The interval of progress lines if standard error is not a terminal."""
 _LISTED = 20
 
-EXAMPLES = {
-    "move": """\
-Calls with every price that they have had, submitted jobs and tags go over; the source stays as it is. A call is one by its id: the target
-may have calls of its own, and a run that was broken off is finished by the next one. Applications may go on writing into the source: set
-VOIGHT_LEDGER to the target in all of them, then run this once more, and it brings the rest, late owners and new prices among it. What
-was deleted from the target meanwhile (voight retention) would come back: delete it from the source too.
+HELP = "Copy one ledger into another, of any engine"
+EXAMPLES = """\
+Copies calls with all their prices, submitted jobs and tags; the source stays as
+it is. Calls are matched by their ids: the target may have other calls, and the
+next run finishes an interrupted one. Applications may keep writing into the
+source: set VOIGHT_LEDGER to the target in all of them, then run this once more.
+That copies the rest, with late owners and new prices. Calls that were deleted
+from the target (voight retention) come back: delete them from the source too.
 
-At the end the days of both are compared: calls, costs to the femto-dollar, calls without a price and with a price in part. Exits with 1
-where they differ.
+At the end the days of both ledgers are compared: calls, costs to the
+femto-dollar, calls without a price, and calls priced in part. Exits with 1 if
+they differ.
 
 examples:
   voight move --from sqlite:///voight.db --to postgresql://voight@db.internal/app --dry-run
   voight move --from sqlite:///voight.db --to postgresql://voight@db.internal/app
   voight move --from postgresql://voight@db.internal/app --to clickhouse://voight@ch.internal/voight
 """
-}
 
 
-def add(command: Callable[..., argparse.ArgumentParser], run: Callable[[Any], int], *parents: argparse.ArgumentParser) -> None:
-    """Add the command; *run* runs it."""
-    one = command("move", "bring everything of one ledger into another one", run, *parents)
-    one.add_argument("--from", dest="source", metavar="URL", required=True, help="the ledger that has the calls")
-    one.add_argument("--to", dest="target", metavar="URL", required=True, help="the ledger that they go to; made where it is missing")
-    one.add_argument("--dry-run", action="store_true", help="only say how many calls there are to move")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    add_format(parser, "table", "json")
+    # `ledger`: the source is the ledger of the context, whose journal is ingested first.
+    parser.add_argument("--from", dest="ledger", metavar="URL", required=True, help="the ledger that has the calls")
+    parser.add_argument("--to", dest="target", metavar="URL", required=True, help="the ledger to copy into; created if it is missing")
+    parser.add_argument("--dry-run", action="store_true", help="only count the calls to copy")
 
 
-def check(source: str, target: str) -> None:
+def run(context: Context) -> int:
     """
-    Whether one ledger can be moved into the other, as far as their URLs tell.
+    Copy the calls, and print the result.
 
     Raises:
-        UserError: Both name the same ledger.
-        SettingsError: One of them names none.
+        UserError: Source and target are the same ledger.
+        LedgerError: A ledger cannot be opened, read or written, or another run is active.
     """
-    one, other = ledger_url(source), ledger_url(target)
-    same = one == other
-    if one.startswith("sqlite:") and other.startswith("sqlite:"):
-        with contextlib.suppress(OSError):
-            same = same or Path(sqlite_path(one)).samefile(sqlite_path(other))
-    if same:
-        raise UserError(f"--from and --to are the same ledger, {shown_url(one)}: there is nothing to move")
-
-
-def run(source: Ledger, args: Any) -> int:
-    """
-    Move the calls, and say what has become of them.
-
-    Raises:
-        LedgerError: One of the ledgers cannot be opened, read or written; another run goes on.
-    """
+    args = context.args
+    _check(args.ledger, args.target)
+    source = context.ledger
     if args.dry_run:
         report = _look(source, args.target)
     else:
@@ -83,8 +73,18 @@ def run(source: Ledger, args: Any) -> int:
                 report = move(source, target, done=lines.advance)
             finally:
                 lines.end()
-    print(as_json(report) if args.format == "json" else printable_lines(report, args.source))
+    print(as_json(report) if args.format == "json" else printable_lines(report, args.ledger))
     return 0 if report.complete else 1
+
+
+def _check(source: str, target: str) -> None:
+    first, second = ledger_url(source), ledger_url(target)
+    same = first == second
+    if first.startswith("sqlite:") and second.startswith("sqlite:"):
+        with contextlib.suppress(OSError):
+            same = same or Path(sqlite_path(first)).samefile(sqlite_path(second))
+    if same:
+        raise UserError(f"--from and --to are the same ledger, {shown_url(first)}: there is nothing to move")
 
 
 def _look(source: Ledger, url: str) -> Transfer:
@@ -100,7 +100,8 @@ def _look(source: Ledger, url: str) -> Transfer:
 
 class Progress:
     """
-    How far it is, on standard error: a line that changes, with rate and time left, on a terminal; elsewhere a line now and then.
+    The progress on standard error: a changing line with the rate and the time left on a terminal,
+    otherwise a line every ten seconds.
 
     Args:
         total: How many calls there are.
@@ -113,7 +114,7 @@ class Progress:
         self._terminal = sys.stderr.isatty()
 
     def advance(self, calls: int) -> None:
-        """So many more are done."""
+        """Count *calls* more."""
         self._calls += calls
         now = time.monotonic()
         if self._terminal:
@@ -127,7 +128,7 @@ class Progress:
             print(f"voight: {self._text()}", file=sys.stderr, flush=True)
 
     def end(self) -> None:
-        """Take the line off the terminal."""
+        """Clear the line on the terminal."""
         if self._terminal and self._calls:
             sys.stderr.write(f"\r{'':<{_columns() - 1}}\r")
             sys.stderr.flush()
@@ -150,36 +151,36 @@ def _span(seconds: float) -> str:
 
 
 def printable_lines(report: Transfer, source: str) -> str:
-    """What has been done, and what differs."""
+    """Return the result and the differences for a terminal."""
     if report.dry_run:
-        would = f"{_calls(report.copied)} and {report.jobs:,} submitted jobs"
-        lines = [f"would be moved: {would}, of {_calls(report.calls)} in the source; nothing was written: run it without --dry-run"]
+        counts = f"{_calls(report.copied)} and {report.jobs:,} submitted jobs"
+        lines = [f"would be moved: {counts}, of {_calls(report.calls)} in the source; nothing was written: run it without --dry-run"]
     else:
         lines = [f"moved: {_calls(report.copied)} and {report.jobs:,} submitted jobs, of {_calls(report.calls)} in the source"]
     if report.changed:
-        lines.append(f"{_calls(report.changed)} of the target: the source knew more of them, an owner, a usage or a price")
+        lines.append(f"{_calls(report.changed)} updated in the target: the source had a later owner, usage or price")
     if report.left:
-        lines.append(f"{_calls(report.left)} of both: they stay as they are in the target, which knows more of them")
+        lines.append(f"{_calls(report.left)} unchanged in the target, which has a later version of them")
     lines += [f"refused: {call_id}: {reason}" for call_id, reason in list(report.refused.items())[:_LISTED]]
     if len(report.refused) > _LISTED:
         lines.append(f"refused: {len(report.refused) - _LISTED:,} more")
     if not report.dry_run and not report.differences:
-        lines.append("compared: on every day the same calls, costs, calls without a price and with one in part")
-    lines += [_difference(one) for one in report.differences[:_LISTED]]
+        lines.append("compared: calls, costs, unpriced and partly priced calls are the same on every day")
+    lines += [_difference(difference) for difference in report.differences[:_LISTED]]
     if len(report.differences) > _LISTED:
         lines.append(f"{len(report.differences) - _LISTED:,} more days differ")
-    if not all(one.rollups for one in report.differences):
-        lines.append("Is the source being written? Run it again: what is there already is not copied twice.")
+    if not all(difference.rollups for difference in report.differences):
+        lines.append("If applications write into the source, run this again: no call is copied twice.")
     key = pseudonym_key_file(ledger_url(source))
     if key is not None and key.exists() and not report.dry_run:
-        lines.append(f"Pseudonyms in it were made with the key in {key}: every host needs it, see VOIGHT_PSEUDONYM_KEY in docs/privacy.md.")
+        lines.append(f"Its pseudonyms were made with the key in {key}: every host needs it, see VOIGHT_PSEUDONYM_KEY in docs/privacy.md.")
     return "\n".join(map(printable, lines))
 
 
-def _difference(one: Difference) -> str:
-    if one.rollups:
-        return f"{one.day}: the calls are right, and the sums that the target keeps beside them are not: voight rebuild --ledger URL"
-    return f"{one.day} differs: {_sums(one.source)} in the source, {_sums(one.target)} in the target"
+def _difference(difference: Difference) -> str:
+    if difference.rollups:
+        return f"{difference.day}: the calls are right, but the target's sums of them are not: voight rebuild --ledger URL"
+    return f"{difference.day} differs: {_sums(difference.source)} in the source, {_sums(difference.target)} in the target"
 
 
 def _sums(sums: Sums) -> str:
@@ -192,7 +193,7 @@ def _calls(count: int) -> str:
 
 
 def as_json(report: Transfer) -> str:
-    """The same as one JSON object, in ASCII."""
+    """Return the result as a JSON object in ASCII."""
     row = {
         "dry_run": report.dry_run,
         "calls": report.calls,
@@ -202,7 +203,13 @@ def as_json(report: Transfer) -> str:
         "submissions": report.jobs,
         "refused": report.refused,
         "differences": [
-            {"day": one.day, "source": _row(one.source), "target": _row(one.target), "rollups": one.rollups} for one in report.differences
+            {
+                "day": difference.day,
+                "source": _row(difference.source),
+                "target": _row(difference.target),
+                "rollups": difference.rollups,
+            }
+            for difference in report.differences
         ],
     }
     return json.dumps(row, indent=2)

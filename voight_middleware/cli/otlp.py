@@ -5,37 +5,38 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
-from typing import Any
 
+from voight_middleware.cli.arguments import add_ledger
+from voight_middleware.cli.context import Context
 from voight_middleware.cli.render import UserError
 from voight_middleware.config.ledger_url import shown_url
-from voight_middleware.config.settings import Settings
 from voight_middleware.pipeline.meter import Meter
 from voight_middleware.providers.hosts import is_loopback
 
+HELP = "Receive OpenTelemetry spans, and store the calls in them"
 EXAMPLES = """\
-Exporters find it with OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4318 and, where it has a token,
-OTEL_EXPORTER_OTLP_HEADERS="Authorization=Bearer <token>"
+Set OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4318 in the sending process
+and, with a token, OTEL_EXPORTER_OTLP_HEADERS="Authorization=Bearer <token>"
 
 examples:
   voight otlp
-  VOIGHT_OTLP_TOKEN=… voight otlp --host 0.0.0.0      reachable from elsewhere: put TLS before it
+  VOIGHT_OTLP_TOKEN=… voight otlp --host 0.0.0.0      reachable from other hosts: put TLS before it
 """
 MIN_TOKEN = 16
 """The shortest token, in characters."""
 
 
-def add(command: Callable[..., argparse.ArgumentParser], run: Callable[[Any], int], place: argparse.ArgumentParser) -> None:
-    """Give the command line this command."""
-    added = command("otlp", "receive spans (OTLP over HTTP) and keep the calls that they tell of", run, place)
-    added.add_argument("--host", metavar="ADDRESS", default="127.0.0.1", help="default: 127.0.0.1; any other needs a token")
-    added.add_argument("--port", metavar="N", type=_port, default=4318, help="default: 4318, OTLP's own")
-    added.add_argument("--token", metavar="TEXT", help="what senders show as a bearer (default: VOIGHT_OTLP_TOKEN, which ps does not show)")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    add_ledger(parser)
+    parser.add_argument("--host", metavar="ADDRESS", default="127.0.0.1", help="default: 127.0.0.1; any other needs a token")
+    parser.add_argument("--port", metavar="N", type=_port, default=4318, help="default: 4318, the standard port of OTLP")
+    parser.add_argument("--token", metavar="TEXT", help="the bearer token of senders (default: VOIGHT_OTLP_TOKEN, which ps does not show)")
 
 
-def run(settings: Settings, args: Any) -> int:
-    """Receive until the process is told to stop."""
+def run(context: Context) -> int:
+    """Receive spans until a signal arrives."""
+    args, settings = context.args, context.settings
     try:
         from voight_middleware.otlp.receiver import Server
     except ImportError as error:
@@ -44,9 +45,9 @@ def run(settings: Settings, args: Any) -> int:
     token = args.token if args.token is not None else os.environ.get("VOIGHT_OTLP_TOKEN")
     token = token.strip() if token is not None else None
     if token is not None and not (len(token) >= MIN_TOKEN and token.isascii() and token.isprintable() and " " not in token):
-        raise UserError(f"a token has {MIN_TOKEN} characters or more, without spaces, such as those of: openssl rand -hex 32")
+        raise UserError(f"a token has at least {MIN_TOKEN} characters, without spaces: make one with openssl rand -hex 32")
     if token is None and not is_loopback(args.host):
-        raise UserError(f"{args.host} can be reached from elsewhere, and whoever reaches it can write calls: set VOIGHT_OTLP_TOKEN")
+        raise UserError(f"{args.host} can be reached from other hosts, which could write calls: set VOIGHT_OTLP_TOKEN")
     try:
         server = Server(Meter(settings), args.host, args.port, token)
     except (OSError, OverflowError) as error:
@@ -57,12 +58,12 @@ def run(settings: Settings, args: Any) -> int:
 
     server.serve(ready)
     totals = server.receiver.totals
-    spans = f"{totals.repeated:,} spans of calls that were known already, {totals.others:,} of no call, {totals.rejected:,} not used"
-    print(f"voight: stopped; {totals.calls:,} calls kept, {spans}", file=sys.stderr)
+    spans = f"{totals.repeated:,} spans of known calls, {totals.others:,} of no call, {totals.rejected:,} rejected"
+    print(f"voight: stopped; {totals.calls:,} calls stored, {spans}", file=sys.stderr)
     return 0
 
 
 def _port(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is no port: 0 to 65535")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port: 0 to 65535")
     return int(text)

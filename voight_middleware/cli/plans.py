@@ -1,4 +1,4 @@
-"""``voight plans``: what each plan costs, how much of it its heaviest users take, and who pays for whom."""
+"""``voight plans``: the cost of each plan, its heaviest users, and its margin."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from decimal import Decimal
 from typing import Any
 
 from voight_middleware.cli import plot
-from voight_middleware.cli.context import ReportContext, amount, rate, total_row
+from voight_middleware.cli.arguments import add_report_arguments, amount
+from voight_middleware.cli.context import Context
+from voight_middleware.cli.json_values import rate, total_row
 from voight_middleware.cli.render import UserError, caveats, money, note_of_calls, title_of
-from voight_middleware.cli.table import amounts, counts, print_notes, print_table, print_title, rates, shares, signed, texts
+from voight_middleware.cli.table import NO_CALLS, amounts, counts, print_notes, print_table, print_title, rates, shares, signed, texts
 from voight_middleware.ledger import UnknownDimension
 from voight_middleware.records.money import from_femto
 from voight_middleware.reports.plans import TIMES_THE_MEDIAN, TOP_PERCENT, PlanRow, PlansReport, plans
@@ -18,10 +20,12 @@ from voight_middleware.reports.spend import as_row, usd
 
 _HEAVY_SHOWN = 5
 
+HELP = "Compare plans: cost, heaviest users, margin"
 EXAMPLES = f"""\
-A user above the threshold is heavy: who costs more than --threshold, or else more than his plan's price, or else more
-than {TIMES_THE_MEDIAN} times the median user of his plan. The first 1 % of the users of a plan are rounded up to whole users.
-A price is what a user pays for a month; of a window that is no whole month, the part of the months that it covers.
+A user above the threshold is heavy. The threshold is --threshold, or else the
+price of the plan, or else {TIMES_THE_MEDIAN} times the cost of the plan's median user.
+The top 1% of the users of a plan are rounded up to whole users.
+A price is for a month and a user; other windows count as parts of months.
 
 examples:
   voight plans --since month
@@ -31,32 +35,33 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of the command."""
-    parser.add_argument("--threshold", metavar="USD", help="users who cost more are heavy (see below)")
+    """Add the arguments of the command."""
+    add_report_arguments(parser)
+    parser.add_argument("--threshold", metavar="USD", help="the cost above which a user is heavy (see below)")
     parser.add_argument("--plot", metavar="FILE", help="draw the concentration of each plan: FILE.png or FILE.svg")
-    parser.add_argument("--price", metavar="PLAN=USD,…", action="append", default=[], help="what a user of the plan pays for a month")
+    parser.add_argument("--price", metavar="PLAN=USD,…", action="append", default=[], help="the price of a plan for one user and month")
 
 
-def answer(asked: ReportContext) -> int:
+def run(context: Context) -> int:
     """Print the report."""
-    picture = plot.check(asked.args.plot)
-    threshold = None if asked.args.threshold is None else int(amount(asked.args.threshold, "the threshold").scaleb(15))
+    picture = plot.check(context.args.plot)
+    threshold = None if context.args.threshold is None else int(amount(context.args.threshold, "the threshold").scaleb(15))
     try:
         report = plans(
-            asked.ledger,
-            asked.where,
-            asked.window,
+            context.ledger,
+            context.where,
+            context.window,
             threshold_femto=threshold,
-            prices=read_prices(asked.args.price),
-            original_prices=asked.original_prices,
-            zone=asked.zone,
+            prices=read_prices(context.args.price),
+            original_prices=context.original_prices,
+            zone=context.zone,
         )
     except UnknownDimension:
         raise
     except ValueError as error:
         raise UserError(str(error)) from error
     if picture is not None:
-        plot.concentration(report, title_of("Concentration by plan", report.window, asked.where, asked.zone), picture)
+        plot.concentration(report, title_of("Concentration by plan", report.window, context.where, context.zone), picture)
     about = {
         "total": {
             **total_row(report.total, report.owners),
@@ -67,15 +72,15 @@ def answer(asked: ReportContext) -> int:
         "unused_prices": report.unused_prices,
     }
     rows = list(map(_row, report.rows))
-    if asked.args.format == "csv":
+    if context.args.format == "csv":
         rows = [{**row, "heavy": len(plan.heavy)} for row, plan in zip(rows, report.rows, strict=True)]
     empty = PlanRow(None, report.total, None, 0, 0, report.total, (), None, ())
-    return asked.answer(rows, ("plan",), about, lambda: _print(report, asked), list(_row(empty)))
+    return context.print_report(rows, ("plan",), about, lambda: _print(report, context), list(_row(empty)))
 
 
 def read_prices(texts: Sequence[str]) -> dict[str | None, Decimal]:
     """
-    Prices of plans as people type them: ``free=0,pro=20``; ``-`` is the plan of calls without one.
+    Read prices of plans: ``free=0,pro=20``; ``-`` stands for calls without a plan.
 
     Raises:
         UserError: A price cannot be read, or a plan is named twice.
@@ -114,10 +119,10 @@ def _row(row: PlanRow) -> dict[str, Any]:
     }
 
 
-def _print(report: PlansReport, asked: ReportContext) -> None:
-    print_title(title_of("Plans" + (", as first priced" if report.original_prices else ""), report.window, asked.where, asked.zone))
+def _print(report: PlansReport, context: Context) -> None:
+    print_title(title_of("Plans" + (", as first priced" if report.original_prices else ""), report.window, context.where, context.zone))
     if not report.total.calls:
-        print_notes(["No call matches. `voight spend` shows what there is; `voight doctor` says where calls go."])
+        print_notes([NO_CALLS])
         return
     rows = report.rows
     columns = [
@@ -152,15 +157,15 @@ def _notes(report: PlansReport) -> Iterator[str]:
         if row.users_at_a_loss and not row.heavy:
             yield f"{plan}: {row.users_at_a_loss:,} of {row.users:,} users cost more than they pay"
         if row.unowned.calls and row.plan is not None:
-            yield f"{plan}: {note_of_calls(row.unowned.calls)} without a user, in its cost and in no user's"
+            yield f"{plan}: {note_of_calls(row.unowned.calls)} without a user, in the cost of the plan and of no user"
         if row.unpriced_users:
             yield f"{plan}: {row.unpriced_users:,} of {row.users:,} users have no call with a price, and are in no mean, median or share"
     if report.months is not None:
-        yield f"revenue: price times users with calls times {float(report.months):.3f} months; who pays and makes no call is not in it"
+        yield f"revenue: price times users with calls times {float(report.months):.3f} months; users without calls are not in it"
         losing = [row for row in report.rows if row.margin_femto is not None and row.margin_femto < 0]
         paying = [row for row in report.rows if row.margin_femto is not None and row.margin_femto > 0]
         for row in losing:
-            by = ", ".join(one.plan or "(none)" for one in paying)
+            by = ", ".join(plan.plan or "(none)" for plan in paying)
             loss = money(from_femto(-(row.margin_femto or 0)))
             payers = f": {by} pay{'s' if len(paying) == 1 else ''} for it" if by else ""
             yield f"{row.plan or '(none)'} costs {loss} more than it brings in{payers}"
@@ -169,5 +174,5 @@ def _notes(report: PlansReport) -> Iterator[str]:
                 yield f"{row.plan or '(none)'} has no price: give --price {row.plan or '-'}=USD"
     for plan in report.unused_prices:
         yield f"{plan} has a price, and no call"
-    yield "top 1%, 5%, 10%: the part of the cost of a plan's users that the first of them take, rounded up to whole users"
+    yield "top 1%, 5%, 10%: the share of a plan's cost that its most expensive users cause, rounded up to whole users"
     yield from caveats(report.total, report.owners)

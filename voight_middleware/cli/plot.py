@@ -1,4 +1,4 @@
-"""``--plot``: spend over time, and concentration, as a picture."""
+"""``--plot``: spend over time, and concentration, as an image."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from voight_middleware.cli.export import output
+from voight_middleware.cli.output import output
 from voight_middleware.cli.render import UserError, printable
 from voight_middleware.reports.plans import PlansReport
 from voight_middleware.reports.spend import TIMES, SpendReport
@@ -17,15 +17,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _SERIES = 8
-"""How many series have a colour of their own; the others are drawn as one."""
+"""How many series have their own color; the others are drawn as one."""
 
 
 def check(text: str | None, by: Sequence[str] | None = None) -> Path | None:
     """
-    The file of ``--plot``, before anything is asked of the ledger.
+    Return the file of ``--plot``, before the ledger is read.
 
     Raises:
-        UserError: matplotlib is missing, the file is neither PNG nor SVG, or the dimensions make no line of time.
+        UserError: matplotlib is missing, the file is neither PNG nor SVG, or the first dimension is
+            not a time.
     """
     if text is None:
         return None
@@ -41,7 +42,7 @@ def check(text: str | None, by: Sequence[str] | None = None) -> Path | None:
 
 def spend_over_time(report: SpendReport, title: str, path: Path) -> None:
     """
-    Stacked bars: what each time has cost, by the second dimension if there is one.
+    Draw stacked bars: the cost of each time, by the second dimension if there is one.
 
     Raises:
         UserError: The file cannot be written.
@@ -80,7 +81,7 @@ def spend_over_time(report: SpendReport, title: str, path: Path) -> None:
 
 def concentration(report: PlansReport, title: str, path: Path) -> None:
     """
-    Of each plan, the part of its cost that the first users take, the most expensive first.
+    Draw for each plan the share of its cost by its users, the most expensive first.
 
     Raises:
         UserError: The file cannot be written.
@@ -94,23 +95,23 @@ def concentration(report: PlansReport, title: str, path: Path) -> None:
                 so_far += cost
                 parts.append(so_far / total * 100)
             axes.plot([100 * number / len(row.costs) for number in range(len(parts))], parts, label=_name(row.plan))
-    axes.plot([0, 100], [0, 100], color="0.7", linestyle=":", label="all alike")
+    axes.plot([0, 100], [0, 100], color="0.7", linestyle=":", label="equal shares")
     axes.set_xlabel("% of the users of the plan, the most expensive first")
-    axes.set_ylabel("% of what they cost")
+    axes.set_ylabel("% of their cost")
     axes.set_title(_plain(title))
     axes.legend()
     _save(figure, path)
 
 
 def _figure() -> Figure:
-    from matplotlib.figure import Figure  # without pyplot, which looks for a display
+    from matplotlib.figure import Figure  # not pyplot, which looks for a display
 
     return Figure(figsize=(10, 5), layout="constrained")
 
 
 def _save(figure: Any, path: Path) -> None:
     with output(path) as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # letters that the font does not have
+        warnings.simplefilter("ignore")  # glyphs that the font lacks
         figure.savefig(file, dpi=150, format=path.suffix[1:].lower())
 
 
@@ -119,6 +120,6 @@ def _name(value: str | None) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that matplotlib draws as it is: a dollar sign begins a formula, and a line under a name hides it from the legend."""
+    """Escape dollar signs, which start formulas, and a leading underscore, which hides a label."""
     text = printable(text).replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text

@@ -1,4 +1,4 @@
-"""Personal data on the command line: what the ledger calls somebody, and how a filter on her finds her."""
+"""Personal data on the command line: the pseudonyms of a user, in filters and arguments."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NOT_OF_TAGS = frozenset(DIMENSIONS) - set(Tags.__struct_fields__)
 
 def sought(dimension: str, value: str, settings: Settings) -> str | tuple[str, ...]:
     """
-    What a filter looks for: *value*, and where it is personal data everything that the ledger may have kept in its place.
+    Return the values that a filter matches: *value*, and its pseudonyms if it is personal data.
 
     Raises:
         SettingsError: The pseudonym key cannot be read.
@@ -26,58 +26,59 @@ def sought(dimension: str, value: str, settings: Settings) -> str | tuple[str, .
     if dimension in _NOT_OF_TAGS or has_wildcard(value):
         return value
     plain = value.replace("**", "*")
-    kept = clean_value(plain) or plain  # a line break is kept as \\u000a
+    kept = clean_value(plain) or plain  # a line break is stored as \\u000a
     if kept != plain:
         return (literal(plain), literal(kept))
     if "*" in kept:
         return literal(kept)
-    found = tuple(known_as(kept, settings))
-    if len(found) == 1 and policy_for(dimension, settings.pii) == "pseudonym" and find(value) is not None:
-        print(f"voight: {no_key(settings)}: only calls that were kept under this {dimension} itself are found", file=sys.stderr)
-    return found if len(found) > 1 else kept
+    names = tuple(known_as(kept, settings))
+    if len(names) == 1 and policy_for(dimension, settings.pii) == "pseudonym" and find(value) is not None:
+        print(f"voight: {no_key(settings)}: the filter finds only calls that were stored under this {dimension} itself", file=sys.stderr)
+    return names if len(names) > 1 else kept
 
 
 def names(value: str, settings: Settings) -> list[str]:
     """
-    What the ledger calls the user *value*, by the newest key first.
+    Return the names of the user *value* in the ledger, by the newest key first.
 
     Raises:
-        UserError: Nobody can say.
+        UserError: The value is empty, or there is no key yet.
         SettingsError: The pseudonym key cannot be read.
     """
     text = clean_value(value)
     if text is None:
-        raise UserError("an empty value is nobody's")
-    found, policy = find(text), policy_for("user_id", settings.pii)
-    if found is None or policy == "allow":
+        raise UserError("an empty value is not a user id")
+    data, policy = find(text), policy_for("user_id", settings.pii)
+    if data is None or policy == "allow":
         return [text]
     if policy == "redact":
-        return [redacted(found)]
+        return [redacted(data)]
     keys = finding_keys(settings)
     if not keys:
-        raise UserError(f"{no_key(settings)}, so this {found.kind} has no pseudonym yet")
-    return [pseudonym(found, text, key) for key in keys]
+        raise UserError(f"{no_key(settings)}, so this {data.kind} has no pseudonym yet")
+    return [pseudonym(data, text, key) for key in keys]
 
 
-def called(ledger: Ledger, value: str, settings: Settings) -> list[str]:
+def ids_of(ledger: Ledger, value: str, settings: Settings) -> list[str]:
     """
-    Every user id in the ledger that is *value*: itself, its pseudonyms, and those of longer values that it is a part of.
+    Return the user ids of *value* in the ledger: itself, its pseudonyms, and those of longer values
+    that contain it.
 
     Raises:
         SettingsError: The pseudonym key cannot be read.
         LedgerError: The ledger cannot be read.
     """
-    found = {value, value.strip(), clean_value(value) or ""}
+    ids = {value, value.strip(), clean_value(value) or ""}
     if "*" not in value:
         for name in known_as(value, settings):
             if "*" in name:
-                found |= {str(group.dimensions["user_id"]) for group in ledger.spend(["user_id"], {"user_id": name})}
+                ids |= {str(group.dimensions["user_id"]) for group in ledger.spend(["user_id"], {"user_id": name})}
             else:
-                found.add(name)
-    return sorted(found - {""})
+                ids.add(name)
+    return sorted(ids - {""})
 
 
 def no_key(settings: Settings) -> str:
-    """Say that there is no key that pseudonyms could be made with."""
+    """Return the message that there is no key for pseudonyms."""
     beside = f", nor a key beside {settings.ledger}" if settings.ledger.startswith("sqlite:///") else ""
     return f"VOIGHT_PSEUDONYM_KEY is not set here{beside}"

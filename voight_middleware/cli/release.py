@@ -1,28 +1,35 @@
-"""``voight release``: whose bill a release has changed, why, and whether that is more than noise."""
+"""``voight release``: the costs that a release has changed, the causes, and the significance."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from voight_middleware.cli.context import ReportContext, moment, total_row
+from voight_middleware.cli.arguments import add_report_arguments, positive
+from voight_middleware.cli.context import Context
+from voight_middleware.cli.json_values import moment, total_row
 from voight_middleware.cli.render import UserError, caveats, condition, money, note_of_calls
-from voight_middleware.cli.table import Column, amounts, print_notes, print_table, print_title, signed, texts
+from voight_middleware.cli.table import Column, amounts, change, print_notes, print_table, print_title, signed, texts
 from voight_middleware.ledger import UnknownDimension
 from voight_middleware.records.money import from_femto
 from voight_middleware.reports.cost_drivers import FACTORS
 from voight_middleware.reports.release import ReleaseReport, ReleaseRow, Side, release
 from voight_middleware.reports.significance import FALSE_DISCOVERIES
-from voight_middleware.reports.spend import as_row, usd
+from voight_middleware.reports.spend import as_row, ratio, usd
 
+HELP = "Show whose costs a release has changed, and why"
 EXAMPLES = f"""\
-Each release has its time: from its first call to its last one, or to the first call of the release that came next. Costs are
-compared per day and per call. The difference per day is split exactly (Shapley values) into: how many users there are, calls
-of a user per day, tokens of a call, which models are called, and prices. A difference is noise unless Welch's t-test over whole
-days (or hours, where there are fewer than three days) says otherwise, with false discoveries held at {FALSE_DISCOVERIES:.0%} over all
-users tested (Benjamini-Hochberg).
+The time of a release is from its first call to its last call, or to the first
+call of the next release. Costs are compared per day and per call.
+
+The difference per day is split exactly (Shapley values) by: the number of
+users, calls per user and day, tokens per call, models, and prices.
+
+A difference is noise unless Welch's t-test over whole days is significant, or
+over whole hours if there are fewer than three days. False discoveries are held
+at {FALSE_DISCOVERIES:.0%} over all tested users (Benjamini-Hochberg).
 
 examples:
   voight release 2026.11.3                        against the release before it
@@ -31,48 +38,49 @@ examples:
 """
 
 
-def add_arguments(parser: argparse.ArgumentParser, positive: Callable[[str], int]) -> None:
-    """The arguments of the command."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    add_report_arguments(parser)
     parser.add_argument("release", metavar="REL", help="the name of a release")
     parser.add_argument("--against", metavar="REL", default="previous", help="another release (default: previous, the one before it)")
     parser.add_argument("--limit", metavar="N", type=positive, default=10, help="how many users (default: 10)")
 
 
-def answer(asked: ReportContext) -> int:
+def run(context: Context) -> int:
     """Print the report."""
-    args = asked.args
+    args = context.args
     try:
         report = release(
-            asked.ledger,
+            context.ledger,
             args.release,
             None if args.against == "previous" else args.against,
-            asked.where,
-            asked.window,
+            context.where,
+            context.window,
             args.limit,
-            original_prices=asked.original_prices,
-            zone=asked.zone,
+            original_prices=context.original_prices,
+            zone=context.zone,
         )
     except UnknownDimension:
         raise
     except ValueError as error:
         raise UserError(str(error)) from error
     about = {
-        "before": _side(report.before, asked),
-        "after": {**_side(report.after, asked), **total_row(report.after.spend, report.owners)},
+        "before": _side(report.before, context),
+        "after": {**_side(report.after, context), **total_row(report.after.spend, report.owners)},
         "total": _figures(report.total),
         "test": _test(report),
         "more": report.more,
     }
     rows = [{"user_id": row.user_id, **_figures(row)} for row in report.rows]
     header = ["user_id", *_figures(report.total)]
-    return asked.answer(rows, ("user_id",), about, lambda: _print(report, asked), header)
+    return context.print_report(rows, ("user_id",), about, lambda: _print(report, context), header)
 
 
-def _side(side: Side, asked: ReportContext) -> dict[str, Any]:
+def _side(side: Side, context: Context) -> dict[str, Any]:
     return {
         "release": side.release,
-        "since": moment(side.window.since, asked.zone),
-        "until": moment(side.window.until, asked.zone),
+        "since": moment(side.window.since, context.zone),
+        "until": moment(side.window.until, context.zone),
         "days": round(float(side.days), 6),
         **as_row(side.spend),
         "unowned_calls": side.unowned.calls,
@@ -115,10 +123,10 @@ def _test(report: ReleaseReport) -> dict[str, Any]:
     }
 
 
-def _print(report: ReleaseReport, asked: ReportContext) -> None:
+def _print(report: ReleaseReport, context: Context) -> None:
     before, after = report.before, report.after
-    conditions = "".join(f" · {condition(item)}" for item in asked.where.items())
-    priced = ", as first priced" if asked.original_prices else ""
+    conditions = "".join(f" · {condition(item)}" for item in context.where.items())
+    priced = ", as first priced" if context.original_prices else ""
     print_title(f"Release {after.release} against {before.release}, US dollars per day{priced}{conditions}")
     rows = (*report.rows, report.total)
     split = [asdict(row.causes) if row.causes is not None else {} for row in rows]
@@ -127,16 +135,12 @@ def _print(report: ReleaseReport, asked: ReportContext) -> None:
         amounts("before", [row.before_per_day for row in rows]),
         amounts("after", [row.after_per_day for row in rows]),
         amounts("difference", [row.difference_per_day for row in rows], written=signed, style="bold"),
-        *(_spare(amounts(f"by {factor}", [one.get(factor) for one in split], written=signed, absent="-"), 3) for factor in FACTORS),
+        *(amounts(f"by {factor}", [parts.get(factor) for parts in split], written=signed, absent="-", spare=3) for factor in FACTORS),
         Column("per day", [_verdict(row, row.per_day.verdict) for row in rows], right=False),
         Column("per call", [_change(row) for row in rows], right=False),
     ]
     print_table(columns)
-    print_notes(_notes(report, asked))
-
-
-def _spare(column: Column, order: int) -> Column:
-    return Column(column.name, column.cells, column.right, column.style, column.wide, order)
+    print_notes(_notes(report, context))
 
 
 def _verdict(row: ReleaseRow, verdict: str) -> str:
@@ -144,9 +148,6 @@ def _verdict(row: ReleaseRow, verdict: str) -> str:
 
 
 def _change(row: ReleaseRow) -> str:
-    from voight_middleware.cli.table import change
-    from voight_middleware.reports.spend import ratio
-
     first, second = row.per_call
     factor = ratio(second, first)
     text = "-" if factor is None else change(factor - 1)
@@ -154,18 +155,18 @@ def _change(row: ReleaseRow) -> str:
     return text if verdict == "untested" else f"{text} {verdict}"
 
 
-def _notes(report: ReleaseReport, asked: ReportContext) -> Iterator[str]:
+def _notes(report: ReleaseReport, context: Context) -> Iterator[str]:
     if report.more:
         yield f"{report.more:,} more users are in the total: --limit {len(report.rows) + report.more}"
     for side in (report.before, report.after):
         cost = "no price" if side.spend.cost_femto is None else money(from_femto(side.spend.cost_femto))
-        until = moment(side.window.until, asked.zone)
+        until = moment(side.window.until, context.zone)
         yield (
             f"{side.release}: {note_of_calls(side.spend.calls)}, {cost} in {float(side.days):.2f} days "
-            f"from {moment(side.window.since, asked.zone)} until {until}"
+            f"from {moment(side.window.since, context.zone)} until {until}"
         )
         if side.later:
-            yield f"{side.release}: {note_of_calls(side.later)} after that, when another release had begun, not compared"
+            yield f"{side.release}: {note_of_calls(side.later)} after that, after the start of another release, not compared"
         if side.spend.unpriced_calls:
             yield f"{side.release}: {note_of_calls(side.spend.unpriced_calls)} without a price, in no cost and no cause"
     yield "by …: the difference per day split by Shapley values over users, calls of a user, tokens of a call, models, and prices"
@@ -177,5 +178,5 @@ def _notes(report: ReleaseReport, asked: ReportContext) -> Iterator[str]:
             f"{report.changed:,} changed by more, at {FALSE_DISCOVERIES:.0%} false discoveries (Benjamini-Hochberg)"
         )
         if report.grain == "hour":
-            yield "the hours of a day differ by themselves: look again when both releases have had three whole days"
+            yield "the hours of a day differ anyway: run this again when both releases have three whole days"
     yield from caveats(report.after.spend, report.owners)

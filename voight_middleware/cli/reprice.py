@@ -1,20 +1,59 @@
-"""``voight reprice``: what calls cost by the prices of today, beside what they have cost so far."""
+"""``voight reprice``: price calls again, and keep their former costs."""
 
 from __future__ import annotations
 
+import argparse
 import json
+import sys
 from collections.abc import Iterator
-from decimal import Decimal
 from typing import Any
 
-from voight_middleware.cli.render import aligned, csv_text, dimension, money, note_of_calls, printable, title_of
+from voight_middleware.cli.arguments import add_format, add_ledger, add_prices, add_selection
+from voight_middleware.cli.context import Context
+from voight_middleware.cli.render import csv_text, note_of_calls, title_of
+from voight_middleware.cli.table import amounts, counts, print_notes, print_table, print_title, signed, texts
 from voight_middleware.ledger import Where
-from voight_middleware.maintenance.repricing import Difference, Repricing
-from voight_middleware.records.money import from_femto, usd_text
+from voight_middleware.maintenance.repricing import Difference, Repricing, reprice
+from voight_middleware.reports.spend import usd
+
+HELP = "Price calls again, and keep their former costs"
+EXAMPLES = """\
+Uses today's price book for the time of each call: dated prices, and your own.
+The former figures stay readable with --original-prices.
+
+examples:
+  voight reprice --since month --dry-run          show the changes only
+  voight reprice --since 2026-11-01 --until 2026-11-30 --where provider=openai
+  voight reprice --since month --dry-run --prices negotiated.toml --format csv
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    add_ledger(parser)
+    add_selection(parser, since_required=True)
+    add_prices(parser)
+    add_format(parser, "table", "json", "csv")
+    parser.add_argument("--dry-run", action="store_true", help="only show the changes")
+
+
+def run(context: Context) -> int:
+    """Reprice, and print the differences."""
+    args, book = context.args, context.open_prices()
+    report = reprice(context.ledger, book, context.where, context.window, args.dry_run)
+    if args.format == "json":
+        print(as_json(report))
+    elif args.format == "csv":
+        sys.stdout.write(as_csv(report))
+        if report.priced_by_own:
+            print(f"voight: {priced_by_own(report)}", file=sys.stderr)
+    else:
+        print_repricing(report, context.where)
+    return 0
 
 
 def as_json(report: Repricing) -> str:
-    """The totals, and the users and models whose cost changes, as one JSON object, in ASCII."""
+    """Return the totals, and the users and models with a new cost, as a JSON object in ASCII."""
     value = {
         "dry_run": report.dry_run,
         "written": report.written,
@@ -27,44 +66,27 @@ def as_json(report: Repricing) -> str:
 
 
 def as_csv(report: Repricing) -> str:
-    """The users and models whose cost changes, as CSV with a header."""
+    """Return the users and models with a new cost, as CSV with a header."""
     return csv_text(list(_row(Difference())), map(_row, report.rows), ("user_id", "model"))
 
 
-def print_table(report: Repricing, where: Where) -> None:
-    """Print the difference by user and model, the totals, and what was done."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    from voight_middleware.cli.render import console_for_tables
-
-    console = console_for_tables()
+def print_repricing(report: Repricing, where: Where) -> None:
+    """Print the difference by user and model, the totals, and the result."""
     subject = "Repricing, dry run" if report.dry_run else "Repricing"
-    console.print(Text(title_of(subject, report.window, where), style="bold"), soft_wrap=True)
-    rows, total = report.rows, report.total
-    if rows:
-        table = Table(box=box.SIMPLE, pad_edge=False, header_style="dim")
-        for name in ("user_id", "model"):
-            table.add_column(name, overflow="fold", min_width=5, max_width=44)
-        for name in ("calls", "changed"):
-            table.add_column(name, justify="right", no_wrap=True)
+    print_title(title_of(subject, report.window, where))
+    if report.rows:
+        every = (*report.rows, report.total)
         columns = [
-            aligned([_usd(row.before_femto) for row in (*rows, total)]),
-            aligned([_usd(row.after_femto) for row in (*rows, total)]),
-            aligned([from_femto(row.difference_femto) for row in (*rows, total)], _signed),
+            texts("user_id", [row.user_id for row in report.rows]),
+            texts("model", [row.model for row in report.rows], ("",)),
+            counts("calls", [row.calls for row in every]),
+            counts("changed", [row.changed for row in every]),
+            amounts("before", [row.before_femto for row in every]),
+            amounts("after", [row.after_femto for row in every]),
+            amounts("difference", [row.difference_femto for row in every], written=signed, style="bold"),
         ]
-        for name, column in zip(("before", "after", "difference"), columns, strict=True):
-            table.add_column(Text(name.rjust(len(column[0]))), no_wrap=True)
-        amounts = list(zip(*columns, strict=True))
-        for row, (before, after, difference) in zip(rows, amounts, strict=False):
-            names = dimension(row.user_id), dimension(row.model)
-            table.add_row(*names, f"{row.calls:,}", f"{row.changed:,}", before, after, Text(difference, style="bold"))
-        table.add_section()
-        table.add_row("total", "", f"{total.calls:,}", f"{total.changed:,}", *amounts[-1], style="bold")
-        console.print(table)
-    for note in _notes(report):
-        console.print(Text(printable(note), style="dim"), soft_wrap=True)
+        print_table(columns)
+    print_notes(_notes(report))
 
 
 def _notes(report: Repricing) -> Iterator[str]:
@@ -77,7 +99,7 @@ def _notes(report: Repricing) -> Iterator[str]:
     elif report.dry_run:
         yield f"{note_of_calls(total.changed)} would get a new price; nothing was written: run it without --dry-run"
     else:
-        yield f"{note_of_calls(report.written)} got a new price; --original-prices shows what was there before, as does voight explain CALL_ID"
+        yield f"{note_of_calls(report.written)} got a new price; --original-prices and voight explain CALL_ID show the former ones"
     if not report.dry_run and report.written < total.changed:
         yield f"{note_of_calls(total.changed - report.written)} changed in another process meanwhile: run it again"
     for name, before, after in (
@@ -89,13 +111,13 @@ def _notes(report: Repricing) -> Iterator[str]:
     if report.priced_by_own:
         yield priced_by_own(report)
     if report.passed_over:
-        yield f"{note_of_calls(report.passed_over)} left as they are: there is no report of the provider to price them by"
+        yield f"{note_of_calls(report.passed_over)} left as they are: the provider reported no usage to price them by"
 
 
 def priced_by_own(report: Repricing) -> str:
-    """Say which calls keep the price that the user's own file has given them."""
+    """Note the calls that keep the prices of the user's own file."""
     count = note_of_calls(report.priced_by_own)
-    return f"{count} left as they are: they have prices of your own, and none are named here: --prices FILE (an empty one drops them)"
+    return f"{count} left as they are: they have prices of your own: use --prices FILE (an empty file drops them)"
 
 
 def _row(difference: Difference) -> dict[str, Any]:
@@ -106,23 +128,11 @@ def _counts(difference: Difference) -> dict[str, Any]:
     return {
         "calls": difference.calls,
         "changed": difference.changed,
-        "before_usd": _text(difference.before_femto),
-        "after_usd": _text(difference.after_femto),
-        "difference_usd": _text(difference.difference_femto),
+        "before_usd": usd(difference.before_femto),
+        "after_usd": usd(difference.after_femto),
+        "difference_usd": usd(difference.difference_femto),
         "unpriced_before": difference.unpriced_before,
         "unpriced_after": difference.unpriced_after,
         "partial_before": difference.partial_before,
         "partial_after": difference.partial_after,
     }
-
-
-def _signed(usd: Decimal) -> str:
-    return f"{'-' if usd < 0 else '+' if usd else ''}{money(abs(usd))}"
-
-
-def _usd(femto: int | None) -> Decimal | None:
-    return None if femto is None else from_femto(femto)
-
-
-def _text(femto: int | None) -> str | None:
-    return None if femto is None else usd_text(from_femto(femto))

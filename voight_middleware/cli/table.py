@@ -1,4 +1,4 @@
-"""Tables of reports: columns, a total below a line, and what the total hides."""
+"""Tables of reports: columns, a total below a line, and notes."""
 
 from __future__ import annotations
 
@@ -13,68 +13,77 @@ from voight_middleware.records.money import from_femto
 if TYPE_CHECKING:
     from rich.text import Text
 
+NO_CALLS = "No call matches. `voight spend` shows what there is; `voight doctor` says where calls go."
+
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column: its name, and a cell for each row and for the total."""
+    """A column: its name, and a cell for each row and for the total."""
 
     name: str
     cells: Sequence[Any]
-    """Text that may drive a terminal is a ``dimension`` or has been made ``printable``."""
+    """Text of applications is made safe by ``dimension`` or ``printable``."""
     right: bool = True
     style: str = ""
     wide: bool = False
-    """Whether its cells are broken into lines where they are long."""
+    """Whether long cells are broken into lines."""
     spare: int = 0
-    """Left out of a terminal that is too narrow for all: the largest number first, 0 never."""
+    """The order in which a narrow terminal drops columns: the largest number first, 0 never."""
 
 
 def texts(name: str, values: Iterable[str | None], footer: Sequence[str] = ("total",)) -> Column:
-    """What applications and providers have said; ``(none)`` where they have said nothing."""
+    """Return a column of text from applications and providers; None reads ``(none)``."""
     from rich.text import Text
 
     return Column(printable(name), [*map(dimension, values), *map(Text, footer)], right=False, wide=True)
 
 
 def whole(name: str, values: Iterable[str | None], spare: int = 0) -> Column:
-    """Texts that are never broken into lines, such as ids and times."""
+    """Return a column of texts that are never broken into lines, such as ids and times."""
     return Column(printable(name), [*map(dimension, values)], right=False, spare=spare)
 
 
-def counts(name: str, values: Iterable[int | None]) -> Column:
-    """Whole numbers; ``-`` where one is unknown."""
-    return Column(name, ["-" if value is None else f"{value:,}" for value in values])
+def counts(name: str, values: Iterable[int | None], spare: int = 0) -> Column:
+    """Return a column of whole numbers; None reads ``-``."""
+    return Column(name, ["-" if value is None else f"{value:,}" for value in values], spare=spare)
 
 
 def amounts(
-    name: str, femto: Iterable[int | None], *, style: str = "", written: Callable[[Decimal], str] | None = None, absent: str = "unpriced"
+    name: str,
+    femto: Iterable[int | None],
+    *,
+    style: str = "",
+    written: Callable[[Decimal], str] | None = None,
+    absent: str = "unpriced",
+    spare: int = 0,
 ) -> Column:
-    """US dollars, their points below each other."""
+    """Return a column of US dollars, aligned at the point, from femto-dollars."""
     values = [None if value is None else from_femto(value) for value in femto]
     cells = [cell.replace("unpriced", absent.rjust(8)) for cell in aligned(values, written)]
-    # To the left: rich takes the blanks behind a number away where it moves text to the right.
-    return Column(name.rjust(len(cells[0])) if cells else name, cells, right=False, style=style)
+    # Left-aligned: rich strips the blanks after a number when it aligns text to the right.
+    header = name.rjust(len(cells[0])) if cells else name
+    return Column(header, cells, right=False, style=style, spare=spare)
 
 
 def rates(name: str, values: Iterable[Decimal | None], spare: int = 0) -> Column:
-    """Parts of 1 as percentages."""
+    """Return a column of shares from 0 to 1, as percentages."""
     return Column(name, [percent(value) for value in values], spare=spare)
 
 
 def shares(name: str, values: Iterable[Decimal | None]) -> Column:
-    """Parts of a total as percentages and bars; the total itself has none."""
+    """Return a column of shares from 0 to 1, as percentages and bars; the total has none."""
     from rich.text import Text
 
     return Column(name, [*map(bar, values), Text("")], right=False)
 
 
 def signed(usd: Decimal) -> str:
-    """US dollars with their sign."""
+    """Return US dollars with their sign."""
     return f"{'-' if usd < 0 else '+' if usd else ''}{money(abs(usd))}"
 
 
 def change(value: Decimal | None, absent: str = "-") -> str:
-    """A change as a signed percentage; more than tenfold as a factor."""
+    """Return a change as a signed percentage, and as a factor from tenfold on."""
     if value is None:
         return absent
     if value >= 9:
@@ -85,7 +94,7 @@ def change(value: Decimal | None, absent: str = "-") -> str:
 
 
 def print_table(columns: Sequence[Column], *, footers: int = 1) -> None:
-    """Print rows below each other, and the last *footers* of them as totals."""
+    """Print rows; the last *footers* of them are totals."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -109,7 +118,7 @@ def print_table(columns: Sequence[Column], *, footers: int = 1) -> None:
         table.add_row(*cells, style="bold" if total else "")
     console.print(table)
     if left_out:
-        print_notes([f"not shown in {console.width} columns: {left_out}; widen the terminal, or --format csv"])
+        print_notes([f"not shown in {console.width} columns: {left_out}; widen the terminal, or use --format csv"])
 
 
 def print_title(text: str) -> None:
@@ -123,9 +132,14 @@ def print_notes(notes: Iterable[str]) -> None:
     """Print lines below a table."""
     from rich.text import Text
 
+    print_texts(Text(printable(note), style="dim") for note in notes)
+
+
+def print_texts(texts: Iterable[Text]) -> None:
+    """Print lines of styled text."""
     console = console_for_tables()
-    for note in notes:
-        console.print(Text(printable(note), style="dim"), soft_wrap=True)
+    for text in texts:
+        console.print(text, soft_wrap=True)
 
 
 def _cell(cell: Any, style: str) -> Text:
@@ -137,7 +151,7 @@ def _cell(cell: Any, style: str) -> Text:
 
 
 def _fitting(columns: Sequence[Column], width: int) -> list[Column]:
-    """Without those that can be spared, as far as the rest needs the place."""
+    """Drop columns that can be spared until the others fit."""
     kept = list(columns)
     while sum(_width(column) + 3 for column in kept) > width and (most := max((column.spare for column in kept), default=0)):
         kept.remove(next(column for column in reversed(kept) if column.spare == most))

@@ -1,42 +1,52 @@
-"""``voight unattributed``: which calls have no owner, how that came, and what to do about it."""
+"""``voight unattributed``: calls without a user, the reasons, and the remedies."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-from voight_middleware.cli.context import ReportContext, names, rate
+from voight_middleware.cli.arguments import add_report_arguments, names, positive
+from voight_middleware.cli.context import Context
+from voight_middleware.cli.json_values import rate
 from voight_middleware.cli.render import UserError, caveats, note_of_calls, percent, title_of
-from voight_middleware.cli.table import Column, amounts, counts, print_notes, print_table, print_title, rates, shares, texts
+from voight_middleware.cli.table import NO_CALLS, Column, amounts, counts, print_notes, print_table, print_title, rates, shares, texts
 from voight_middleware.ledger import Spend
 from voight_middleware.reports.spend import as_row, ratio, usd
 from voight_middleware.reports.unattributed import Section, Source, UnattributedReport, UnattributedRow, unattributed
 
+HELP = "Find calls without a user, and the remedy"
 EXAMPLES = """\
 examples:
-  voight unattributed                             by source, route and model, with what to do
+  voight unattributed                             by source, route and model
   voight unattributed --since 7d --by route,model
   voight unattributed --by feature --format csv
 """
 
 
-def add_arguments(parser: argparse.ArgumentParser, positive: Callable[[str], int]) -> None:
-    """The arguments of the command."""
-    parser.add_argument("--by", metavar="KEY,KEY", default="", help="the dimensions of a row (default: route, and then model)")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    add_report_arguments(parser)
+    parser.add_argument("--by", metavar="KEY,KEY", default="", help="the dimensions of a row (default: route, then model)")
     parser.add_argument("--limit", metavar="N", type=positive, default=10, help="how many rows (default: 10)")
 
 
-def answer(asked: ReportContext) -> int:
+def run(context: Context) -> int:
     """Print the report."""
-    if {"user_id", "user_id!"} & asked.where.keys():
-        raise UserError("this is about calls without a user: filter by other things")
-    by = names(asked.args.by)
+    if {"user_id", "user_id!"} & context.where.keys():
+        raise UserError("this report is about calls without a user: filter by other dimensions")
+    by = names(context.args.by)
     groupings = [by] if by else [["route"], ["model"]]
-    if asked.args.format == "csv" and not by:
+    if context.args.format == "csv" and not by:
         groupings = [["attribution", "route", "model"]]
     report = unattributed(
-        asked.ledger, groupings, asked.where, asked.window, asked.args.limit, original_prices=asked.original_prices, zone=asked.zone
+        context.ledger,
+        groupings,
+        context.where,
+        context.window,
+        context.args.limit,
+        original_prices=context.original_prices,
+        zone=context.zone,
     )
     about = {
         "share_of_calls": rate(report.owners.share_of_calls),
@@ -46,10 +56,10 @@ def answer(asked: ReportContext) -> int:
         "sources": list(map(_source, report.sources)),
         "sections": [{"by": section.by, "rows": list(map(_row, section.rows)), "more": section.more} for section in report.sections],
     }
-    rows = [_row(row) for section in report.sections for row in section.rows] if asked.args.format == "csv" or by else []
+    rows = [_row(row) for section in report.sections for row in section.rows] if context.args.format == "csv" or by else []
     group = Spend(dict.fromkeys(groupings[0]))
     header = list(_row(UnattributedRow(group, group, None, None)))
-    return asked.answer(rows, groupings[0], about, lambda: _print(report, asked), header)
+    return context.print_report(rows, groupings[0], about, lambda: _print(report, context), header)
 
 
 def _source(source: Source) -> dict[str, Any]:
@@ -74,12 +84,12 @@ def _row(row: UnattributedRow) -> dict[str, Any]:
     }
 
 
-def _print(report: UnattributedReport, asked: ReportContext) -> None:
+def _print(report: UnattributedReport, context: Context) -> None:
     owners = report.owners
     subject = "Without an owner" + (", as first priced" if report.original_prices else "")
-    print_title(title_of(subject, report.window, asked.where, asked.zone))
+    print_title(title_of(subject, report.window, context.where, context.zone))
     if not owners.total.calls:
-        print_notes(["No call matches. `voight spend` shows what there is; `voight doctor` says where calls go."])
+        print_notes([NO_CALLS])
         return
     sources = report.sources
     totals = [owners.total.calls, owners.unowned.calls]

@@ -1,22 +1,24 @@
-"""``voight whatif``: what calls would have cost with other models."""
+"""``voight whatif``: an estimate of the cost with other models."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from voight_middleware.cli.context import ReportContext, names, rate, total_row
-from voight_middleware.cli.prices import open_prices
+from voight_middleware.cli.arguments import add_prices, add_report_arguments, names, positive
+from voight_middleware.cli.context import Context
+from voight_middleware.cli.json_values import rate, total_row
 from voight_middleware.cli.render import UserError, caveats, money, note_of_calls, title_of
 from voight_middleware.cli.table import Column, amounts, change, counts, print_notes, print_table, print_title, signed, texts
 from voight_middleware.records.money import from_femto
 from voight_middleware.reports.spend import ratio, usd
 from voight_middleware.reports.whatif import NoSuchModel, WhatIfReport, WhatIfRow, what_if
 
+HELP = "Estimate the cost with other models"
 EXAMPLES = """\
-An estimate: the same tokens at other prices. Another model counts tokens otherwise, and answers otherwise.
+The estimate is the same tokens at other prices. Another model would count
+tokens differently, and give other answers.
 
 examples:
   voight whatif --model gpt-5=gpt-5-mini --since month
@@ -25,26 +27,27 @@ examples:
 """
 
 
-def add_arguments(parser: argparse.ArgumentParser, positive: Callable[[str], int]) -> None:
-    """The arguments of the command."""
-    parser.add_argument("--model", metavar="A=B,…", action="append", required=True, help="calls of A as if they had been of B")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    add_report_arguments(parser)
+    parser.add_argument("--model", metavar="A=B,…", action="append", required=True, help="price calls of model A as calls of model B")
     parser.add_argument("--by", metavar="KEY,KEY", default="model", help="the dimensions of a row (default: model)")
     parser.add_argument("--limit", metavar="N", type=positive, help="how many rows (default: all)")
-    parser.add_argument("--prices", metavar="FILE", type=Path, help="your own prices (default: VOIGHT_PRICES)")
+    add_prices(parser)
 
 
-def answer(asked: ReportContext) -> int:
+def run(context: Context) -> int:
     """Print the report."""
-    args = asked.args
-    if asked.original_prices:
-        raise UserError("--original-prices has no meaning here: the prices are those of today's price book")
+    args = context.args
+    if context.original_prices:
+        raise UserError("--original-prices does not apply here: calls are priced by today's price book")
     by = names(args.by)
     if not by:
         raise UserError("--by needs a dimension, such as user, plan or model")
-    book = open_prices(asked.settings)
+    book = context.open_prices()
     try:
         models = read_models(args.model)
-        report = what_if(asked.ledger, book, models, by, asked.where, asked.window, limit=args.limit, zone=asked.zone)
+        report = what_if(context.ledger, book, models, by, context.where, context.window, limit=args.limit, zone=context.zone)
     except NoSuchModel as error:
         raise UserError(str(error)) from error
     about = {
@@ -58,12 +61,12 @@ def answer(asked: ReportContext) -> int:
     }
     rows = [{**row.dimensions, **_figures(row)} for row in report.rows]
     header = [*by, *_figures(report.total)]
-    return asked.answer(rows, by, about, lambda: _print(report, asked), header)
+    return context.print_report(rows, by, about, lambda: _print(report, context), header)
 
 
 def read_models(texts_: Sequence[str]) -> dict[str, str]:
     """
-    ``A=B,C=D`` as a mapping.
+    Read ``A=B,C=D`` as a mapping.
 
     Raises:
         UserError: A part cannot be read, or a model is named twice.
@@ -94,9 +97,9 @@ def _figures(row: WhatIfRow) -> dict[str, Any]:
     }
 
 
-def _print(report: WhatIfReport, asked: ReportContext) -> None:
+def _print(report: WhatIfReport, context: Context) -> None:
     replaced = ", ".join(f"{old} as {new}" for old, new in report.models.items())
-    print_title(title_of(f"Estimate: {replaced}", report.window, asked.where, asked.zone))
+    print_title(title_of(f"Estimate: {replaced}", report.window, context.where, context.zone))
     rows = (*report.rows, report.total)
     compared = [row if row.compared else None for row in rows]
     columns: list[Column] = [
@@ -121,7 +124,7 @@ def _notes(report: WhatIfReport) -> Iterator[str]:
     total = report.total
     if report.more:
         yield f"{report.more:,} more rows are in the total: --limit {len(report.rows) + report.more}"
-    yield "an estimate: the same tokens at other prices; another model counts and answers otherwise"
+    yield "an estimate: the same tokens at other prices; another model counts tokens differently"
     yield f"models replaced: {', '.join(report.replaced)}"
     if report.spend.cost_femto is not None and report.bill_femto is not None:
         yield f"all calls of this time: {money(from_femto(report.spend.cost_femto))}, would be {money(from_femto(report.bill_femto))}"

@@ -1,4 +1,4 @@
-"""Causes: the difference between two costs, split into what has changed, exactly."""
+"""Causes: the difference between two costs, split exactly into the factors that changed."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from math import factorial, floor
 
 FACTORS = ("users", "calls", "tokens", "mix", "price")
 """
-What the cost of a day is made of: how many users there are, calls of a user in a day, and, for each model, its part of the calls, the
-tokens of a call (input, read from the cache, written to it, output), and what a token of each kind costs.
+The factors of the cost of a day: the number of users, and the calls of a user per day. Then for
+each model its share of the calls (``mix``), the tokens of a call (input, cache read, cache write,
+output), and the price of a token of each kind.
 """
 
 
@@ -21,24 +22,24 @@ class ModelUse:
 
     calls: int
     tokens: tuple[int, ...]
-    """Of each kind: input at the full rate, read from the cache, written to it, output."""
+    """The tokens of each kind: input at the full rate, cache read, cache write, output."""
     cost_femto: int
     rates: tuple[Fraction, ...] | None = None
     """
-    What a token of each kind costs: unit prices under terms that both periods have used, and the same on both sides unless they have
-    changed. None where they are not known.
+    The price of a token of each kind, under terms that both periods have used. The prices of both
+    periods are equal unless they have changed. None if they are unknown.
     """
     reported: bool = False
-    """Whether the provider has said what the calls cost: unit prices only tell how the kinds of tokens stand to each other then."""
+    """Whether the provider reported the cost. Unit prices only weigh the kinds of tokens then."""
 
     def at(self, rates: Sequence[Fraction]) -> Fraction:
-        """What the tokens come to at some rates."""
+        """Return the cost of the tokens at some rates."""
         return sum((count * rate for count, rate in zip(self.tokens, rates, strict=True)), Fraction(0))
 
 
 @dataclass(frozen=True, slots=True)
 class Period:
-    """The priced calls of some time, by model."""
+    """The priced calls of a period, by model."""
 
     days: Fraction
     users: int
@@ -57,7 +58,7 @@ class Period:
 
 @dataclass(frozen=True, slots=True)
 class Causes:
-    """What each factor adds to the cost of a day, in femto-dollars; together exactly the difference."""
+    """The part of each factor in the difference per day, in femto-dollars; the parts add up."""
 
     users: int
     calls: int
@@ -68,14 +69,18 @@ class Causes:
 
 def causes(before: Period, after: Period) -> Causes:
     """
-    The difference of the cost per day, split by Shapley values: each factor adds what it changes on average over all orders in which the
-    factors could have changed, so that none is favoured, and the parts add up to the difference without a rest.
+    Split the difference of the cost per day by Shapley values.
 
-    A model that only one of the periods used is taken to have had the same tokens and price in the other: its coming is ``mix``. Users
-    without priced calls in one of the periods are taken to have called alike: their coming is ``users``.
+    The part of a factor is its mean effect over all orders in which the factors could have changed.
+    So no factor is favored, and the parts add up to the difference exactly.
 
-    ``price`` is what the unit prices themselves have changed, and 0 where they are the same. Another mix of tokens (more input, which is
-    cheap; a cache that is kept for an hour; a batch) is ``tokens``. Where no unit prices are known, it is the calls that have a price.
+    A model that only one period used counts with the same tokens and price in the other: its
+    appearance is ``mix``. Users without priced calls in one period count with the same calls: their
+    appearance is ``users``.
+
+    ``price`` is the effect of changed unit prices, and 0 if they are the same. A different mix of
+    tokens (more of the cheap input; a cache of one hour; a batch) is ``tokens``. If no unit prices
+    are known, ``price`` is the change of the cost per call.
     """
     if not before.calls and not after.calls:
         return Causes(0, 0, 0, 0, 0)
@@ -89,7 +94,7 @@ def _without_users(period: Period) -> Period:
 
 
 def _cost(before: Period, after: Period) -> Callable[[frozenset[int]], Fraction]:
-    """The cost per day where the factors of a set are those of *after*, and the others those of *before*."""
+    """Return the cost per day with some factors of *after*, and the others of *before*."""
     sides = (before, after)
     users = [Fraction(side.users) for side in sides]
     per_user = [side.calls / (_users(side, sides) * side.days) for side in sides]
@@ -107,8 +112,8 @@ def _cost(before: Period, after: Period) -> Callable[[frozenset[int]], Fraction]
 
 
 def _users(side: Period, sides: Sequence[Period]) -> int:
-    """The users that its calls are divided by: where it has none, it has the calls, and so the users, of the other one."""
-    return side.users or max(one.users for one in sides) or 1
+    """Return the users of a period; without any, those of the other one, whose calls it has."""
+    return side.users or max(period.users for period in sides) or 1
 
 
 def _shares(name: str | None, before: Period, after: Period) -> tuple[Fraction, Fraction]:
@@ -117,7 +122,7 @@ def _shares(name: str | None, before: Period, after: Period) -> tuple[Fraction, 
 
 
 def _cost_of_a_call(before: ModelUse | None, after: ModelUse | None) -> list[list[Fraction]]:
-    """Of one model: what a call costs with the tokens of before or after, at the prices of before or after."""
+    """Return the cost of a call by its tokens (before, after) and by its prices (before, after)."""
     first, second = before or after, after or before
     assert first is not None
     assert second is not None
@@ -133,20 +138,22 @@ def _cost_of_a_call(before: ModelUse | None, after: ModelUse | None) -> list[lis
     if rates[0] is not None and rates[0] == rates[1]:
         return [[cost, cost] for cost in per_call]
     if all(scale):
-        return [[cost * use.at(rate or ()) / own for rate in rates] for use, cost, own in zip(uses, per_call, scale, strict=True)]
+        return [[cost * use.at(rate or ()) / usual for rate in rates] for use, cost, usual in zip(uses, per_call, scale, strict=True)]
     return [[Fraction(use.cost_femto, use.calls) for use in uses] for _ in uses]
 
 
 def _shapley(value: Callable[[frozenset[int]], Fraction]) -> list[Fraction]:
     count = len(FACTORS)
     everything = range(count)
-    values = {frozenset(some): value(frozenset(some)) for size in range(count + 1) for some in combinations(everything, size)}
+    sets = [frozenset(factors) for size in range(count + 1) for factors in combinations(everything, size)]
+    values = {factors: value(factors) for factors in sets}
     return [
         sum(
             (
-                Fraction(factorial(len(some)) * factorial(count - len(some) - 1), factorial(count)) * (values[some | {factor}] - cost)
-                for some, cost in values.items()
-                if factor not in some
+                Fraction(factorial(len(factors)) * factorial(count - len(factors) - 1), factorial(count))
+                * (values[factors | {factor}] - cost)
+                for factors, cost in values.items()
+                if factor not in factors
             ),
             Fraction(0),
         )
@@ -155,7 +162,7 @@ def _shapley(value: Callable[[frozenset[int]], Fraction]) -> list[Fraction]:
 
 
 def _rounded(parts: Sequence[Fraction], total: int) -> list[int]:
-    """Whole numbers that add up to *total*: those with the largest rests are rounded up."""
+    """Round to whole numbers that add up to *total*: the largest remainders are rounded up."""
     whole = [floor(part) for part in parts]
     order = sorted(range(len(parts)), key=lambda position: whole[position] - parts[position])
     missing = total - sum(whole)

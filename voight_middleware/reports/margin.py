@@ -1,4 +1,4 @@
-"""Margin: what each customer costs, beside what he pays."""
+"""Margin: the cost of each customer, and their revenue."""
 
 from __future__ import annotations
 
@@ -20,62 +20,62 @@ class AmbiguousCustomers(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class MarginRow:
-    """One customer. Money is in femto-dollars (1e-15 USD)."""
+    """A customer. Money is in femto-dollars (1e-15 USD)."""
 
     id: str
-    """As the revenue names him; as the ledger does, where there is no revenue of him."""
+    """The id in the revenue, or in the ledger for customers without revenue."""
     revenue_femto: int | None
-    """None where the revenue does not name him."""
+    """None if the customer is not in the revenue."""
     spend: Spend
 
     @property
     def status(self) -> str | None:
-        """``no revenue`` or ``no calls`` where one of both is missing, otherwise None."""
+        """``no revenue`` or ``no calls`` if one of them is missing, otherwise None."""
         if self.revenue_femto is None:
             return "no revenue"
         return None if self.spend.calls else "no calls"
 
     @property
     def cost_femto(self) -> int | None:
-        """What his calls cost: 0 without calls, None where none of them has a price."""
+        """The cost of the calls: 0 without calls, None if no call has a price."""
         return self.spend.cost_femto if self.spend.calls else 0
 
     @property
     def margin_femto(self) -> int | None:
-        """Revenue less cost; without revenue the cost alone. None where the cost is not known."""
+        """Revenue minus cost; without revenue, minus the cost. None if the cost is unknown."""
         return None if self.cost_femto is None else (self.revenue_femto or 0) - self.cost_femto
 
     @property
     def cost_to_revenue(self) -> Decimal | None:
-        """The cost as a part of the revenue; None where one of them is unknown, or the revenue is 0."""
+        """Cost divided by revenue; None if one of them is unknown, or the revenue is 0."""
         return ratio(self.cost_femto, self.revenue_femto)
 
 
 @dataclass(frozen=True, slots=True)
 class MarginReport:
-    """Customers, the worst margin first; those whose costs are not known last."""
+    """Customers, the worst margin first; those with unknown costs last."""
 
     on: str
     window: Window
     rows: tuple[MarginRow, ...]
     total: Spend
-    """All calls, those of nobody included."""
+    """All calls, including those without an id."""
     revenue_femto: int
     unowned: Spend
-    """Calls without an id: in the total, and in no row."""
+    """Calls without an id: they are in the total, and in no row."""
     owners: Unattributed
     original_prices: bool = False
 
     @property
     def margin_femto(self) -> int | None:
-        """All revenue less all cost; None where no call has a price."""
+        """All revenue minus all cost; None if no call has a price."""
         if not self.total.calls:
             return self.revenue_femto
         return None if self.total.cost_femto is None else self.revenue_femto - self.total.cost_femto
 
     @property
     def cost_to_revenue(self) -> Decimal | None:
-        """All cost as a part of all revenue."""
+        """All cost divided by all revenue."""
         return ratio(self.total.cost_femto, self.revenue_femto)
 
 
@@ -91,21 +91,21 @@ def margin(
     zone: tzinfo | None = None,
 ) -> MarginReport:
     """
-    Costs and revenue by customer.
+    Compare costs and revenue by customer.
 
     Args:
-        ledger: Where the calls are.
-        revenue: What each customer has paid in the window, in femto-dollars (1e-15 USD).
-        on: What a customer is: ``user_id``, ``tenant_id``, or an extra key.
-        where: Values that calls must have: ``*`` stands for any text, None for no value.
-        window: The time that calls must lie in.
-        known_as: The names that a customer may have in the ledger, such as a pseudonym: his calls are those of all of them.
-        original_prices: By the price that each call was given first, whatever has replaced it.
-        zone: Where days in *where* are cut; None means UTC.
+        ledger: The ledger to read.
+        revenue: The revenue of each customer in the window, in femto-dollars (1e-15 USD).
+        on: The dimension of customers: ``user_id``, ``tenant_id``, or an extra key.
+        where: Filters: ``*`` stands for any text, None for calls without a value.
+        window: The time of the calls.
+        known_as: Returns all names of a customer in the ledger, such as pseudonyms.
+        original_prices: Whether each call counts with its first price, before any repricing.
+        zone: The time zone of days in *where*; None means UTC.
 
     Raises:
-        AmbiguousCustomers: Two customers have one name in the ledger.
-        UnknownDimension: *on*, or a name in *where*, is no dimension, and no extra key of any call.
+        AmbiguousCustomers: Two customers have the same name in the ledger.
+        UnknownDimension: *on*, or a name in *where*, is neither a dimension nor an extra key of any call.
         LedgerError: The ledger cannot be read.
     """
     groups = ledger.spend((on,), where, window, original_prices=original_prices, zone=zone)

@@ -1,4 +1,4 @@
-"""Plans: what each plan costs, how much of it its heaviest users take, and who pays for whom."""
+"""Plans: the cost of each plan, its heaviest users, and its margin."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from voight_middleware.reports.unattributed_share import Unattributed, unattribu
 
 TOP_PERCENT = (1, 5, 10)
 TIMES_THE_MEDIAN = 10
-"""Without a threshold and without a price, a user is heavy who costs more than this many times the median user of his plan."""
+"""The default threshold of heavy users: this many times the cost of the plan's median user."""
 
 
 @dataclass(frozen=True, slots=True)
 class HeavyUser:
-    """A user who costs more than the threshold of his plan."""
+    """A user who costs more than the threshold of their plan."""
 
     user_id: str
     spend: Spend
@@ -28,62 +28,62 @@ class HeavyUser:
 
 @dataclass(frozen=True, slots=True)
 class PlanRow:
-    """One plan. Money is in femto-dollars (1e-15 USD)."""
+    """A plan. Money is in femto-dollars (1e-15 USD)."""
 
     plan: str | None
     spend: Spend
-    """All of its calls, those without a user included."""
+    """All of its calls, including those without a user."""
     share: Decimal | None
-    """Of the priced total over all plans, from 0 to 1."""
+    """The share of the priced total over all plans, from 0 to 1."""
     users: int
-    """Users with calls on this plan. Who has changed his plan is a user of each, with the calls that he made on it."""
+    """Users with calls on this plan. After a change of plan, a user counts in both."""
     unpriced_users: int
-    """Users of whom no call has a price: they are in none of the figures below."""
+    """Users without a priced call: they are in none of the figures below."""
     unowned: Spend
     """Its calls without a user."""
     costs: tuple[int, ...]
-    """What each user costs, the most expensive first."""
+    """The cost of each user, the most expensive first."""
     threshold_femto: int | None
-    """Above this a user is heavy; None where there is nothing to compare with."""
+    """The cost above which a user is heavy; None if there is no threshold."""
     heavy: tuple[HeavyUser, ...]
     """Users above the threshold, the most expensive first."""
     price_femto: int | None = None
-    """What one user of the plan pays in the window; None where no price was given."""
+    """The price of the plan for one user in the window; None without a price."""
 
     @property
     def mean_femto(self) -> int | None:
-        """What a user costs on average."""
+        """The mean cost of a user."""
         return per(sum(self.costs), len(self.costs))
 
     @property
     def median_femto(self) -> int | None:
-        """What the user in the middle costs; between two of them, the mean of both."""
+        """The median cost of a user."""
         return median(self.costs)
 
     def concentration(self, percent: int) -> Decimal | None:
-        """The part of what the users of the plan cost that the first *percent* of them take, at least one user, rounded up."""
+        """Return the share of the first *percent* of users, rounded up, in the cost of all users."""
         return ratio(sum(self.costs[: first_users(len(self.costs), percent)]), sum(self.costs)) if self.costs else None
 
     @property
     def revenue_femto(self) -> int | None:
-        """The price times the users; None without a price."""
+        """Price times users; None without a price."""
         return None if self.price_femto is None else self.price_femto * self.users
 
     @property
     def cost_to_revenue(self) -> Decimal | None:
-        """The cost of the plan as a part of its revenue; None where one of them is unknown, or the revenue is 0."""
+        """Cost divided by revenue; None if one of them is unknown, or the revenue is 0."""
         return ratio(self.spend.cost_femto, self.revenue_femto)
 
     @property
     def margin_femto(self) -> int | None:
-        """Revenue less cost: below 0, the others pay for this plan. None where one of them is unknown."""
+        """Revenue minus cost; None if one of them is unknown."""
         if self.revenue_femto is None or self.spend.cost_femto is None:
             return None
         return self.revenue_femto - self.spend.cost_femto
 
     @property
     def users_at_a_loss(self) -> int | None:
-        """How many users cost more than they pay."""
+        """The number of users who cost more than they pay."""
         return None if self.price_femto is None else sum(cost > self.price_femto for cost in self.costs)
 
 
@@ -96,20 +96,20 @@ class PlansReport:
     total: Spend
     owners: Unattributed | None
     months: Fraction | None
-    """How many months of the prices the window has; None where no price was given."""
+    """The length of the window in months; None without prices."""
     unused_prices: tuple[str, ...]
-    """Plans with a price and without a call."""
+    """Plans with a price, but without calls."""
     original_prices: bool = False
 
     @property
     def revenue_femto(self) -> int | None:
-        """What all plans with a price bring in; None where no price was given."""
+        """The revenue of all plans with a price; None without prices."""
         revenues = [row.revenue_femto for row in self.rows if row.revenue_femto is not None]
         return sum(revenues) if self.months is not None else None
 
     @property
     def margin_femto(self) -> int | None:
-        """All revenue less all cost, that of plans without a price included; None where one of them is unknown."""
+        """All revenue minus all cost, including plans without a price; None if one is unknown."""
         revenue, cost = self.revenue_femto, self.total.cost_femto
         return None if revenue is None or cost is None else revenue - cost
 
@@ -126,27 +126,28 @@ def plans(
     now: datetime | None = None,
 ) -> PlansReport:
     """
-    What plans cost, by their users.
+    Compare plans by cost, users and revenue.
 
     Args:
-        ledger: Where the calls are.
-        where: Values that calls must have: ``*`` stands for any text, None for no value.
-        window: The time that calls must lie in. With *prices* it needs a beginning.
-        threshold_femto: Users who cost more in the window are heavy. By default, who costs more than he pays where the price of his
-            plan is known and above 0, otherwise more than ``TIMES_THE_MEDIAN`` times the median user of his plan.
-        prices: What a user of a plan pays for a month, in US dollars; for other windows, the part of the months that they cover.
-        original_prices: By the price that each call was given first, whatever has replaced it.
-        zone: Where months begin; None means UTC.
-        now: Up to when a window that is still running counts; by default the clock's time.
+        ledger: The ledger to read.
+        where: Filters: ``*`` stands for any text, None for calls without a value.
+        window: The time of the calls. With *prices*, it needs a beginning.
+        threshold_femto: The cost in the window above which a user is heavy. By default the price of
+            the plan if it is above 0, otherwise ``TIMES_THE_MEDIAN`` times its median user.
+        prices: The price of each plan for one user and month, in US dollars. Other windows count as
+            parts of months.
+        original_prices: Whether each call counts with its first price, before any repricing.
+        zone: The time zone of months; None means UTC.
+        now: The end of a window that is still running. By default the current time.
 
     Raises:
-        ValueError: There are prices, and the window has no beginning.
-        UnknownDimension: A name in *where* is no dimension, and no extra key of any call.
+        ValueError: There are prices, but the window has no beginning.
+        UnknownDimension: A name in *where* is neither a dimension nor an extra key of any call.
         LedgerError: The ledger cannot be read.
     """
     months = months_in(window, now, zone or UTC) if prices else None
     if prices and months is None:
-        raise ValueError("a price is for a month: say with --since from when on users have paid it, such as --since month")
+        raise ValueError("a price is for a month: give the time with --since, such as --since month")
     groups = ledger.spend(("plan", "user_id"), where, window, original_prices=original_prices, zone=zone)
     total = add_up(groups)
     by_plan: dict[str | None, list[Spend]] = {}
@@ -196,12 +197,12 @@ def _row(plan: str | None, groups: Sequence[Spend], total: Spend, threshold: int
 
 
 def first_users(users: int, percent: int) -> int:
-    """How many users *percent* of them are, rounded up: 1 % of 101 users are 2."""
+    """Return *percent* of the users, rounded up: 1% of 101 users are 2."""
     return -(-users * percent // 100)
 
 
 def median(costs: Sequence[int]) -> int | None:
-    """The middle of sorted costs, half a femto-dollar rounded to even; None of none."""
+    """Return the median of sorted costs, rounded half to even; None without any."""
     if not costs:
         return None
     middle = len(costs) // 2

@@ -1,4 +1,4 @@
-"""Release: whose bill a release has changed, why, and whether that is more than noise."""
+"""Release: the costs that a release has changed, the causes, and the significance."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ from voight_middleware.reports.timespan import to_datetime, to_microseconds
 from voight_middleware.reports.unattributed_share import Unattributed
 
 TESTED = 100
-"""How many users are tested: those who cost most in both releases together. A selection by the difference itself would find too many."""
+"""
+The number of tested users: those who cost most in both releases together. A selection by the
+difference itself would yield too many discoveries.
+"""
 SAMPLE = 200
-"""How many of the first calls of a model are looked at for its unit prices."""
+"""The number of first calls of a model whose unit prices are read."""
 MIN_CALLS = {"day": 3, "hour": 12}
-"""How many whole days, or else hours, both releases need for a test."""
+"""The whole days, or else hours, that both releases need for a test."""
 
 _HOUR = 3_600_000_000
 _DAY = 24 * _HOUR
@@ -32,52 +35,52 @@ Verdict: TypeAlias = Literal["more", "less", "noise", "untested"]
 
 
 class NoSuchRelease(ValueError):
-    """There are no calls of a release, or none came before it; the message says which ones there are."""
+    """A release has no calls, or no predecessor; the message lists the releases."""
 
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """A release in its time."""
+    """A release, and its time."""
 
     release: str
     window: Window
-    """From its first call to its last one, or to the first call of the release that came next."""
+    """From its first call to its last call, or to the first call of the next release."""
     spend: Spend
     unowned: Spend
     later: int
-    """How many of its calls came behind that time, and are not compared."""
+    """The number of its calls after that time, which are not compared."""
 
     @property
     def days(self) -> Fraction:
-        """The length of its time in days; an hour at least."""
+        """The length of its time in days, at least one hour."""
         return Fraction(max((self.window.until or 0) - (self.window.since or 0), _HOUR), _DAY)
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a test says of one difference."""
+    """The result of a test of one difference."""
 
     verdict: Verdict = "untested"
     p_value: float | None = None
-    """How often chance alone makes a difference as large; None where that was not tested."""
+    """The probability of such a difference by chance; None if it was not tested."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReleaseRow:
-    """One user, or all, before and after."""
+    """One user, or all of them, before and after."""
 
     user_id: str | None
     before: Spend
     after: Spend
     before_per_day: int
-    """Femto-dollars per day of the release's time; what is not priced counts as nothing."""
+    """Femto-dollars per day of the release's time; unpriced calls count as 0."""
     after_per_day: int
     causes: Causes | None
-    """What of the difference per day is due to what."""
+    """The parts of the difference per day."""
     per_day: Finding
-    """Whether the cost of a day has changed by more than noise."""
+    """The test of the cost per day."""
     of_a_call: Finding
-    """Whether the cost of a call has."""
+    """The test of the cost per call."""
 
     @property
     def difference_per_day(self) -> int:
@@ -86,13 +89,13 @@ class ReleaseRow:
 
     @property
     def per_call(self) -> tuple[int | None, int | None]:
-        """What a priced call costs, before and after."""
+        """The cost of a priced call, before and after."""
         first, second = (per(spend.cost_femto, spend.calls - spend.unpriced_calls) for spend in (self.before, self.after))
         return first, second
 
     @property
     def status(self) -> str | None:
-        """``new`` where there were no calls before, ``gone`` where there are none any more, otherwise None."""
+        """``new`` without calls before, ``gone`` without calls after, otherwise None."""
         if self.before.calls and self.after.calls:
             return None
         return "new" if self.after.calls else "gone"
@@ -100,7 +103,7 @@ class ReleaseRow:
 
 @dataclass(frozen=True, slots=True)
 class ReleaseReport:
-    """The users whose cost per day has changed most, and the change in all."""
+    """The users whose cost per day has changed most, and the total change."""
 
     before: Side
     after: Side
@@ -108,13 +111,13 @@ class ReleaseReport:
     total: ReleaseRow
     more: int
     tested: int
-    """How many users were tested."""
+    """The number of tested users."""
     changed: int
-    """How many of those cost more or less, in a day or by the call, by more than noise."""
+    """The number of tested users with a significant change, per day or per call."""
     grain: str | None
-    """The test compares the cost of each ``day`` or ``hour``; None where both are too few."""
+    """The test compares the cost of each ``day`` or ``hour``; None if there are too few."""
     owners: Unattributed
-    """What of the calls after has no user."""
+    """The calls of the later release without a user."""
 
 
 def release(
@@ -129,72 +132,72 @@ def release(
     zone: tzinfo | None = None,
 ) -> ReleaseReport:
     """
-    A release beside another one, by user and in all, per day and per call.
+    Compare a release with another one, by user and in total, per day and per call.
 
-    Each has its time: from its first call to its last one, or to the first call of the release that came next, as one forgotten
-    process may go on for weeks.
+    The time of a release is from its first call to its last call, or to the first call of the next
+    release: a forgotten process may continue for weeks.
 
     Args:
-        ledger: Where the calls are.
+        ledger: The ledger to read.
         name: The release.
-        against: Another one; by default the one whose first call is the last before the first of *name*.
-        where: Values that calls must have: ``*`` stands for any text, None for no value.
-        window: The time in which both are looked at.
-        limit: How many rows to keep.
-        original_prices: By the price that each call was given first, whatever has replaced it.
-        zone: Where the days begin that are compared; None means UTC.
+        against: The release to compare with. By default the one that began last before *name*.
+        where: Filters: ``*`` stands for any text, None for calls without a value.
+        window: The time of the calls of both releases.
+        limit: The number of rows to return.
+        original_prices: Whether each call counts with its first price, before any repricing.
+        zone: The time zone of the compared days; None means UTC.
 
     Raises:
-        ValueError: *where* has a release or a time.
-        NoSuchRelease: One of them has no calls, or *against* is not given and there is none before.
-        UnknownDimension: A name in *where* is no dimension, and no extra key of any call.
+        ValueError: *where* contains a release or a time.
+        NoSuchRelease: A release has no calls, or *name* has no predecessor.
+        UnknownDimension: A name in *where* is neither a dimension nor an extra key of any call.
         LedgerError: The ledger cannot be read.
     """
     where = dict(where or {})
     if taken := {"release", "hour", "day", "week", "month"} & {key.removesuffix("!") for key in where}:
-        raise ValueError(f"a release has its own time: filter by other things than {min(taken)}, and give the time as a window")
-    asking = _Asking(ledger, where, original_prices, zone)
+        raise ValueError(f"a release has its own time: do not filter by {min(taken)}, and give the time as a window")
+    queries = _Queries(ledger, where, original_prices, zone)
     first = _first_calls(ledger, where, window)
     if name not in first:
         raise NoSuchRelease(f"there are no calls of the release {name!r}; there are {_listed(first)}")
     if against is None:
         earlier = [other for other in first if first[other] < first[name]]
         if not earlier:
-            raise NoSuchRelease(f"{name!r} is the first release here; say with --against what to compare it with")
+            raise NoSuchRelease(f"{name!r} is the first release here; give a release to compare it with by --against")
         against = max(earlier, key=first.__getitem__)
     if against not in first or against == name:
         others = {other: at for other, at in first.items() if other != name}
         raise NoSuchRelease(f"{name!r} cannot be compared with {against!r}; there are {_listed(others)}")
 
-    before, users_before = asking.side(against, first, window)
-    after, users_after = asking.side(name, first, window)
-    asking.sides[:] = before, after
+    before, users_before = queries.side(against, first, window)
+    after, users_after = queries.side(name, first, window)
+    queries.sides[:] = before, after
     costs = {
         user: (_per_day(users_before.get(user), before), _per_day(users_after.get(user), after)) for user in {**users_before, **users_after}
     }
     heaviest = sorted(costs, key=lambda user: (-sum(costs[user]), user or ""))[:TESTED]
     grain = _grain(before.window, after.window, zone or UTC)
-    tests = {} if grain is None else {user: asking.tests(before, after, _Only(user), grain) for user in heaviest}
-    found = _findings(tests)
+    tests = {} if grain is None else {user: queries.tests(before, after, _Only(user), grain) for user in heaviest}
+    findings = _findings(tests)
 
     def row(user: str | None) -> ReleaseRow:
         past, now = users_before.get(user, Spend()), users_after.get(user, Spend())
-        split = causes(*(asking.period(side, _Only(user), 1) for side in (before, after)))
-        return ReleaseRow(user, past, now, *costs[user], split, *found.get(user, (Finding(), Finding())))
+        split = causes(*(queries.period(side, _Only(user), 1) for side in (before, after)))
+        return ReleaseRow(user, past, now, *costs[user], split, *findings.get(user, (Finding(), Finding())))
 
     movers = sorted(costs, key=lambda user: (-abs(costs[user][1] - costs[user][0]), user or ""))
     shown = movers if limit is None else movers[:limit]
-    split = causes(*(asking.period(side, None, _priced_users(users)) for side, users in ((before, users_before), (after, users_after))))
+    split = causes(*(queries.period(side, None, _priced_users(users)) for side, users in ((before, users_before), (after, users_after))))
     per_day = _per_day(before.spend, before), _per_day(after.spend, after)
-    in_all = _findings({} if grain is None else {None: asking.tests(before, after, None, grain)})
+    in_all = _findings({} if grain is None else {None: queries.tests(before, after, None, grain)})
     return ReleaseReport(
         before=before,
         after=after,
         rows=tuple(map(row, shown)),
         total=ReleaseRow(None, before.spend, after.spend, *per_day, split, *in_all.get(None, (Finding(), Finding()))),
         more=len(movers) - len(shown),
-        tested=sum(any(finding.p_value is not None for finding in pair) for pair in found.values()),
-        changed=sum(any(finding.verdict in ("more", "less") for finding in pair) for pair in found.values()),
+        tested=sum(any(finding.p_value is not None for finding in pair) for pair in findings.values()),
+        changed=sum(any(finding.verdict in ("more", "less") for finding in pair) for pair in findings.values()),
         grain=grain,
         owners=Unattributed(after.unowned, after.spend),
     )
@@ -208,22 +211,22 @@ class _Only:
 
 
 @dataclass(frozen=True, slots=True)
-class _Asking:
-    """The ledger, and what all questions to it share."""
+class _Queries:
+    """The ledger, and the arguments that all queries share."""
 
     ledger: Ledger
     where: Where
     original_prices: bool
     zone: tzinfo | None
     sides: list[Side] = field(default_factory=list)
-    """Both releases, once they are known."""
+    """Both releases, after their queries."""
     rates: dict[tuple[str, str | None], _Terms] = field(default_factory=dict)
-    """Unit prices by release and model, once they have been looked for."""
+    """A cache of unit prices by release and model."""
     reported: set[tuple[str, str | None]] = field(default_factory=set)
-    """Those whose provider reports the cost itself."""
+    """The releases and models whose provider reports the cost."""
 
     def groups(self, release: str, window: Window, by: Sequence[str], only: _Only | None = None) -> list[Spend]:
-        """Calls of a release added up. Names are compared as they are: a star in one stands for itself."""
+        """Add up calls of a release. A star in a release or user id stands for itself."""
         where: dict[str, str | tuple[str | None, ...] | None] = {**self.where, "release": release}
         exact: dict[str, str | None] = {"release": release} if "*" in release else {}
         if only is not None:
@@ -234,16 +237,16 @@ class _Asking:
         return [group for group in groups if all(group.dimensions[name] == value for name, value in exact.items())]
 
     def side(self, release: str, first: Mapping[str, int], window: Window) -> tuple[Side, dict[str | None, Spend]]:
-        """A release in its time, and its users."""
+        """Return a release with its time, and its users."""
         next_one = min((at for at in first.values() if at > first[release]), default=None)
-        end = self._behind_the_last(release, Window(first[release], window.until if next_one is None else next_one))
+        end = self._end(release, Window(first[release], window.until if next_one is None else next_one))
         time = Window(first[release], end)
         users = {group.dimensions["user_id"]: group for group in self.groups(release, time, ("user_id",))}
         later = add_up(self.groups(release, Window(end, window.until), ())).calls
         return Side(release, time, add_up([*users.values()]), users.get(None, Spend()), later), users
 
-    def _behind_the_last(self, release: str, window: Window) -> int:
-        """The microsecond behind the last call of a release."""
+    def _end(self, release: str, window: Window) -> int:
+        """Return the microsecond after the last call of a release."""
         hours = [str(group.dimensions["hour"]) for group in self._in_utc(release, window)]
         begin = datetime.fromisoformat(max(hours))
         last_hour = Window(max(to_microseconds(begin), window.since or 0), window.until)
@@ -252,13 +255,13 @@ class _Asking:
         return max(call.occurred_at for call in calls if call.tags.release == release) + 1
 
     def _in_utc(self, release: str, window: Window) -> list[Spend]:
-        days = _Asking(self.ledger, self.where, False, None)
+        days = _Queries(self.ledger, self.where, False, None)
         last = max(str(group.dimensions["day"]) for group in days.groups(release, window, ("day",)))
         begin = to_microseconds(datetime.fromisoformat(last).replace(tzinfo=UTC))
         return days.groups(release, Window(max(begin, window.since or 0), window.until), ("hour",))
 
     def period(self, side: Side, only: _Only | None, users: int) -> Period:
-        """The priced calls of a release by model, of one user or of all."""
+        """Return the priced calls of a release by model, of one user or of all."""
         parts: dict[str | None, list[Spend]] = {}
         for group in self.groups(side.release, side.window, ("model", "cost_status"), only):
             if group.dimensions["cost_status"] != "unpriced":
@@ -274,10 +277,12 @@ class _Asking:
 
     def _rates(self, side: Side, model: str | None) -> tuple[Fraction, ...] | None:
         """
-        The unit prices of a model in a release, under terms that the other one has used too. They differ from those of the other one
-        only where they have changed: none of the first calls of one had what the first calls of the other had.
+        Return the unit prices of a model in a release, under terms that both releases have used.
+
+        They differ from those of the other release only if they have changed: the first calls of
+        both have no prices in common.
         """
-        first, second = (self._terms(one, model) for one in self.sides)
+        first, second = (self._terms(release, model) for release in self.sides)
         common = [terms for terms in first if terms in second]
         for terms in common:
             if same := first[terms] & second[terms]:
@@ -287,7 +292,7 @@ class _Asking:
         return next((min(prices) for prices in (*first.values(), *second.values())), None)
 
     def _terms(self, side: Side, model: str | None) -> _Terms:
-        """The unit prices of the first calls of a model in a release, by the terms that they were served under."""
+        """Return the unit prices of a model's first calls in a release, by their terms."""
         key = side.release, model
         if key not in self.rates:
             self.rates[key] = {}
@@ -300,14 +305,14 @@ class _Asking:
         return self.rates[key]
 
     def tests(self, before: Side, after: Side, only: _Only | None, grain: str) -> tuple[_Test, _Test]:
-        """Of the cost of a day or hour, and of a call: the p-value, and in which direction it has changed."""
+        """Test the cost per day or hour, and per call: return p-values and directions."""
         sides = [self._series(side, only, grain) for side in (before, after)]
         days = [[cost for cost, _ in side] for side in sides]
         calls = [[cost / count for cost, count in side if count] for side in sides]
         return _test(*days), _test(*calls)
 
     def _series(self, side: Side, only: _Only | None, grain: str) -> list[tuple[float, int]]:
-        """What each whole day or hour of a release's time has cost, in US dollars, and its priced calls; those without calls included."""
+        """Return the cost (USD) and the priced calls of each whole day or hour, also without calls."""
         costs: dict[str, tuple[float, int]] = {}
         for group in self.groups(side.release, side.window, (grain,), only):
             costs[str(group.dimensions[grain])] = (group.cost_femto or 0) / 1e15, group.calls - group.unpriced_calls
@@ -325,7 +330,7 @@ def _test(before: Sequence[float], after: Sequence[float]) -> _Test:
 
 
 def _findings(tests: Mapping[str | None, tuple[_Test, _Test]]) -> dict[str | None, tuple[Finding, Finding]]:
-    """What the tests of several users say together."""
+    """Return the findings of several users, with a common false discovery rate."""
     p_values = [p for pair in tests.values() for p, _ in pair if p is not None]
     changed = iter(discoveries(p_values))
 
@@ -341,7 +346,7 @@ def _findings(tests: Mapping[str | None, tuple[_Test, _Test]]) -> dict[str | Non
 
 
 def _first_calls(ledger: Ledger, where: Where, window: Window) -> dict[str, int]:
-    """When each release was called first, to the hour, and where two began in one hour to the microsecond."""
+    """Return the time of the first call of each release, in microseconds since 1970."""
     days: dict[str, str] = {}
     for group in ledger.spend(("release", "day"), where, window):
         name, day = group.dimensions["release"], str(group.dimensions["day"])
@@ -357,7 +362,7 @@ def _first_calls(ledger: Ledger, where: Where, window: Window) -> dict[str, int]
 
 
 def _unit_prices(price: str) -> tuple[Fraction, ...] | None:
-    """Of input, cache read, cache write and output; a kind without a price of its own costs what input does."""
+    """Return the prices of input, cache read, cache write and output; by default the input price."""
     try:
         units = msgspec.json.decode(price.partition("\n")[0])["unit_usd"]
         full = Fraction(units.get("input", 0))
@@ -375,7 +380,7 @@ def _grain(before: Window, after: Window, zone: tzinfo) -> str | None:
 
 
 def _whole(window: Window, grain: str, zone: tzinfo) -> list[str]:
-    """The days or hours that lie in a window as a whole, named as the ledger names them."""
+    """Return the names of the whole days or hours in a window, as the ledger has them."""
     since, until = to_datetime(window.since or 0), to_datetime(window.until or 0)
     names: list[str] = []
     if grain == "day":

@@ -1,4 +1,4 @@
-"""Revenue: what customers have paid, from a CSV file."""
+"""Revenue of customers, from a CSV file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CURRENCY = re.compile(r"[A-Za-z]{3}", re.ASCII)
 
 
 class RevenueError(ValueError):
-    """Revenue cannot be used; ``problems`` are all that is wrong with it, each with its line where there is one."""
+    """Revenue cannot be used; ``problems`` has every mistake, with its line if there is one."""
 
     def __init__(self, source: str, problems: Collection[str]) -> None:
         self.problems = tuple(problems)
@@ -29,20 +29,23 @@ class RevenueError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Revenue:
-    """What each customer has paid, in one currency."""
+    """The revenue of each customer, in one currency."""
 
     source: str
     by_id: Mapping[str, Decimal]
     currency: str = "USD"
     notes: tuple[str, ...] = ()
-    """What of the source is not in it, and what counts, in sentences."""
+    """Sentences about the content and the gaps of the source."""
 
     def in_usd(self, rate: Decimal | None) -> dict[str, int]:
         """
-        Femto-dollars (1e-15 USD) by customer; *rate* is the US dollars for one unit of another currency.
+        Return femto-dollars (1e-15 USD) by customer.
+
+        Args:
+            rate: The US dollars for one unit of the revenue's currency.
 
         Raises:
-            RevenueError: It is in another currency and there is no rate, or in US dollars and there is one.
+            RevenueError: A foreign currency has no rate, or US dollars have one.
         """
         if (self.currency == "USD") == (rate is not None) and self.by_id:
             if rate is None:
@@ -55,12 +58,13 @@ class Revenue:
 
 def read_csv(path: Path, column: str = "user_id") -> Revenue:
     """
-    Revenue out of a CSV file with the columns ``id`` (or *column*) and ``revenue`` (or ``amount``), and ``currency`` if there is one.
+    Read revenue from a CSV file.
 
-    Columns are separated by commas or semicolons; with semicolons, cents may be behind a comma.
+    Its columns are ``id`` (or *column*), ``revenue`` (or ``amount``), and optionally ``currency``.
+    They are separated by commas or semicolons. With semicolons, cents may follow a comma.
 
     Raises:
-        RevenueError: It cannot be read, or something in it is wrong; every mistake is named with its line.
+        RevenueError: The file cannot be read, or has mistakes; the message has the line of each.
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -88,7 +92,7 @@ def read_csv(path: Path, column: str = "user_id") -> Revenue:
             problems += [f"line {line}: {problem}" for problem in _mistakes(cells, separator)]
             id_ = cells["id"]
             if id_ in seen:
-                problems.append(f"line {line}: {id_!r} is on line {seen[id_]} already")
+                problems.append(f"line {line}: {id_!r} is already on line {seen[id_]}")
             elif id_:
                 seen[id_] = line
                 currencies.setdefault(cells.get("currency", "USD").upper(), line)
@@ -100,15 +104,15 @@ def read_csv(path: Path, column: str = "user_id") -> Revenue:
     except RevenueError as error:
         raise RevenueError(str(path), error.problems) from None
     if len(currencies) > 1 and not problems:
-        found = ", ".join(f"{currency} (line {line})" for currency, line in currencies.items())
-        problems.append(f"several currencies: {found}; they cannot be added up: give one file for each")
+        listed = ", ".join(f"{currency} (line {line})" for currency, line in currencies.items())
+        problems.append(f"several currencies: {listed}; they cannot be added up: use one file for each")
     if problems:
         raise RevenueError(str(path), problems)
     return Revenue(str(path), by_id, next(iter(currencies), "USD"))
 
 
 def _rows(reader: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:
-    """Rows that are not empty, each with the line that it ends on."""
+    """Return the rows that are not empty, each with the line that it ends on."""
     for row in reader:
         if any(cell.strip() for cell in row):
             yield getattr(reader, "line_num", 0), row
@@ -118,11 +122,11 @@ def _columns(names: list[str], column: str) -> dict[str, int]:
     known = [name.strip().lower() for name in names]
     places: dict[str, int] = {}
     for name, spellings in (("id", ("id", column)), ("revenue", AMOUNT_COLUMNS), ("currency", ("currency",))):
-        found = [place for place, known_name in enumerate(known) if known_name in spellings]
-        if len(found) > 1:
-            raise RevenueError("", [f"line 1: the column {name} is there {len(found)} times"])
-        if found:
-            places[name] = found[0]
+        indexes = [index for index, known_name in enumerate(known) if known_name in spellings]
+        if len(indexes) > 1:
+            raise RevenueError("", [f"line 1: the column {name} occurs {len(indexes)} times"])
+        if indexes:
+            places[name] = indexes[0]
         elif name != "currency":
             raise RevenueError(
                 "", [f"line 1: there is no column {' or '.join(dict.fromkeys(spellings))}; the first line names the columns"]
@@ -135,8 +139,8 @@ def _mistakes(cells: Mapping[str, str], separator: str) -> Iterator[str]:
         yield "there is no id"
     amount = cells["revenue"]
     if amount.startswith("-") and _AMOUNT.fullmatch(amount[1:].replace(",", ".")):
-        yield f"the revenue {amount} is negative: give what is left after refunds, 0 at least"
+        yield f"the revenue {amount} is negative: give the rest after refunds, at least 0"
     elif not (_AMOUNT.fullmatch(amount) or (separator == ";" and _WITH_COMMA.fullmatch(amount))):
-        yield f"the revenue {amount!r} is no amount such as 1234.50"
+        yield f"the revenue {amount!r} is not an amount such as 1234.50"
     if "currency" in cells and not _CURRENCY.fullmatch(cells["currency"]):
-        yield f"the currency {cells['currency']!r} is no code of three letters, such as USD"
+        yield f"the currency {cells['currency']!r} is not a code of three letters such as USD"

@@ -1,4 +1,4 @@
-"""Noise: whether two series of figures differ by more than chance explains."""
+"""Significance: whether two series of figures differ by more than chance."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from math import exp, lgamma, log, log1p, sqrt
 
 FALSE_DISCOVERIES = 0.05
-"""Which part of the changes that are reported may be none."""
+"""The accepted share of false changes among the reported ones."""
 
 
 def welch(before: Sequence[float], after: Sequence[float]) -> float | None:
     """
-    The two-sided p-value of Welch's t-test for two means; None where a series is shorter than two.
+    Return the two-sided p-value of Welch's t-test for two means; None below two values.
 
-    Source: B. L. Welch, "The generalization of 'Student's' problem when several different population variances are involved", 1947.
+    Source: B. L. Welch, "The generalization of 'Student's' problem when several different
+    population variances are involved", 1947.
     """
     if min(len(before), len(after)) < 2:
         return None
@@ -27,13 +28,13 @@ def welch(before: Sequence[float], after: Sequence[float]) -> float | None:
 
 
 def student(t: float, freedom: float) -> float:
-    """The part of Student's distribution that is further from 0 than *t*, on both sides."""
+    """Return the share of Student's distribution that is further from 0 than *t*, on both sides."""
     return _incomplete_beta(freedom / 2, 0.5, freedom / (freedom + t * t))
 
 
 def discoveries(p_values: Sequence[float], rate: float = FALSE_DISCOVERIES) -> list[bool]:
     """
-    Which of several tests are no chance, where *rate* of those may be.
+    Return which of several tests are significant, at a false discovery rate of *rate*.
 
     Source: Y. Benjamini, Y. Hochberg, "Controlling the false discovery rate", 1995.
     """
@@ -44,13 +45,17 @@ def discoveries(p_values: Sequence[float], rate: float = FALSE_DISCOVERIES) -> l
 
 
 def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """The mean, and the square of its standard error."""
+    """Return the mean, and the square of its standard error."""
     mean = sum(values) / len(values)
     return mean, sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values)
 
 
 def _incomplete_beta(a: float, b: float, x: float) -> float:
-    """The regularised incomplete beta function. Source: NIST, DLMF 8.17, the continued fraction 8.17.22."""
+    """
+    Return the regularized incomplete beta function.
+
+    Source: NIST, DLMF 8.17, the continued fraction 8.17.22.
+    """
     if x <= 0 or x >= 1:
         return min(max(x, 0.0), 1.0)
     if x > (a + 1) / (a + b + 2):

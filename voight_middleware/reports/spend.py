@@ -1,4 +1,4 @@
-"""Spend: what calls cost, by any dimensions."""
+"""Spend: the cost of calls by any dimensions."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from voight_middleware.ledger import Ledger, Spend, Where, Window
 from voight_middleware.records.money import CONTEXT, from_femto, usd_text
 
 TIMES = ("hour", "day", "week", "month")
-"""Dimensions that have an order of their own."""
+"""Dimensions that are sorted by time, not by cost."""
 
 
 @dataclass(frozen=True, slots=True)
 class SpendReport:
     """
-    Groups of calls, and the total over all groups, those behind the limit included.
+    Groups of calls, and the total over all groups, including those beyond the limit.
 
-    The most expensive comes first; where the first dimension is a time, the oldest, and the most expensive of each time.
+    The most expensive group comes first. If the first dimension is a time, the oldest time comes
+    first, with its most expensive group.
     """
 
     by: tuple[str, ...]
@@ -28,19 +29,23 @@ class SpendReport:
     rows: tuple[Spend, ...]
     total: Spend
     more: int = 0
-    """How many groups the limit has left out of ``rows``."""
+    """The number of groups beyond the limit."""
     original_prices: bool = False
-    """Whether costs are those that calls were given first, whatever has replaced them."""
+    """Whether each call counts with its first price, before any repricing."""
     zone: tzinfo | None = None
-    """Where days begin; None means UTC."""
+    """The time zone of days; None means UTC."""
 
     @property
     def over_time(self) -> bool:
-        """Whether the rows are in the order of time."""
+        """Whether the rows are sorted by time."""
         return bool(self.by) and self.by[0] in TIMES
 
     def share(self, row: Spend) -> Decimal | None:
-        """The part of the priced total that *row* costs, from 0 to 1; None where one of them is not priced, or the total is 0."""
+        """
+        Return the share of *row* in the priced total, from 0 to 1.
+
+        None if one of them has no price, or the total is 0.
+        """
         return ratio(row.cost_femto, self.total.cost_femto)
 
 
@@ -55,22 +60,24 @@ def spend(
     zone: tzinfo | None = None,
 ) -> SpendReport:
     """
-    Calls added up by dimensions.
+    Add up calls by dimensions.
 
     Args:
-        ledger: Where the calls are.
-        by: Names out of ``DIMENSIONS``, or extra keys; without any, one row over all calls.
-        where: Values that calls must have: ``*`` stands for any text, None for no value, and of several one is enough.
-        window: The time that calls must lie in.
-        limit: How many rows to keep: the most expensive ones; the newest, where the first dimension is a time.
-        original_prices: By the price that each call was given first, whatever has replaced it.
-        zone: Where hours, days and months are cut; None means UTC.
+        ledger: The ledger to read.
+        by: Names of ``DIMENSIONS``, or extra keys. Without any, one row with all calls.
+        where: Filters: ``*`` stands for any text, None for calls without a value. One of several
+            values is enough.
+        window: The time of the calls.
+        limit: The number of rows to return: the most expensive ones, or the newest if the first
+            dimension is a time.
+        original_prices: Whether each call counts with its first price, before any repricing.
+        zone: The time zone of hours, days and months; None means UTC.
 
     Raises:
-        UnknownDimension: A name in *by* or *where* is no dimension, and no extra key of any call.
+        UnknownDimension: A name in *by* or *where* is neither a dimension nor an extra key of any call.
         LedgerError: The ledger cannot be read.
     """
-    # All groups are fetched and added up here: a second query for the total might see calls that came in between.
+    # Add up all groups here: a second query for the total could see newer calls.
     by = tuple(dict.fromkeys(by))
     groups = ledger.spend(by, where, window, original_prices=original_prices, zone=zone)
     total = add_up(groups)
@@ -83,7 +90,7 @@ def spend(
 
 
 def add_up(groups: Sequence[Spend]) -> Spend:
-    """The total of several groups. A count or cost is None where it is None in all of them."""
+    """Return the total of several groups. A count or cost is None if it is None in all of them."""
     return Spend(
         calls=sum(group.calls for group in groups),
         input_tokens=_sum([group.input_tokens for group in groups]),
@@ -99,7 +106,7 @@ def add_up(groups: Sequence[Spend]) -> Spend:
 
 
 def as_row(group: Spend) -> dict[str, str | int | None]:
-    """A group as it leaves the house: dimensions, calls, tokens, and the cost as a decimal string of US dollars."""
+    """Return a group as JSON and CSV have it; the cost is a decimal string of US dollars."""
     return {
         **group.dimensions,
         "calls": group.calls,
@@ -116,25 +123,25 @@ def as_row(group: Spend) -> dict[str, str | int | None]:
 
 
 def ratio(part: int | None, whole: int | None) -> Decimal | None:
-    """*part* of *whole*; None where one of them is unknown, or there is no whole."""
+    """Return *part* divided by *whole*; None if one of them is unknown, or *whole* is 0."""
     return CONTEXT.divide(Decimal(part), Decimal(whole)) if part is not None and whole else None
 
 
 def per(cost_femto: int | None, count: int) -> int | None:
-    """A cost divided by a count, to the femto-dollar; None where one of them is unknown, or nothing was counted."""
+    """Return a cost divided by a count, in whole femto-dollars; None without a count or a cost."""
     return round(Fraction(cost_femto, count)) if cost_femto is not None and count > 0 else None
 
 
 def usd(femto: int | None) -> str | None:
-    """Femto-dollars as a decimal string of US dollars."""
+    """Return femto-dollars as a decimal string of US dollars."""
     return None if femto is None else usd_text(from_femto(femto))
 
 
 def _moment(text: str | None) -> str:
     """
-    An hour, day or month as text that sorts like time.
+    Return an hour, day or month as text that sorts by time.
 
-    Of the two hours that a clock is set back for, the one with the larger offset from UTC comes first.
+    When clocks are set back, the hour with the larger offset from UTC comes first.
     """
     if text is None or len(text) <= len("2026-11-01T09:00Z"):
         return text or ""

@@ -1,4 +1,4 @@
-"""Revenue out of Stripe: invoices that were paid, by a key in the metadata of their customers."""
+"""Revenue from Stripe: paid invoices, by a key in the metadata of their customers."""
 
 from __future__ import annotations
 
@@ -20,13 +20,17 @@ if TYPE_CHECKING:
 SOURCE = "Stripe"
 PAGE = 100
 OVERDUE_DAYS = 92
-"""Stripe lists invoices by when they were made: one that was paid later than this after that is missed, and the report says so."""
+"""
+Stripe lists invoices by the time of their creation. An invoice that was paid more than this number
+of days later is missed, and the report notes it.
+"""
 ATTEMPTS = 7
 _HEADER_VALUE = re.compile(r"[!-~]{1,512}")
 _SECRET = re.compile(r"\b[a-z]{2}_(?:live|test)_\w+|\bBearer\s+[^\s'\"]+", re.ASCII)
-"""Keys of Stripe: an error of the HTTP library may show the header that it refuses."""
+"""Keys of Stripe: an error of the HTTP library may contain the header."""
 
-# Source: Stripe documentation, "Supported currencies": zero-decimal and three-decimal currencies; ISK and UGX are given with two.
+# Source: Stripe documentation, "Supported currencies": zero-decimal and three-decimal currencies.
+# ISK and UGX have two decimals there.
 _DECIMALS = {
     **dict.fromkeys(("BIF", "CLP", "DJF", "GNF", "JPY", "KMF", "KRW", "MGA", "PYG", "RWF", "VND", "VUV", "XAF", "XOF", "XPF"), 0),
     **dict.fromkeys(("BHD", "JOD", "KWD", "OMR", "TND"), 3),
@@ -39,15 +43,15 @@ class StripeMissing(ImportError):
 
 def connect(api_key: str, api_base: str | None = None) -> StripeClient:
     """
-    A client of Stripe's official library, which tries again after faults of the network and of the server.
+    Return a client of Stripe's official library, which retries after network and server errors.
 
     Raises:
-        StripeMissing: It is not installed.
-        RevenueError: The key cannot be one; the message does not show it.
+        StripeMissing: The library is not installed.
+        RevenueError: The key is malformed; the message does not contain it.
     """
-    key = api_key.strip()  # of a file, it has a line end
+    key = api_key.strip()  # a key from a file ends with a line break
     if not _HEADER_VALUE.fullmatch(key):
-        raise RevenueError(SOURCE, ["the key has a space, a line end or a letter that no key has: look at STRIPE_API_KEY"])
+        raise RevenueError(SOURCE, ["the key contains a space, a line break or another invalid character: check STRIPE_API_KEY"])
     try:
         import stripe
     except ImportError as error:
@@ -58,19 +62,19 @@ def connect(api_key: str, api_base: str | None = None) -> StripeClient:
 
 def read_stripe(client: StripeClient, window: Window, field: str = "user_id", sleep: Callable[[float], None] = time.sleep) -> Revenue:
     """
-    What customers have paid in a window.
+    Return the revenue of customers in a window.
 
-    What counts is ``amount_paid`` of each invoice that was paid in it, less what its credit notes have given back since, without tax. A
-    refund without a credit note is not seen.
+    It is the ``amount_paid`` of each invoice that was paid in the window, minus its later credit
+    notes, without tax. Refunds without a credit note are not included.
 
     Args:
         client: A client of Stripe's library.
-        window: When invoices were paid. It needs a beginning.
-        field: The key in a customer's metadata that holds his id.
-        sleep: Waits between two attempts where Stripe says that there were too many requests.
+        window: The time of payment. It needs a beginning.
+        field: The key of the id in a customer's metadata.
+        sleep: Waits before a retry after too many requests.
 
     Raises:
-        RevenueError: Stripe refuses or does not answer, or the invoices have several currencies.
+        RevenueError: Stripe refuses or does not respond, or the invoices have several currencies.
     """
     assert window.since is not None
     by_id: Counter[str] = Counter()
@@ -86,7 +90,7 @@ def read_stripe(client: StripeClient, window: Window, field: str = "user_id", sl
             customer = invoice.get("customer")
             id_ = (customer.get("metadata") or {}).get(field) if isinstance(customer, dict) else None
         except (AttributeError, TypeError, ValueError) as error:
-            raise RevenueError(SOURCE, [f"invoice {str(invoice.get('id'))[:80]} is not as Stripe documents it ({error})"]) from error
+            raise RevenueError(SOURCE, [f"invoice {str(invoice.get('id'))[:80]} differs from Stripe's documentation ({error})"]) from error
         if amount or id_:
             currencies[currency] += 1
         if id_:
@@ -95,12 +99,12 @@ def read_stripe(client: StripeClient, window: Window, field: str = "user_id", sl
             nameless += 1
             nameless_amount += amount
     if len(currencies) > 1:
-        found = ", ".join(f"{currency} ({count:,} invoices)" for currency, count in currencies.most_common())
-        raise RevenueError(SOURCE, [f"several currencies: {found}; they cannot be added up: export them to a CSV file in one"])
+        listed = ", ".join(f"{currency} ({count:,} invoices)" for currency, count in currencies.most_common())
+        raise RevenueError(SOURCE, [f"several currencies: {listed}; they cannot be added up: export them to a CSV file with one currency"])
     currency = next(iter(currencies), "USD")
     decimals = _DECIMALS.get(currency, 2)
-    counted = "revenue: invoices paid in this time, without tax, less credit notes; not seen are refunds without a credit note"
-    notes = [f"{counted}, and invoices made more than {OVERDUE_DAYS} days before"]
+    counted = "revenue: invoices paid in this time, without tax, minus credit notes; not included: refunds without a credit note"
+    notes = [f"{counted}, and invoices created more than {OVERDUE_DAYS} days earlier"]
     if nameless:
         lost = Decimal(nameless_amount).scaleb(-decimals)
         invoices = "1 invoice" if nameless == 1 else f"{nameless:,} invoices"
@@ -109,7 +113,7 @@ def read_stripe(client: StripeClient, window: Window, field: str = "user_id", sl
 
 
 def _net(invoice: dict[str, Any]) -> int:
-    """What was paid and kept of an invoice, without tax, in the smallest unit of its currency."""
+    """Return the amount paid of an invoice, minus credit notes, without tax, in the smallest unit."""
     kept = _number(invoice.get("amount_paid")) - _number(invoice.get("post_payment_credit_notes_amount"))
     total = _number(invoice.get("total"))
     without_tax = invoice.get("total_excluding_tax")
@@ -121,15 +125,15 @@ def _net(invoice: dict[str, Any]) -> int:
 
 def _number(value: object) -> int:
     """
-    Return an amount or a time; 0 where there is none.
+    Return an amount or a time; 0 for None.
 
     Raises:
-        TypeError: It is not a whole number.
+        TypeError: The value is not a whole number.
     """
     if value is None:
         return 0
     if type(value) is not int:
-        raise TypeError(f"{type(value).__name__} in the place of a whole number")
+        raise TypeError(f"{type(value).__name__} instead of a whole number")
     return value
 
 
@@ -146,9 +150,9 @@ def _invoices(client: StripeClient, window: Window, sleep: Callable[[float], Non
             ids = {invoice["id"] for invoice in invoices}
             has_more = bool(page.has_more)
         except (AttributeError, KeyError, TypeError) as error:
-            raise RevenueError(SOURCE, [f"the list of invoices is not as Stripe documents it ({type(error).__name__})"]) from error
+            raise RevenueError(SOURCE, [f"the list of invoices differs from Stripe's documentation ({type(error).__name__})"]) from error
         if ids & seen:
-            raise RevenueError(SOURCE, ["the list of invoices gives the same ones again: try it later"])
+            raise RevenueError(SOURCE, ["the list of invoices repeats itself: try again later"])
         seen |= ids
         yield from invoices
         if not has_more or not invoices:
@@ -157,20 +161,24 @@ def _invoices(client: StripeClient, window: Window, sleep: Callable[[float], Non
 
 
 def _page(client: StripeClient, params: dict[str, Any], sleep: Callable[[float], None]) -> Any:
-    """One page; where there were too many requests, again after a second, two, four, … as Stripe's documentation on rate limits says."""
+    """
+    Return one page; after too many requests, retry after one second, two, four, …
+
+    Source: Stripe documentation, "Rate limits".
+    """
     import stripe
 
     for attempt in range(ATTEMPTS):
         try:
-            return client.v1.invoices.list(params)  # type: ignore[arg-type]  # a plain dict, as the fields are the library's own
+            return client.v1.invoices.list(params)  # type: ignore[arg-type]  # a plain dict
         except stripe.RateLimitError as error:
             if attempt + 1 == ATTEMPTS:
-                raise RevenueError(SOURCE, ["too many requests, again and again: try it later"]) from error
+                raise RevenueError(SOURCE, ["too many requests, after several retries: try again later"]) from error
             wanted = str((error.headers or {}).get("retry-after", ""))
             sleep(float(wanted) if wanted.isdecimal() else 2**attempt * (0.75 + random.random() / 2))
         except (stripe.AuthenticationError, stripe.PermissionError) as error:
             problem = (
-                f"the key is refused ({error.code or error.http_status}): STRIPE_API_KEY needs a key that may read invoices and customers"
+                f"the key is refused ({error.code or error.http_status}): set STRIPE_API_KEY to a key that can read invoices and customers"
             )
             raise RevenueError(SOURCE, [problem]) from error
         except stripe.StripeError as error:

@@ -1,4 +1,4 @@
-"""What people type for a span of time, as a ``Window``: days, weeks and months are those of a time zone."""
+"""Times as people type them, as a ``Window`` in a time zone."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _ONE_DAY = timedelta(days=1)
 
 def parse_zone(name: str) -> tzinfo:
     """
-    The time zone of an IANA name such as ``Europe/Berlin``.
+    Return the time zone of an IANA name such as ``Europe/Berlin``.
 
     Raises:
-        ValueError: There is no such zone, or this machine has no data of time zones.
+        ValueError: There is no such zone, or this machine has no time zone data.
     """
     if name == "UTC":
         return UTC
@@ -35,22 +35,26 @@ def parse_zone(name: str) -> tzinfo:
     try:
         ZoneInfo("Europe/Berlin")
     except (KeyError, OSError):
-        raise ValueError("this machine has no data of time zones: pip install tzdata") from None
+        raise ValueError("this machine has no time zone data: pip install tzdata") from None
     raise ValueError(f"there is no time zone {name!r}; write a name of the IANA database, such as Europe/Berlin or America/New_York")
 
 
 def parse_window(since: str | None = None, until: str | None = None, now: datetime | None = None, zone: tzinfo = UTC) -> Window:
     """
-    The window from the beginning of *since* to the end of *until*: a day, week or month given as *until* is part of it.
+    Return the window from the beginning of *since* to the end of *until*.
+
+    A day, week or month given as *until* is included.
 
     Args:
-        since: One of ``FORMS``, or None for no beginning. A date or time without an offset is in *zone*; a week begins on Monday.
-        until: Likewise, or None for no end.
-        now: An aware datetime; by default the clock's.
-        zone: Where days begin. One is 23 or 25 hours long where the clock is changed in it; ``7d`` is always 168 hours.
+        since: One of ``FORMS``, or None for no beginning. A date or time without an offset is in
+            *zone*. A week begins on Monday.
+        until: One of ``FORMS``, or None for no end.
+        now: An aware datetime. By default the current time.
+        zone: The time zone of days. A day on which the clocks change has 23 or 25 hours; ``7d`` is
+            always 168 hours.
 
     Raises:
-        ValueError: A text has none of the forms, or the window ends before it begins.
+        ValueError: A text cannot be read, or the window ends before it begins.
     """
     now = now or datetime.now(UTC)
     begin = None if since is None else to_microseconds(_span(since, now, zone)[0])
@@ -62,11 +66,15 @@ def parse_window(since: str | None = None, until: str | None = None, now: dateti
 
 def preceding(window: Window, now: datetime | None = None, zone: tzinfo = UTC) -> Window | None:
     """
-    The time to compare a window with; None where it has no beginning, or has not begun.
+    Return the time to compare a window with; None if it has no beginning, or has not begun.
 
-    A window that is still running counts up to *now*. One that lies in a calendar month and begins with it is compared with the same
-    part of the month before, whole months with as many before them, at most a week that begins on Monday with the same part of the
-    week before, another one that begins at midnight with as many days before it, anything else with the same length before it.
+    A window that is still running counts up to *now*. The first of these rules holds:
+
+    * whole months: as many months before them
+    * part of a month from its first day: the same part of the month before
+    * at most a week from a Monday: the same part of the week before
+    * from midnight: as many days before it
+    * otherwise: the same length before it
     """
     if window.since is None:
         return None
@@ -95,9 +103,9 @@ def preceding(window: Window, now: datetime | None = None, zone: tzinfo = UTC) -
 
 def months_in(window: Window, now: datetime | None = None, zone: tzinfo = UTC) -> Fraction | None:
     """
-    How many calendar months a window covers, parts of months by their time; None where it has no beginning.
+    Return the length of a window in calendar months; None if it has no beginning.
 
-    A window that is still running counts up to *now*.
+    Parts of months count by their time. A window that is still running counts up to *now*.
     """
     if window.since is None:
         return None
@@ -113,7 +121,7 @@ def months_in(window: Window, now: datetime | None = None, zone: tzinfo = UTC) -
 
 
 def describe(window: Window, zone: tzinfo = UTC) -> str:
-    """A window in words: ``since 2026-11-01 00:00 UTC``."""
+    """Return a window in words: ``since 2026-11-01 00:00 UTC``."""
     if window.since is None and window.until is None:
         return "all time"
     begin = "" if window.since is None else f"since {_minute(window.since, zone)} "
@@ -121,22 +129,22 @@ def describe(window: Window, zone: tzinfo = UTC) -> str:
 
 
 def zone_name(zone: tzinfo) -> str:
-    """``UTC``, ``Europe/Berlin``."""
+    """Return the name of a time zone: ``UTC``, ``Europe/Berlin``."""
     return str(zone)
 
 
 def to_datetime(microseconds: int) -> datetime:
-    """Microseconds since 1970 as an aware UTC datetime."""
+    """Return microseconds since 1970 as an aware UTC datetime."""
     return _EPOCH + timedelta(microseconds=microseconds)
 
 
 def to_microseconds(moment: datetime) -> int:
-    """Microseconds since 1970 of an aware datetime."""
+    """Return an aware datetime as microseconds since 1970."""
     return (moment - _EPOCH) // timedelta(microseconds=1)
 
 
 def _span(text: str, now: datetime, zone: tzinfo) -> tuple[datetime, datetime]:
-    """The beginning and the end of what *text* names; the same for a point in time."""
+    """Return the beginning and the end of a time; they are equal for a moment."""
     try:
         if (days := _days(text, now.astimezone(zone).date())) is not None:
             return _midnight(days[0], zone), _midnight(days[1], zone)
@@ -153,7 +161,7 @@ def _span(text: str, now: datetime, zone: tzinfo) -> tuple[datetime, datetime]:
 
 
 def _days(text: str, today: date) -> tuple[date, date] | None:
-    """The first day of what *text* names, and the day behind it."""
+    """Return the first day of a day, week or month, and the day after it."""
     if text == "today":
         return today, today + _ONE_DAY
     if text == "yesterday":
@@ -171,7 +179,7 @@ def _days(text: str, today: date) -> tuple[date, date] | None:
 
 
 def _midnight(day: date, zone: tzinfo) -> datetime:
-    """The first moment of a day, which is not 0 o'clock where the clock is set forward then."""
+    """Return the first moment of a day: not 0 o'clock if clocks are set forward then."""
     return datetime.combine(day, time(), zone).astimezone(UTC)
 
 

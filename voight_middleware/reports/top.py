@@ -1,4 +1,4 @@
-"""Top: who costs most, and whether that is more than before."""
+"""Top: the groups of calls that cost most, and their trend."""
 
 from __future__ import annotations
 
@@ -16,55 +16,55 @@ from voight_middleware.reports.unattributed_share import Unattributed, unattribu
 
 @dataclass(frozen=True, slots=True)
 class TopRow:
-    """One group of calls, beside the same group in the time before."""
+    """A group of calls, and the same group in the time before."""
 
     spend: Spend
     before: Spend | None
-    """None where nothing was compared; a group without calls where it had none."""
+    """None if nothing was compared; a group without calls if there were none."""
     share: Decimal | None
-    """Of the priced total, from 0 to 1."""
+    """The share of the priced total, from 0 to 1."""
 
     @property
     def status(self) -> str | None:
-        """``new`` where it had no calls before, ``gone`` where it has none any more, otherwise None."""
+        """``new`` without calls before, ``gone`` without calls now, otherwise None."""
         if self.before is None or (self.before.calls and self.spend.calls):
             return None
         return "new" if self.spend.calls else "gone"
 
     @property
     def cost_per_call_femto(self) -> int | None:
-        """What a call with a price costs."""
+        """The mean cost of a priced call."""
         return cost_per_call(self.spend)
 
     @property
     def cache_hit_rate(self) -> Decimal | None:
-        """The part of all input tokens that was read from the cache, from 0 to 1; None where nobody reported it."""
+        """The share of input tokens from the cache, from 0 to 1; None if it is unknown."""
         return cache_hit_rate(self.spend)
 
     @property
     def trend(self) -> Decimal | None:
-        """How much more it costs than before: 0.5 is half as much again, -1 is nothing any more. None where that cannot be said."""
+        """The change of the cost: 0.5 is 50% more, -1 is nothing left. None if it is unknown."""
         return None if self.before is None else trend(self.before, self.spend)
 
 
 @dataclass(frozen=True, slots=True)
 class TopReport:
-    """The most expensive groups, the total over all of them, and the same of the time before."""
+    """The most expensive groups and the total, each compared with the time before."""
 
     by: tuple[str, ...]
     window: Window
     rows: tuple[TopRow, ...]
     total: TopRow
     more: int
-    """How many groups the limit has left out of ``rows``."""
+    """The number of groups beyond the limit."""
     gone: tuple[TopRow, ...]
-    """Groups that were among the most expensive ones before, and have no calls any more."""
+    """Groups among the most expensive ones before, without calls now."""
     compared_with: Window | None
-    """The time before; None where there is none to compare with."""
+    """The time before; None if the window has no beginning."""
     begins: int | None
-    """When the first call of the ledger happened, if that is within the time before, which is not whole then."""
+    """The time of the ledger's first call, if the ledger covers the time before only in part."""
     owners: Unattributed | None
-    """What of the total has no user; None where certain users were asked for."""
+    """The part of the total without a user; None if the filters select users."""
     original_prices: bool = False
 
 
@@ -80,20 +80,20 @@ def top(
     now: datetime | None = None,
 ) -> TopReport:
     """
-    The groups of calls that cost most, with what they cost in the window before.
+    Return the groups of calls that cost most, with their cost in the time before.
 
     Args:
-        ledger: Where the calls are.
-        by: Names out of ``DIMENSIONS``, or extra keys.
-        where: Values that calls must have: ``*`` stands for any text, None for no value.
-        window: The time that calls must lie in. ``timespan.preceding`` says which time it is compared with.
-        limit: How many rows to keep.
-        original_prices: By the price that each call was given first, whatever has replaced it.
-        zone: Where days and months are cut; None means UTC.
-        now: Up to when a window that is still running counts; by default the clock's time.
+        ledger: The ledger to read.
+        by: Names of ``DIMENSIONS``, or extra keys.
+        where: Filters: ``*`` stands for any text, None for calls without a value.
+        window: The time of the calls. ``timespan.preceding`` returns the time to compare with.
+        limit: The number of rows to return.
+        original_prices: Whether each call counts with its first price, before any repricing.
+        zone: The time zone of days and months; None means UTC.
+        now: The end of a window that is still running. By default the current time.
 
     Raises:
-        UnknownDimension: A name in *by* or *where* is no dimension, and no extra key of any call.
+        UnknownDimension: A name in *by* or *where* is neither a dimension nor an extra key of any call.
         LedgerError: The ledger cannot be read.
     """
     by = tuple(dict.fromkeys(by))
@@ -127,17 +127,17 @@ def top(
 
 
 def cost_per_call(group: Spend) -> int | None:
-    """Femto-dollars per call that has a price; None where none has."""
+    """Return femto-dollars per priced call; None without any."""
     return per(group.cost_femto, group.calls - group.unpriced_calls)
 
 
 def cache_hit_rate(group: Spend) -> Decimal | None:
-    """The part of all input tokens that was read from the cache, from 0 to 1; None where nobody reported it."""
+    """Return the share of input tokens from the cache, from 0 to 1; None if it is unknown."""
     return ratio(group.cache_read_tokens, group.input_tokens)
 
 
 def trend(before: Spend, after: Spend) -> Decimal | None:
-    """The change of the cost as a part of what it was; None where one of them is unknown, or there was no cost before."""
+    """Return the change relative to the cost before; None if a cost is unknown, or was 0."""
     if not after.calls and before.cost_femto:
         return Decimal(-1)
     if after.cost_femto is None or not before.cost_femto:

@@ -1,4 +1,4 @@
-"""Unattributed: which calls have no owner, how that came, and what to do about it."""
+"""Unattributed: calls without a user, the reasons, and the remedies."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from voight_middleware.reports.spend import add_up, ratio
 from voight_middleware.reports.unattributed_share import Unattributed
 
 ADVICE = {
-    "none": "nobody said who they are for: add the middleware with a user_getter, or voight.tag(user_id=…) around jobs and scripts",
+    "none": "no user was set: add the middleware with a user_getter, or voight.tag(user_id=…) around jobs and scripts",
     "error": "the getter raised: the application's log has the first error of each kind, under voight_middleware",
-    "request": "named by the request's body only, which any code may set: give the middleware a user_getter, which goes before it",
-    "getter": "the getter answered that there is no user: visitors, health checks; tag what runs for nobody by its route or feature",
-    "dependency": "the dependency answered that there is no user: visitors; tag what runs for nobody by its route or feature",
-    "tag": "tagged without a user_id: add it to voight.tag(…), or leave them to their plan, tenant or feature",
-    "settled": "settled at the end of the request without a user: the getter answered that there is none",
+    "request": "the user comes from the request's body, which any code can set: give the middleware a user_getter, which wins",
+    "getter": "the getter returned no user: visitors, health checks; tag such calls by their route or feature",
+    "dependency": "the dependency returned no user: visitors; tag such calls by their route or feature",
+    "tag": "tagged without a user_id: add it to voight.tag(…), or report them by plan, tenant or feature",
+    "settled": "attributed at the end of the request: the getter returned no user",
 }
-"""What to do about calls without an owner, by how they came to have none."""
-UNKNOWN = "of an attribution that this version does not know: upgrade it"
+"""The remedy for calls without a user, by attribution."""
+UNKNOWN = "this version does not know the attribution: upgrade voight-middleware"
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One way in which calls get their owner."""
+    """One attribution: a way in which calls get their owner."""
 
     attribution: str
     spend: Spend
@@ -34,19 +34,19 @@ class Source:
     unowned: Spend
     """Those without a user."""
     advice: str | None
-    """What to do; None where there is nothing to do."""
+    """The remedy; None if there is no problem."""
 
 
 @dataclass(frozen=True, slots=True)
 class UnattributedRow:
-    """A group of calls without a user, beside all calls of the group."""
+    """A group of calls without a user, and all calls of the group."""
 
     unowned: Spend
     all: Spend
     share_of_calls: Decimal | None
-    """Of all calls without a user, from 0 to 1."""
+    """The share of all calls without a user, from 0 to 1."""
     share_of_spend: Decimal | None
-    """Of what all calls without a user cost, from 0 to 1."""
+    """The share of the cost of all calls without a user, from 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class UnattributedReport:
-    """The calls without a user: how many, where from, and why."""
+    """The calls without a user, by attribution and by dimensions."""
 
     window: Window
     owners: Unattributed
@@ -80,19 +80,19 @@ def unattributed(
     zone: tzinfo | None = None,
 ) -> UnattributedReport:
     """
-    The calls without a ``user_id``, by how they came to have none, and by each of several groupings.
+    Return the calls without a ``user_id``, by attribution and by each of several groupings.
 
     Args:
-        ledger: Where the calls are.
-        by: Groupings, each of names out of ``DIMENSIONS`` or extra keys.
-        where: Values that calls must have: ``*`` stands for any text, None for no value. Without ``user_id``.
-        window: The time that calls must lie in.
-        limit: How many rows to keep of each grouping.
-        original_prices: By the price that each call was given first, whatever has replaced it.
-        zone: Where hours, days and months are cut; None means UTC.
+        ledger: The ledger to read.
+        by: Groupings, each of names of ``DIMENSIONS`` or extra keys.
+        where: Filters, without ``user_id``: ``*`` stands for any text, None for calls without a value.
+        window: The time of the calls.
+        limit: The number of rows of each grouping.
+        original_prices: Whether each call counts with its first price, before any repricing.
+        zone: The time zone of hours, days and months; None means UTC.
 
     Raises:
-        UnknownDimension: A name in *by* or *where* is no dimension, and no extra key of any call.
+        UnknownDimension: A name in *by* or *where* is neither a dimension nor an extra key of any call.
         LedgerError: The ledger cannot be read.
     """
     where = {name: value for name, value in (where or {}).items() if name != "user_id"}

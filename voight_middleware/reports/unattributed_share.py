@@ -1,4 +1,4 @@
-"""Unowned: how much of the bill has no user."""
+"""The share of calls and costs without a user."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from voight_middleware.reports.spend import add_up, ratio
 
 @dataclass(frozen=True, slots=True)
 class Unattributed:
-    """The calls without a ``user_id``, beside all calls."""
+    """The calls without a ``user_id``, and all calls."""
 
     unowned: Spend
     total: Spend
 
     @property
     def share_of_calls(self) -> Decimal | None:
-        """From 0 to 1; None where there are no calls."""
+        """The share of calls, from 0 to 1; None without calls."""
         return ratio(self.unowned.calls, self.total.calls)
 
     @property
     def share_of_spend(self) -> Decimal | None:
-        """Of the priced total, from 0 to 1; None where nothing is priced."""
+        """The share of the priced total, from 0 to 1; None if nothing is priced."""
         return ratio(self.unowned.cost_femto or 0, self.total.cost_femto)
 
 
@@ -38,10 +38,10 @@ def unattributed_share(
     zone: tzinfo | None = None,
 ) -> Unattributed:
     """
-    What the calls without a user cost, and their share; with *original_prices*, by the price that each was given first.
+    Return the calls without a user, and all calls.
 
     Raises:
-        UnknownDimension: A name in *where* is no dimension, and no extra key of any call.
+        UnknownDimension: A name in *where* is neither a dimension nor an extra key of any call.
         LedgerError: The ledger cannot be read.
     """
     total = add_up(ledger.spend((), where, window, original_prices=original_prices, zone=zone))
@@ -59,9 +59,10 @@ def unattributed_beside(
     zone: tzinfo | None = None,
 ) -> Unattributed | None:
     """
-    The calls without a user beside a total that a report has come to; None where it was asked for certain users only.
+    Return the calls without a user for the total of a report.
 
-    They are in *groups* already where those have ``user_id`` for a dimension.
+    None if the filters select users. If the *groups* have the dimension ``user_id``, they contain
+    these calls, and the ledger is not queried.
 
     Raises:
         LedgerError: The ledger cannot be read.

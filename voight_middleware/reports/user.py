@@ -1,4 +1,4 @@
-"""User: what one user has cost, day by day, by models and routes, and his last calls."""
+"""User: the costs of one user by day, model and route, and their last calls."""
 
 from __future__ import annotations
 
@@ -43,25 +43,25 @@ def user(
     zone: tzinfo | None = None,
 ) -> UserReport:
     """
-    What a user has done.
+    Return the costs and the last calls of a user.
 
     Args:
-        ledger: Where the calls are.
+        ledger: The ledger to read.
         user_id: The user; a star in it stands for itself.
-        known_as: What else the ledger calls the user, such as a pseudonym.
-        where: Values that calls must have: ``*`` stands for any text, None for no value. Without ``user_id``.
-        window: The time that calls must lie in.
-        last: How many of the last calls to read.
-        original_prices: By the price that each call was given first, whatever has replaced it.
-        zone: Where days begin; None means UTC.
+        known_as: Other names of the user in the ledger, such as pseudonyms.
+        where: Filters, without ``user_id``: ``*`` stands for any text, None for calls without a value.
+        window: The time of the calls.
+        last: The number of the last calls.
+        original_prices: Whether each call counts with its first price, before any repricing.
+        zone: The time zone of days; None means UTC.
 
     Raises:
-        UnknownDimension: A name in *where* is no dimension, and no extra key of any call.
+        UnknownDimension: A name in *where* is neither a dimension nor an extra key of any call.
         LedgerError: The ledger cannot be read.
     """
     ids = tuple(dict.fromkeys((user_id, *known_as)))
     where = {**(where or {}), "user_id": tuple(map(literal, ids))}
-    # One question for all: the calls of one user are few, and each question reads all of them.
+    # One query for all parts: a user has few calls, and each query reads all of them.
     groups = ledger.spend(("day", *PARTS), where, window, original_prices=original_prices, zone=zone)
     days = sorted(_by("day", groups), key=lambda day: str(day.dimensions["day"]))
     calls: deque[Call] = deque(maxlen=last)
@@ -73,8 +73,8 @@ def user(
                 break
         for day in days:
             if str(day.dimensions["day"]) >= str(first):
-                some = ledger.calls({**where, "day": day.dimensions["day"]}, window, original_prices=original_prices, zone=zone)
-                calls.extend(some)
+                of_day = {**where, "day": day.dimensions["day"]}
+                calls.extend(ledger.calls(of_day, window, original_prices=original_prices, zone=zone))
     return UserReport(
         user_id=user_id,
         window=window,
@@ -90,7 +90,7 @@ def _by(name: str, groups: list[Spend]) -> list[Spend]:
     parts: dict[str | None, list[Spend]] = {}
     for group in groups:
         parts.setdefault(group.dimensions[name], []).append(group)
-    rows = [_with(name, value, add_up(some)) for value, some in parts.items()]
+    rows = [_with(name, value, add_up(of_value)) for value, of_value in parts.items()]
     return sorted(rows, key=lambda row: (row.cost_femto is None, -(row.cost_femto or 0), -row.calls, row.dimensions[name] or ""))
 
 

@@ -1,4 +1,4 @@
-"""What if: the same usage at the prices of other models. An estimate: another model counts tokens otherwise, and answers otherwise."""
+"""What if: the same usage at the prices of other models, as an estimate."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from voight_middleware.reports.timespan import to_datetime
 from voight_middleware.reports.unattributed_share import Unattributed, unattributed_beside
 
 _OTHERS = ("openai", "anthropic", "google", "mistral", "deepseek", "xai", "cohere", "perplexity", "groq")
-"""Whose price is taken where the provider of a call has none for the other model, in this order."""
+"""The order of providers if the provider of a call has no price for the other model."""
 _TAGS = ("user_id", "plan", "tenant_id", "route", "release", "session_id")
 _OWN = ("provider", "model", "requested_model", "endpoint", "outcome", "attribution", "cost_status")
 _TIMES: dict[str, Callable[[str], str]] = {"hour": lambda text: f"{text[:13]}:00{text[19:]}", "day": lambda text: text[:10]}
@@ -33,7 +33,7 @@ def _monday(day: date) -> date:
 
 
 class NoSuchModel(ValueError):
-    """No call is of a model that was to be replaced."""
+    """There are no calls of a model to replace."""
 
 
 @dataclass(slots=True)
@@ -43,23 +43,23 @@ class WhatIfRow:
     dimensions: Mapping[str, str | None]
     calls: int = 0
     compared: int = 0
-    """Calls that have a price, and have one with the other model too."""
+    """Calls with a price for both models."""
     before_femto: int = 0
-    """What the compared calls cost."""
+    """The cost of the compared calls."""
     after_femto: int = 0
-    """What they would have cost."""
+    """Their cost with the other model."""
     partial: int = 0
     """Compared calls that are priced in part with the other model."""
     unpriced_before: int = 0
-    """Calls that have no price as they are."""
+    """Calls without a price as they are."""
     unpriced_after: int = 0
-    """Calls that have one, and none with the other model."""
+    """Calls with a price, but without one for the other model."""
     left_out_femto: int = 0
-    """What those cost."""
+    """The cost of those calls."""
 
     @property
     def difference_femto(self) -> int:
-        """How much more the compared calls would have cost."""
+        """The additional cost of the compared calls with the other model."""
         return self.after_femto - self.before_femto
 
     def add(self, before: Call, after: Call | None) -> None:
@@ -79,24 +79,24 @@ class WhatIfRow:
 
 @dataclass(frozen=True, slots=True)
 class WhatIfReport:
-    """What calls would have cost with other models, the largest difference first."""
+    """The cost of calls with other models, the largest difference first."""
 
     by: tuple[str, ...]
     window: Window
     models: Mapping[str, str]
-    """Which model was taken for which."""
+    """The other model for each replaced one."""
     replaced: tuple[str, ...]
-    """The models of the calls, as their providers name them, that were replaced."""
+    """The replaced models, with their names at the provider."""
     rows: tuple[WhatIfRow, ...]
     total: WhatIfRow
     spend: Spend
-    """All calls of the window, those of other models included."""
+    """All calls of the window, including those of other models."""
     owners: Unattributed | None
     more: int
 
     @property
     def bill_femto(self) -> int | None:
-        """What all calls would have cost; None where none of them has a price."""
+        """The cost of all calls with the other models; None if no call has a price."""
         return None if self.spend.cost_femto is None else self.spend.cost_femto + self.total.difference_femto
 
 
@@ -112,22 +112,24 @@ def what_if(
     zone: tzinfo | None = None,
 ) -> WhatIfReport:
     """
-    Price calls of some models as if they had been of others, each at its own time and under its own terms.
+    Price calls of some models as calls of others, at the same time and under the same terms.
+
+    This is an estimate: another model counts tokens differently, and gives other answers.
 
     Args:
-        ledger: Where the calls are.
-        book: The prices.
-        models: The other model for each, as ``gpt-5-mini`` or ``anthropic/claude-haiku-4-5``. One stands for its dated versions too,
-            and ``*`` for any text; the first that a call fits counts.
-        by: Names out of ``DIMENSIONS``, or extra keys.
-        where: Values that calls must have: ``*`` stands for any text, None for no value.
-        window: The time that calls must lie in.
-        limit: How many rows to keep.
-        zone: Where hours, days and months are cut; None means UTC.
+        ledger: The ledger to read.
+        book: The price book.
+        models: The other model for each, such as ``gpt-5-mini`` or ``anthropic/claude-haiku-4-5``. A name
+            includes its dated versions; ``*`` stands for any text. The first match of a call wins.
+        by: Names of ``DIMENSIONS``, or extra keys.
+        where: Filters: ``*`` stands for any text, None for calls without a value.
+        window: The time of the calls.
+        limit: The number of rows to return.
+        zone: The time zone of hours, days and months; None means UTC.
 
     Raises:
-        NoSuchModel: No call is of one of *models*.
-        UnknownDimension: A name in *by* or *where* is no dimension, and no extra key of any call.
+        NoSuchModel: There are no calls of one of *models*.
+        UnknownDimension: A name in *by* or *where* is neither a dimension nor an extra key of any call.
         LedgerError: The ledger cannot be read.
     """
     where, by = dict(where or {}), tuple(dict.fromkeys(by))
@@ -142,10 +144,10 @@ def what_if(
             pairs[called] = old
     for old in models:
         if old not in pairs.values():
-            raise NoSuchModel(f"no call here is of the model {old!r}; voight spend --by model shows the models")
+            raise NoSuchModel(f"there are no calls of the model {old!r}; voight spend --by model lists the models")
     groups: dict[tuple[str | None, ...], WhatIfRow] = {}
     total = WhatIfRow({})
-    other = _Other(book)
+    other = _OtherPrices(book)
     for (model, requested), old in pairs.items():
         for call in _calls(ledger, where, window, model, requested, zone):
             key = tuple(dimension_of(call, name, zone or UTC) for name in by)
@@ -171,7 +173,7 @@ def what_if(
 
 
 def dimension_of(call: Call, name: str, zone: tzinfo = UTC) -> str | None:
-    """The value of a dimension, or of an extra key, of one call."""
+    """Return the value of a dimension or extra key of one call."""
     if name in _TAGS or name in _OWN:
         value: str | None = getattr(call.tags if name in _TAGS else call, name)
         return value
@@ -181,19 +183,19 @@ def dimension_of(call: Call, name: str, zone: tzinfo = UTC) -> str | None:
     return call.tags.extra.get(name)
 
 
-class _Other:
-    """Prices calls as if they had been of another model."""
+class _OtherPrices:
+    """Prices calls as calls of another model."""
 
     def __init__(self, book: PriceBook) -> None:
         self.book = book
         self.providers: dict[tuple[str, str], tuple[str, str] | None] = {}
 
     def price(self, call: Call, model: str) -> Call | None:
-        """*call* as if it had been of *model*; None where nothing says what to price it by, or nobody has a price for that."""
-        found = self._found(call, model)
-        if found is None:
+        """Return *call* as a call of *model*; None without usage, or without a price."""
+        offer = self._offer(call, model)
+        if offer is None:
             return None
-        provider, name = found
+        provider, name = offer
         changed = copy(call)
         if provider != call.provider:
             changed.host = None
@@ -201,8 +203,8 @@ class _Other:
         changed.provider, changed.model, changed.requested_model = provider, name, name
         return repriced(changed, self.book)
 
-    def _found(self, call: Call, model: str) -> tuple[str, str] | None:
-        """Who has a price for *model*, and under which name: the call's own provider first."""
+    def _offer(self, call: Call, model: str) -> tuple[str, str] | None:
+        """Return a provider with a price for *model*, and the name there; the call's provider first."""
         key = call.provider, model
         if key not in self.providers:
             provider, slash, name = model.partition("/")
@@ -221,9 +223,9 @@ class _Other:
 
 def _without_models_and_costs(call: Call, model: str) -> str | None:
     """
-    The provider's report without the cost that it says itself, and with the other model where it names the call's own.
+    Return the raw usage without the provider's own costs, and with the other model.
 
-    What it did not say is not changed: the tokens of a helper that another model was billed for.
+    Other models in it stay, such as a helper model that was billed too.
     """
     if call.raw_usage is None or not any(f'"{key}"' in call.raw_usage for key in (*BILLS, "iterations")):
         return call.raw_usage
@@ -237,7 +239,7 @@ def _without_models_and_costs(call: Call, model: str) -> str | None:
 
 
 def _calls(ledger: Ledger, where: Where, window: Window, model: str | None, requested: str | None, zone: tzinfo | None) -> Iterator[Call]:
-    """The calls of one model, in pieces. Names are compared as they are: a star in one stands for itself."""
+    """Return the calls of one model, read in batches. A star in the name stands for itself."""
     only = {**where, "model": model, "requested_model": requested}
     last: tuple[int, str] | None = None
     while batch := list(ledger.calls(only, window, BATCH, after=last, zone=zone)):
@@ -246,5 +248,5 @@ def _calls(ledger: Ledger, where: Where, window: Window, model: str | None, requ
 
 
 def _pattern(model: str) -> re.Pattern[str]:
-    """A name and its dated versions, ``gpt-5-mini-2025-08-07`` of ``gpt-5-mini``; a star is any text."""
+    """Match a name and its dated versions: ``gpt-5-mini-2025-08-07``; a star is any text."""
     return re.compile(".*".join(map(re.escape, model.split("*"))) + r"(-[0-9]{4}-?[0-9]{2}-?[0-9]{2})?", re.DOTALL)

@@ -1,102 +1,105 @@
-"""``voight prices``: which unit prices hold, and whether the file of one's own prices can be used."""
+"""``voight prices show``: the unit prices of a model."""
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 import time
 from collections.abc import Iterator
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+from voight_middleware.cli.arguments import add_format, add_prices
+from voight_middleware.cli.context import Context
 from voight_middleware.cli.render import UserError, exact, printable
-from voight_middleware.config.settings import Settings
 from voight_middleware.records.money import CONTEXT, from_femto, usd_text
 from voight_middleware.reports import timespan
 
 if TYPE_CHECKING:
-    from voight_middleware.pricing import PriceBook, Terms
+    from voight_middleware.pricing import Terms
     from voight_middleware.pricing.book import RateTable
     from voight_middleware.records.call import Call
 
-TERMS = ("tier", "speed", "geo", "size", "quality")
-"""What a price can depend on besides the batch, as options."""
+_TERMS = {
+    "tier": "service tier",
+    "speed": "speed",
+    "geo": "region of inference",
+    "size": "image size",
+    "quality": "image quality",
+}
+"""Terms that a price can depend on, in addition to the batch API."""
 
 _PROVIDERS = (
     *("openai", "anthropic", "google", "mistral", "deepseek", "xai", "cohere", "perplexity", "groq"),
     *("azure", "bedrock", "vertex", "together", "fireworks", "openrouter"),
 )
-"""Who is asked for a model, in this order, where no provider is named."""
+"""The order of the providers if none is given."""
 
 
-def open_prices(settings: Settings) -> PriceBook:
-    """
-    The price book with the user's own prices.
-
-    Raises:
-        UserError: The file of prices cannot be used.
-    """
-    from voight_middleware.pricing import OverridesError, open_book
-
-    try:
-        return open_book(settings.prices)
-    except OverridesError as error:
-        raise UserError(f"your prices cannot be used: {error}") from error
+HELP = "Show the unit prices of a model"
+EXAMPLES = """\
+examples:
+  voight prices show gpt-5-nano
+  voight prices show gpt-5-nano --tier flex --at 2026-11-01
+  voight prices show claude-opus-4-6 --batch --format json
+  voight prices show chat-prod --provider azure
+"""
 
 
-def check(settings: Settings) -> int:
-    """Say whether the file of prices can be used: 0, or 1 with a line for every mistake."""
-    from voight_middleware.pricing import OverridesError, read_overrides
-
-    source = settings.sources.get("prices", "default")
-    if settings.prices is None:
-        print("no prices of your own: set VOIGHT_PRICES to the path of a TOML file, or give --prices FILE")
-        return 0
-    where = f"{printable(str(settings.prices))} ({source})"
-    try:
-        overrides = read_overrides(settings.prices)
-    except OverridesError as error:
-        for problem in error.problems:
-            print(printable(problem), file=sys.stderr)
-        count = len(error.problems)
-        print(f"{where}: {count} {'mistake' if count == 1 else 'mistakes'}, so nothing of it is used", file=sys.stderr)
-        return 1
-    rules, names = len(overrides.rules), len(overrides.deployments)
-    print(f"{where}: {rules} {'price' if rules == 1 else 'prices'}, {names} {'deployment' if names == 1 else 'deployments'}")
-    return 0
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    add_prices(parser)
+    add_format(parser, "table", "json")
+    parser.add_argument("model", metavar="MODEL", help="the name of a model or of a deployment")
+    parser.add_argument(
+        "--provider",
+        metavar="NAME",
+        help="openai, anthropic, azure, … (default: the first provider with a price for the model)",
+    )
+    parser.add_argument("--at", metavar="TIME", help="the time of the prices: 2026-11-01, 7d, … (UTC; default: now)")
+    parser.add_argument("--host", metavar="HOST", help="the host of the API, such as eu.api.openai.com")
+    parser.add_argument("--batch", action="store_true", help="the prices of the batch API")
+    for term, text in _TERMS.items():
+        parser.add_argument(f"--{term}", metavar="NAME", help=f"the {text} of the price")
 
 
-def show(settings: Settings, args: Any) -> int:
-    """
-    Print the unit prices of a model.
-
-    Raises:
-        UserError: No provider has a price for it, or the file of prices cannot be used.
-    """
+def run(context: Context) -> int:
+    """Print the unit prices of the first provider that has any."""
     from voight_middleware.pricing import Terms
     from voight_middleware.providers.hosts import host_name
     from voight_middleware.records.call import Call
 
-    book = open_prices(settings)
-    terms = Terms(batch=args.batch, **{name: getattr(args, name) for name in TERMS})
+    args, book = context.args, context.open_prices()
+    terms = Terms(batch=args.batch, **{name: getattr(args, name) for name in _TERMS})
     providers = _PROVIDERS if args.provider is None else (args.provider.lower(),)
     for provider in providers:
-        call = Call(call_id="", occurred_at=_moment(args.at), provider=provider, endpoint="", model=args.model, host=host_name(args.host))
+        call = Call(
+            call_id="",
+            occurred_at=_moment(args.at),
+            provider=provider,
+            endpoint="",
+            model=args.model,
+            host=host_name(args.host),
+        )
         table = book.rates(call, None, terms)
         if table is not None:
-            print(json.dumps(_object(call, terms, table), indent=2) if args.format == "json" else "\n".join(_lines(call, terms, table)))
+            if args.format == "json":
+                print(json.dumps(_object(call, terms, table), indent=2))
+            else:
+                print("\n".join(_lines(call, terms, table)))
             return 0
     hint = "" if args.provider else "; a provider of your own needs --provider"
     raise UserError(f"there is no price for {args.model!r} of {', '.join(providers)}{hint}")
 
 
 def unit_price(name: str, usd: Decimal) -> str:
-    """A unit price for people: ``$0.05 / 1M tokens``."""
+    """Return a unit price for people: ``$0.05 / 1M tokens``."""
     from voight_middleware.pricing.rules import TOKENS
 
     if name in TOKENS or name == "characters":
         return f"{exact(CONTEXT.scaleb(usd, 6))} / 1M {'tokens' if name in TOKENS else name}"
-    if name == "seconds" and len(usd_text(usd)) > len("0.") + 18:  # a price by the hour that a second's is no decimal number of
+    # An hourly price may have no finite decimal per second.
+    if name == "seconds" and len(usd_text(usd)) > len("0.") + 18:
         return f"{exact(CONTEXT.multiply(usd, Decimal(3600)))} / hour"
     return f"{exact(usd)} / {_UNITS.get(name, 'call')}"
 
@@ -114,8 +117,8 @@ def _moment(text: str | None) -> int:
 
 
 def _named(terms: Terms) -> dict[str, str]:
-    """The terms that are not the usual ones."""
-    named = {name: value for name in TERMS if (value := getattr(terms, name)) is not None}
+    """Return the terms that differ from the standard ones."""
+    named = {name: value for name in _TERMS if (value := getattr(terms, name)) is not None}
     return {**named, "batch": "yes"} if terms.batch else named
 
 
@@ -159,7 +162,7 @@ def _lines(call: Call, terms: Terms, table: RateTable) -> Iterator[str]:
 
 
 def origin(source: str | None, version: str | None, data: str | None) -> str:
-    """Where prices come from: ``genai-prices 0.2.3 (data 9f2c…)``; where it is rules alone, they are named beside it."""
+    """Return the source of prices: ``genai-prices 0.2.3 (data 9f2c…)``, or ``rules`` alone."""
     if source is None or source == "rules":
         return "rules" if source else "an unknown source"
     return f"{source}{'' if version is None else f' {version}'}{'' if data is None else f' (data {data})'}"
