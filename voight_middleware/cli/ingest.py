@@ -68,7 +68,7 @@ def run(context: Context) -> int:
     try:
         return sidecar.run_once() if args.once else sidecar.run()
     finally:
-        sidecar.delivery.close()
+        sidecar.supervisor.close()
 
 
 def say(text: str) -> None:
@@ -79,7 +79,9 @@ def say(text: str) -> None:
 class _Sidecar:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.delivery = IngestSupervisor(settings.ledger, settings.journal, settings.prices, gentle=False, report=say, events=settings.events)
+        self.supervisor = IngestSupervisor(
+            settings.ledger, settings.journal, settings.prices, gentle=False, report=say, events=settings.events
+        )
         # Not an Event: a handler inside its lock would deadlock.
         self._signals: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._unreadable: str | None = None
@@ -89,7 +91,7 @@ class _Sidecar:
             say(f"another process ingests {self.settings.journal}: nothing to do here")
             return 1 if segments(self.settings.journal) else 0
         before = self._outbox()
-        while not (done := self._round(now=True)) and self.delivery.behind:
+        while not (done := self._round(now=True)) and self.supervisor.behind:
             pass
         if self.settings.events is not None:
             self._send(0 if before is None else before.state.sent)
@@ -103,8 +105,8 @@ class _Sidecar:
 
     def _send(self, sent: int) -> None:
         """Send the pending events; *sent* were sent before this run."""
-        self.delivery.send_rest(time.monotonic() + SEND_SECONDS)
-        self.delivery.stop_sending(ANSWER_SECONDS)
+        self.supervisor.send_rest(time.monotonic() + SEND_SECONDS)
+        self.supervisor.stop_sending(ANSWER_SECONDS)
         after = self._outbox()
         if after is not None:
             rest = f"; {after.waiting:,} wait for the next run, or for voight events send" if after.waiting else ""
@@ -118,10 +120,10 @@ class _Sidecar:
             say(f"ingesting {place}" if acquired else f"waiting: another process ingests {self.settings.journal}")
             while True:
                 self._round()
-                if not acquired and self.delivery.lock.held:
+                if not acquired and self.supervisor.lock.held:
                     acquired = True
                     say(f"ingesting {place}: the other process has exited")
-                if self._is_stopped(BUSY_INTERVAL if self.delivery.behind else INTERVAL):
+                if self._is_stopped(BUSY_INTERVAL if self.supervisor.behind else INTERVAL):
                     break
             if not acquired:
                 say("stopped; another process ingested all the time")
@@ -141,7 +143,7 @@ class _Sidecar:
     def _acquire_lock(self) -> bool:
         folder = self.settings.journal
         try:
-            return self.delivery.lock.acquire()
+            return self.supervisor.lock.acquire()
         except OSError as error:
             raise UserError(f"the journal folder {folder} cannot be written ({error}): make it writable, or choose another") from error
 
@@ -149,23 +151,23 @@ class _Sidecar:
         from voight_middleware.pipeline.ingest import UnreadableJournal
 
         try:
-            done = self.delivery.run(ROUND_SECONDS, now=now)
+            done = self.supervisor.run(ROUND_SECONDS, now=now)
         except UnreadableJournal as error:
             if str(error) != self._unreadable:
                 self._unreadable = str(error)
                 say(self._unreadable)
             return False
         # Without the driver a retry cannot help.
-        if self.delivery.error is not None and isinstance(self.delivery.error.__cause__, ImportError):
-            raise UserError(str(self.delivery.error))
+        if self.supervisor.error is not None and isinstance(self.supervisor.error.__cause__, ImportError):
+            raise UserError(str(self.supervisor.error))
         return done
 
     def _end(self, done: bool) -> int:
-        count = f"{self.delivery.records:,} records ingested"
+        count = f"{self.supervisor.records:,} records ingested"
         if done:
             say(f"{count}; nothing is left")
             return 0
-        left = self.delivery.pending_records()
+        left = self.supervisor.pending_records()
         say(f"{count}; {'the rest stays' if left is None else f'up to {left:,} stay'} in {self.settings.journal}")
         return 1
 
