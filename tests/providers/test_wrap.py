@@ -205,6 +205,11 @@ def test_a_wrapped_client_is_garbage_collected(provider: Provider, calls: Calls)
     [
         ("https://api.groq.com/openai/v1", "groq"),
         ("https://openrouter.ai/api/v1", "openrouter"),
+        ("https://api.cerebras.ai/v1", "cerebras"),
+        ("https://api.moonshot.ai/v1", "moonshotai"),
+        ("https://api.z.ai/api/paas/v4", "zai"),
+        ("https://router.huggingface.co/v1", "huggingface"),
+        ("https://notz.ai/v1", "openai"),
         ("https://acme.cognitiveservices.azure.com/openai", "azure"),
         ("http://localhost:4000/v1", "openai"),
         ("https://notgroq.com/v1", "openai"),
