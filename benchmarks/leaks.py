@@ -1,4 +1,7 @@
-"""Whether anything of a call stays behind: memory and live objects over many calls of the real SDKs, over an in-process transport."""
+"""
+Whether anything of a call stays behind: memory and live objects over many calls of the real SDKs,
+over an in-process transport.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +24,19 @@ import openai
 import voight_middleware as voight
 
 CHAT: dict[str, Any] = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Where?"}]}
-MESSAGES: dict[str, Any] = {"model": "claude-haiku-4-5", "max_tokens": 9, "messages": CHAT["messages"]}
-WATCHED = ("voight_middleware", "openai._streaming", "anthropic._streaming", "openai._client", "anthropic._client", "_response")
+MESSAGES: dict[str, Any] = {
+    "model": "claude-haiku-4-5",
+    "max_tokens": 9,
+    "messages": CHAT["messages"],
+}
+WATCHED = (
+    "voight_middleware",
+    "openai._streaming",
+    "anthropic._streaming",
+    "openai._client",
+    "anthropic._client",
+    "_response",
+)
 """Modules whose objects must not pile up."""
 
 
@@ -33,17 +47,46 @@ def answer(request: Any) -> tuple[int, dict[str, str], bytes]:
         return 400, {"content-type": "application/json"}, b'{"error": {"message": "no"}}'
     claude = request.url.path.endswith("/messages")
     if not body.get("stream"):
-        usage = {"input_tokens": 9, "output_tokens": 4} if claude else {"prompt_tokens": 9, "completion_tokens": 4, "total_tokens": 13}
-        whole = {"id": "1", "type": "message", "role": "assistant", "model": "m", "content": [], "choices": [], "usage": usage}
+        usage = (
+            {"input_tokens": 9, "output_tokens": 4}
+            if claude
+            else {"prompt_tokens": 9, "completion_tokens": 4, "total_tokens": 13}
+        )
+        whole = {
+            "id": "1",
+            "type": "message",
+            "role": "assistant",
+            "model": "m",
+            "content": [],
+            "choices": [],
+            "usage": usage,
+        }
         return 200, {"content-type": "application/json"}, json.dumps(whole).encode()
-    return 200, {"content-type": "text/event-stream"}, b"".join(claude_events() if claude else openai_events())
+    return (
+        200,
+        {"content-type": "text/event-stream"},
+        b"".join(claude_events() if claude else openai_events()),
+    )
 
 
 def openai_events() -> Iterator[bytes]:
     head = {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "m"}
     for word in "abcd":
-        yield b"data: %s\n\n" % json.dumps({**head, "choices": [{"index": 0, "delta": {"content": word}, "finish_reason": None}]}).encode()
-    yield b"data: %s\n\n" % json.dumps({**head, "choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 4}}).encode()
+        yield (
+            b"data: %s\n\n"
+            % json.dumps(
+                {
+                    **head,
+                    "choices": [{"index": 0, "delta": {"content": word}, "finish_reason": None}],
+                }
+            ).encode()
+        )
+    yield (
+        b"data: %s\n\n"
+        % json.dumps(
+            {**head, "choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 4}}
+        ).encode()
+    )
     yield b"data: [DONE]\n\n"
 
 
@@ -56,10 +99,13 @@ def claude_events() -> Iterator[bytes]:
         "content": [],
         "usage": {"input_tokens": 9, "output_tokens": 1},
     }
-    yield b"event: message_start\ndata: %s\n\n" % json.dumps({"type": "message_start", "message": message}).encode()
+    yield (
+        b"event: message_start\ndata: %s\n\n"
+        % json.dumps({"type": "message_start", "message": message}).encode()
+    )
     for _ in range(4):
         yield b'event: ping\ndata: {"type": "ping"}\n\n'
-    yield b'event: message_delta\ndata: {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 4}}\n\n'
+    yield b'event: message_delta\ndata: {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 4}}\n\n'  # noqa: E501
     yield b'event: message_stop\ndata: {"type": "message_stop"}\n\n'
 
 
@@ -85,8 +131,14 @@ def ways() -> list[Callable[[], Any]]:
     def claude() -> Any:
         return voight.wrap(anthropic.Anthropic(api_key="k", max_retries=0, http_client=claude_http))
 
-    kept, akept = client(), voight.wrap(openai.AsyncOpenAI(api_key="k", max_retries=0, http_client=ahttp))
-    claude_kept, claude_akept = claude(), voight.wrap(anthropic.AsyncAnthropic(api_key="k", max_retries=0, http_client=claude_ahttp))
+    kept, akept = (
+        client(),
+        voight.wrap(openai.AsyncOpenAI(api_key="k", max_retries=0, http_client=ahttp)),
+    )
+    claude_kept, claude_akept = (
+        claude(),
+        voight.wrap(anthropic.AsyncAnthropic(api_key="k", max_retries=0, http_client=claude_ahttp)),
+    )
 
     def left_behind() -> None:
         next(iter(kept.chat.completions.create(**CHAT, stream=True)))
@@ -141,7 +193,11 @@ def live() -> Counter[str]:
     for thing in gc.get_objects():
         cls = type(thing)
         module = cls.__module__
-        if type(module) is str and any(part in module for part in WATCHED) and not isinstance(thing, type):
+        if (
+            type(module) is str
+            and any(part in module for part in WATCHED)
+            and not isinstance(thing, type)
+        ):
             counted[f"{module}.{cls.__qualname__}"] += 1
     return counted
 
@@ -152,7 +208,10 @@ def resident() -> float:
 
 
 def run(calls: int, steps: int, report: Callable[[int, float, Counter[str]], None]) -> Counter[str]:
-    """Make *calls* calls, report at each of the *steps*, and answer what there is more of at the end than after the first one."""
+    """
+    Make *calls* calls, report at each of the *steps*, and answer what there is more of at the end
+    than after the first one.
+    """
     made = ways()
     rounds = max(1, calls // steps // len(made))
     first: Counter[str] | None = None
@@ -170,7 +229,9 @@ def run(calls: int, steps: int, report: Callable[[int, float, Counter[str]], Non
             report((step + 1) * rounds * len(made), resident(), now)
             first = now if first is None else first
     assert first is not None
-    return Counter({name: count - first[name] for name, count in now.items() if count > first[name]})
+    return Counter(
+        {name: count - first[name] for name, count in now.items() if count > first[name]}
+    )
 
 
 def main() -> int:
@@ -181,7 +242,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         voight.configure(ledger=f"{folder}/ledger.db")
         more = run(
-            arguments.calls, arguments.steps, lambda calls, size, now: print(f"{calls:>8} calls  {size:7.1f} MB  {now.total():>5} objects")
+            arguments.calls,
+            arguments.steps,
+            lambda calls, size, now: print(
+                f"{calls:>8} calls  {size:7.1f} MB  {now.total():>5} objects"
+            ),
         )
         voight.configure(ledger=f"{folder}/other.db")
     print("more at the end than after the first step:", dict(more) or "nothing")

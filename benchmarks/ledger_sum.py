@@ -1,4 +1,7 @@
-"""Whether a ledger of a million random calls adds up to the last femto-dollar, before and after a repricing, and how long that takes."""
+"""
+Whether a ledger of a million random calls adds up to the last femto-dollar, before and after a
+repricing, and how long that takes.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,10 @@ USERS = 5_000
 
 
 def random_calls(count: int, seed: int) -> Iterator[Call]:
-    """Calls that cost anything from a femto-dollar to a thousand dollars, one in a hundred of them without a price."""
+    """
+    Calls that cost anything from a femto-dollar to a thousand dollars, one in a hundred of them
+    without a price.
+    """
     rng = random.Random(seed)
     for number in range(count):
         cost = None if rng.random() < 0.01 else rng.randrange(10 ** rng.randrange(1, 19))
@@ -57,7 +63,10 @@ def pages(ledger: Any) -> Iterator[list[Call]]:
 
 def doubled(call: Call) -> Call:
     """A call of the seventh part, at twice its price and a femto-dollar."""
-    return Call(**{name: getattr(call, name) for name in Call.__struct_fields__} | {"cost_femto": 2 * (call.cost_femto or 0) + 1})
+    return Call(
+        **{name: getattr(call, name) for name in Call.__struct_fields__}
+        | {"cost_femto": 2 * (call.cost_femto or 0) + 1}
+    )
 
 
 def main() -> int:
@@ -73,7 +82,10 @@ def main() -> int:
         wrong += found != expected
         print(f"{what:<44} {'exact' if found == expected else f'WRONG: {found} is not {expected}'}")
 
-    with tempfile.TemporaryDirectory() as folder, closing(open_ledger(str(Path(folder) / "ledger.db"))) as ledger:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        closing(open_ledger(str(Path(folder) / "ledger.db"))) as ledger,
+    ):
         expected, by_user, batch = 0, dict[str | None, int](), list[Call]()
         with timed(f"insert {args.calls:,} calls"):
             for call in random_calls(args.calls, args.seed):
@@ -90,12 +102,24 @@ def main() -> int:
         with timed("spend() by user"):
             users = {row.dimensions["user_id"]: row.cost_femto for row in ledger.spend(["user_id"])}
         check("total", original[0].cost_femto, expected)
-        check("of every user", {user: cost for user, cost in users.items() if cost is not None}, by_user)
+        check(
+            "of every user",
+            {user: cost for user, cost in users.items() if cost is not None},
+            by_user,
+        )
         with timed("reprice every seventh call"):
             for page in pages(ledger):
-                changes = [(call, doubled(call)) for call in page if call.cost_femto is not None and call.occurred_at % 7 == 0]
+                changes = [
+                    (call, doubled(call))
+                    for call in page
+                    if call.cost_femto is not None and call.occurred_at % 7 == 0
+                ]
                 ledger.reprice(changes)
-                expected += sum(after.cost_femto - (before.cost_femto or 0) for before, after in changes if after.cost_femto is not None)
+                expected += sum(
+                    after.cost_femto - (before.cost_femto or 0)
+                    for before, after in changes
+                    if after.cost_femto is not None
+                )
         with timed("spend() after it"):
             now = ledger.spend()
         with timed("spend(original_prices=True)"):

@@ -3,10 +3,12 @@ What a request costs more with a middleware, ours beside others of the field.
 
     python benchmarks/middleware.py --families starlette,flask
 
-A request without an LLM call, which is what most requests are. Every variant lives in a process of its own, as some patch a framework
-globally; the rounds are interleaved, so that whatever else the machine does hits all alike. CPU time, not time: no sockets, no server.
+A request without an LLM call, which is what most requests are. Every variant lives in a process of
+its own, as some patch a framework globally; the rounds are interleaved, so that whatever else the
+machine does hits all alike. CPU time, not time: no sockets, no server.
 """
-# No `from __future__ import annotations`: FastAPI cannot resolve names that are local to a function.
+# No `from __future__ import annotations`: FastAPI cannot resolve names that are local to a
+# function.
 
 import argparse
 import asyncio
@@ -22,14 +24,22 @@ BARE = "bare"
 OURS = "voight-middleware"
 WITH_DEPENDENCY = "bare, with the dependency"
 COST_TAGS = "voight-middleware, cost_tags"
-CORRELATION, CONTEXT, OTEL, SENTRY = "asgi-correlation-id", "starlette-context", "OpenTelemetry", "Sentry"
+CORRELATION, CONTEXT, OTEL, SENTRY = (
+    "asgi-correlation-id",
+    "starlette-context",
+    "OpenTelemetry",
+    "Sentry",
+)
 FAMILIES = {
     "starlette": (BARE, OURS, CORRELATION, CONTEXT, OTEL, SENTRY),
     "fastapi": (BARE, OURS, WITH_DEPENDENCY, COST_TAGS, CORRELATION, OTEL, SENTRY),
     "flask": (BARE, OURS, OTEL, SENTRY),
     "django": (BARE, OURS, OTEL, SENTRY),
 }
-"""The bare application comes first. Django is measured under WSGI: under ASGI its own noise is larger than what a middleware adds."""
+"""
+The bare application comes first. Django is measured under WSGI: under ASGI its own noise is larger
+than what a middleware adds.
+"""
 OneRequest = Callable[[], None]
 
 
@@ -37,7 +47,9 @@ def sentry() -> None:
     """Sentry without tracing, and with nothing to send to."""
     import sentry_sdk
 
-    sentry_sdk.init(dsn="http://a@127.0.0.1:9/1", transport=lambda _event: None, traces_sample_rate=0.0)
+    sentry_sdk.init(
+        dsn="http://a@127.0.0.1:9/1", transport=lambda _event: None, traces_sample_rate=0.0
+    )
 
 
 def tracer() -> Any:
@@ -47,7 +59,7 @@ def tracer() -> Any:
     return TracerProvider()
 
 
-# -- the applications ----------------------------------------------------------------------------------------------------------------
+# -- the applications ------------------------------------------------------------------------------
 
 
 def starlette(variant: str) -> Any:
@@ -75,7 +87,10 @@ def fastapi(variant: str) -> Any:
     async def current_user(connection: HTTPConnection) -> str | None:
         return connection.headers.get("x-user")
 
-    dependencies = {WITH_DEPENDENCY: [Depends(current_user)], COST_TAGS: [Depends(cost_tags(current_user))]}
+    dependencies = {
+        WITH_DEPENDENCY: [Depends(current_user)],
+        COST_TAGS: [Depends(cost_tags(current_user))],
+    }
     app = FastAPI(dependencies=dependencies.get(variant, []))
 
     @app.get("/")
@@ -91,7 +106,9 @@ def add_to_asgi(app: Any, variant: str) -> None:
     if variant == OURS:
         from voight_middleware import CostTagMiddleware
 
-        app.add_middleware(CostTagMiddleware, user_getter=lambda connection: connection.headers.get("x-user"))
+        app.add_middleware(
+            CostTagMiddleware, user_getter=lambda connection: connection.headers.get("x-user")
+        )
     elif variant == CORRELATION:
         from asgi_correlation_id import CorrelationIdMiddleware
 
@@ -158,9 +175,15 @@ def django(variant: str) -> Any:
     return WSGIHandler()
 
 
-# -- one request ---------------------------------------------------------------------------------------------------------------------
+# -- one request -----------------------------------------------------------------------------------
 
-_HEADERS = {"host": "t", "user-agent": "benchmark", "accept": "*/*", "x-user": "u1", "authorization": "Bearer x"}
+_HEADERS = {
+    "host": "t",
+    "user-agent": "benchmark",
+    "accept": "*/*",
+    "x-user": "u1",
+    "authorization": "Bearer x",
+}
 
 
 async def asgi_requests(app: Any, count: int) -> None:
@@ -236,14 +259,19 @@ def wsgi_requests(app: Any, count: int) -> None:
     assert statuses == ["200 OK"] * count
 
 
-# -- the processes -------------------------------------------------------------------------------------------------------------------
+# -- the processes ---------------------------------------------------------------------------------
 
 
 def worker(family: str, variant: str) -> None:
-    """Answer each number on standard input with the microseconds of CPU time that so many requests took, per request."""
+    """
+    Answer each number on standard input with the microseconds of CPU time that so many requests
+    took, per request.
+    """
     if variant == SENTRY:
         sentry()
-    app = {"starlette": starlette, "fastapi": fastapi, "flask": flask, "django": django}[family](variant)
+    app = {"starlette": starlette, "fastapi": fastapi, "flask": flask, "django": django}[family](
+        variant
+    )
     loop = asyncio.new_event_loop()
 
     def requests(count: int) -> None:
@@ -303,10 +331,13 @@ def measure(family: str, rounds: int, requests: int) -> None:
         if not each.ready:
             print(f"  {each.name:32s} not measured: {complaint}")
             continue
-        added = statistics.median(mine - base for mine, base in zip(each.figures, bare, strict=True))
+        added = statistics.median(
+            mine - base for mine, base in zip(each.figures, bare, strict=True)
+        )
         fastest = min(each.figures)
         print(
-            f"  {each.name:32s}{statistics.median(each.figures):15.2f}{added:+9.2f}{fastest:15.2f}{fastest - min(bare):+9.2f}", flush=True
+            f"  {each.name:32s}{statistics.median(each.figures):15.2f}{added:+9.2f}{fastest:15.2f}{fastest - min(bare):+9.2f}",  # noqa: E501
+            flush=True,
         )
 
 

@@ -1,5 +1,6 @@
 """
-What OpenTelemetry and listeners add to a metered call, how many spans `voight otlp` takes, and what a signed header costs.
+What OpenTelemetry and listeners add to a metered call, how many spans `voight otlp` takes, and what
+a signed header costs.
 
     pip install '.[demo,otel,otlp]'
 """
@@ -68,15 +69,26 @@ def provider(*processors: SpanProcessor, exporter: SpanExporter | None = None) -
     return made
 
 
-# -- a call -------------------------------------------------------------------------------------------------------------------
+# -- a call ----------------------------------------------------------------------------------------
 
 
 class Way:
-    """One way to make the same call: with a meter of its own, and with what watches it only while it is measured."""
+    """
+    One way to make the same call: with a meter of its own, and with what watches it only while it
+    is measured.
+    """
 
-    def __init__(self, folder: Path, call: Callable[[], None], *listeners: Any, watchers: Sequence[CallObserver] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        call: Callable[[], None],
+        *listeners: Any,
+        watchers: Sequence[CallObserver] = (),
+    ) -> None:
         self.call = call
-        self.meter = Meter(Settings.from_environment(ledger=folder / "ledger.db", environ={}), listeners)
+        self.meter = Meter(
+            Settings.from_environment(ledger=folder / "ledger.db", environ={}), listeners
+        )
         self.watchers = watchers
         self.taken: list[float] = []
 
@@ -107,7 +119,10 @@ def registered(make: Callable[[], Any]) -> tuple[Any, list[CallObserver]]:
 
 
 def calls(count: int, folder: Path) -> None:
-    """Print what each way to listen adds to a metered call. All ways make one call each, in an order by chance, again and again."""
+    """
+    Print what each way to listen adds to a metered call. All ways make one call each, in an order
+    by chance, again and again.
+    """
     bare, metered = caller(openai, False, False), caller(openai, False, True)
     tags, tagging = registered(CostTagSpanProcessor)
     spans_in, metering = registered(CostSpanProcessor)
@@ -120,7 +135,11 @@ def calls(count: int, folder: Path) -> None:
         "metered": Way(folder / "1", metered),
         "metered, once more": Way(folder / "2", metered),
         "+ a listener": Way(folder / "3", metered, lambda _call: None),
-        "+ OTelMetrics": Way(folder / "4", metered, OTelMetrics(MeterProvider([InMemoryMetricReader()], shutdown_on_exit=False))),
+        "+ OTelMetrics": Way(
+            folder / "4",
+            metered,
+            OTelMetrics(MeterProvider([InMemoryMetricReader()], shutdown_on_exit=False)),
+        ),
         "+ OTelSpans, no provider": Way(folder / "5", metered, OTelSpans()),
         "+ OTelSpans": Way(folder / "6", metered, spans),
         "+ OTelSpans, CostTag…": Way(folder / "7", metered, spans_and_tags, watchers=tagging),
@@ -131,7 +150,8 @@ def calls(count: int, folder: Path) -> None:
         chance.shuffle(order)
         for way in order:
             way.measure()
-        if number % 200 == 0:  # what is done behind the calls is done here, and the first calls are not counted
+        # What is done behind the calls is done here, and the first calls are not counted.
+        if number % 200 == 0:
             for way in order:
                 way.meter.flush(30)
                 if number == 0:
@@ -145,9 +165,12 @@ def calls(count: int, folder: Path) -> None:
     print(f"{'':<26} {'least':>7} {'added':>7} {'median':>8} {'added':>7} {'ratio':>6}")
     least, median = min(ways["metered"].taken), statistics.median(ways["metered"].taken)
     for name, way in ways.items():
-        added = statistics.median(one - base for one, base in zip(way.taken, ways["metered"].taken, strict=True))
+        added = statistics.median(
+            one - base for one, base in zip(way.taken, ways["metered"].taken, strict=True)
+        )
         print(
-            f"{name:<26} {min(way.taken):7.0f} {min(way.taken) - least:+7.0f} {statistics.median(way.taken):8.0f} {added:+7.0f}"
+            f"{name:<26} {min(way.taken):7.0f} {min(way.taken) - least:+7.0f} "
+            f"{statistics.median(way.taken):8.0f} {added:+7.0f}"
             f" {1 + added / median:6.2f}"
         )
         way.meter.close()
@@ -162,7 +185,9 @@ def others_spans(rounds: int = 40) -> None:
     }
     print("\nany other span, start and end, CPU microseconds\n")
     with voight.tag(user_id="u_1", plan="pro", tenant_id="t_1"):
-        tracers = {name: provider(*processors).get_tracer("benchmark") for name, processors in ways.items()}
+        tracers = {
+            name: provider(*processors).get_tracer("benchmark") for name, processors in ways.items()
+        }
         taken: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(rounds):
             for name, tracer in tracers.items():
@@ -174,7 +199,7 @@ def others_spans(rounds: int = 40) -> None:
         print(f"{name:<26} {min(one):7.1f} {statistics.median(one):8.1f}")
 
 
-# -- the receiver -------------------------------------------------------------------------------------------------------------
+# -- the receiver ----------------------------------------------------------------------------------
 
 
 def batch(number: int, packed: bool) -> bytes:
@@ -217,9 +242,17 @@ class Server:
         self.peak = 0
         """Bytes of memory at most, when it has ended."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("VOIGHT_")}
-        source = "import sys; from voight_middleware.cli import main; sys.exit(main(['otlp', '--port', '0']))"
+        source = (
+            "import sys; from voight_middleware.cli import main; sys.exit(main(['otlp', '--port', "
+            "'0']))"
+        )
         command = [sys.executable, "-c", source]
-        self._process = subprocess.Popen(command, env={**kept, "VOIGHT_LEDGER": str(self.ledger)}, stderr=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(
+            command,
+            env={**kept, "VOIGHT_LEDGER": str(self.ledger)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         assert self._process.stderr is not None
         line = self._process.stderr.readline()
         assert "receiving spans at" in line, line
@@ -241,7 +274,10 @@ class Server:
         """Over one connection; answers how often it was told to come again."""
         again = 0
         connection = http.client.HTTPConnection(self.host, timeout=300)
-        sent = {"content-type": "application/x-protobuf", **({"content-encoding": "gzip"} if packed else {})}
+        sent = {
+            "content-type": "application/x-protobuf",
+            **({"content-encoding": "gzip"} if packed else {}),
+        }
         for body in bodies:
             while True:
                 connection.request("POST", "/v1/traces", body, sent)
@@ -260,7 +296,11 @@ def send_all(server: Server, bodies: list[bytes], packed: bool) -> int:
     """Over several connections at once; answers how often they were told to come again."""
     waits: list[int] = []
     threads = [
-        threading.Thread(target=lambda first=first: waits.append(server.send(iter(bodies[first::SENDERS]), packed)))
+        threading.Thread(
+            target=lambda first=first: waits.append(
+                server.send(iter(bodies[first::SENDERS]), packed)
+            )
+        )
         for first in range(SENDERS)
     ]
     for thread in threads:
@@ -277,11 +317,20 @@ def kept_calls(server: Server) -> int:
 
 
 def flood(requests: int) -> None:
-    """Print what the receiver does with spans as fast as they come, until all are priced and in the ledger."""
-    print(f"\nvoight otlp: {requests} requests of {SPANS_IN_A_REQUEST} spans over {SENDERS} connections, as fast as they are taken\n")
+    """
+    Print what the receiver does with spans as fast as they come, until all are priced and in the
+    ledger.
+    """
+    print(
+        f"\nvoight otlp: {requests} requests of {SPANS_IN_A_REQUEST} spans over {SENDERS} "
+        "connections, as fast as they are taken\n"
+    )
     with tempfile.TemporaryDirectory() as folder, Server(Path(folder)) as idle:
         pass
-    print(f"{'':<26} {'taken/s':>8} {'priced and kept/s':>18} {'CPU us/span':>12} {'told to wait':>13} {'peak MB':>8}")
+    print(
+        f"{'':<26} {'taken/s':>8} {'priced and kept/s':>18} {'CPU us/span':>12} "
+        f"{'told to wait':>13} {'peak MB':>8}"
+    )
     for packed in (False, True):
         bodies = [batch(number, packed) for number in range(requests)]
         with tempfile.TemporaryDirectory() as folder:
@@ -292,30 +341,38 @@ def flood(requests: int) -> None:
                 taken = time.perf_counter() - begin
                 spans = requests * SPANS_IN_A_REQUEST
                 while (found := kept_calls(server)) < spans:
-                    assert time.perf_counter() - begin < 900, f"{found} calls of {spans} are in the ledger"
+                    assert time.perf_counter() - begin < 900, (
+                        f"{found} calls of {spans} are in the ledger"
+                    )
                     time.sleep(0.5)
                 kept = time.perf_counter() - begin
             assert found == spans, f"{found} calls of {spans} are in the ledger"
             print(
-                f"{'protobuf, gzip' if packed else 'protobuf':<26} {spans / taken:8,.0f} {spans / kept:18,.0f}"
-                f" {(server.cpu - idle.cpu) / spans * 1e6:12.0f} {waits:13} {server.peak / 1e6:8.0f}"
+                f"{'protobuf, gzip' if packed else 'protobuf':<26} {spans / taken:8,.0f} "
+                f"{spans / kept:18,.0f}"
+                f" {(server.cpu - idle.cpu) / spans * 1e6:12.0f} {waits:13} "
+                f"{server.peak / 1e6:8.0f}"
             )
     print(f"{'idle':<26} {'':8} {'':18} {'':12} {'':13} {idle.peak / 1e6:8.0f}")
 
 
-# -- the signed header --------------------------------------------------------------------------------------------------------
+# -- the signed header -----------------------------------------------------------------------------
 
 
 def signed(folder: Path) -> None:
     """Print what the header costs: to sign, not to send, to verify, to ask again."""
-    settings = Settings.from_environment(ledger=folder / "ledger.db", environ={"VOIGHT_HEADER_KEY": "k" * 32})
+    settings = Settings.from_environment(
+        ledger=folder / "ledger.db", environ={"VOIGHT_HEADER_KEY": "k" * 32}
+    )
     meter = Meter(settings)
     outer = swap_meter(meter)
     ours, sent = {"reports.internal"}, dict[str, str]()
     getter = voight.tags_from_signed_headers("user_id")
     with voight.tag(user_id="u_12345", plan="pro", tenant_id="acme", feature="summary"):
         voight.inject_headers(sent, url="https://reports.internal/x?y=1", hosts=ours)
-        request = Request({"type": "http", "headers": [(headers.HEADER.encode(), sent[headers.HEADER].encode())]})
+        request = Request(
+            {"type": "http", "headers": [(headers.HEADER.encode(), sent[headers.HEADER].encode())]}
+        )
         assert getter(request) == "u_12345"
 
         def verify() -> None:
@@ -323,21 +380,30 @@ def signed(folder: Path) -> None:
             getter(request)
 
         ways: dict[str, Callable[[], object]] = {
-            "sign, and put it in": lambda: voight.inject_headers({}, url="https://reports.internal/x?y=1", hosts=ours),
-            "a host that is not named": lambda: voight.inject_headers({}, url="https://api.openai.com/v1", hosts=ours),
+            "sign, and put it in": lambda: voight.inject_headers(
+                {}, url="https://reports.internal/x?y=1", hosts=ours
+            ),
+            "a host that is not named": lambda: voight.inject_headers(
+                {}, url="https://api.openai.com/v1", hosts=ours
+            ),
             "verify": verify,
             "verify, asked once more": lambda: getter(request),
         }
         print("\na signed header with four tags, CPU microseconds\n")
         for name, way in ways.items():
-            taken = [one / 5000 * 1e6 for one in timeit.repeat(way, timer=time.thread_time, number=5000, repeat=7)]
+            taken = [
+                one / 5000 * 1e6
+                for one in timeit.repeat(way, timer=time.thread_time, number=5000, repeat=7)
+            ]
             print(f"{name:<26} {min(taken):7.1f} {statistics.median(taken):8.1f}")
     swap_meter(outer)
     meter.close()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--calls", type=int, default=3000, help="of each way (default: 3000)")
     parser.add_argument("--requests", type=int, default=400, help="to the receiver (default: 400)")
     options = parser.parse_args()

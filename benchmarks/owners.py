@@ -1,12 +1,15 @@
 """
-Whether every call has the right owner, under load: 500 users and anonymous visitors at once, per framework and server.
+Whether every call has the right owner, under load: 500 users and anonymous visitors at once, per
+framework and server.
 
     python benchmarks/owners.py --apps starlette,flask --servers uvicorn,gthread --requests 100000
 
-Each application of ``tests/apps/load_*.py`` is started as a deployment would start it. One loop in this process is the visitors and
-the provider: connections are kept alive and pass from user to user, a tenth of them pipelines, and some visitors leave in the middle of
-a stream. The provider writes the number of the question into the id of its answer, so that every row of the ledger tells whose question
-it was. The exit status is 1 where a single row has another owner, or is missing, or is there twice.
+Each application of ``tests/apps/load_*.py`` is started as a deployment would start it. One loop in
+this process is the visitors and the provider: connections are kept alive and pass from user to
+user, a tenth of them pipelines, and some visitors leave in the middle of a stream. The provider
+writes the number of the question into the id of its answer, so that every row of the ledger tells
+whose question it was. The exit status is 1 where a single row has another owner, or is missing, or
+is there twice.
 """
 
 from __future__ import annotations
@@ -37,11 +40,19 @@ PLANS = ("free", "pro", "team")
 CONNECTIONS = 100
 
 _PYTHON = sys.executable
-_UVICORN = f"{_PYTHON} -m uvicorn {{app}} --workers 2 --port {{port}} --log-level critical --timeout-keep-alive 60"
-_GUNICORN = f"{_PYTHON} -m gunicorn {{app}} -b 127.0.0.1:{{port}} --log-level critical --keep-alive 60"
+_UVICORN = (
+    f"{_PYTHON} -m uvicorn {{app}} --workers 2 --port {{port}} --log-level critical "
+    "--timeout-keep-alive 60"
+)
+_GUNICORN = (
+    f"{_PYTHON} -m gunicorn {{app}} -b 127.0.0.1:{{port}} --log-level critical --keep-alive 60"
+)
 SERVERS = {
     "uvicorn": _UVICORN,
-    "hypercorn": f"{_PYTHON} -m hypercorn {{app}} --workers 2 --bind 127.0.0.1:{{port}} --log-level CRITICAL --keep-alive 60",
+    "hypercorn": (
+        f"{_PYTHON} -m hypercorn {{app}} --workers 2 --bind 127.0.0.1:{{port}} --log-level "
+        "CRITICAL --keep-alive 60"
+    ),
     "asgi": f"{_GUNICORN} -k asgi -w 2",
     "sync": f"{_GUNICORN} -k sync -w 4",
     "gthread": f"{_GUNICORN} -k gthread -w 2 --threads 16",
@@ -53,7 +64,8 @@ _ASGI = dict.fromkeys(("uvicorn", "hypercorn", "asgi"), "load_{}:app")
 COLUMNS: dict[str, dict[str, str]] = {
     "starlette": _ASGI,
     "fastapi": _ASGI,
-    # Not under gunicorn's own ASGI worker, where a stream of Litestar's hangs now and then, also without any middleware (2.25, 27.0).
+    # Not under gunicorn's own ASGI worker, where a stream of Litestar's hangs now and then, also
+    # without any middleware (2.25, 27.0).
     "litestar": dict.fromkeys(("uvicorn", "hypercorn"), "load_{}:app"),
     "quart": _ASGI,
     "channels": _ASGI,
@@ -62,7 +74,7 @@ COLUMNS: dict[str, dict[str, str]] = {
 }
 
 
-# -- who asks what, as a function of the question's number ---------------------------------------------------------------------------
+# -- who asks what, as a function of the question's number -----------------------------------------
 
 
 def user_of(number: int, users: int) -> str | None:
@@ -86,7 +98,7 @@ def leaves(number: int) -> bool:
     return number % 100 in (17, 58)
 
 
-# -- the provider --------------------------------------------------------------------------------------------------------------------
+# -- the provider ----------------------------------------------------------------------------------
 
 
 class Provider(asyncio.Protocol):
@@ -118,13 +130,21 @@ class Provider(asyncio.Protocol):
         if re.search(rb'"stream": ?true', body) is None:
             whole = (_MESSAGE if message else _CHAT) % identity
             self._transport.write(
-                b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (len(whole), whole)
+                b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
+                % (len(whole), whole)
             )
             return
-        begin, end = (part.replace(b"%b", identity) for part in (_MESSAGE_STREAM if message else _CHAT_STREAM))
-        self._transport.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n" + _chunk(begin))
+        begin, end = (
+            part.replace(b"%b", identity) for part in (_MESSAGE_STREAM if message else _CHAT_STREAM)
+        )
+        self._transport.write(
+            b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: "
+            b"chunked\r\n\r\n" + _chunk(begin)
+        )
         if leaves(number):
-            asyncio.get_running_loop().call_later(0.2, self._transport.write, _chunk(end) + b"0\r\n\r\n")
+            asyncio.get_running_loop().call_later(
+                0.2, self._transport.write, _chunk(end) + b"0\r\n\r\n"
+            )
         else:
             self._transport.write(_chunk(end) + b"0\r\n\r\n")
 
@@ -135,7 +155,10 @@ def _chunk(part: bytes) -> bytes:
 
 def _events(*events: bytes) -> bytes:
     """Server-sent events, of which Anthropic's have a name."""
-    named = (b"event: %b\n" % kind[1] if (kind := re.match(rb'{"type":"(\w+)"', event)) else b"" for event in events)
+    named = (
+        b"event: %b\n" % kind[1] if (kind := re.match(rb'{"type":"(\w+)"', event)) else b""
+        for event in events
+    )
     return b"".join(b"%bdata: %b\n\n" % pair for pair in zip(named, events, strict=True))
 
 
@@ -146,10 +169,16 @@ _CHAT = (
 )
 _PIECE = b'{"id":"%b","object":"chat.completion.chunk","created":1,"model":"gpt-5-mini","choices":['
 _CHAT_STREAM = (
-    _events(_PIECE + b'{"index":0,"delta":{"role":"assistant","content":"o"},"finish_reason":null}]}'),
-    _events(_PIECE + b'{"index":0,"delta":{},"finish_reason":"stop"}]}', _PIECE + b"]," + _COUNT, b"[DONE]"),
+    _events(
+        _PIECE + b'{"index":0,"delta":{"role":"assistant","content":"o"},"finish_reason":null}]}'
+    ),
+    _events(
+        _PIECE + b'{"index":0,"delta":{},"finish_reason":"stop"}]}',
+        _PIECE + b"]," + _COUNT,
+        b"[DONE]",
+    ),
 )
-_BEGUN = b'{"id":"%b","type":"message","role":"assistant","model":"claude-haiku-4-5","stop_reason":null,"stop_sequence":null,'
+_BEGUN = b'{"id":"%b","type":"message","role":"assistant","model":"claude-haiku-4-5","stop_reason":null,"stop_sequence":null,'  # noqa: E501
 _USAGE = b'"usage":{"input_tokens":9,"output_tokens":1}}'
 _MESSAGE = _BEGUN + b'"content":[{"type":"text","text":"ok"}],' + _USAGE
 _MESSAGE_STREAM = (
@@ -166,7 +195,7 @@ _MESSAGE_STREAM = (
 )
 
 
-# -- the visitors --------------------------------------------------------------------------------------------------------------------
+# -- the visitors ----------------------------------------------------------------------------------
 
 
 @dataclass
@@ -182,7 +211,15 @@ class Seen:
 class Visitors:
     """Sends numbered questions over connections that pass from user to user."""
 
-    def __init__(self, port: int, users: int, connections: int = CONNECTIONS, *, pipelines: bool = True, leaving: bool = True) -> None:
+    def __init__(
+        self,
+        port: int,
+        users: int,
+        connections: int = CONNECTIONS,
+        *,
+        pipelines: bool = True,
+        leaving: bool = True,
+    ) -> None:
         self.port = port
         self.users = users
         self.connections = connections
@@ -193,7 +230,12 @@ class Visitors:
     async def ask(self, numbers: Iterable[int]) -> None:
         """Ask all of these questions."""
         waiting = iter(numbers)
-        await asyncio.gather(*(self._visit(waiting, 3 if self.pipelines and turn % 10 == 0 else 1) for turn in range(self.connections)))
+        await asyncio.gather(
+            *(
+                self._visit(waiting, 3 if self.pipelines and turn % 10 == 0 else 1)
+                for turn in range(self.connections)
+            )
+        )
 
     async def _visit(self, waiting: Iterator[int], at_once: int) -> None:
         """One connection after another: each is used until it ends."""
@@ -206,7 +248,9 @@ class Visitors:
                 reader, writer = connection
                 writer.write(b"".join(map(self._request, batch)))
                 while batch and connection is not None:
-                    if not await asyncio.wait_for(self._read(reader, batch.pop(0), at_once == 1), 60):
+                    if not await asyncio.wait_for(
+                        self._read(reader, batch.pop(0), at_once == 1), 60
+                    ):
                         writer.close()
                         connection = None
             except (OSError, EOFError, TimeoutError, ValueError) as error:
@@ -222,7 +266,7 @@ class Visitors:
     def _request(self, number: int) -> bytes:
         user = user_of(number, self.users)
         who = "" if user is None else f"x-user: {user}\r\nx-plan: {plan_of(user)}\r\n"
-        return f"GET /{path_of(number)} HTTP/1.1\r\nhost: 127.0.0.1\r\n{who}x-request: {number}\r\n\r\n".encode()
+        return f"GET /{path_of(number)} HTTP/1.1\r\nhost: 127.0.0.1\r\n{who}x-request: {number}\r\n\r\n".encode()  # noqa: E501
 
     async def _read(self, reader: asyncio.StreamReader, number: int, may_leave: bool) -> bool:
         """One answer; whether the connection can be used again."""
@@ -248,7 +292,7 @@ class Visitors:
         return b"connection: close" not in head and (length is not None or b"chunked" in head)
 
 
-# -- the server ----------------------------------------------------------------------------------------------------------------------
+# -- the server ------------------------------------------------------------------------------------
 
 
 class Server:
@@ -261,7 +305,12 @@ class Server:
         self.ledger = f"sqlite:///{folder}/ledger.db"
         self.journal = folder / "ledger.db.journal"
         self.output = folder / "output.txt"
-        environment = {**os.environ, **providers, "VOIGHT_LEDGER": self.ledger, "PYTHONPATH": str(APPS)}
+        environment = {
+            **os.environ,
+            **providers,
+            "VOIGHT_LEDGER": self.ledger,
+            "PYTHONPATH": str(APPS),
+        }
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
                 SERVERS[server].format(app=app, port=self.port).split(),
@@ -277,8 +326,13 @@ class Server:
         for _ in range(600):
             if self.process.poll() is not None:
                 break
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 5) as connection:
-                connection.sendall(b"GET /none HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n")
+            with (
+                contextlib.suppress(OSError),
+                socket.create_connection(("127.0.0.1", self.port), 5) as connection,
+            ):
+                connection.sendall(
+                    b"GET /none HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n"
+                )
                 if connection.recv(100):
                     return
             time.sleep(0.05)
@@ -302,7 +356,7 @@ class Server:
         self.process.wait(10)
 
 
-# -- the comparison ------------------------------------------------------------------------------------------------------------------
+# -- the comparison --------------------------------------------------------------------------------
 
 
 @dataclass
@@ -338,7 +392,9 @@ def judge(calls: list[Call], answered: Mapping[int, int], users: int) -> Verdict
         else:
             verdict.wrong += (call.tags.user_id, call.tags.plan) != (user, plan_of(user))
     verdict.doubled = sum(count - 1 for count in rows.values())
-    expected = {f"{number}-{time + 1}" for number, times in answered.items() for time in range(times)}
+    expected = {
+        f"{number}-{time + 1}" for number, times in answered.items() for time in range(times)
+    }
     verdict.lost = len(expected - rows.keys())
     return verdict
 
@@ -346,9 +402,16 @@ def judge(calls: list[Call], answered: Mapping[int, int], users: int) -> Verdict
 async def run(app: str, server: str, requests: int, users: int, folder: Path) -> bool:
     """One framework under one server; prints its line, and answers whether it is clean."""
     answered: collections.Counter[int] = collections.Counter()
-    provider = await asyncio.get_running_loop().create_server(lambda: Provider(answered), "127.0.0.1", 0)
+    provider = await asyncio.get_running_loop().create_server(
+        lambda: Provider(answered), "127.0.0.1", 0
+    )
     url = f"http://127.0.0.1:{provider.sockets[0].getsockname()[1]}"
-    started = Server(COLUMNS[app][server].format(app), server, folder, {"PROVIDER_OPENAI": f"{url}/v1", "PROVIDER_ANTHROPIC": url})
+    started = Server(
+        COLUMNS[app][server].format(app),
+        server,
+        folder,
+        {"PROVIDER_OPENAI": f"{url}/v1", "PROVIDER_ANTHROPIC": url},
+    )
     try:
         await asyncio.to_thread(started.wait)
         began = time.perf_counter()
@@ -377,7 +440,11 @@ async def run(app: str, server: str, requests: int, users: int, folder: Path) ->
         "failed": dict(seen.failed) or 0,
         "seconds": round(seconds),
     }
-    print(f"{app:10s} {server:10s} " + "  ".join(f"{name} {figure}" for name, figure in figures.items()), flush=True)
+    print(
+        f"{app:10s} {server:10s} "
+        + "  ".join(f"{name} {figure}" for name, figure in figures.items()),
+        flush=True,
+    )
     return clean
 
 
@@ -397,7 +464,9 @@ def main() -> int:
         for server in COLUMNS[app]:
             if server in options.servers.split(","):
                 with tempfile.TemporaryDirectory() as folder:
-                    clean &= asyncio.run(run(app, server, options.requests, options.users, Path(folder)))
+                    clean &= asyncio.run(
+                        run(app, server, options.requests, options.users, Path(folder))
+                    )
     return 0 if clean else 1
 
 

@@ -1,4 +1,7 @@
-"""How many finished calls one core reads, prices and keeps in a second, beside the peers' own cost functions in the same run."""
+"""
+How many finished calls one core reads, prices and keeps in a second, beside the peers' own cost
+functions in the same run.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,10 @@ ROUNDS = 5
 def calls(number: int) -> list[Call]:
     """Half of OpenAI, half of Anthropic, an hour of them."""
     raw = {"openai": json.dumps(OPENAI_USAGE), "anthropic": json.dumps(ANTHROPIC_USAGE)}
-    models = {"openai": ("chat", "gpt-4o-mini-2024-07-18"), "anthropic": ("messages", "claude-haiku-4-5-20251001")}
+    models = {
+        "openai": ("chat", "gpt-4o-mini-2024-07-18"),
+        "anthropic": ("messages", "claude-haiku-4-5-20251001"),
+    }
     made = []
     begin = 1_795_003_200_000_000
     for index in range(number):
@@ -120,7 +126,9 @@ def by_genai_prices(number: int) -> int:
     for index in range(number):
         provider = ("openai", "anthropic")[index % 2]
         flavor = "chat" if provider == "openai" else "default"
-        genai_prices.extract_usage(bodies[provider], provider_id=provider, api_flavor=flavor).calc_price()
+        genai_prices.extract_usage(
+            bodies[provider], provider_id=provider, api_flavor=flavor
+        ).calc_price()
     return number
 
 
@@ -130,12 +138,19 @@ def by_litellm(number: int) -> int:
 
     usage = {
         "openai": Usage(**OPENAI_USAGE),
-        "anthropic": Usage(prompt_tokens=1873, completion_tokens=241, cache_read_input_tokens=1408, cache_creation_input_tokens=44),
+        "anthropic": Usage(
+            prompt_tokens=1873,
+            completion_tokens=241,
+            cache_read_input_tokens=1408,
+            cache_creation_input_tokens=44,
+        ),
     }
     models = {"openai": "gpt-4o-mini-2024-07-18", "anthropic": "claude-haiku-4-5-20251001"}
     for index in range(number):
         provider = ("openai", "anthropic")[index % 2]
-        cost_per_token(model=models[provider], custom_llm_provider=provider, usage_object=usage[provider])
+        cost_per_token(
+            model=models[provider], custom_llm_provider=provider, usage_object=usage[provider]
+        )
     return number
 
 
@@ -157,7 +172,10 @@ def main() -> None:
     show("usage read, not priced", net(lambda: unpriced(number)))
     show("usage read and priced", net(lambda: priced(number, book)))
     with tempfile.TemporaryDirectory() as folder:
-        show("journal read, priced, kept in SQLite", statistics.median(kept(number, Path(folder)) for _ in range(ROUNDS)))
+        show(
+            "journal read, priced, kept in SQLite",
+            statistics.median(kept(number, Path(folder)) for _ in range(ROUNDS)),
+        )
     show("genai-prices: extract_usage + calc_price", rate(lambda: by_genai_prices(number // 20)))
     litellm: Any = None
     try:

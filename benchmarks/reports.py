@@ -1,8 +1,10 @@
 """
-How large a ledger gets, and how long each report takes, cold and warm, beside the same questions to DuckDB over a Parquet export.
+How large a ledger gets, and how long each report takes, cold and warm, beside the same questions to
+DuckDB over a Parquet export.
 
-With ``--ledger postgresql://…`` or ``clickhouse://…``, of an empty ledger on that server, which is filled with the same calls. A server's
-caches are its own: "cold" is the first answer to a new process then.
+With ``--ledger postgresql://…`` or ``clickhouse://…``, of an empty ledger on that server, which is
+filled with the same calls. A server's caches are its own: "cold" is the first answer to a new
+process then.
 """
 
 from __future__ import annotations
@@ -67,11 +69,18 @@ def rows(groups: Iterable[Spend]) -> Rows:
     return {tuple(group.dimensions.values()): (group.calls, group.cost_femto) for group in groups}
 
 
-def asked(*by: str, where: Where | None = None, **options: Any) -> Callable[[Ledger, Mapping[str, str]], Rows]:
-    """A question that ``spend`` answers; ``$user`` in *where* is the user of the ledger's description."""
+def asked(
+    *by: str, where: Where | None = None, **options: Any
+) -> Callable[[Ledger, Mapping[str, str]], Rows]:
+    """
+    A question that ``spend`` answers; ``$user`` in *where* is the user of the ledger's description.
+    """
 
     def ask(ledger: Ledger, known: Mapping[str, str]) -> Rows:
-        meant = {name: known[value[1:]] if value and value.startswith("$") else value for name, value in (where or {}).items()}
+        meant = {
+            name: known[value[1:]] if value and value.startswith("$") else value
+            for name, value in (where or {}).items()
+        }
         return rows(spend(ledger, by, meant, **options).rows)
 
     return ask
@@ -85,7 +94,10 @@ def sql(*by: str, where: str = "true", window: Window = Window()) -> str:
         if bound is not None
     )
     grouped = f" GROUP BY {', '.join(by)}" if by else ""
-    return f"SELECT {''.join(f'{name}, ' for name in by)}count(*), sum(cost_usd) FROM calls WHERE {where}{times}{grouped}"
+    return (
+        f"SELECT {''.join(f'{name}, ' for name in by)}count(*), sum(cost_usd) FROM calls WHERE "
+        f"{where}{times}{grouped}"
+    )
 
 
 def top_of_the_month(ledger: Ledger, _: Mapping[str, str]) -> Rows:
@@ -96,20 +108,32 @@ def top_of_the_month(ledger: Ledger, _: Mapping[str, str]) -> Rows:
 
 def plans_of_the_month(ledger: Ledger, _: Mapping[str, str]) -> Rows:
     """``voight plans --since month``: plans, and how much of each its first users take."""
-    return rows(replace(row.spend, dimensions={"plan": row.plan}) for row in plans(ledger, {}, NOVEMBER, now=NOW).rows)
+    return rows(
+        replace(row.spend, dimensions={"plan": row.plan})
+        for row in plans(ledger, {}, NOVEMBER, now=NOW).rows
+    )
 
 
 def margin_of_the_month(ledger: Ledger, known: Mapping[str, str]) -> Rows:
     """``voight margin --since month``, with a revenue for every second user."""
-    report = margin(ledger, {f"u_{number:05d}": 10**15 for number in range(0, int(known["users"]), 2)}, window=NOVEMBER)
+    report = margin(
+        ledger,
+        {f"u_{number:05d}": 10**15 for number in range(0, int(known["users"]), 2)},
+        window=NOVEMBER,
+    )
     found = [(row.id, row.spend) for row in report.rows if row.spend.calls]
-    return {(name,): (spend.calls, spend.cost_femto) for name, spend in [*found, (None, report.unowned)]}
+    return {
+        (name,): (spend.calls, spend.cost_femto) for name, spend in [*found, (None, report.unowned)]
+    }
 
 
 def both_releases(ledger: Ledger, _: Mapping[str, str]) -> Rows:
     """``voight release``: ten users, and all, before and after, with causes and tests."""
     report = release(ledger, LONG_RELEASE)
-    return {(side.release,): (side.spend.calls, side.spend.cost_femto) for side in (report.before, report.after)}
+    return {
+        (side.release,): (side.spend.calls, side.spend.cost_femto)
+        for side in (report.before, report.after)
+    }
 
 
 def no_owner(ledger: Ledger, _: Mapping[str, str]) -> Rows:
@@ -119,7 +143,9 @@ def no_owner(ledger: Ledger, _: Mapping[str, str]) -> Rows:
 
 def one_user(ledger: Ledger, known: Mapping[str, str]) -> Rows:
     """A user by day, by model and by route."""
-    answers = [spend(ledger, [name], {"user_id": known["user"]}).rows for name in ("day", "model", "route")]
+    answers = [
+        spend(ledger, [name], {"user_id": known["user"]}).rows for name in ("day", "model", "route")
+    ]
     return rows(answers[0])
 
 
@@ -128,7 +154,10 @@ WITH starts AS (SELECT release, min(occurred_at) AS start FROM calls GROUP BY re
 times AS (SELECT release, coalesce(lead(start) OVER (ORDER BY start), 'infinity') AS until FROM starts)
 SELECT calls.release, count(*), sum(cost_usd) FROM calls JOIN times ON calls.release = times.release AND occurred_at < until
 WHERE calls.release IN ('2026.11.1', '{LONG_RELEASE}') GROUP BY calls.release"""
-"""What two releases cost in all, each up to the next; of the users, causes and tests there is nothing in it."""
+"""
+What two releases cost in all, each up to the next; of the users, causes and tests there is nothing
+in it.
+"""
 DAY = "strftime(occurred_at AT TIME ZONE 'UTC', '%Y-%m-%d')"
 QUESTIONS = (
     Question("top users of the month", top_of_the_month, sql("user_id", window=NOVEMBER), 150),
@@ -156,7 +185,7 @@ QUESTIONS = (
 )  # fmt: skip
 
 
-# -- the data ------------------------------------------------------------------------------------------------------------------
+# -- the data --------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -166,7 +195,11 @@ def timed(what: str, known: dict[str, Any]) -> Iterator[None]:
     begin, computed = time.perf_counter(), time.process_time()
     yield
     known[what] = round(time.perf_counter() - begin, 1)
-    print(f"{known[what]:,} s, of which this process computed {time.process_time() - computed:,.1f} s", flush=True)
+    print(
+        f"{known[what]:,} s, of which this process computed {time.process_time() - computed:,.1f} "
+        "s",
+        flush=True,
+    )
 
 
 def place_of(folder: Path, url: str | None) -> str:
@@ -182,14 +215,21 @@ def prepare(folder: Path, count: int, seed: int, url: str | None) -> dict[str, A
         known: dict[str, Any] = json.loads(about.read_text())
         if (known["calls"], known["seed"]) == (count, seed):
             return known if url is None else on_server(known, url)
-        raise SystemExit(f"{folder} holds another ledger ({known['calls']:,} calls, seed {known['seed']}): choose another --folder")
+        raise SystemExit(
+            f"{folder} holds another ledger ({known['calls']:,} calls, seed {known['seed']}): "
+            "choose another --folder"
+        )
     for path in folder.glob("ledger.db*"):
         path.unlink()
     known = {"calls": count, "seed": seed}
     with timed("fill", known):
         assert fill_file(file, made_up_calls(count, seed)) == count
     with closing(open_ledger(str(file))) as ledger:
-        users = [user for row in ledger.spend(["user_id"]) if (user := row.dimensions["user_id"]) and "*" not in user]
+        users = [
+            user
+            for row in ledger.spend(["user_id"])
+            if (user := row.dimensions["user_id"]) and "*" not in user
+        ]
         known["heaviest"], known["user"] = users[0], users[len(users) // 4]
         known["users"] = len(users)
         with timed("export to Parquet", known), (folder / "calls.parquet").open("wb") as exported:
@@ -203,7 +243,9 @@ def on_server(known: dict[str, Any], url: str) -> dict[str, Any]:
     with closing(open_ledger(url)) as ledger:
         there = ledger.spend()[0].calls
         if there not in (0, known["calls"]):
-            raise SystemExit(f"the ledger on the server holds {there:,} calls: empty it, or choose another")
+            raise SystemExit(
+                f"the ledger on the server holds {there:,} calls: empty it, or choose another"
+            )
         if there == 0:
             with timed("fill the server", known):
                 assert fill(ledger, made_up_calls(known["calls"], known["seed"])) == known["calls"]
@@ -228,7 +270,9 @@ def clickhouse(url: str) -> Any:
     """A client of the database that the ledger is in."""
     import clickhouse_connect
 
-    return clickhouse_connect.get_client(dsn=url.replace("clickhouse://", "clickhouse+http://", 1), send_receive_timeout=3600)
+    return clickhouse_connect.get_client(
+        dsn=url.replace("clickhouse://", "clickhouse+http://", 1), send_receive_timeout=3600
+    )
 
 
 def sizes_on_server(url: str) -> list[tuple[str, int]]:
@@ -236,35 +280,47 @@ def sizes_on_server(url: str) -> list[tuple[str, int]]:
     if url.startswith("clickhouse"):
         with closing(clickhouse(url)) as client:
             found = client.query(
-                "SELECT table, sum(bytes_on_disk) FROM system.parts WHERE active AND database = currentDatabase() GROUP BY table"
+                "SELECT table, sum(bytes_on_disk) FROM system.parts WHERE active AND database = "
+                "currentDatabase() GROUP BY table"
             ).result_rows
     else:
         import psycopg
 
         with psycopg.connect(url) as db:
             found = db.execute(
-                "SELECT relname::text, pg_relation_size(c.oid) FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace "
+                "SELECT relname::text, pg_relation_size(c.oid) FROM pg_class c JOIN pg_namespace "
+                "n ON n.oid = relnamespace "
                 "WHERE nspname = 'voight' AND relkind IN ('r', 'i')"
             ).fetchall()
     tables = sorted(((str(name), int(size)) for name, size in found), key=lambda pair: -pair[1])
-    return [("ledger", sum(size for _, size in tables)), *((f"  {name}", size) for name, size in tables[:8])]
+    return [
+        ("ledger", sum(size for _, size in tables)),
+        *((f"  {name}", size) for name, size in tables[:8]),
+    ]
 
 
 def sizes(folder: Path) -> list[tuple[str, int]]:
-    """Bytes of the ledger, of its tables and indexes where this SQLite can tell, and of the export."""
+    """
+    Bytes of the ledger, of its tables and indexes where this SQLite can tell, and of the export.
+    """
     found = [("ledger", sum(path.stat().st_size for path in folder.glob("ledger.db*")))]
-    with closing(sqlite3.connect(f"{(folder / 'ledger.db').absolute().as_uri()}?mode=ro", uri=True)) as db:
+    with closing(
+        sqlite3.connect(f"{(folder / 'ledger.db').absolute().as_uri()}?mode=ro", uri=True)
+    ) as db:
         try:
             # Pages and not `pgsize`: of a table beyond 4 GB SQLite 3.40 cuts that to 32 bits.
             (page,) = db.execute("PRAGMA page_size").fetchone()
-            tables = db.execute("SELECT name, pageno * ? FROM dbstat WHERE aggregate = TRUE ORDER BY 2 DESC", (page,)).fetchall()
+            tables = db.execute(
+                "SELECT name, pageno * ? FROM dbstat WHERE aggregate = TRUE ORDER BY 2 DESC",
+                (page,),
+            ).fetchall()
         except sqlite3.OperationalError:  # not compiled in
             tables = []
     found += [(f"  {name}", size) for name, size in tables[:8]]
     return [*found, ("Parquet", (folder / "calls.parquet").stat().st_size)]
 
 
-# -- one question, in a process of its own ---------------------------------------------------------------------------------------
+# -- one question, in a process of its own ---------------------------------------------------------
 
 
 def evict(paths: Iterable[Path]) -> float:
@@ -281,15 +337,22 @@ def evict(paths: Iterable[Path]) -> float:
                 count = -(-len(mapped) // mmap.PAGESIZE)
                 seen = (ctypes.c_ubyte * count)()
                 first = ctypes.c_char.from_buffer(mapped)
-                failed = libc.mincore(ctypes.c_void_p(ctypes.addressof(first)), ctypes.c_size_t(len(mapped)), seen)
+                failed = libc.mincore(
+                    ctypes.c_void_p(ctypes.addressof(first)), ctypes.c_size_t(len(mapped)), seen
+                )
                 del first
                 resident += count if failed else sum(one & 1 for one in seen)
                 pages += count
     return resident / pages if pages else 0.0
 
 
-def measure(question: Question, folder: Path, engine: str, known: Mapping[str, Any], url: str | None) -> dict[str, Any]:
-    """The first answer after dropping the files from the page cache, opening included, and the median of further ones."""
+def measure(
+    question: Question, folder: Path, engine: str, known: Mapping[str, Any], url: str | None
+) -> dict[str, Any]:
+    """
+    The first answer after dropping the files from the page cache, opening included, and the median
+    of further ones.
+    """
     paths = [folder / "calls.parquet"]
     if engine == "ledger":
         paths = [] if url else sorted(folder.glob("ledger.db*"))
@@ -305,7 +368,13 @@ def measure(question: Question, folder: Path, engine: str, known: Mapping[str, A
             warm.append(time.perf_counter() - begin)
             assert again == answer
     digest = hashlib.sha256(repr(sorted(answer.items(), key=repr)).encode()).hexdigest()
-    return {"cold": cold * 1000, "warm": statistics.median(warm) * 1000, "resident": resident, "digest": digest, "rows": len(answer)}
+    return {
+        "cold": cold * 1000,
+        "warm": statistics.median(warm) * 1000,
+        "resident": resident,
+        "digest": digest,
+        "rows": len(answer),
+    }
 
 
 def _opened(engine: str, folder: Path, url: str | None) -> Any:
@@ -322,12 +391,24 @@ def _answer(question: Question, engine: str, source: Any, known: Mapping[str, An
     asked = question.sql
     for name in ("user", "heaviest"):
         asked = asked.replace(f"${name}", str(known[name]).replace("'", "''"))
-    return {row[:-2]: (row[-2], None if row[-1] is None else int(row[-1].scaleb(15))) for row in source.execute(asked).fetchall()}
+    return {
+        row[:-2]: (row[-2], None if row[-1] is None else int(row[-1].scaleb(15)))
+        for row in source.execute(asked).fetchall()
+    }
 
 
 def in_a_process(question: Question, folder: Path, engine: str, url: str | None) -> dict[str, Any]:
     """``measure`` in a fresh process, which has nothing in its own caches."""
-    command = [sys.executable, __file__, "--folder", str(folder), "--measure", question.name, "--engine", engine]
+    command = [
+        sys.executable,
+        __file__,
+        "--folder",
+        str(folder),
+        "--measure",
+        question.name,
+        "--engine",
+        engine,
+    ]
     command += ["--ledger", url] if url else []
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
     return dict(json.loads(done.stdout))
@@ -338,8 +419,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--calls", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--folder", type=Path, help="where the ledger is kept, and taken from when it is there (default: nowhere)")
-    parser.add_argument("--ledger", metavar="URL", help="a ledger on a server, instead of an SQLite file")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="where the ledger is kept, and taken from when it is there (default: nowhere)",
+    )
+    parser.add_argument(
+        "--ledger", metavar="URL", help="a ledger on a server, instead of an SQLite file"
+    )
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     parser.add_argument("--engine", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -355,7 +442,10 @@ def main() -> int:
 def compare(folder: Path, count: int, seed: int, url: str | None) -> int:
     """Print sizes and latencies; answers 1 where an answer differs."""
     known = prepare(folder, count, seed, url)
-    print(f"\n{count:,} calls of {known['users']:,} users, seed {seed}; filled in {known['fill']:,} s\n")
+    print(
+        f"\n{count:,} calls of {known['users']:,} users, seed {seed}; filled in {known['fill']:,} "
+        "s\n"
+    )
     for name, size in sizes_on_server(url) if url else sizes(folder):
         print(f"{name:<34} {size / 1e6:10,.1f} MB {size / count:10.1f} bytes a call")
     engine = url.partition("://")[0] if url else "SQLite"
@@ -363,14 +453,25 @@ def compare(folder: Path, count: int, seed: int, url: str | None) -> int:
     print(f"{'':<34} {'rows':>7}   {'cold':>8} {'warm':>8}   {'cold':>8} {'warm':>8}")
     wrong, resident = 0, list[float]()
     for question in QUESTIONS:
-        ours, theirs = (in_a_process(question, folder, engine, url) for engine in ("ledger", "duckdb"))
+        ours, theirs = (
+            in_a_process(question, folder, engine, url) for engine in ("ledger", "duckdb")
+        )
         resident += [ours["resident"], theirs["resident"]]
         same = ours["digest"] == theirs["digest"]
         wrong += not same
         remark = "" if ours["warm"] <= question.aim_ms else f"  over {question.aim_ms:,} ms"
-        figures = f"{ours['cold']:8.1f} {ours['warm']:8.1f}   {theirs['cold']:8.1f} {theirs['warm']:8.1f}"
-        print(f"{question.name:<34} {ours['rows']:7,}   {figures}{remark}{'' if same else '  WRONG: the answers differ'}", flush=True)
-    print(f"\ncold: a fresh process, the files dropped from the page cache before (at most {max(resident):.1%} of them was left)")
+        figures = (
+            f"{ours['cold']:8.1f} {ours['warm']:8.1f}   {theirs['cold']:8.1f} {theirs['warm']:8.1f}"
+        )
+        print(
+            f"{question.name:<34} {ours['rows']:7,}   "
+            f"{figures}{remark}{'' if same else '  WRONG: the answers differ'}",
+            flush=True,
+        )
+    print(
+        "\ncold: a fresh process, the files dropped from the page cache before (at most "
+        f"{max(resident):.1%} of them was left)"
+    )
     return 1 if wrong else 0
 
 

@@ -23,7 +23,12 @@ async def plan_of(_request: Request) -> str:
     return "pro"
 
 
-tags = CostTags(user_getter=user_of, plan_getter=plan_of, tenant_getter=lambda _: 7, tags_getter=lambda _: {"feature": "x"})
+tags = CostTags(
+    user_getter=user_of,
+    plan_getter=plan_of,
+    tenant_getter=lambda _: 7,
+    tags_getter=lambda _: {"feature": "x"},
+)
 
 # An application comes back as what it was.
 assert_type(tags.init_app(Flask("app")), Flask)

@@ -33,7 +33,9 @@ def answers() -> None:
     """What the client returns is typed by its SDK, as before."""
     completion = voight.wrap(OpenAI()).chat.completions.create(model="gpt-4o-mini", messages=[])
     assert_type(completion, ChatCompletion)
-    message = voight.wrap(Anthropic()).messages.create(model="claude-haiku-4-5", max_tokens=9, messages=[])
+    message = voight.wrap(Anthropic()).messages.create(
+        model="claude-haiku-4-5", max_tokens=9, messages=[]
+    )
     assert_type(message, Message)
 
 
@@ -70,7 +72,9 @@ async def decorated() -> None:
 
 def returns_inside_a_block() -> str:
     """A type checker knows that a block does not swallow exceptions."""
-    with voight.tag(user_id="u_7", plan="pro", tenant_id="t_1", route="POST /chat", feature="summary"):
+    with voight.tag(
+        user_id="u_7", plan="pro", tenant_id="t_1", route="POST /chat", feature="summary"
+    ):
         return "text"
 
 
@@ -84,4 +88,11 @@ def by_hand() -> None:
     voight.set_tags(tenant_id="t_1")
     assert_type(voight.current_tags(), voight.Tags)
     assert_type(voight.current_tags().user_id, str | None)
-    assert_type(voight.record(provider="openai", model="gpt-4o-mini", usage={"prompt_tokens": 1, "completion_tokens": 1}), str)
+    assert_type(
+        voight.record(
+            provider="openai",
+            model="gpt-4o-mini",
+            usage={"prompt_tokens": 1, "completion_tokens": 1},
+        ),
+        str,
+    )

@@ -1,4 +1,7 @@
-"""Diagnostics: errors of our own are counted and logged once per kind, and never raised into the application."""
+"""
+Diagnostics: errors of our own are counted and logged once per kind, and never raised into the
+application.
+"""
 
 from __future__ import annotations
 
@@ -51,8 +54,14 @@ def report_internal_error(error: BaseException) -> None:
         trace = error.__traceback__
         while trace is not None and trace.tb_next is not None:
             trace = trace.tb_next
-        place = f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace is not None else "an unknown place"
-        warn_once(f"internal error, the application is not affected: {type(error).__name__} at {place}")
+        place = (
+            f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}"
+            if trace is not None
+            else "an unknown place"
+        )
+        warn_once(
+            f"internal error, the application is not affected: {type(error).__name__} at {place}"
+        )
 
 
 os.register_at_fork(after_in_child=counters.clear)

@@ -25,12 +25,20 @@ from voight_middleware.cli import main as voight_command
 
 # -- the application -------------------------------------------------------------------------------
 
-FOLDER = Path(os.environ.get("EXAMPLE_FOLDER", Path(tempfile.gettempdir()) / f"voight-celery-example-{os.getuid()}"))
+FOLDER = Path(
+    os.environ.get(
+        "EXAMPLE_FOLDER", Path(tempfile.gettempdir()) / f"voight-celery-example-{os.getuid()}"
+    )
+)
 FOLDER.mkdir(parents=True, exist_ok=True)
 
 app = Celery("app", broker=os.environ.get("CELERY_BROKER_URL", "filesystem://"))
 if app.conf.broker_url == "filesystem://":
-    messages = {"data_folder_in": str(FOLDER), "data_folder_out": str(FOLDER), "control_folder": str(FOLDER / "control")}
+    messages = {
+        "data_folder_in": str(FOLDER),
+        "data_folder_out": str(FOLDER),
+        "control_folder": str(FOLDER / "control"),
+    }
     app.conf.broker_transport_options = messages
 
 # The one line for tasks. The sender's tags travel in a header of the task.
@@ -41,7 +49,9 @@ client = voight.wrap(openai.OpenAI())
 
 
 def answer(question: str) -> str:
-    completion = client.chat.completions.create(model="gpt-4o-mini", messages=[{"role": "user", "content": question}])
+    completion = client.chat.completions.create(
+        model="gpt-4o-mini", messages=[{"role": "user", "content": question}]
+    )
     return completion.choices[0].message.content or ""
 
 
@@ -95,17 +105,36 @@ def send() -> None:
 
 def main() -> int:
     """Run all tasks and print the costs. Return the exit code of the report."""
-    command = [sys.executable, "-m", "celery", "-A", "app", "worker", "--pool", "prefork", "--concurrency", "2", "--loglevel", "INFO"]
+    command = [
+        sys.executable,
+        "-m",
+        "celery",
+        "-A",
+        "app",
+        "worker",
+        "--pool",
+        "prefork",
+        "--concurrency",
+        "2",
+        "--loglevel",
+        "INFO",
+    ]
     # These features need a broker that delivers a message to all workers.
     options = ["--without-gossip", "--without-mingle", "--without-heartbeat"]
     print(f"Starting a worker on {app.conf.broker_url}")
     log = Path("worker.log").absolute()
     with log.open("w") as output:
-        worker = subprocess.Popen([*command, *options], cwd=Path(__file__).parent, stdout=output, stderr=output)
+        worker = subprocess.Popen(
+            [*command, *options], cwd=Path(__file__).parent, stdout=output, stderr=output
+        )
     try:
         send()
         deadline = time.monotonic() + WAIT_SECONDS
-        while (done := log.read_text().count(" succeeded in ")) < TASKS and time.monotonic() < deadline and worker.poll() is None:
+        while (
+            (done := log.read_text().count(" succeeded in ")) < TASKS
+            and time.monotonic() < deadline
+            and worker.poll() is None
+        ):
             time.sleep(0.2)
     finally:
         worker.terminate()

@@ -27,7 +27,10 @@ class User(NamedTuple):
 
 
 PLANS = ["free", "free", "pro", "free", "team"]
-USERS = {f"token-{number}": User(f"u_{number}", PLANS[number % 5], f"t_{number % 4 + 1}") for number in range(1, 21)}
+USERS = {
+    f"token-{number}": User(f"u_{number}", PLANS[number % 5], f"t_{number % 4 + 1}")
+    for number in range(1, 21)
+}
 
 
 def visitor(request: Request) -> User | None:
@@ -82,7 +85,9 @@ def healthz() -> dict[str, str]:
 @app.post("/chat", dependencies=[Depends(visitor)])
 def chat(body: Text) -> dict[str, Any]:
     """Open to visitors without a token, whose calls have no owner."""
-    answer = openai_client.chat.completions.create(model="gpt-4o-mini", messages=[{"role": "user", "content": body.text}])
+    answer = openai_client.chat.completions.create(
+        model="gpt-4o-mini", messages=[{"role": "user", "content": body.text}]
+    )
     return {"answer": answer.choices[0].message.content}
 
 
@@ -104,7 +109,9 @@ async def chat_stream(body: Text) -> StreamingResponse:
 @app.post("/summarise", dependencies=[Depends(signed_in)])
 async def summarise(body: Text) -> dict[str, Any]:
     message = await anthropic_client.messages.create(
-        model="claude-haiku-4-5", max_tokens=500, messages=[{"role": "user", "content": f"Summarise: {body.text}"}]
+        model="claude-haiku-4-5",
+        max_tokens=500,
+        messages=[{"role": "user", "content": f"Summarise: {body.text}"}],
     )
     return {"summary": "".join(block.text for block in message.content if block.type == "text")}
 
@@ -113,7 +120,9 @@ async def summarise(body: Text) -> dict[str, Any]:
 async def summarise_stream(body: Text) -> StreamingResponse:
     async def words() -> AsyncIterator[str]:
         async with anthropic_client.messages.stream(
-            model="claude-haiku-4-5", max_tokens=500, messages=[{"role": "user", "content": f"Summarise: {body.text}"}]
+            model="claude-haiku-4-5",
+            max_tokens=500,
+            messages=[{"role": "user", "content": f"Summarise: {body.text}"}],
         ) as stream:
             async for text in stream.text_stream:
                 yield text
@@ -136,7 +145,11 @@ def search(body: Text) -> dict[str, Any]:
 
 
 @app.post("/remember", status_code=202)
-async def remember(body: Text, later: BackgroundTasks, user: User = Depends(signed_in)) -> dict[str, str]:
+async def remember(
+    body: Text, later: BackgroundTasks, user: User = Depends(signed_in)
+) -> dict[str, str]:
     """The call runs after the response was sent, and still has its owner."""
-    later.add_task(async_openai_client.embeddings.create, model="text-embedding-3-small", input=body.text)
+    later.add_task(
+        async_openai_client.embeddings.create, model="text-embedding-3-small", input=body.text
+    )
     return {"remembered_for": user.id}

@@ -50,14 +50,19 @@ def signed_in() -> User:
 client = voight.wrap(openai.OpenAI())
 
 # The one line of middleware. It names the user of a request. With Flask-Login, it needs no getter.
-cost_tags = CostTags(user_getter=lambda _: g.user and g.user.id, plan_getter=lambda _: g.user and g.user.plan)
+cost_tags = CostTags(
+    user_getter=lambda _: g.user and g.user.id, plan_getter=lambda _: g.user and g.user.plan
+)
 
 chats = Blueprint("chats", __name__)
 executor = ThreadPoolExecutor(4)
 
 
 def question() -> dict[str, Any]:
-    return {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": request.get_json()["text"]}]}
+    return {
+        "model": "gpt-4o-mini",
+        "messages": [{"role": "user", "content": request.get_json()["text"]}],
+    }
 
 
 @chats.post("/chat")

@@ -21,14 +21,19 @@ class User(NamedTuple):
     notes: list[str]
 
 
-USERS = [User(f"u_{number}", ("free", "pro")[number % 2], [f"note {note}" for note in range(number)]) for number in range(1, 6)]
+USERS = [
+    User(f"u_{number}", ("free", "pro")[number % 2], [f"note {note}" for note in range(number)])
+    for number in range(1, 6)
+]
 
 # The one line around the client.
 client = voight.wrap(openai.OpenAI())
 
 
 def answer(question: str) -> str:
-    completion = client.chat.completions.create(model="gpt-4o-mini", messages=[{"role": "user", "content": question}])
+    completion = client.chat.completions.create(
+        model="gpt-4o-mini", messages=[{"role": "user", "content": question}]
+    )
     return completion.choices[0].message.content or ""
 
 

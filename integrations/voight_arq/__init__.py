@@ -30,7 +30,9 @@ __all__ = ["instrument_arq"]
 
 _Serializer = Callable[[Any], Any]
 _text: ContextVar[str | None] = ContextVar("voight_arq", default=None)
-_received: ContextVar[list[bound_to_message] | None] = ContextVar("voight_arq_received", default=None)
+_received: ContextVar[list[bound_to_message] | None] = ContextVar(
+    "voight_arq_received", default=None
+)
 _instrumented = False
 
 

@@ -10,7 +10,9 @@ Celery: the calls of a task belong to the user who sent it.
 try:
     from celery import signals
 except ImportError as error:
-    raise ImportError("voight_celery needs Celery: pip install 'voight-middleware[celery]'") from error
+    raise ImportError(
+        "voight_celery needs Celery: pip install 'voight-middleware[celery]'"
+    ) from error
 
 from collections.abc import MutableMapping
 from contextvars import ContextVar
@@ -47,7 +49,9 @@ def instrument_celery(app: object = None) -> None:  # noqa: ARG001
     signals.worker_process_shutdown.connect(_before_exit, weak=False, dispatch_uid="voight")
 
 
-def _before_publish(headers: MutableMapping[str, Any] | None = None, body: Any = None, **_: Any) -> None:
+def _before_publish(
+    headers: MutableMapping[str, Any] | None = None, body: Any = None, **_: Any
+) -> None:
     if headers is not None and not _is_retry(headers):
         stamp(headers)
         # After a task is killed, the worker's parent process sends its error callbacks. That
@@ -65,7 +69,11 @@ def _is_retry(headers: MutableMapping[str, Any]) -> bool:
     if not current_task:  # type: ignore[truthy-bool]  # a proxy that may be None
         return False
     request = current_task.request
-    return request.id is not None and headers.get("id") == request.id and (headers.get("retries") or 0) > request.retries
+    return (
+        request.id is not None
+        and headers.get("id") == request.id
+        and (headers.get("retries") or 0) > request.retries
+    )
 
 
 def _before_task(task: Any, **_: Any) -> None:
@@ -113,4 +121,7 @@ def _stamped(signature: Any, text: str | None) -> Any:
     if not isinstance(signature, dict):
         return signature
     options = signature.get("options") or {}
-    return {**signature, "options": {**options, "headers": {KEY: text or NOBODY, **(options.get("headers") or {})}}}
+    return {
+        **signature,
+        "options": {**options, "headers": {KEY: text or NOBODY, **(options.get("headers") or {})}},
+    }

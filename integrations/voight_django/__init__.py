@@ -13,7 +13,9 @@ middleware works without it.
 try:
     import django  # noqa: F401  # pyright: ignore[reportUnusedImport]
 except ImportError as error:
-    raise ImportError("voight_django needs Django: pip install 'voight-middleware[django]'") from error
+    raise ImportError(
+        "voight_django needs Django: pip install 'voight-middleware[django]'"
+    ) from error
 
 from voight_django.middleware import CostTagMiddleware
 

@@ -36,7 +36,11 @@ def _keys(given: Mapping[str, Any]) -> Iterator[CheckMessage]:
         if key not in conf.NAMES:
             near = difflib.get_close_matches(str(key).upper(), conf.NAMES, n=1)
             hint = f"Did you mean {near[0]!r}?" if near else f"Valid keys: {', '.join(conf.NAMES)}."
-            yield Error(f"VOIGHT has a key that does not exist: {key!r}.", hint=hint, id="voight_django.E002")
+            yield Error(
+                f"VOIGHT has a key that does not exist: {key!r}.",
+                hint=hint,
+                id="voight_django.E002",
+            )
 
 
 def _getters(given: Mapping[str, Any]) -> Iterator[CheckMessage]:
@@ -48,12 +52,26 @@ def _getters(given: Mapping[str, Any]) -> Iterator[CheckMessage]:
             try:
                 value = import_string(value)
             except ImportError as error:
-                hint = "Write the dotted path of a function in an importable module, such as 'accounts.costs.plan_of'."
-                yield Error(f"VOIGHT[{key!r}] cannot be imported: {error}.", hint=hint, id="voight_django.E003")
+                hint = (
+                    "Write the dotted path of a function in an importable module, such as "
+                    "'accounts.costs.plan_of'."
+                )
+                yield Error(
+                    f"VOIGHT[{key!r}] cannot be imported: {error}.",
+                    hint=hint,
+                    id="voight_django.E003",
+                )
                 continue
         if not _takes_a_request(value):
-            hint = "Name a function of one argument, the request. It returns the value, or None if it is not known yet."
-            yield Error(f"VOIGHT[{key!r}] is {value!r}, which cannot be called with a request.", hint=hint, id="voight_django.E004")
+            hint = (
+                "Name a function of one argument, the request. It returns the value, or None if "
+                "it is not known yet."
+            )
+            yield Error(
+                f"VOIGHT[{key!r}] is {value!r}, which cannot be called with a request.",
+                hint=hint,
+                id="voight_django.E004",
+            )
 
 
 def _takes_a_request(value: object) -> bool:
@@ -73,14 +91,20 @@ def _places(given: Mapping[str, Any]) -> Iterator[CheckMessage]:
     try:
         values = conf.meter_values(given)
     except ImproperlyConfigured as error:
-        yield Error(f"{error}.", hint="Name callables that take a finished call.", id="voight_django.E004")
+        yield Error(
+            f"{error}.", hint="Name callables that take a finished call.", id="voight_django.E004"
+        )
         return
     for name in conf.CODE:
         values.pop(name, None)
     try:
         used = Settings.from_environment(**values)
     except (voight.SettingsError, TypeError) as error:
-        yield Error(f"VOIGHT has a value that cannot be used: {error}.", hint="Correct or remove it.", id="voight_django.E005")
+        yield Error(
+            f"VOIGHT has a value that cannot be used: {error}.",
+            hint="Correct or remove it.",
+            id="voight_django.E005",
+        )
         return
     places = [("journal", used.journal)]
     if used.ledger.startswith("sqlite:///"):
@@ -93,8 +117,15 @@ def _places(given: Mapping[str, Any]) -> Iterator[CheckMessage]:
     for name, place in places:
         blocked = _blocked(place)
         if blocked is not None:
-            hint = f"Set VOIGHT[{name.upper()!r}] to a path that the server's account can write, or give it the permission."
-            yield Error(f"The {name} {place} cannot be written: {blocked}.", hint=hint, id="voight_django.E006")
+            hint = (
+                f"Set VOIGHT[{name.upper()!r}] to a path that the server's account can write, or "
+                "give it the permission."
+            )
+            yield Error(
+                f"The {name} {place} cannot be written: {blocked}.",
+                hint=hint,
+                id="voight_django.E006",
+            )
 
 
 def _blocked(place: Path) -> str | None:
@@ -113,11 +144,20 @@ def _blocked(place: Path) -> str | None:
 def _middleware() -> Iterator[CheckMessage]:
     ours = [path for path in settings.MIDDLEWARE if _is_ours(path)]
     if not ours:
-        hint = "Add 'voight_django.CostTagMiddleware' to MIDDLEWARE. Without it, the calls of a request have no user."
-        yield checks.Warning("CostTagMiddleware is not in MIDDLEWARE.", hint=hint, id="voight_django.W001")
+        hint = (
+            "Add 'voight_django.CostTagMiddleware' to MIDDLEWARE. Without it, the calls of a "
+            "request have no user."
+        )
+        yield checks.Warning(
+            "CostTagMiddleware is not in MIDDLEWARE.", hint=hint, id="voight_django.W001"
+        )
     elif len(ours) > 1:
         hint = "Keep one of them. Only the inner one is used; the outer one just costs time."
-        yield checks.Warning(f"CostTagMiddleware is in MIDDLEWARE {len(ours)} times.", hint=hint, id="voight_django.W002")
+        yield checks.Warning(
+            f"CostTagMiddleware is in MIDDLEWARE {len(ours)} times.",
+            hint=hint,
+            id="voight_django.W002",
+        )
 
 
 def _is_ours(path: str) -> bool:

@@ -18,9 +18,17 @@ from voight_middleware.diagnostics import warn_once
 from voight_middleware.middleware.getters import Getters
 from voight_middleware.pipeline.meter import Meter, current_meter
 
-GETTERS = {"USER_GETTER": "user", "PLAN_GETTER": "plan", "TENANT_GETTER": "tenant", "TAGS_GETTER": "tags"}
+GETTERS = {
+    "USER_GETTER": "user",
+    "PLAN_GETTER": "plan",
+    "TENANT_GETTER": "tenant",
+    "TAGS_GETTER": "tags",
+}
 """Dotted paths or callables, sync or async. They get the ``HttpRequest`` at its first LLM call."""
-OF_METER = {VARIABLES.get(name, name.upper()).removeprefix("VOIGHT_"): name for name in inspect.signature(voight.configure).parameters}
+OF_METER = {
+    VARIABLES.get(name, name.upper()).removeprefix("VOIGHT_"): name
+    for name in inspect.signature(voight.configure).parameters
+}
 """The keys for ``voight.configure()``."""
 CODE = ("listeners", "batch_owner")
 """Those of them that are code, which a command line cannot read."""
@@ -45,7 +53,10 @@ def project() -> Mapping[str, Any]:
     """
     given = getattr(settings, "VOIGHT", {})
     if not isinstance(given, Mapping):
-        raise ImproperlyConfigured(f"VOIGHT is a {type(given).__name__}: write a dictionary, such as VOIGHT = {{'RELEASE': '2026.11.3'}}")
+        raise ImproperlyConfigured(
+            f"VOIGHT is a {type(given).__name__}: write a dictionary, such as VOIGHT = "
+            f"{{'RELEASE': '2026.11.3'}}"
+        )
     return given
 
 
@@ -66,7 +77,11 @@ def make_getters(given: Mapping[str, Any]) -> Getters:
     Raises:
         ImproperlyConfigured: A getter cannot be imported or called.
     """
-    named = {name: adapted_getter(_callable(key, given[key])) for key, name in GETTERS.items() if given.get(key) is not None}
+    named = {
+        name: adapted_getter(_callable(key, given[key]))
+        for key, name in GETTERS.items()
+        if given.get(key) is not None
+    }
     return Getters(**({"user": request_user} | named))
 
 
@@ -77,7 +92,9 @@ def _callable(key: str, value: Any) -> Callable[..., Any]:
         except ImportError as error:
             raise ImproperlyConfigured(f"VOIGHT[{key!r}]: {error}") from error
     if not callable(value):
-        raise ImproperlyConfigured(f"VOIGHT[{key!r}] is {value!r}: name a callable, or its dotted path")
+        raise ImproperlyConfigured(
+            f"VOIGHT[{key!r}] is {value!r}: name a callable, or its dotted path"
+        )
     return value  # type: ignore[no-any-return]
 
 

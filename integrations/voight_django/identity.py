@@ -84,7 +84,11 @@ def _looked_up(request: HttpRequest) -> Any:
     wrapped = user.__dict__.get("_wrapped", empty)
     if wrapped is not empty:
         return wrapped
-    return known.get("_acached_user", known.get("_cached_user", _UNKNOWN)) if _is_djangos(request) else _UNKNOWN
+    return (
+        known.get("_acached_user", known.get("_cached_user", _UNKNOWN))
+        if _is_djangos(request)
+        else _UNKNOWN
+    )
 
 
 def _is_djangos(request: HttpRequest) -> bool:
@@ -93,7 +97,9 @@ def _is_djangos(request: HttpRequest) -> bool:
     session.
     """
     setup = request.user.__dict__.get("_setupfunc")
-    return getattr(setup, "__module__", None) == _DJANGO and isinstance(getattr(request, "session", None), SessionBase)
+    return getattr(setup, "__module__", None) == _DJANGO and isinstance(
+        getattr(request, "session", None), SessionBase
+    )
 
 
 def _id_of(user: Any) -> object:
@@ -140,7 +146,11 @@ async def _aread(request: HttpRequest) -> object:
     if session is None:
         store = request.session
         session = _keep(request, await type(store)(store.session_key).aload())
-    return _id_of(await auth.aget_user(_request_with(session))) if auth.SESSION_KEY in session else None
+    return (
+        _id_of(await auth.aget_user(_request_with(session)))
+        if auth.SESSION_KEY in session
+        else None
+    )
 
 
 def _loaded(request: HttpRequest) -> dict[str, Any] | None:

@@ -32,7 +32,9 @@ def _readable(pattern: str) -> str:
         character = pattern[position]
         if character == "\\":
             escaped = pattern[position + 1 : position + 2]
-            parts.append("" if escaped in "AZzbB" else escaped if not escaped.isalnum() else f"\\{escaped}")
+            parts.append(
+                "" if escaped in "AZzbB" else escaped if not escaped.isalnum() else f"\\{escaped}"
+            )
             position += 2
         elif character == "(" and (group := _GROUP.match(pattern, position)) is not None:
             position = _end_of_group(pattern, group.end())

@@ -46,7 +46,9 @@ class RequestContext(TagContext):
         """The scope of the request."""
         request = self._request
         if request is not None:
-            made = RequestScope(lambda: request, conf.getters or conf.read_getters(), lambda: route_of(request))
+            made = RequestScope(
+                lambda: request, conf.getters or conf.read_getters(), lambda: route_of(request)
+            )
             with _making:
                 if self.made is None:  # else another thread was faster
                     self.made = made

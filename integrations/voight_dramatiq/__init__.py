@@ -10,7 +10,9 @@ Dramatiq: the calls of an actor belong to the user who sent the message.
 try:
     from dramatiq import Broker, Message, Middleware
 except ImportError as error:
-    raise ImportError("voight_dramatiq needs Dramatiq: pip install 'voight-middleware[dramatiq]'") from error
+    raise ImportError(
+        "voight_dramatiq needs Dramatiq: pip install 'voight-middleware[dramatiq]'"
+    ) from error
 
 import threading
 from collections.abc import Mapping
@@ -63,10 +65,19 @@ class CostTagMiddleware(Middleware):
         text = message.options.get(KEY)
         _stamp_completion(message.options, text)
         bound = bound_to_message(text, message.actor_name)
-        bound.__enter__().on_second_user = lambda: _stamp_following(message.options.get("pipe_target"), text)
+        bound.__enter__().on_second_user = lambda: _stamp_following(
+            message.options.get("pipe_target"), text
+        )
         self._local.bound = bound
 
-    def after_process_message(self, broker: Broker, message: Any, *, result: Any = None, exception: BaseException | None = None) -> None:
+    def after_process_message(
+        self,
+        broker: Broker,
+        message: Any,
+        *,
+        result: Any = None,
+        exception: BaseException | None = None,
+    ) -> None:
         """Restore the previous tags."""
         bound, self._local.bound = self._local.__dict__.get("bound"), None
         if bound is not None:

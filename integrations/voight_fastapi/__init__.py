@@ -10,7 +10,9 @@ try:
     from fastapi import Depends
     from starlette.requests import HTTPConnection
 except ImportError as error:
-    raise ImportError("voight_fastapi needs FastAPI: pip install 'voight-middleware[fastapi]'") from error
+    raise ImportError(
+        "voight_fastapi needs FastAPI: pip install 'voight-middleware[fastapi]'"
+    ) from error
 
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -59,7 +61,16 @@ def cost_tags(
         tenant: Reads the user's tenant from the same result.
         tags: Reads a mapping of further tags, such as ``{"feature": "search"}``.
     """
-    readers = [(name, reader) for name, reader in (("user_id", user), ("plan", plan), ("tenant_id", tenant), ("tags", tags)) if reader]
+    readers = [
+        (name, reader)
+        for name, reader in (
+            ("user_id", user),
+            ("plan", plan),
+            ("tenant_id", tenant),
+            ("tags", tags),
+        )
+        if reader
+    ]
 
     # Not a generator: FastAPI takes four times as long for one. `async`: a binding made in a worker
     # thread would stay there.

@@ -4,7 +4,7 @@ Flask: the owner of calls in every view, stream and callback of an application.
 ::
 
     CostTags(app)  # or, with an application factory, cost_tags = CostTags() and cost_tags.init_app(app)
-"""
+"""  # noqa: E501
 
 try:
     import flask
@@ -32,7 +32,10 @@ __all__ = ["CostTags"]
 
 AppT = TypeVar("AppT", bound=flask.Flask)
 
-_SETTINGS = {VARIABLES.get(name, f"VOIGHT_{name.upper()}"): name for name in inspect.signature(configure).parameters}
+_SETTINGS = {
+    VARIABLES.get(name, f"VOIGHT_{name.upper()}"): name
+    for name in inspect.signature(configure).parameters
+}
 
 
 class CostTags:
@@ -90,7 +93,9 @@ class CostTags:
             configure(**settings)
         scopes, inner, finalize = _Scopes(self.getters), app.wsgi_app, app.process_response
 
-        def wsgi_app(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        def wsgi_app(
+            environ: "WSGIEnvironment", start_response: "StartResponse"
+        ) -> Iterable[bytes]:
             return respond_inside(RequestContext(scopes, environ), inner, environ, start_response)
 
         # from Flask 3.2 on, the context comes first
@@ -130,7 +135,9 @@ def _resolve_early(response: flask.Response) -> None:
             context = context.outer
         if isinstance(context, RequestContext):
             on_close = response._on_close  # pyright: ignore[reportPrivateUsage]
-            context.runs_on = bool(on_close) or (response.is_streamed and not response.direct_passthrough)
+            context.runs_on = bool(on_close) or (
+                response.is_streamed and not response.direct_passthrough
+            )
             if context.runs_on or context.pending:
                 context.resolve()
     except Exception as error:

@@ -26,13 +26,17 @@ from voight_middleware.pipeline.meter import current_meter
 def command(context: click.Context, arguments: tuple[str, ...]) -> None:
     settings, config = current_meter().settings, flask.current_app.config
     names = inspect.signature(configure).parameters.keys() - {"listeners", "batch_owner"}
-    values = {name: config[variable] for name in names if (variable := f"VOIGHT_{name.upper()}") in config}
+    values = {
+        name: config[variable] for name in names if (variable := f"VOIGHT_{name.upper()}") in config
+    }
     sources = {name: f"app.config['VOIGHT_{name.upper()}']" for name in values}
     for name in ("ledger", "journal", "prices"):
         if name not in values and (value := getattr(settings, name)) is not None:
             values[name], sources[name] = value, settings.sources.get(name, "configure()")
     # Through its entry point: integrations are below the command line and must not import it.
-    (script,) = distribution("voight-middleware").entry_points.select(group="console_scripts", name="voight")
+    (script,) = distribution("voight-middleware").entry_points.select(
+        group="console_scripts", name="voight"
+    )
     with project_settings(values, sources.__getitem__):
         code = script.load()(arguments)
     context.exit(code)

@@ -24,7 +24,11 @@ def signed_in_user(request: flask.Request) -> object:
     from flask_login import current_user  # type: ignore[import-untyped]
 
     user_id = user_id_of(current_user)
-    return current_user.get_id() if user_id is None and getattr(current_user, "is_authenticated", False) else user_id
+    return (
+        current_user.get_id()
+        if user_id is None and getattr(current_user, "is_authenticated", False)
+        else user_id
+    )
 
 
 def in_context(getter: Getter) -> Getter:

@@ -122,4 +122,7 @@ if type(_running) is Job:
     # RQ before 3.0 has already read the function, so it is too late for the first job of each
     # process.
     if sum(step.argval == "func" for step in dis.get_instructions(Job._execute)) < 2:  # pyright: ignore[reportPrivateUsage]
-        warn_once("calls of RQ jobs have no owner here; start the worker with --job-class voight_rq.CostTagJob")
+        warn_once(
+            "calls of RQ jobs have no owner here; start the worker with --job-class "
+            "voight_rq.CostTagJob"
+        )

@@ -9,7 +9,9 @@ Taskiq: the calls of a task belong to the user who sent it.
 try:
     from taskiq import TaskiqMessage, TaskiqMiddleware, TaskiqResult
 except ImportError as error:
-    raise ImportError("voight_taskiq needs Taskiq: pip install 'voight-middleware[taskiq]'") from error
+    raise ImportError(
+        "voight_taskiq needs Taskiq: pip install 'voight-middleware[taskiq]'"
+    ) from error
 
 from contextvars import ContextVar
 from typing import Any

@@ -92,7 +92,7 @@ def test_an_exporter_that_never_comes_back_fills_no_memory(
             with contextlib.suppress(KeyError), voight.metered_call(provider="openai", model="gpt-4o-mini") as call:
                 call.report(input=1, output=1)
                 if not ends:
-                    monkeypatch.setattr(call, "_watched", None)  # as that of a stream of which nobody reads an event
+                    monkeypatch.setattr(call, "_observed", None)  # as that of a stream of which nobody reads an event
 
     contextvars.copy_context().run(make_calls)  # which leaves its span in there
     listened.flush()

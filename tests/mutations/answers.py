@@ -46,7 +46,7 @@ MUTATIONS: list[Mutation] = [
         "cli/render.py",
         (
             "an escape sequence reaches the terminal",
-            '    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)\n\n\ndef for_terminal',
+            '    return "".join(\n        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text\n    )\n\n\ndef for_terminal',
             "    return text\n\n\ndef for_terminal",
         ),
         tests="tests/cli",
@@ -64,12 +64,12 @@ MUTATIONS: list[Mutation] = [
         "otlp/receiver.py",
         (
             "the receiver takes any token",
-            'if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self._token):',
+            'if scheme.lower() != "bearer" or not hmac.compare_digest(\n            given.strip().encode(), self._token\n        ):',
             'if scheme.lower() != "bearer":',
         ),
         (
             "a page in a browser can write calls by DNS rebinding",
-            'if not is_loopback(host_name(host) or "") or (origin',
+            'if not is_loopback(host_name(host) or "") or (\n        origin',
             "if (origin",
         ),
         tests="tests/otlp",
@@ -96,7 +96,7 @@ MUTATIONS: list[Mutation] = [
         "config/settings.py",
         (
             "a password is shown",
-            '| {"ledger": shown_url(self.ledger)}',
+            '| {\n            "ledger": shown_url(self.ledger)\n        }',
             '| {"ledger": self.ledger}',
         ),
         tests="tests/config/test_settings.py tests/config",

@@ -34,8 +34,8 @@ MUTATIONS: list[Mutation] = [
         ),
         (
             "long contexts are billed at the price of short ones",
-            "rates = table.rows[0][1] if len(table.rows) == 1 else table.for_input(usage.input_tokens or 0)",
-            "rates = table.rows[0][1]",
+            "table.rows[0][1] if len(table.rows) == 1 else table.for_input(usage.input_tokens or 0)",
+            "table.rows[0][1]",
         ),
         tests="tests/pricing",
     ),
@@ -57,7 +57,7 @@ MUTATIONS: list[Mutation] = [
         "pricing/rules.py",
         (
             "a price holds an hour longer than it does",
-            "(self.until is not None and at >= self.until)",
+            "(\n            self.until is not None and at >= self.until\n        )",
             "(self.until is not None and at > self.until + HOUR)",
         ),
         (

@@ -14,7 +14,7 @@ MUTATIONS: list[Mutation] = [
         ),
         (
             "extra keys of the inner tags replace all outer ones",
-            "extra=first_extra({**inner.extra, **self.extra, **inner.extra}) if inner.extra else self.extra",
+            "extra=first_extra({**inner.extra, **self.extra, **inner.extra})\n            if inner.extra\n            else self.extra",
             "extra=inner.extra or self.extra",
         ),
         tests="tests/context/test_tags.py tests/middleware tests/context",

@@ -31,7 +31,7 @@ def add_ledger(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ledger",
         metavar="URL",
-        help="a path, postgresql://… or clickhouse://… (default: VOIGHT_LEDGER, then the default path)",
+        help="a path, postgresql://… or clickhouse://… (default: VOIGHT_LEDGER, then the default path)",  # noqa: E501
     )
 
 
@@ -50,23 +50,37 @@ def add_selection(parser: argparse.ArgumentParser, *, since_required: bool = Fal
         required=since_required,
         help="only calls from this time on: today, week, month, 7d, 24h, 2026-11-01, …",
     )
-    parser.add_argument("--until", metavar="TIME", help="only calls up to this time; a day or month is included")
-    parser.add_argument("--tz", metavar="ZONE", help="the time zone of days, weeks and months: Europe/Berlin, … (default: UTC)")
+    parser.add_argument(
+        "--until", metavar="TIME", help="only calls up to this time; a day or month is included"
+    )
+    parser.add_argument(
+        "--tz",
+        metavar="ZONE",
+        help="the time zone of days, weeks and months: Europe/Berlin, … (default: UTC)",
+    )
 
 
 def add_original_prices(parser: argparse.ArgumentParser) -> None:
     """Add ``--original-prices``."""
-    parser.add_argument("--original-prices", action="store_true", help="use the first price of each call, before any repricing")
+    parser.add_argument(
+        "--original-prices",
+        action="store_true",
+        help="use the first price of each call, before any repricing",
+    )
 
 
 def add_prices(parser: argparse.ArgumentParser) -> None:
     """Add ``--prices``."""
-    parser.add_argument("--prices", metavar="FILE", type=Path, help="your own prices (default: VOIGHT_PRICES)")
+    parser.add_argument(
+        "--prices", metavar="FILE", type=Path, help="your own prices (default: VOIGHT_PRICES)"
+    )
 
 
 def add_format(parser: argparse.ArgumentParser, *formats: str) -> None:
     """Add ``--format``; the first format is the default."""
-    parser.add_argument("--format", choices=formats, default=formats[0], help=f"default: {formats[0]}")
+    parser.add_argument(
+        "--format", choices=formats, default=formats[0], help=f"default: {formats[0]}"
+    )
 
 
 def positive(text: str) -> int:
@@ -94,6 +108,11 @@ def amount(text: str, subject: str) -> Decimal:
     """
     plain = text.strip().removeprefix("$")
     whole, _, fraction = plain.partition(".")
-    if plain.isascii() and (whole + fraction).isdigit() and len(whole) <= 12 and len(fraction) <= 15:
+    if (
+        plain.isascii()
+        and (whole + fraction).isdigit()
+        and len(whole) <= 12
+        and len(fraction) <= 15
+    ):
         return Decimal(plain)
     raise UserError(f"{subject} is {text!r}, not an amount of US dollars such as 20 or 0.05")

@@ -85,4 +85,6 @@ GROUPS: dict[str, dict[str, Command]] = {
     "Other services": {"events": events, "otlp": otlp},
     "Set up and look after": {"demo": demo, "doctor": doctor},
 }
-COMMANDS: dict[str, Command] = {name: command for group in GROUPS.values() for name, command in group.items()}
+COMMANDS: dict[str, Command] = {
+    name: command for group in GROUPS.values() for name, command in group.items()
+}

@@ -62,13 +62,21 @@ class Context:
     @cached_property
     def settings(self) -> Settings:
         """The settings; ``--ledger`` and ``--prices`` win over the environment."""
-        options = {name: value for name in ("ledger", "prices") if (value := getattr(self.args, name, None)) is not None}
+        options = {
+            name: value
+            for name in ("ledger", "prices")
+            if (value := getattr(self.args, name, None)) is not None
+        }
         settings = Settings.from_environment(**options)
         if "ledger" in options:
             # VOIGHT_JOURNAL belongs to VOIGHT_LEDGER: other ledgers must not ingest it.
             same = settings.ledger == Settings.from_environment().ledger
-            settings = replace(settings, journal=settings.journal if same else default_journal(settings.ledger))
-        return replace(settings, sources={**settings.sources, **{name: f"--{name}" for name in options}})
+            settings = replace(
+                settings, journal=settings.journal if same else default_journal(settings.ledger)
+            )
+        return replace(
+            settings, sources={**settings.sources, **{name: f"--{name}" for name in options}}
+        )
 
     @cached_property
     def ledger(self) -> Ledger:

@@ -98,9 +98,23 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument("--requests", metavar="N", type=positive, default=200, help="how many requests (default: 200)")
-    parser.add_argument("--keep", action="store_true", help="keep the demo's ledger in ./voight-demo, for more reports")
-    parser.add_argument("--real", action="store_true", help="use OpenAI (and Anthropic, with a key), which bills you; asks first")
+    parser.add_argument(
+        "--requests",
+        metavar="N",
+        type=positive,
+        default=200,
+        help="how many requests (default: 200)",
+    )
+    parser.add_argument(
+        "--keep",
+        action="store_true",
+        help="keep the demo's ledger in ./voight-demo, for more reports",
+    )
+    parser.add_argument(
+        "--real",
+        action="store_true",
+        help="use OpenAI (and Anthropic, with a key), which bills you; asks first",
+    )
     parser.add_argument("--yes", action="store_true", help="with --real: do not ask")
 
 
@@ -115,32 +129,55 @@ def run(context: Context) -> int:
     need_rich()
     from rich.console import Console
 
-    if missing := [name for name in ("anthropic", "fastapi", "openai", "uvicorn") if find_spec(name) is None]:
-        raise UserError(f"the demo needs {', '.join(missing)}: pip install 'voight-middleware[demo]'")
+    if missing := [
+        name for name in ("anthropic", "fastapi", "openai", "uvicorn") if find_spec(name) is None
+    ]:
+        raise UserError(
+            f"the demo needs {', '.join(missing)}: pip install 'voight-middleware[demo]'"
+        )
     from voight_middleware.testing.provider import LoopbackProvider
 
     console = Console(highlight=False, soft_wrap=True)
     if not args.real:
         with _kept(args.keep) as folder, LoopbackProvider() as provider:
-            console.print("A provider on loopback speaks the wire formats of OpenAI and Anthropic: no API key is used, nothing is billed.")
-            return _run(_plan(args.requests, _OPENAI_PATHS | _ANTHROPIC_PATHS), folder, provider, args.keep, console)
+            console.print(
+                "A provider on loopback speaks the wire formats of OpenAI and Anthropic: no API "
+                "key is used, nothing is billed."
+            )
+            return _run(
+                _plan(args.requests, _OPENAI_PATHS | _ANTHROPIC_PATHS),
+                folder,
+                provider,
+                args.keep,
+                console,
+            )
     if not os.environ.get("OPENAI_API_KEY"):
-        raise UserError("--real needs OPENAI_API_KEY; without --real the demo uses a loopback provider, and nothing is billed")
+        raise UserError(
+            "--real needs OPENAI_API_KEY; without --real the demo uses a loopback provider, and "
+            "nothing is billed"
+        )
     plan = _plan(min(args.requests, LIVE_REQUESTS), _OPENAI_PATHS | _anthropic_paths(), live=True)
     _confirm(plan, args.yes)
     with _kept(args.keep) as folder:
         return _run(plan, folder, None, args.keep, console)
 
 
-def _run(plan: list[Ask], folder: Path, provider: LoopbackProvider | None, keep: bool, console: Console) -> int:
-    window = Window(time.time_ns() // 1000) if keep else Window()  # skip the calls of an earlier demo
+def _run(
+    plan: list[Ask], folder: Path, provider: LoopbackProvider | None, keep: bool, console: Console
+) -> int:
+    # Skip the calls of an earlier demo.
+    window = Window(time.time_ns() // 1000) if keep else Window()
     half = (len(plan) + 1) // 2
     more = _CONVERSATION * (300 if provider is not None else 10)
-    longer = [replace(ask, text=ask.text + more) if ask.path == "/answer" else ask for ask in plan[half:]]
+    longer = [
+        replace(ask, text=ask.text + more) if ask.path == "/answer" else ask for ask in plan[half:]
+    ]
     outcomes: Counter[str] = Counter()
     for release, asks in zip(_RELEASES, (plan[:half], longer), strict=True):
         if asks:
-            outcomes += _drive(asks, folder, {**_environment(provider), "VOIGHT_RELEASE": release}, console)
+            outcomes += _drive(
+                asks, folder, {**_environment(provider), "VOIGHT_RELEASE": release}, console
+            )
     _print_outcomes(outcomes, console)
     return _print_costs(folder, window, provider, keep, console)
 
@@ -156,7 +193,10 @@ def _kept(keep: bool) -> Generator[Path]:
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:
-        raise UserError(f"{folder} cannot be created ({error.strerror}): run the demo in a folder that you can write") from error
+        raise UserError(
+            f"{folder} cannot be created ({error.strerror}): run the demo in a folder that you "
+            "can write"
+        ) from error
     yield folder
 
 
@@ -171,10 +211,18 @@ def _confirm(plan: list[Ask], yes: bool) -> None:
     Raises:
         UserError: The user declines, or standard input is not a terminal.
     """
-    variables = {"OpenAI": "OPENAI_BASE_URL", **({"Anthropic": "ANTHROPIC_BASE_URL"} if _anthropic_paths() else {})}
-    names = [f"{name} at {host_name(url)}" if (url := os.environ.get(variable)) else name for name, variable in variables.items()]
+    variables = {
+        "OpenAI": "OPENAI_BASE_URL",
+        **({"Anthropic": "ANTHROPIC_BASE_URL"} if _anthropic_paths() else {}),
+    }
+    names = [
+        f"{name} at {host_name(url)}" if (url := os.environ.get(variable)) else name
+        for name, variable in variables.items()
+    ]
     cost = f"about ${_estimate(plan)} by list prices"
-    question = f"{len(plan)} requests go to {' and '.join(names)}, and are billed to your account: {cost}."
+    question = (
+        f"{len(plan)} requests go to {' and '.join(names)}, and are billed to your account: {cost}."
+    )
     if yes:
         console_for_tables().print(question, markup=False, soft_wrap=True)
         return
@@ -196,11 +244,19 @@ def _estimate(plan: list[Ask]) -> Decimal:
     for ask in plan:
         provider, endpoint, model, out = _REAL[ask.path]
         tokens = len(ask.text + _CONVERSATION * 10) // 3
-        call = Call(call_id="", occurred_at=time.time_ns() // 1000, provider=provider, endpoint=endpoint, model=model)
+        call = Call(
+            call_id="",
+            occurred_at=time.time_ns() // 1000,
+            provider=provider,
+            endpoint=endpoint,
+            model=model,
+        )
         call.estimated_input, call.estimated_output = tokens, out
         price_call(call, book)
         if call.cost_usd is None:
-            raise UserError(f"there is no list price for {model}, so the cost is unknown: update genai-prices")
+            raise UserError(
+                f"there is no list price for {model}, so the cost is unknown: update genai-prices"
+            )
         total += call.cost_usd
     return total.quantize(Decimal("0.01"), ROUND_UP)
 
@@ -211,7 +267,11 @@ def _environment(provider: LoopbackProvider | None) -> dict[str, str]:
     if provider is None:
         return {**kept, "ANTHROPIC_API_KEY": os.environ.get("ANTHROPIC_API_KEY") or "none"}
     unwanted = ("OPENAI_", "ANTHROPIC_")
-    kept = {name: value for name, value in kept.items() if not name.startswith(unwanted) and name.lower() not in _PROXIES}
+    kept = {
+        name: value
+        for name, value in kept.items()
+        if not name.startswith(unwanted) and name.lower() not in _PROXIES
+    }
     return {
         **kept,
         "OPENAI_API_KEY": "loopback",
@@ -236,32 +296,57 @@ def _plan(count: int, paths: Mapping[str, int], *, live: bool = False) -> list[A
         question = chance.choice(_QUESTIONS)
         if live:
             visits = number % 5 == 2
-            plan.append(Ask("/search" if visits else path, None if visits else user, f"{question} Answer in one sentence."))
+            plan.append(
+                Ask(
+                    "/search" if visits else path,
+                    None if visits else user,
+                    f"{question} Answer in one sentence.",
+                )
+            )
             continue
         if number % 15 == 7:
             plan.append(Ask(chance.choice(("/chat", "/search")), None, question))
             continue
-        text = f"[user:u_{user}] {question} {'Take all of it into account. ' * chance.randrange(120)}"
+        text = (
+            f"[user:u_{user}] {question} {'Take all of it into account. ' * chance.randrange(120)}"
+        )
         if number % 40 == 5:
             plan.append(Ask("/chat", user, f"{text} [x-loopback-status: 429]"))
         elif number % 40 == 9:
             plan.append(Ask("/summarise", user, f"{text} [x-loopback-status: 500]"))
         elif number % 25 == 11:
             stream = chance.choice(("/chat/stream", "/summarise/stream"))
-            plan.append(Ask(stream, user, f"{text} [x-loopback-chunks: 60] [x-loopback-chunk-delay-ms: 50]", leaves=True))
+            plan.append(
+                Ask(
+                    stream,
+                    user,
+                    f"{text} [x-loopback-chunks: 60] [x-loopback-chunk-delay-ms: 50]",
+                    leaves=True,
+                )
+            )
         else:
             plan.append(Ask(path, user, text))
     return plan
 
 
-def _drive(plan: list[Ask], folder: Path, environment: Mapping[str, str], console: Console) -> Counter[str]:
+def _drive(
+    plan: list[Ask], folder: Path, environment: Mapping[str, str], console: Console
+) -> Counter[str]:
     from concurrent.futures import ThreadPoolExecutor, as_completed
 
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task(f"starting the FastAPI example under uvicorn, release {environment['VOIGHT_RELEASE']}", total=None)
+        task = progress.add_task(
+            f"starting the FastAPI example under uvicorn, release {environment['VOIGHT_RELEASE']}",
+            total=None,
+        )
         with _app(folder, environment) as port, ThreadPoolExecutor(_AT_ONCE) as pool:
             progress.update(task, description="requests of signed-in users", total=len(plan))
             outcomes: Counter[str] = Counter()
@@ -274,7 +359,8 @@ def _drive(plan: list[Ask], folder: Path, environment: Mapping[str, str], consol
 def _print_outcomes(outcomes: Counter[str], console: Console) -> None:
     failed, left = outcomes["failed"], outcomes["left"]
     console.print(
-        f"{outcomes['answered']} succeeded, {failed} failed at the provider, {left} clients disconnected in the middle of a response.\n"
+        f"{outcomes['answered']} succeeded, {failed} failed at the provider, {left} clients "
+        "disconnected in the middle of a response.\n"
     )
 
 
@@ -309,12 +395,21 @@ def _app(folder: Path, environment: Mapping[str, str]) -> Generator[int]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "uvicorn", "--app-dir", str(module.parent), f"{module.stem}:app"]
+    command = [
+        sys.executable,
+        "-m",
+        "uvicorn",
+        "--app-dir",
+        str(module.parent),
+        f"{module.stem}:app",
+    ]
     options = ["--port", str(port), "--log-level", "warning"]
     log = folder / "app.log"
     with log.open("ab") as output:
         variables = {**environment, "VOIGHT_LEDGER": _ledger(folder), "VOIGHT_CONFIG": "none"}
-        process = subprocess.Popen([*command, *options], env=variables, stdout=output, stderr=output)
+        process = subprocess.Popen(
+            [*command, *options], env=variables, stdout=output, stderr=output
+        )
     try:
         _wait(process, port, log)
         yield port
@@ -342,13 +437,20 @@ def _wait(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
         finally:
             connection.close()
     last = log.read_text(errors="replace").strip().splitlines()[-1:] or ["it printed nothing"]
-    raise UserError(f"the example app did not start: {last[0]} (with --keep, its whole output is in voight-demo/{log.name})")
+    raise UserError(
+        f"the example app did not start: {last[0]} (with --keep, its whole output is in "
+        f"voight-demo/{log.name})"
+    )
 
 
 def _example() -> Path:
     """Return the example app: beside this module in the wheel, in example_apps in a checkout."""
     installed = Path(__file__).with_name("example_fastapi.py")
-    return installed if installed.exists() else Path(__file__).parents[2] / "example_apps" / "fastapi_app" / "app.py"
+    return (
+        installed
+        if installed.exists()
+        else Path(__file__).parents[2] / "example_apps" / "fastapi_app" / "app.py"
+    )
 
 
 def _ledger(folder: Path) -> str:
@@ -358,7 +460,9 @@ def _ledger(folder: Path) -> str:
 # -- costs out --
 
 
-def _print_costs(folder: Path, window: Window, provider: LoopbackProvider | None, keep: bool, console: Console) -> int:
+def _print_costs(
+    folder: Path, window: Window, provider: LoopbackProvider | None, keep: bool, console: Console
+) -> int:
     url = _ledger(folder)
     drain(url, default_journal(url))
     ledger = open_ledger(url, create=False)
@@ -368,17 +472,32 @@ def _print_costs(folder: Path, window: Window, provider: LoopbackProvider | None
         console.print()
         print_spend(spend(ledger, ["plan"], None, window), {}, None)
         agrees = provider is None or _agrees(ledger, window, provider, console)
-        released = {row.dimensions["release"] for row in spend(ledger, ["release"], None, window).rows}
+        released = {
+            row.dimensions["release"] for row in spend(ledger, ["release"], None, window).rows
+        }
     finally:
         ledger.close()
     if not keep:
-        console.print("\nFor more reports: voight demo --keep, which leaves this ledger in voight-demo/.", markup=False)
+        console.print(
+            "\nFor more reports: voight demo --keep, which leaves this ledger in voight-demo/.",
+            markup=False,
+        )
         return 0 if agrees else 1
     place, revenue = shlex.quote(str(folder / "ledger.db")), folder / "revenue.csv"
-    revenue.write_text("id,revenue\n" + "".join(f"{tenant},{paid}\n" for tenant, paid in _REVENUE.items()))
-    questions = ["top", "plans", f"margin --on tenant --revenue {shlex.quote(str(revenue))}", "unattributed", "spend --by plan,model"]
+    revenue.write_text(
+        "id,revenue\n" + "".join(f"{tenant},{paid}\n" for tenant, paid in _REVENUE.items())
+    )
+    questions = [
+        "top",
+        "plans",
+        f"margin --on tenant --revenue {shlex.quote(str(revenue))}",
+        "unattributed",
+        "spend --by plan,model",
+    ]
     questions[2:2] = [f"release {_RELEASES[1]}"] if released.issuperset(_RELEASES) else []
-    questions += [f"user {user}" for row in users.rows[:1] if (user := row.dimensions["user_id"]) is not None]
+    questions += [
+        f"user {user}" for row in users.rows[:1] if (user := row.dimensions["user_id"]) is not None
+    ]
     console.print("\nMore reports:")
     for question in questions:
         console.print(f"  voight {question} --ledger {place}", markup=False)
@@ -394,9 +513,15 @@ def _agrees(ledger: Ledger, window: Window, provider: LoopbackProvider, console:
         f"ledger: {ours.input_tokens or 0:,} in, {ours.output_tokens or 0:,} out"
     )
     # Embeddings have no output: None equals 0 tokens.
-    if (ours.calls, ours.input_tokens or 0, ours.output_tokens or 0) == (theirs.completed, theirs.input_tokens, theirs.output_tokens):
+    if (ours.calls, ours.input_tokens or 0, ours.output_tokens or 0) == (
+        theirs.completed,
+        theirs.input_tokens,
+        theirs.output_tokens,
+    ):
         return True
     console.print(
-        f"These differ ({theirs.completed:,} responses, {ours.calls:,} calls), which is a defect: please report it.", style="bold red"
+        f"These differ ({theirs.completed:,} responses, {ours.calls:,} calls), which is a defect: "
+        "please report it.",
+        style="bold red",
     )
     return False

@@ -68,7 +68,9 @@ def examine(settings: Settings) -> list[Finding]:
     report = [*of_installed(), *of_settings(settings), *of_variables(), *_links(settings)]
     results = _Results()
     if _is_missing(settings):
-        results.ledger.append(Finding("ledger", "calls", "no ledger yet: the first call creates it"))
+        results.ledger.append(
+            Finding("ledger", "calls", "no ledger yet: the first call creates it")
+        )
     else:
         results.ledger += _state(_query(settings, results), results, settings)
     path = _ledger_file(settings)
@@ -104,7 +106,11 @@ def _query(settings: Settings, results: _Results) -> bool:
 
 def _segments(settings: Settings) -> list[str]:
     try:
-        return [segment.name for segment in segments(settings.journal)] if settings.journal.is_dir() else []
+        return (
+            [segment.name for segment in segments(settings.journal)]
+            if settings.journal.is_dir()
+            else []
+        )
     except OSError:  # the findings of the journal report it
         return []
 
@@ -118,18 +124,33 @@ def _state(in_time: bool, results: _Results, settings: Settings) -> Iterator[Fin
     """Report the problem of the ledger, if any."""
     error, ingest = results.failed, settings.ingest
     if isinstance(error, LedgerError):
-        advice = "calls stay in the journal until this is fixed" if ingest else "run this on the host of voight ingest"
+        advice = (
+            "calls stay in the journal until this is fixed"
+            if ingest
+            else "run this on the host of voight ingest"
+        )
         foreign = None if (file := _ledger_file(settings)) is None else owner_of(file)
         if foreign is not None:
-            advice = f"{file} belongs to {foreign}, and this is {account()}: sudo -u {foreign} voight doctor"
+            advice = (
+                f"{file} belongs to {foreign}, and this is {account()}: sudo -u {foreign} voight "
+                "doctor"
+            )
         yield Finding("ledger", "state", str(error), advice, fatal=ingest and foreign is None)
     elif isinstance(error, OSError):
-        yield Finding("ledger", "state", str(error), "make it readable for this account, or use another account", fatal=ingest)
+        yield Finding(
+            "ledger",
+            "state",
+            str(error),
+            "make it readable for this account, or use another account",
+            fatal=ingest,
+        )
     elif error is not None:
         raise error
     elif not in_time:
         value = f"no complete response within {ANSWER_SECONDS:.0f} seconds"
-        yield Finding("ledger", "state", value, "check the server and the network", fatal=not results.ledger)
+        yield Finding(
+            "ledger", "state", value, "check the server and the network", fatal=not results.ledger
+        )
 
 
 def _ledger(settings: Settings, ledger: Ledger, about: dict[str, str]) -> Iterator[Finding]:
@@ -139,7 +160,13 @@ def _ledger(settings: Settings, ledger: Ledger, about: dict[str, str]) -> Iterat
         if name == "may write" and no == "no":
             # A host that only runs reports has no journal.
             needed = settings.ingest and settings.journal.is_dir()
-            yield Finding(section, name, "no", advice or "grant it to this role" if needed else None, fatal=needed)
+            yield Finding(
+                section,
+                name,
+                "no",
+                advice or "grant it to this role" if needed else None,
+                fatal=needed,
+            )
         else:
             yield Finding(section, name, value)
     if not _may_read(about):
@@ -152,7 +179,10 @@ def _ledger(settings: Settings, ledger: Ledger, about: dict[str, str]) -> Iterat
 
 
 def _links(settings: Settings) -> Iterator[Finding]:
-    for section, lines in (("events", doctor_links.of_events(settings)), ("other services", doctor_links.of_services(settings))):
+    for section, lines in (
+        ("events", doctor_links.of_events(settings)),
+        ("other services", doctor_links.of_services(settings)),
+    ):
         yield from (Finding(section, *line) for line in lines)
 
 
@@ -163,11 +193,24 @@ def _week(ledger: Ledger) -> Iterator[Finding]:
     yield Finding(section, "calls", f"{total.calls:,}")
     if not total.calls:
         return
-    advice = "voight spend --by provider,model --where cost_status=unpriced" if total.unpriced_calls else None
+    advice = (
+        "voight spend --by provider,model --where cost_status=unpriced"
+        if total.unpriced_calls
+        else None
+    )
     yield Finding(section, "without a price", f"{total.unpriced_calls:,} calls", advice)
-    share = f", {percent(report.share_of_spend)} of the cost" if report.share_of_spend is not None else ""
+    share = (
+        f", {percent(report.share_of_spend)} of the cost"
+        if report.share_of_spend is not None
+        else ""
+    )
     advice = "voight spend --by route,attribution --where user=-" if none.calls else None
-    yield Finding(section, "without an owner", f"{none.calls:,} calls ({percent(report.share_of_calls)}{share})", advice)
+    yield Finding(
+        section,
+        "without an owner",
+        f"{none.calls:,} calls ({percent(report.share_of_calls)}{share})",
+        advice,
+    )
 
 
 def _ledger_file(settings: Settings) -> Path | None:

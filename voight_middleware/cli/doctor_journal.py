@@ -13,7 +13,16 @@ from voight_middleware.cli.findings import LOST_RECORDS, Finding, writable
 from voight_middleware.config.kept_prices import stamp_of
 from voight_middleware.config.settings import Settings
 from voight_middleware.pipeline.backlog import LATE_SECONDS, age, waiting_since
-from voight_middleware.pipeline.journal import LOST, REJECTED, Segment, closed_bytes, folder_bytes, lost, reasons, segments
+from voight_middleware.pipeline.journal import (
+    LOST,
+    REJECTED,
+    Segment,
+    closed_bytes,
+    folder_bytes,
+    lost,
+    reasons,
+    segments,
+)
 from voight_middleware.pipeline.lock import IngestLock
 from voight_middleware.pricing import OverridesError
 from voight_middleware.pricing.price_books import configured_prices
@@ -27,12 +36,19 @@ def of_journal(settings: Settings, offsets: Mapping[str, int]) -> Iterator[Findi
     foreign = owner_of(settings.journal)
     if foreign is not None:
         value = f"{settings.journal} belongs to {foreign}; {account()} cannot read it"
-        yield Finding("journal", "account", value, f"use that account: sudo -u {foreign} voight doctor")
+        yield Finding(
+            "journal", "account", value, f"use that account: sudo -u {foreign} voight doctor"
+        )
         return
     try:
         yield from _seen(settings, offsets)
     except OSError as error:
-        yield Finding("journal", "account", str(error), f"use the account that writes {settings.journal}: sudo -u ACCOUNT voight doctor")
+        yield Finding(
+            "journal",
+            "account",
+            str(error),
+            f"use the account that writes {settings.journal}: sudo -u ACCOUNT voight doctor",
+        )
 
 
 def account() -> str:
@@ -65,7 +81,12 @@ def _seen(settings: Settings, offsets: Mapping[str, int]) -> Iterator[Finding]:
     section = "journal"
     folder = settings.journal
     consequence = "new calls are kept in memory only, and are lost when the process exits"
-    yield writable(section, folder, consequence, "; on a read-only file system, mount a tmpfs and set VOIGHT_JOURNAL to it")
+    yield writable(
+        section,
+        folder,
+        consequence,
+        "; on a read-only file system, mount a tmpfs and set VOIGHT_JOURNAL to it",
+    )
     if not folder.is_dir():
         yield Finding(section, "rejected lines", "0")
         return
@@ -74,17 +95,35 @@ def _seen(settings: Settings, offsets: Mapping[str, int]) -> Iterator[Finding]:
     yield _ingester(settings, lock, bool(waiting))
     yield Finding(section, "last delivery", lock.last_delivery() or "none yet")
     yield _room(settings)
-    stuck = {segment.name: problem for segment, _, _ in waiting if (problem := _problem(folder, segment)) is not None}
+    stuck = {
+        segment.name: problem
+        for segment, _, _ in waiting
+        if (problem := _problem(folder, segment)) is not None
+    }
     for problem in sorted(set(stuck.values())):
         count = sum(other == problem for other in stuck.values())
-        advice = "fix the file, or restart the application with a valid one; until then its calls wait"
-        yield Finding(section, "prices", f"{count:,} segments wait, because their prices cannot be used: {problem}", advice, fatal=True)
+        advice = (
+            "fix the file, or restart the application with a valid one; until then its calls wait"
+        )
+        yield Finding(
+            section,
+            "prices",
+            f"{count:,} segments wait, because their prices cannot be used: {problem}",
+            advice,
+            fatal=True,
+        )
     yield from _late(settings, lock, offsets, stuck)
     for segment, size, dead in waiting[:_MAX_SEGMENTS]:
-        owner = "of a dead process: the next report or application ingests it" if dead else "of a live process"
+        owner = (
+            "of a dead process: the next report or application ingests it"
+            if dead
+            else "of a live process"
+        )
         yield Finding(section, segment.name, f"{size:,} bytes waiting, {owner}")
     if more := waiting[_MAX_SEGMENTS:]:
-        yield Finding(section, f"{len(more):,} others", f"{sum(size for _, size, _ in more):,} bytes waiting")
+        yield Finding(
+            section, f"{len(more):,} others", f"{sum(size for _, size, _ in more):,} bytes waiting"
+        )
     yield from _rejected(folder)
     yield from _lost(folder)
 
@@ -100,13 +139,18 @@ def _problem(folder: Path, segment: Segment) -> str | None:
     return None
 
 
-def _late(settings: Settings, lock: IngestLock, offsets: Mapping[str, int], stuck: Mapping[str, str]) -> Iterator[Finding]:
+def _late(
+    settings: Settings, lock: IngestLock, offsets: Mapping[str, int], stuck: Mapping[str, str]
+) -> Iterator[Finding]:
     """Report calls that wait although a process should ingest them."""
     since = waiting_since(settings.journal, lambda name: offsets.get(name, 0), stuck)
     late = 0.0 if since is None else time.time() - since
     if late > LATE_SECONDS and lock.is_locked():
         path = settings.journal / "ingest.lock"
-        advice = f"the process that ingests is stopped or hangs, and reports lack these calls: find it with fuser {path}, and end it"
+        advice = (
+            "the process that ingests is stopped or hangs, and reports lack these calls: find it "
+            f"with fuser {path}, and end it"
+        )
         yield Finding("journal", "late", f"calls wait for {age(late)}", advice)
 
 
@@ -121,9 +165,15 @@ def _ingester(settings: Settings, lock: IngestLock, waiting: bool) -> Finding:
 
 def _room(settings: Settings) -> Finding:
     folder, limit = settings.journal, settings.journal_limit
-    value = f"{folder_bytes(folder):,} bytes of {limit:,} ({settings.sources.get('journal_limit', 'default')})"
+    value = (
+        f"{folder_bytes(folder):,} bytes of {limit:,} "
+        f"({settings.sources.get('journal_limit', 'default')})"
+    )
     if closed_bytes(folder) > limit:
-        advice = "calls wait in memory, then the oldest are lost: make the ledger reachable, or raise VOIGHT_JOURNAL_LIMIT"
+        advice = (
+            "calls wait in memory, then the oldest are lost: make the ledger reachable, or raise "
+            "VOIGHT_JOURNAL_LIMIT"
+        )
         return Finding("journal", "room", f"none: {value}", advice, fatal=True)
     return Finding("journal", "room", value)
 
@@ -137,7 +187,9 @@ def _rejected(folder: Path) -> Iterator[Finding]:
     except OSError as error:
         yield Finding("journal", name, str(error), f"make {rejected} readable")
         return
-    advice = f"look at {rejected}: torn lines of killed processes are harmless; please report any others"
+    advice = (
+        f"look at {rejected}: torn lines of killed processes are harmless; please report any others"
+    )
     yield Finding("journal", name, f"{count:,}", advice if count else None)
     for reason, times in why.most_common(_MAX_REASONS):
         yield Finding("journal", f"  {times:,} of them", reason)
@@ -147,7 +199,10 @@ def _lost(folder: Path) -> Iterator[Finding]:
     times = [line.split(" ") for line in lost(folder)]
     count = sum(int(parts[1]) for parts in times if len(parts) > 1 and parts[1].isdigit())
     if count:
-        advice = f"no total has these calls; {folder / LOST} has the times. Delete it when you have read it"
+        advice = (
+            f"no total has these calls; {folder / LOST} has the times. Delete it when you have "
+            "read it"
+        )
         yield Finding("journal", LOST_RECORDS, f"{count:,}, the last {times[-1][0]}", advice)
 
 

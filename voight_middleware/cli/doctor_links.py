@@ -18,7 +18,11 @@ def of_events(settings: Settings) -> Iterator[Line]:
     try:
         outbox = status(settings.journal)
     except OSError as error:
-        yield Line("waiting", str(error), f"make {settings.journal / FOLDER} readable and writable for this account")
+        yield Line(
+            "waiting",
+            str(error),
+            f"make {settings.journal / FOLDER} readable and writable for this account",
+        )
         return
     if outbox is not None or settings.events is not None:
         yield from events.state(settings, outbox)
@@ -30,11 +34,17 @@ def of_services(settings: Settings) -> Iterator[Line]:
     older = f"; accepted too: {', '.join(key.version for key in keys[1:])}" if keys[1:] else ""
     yield Line(
         "header key",
-        f"{keys[0].version}{older} ({source})" if keys else "not set: tags are neither signed for other services nor accepted from them",
+        f"{keys[0].version}{older} ({source})"
+        if keys
+        else "not set: tags are neither signed for other services nor accepted from them",
     )
     token = os.environ.get("VOIGHT_OTLP_TOKEN")
     if token is None:
         yield Line("otlp token", "not set: voight otlp listens on this machine only")
     else:
-        advice = f"voight otlp needs at least {MIN_TOKEN} characters: openssl rand -hex 32" if len(token.strip()) < MIN_TOKEN else None
+        advice = (
+            f"voight otlp needs at least {MIN_TOKEN} characters: openssl rand -hex 32"
+            if len(token.strip()) < MIN_TOKEN
+            else None
+        )
         yield Line("otlp token", "set (VOIGHT_OTLP_TOKEN)", advice)

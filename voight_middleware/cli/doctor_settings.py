@@ -43,11 +43,19 @@ def of_installed() -> Iterator[Finding]:
     import sqlite3
 
     section = "installed"
-    yield Finding(section, "voight-middleware", f"{VERSION} (Python {platform.python_version()}, SQLite {sqlite3.sqlite_version})")
+    yield Finding(
+        section,
+        "voight-middleware",
+        f"{VERSION} (Python {platform.python_version()}, SQLite {sqlite3.sqlite_version})",
+    )
     versions = {name: _version(name) for name in (*_SDKS, *_OTHERS)}
     for sdk, oldest in _SDKS.items():
         if versions[sdk] is None:
-            advice = "no SDK is installed: only voight.record() stores calls" if not any(versions[name] for name in _SDKS) else None
+            advice = (
+                "no SDK is installed: only voight.record() stores calls"
+                if not any(versions[name] for name in _SDKS)
+                else None
+            )
             yield Finding(section, sdk, "not installed", advice)
         elif _numbers(versions[sdk]) < oldest:
             advice = f"its calls are not metered: pip install '{sdk}>={'.'.join(map(str, oldest))}'"
@@ -56,7 +64,12 @@ def of_installed() -> Iterator[Finding]:
             yield Finding(section, sdk, f"{versions[sdk]}, covered by wrap() and instrument()")
     for name in ("httpx2", "httpx"):
         if versions[name] is not None:
-            yield Finding(section, name, f"{versions[name]}, covered below the SDKs; use voight.wrap(client) for direct calls")
+            yield Finding(
+                section,
+                name,
+                f"{versions[name]}, covered below the SDKs; use voight.wrap(client) for direct "
+                "calls",
+            )
     for name, line in _FRAMEWORKS.items():
         if versions[name] is not None:
             yield Finding(section, name, f"{versions[name]}, covered by {line}")
@@ -70,7 +83,12 @@ def of_installed() -> Iterator[Finding]:
         None if prices else "calls are stored without a price: pip install genai-prices",
     )
     rich = versions["rich"]
-    yield Finding(section, "rich", rich or "not installed", None if rich else "no tables: pip install 'voight-middleware[cli]'")
+    yield Finding(
+        section,
+        "rich",
+        rich or "not installed",
+        None if rich else "no tables: pip install 'voight-middleware[cli]'",
+    )
 
 
 def of_settings(settings: Settings) -> Iterator[Finding]:
@@ -78,24 +96,39 @@ def of_settings(settings: Settings) -> Iterator[Finding]:
     section = "settings"
     source, advice = settings.sources.get("ledger", "default"), None
     if source == "default" and state_folder().name == temporary_name():
-        advice = "there is no home folder, and this folder may be temporary: set VOIGHT_LEDGER or XDG_STATE_HOME"
+        advice = (
+            "there is no home folder, and this folder may be temporary: set VOIGHT_LEDGER or "
+            "XDG_STATE_HOME"
+        )
     yield Finding(section, "ledger", f"{shown_url(settings.ledger)} ({source})", advice)
     yield _place(settings)
     yield from _delivery(settings)
-    yield Finding(section, "release", f"{settings.release or 'none'} ({settings.sources.get('release', 'default')})")
+    yield Finding(
+        section,
+        "release",
+        f"{settings.release or 'none'} ({settings.sources.get('release', 'default')})",
+    )
     yield Finding(section, "settings file", "none" if settings.file is None else str(settings.file))
     if settings.tags:
         tags = ",".join(f"{key}={value}" for key, value in settings.tags.items())
         yield Finding(section, "tags", f"{tags} ({settings.sources.get('tags', 'default')})")
     if settings.tz != "UTC":
-        yield Finding(section, "time zone", f"{settings.tz} ({settings.sources.get('tz', 'default')})")
+        yield Finding(
+            section, "time zone", f"{settings.tz} ({settings.sources.get('tz', 'default')})"
+        )
     yield _prices(settings)
     yield from _privacy(settings)
     source = settings.sources.get("enabled", "default")
     if settings.enabled:
         yield Finding(section, "enabled", f"yes ({source})")
     else:
-        yield Finding(section, "enabled", f"no ({source})", f"no call is metered or stored: unset {source}, or set it to true", fatal=True)
+        yield Finding(
+            section,
+            "enabled",
+            f"no ({source})",
+            f"no call is metered or stored: unset {source}, or set it to true",
+            fatal=True,
+        )
 
 
 def of_variables(environ: Mapping[str, str] = os.environ) -> Iterator[Finding]:
@@ -103,14 +136,22 @@ def of_variables(environ: Mapping[str, str] = os.environ) -> Iterator[Finding]:
     known = (*VARIABLES.values(), *_ELSEWHERE)
     for name in sorted(environ):
         if name.startswith("VOIGHT_") and name not in known and not name.startswith("VOIGHT_TEST_"):
-            yield Finding("settings", name, "is not a setting, and nothing reads it", f"unset it{nearest(name, known)}")
+            yield Finding(
+                "settings",
+                name,
+                "is not a setting, and nothing reads it",
+                f"unset it{nearest(name, known)}",
+            )
 
 
 def _place(settings: Settings) -> Finding:
     source = settings.sources.get("journal", "default")
     advice = None
     if source == "default" and settings.journal != default_journal(settings.ledger):
-        advice = f"{default_journal(settings.ledger).parent} cannot be created, and this folder may be temporary: set VOIGHT_JOURNAL"
+        advice = (
+            f"{default_journal(settings.ledger).parent} cannot be created, and this folder may be "
+            "temporary: set VOIGHT_JOURNAL"
+        )
     return Finding("settings", "journal", f"{settings.journal} ({source})", advice)
 
 
@@ -121,32 +162,59 @@ def _delivery(settings: Settings) -> Iterator[Finding]:
         ("exit_timeout", f"{settings.exit_timeout:g} seconds"),
     )
     for name, value in values:
-        yield Finding("settings", name.replace("_", " "), f"{value} ({settings.sources.get(name, 'default')})")
+        yield Finding(
+            "settings", name.replace("_", " "), f"{value} ({settings.sources.get(name, 'default')})"
+        )
 
 
 def _privacy(settings: Settings) -> Iterator[Finding]:
     section, policies = "settings", {"*": "pseudonym"} | dict(settings.pii)
-    text = ", ".join(f"{key}={policies[key]}" for key in sorted(policies, key=lambda key: (key == "*", key)))
-    yield Finding(section, "pii", f"{text.removeprefix('*=')} ({settings.sources.get('pii', 'default')})")
+    text = ", ".join(
+        f"{key}={policies[key]}" for key in sorted(policies, key=lambda key: (key == "*", key))
+    )
+    yield Finding(
+        section, "pii", f"{text.removeprefix('*=')} ({settings.sources.get('pii', 'default')})"
+    )
     if "pseudonym" not in policies.values():
         return
-    name, source, file = "pseudonym key", settings.sources.get("pseudonym_key", "default"), pseudonym_key_file(settings.ledger)
+    name = "pseudonym key"
+    source = settings.sources.get("pseudonym_key", "default")
+    file = pseudonym_key_file(settings.ledger)
     try:
         keys = finding_keys(settings)
     except SettingsError as error:
-        lost = "" if settings.pseudonym_keys else "; personal data becomes redacted:<kind>, and all such users are one row"
-        yield Finding(section, name, str(error), f"make it readable for this account, or set VOIGHT_PSEUDONYM_KEY{lost}")
+        lost = (
+            ""
+            if settings.pseudonym_keys
+            else "; personal data becomes redacted:<kind>, and all such users are one row"
+        )
+        yield Finding(
+            section,
+            name,
+            str(error),
+            f"make it readable for this account, or set VOIGHT_PSEUDONYM_KEY{lost}",
+        )
         return
     if settings.pseudonym_keys:
         older = f"; accepted too: {', '.join(key.version for key in keys[1:])}" if keys[1:] else ""
         yield Finding(section, name, f"{keys[0].version}{older} ({source})")
     elif file is None:
-        advice = "set VOIGHT_PSEUDONYM_KEY on every host to the same secret: voight migrate --new-key"
-        value = f"none: personal data becomes redacted:<kind>, and all users with e-mail addresses as ids are one row ({source})"
+        advice = (
+            "set VOIGHT_PSEUDONYM_KEY on every host to the same secret: voight migrate --new-key"
+        )
+        value = (
+            "none: personal data becomes redacted:<kind>, and all users with e-mail addresses as "
+            f"ids are one row ({source})"
+        )
         yield Finding(section, name, value, advice)
     elif keys:
         others = file.stat().st_mode & 0o077
-        yield Finding(section, name, f"{', '.join(key.version for key in keys)}, in {file}", f"chmod 600 {file}" if others else None)
+        yield Finding(
+            section,
+            name,
+            f"{', '.join(key.version for key in keys)}, in {file}",
+            f"chmod 600 {file}" if others else None,
+        )
     else:
         yield Finding(section, name, f"none yet: {file} is created when personal data first occurs")
 
@@ -161,7 +229,13 @@ def _prices(settings: Settings) -> Finding:
         count = len(read_overrides(settings.prices).rules)
     except OverridesError as error:
         value = f"{settings.prices} cannot be used, {len(error.problems)} mistakes ({source})"
-        return Finding(section, name, value, "calls wait in the journal until this is fixed: voight prices check", fatal=True)
+        return Finding(
+            section,
+            name,
+            value,
+            "calls wait in the journal until this is fixed: voight prices check",
+            fatal=True,
+        )
     return Finding(section, name, f"{settings.prices}, {count:,} of your own ({source})")
 
 

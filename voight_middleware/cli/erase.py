@@ -67,11 +67,26 @@ def _text(result: ErasureResult, erases: bool) -> str:
     data, cost = result.found, usd(result.found.cost_femto)
     counts = (
         f"{data.calls:,} calls{'' if cost is None else f' of ${cost}'}, "
-        f"{data.elsewhere:,} calls of others that name this user, {data.submissions:,} submitted jobs"
+        f"{data.elsewhere:,} calls of others that name this user, {data.submissions:,} submitted "
+        "jobs"
     )
     if not erases:
-        return f"would be erased: {counts}. Add --yes to erase them." if data else "there is no data under this id"
-    lines = [f"erased: {counts}; they belong to {result.token} now" if data else "there was no data under this id"]
-    lines += [f"still in {path}: other text has the same characters, or another process wrote meanwhile" for path in result.remains]
-    lines += [f"not ingested yet: {name}: run this again when its process has gone on" for name in result.waiting]
+        return (
+            f"would be erased: {counts}. Add --yes to erase them."
+            if data
+            else "there is no data under this id"
+        )
+    lines = [
+        f"erased: {counts}; they belong to {result.token} now"
+        if data
+        else "there was no data under this id"
+    ]
+    lines += [
+        f"still in {path}: other text has the same characters, or another process wrote meanwhile"
+        for path in result.remains
+    ]
+    lines += [
+        f"not ingested yet: {name}: run this again when its process has gone on"
+        for name in result.waiting
+    ]
     return "\n".join(lines)

@@ -52,8 +52,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     add_ledger(parser)
     add_format(parser, "table", "json")
-    parser.add_argument("action", metavar="send", nargs="?", choices=("send",), help="send the pending events (default: show them)")
-    parser.add_argument("--for", dest="seconds", metavar="SECONDS", type=positive, help="with send: stop after this time")
+    parser.add_argument(
+        "action",
+        metavar="send",
+        nargs="?",
+        choices=("send",),
+        help="send the pending events (default: show them)",
+    )
+    parser.add_argument(
+        "--for",
+        dest="seconds",
+        metavar="SECONDS",
+        type=positive,
+        help="with send: stop after this time",
+    )
 
 
 def run(context: Context) -> int:
@@ -72,7 +84,9 @@ def run(context: Context) -> int:
             return _send(settings, args.format, args.seconds)
         _show(settings, status(settings.journal), args.format)
     except OSError as error:
-        raise UserError(f"{settings.journal / FOLDER} cannot be used ({error}): check its owner and permissions") from error
+        raise UserError(
+            f"{settings.journal / FOLDER} cannot be used ({error}): check its owner and permissions"
+        ) from error
     return 0
 
 
@@ -84,19 +98,32 @@ def _send(settings: Settings, form: str, seconds: float | None) -> int:
     queue_events(settings)
     before = status(settings.journal)
     if before is None:
-        _report(f"nothing is pending: no call was queued in {settings.journal}; a process that ingests with VOIGHT_KEY queues calls")
+        _report(
+            f"nothing is pending: no call was queued in {settings.journal}; a process that "
+            "ingests with VOIGHT_KEY queues calls"
+        )
         left = None
     elif IngestLock(settings.journal).is_locked():
-        _report(f"a live process ingests {settings.journal}, and sends if it has VOIGHT_KEY; {before.waiting:,} pending")
+        _report(
+            f"a live process ingests {settings.journal}, and sends if it has VOIGHT_KEY; "
+            f"{before.waiting:,} pending"
+        )
         left = before
     else:
         if before.waiting:
             _report(_waiting(settings, before.waiting))
         left = send_waiting(settings, seconds)
         if left is not None:
-            refused = f", {count:,} refused" if (count := left.state.refused - before.state.refused) else ""
+            refused = (
+                f", {count:,} refused"
+                if (count := left.state.refused - before.state.refused)
+                else ""
+            )
             problem = f": {left.state.problem}" if left.waiting and left.state.problem else ""
-            _report(f"{left.state.sent - before.state.sent:,} sent{refused}; {left.waiting:,} pending{problem}")
+            _report(
+                f"{left.state.sent - before.state.sent:,} sent{refused}; {left.waiting:,} "
+                f"pending{problem}"
+            )
     if form == "json":
         _show(settings, left, "json")
     return 1 if left is not None and left.waiting else 0
@@ -156,7 +183,9 @@ def target(settings: Settings) -> Iterator[Line]:
     yield Line("events", f"on ({sources.get('voight_api_key', 'default')})", _no_sender(settings))
     yield Line("agent", f"{events.agent} ({sources.get('voight_agent', 'default')})")
     yield Line("server", f"{shown_url(events.url)} ({sources.get('events_url', 'default')})")
-    yield Line("rate", f"{events.per_minute:,} a minute ({sources.get('events_per_minute', 'default')})")
+    yield Line(
+        "rate", f"{events.per_minute:,} a minute ({sources.get('events_per_minute', 'default')})"
+    )
 
 
 def _no_sender(settings: Settings) -> str | None:
@@ -164,30 +193,53 @@ def _no_sender(settings: Settings) -> str | None:
     if settings.ingest:
         return None
     if not IngestLock(settings.journal).is_locked():
-        return "ingest is off here, and no process ingests this journal: start voight ingest there, with VOIGHT_KEY"
+        return (
+            "ingest is off here, and no process ingests this journal: start voight ingest there, "
+            "with VOIGHT_KEY"
+        )
     if not (settings.journal / FOLDER).is_dir():
-        return "ingest is off here, and the process that ingests queues no events: start that one with VOIGHT_KEY"
+        return (
+            "ingest is off here, and the process that ingests queues no events: start that one "
+            "with VOIGHT_KEY"
+        )
     return None
 
 
 def state(settings: Settings, outbox: Status | None) -> Iterator[Line]:
     """Return the numbers of pending, sent and refused events, and the problem."""
     if outbox is None:
-        yield Line("waiting", "no call was queued here: a process that ingests with VOIGHT_KEY queues calls")
+        yield Line(
+            "waiting",
+            "no call was queued here: a process that ingests with VOIGHT_KEY queues calls",
+        )
         return
     now, folder = outbox.state, settings.journal / FOLDER
     yield Line("waiting", _waiting(settings, outbox.waiting))
-    yield Line("sent", f"{now.sent:,}" + (f", the newest at {_time(now.sent_at):%Y-%m-%d %H:%M:%S} UTC" if now.sent_at else ""))
+    yield Line(
+        "sent",
+        f"{now.sent:,}"
+        + (f", the newest at {_time(now.sent_at):%Y-%m-%d %H:%M:%S} UTC" if now.sent_at else ""),
+    )
     if now.refused:
-        yield Line("refused", f"{now.refused:,}", f"{folder / REFUSED} says why; they are not sent again")
+        yield Line(
+            "refused", f"{now.refused:,}", f"{folder / REFUSED} says why; they are not sent again"
+        )
     if now.dropped:
-        yield Line("dropped", f"{now.dropped:,}", "too many were pending, or the disk was full: they are in the ledger, but not in Voight")
+        yield Line(
+            "dropped",
+            f"{now.dropped:,}",
+            "too many were pending, or the disk was full: they are in the ledger, but not in "
+            "Voight",
+        )
     if now.gone:
         yield Line("gone", f"{now.gone:,}: deleted, or known before under their ids")
     if now.problem is not None:
         advice = "it is retried automatically"
         if now.stopped:
-            advice = "fix it, and run voight events send, or restart the process that sends: nothing is lost"
+            advice = (
+                "fix it, and run voight events send, or restart the process that sends: nothing "
+                "is lost"
+            )
         yield Line("problem", now.problem, advice)
 
 
@@ -195,14 +247,21 @@ def _waiting(settings: Settings, count: int) -> str:
     seconds = _seconds(settings, count)
     if settings.events is None or seconds is None or not count:
         return f"{count:,}"
-    return f"{count:,}: sending them takes {_duration(seconds)} at {settings.events.per_minute:,} a minute"
+    return (
+        f"{count:,}: sending them takes {_duration(seconds)} at {settings.events.per_minute:,} a "
+        "minute"
+    )
 
 
 def _seconds(settings: Settings, count: int) -> float | None:
     """Return the time that sending *count* events takes."""
     from voight_middleware.events.sender import SPACING
 
-    return None if settings.events is None else round(count * SPACING * 60 / settings.events.per_minute, 1)
+    return (
+        None
+        if settings.events is None
+        else round(count * SPACING * 60 / settings.events.per_minute, 1)
+    )
 
 
 def _duration(seconds: float) -> str:

@@ -36,15 +36,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     add_ledger(parser)
     add_format(parser, "table", "json")
-    parser.add_argument("call_id", metavar="CALL_ID", help="the id of a call, or its first characters, at least 8")
+    parser.add_argument(
+        "call_id", metavar="CALL_ID", help="the id of a call, or its first characters, at least 8"
+    )
 
 
 def run(context: Context) -> int:
     """Print the call, its arithmetic and its former prices."""
     args, ledger = context.args, context.ledger
-    call = ledger.call(args.call_id) or ledger.call(kept_call_id(args.call_id, context.settings.pii))
+    call = ledger.call(args.call_id) or ledger.call(
+        kept_call_id(args.call_id, context.settings.pii)
+    )
     if call is None:
-        raise UserError(f"there is no call {args.call_id!r} in this ledger; voight export shows their ids")
+        raise UserError(
+            f"there is no call {args.call_id!r} in this ledger; voight export shows their ids"
+        )
     history = ledger.price_history(call.call_id)
     print(as_json(call, history) if args.format == "json" else as_text(call, history))
     return 0
@@ -81,25 +87,40 @@ def as_json(call: Call, history: Sequence[PriceVersion]) -> str:
 def as_text(call: Call, history: Sequence[PriceVersion]) -> str:
     """Return the call and its arithmetic for a terminal."""
     explanation = explain(call)
-    lines = [f"call {call.call_id}", *_facts(call), "", *_arithmetic(explanation), *_result(call, explanation)]
+    lines = [
+        f"call {call.call_id}",
+        *_facts(call),
+        "",
+        *_arithmetic(explanation),
+        *_result(call, explanation),
+    ]
     if history:
         lines += ["", "earlier prices"]
     for price in history:
         figure = f"{_shown(price.cost_femto)}, {price.cost_status}"
         reasons = f" ({'; '.join(price.cost_reasons)})" if price.cost_reasons else ""
-        lines.append(f"  version {price.version}, until {to_datetime(price.replaced_at):%Y-%m-%d %H:%M} UTC: {figure}{reasons}")
+        lines.append(
+            f"  version {price.version}, until {to_datetime(price.replaced_at):%Y-%m-%d %H:%M} "
+            f"UTC: {figure}{reasons}"
+        )
     return "\n".join(map(printable, lines))
 
 
 def _facts(call: Call) -> Iterator[str]:
     tags = call.tags
-    groups = [f"{name} {value}" for name, value in (("plan", tags.plan), ("tenant", tags.tenant_id)) if value is not None]
+    groups = [
+        f"{name} {value}"
+        for name, value in (("plan", tags.plan), ("tenant", tags.tenant_id))
+        if value is not None
+    ]
     tier = [call.service_tier or "standard", *(["batch"] if call.batch else [])]
     model = call.model or call.requested_model or "unknown"
-    requested = "" if call.requested_model in (None, model) else f" (requested: {call.requested_model})"
+    requested = (
+        "" if call.requested_model in (None, model) else f" (requested: {call.requested_model})"
+    )
     facts = {
         "user": ", ".join([tags.user_id or "(none)", *groups]),
-        "model": f"{model}{requested} of {call.provider}{'' if call.host is None else f', {call.host}'}",
+        "model": f"{model}{requested} of {call.provider}{'' if call.host is None else f', {call.host}'}",  # noqa: E501
         "time": f"{call.time:%Y-%m-%d %H:%M:%S.%f} UTC",
         "endpoint": call.endpoint,
         "tier": ", ".join(tier),
@@ -120,11 +141,18 @@ def _arithmetic(explanation: Explanation) -> Iterator[str]:
     prices = max((len(_price(line)) for line in every), default=0)
     for part in explanation.parts:
         of = "" if part.provider is None else f" of {part.provider}"
-        yield f"{part.model}, without a price" if part.source is None else f"{part.model}{of}, {_origin(part)}"
+        yield (
+            f"{part.model}, without a price"
+            if part.source is None
+            else f"{part.model}{of}, {_origin(part)}"
+        )
         for rule in part.rules:
             yield f"  rule {rule.id}{'' if rule.source is None else f': {rule.source}'}"
         for line in part.lines:
-            text = f"  {line.name.ljust(names)}  {f'{line.count:,}'.rjust(counts)} x {_price(line).ljust(prices)}"
+            text = (
+                f"  {line.name.ljust(names)}  {f'{line.count:,}'.rjust(counts)} x "
+                f"{_price(line).ljust(prices)}"
+            )
             yield (text if line.amount_usd is None else f"{text} = {next(amounts)}").rstrip()
     if total is not None:
         yield f"{'  sum'.ljust(names + counts + prices + 7)} = {next(amounts)}".rstrip()
@@ -134,13 +162,20 @@ def _result(call: Call, explanation: Explanation) -> Iterator[str]:
     yield f"cost {_shown(call.cost_femto)}, {call.cost_status}"
     yield from (f"  {reason}" for reason in call.cost_reasons)
     if explanation.reported_femto is not None:
-        ours = "no price of ours" if call.list_femto is None else f"ours comes to {_shown(call.list_femto)}"
+        ours = (
+            "no price of ours"
+            if call.list_femto is None
+            else f"ours comes to {_shown(call.list_femto)}"
+        )
         yield f"  as {call.provider} reported it; {ours}"
     if explanation.agrees:
         return
     stored = _shown(explanation.stored_femto)
     if explanation.sum_femto is None:
-        yield f"! no unit prices are stored with this call: its cost of {stored} cannot be computed again"
+        yield (
+            f"! no unit prices are stored with this call: its cost of {stored} cannot be computed "
+            "again"
+        )
     else:
         yield f"! the sum, {_shown(explanation.sum_femto)}, is not the stored cost, {stored}"
 
@@ -155,7 +190,12 @@ def _part(part: Part) -> dict[str, Any]:
         "context": dict(part.context),
         "rules": [{"id": rule.id, "source": rule.source} for rule in part.rules],
         "lines": [
-            {"name": line.name, "count": line.count, "unit_usd": _decimal(line.unit_usd), "amount_usd": _decimal(line.amount_usd)}
+            {
+                "name": line.name,
+                "count": line.count,
+                "unit_usd": _decimal(line.unit_usd),
+                "amount_usd": _decimal(line.amount_usd),
+            }
             for line in part.lines
         ],
     }

@@ -46,8 +46,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_selection(parser)
     add_original_prices(parser)
     parser.add_argument("--format", choices=FORMATS, help="default: jsonl")
-    parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="default: standard output; only you can read a new file")
-    parser.add_argument("--user", metavar="ID", help="everything about this person, as one JSON document")
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        type=Path,
+        help="default: standard output; only you can read a new file",
+    )
+    parser.add_argument(
+        "--user", metavar="ID", help="everything about this person, as one JSON document"
+    )
 
 
 def run(context: Context) -> int:
@@ -90,13 +98,27 @@ def _export_person(context: Context) -> int:
     from voight_middleware.exporters.files import person
 
     args, ledger = context.args, context.ledger
-    if args.format is not None or context.where or context.window != Window() or args.original_prices:
-        raise UserError("--user exports everything about one person, as JSON: leave out the format, the filters and the times")
+    if (
+        args.format is not None
+        or context.where
+        or context.window != Window()
+        or args.original_prices
+    ):
+        raise UserError(
+            "--user exports everything about one person, as JSON: leave out the format, the "
+            "filters and the times"
+        )
     try:
         args.user.encode()
     except UnicodeEncodeError as error:
-        raise UserError("the id given to --user is not text in the encoding of this terminal") from error
-    _write(person.document(ledger, ids_of(ledger, args.user, context.settings)), args.output, as_json=False)
+        raise UserError(
+            "the id given to --user is not text in the encoding of this terminal"
+        ) from error
+    _write(
+        person.document(ledger, ids_of(ledger, args.user, context.settings)),
+        args.output,
+        as_json=False,
+    )
     return 0
 
 
@@ -124,21 +146,42 @@ def _write_parquet(calls: Iterable[Call], path: Path) -> None:
 
 def _ascii(line: bytes) -> str:
     """Escape invisible characters; control characters are escaped already in CSV and JSON."""
-    return "".join(char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1] for char in line.decode())
+    return "".join(
+        char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1]
+        for char in line.decode()
+    )
 
 
 @contextlib.contextmanager
-def _progress(ledger: Ledger, where: Where, window: Window, args: Any) -> Generator[Callable[[Iterable[Call]], Iterable[Call]]]:
+def _progress(
+    ledger: Ledger, where: Where, window: Window, args: Any
+) -> Generator[Callable[[Iterable[Call]], Iterable[Call]]]:
     """Yield a function that shows the progress of an iteration on a terminal with rich."""
-    if not sys.stderr.isatty() or (args.output is None and sys.stdout.isatty()) or importlib.util.find_spec("rich") is None:
+    if (
+        not sys.stderr.isatty()
+        or (args.output is None and sys.stdout.isatty())
+        or importlib.util.find_spec("rich") is None
+    ):
         yield lambda calls: calls
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
     (total,) = ledger.spend((), where, window)
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("calls"), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("calls"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("export", total=total.calls)
 

@@ -17,7 +17,9 @@ _CONDITION = re.compile(r"\s*(?P<name>[^=!]*[^=!\s])\s*(?P<no>!?)=(?P<value>.*)"
 _NONE = ("-", "none")
 
 
-def read(texts: Sequence[str], settings: Settings) -> dict[str, str | tuple[str | None, ...] | None]:
+def read(
+    texts: Sequence[str], settings: Settings
+) -> dict[str, str | tuple[str | None, ...] | None]:
     """
     Read the texts of ``--where``.
 
@@ -32,19 +34,32 @@ def read(texts: Sequence[str], settings: Settings) -> dict[str, str | tuple[str 
         for condition in re.split(r"(?<!\\),", text):
             match = _CONDITION.fullmatch(condition)
             if match is None:
-                raise UserError(f"cannot read the filter {condition!r}; write --where key=value,key=value, or key!=value; \\, is a comma")
-            name, value = SHORT.get(match["name"], match["name"]), match["value"].replace("\\,", ",")
+                raise UserError(
+                    f"cannot read the filter {condition!r}; write --where key=value,key=value, or "
+                    "key!=value; \\, is a comma"
+                )
+            name = SHORT.get(match["name"], match["name"])
+            value = match["value"].replace("\\,", ",")
             try:
                 value.encode()
             except UnicodeEncodeError as error:
-                raise UserError(f"the filter on {name} is not text in the encoding of this terminal") from error
+                raise UserError(
+                    f"the filter on {name} is not text in the encoding of this terminal"
+                ) from error
             values = conditions.setdefault(f"{name}{match['no']}", [])
             if value in _NONE:
                 values.append(None)
             else:
-                sought = privacy.sought(name, value[1:] if value.startswith("\\") and value[1:] in _NONE else value, settings)
+                sought = privacy.sought(
+                    name,
+                    value[1:] if value.startswith("\\") and value[1:] in _NONE else value,
+                    settings,
+                )
                 values += sought if isinstance(sought, tuple) else [sought]
-    return {name: values[0] if len(values) == 1 else tuple(values) for name, values in conditions.items()}
+    return {
+        name: values[0] if len(values) == 1 else tuple(values)
+        for name, values in conditions.items()
+    }
 
 
 def exact(ledger: Ledger, where: Where) -> Where:
@@ -64,7 +79,14 @@ def exact(ledger: Ledger, where: Where) -> Where:
 
 
 def _exact(ledger: Ledger, name: str, value: str | None) -> str | None:
-    if value is None or not has_wildcard(value) or not any(group.calls for group in ledger.spend((), {name: literal(value)})):
+    if (
+        value is None
+        or not has_wildcard(value)
+        or not any(group.calls for group in ledger.spend((), {name: literal(value)}))
+    ):
         return value
-    print(f"voight: {printable(value)} is a {name} in this ledger, so it matches only that {name}", file=sys.stderr)
+    print(
+        f"voight: {printable(value)} is a {name} in this ledger, so it matches only that {name}",
+        file=sys.stderr,
+    )
     return literal(value)

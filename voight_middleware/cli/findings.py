@@ -48,10 +48,15 @@ def as_text(findings: list[Finding]) -> str:
     fatal = sum(finding.fatal for finding in findings)
     advice = sum(finding.advice is not None for finding in findings) - fatal
     kept = (
-        "calls are stored, but calls were lost before" if any(finding.name == LOST_RECORDS for finding in findings) else "calls are stored"
+        "calls are stored, but calls were lost before"
+        if any(finding.name == LOST_RECORDS for finding in findings)
+        else "calls are stored"
     )
     verdict = "calls are lost or not stored" if fatal else kept
-    lines += ["", f"{verdict}; {fatal} to fix, {advice} to look at" if fatal or advice else "all is well"]
+    lines += [
+        "",
+        f"{verdict}; {fatal} to fix, {advice} to look at" if fatal or advice else "all is well",
+    ]
     return "\n".join(lines)
 
 
@@ -65,7 +70,13 @@ def writable(section: str, path: Path, consequence: str, otherwise: str = "") ->
         place = place.parent
     right = os.W_OK | (os.X_OK if place.is_dir() else 0)
     if os.access(place, right) and (place == path or place.is_dir()):
-        return Finding(section, "writable", f"{path}{'' if place == path else ' (created when needed)'}")
+        return Finding(
+            section, "writable", f"{path}{'' if place == path else ' (created when needed)'}"
+        )
     return Finding(
-        section, "writable", f"no: {path}", f"{consequence}: make {place} writable, or choose another place{otherwise}", fatal=True
+        section,
+        "writable",
+        f"no: {path}",
+        f"{consequence}: make {place} writable, or choose another place{otherwise}",
+        fatal=True,
     )

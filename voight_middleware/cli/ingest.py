@@ -47,7 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_ledger(parser)
     add_prices(parser)
     parser.add_argument(
-        "--journal", metavar="DIR", type=Path, help="the folder of the journal (default: VOIGHT_JOURNAL, then the ledger's)"
+        "--journal",
+        metavar="DIR",
+        type=Path,
+        help="the folder of the journal (default: VOIGHT_JOURNAL, then the ledger's)",
     )
     parser.add_argument("--once", action="store_true", help="ingest the pending calls, and exit")
 
@@ -63,7 +66,9 @@ def run(context: Context) -> int:
     args = context.args
     context.open_prices()  # report mistakes at the start, not with each call
     # VOIGHT_JOURNAL holds for any --ledger here.
-    settings = Settings.from_environment(ledger=args.ledger, journal=args.journal, prices=args.prices)
+    settings = Settings.from_environment(
+        ledger=args.ledger, journal=args.journal, prices=args.prices
+    )
     sidecar = _Sidecar(settings)
     try:
         return sidecar.run_once() if args.once else sidecar.run()
@@ -80,7 +85,12 @@ class _Sidecar:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.supervisor = IngestSupervisor(
-            settings.ledger, settings.journal, settings.prices, gentle=False, report=say, events=settings.events
+            settings.ledger,
+            settings.journal,
+            settings.prices,
+            gentle=False,
+            report=say,
+            events=settings.events,
         )
         # Not an Event: a handler inside its lock would deadlock.
         self._signals: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -109,7 +119,11 @@ class _Sidecar:
         self.supervisor.stop_sending(ANSWER_SECONDS)
         after = self._outbox()
         if after is not None:
-            rest = f"; {after.waiting:,} wait for the next run, or for voight events send" if after.waiting else ""
+            rest = (
+                f"; {after.waiting:,} wait for the next run, or for voight events send"
+                if after.waiting
+                else ""
+            )
             why = f": {after.state.problem}" if after.waiting and after.state.problem else ""
             say(f"{after.state.sent - sent:,} events sent{rest}{why}")
 
@@ -117,7 +131,11 @@ class _Sidecar:
         with self._catching_signals():
             acquired = self._acquire_lock()
             place = f"{self.settings.journal} into {shown_url(self.settings.ledger)}"
-            say(f"ingesting {place}" if acquired else f"waiting: another process ingests {self.settings.journal}")
+            say(
+                f"ingesting {place}"
+                if acquired
+                else f"waiting: another process ingests {self.settings.journal}"
+            )
             while True:
                 self._round()
                 if not acquired and self.supervisor.lock.held:
@@ -137,7 +155,11 @@ class _Sidecar:
         deadline = time.monotonic() + seconds
         while True:
             done = self._round(now=True)
-            if (done and not segments(self.settings.journal)) or time.monotonic() >= deadline or self._is_stopped(0.1):
+            if (
+                (done and not segments(self.settings.journal))
+                or time.monotonic() >= deadline
+                or self._is_stopped(0.1)
+            ):
                 return done
 
     def _acquire_lock(self) -> bool:
@@ -145,7 +167,10 @@ class _Sidecar:
         try:
             return self.supervisor.lock.acquire()
         except OSError as error:
-            raise UserError(f"the journal folder {folder} cannot be written ({error}): make it writable, or choose another") from error
+            raise UserError(
+                f"the journal folder {folder} cannot be written ({error}): make it writable, or "
+                "choose another"
+            ) from error
 
     def _round(self, *, now: bool = False) -> bool:
         from voight_middleware.pipeline.ingest import UnreadableJournal
@@ -158,7 +183,9 @@ class _Sidecar:
                 say(self._unreadable)
             return False
         # Without the driver a retry cannot help.
-        if self.supervisor.error is not None and isinstance(self.supervisor.error.__cause__, ImportError):
+        if self.supervisor.error is not None and isinstance(
+            self.supervisor.error.__cause__, ImportError
+        ):
             raise UserError(str(self.supervisor.error))
         return done
 
@@ -168,7 +195,10 @@ class _Sidecar:
             say(f"{count}; nothing is left")
             return 0
         left = self.supervisor.pending_records()
-        say(f"{count}; {'the rest stays' if left is None else f'up to {left:,} stay'} in {self.settings.journal}")
+        say(
+            f"{count}; {'the rest stays' if left is None else f'up to {left:,} stay'} in "
+            f"{self.settings.journal}"
+        )
         return 1
 
     def _is_stopped(self, seconds: float) -> bool:
@@ -181,7 +211,10 @@ class _Sidecar:
 
     @contextlib.contextmanager
     def _catching_signals(self) -> Generator[None]:
-        before = {number: signal.signal(number, lambda number, _: self._signals.put(number)) for number in (signal.SIGTERM, signal.SIGINT)}
+        before = {
+            number: signal.signal(number, lambda number, _: self._signals.put(number))
+            for number in (signal.SIGTERM, signal.SIGINT)
+        }
         try:
             yield
         finally:

@@ -24,12 +24,18 @@ def span(window: Window, zone: tzinfo) -> dict[str, str | None]:
 
 def moment(microseconds: int | None, zone: tzinfo = UTC) -> str | None:
     """Return microseconds since 1970 as ISO 8601, with the offset of *zone*."""
-    return None if microseconds is None else timespan.to_datetime(microseconds).astimezone(zone).isoformat()
+    return (
+        None
+        if microseconds is None
+        else timespan.to_datetime(microseconds).astimezone(zone).isoformat()
+    )
 
 
 def utc(microseconds: int) -> str:
     """Return microseconds since 1970 as ISO 8601 in seconds: ``2026-11-01T09:30:00Z``."""
-    return timespan.to_datetime(microseconds).replace(microsecond=0).isoformat().replace("+00:00", "Z")
+    return (
+        timespan.to_datetime(microseconds).replace(microsecond=0).isoformat().replace("+00:00", "Z")
+    )
 
 
 def plain_value(value: object) -> object:

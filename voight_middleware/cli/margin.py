@@ -13,7 +13,17 @@ from voight_middleware.cli.arguments import add_report_arguments, amount, names,
 from voight_middleware.cli.context import Context
 from voight_middleware.cli.json_values import rate, total_row
 from voight_middleware.cli.render import UserError, caveats, money, note_of_calls, title_of
-from voight_middleware.cli.table import Column, amounts, counts, print_notes, print_table, print_title, rates, signed, texts
+from voight_middleware.cli.table import (
+    Column,
+    amounts,
+    counts,
+    print_notes,
+    print_table,
+    print_title,
+    rates,
+    signed,
+    texts,
+)
 from voight_middleware.config.settings import Settings
 from voight_middleware.ledger import Window
 from voight_middleware.pipeline.pseudonyms import known_as
@@ -44,12 +54,32 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     add_report_arguments(parser)
-    parser.add_argument("--revenue", metavar="FILE|stripe", required=True, help="a CSV file with the columns id and revenue, or stripe")
-    parser.add_argument("--on", metavar="KEY", default="user", help="what the ids are: user, tenant, or an extra key (default: user)")
-    parser.add_argument("--month", metavar="MONTH", help="the calls and invoices of a month: 2026-11 (default: this month)")
-    parser.add_argument("--rate", metavar="USD", help="US dollars for one unit of the revenue's currency")
+    parser.add_argument(
+        "--revenue",
+        metavar="FILE|stripe",
+        required=True,
+        help="a CSV file with the columns id and revenue, or stripe",
+    )
+    parser.add_argument(
+        "--on",
+        metavar="KEY",
+        default="user",
+        help="what the ids are: user, tenant, or an extra key (default: user)",
+    )
+    parser.add_argument(
+        "--month",
+        metavar="MONTH",
+        help="the calls and invoices of a month: 2026-11 (default: this month)",
+    )
+    parser.add_argument(
+        "--rate", metavar="USD", help="US dollars for one unit of the revenue's currency"
+    )
     parser.add_argument("--limit", metavar="N", type=positive, help="how many rows (default: all)")
-    parser.add_argument("--stripe-key-field", metavar="KEY", help="the key of the id in a customer's metadata (default: --on)")
+    parser.add_argument(
+        "--stripe-key-field",
+        metavar="KEY",
+        help="the key of the id in a customer's metadata (default: --on)",
+    )
 
 
 def run(context: Context) -> int:
@@ -89,7 +119,9 @@ def run(context: Context) -> int:
     }
     rows = list(map(_row, shown))
     header = list(_row(MarginRow("", None, report.total)))
-    return context.print_report(rows, ("id",), about, lambda: _print(report, shown, revenue, context), header)
+    return context.print_report(
+        rows, ("id",), about, lambda: _print(report, shown, revenue, context), header
+    )
 
 
 def _known_as(settings: Settings) -> Callable[[str], Sequence[str]]:
@@ -104,7 +136,9 @@ def _window(context: Context) -> Window:
     if month is not None and (args.since or args.until):
         raise UserError("--month is short for --since and --until: give only one of them")
     try:
-        return timespan.parse_window(month or "month", month or "month", datetime.now(UTC), context.zone)
+        return timespan.parse_window(
+            month or "month", month or "month", datetime.now(UTC), context.zone
+        )
     except ValueError as error:
         raise UserError(str(error)) from error
 
@@ -116,14 +150,24 @@ def _revenue(context: Context, on: str) -> Revenue:
         raise UserError("give the time of the invoices with --since or --month")
     key = os.environ.get("STRIPE_API_KEY")
     if not key:
-        raise UserError("set STRIPE_API_KEY to a key of Stripe that can read invoices and customers")
-    return read_stripe(connect(key, os.environ.get("STRIPE_API_BASE")), context.window, context.args.stripe_key_field or on)
+        raise UserError(
+            "set STRIPE_API_KEY to a key of Stripe that can read invoices and customers"
+        )
+    return read_stripe(
+        connect(key, os.environ.get("STRIPE_API_BASE")),
+        context.window,
+        context.args.stripe_key_field or on,
+    )
 
 
 def _row(row: MarginRow) -> dict[str, Any]:
     return {
         "id": row.id,
-        **{name: value for name, value in as_row(row.spend).items() if name not in row.spend.dimensions},
+        **{
+            name: value
+            for name, value in as_row(row.spend).items()
+            if name not in row.spend.dimensions
+        },
         "revenue_usd": usd(row.revenue_femto),
         "cost_to_revenue": rate(row.cost_to_revenue),
         "margin_usd": usd(row.margin_femto),
@@ -131,17 +175,27 @@ def _row(row: MarginRow) -> dict[str, Any]:
     }
 
 
-def _print(report: MarginReport, rows: Sequence[MarginRow], revenue: Revenue, context: Context) -> None:
+def _print(
+    report: MarginReport, rows: Sequence[MarginRow], revenue: Revenue, context: Context
+) -> None:
     subject = f"Margin by {report.on}" + (", as first priced" if report.original_prices else "")
     print_title(title_of(subject, report.window, context.where, context.zone))
     total_cost = report.total.cost_femto if report.total.calls else 0
     columns = [
         texts(report.on, [row.id for row in rows]),
         counts("calls", [*(row.spend.calls for row in rows), report.total.calls]),
-        amounts("revenue", [*(row.revenue_femto for row in rows), report.revenue_femto], absent="-"),
+        amounts(
+            "revenue", [*(row.revenue_femto for row in rows), report.revenue_femto], absent="-"
+        ),
         amounts("cost", [*(row.cost_femto for row in rows), total_cost]),
         rates("cost/revenue", [*(row.cost_to_revenue for row in rows), report.cost_to_revenue]),
-        amounts("margin", [*(row.margin_femto for row in rows), report.margin_femto], written=signed, style="bold", absent="-"),
+        amounts(
+            "margin",
+            [*(row.margin_femto for row in rows), report.margin_femto],
+            written=signed,
+            style="bold",
+            absent="-",
+        ),
         Column("", [*(row.status or "" for row in rows), ""], right=False),
     ]
     print_table(columns)
@@ -154,18 +208,34 @@ def _notes(report: MarginReport, rows: Sequence[MarginRow], revenue: Revenue) ->
     without = [row for row in report.rows if row.revenue_femto is None]
     if without:
         cost = sum(row.cost_femto or 0 for row in without)
-        yield f"{len(without):,} of {len(report.rows):,} have calls and no revenue: they cost {money(from_femto(cost))}"
+        yield (
+            f"{len(without):,} of {len(report.rows):,} have calls and no revenue: they cost "
+            f"{money(from_femto(cost))}"
+        )
     idle = [row for row in report.rows if row.status == "no calls"]
     if idle:
         paid = sum(row.revenue_femto or 0 for row in idle)
-        yield f"{len(idle):,} of {len(report.rows):,} have revenue and no calls: they pay {money(from_femto(paid))}"
+        yield (
+            f"{len(idle):,} of {len(report.rows):,} have revenue and no calls: they pay "
+            f"{money(from_femto(paid))}"
+        )
     if len(idle) + len(without) == len(report.rows) and idle and without:
         yield f"no id of the revenue is one of the ledger: are both of {report.on}?"
     if report.unowned.calls:
-        cost_ = "" if report.unowned.cost_femto is None else f" ({money(from_femto(report.unowned.cost_femto))})"
-        yield f"{note_of_calls(report.unowned.calls)}{cost_} without {report.on}, in the total and in no row"
+        cost_ = (
+            ""
+            if report.unowned.cost_femto is None
+            else f" ({money(from_femto(report.unowned.cost_femto))})"
+        )
+        yield (
+            f"{note_of_calls(report.unowned.calls)}{cost_} without {report.on}, in the total and "
+            "in no row"
+        )
     unknown = sum(row.cost_femto is None for row in report.rows)
     if unknown:
-        yield f"{unknown:,} of {len(report.rows):,} have no call with a price: their margin is unknown"
+        yield (
+            f"{unknown:,} of {len(report.rows):,} have no call with a price: their margin is "
+            "unknown"
+        )
     yield from revenue.notes
     yield from caveats(report.total, None)

@@ -32,14 +32,18 @@ examples:
   voight migrate --ledger postgresql://owner@db.internal/app
   voight migrate --ledger postgresql://owner@db.internal/app --writer voight_writer --reader voight_reader
   voight migrate --ledger postgresql://owner@db.internal/app --new-key
-"""
+"""  # noqa: E501
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     add_ledger(parser)
-    parser.add_argument("--writer", metavar="ROLE", help="a role that can insert calls, and read none")
-    parser.add_argument("--new-key", action="store_true", help="make a pseudonym key for all hosts, and print it")
+    parser.add_argument(
+        "--writer", metavar="ROLE", help="a role that can insert calls, and read none"
+    )
+    parser.add_argument(
+        "--new-key", action="store_true", help="make a pseudonym key for all hosts, and print it"
+    )
     parser.add_argument("--reader", metavar="ROLE", help="a role that can read, and change nothing")
 
 
@@ -54,7 +58,10 @@ def run(context: Context) -> int:
     args, settings = context.args, context.settings
     writer, reader = args.writer, args.reader
     if (writer or reader) and not settings.ledger.startswith(("postgresql://", "postgres://")):
-        raise UserError("--writer and --reader are for PostgreSQL: grant rights in other ledgers on the file or the server")
+        raise UserError(
+            "--writer and --reader are for PostgreSQL: grant rights in other ledgers on the file "
+            "or the server"
+        )
     try:
         keys = finding_keys(settings)
     except SettingsError as error:
@@ -73,8 +80,19 @@ def run(context: Context) -> int:
         if role is not None:
             print(printable(f"{role} {right}"))
     if args.new_key:
-        print(f"set on every host, and wherever you run voight: VOIGHT_PSEUDONYM_KEY=v1:{secrets.token_hex(32)}")
-    elif not keys and pseudonym_key_file(settings.ledger) is None and policy_for("user_id", settings.pii) == "pseudonym":
+        print(
+            "set on every host, and wherever you run voight: "
+            f"VOIGHT_PSEUDONYM_KEY=v1:{secrets.token_hex(32)}"
+        )
+    elif (
+        not keys
+        and pseudonym_key_file(settings.ledger) is None
+        and policy_for("user_id", settings.pii) == "pseudonym"
+    ):
         together = "all users with e-mail addresses as ids are one row, redacted:email"
-        print(f"no VOIGHT_PSEUDONYM_KEY is set here: without one on every host {together}; --new-key makes one", file=sys.stderr)
+        print(
+            f"no VOIGHT_PSEUDONYM_KEY is set here: without one on every host {together}; "
+            "--new-key makes one",
+            file=sys.stderr,
+        )
     return 0

@@ -48,8 +48,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     add_format(parser, "table", "json")
     # `ledger`: the source is the ledger of the context, whose journal is ingested first.
-    parser.add_argument("--from", dest="ledger", metavar="URL", required=True, help="the ledger that has the calls")
-    parser.add_argument("--to", dest="target", metavar="URL", required=True, help="the ledger to copy into; created if it is missing")
+    parser.add_argument(
+        "--from", dest="ledger", metavar="URL", required=True, help="the ledger that has the calls"
+    )
+    parser.add_argument(
+        "--to",
+        dest="target",
+        metavar="URL",
+        required=True,
+        help="the ledger to copy into; created if it is missing",
+    )
     parser.add_argument("--dry-run", action="store_true", help="only count the calls to copy")
 
 
@@ -84,7 +92,9 @@ def _check(source: str, target: str) -> None:
         with contextlib.suppress(OSError):
             same = same or Path(sqlite_path(first)).samefile(sqlite_path(second))
     if same:
-        raise UserError(f"--from and --to are the same ledger, {shown_url(first)}: there is nothing to move")
+        raise UserError(
+            f"--from and --to are the same ledger, {shown_url(first)}: there is nothing to move"
+        )
 
 
 def _look(source: Ledger, url: str) -> Transfer:
@@ -147,45 +157,85 @@ def _columns() -> int:
 def _span(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"
+    return (
+        f"{hours} h {minutes:02} min"
+        if hours
+        else f"{minutes} min {seconds:02} s"
+        if minutes
+        else f"{seconds} s"
+    )
 
 
 def printable_lines(report: Transfer, source: str) -> str:
     """Return the result and the differences for a terminal."""
     if report.dry_run:
         counts = f"{_calls(report.copied)} and {report.jobs:,} submitted jobs"
-        lines = [f"would be moved: {counts}, of {_calls(report.calls)} in the source; nothing was written: run it without --dry-run"]
+        lines = [
+            (
+                f"would be moved: {counts}, of {_calls(report.calls)} in the source; nothing was "
+                "written: run it without --dry-run"
+            )
+        ]
     else:
-        lines = [f"moved: {_calls(report.copied)} and {report.jobs:,} submitted jobs, of {_calls(report.calls)} in the source"]
+        lines = [
+            (
+                f"moved: {_calls(report.copied)} and {report.jobs:,} submitted jobs, of "
+                f"{_calls(report.calls)} in the source"
+            )
+        ]
     if report.changed:
-        lines.append(f"{_calls(report.changed)} updated in the target: the source had a later owner, usage or price")
+        lines.append(
+            f"{_calls(report.changed)} updated in the target: the source had a later owner, usage "
+            "or price"
+        )
     if report.left:
-        lines.append(f"{_calls(report.left)} unchanged in the target, which has a later version of them")
-    lines += [f"refused: {call_id}: {reason}" for call_id, reason in list(report.refused.items())[:_LISTED]]
+        lines.append(
+            f"{_calls(report.left)} unchanged in the target, which has a later version of them"
+        )
+    lines += [
+        f"refused: {call_id}: {reason}"
+        for call_id, reason in list(report.refused.items())[:_LISTED]
+    ]
     if len(report.refused) > _LISTED:
         lines.append(f"refused: {len(report.refused) - _LISTED:,} more")
     if not report.dry_run and not report.differences:
-        lines.append("compared: calls, costs, unpriced and partly priced calls are the same on every day")
+        lines.append(
+            "compared: calls, costs, unpriced and partly priced calls are the same on every day"
+        )
     lines += [_difference(difference) for difference in report.differences[:_LISTED]]
     if len(report.differences) > _LISTED:
         lines.append(f"{len(report.differences) - _LISTED:,} more days differ")
     if not all(difference.rollups for difference in report.differences):
-        lines.append("If applications write into the source, run this again: no call is copied twice.")
+        lines.append(
+            "If applications write into the source, run this again: no call is copied twice."
+        )
     key = pseudonym_key_file(ledger_url(source))
     if key is not None and key.exists() and not report.dry_run:
-        lines.append(f"Its pseudonyms were made with the key in {key}: every host needs it, see VOIGHT_PSEUDONYM_KEY in docs/privacy.md.")
+        lines.append(
+            f"Its pseudonyms were made with the key in {key}: every host needs it, see "
+            "VOIGHT_PSEUDONYM_KEY in docs/privacy.md."
+        )
     return "\n".join(map(printable, lines))
 
 
 def _difference(difference: Difference) -> str:
     if difference.rollups:
-        return f"{difference.day}: the calls are right, but the target's sums of them are not: voight rebuild --ledger URL"
-    return f"{difference.day} differs: {_sums(difference.source)} in the source, {_sums(difference.target)} in the target"
+        return (
+            f"{difference.day}: the calls are right, but the target's sums of them are not: "
+            "voight rebuild --ledger URL"
+        )
+    return (
+        f"{difference.day} differs: {_sums(difference.source)} in the source, "
+        f"{_sums(difference.target)} in the target"
+    )
 
 
 def _sums(sums: Sums) -> str:
     cost = usd_text(from_femto(sums.cost_femto))
-    return f"{_calls(sums.calls)} of ${cost}, {sums.unpriced_calls:,} without a price, {sums.partial_calls:,} priced in part"
+    return (
+        f"{_calls(sums.calls)} of ${cost}, {sums.unpriced_calls:,} without a price, "
+        f"{sums.partial_calls:,} priced in part"
+    )
 
 
 def _calls(count: int) -> str:

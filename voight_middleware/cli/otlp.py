@@ -29,9 +29,24 @@ MIN_TOKEN = 16
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     add_ledger(parser)
-    parser.add_argument("--host", metavar="ADDRESS", default="127.0.0.1", help="default: 127.0.0.1; any other needs a token")
-    parser.add_argument("--port", metavar="N", type=_port, default=4318, help="default: 4318, the standard port of OTLP")
-    parser.add_argument("--token", metavar="TEXT", help="the bearer token of senders (default: VOIGHT_OTLP_TOKEN, which ps does not show)")
+    parser.add_argument(
+        "--host",
+        metavar="ADDRESS",
+        default="127.0.0.1",
+        help="default: 127.0.0.1; any other needs a token",
+    )
+    parser.add_argument(
+        "--port",
+        metavar="N",
+        type=_port,
+        default=4318,
+        help="default: 4318, the standard port of OTLP",
+    )
+    parser.add_argument(
+        "--token",
+        metavar="TEXT",
+        help="the bearer token of senders (default: VOIGHT_OTLP_TOKEN, which ps does not show)",
+    )
 
 
 def run(context: Context) -> int:
@@ -44,21 +59,36 @@ def run(context: Context) -> int:
 
     token = args.token if args.token is not None else os.environ.get("VOIGHT_OTLP_TOKEN")
     token = token.strip() if token is not None else None
-    if token is not None and not (len(token) >= MIN_TOKEN and token.isascii() and token.isprintable() and " " not in token):
-        raise UserError(f"a token has at least {MIN_TOKEN} characters, without spaces: make one with openssl rand -hex 32")
+    if token is not None and not (
+        len(token) >= MIN_TOKEN and token.isascii() and token.isprintable() and " " not in token
+    ):
+        raise UserError(
+            f"a token has at least {MIN_TOKEN} characters, without spaces: make one with openssl "
+            "rand -hex 32"
+        )
     if token is None and not is_loopback(args.host):
-        raise UserError(f"{args.host} can be reached from other hosts, which could write calls: set VOIGHT_OTLP_TOKEN")
+        raise UserError(
+            f"{args.host} can be reached from other hosts, which could write calls: set "
+            "VOIGHT_OTLP_TOKEN"
+        )
     try:
         server = Server(Meter(settings), args.host, args.port, token)
     except (OSError, OverflowError) as error:
         raise UserError(f"cannot listen on {args.host}, port {args.port}: {error}") from error
 
     def ready() -> None:
-        print(f"voight: receiving spans at {server.url}/v1/traces, into {shown_url(settings.ledger)}", file=sys.stderr, flush=True)
+        print(
+            f"voight: receiving spans at {server.url}/v1/traces, into {shown_url(settings.ledger)}",
+            file=sys.stderr,
+            flush=True,
+        )
 
     server.serve(ready)
     totals = server.receiver.totals
-    spans = f"{totals.repeated:,} spans of known calls, {totals.others:,} of no call, {totals.rejected:,} rejected"
+    spans = (
+        f"{totals.repeated:,} spans of known calls, {totals.others:,} of no call, "
+        f"{totals.rejected:,} rejected"
+    )
     print(f"voight: stopped; {totals.calls:,} calls stored, {spans}", file=sys.stderr)
     return 0
 

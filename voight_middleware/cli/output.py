@@ -34,7 +34,9 @@ def output(path: Path) -> Generator[IO[bytes]]:
             with target.open("wb") as file:
                 yield file
             return
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", suffix=".part", delete=False) as file:
+        with tempfile.NamedTemporaryFile(
+            dir=target.parent, prefix=f".{target.name}.", suffix=".part", delete=False
+        ) as file:
             try:
                 yield file
                 file.flush()

@@ -57,7 +57,9 @@ def build_parser() -> argparse.ArgumentParser:
     # The description lists the commands in their groups; argparse cannot.
     commands = parser.add_subparsers(prog="voight", metavar="COMMAND", help=argparse.SUPPRESS)
     families = {
-        name: commands.add_parser(name, description=f"{text}.").add_subparsers(title="commands", metavar="COMMAND", required=True)
+        name: commands.add_parser(name, description=f"{text}.").add_subparsers(
+            title="commands", metavar="COMMAND", required=True
+        )
         for name, text in _FAMILIES.items()
     }
     for name, command in COMMANDS.items():

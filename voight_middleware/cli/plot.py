@@ -94,7 +94,11 @@ def concentration(report: PlansReport, title: str, path: Path) -> None:
             for cost in row.costs:
                 so_far += cost
                 parts.append(so_far / total * 100)
-            axes.plot([100 * number / len(row.costs) for number in range(len(parts))], parts, label=_name(row.plan))
+            axes.plot(
+                [100 * number / len(row.costs) for number in range(len(parts))],
+                parts,
+                label=_name(row.plan),
+            )
     axes.plot([0, 100], [0, 100], color="0.7", linestyle=":", label="equal shares")
     axes.set_xlabel("% of the users of the plan, the most expensive first")
     axes.set_ylabel("% of their cost")

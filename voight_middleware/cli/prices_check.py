@@ -30,7 +30,10 @@ def run(context: Context) -> int:
 
     settings = context.settings
     if settings.prices is None:
-        print("no prices of your own: set VOIGHT_PRICES to the path of a TOML file, or use --prices FILE")
+        print(
+            "no prices of your own: set VOIGHT_PRICES to the path of a TOML file, or use --prices "
+            "FILE"
+        )
         return 0
     source = settings.sources.get("prices", "default")
     path = f"{printable(str(settings.prices))} ({source})"
@@ -40,8 +43,14 @@ def run(context: Context) -> int:
         for problem in error.problems:
             print(printable(problem), file=sys.stderr)
         count = len(error.problems)
-        print(f"{path}: {count} {'mistake' if count == 1 else 'mistakes'}, so nothing of it is used", file=sys.stderr)
+        print(
+            f"{path}: {count} {'mistake' if count == 1 else 'mistakes'}, so nothing of it is used",
+            file=sys.stderr,
+        )
         return 1
     rules, names = len(overrides.rules), len(overrides.deployments)
-    print(f"{path}: {rules} {'price' if rules == 1 else 'prices'}, {names} {'deployment' if names == 1 else 'deployments'}")
+    print(
+        f"{path}: {rules} {'price' if rules == 1 else 'prices'}, {names} "
+        f"{'deployment' if names == 1 else 'deployments'}"
+    )
     return 0

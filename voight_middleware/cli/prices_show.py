@@ -30,7 +30,17 @@ _TERMS = {
 """Terms that a price can depend on, in addition to the batch API."""
 
 _PROVIDERS = (
-    *("openai", "anthropic", "google", "mistral", "deepseek", "xai", "cohere", "perplexity", "groq"),
+    *(
+        "openai",
+        "anthropic",
+        "google",
+        "mistral",
+        "deepseek",
+        "xai",
+        "cohere",
+        "perplexity",
+        "groq",
+    ),
     *("azure", "bedrock", "vertex", "together", "fireworks", "openrouter"),
 )
 """The order of the providers if none is given."""
@@ -56,8 +66,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="openai, anthropic, azure, … (default: the first provider with a price for the model)",
     )
-    parser.add_argument("--at", metavar="TIME", help="the time of the prices: 2026-11-01, 7d, … (UTC; default: now)")
-    parser.add_argument("--host", metavar="HOST", help="the host of the API, such as eu.api.openai.com")
+    parser.add_argument(
+        "--at", metavar="TIME", help="the time of the prices: 2026-11-01, 7d, … (UTC; default: now)"
+    )
+    parser.add_argument(
+        "--host", metavar="HOST", help="the host of the API, such as eu.api.openai.com"
+    )
     parser.add_argument("--batch", action="store_true", help="the prices of the batch API")
     for term, text in _TERMS.items():
         parser.add_argument(f"--{term}", metavar="NAME", help=f"the {text} of the price")
@@ -154,10 +168,15 @@ def _lines(call: Call, terms: Terms, table: RateTable) -> Iterator[str]:
             least = f", at least {rates.minimum[name]:,} {name}" if name in rates.minimum else ""
             yield printable(f"  {name.ljust(width)}  {unit_price(name, _usd(femto))}{least}")
     record = json.loads(table.rows[0][1].provenance)
-    yield printable(f"from {origin(record.get('source'), record.get('version'), record.get('data'))}, as {record.get('model')}")
+    yield printable(
+        f"from {origin(record.get('source'), record.get('version'), record.get('data'))}, as "
+        f"{record.get('model')}"
+    )
     for rule in record.get("rules", ()):
         yield printable(f"rule {rule['id']}: {rule['source']}")
-    for reason in dict.fromkeys(reason for _, rates in table.rows for reason in (*rates.reasons, *rates.doubts.values())):
+    for reason in dict.fromkeys(
+        reason for _, rates in table.rows for reason in (*rates.reasons, *rates.doubts.values())
+    ):
         yield printable(f"partial: {reason}")
 
 
@@ -165,7 +184,7 @@ def origin(source: str | None, version: str | None, data: str | None) -> str:
     """Return the source of prices: ``genai-prices 0.2.3 (data 9f2c…)``, or ``rules`` alone."""
     if source is None or source == "rules":
         return "rules" if source else "an unknown source"
-    return f"{source}{'' if version is None else f' {version}'}{'' if data is None else f' (data {data})'}"
+    return f"{source}{'' if version is None else f' {version}'}{'' if data is None else f' (data {data})'}"  # noqa: E501
 
 
 def _usd(femto: int | Decimal) -> Decimal:

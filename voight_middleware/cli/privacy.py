@@ -8,7 +8,13 @@ from voight_middleware.cli.render import UserError
 from voight_middleware.config.settings import Settings
 from voight_middleware.ledger import DIMENSIONS, Ledger
 from voight_middleware.ledger.base import has_wildcard, literal
-from voight_middleware.pipeline.pseudonyms import finding_keys, known_as, policy_for, pseudonym, redacted
+from voight_middleware.pipeline.pseudonyms import (
+    finding_keys,
+    known_as,
+    policy_for,
+    pseudonym,
+    redacted,
+)
 from voight_middleware.records.pii import find
 from voight_middleware.records.tag_values import clean_value
 from voight_middleware.records.tags import Tags
@@ -32,8 +38,16 @@ def sought(dimension: str, value: str, settings: Settings) -> str | tuple[str, .
     if "*" in kept:
         return literal(kept)
     names = tuple(known_as(kept, settings))
-    if len(names) == 1 and policy_for(dimension, settings.pii) == "pseudonym" and find(value) is not None:
-        print(f"voight: {no_key(settings)}: the filter finds only calls that were stored under this {dimension} itself", file=sys.stderr)
+    if (
+        len(names) == 1
+        and policy_for(dimension, settings.pii) == "pseudonym"
+        and find(value) is not None
+    ):
+        print(
+            f"voight: {no_key(settings)}: the filter finds only calls that were stored under this "
+            f"{dimension} itself",
+            file=sys.stderr,
+        )
     return names if len(names) > 1 else kept
 
 
@@ -72,7 +86,10 @@ def ids_of(ledger: Ledger, value: str, settings: Settings) -> list[str]:
     if "*" not in value:
         for name in known_as(value, settings):
             if "*" in name:
-                ids |= {str(group.dimensions["user_id"]) for group in ledger.spend(["user_id"], {"user_id": name})}
+                ids |= {
+                    str(group.dimensions["user_id"])
+                    for group in ledger.spend(["user_id"], {"user_id": name})
+                }
             else:
                 ids.add(name)
     return sorted(ids - {""})
@@ -80,5 +97,7 @@ def ids_of(ledger: Ledger, value: str, settings: Settings) -> list[str]:
 
 def no_key(settings: Settings) -> str:
     """Return the message that there is no key for pseudonyms."""
-    beside = f", nor a key beside {settings.ledger}" if settings.ledger.startswith("sqlite:///") else ""
+    beside = (
+        f", nor a key beside {settings.ledger}" if settings.ledger.startswith("sqlite:///") else ""
+    )
     return f"VOIGHT_PSEUDONYM_KEY is not set here{beside}"

@@ -23,7 +23,9 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     add_ledger(parser)
-    parser.add_argument("value", metavar="VALUE", help="the id as your application sets it: alice@example.com")
+    parser.add_argument(
+        "value", metavar="VALUE", help="the id as your application sets it: alice@example.com"
+    )
 
 
 def run(context: Context) -> int:

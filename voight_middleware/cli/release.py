@@ -11,7 +11,16 @@ from voight_middleware.cli.arguments import add_report_arguments, positive
 from voight_middleware.cli.context import Context
 from voight_middleware.cli.json_values import moment, total_row
 from voight_middleware.cli.render import UserError, caveats, condition, money, note_of_calls
-from voight_middleware.cli.table import Column, amounts, change, print_notes, print_table, print_title, signed, texts
+from voight_middleware.cli.table import (
+    Column,
+    amounts,
+    change,
+    print_notes,
+    print_table,
+    print_title,
+    signed,
+    texts,
+)
 from voight_middleware.ledger import UnknownDimension
 from voight_middleware.records.money import from_femto
 from voight_middleware.reports.cost_drivers import FACTORS
@@ -42,8 +51,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     add_report_arguments(parser)
     parser.add_argument("release", metavar="REL", help="the name of a release")
-    parser.add_argument("--against", metavar="REL", default="previous", help="another release (default: previous, the one before it)")
-    parser.add_argument("--limit", metavar="N", type=positive, default=10, help="how many users (default: 10)")
+    parser.add_argument(
+        "--against",
+        metavar="REL",
+        default="previous",
+        help="another release (default: previous, the one before it)",
+    )
+    parser.add_argument(
+        "--limit", metavar="N", type=positive, default=10, help="how many users (default: 10)"
+    )
 
 
 def run(context: Context) -> int:
@@ -117,7 +133,9 @@ def _test(report: ReleaseReport) -> dict[str, Any]:
     return {
         "name": "Welch's t-test, two-sided, with Benjamini-Hochberg over all users and both costs",
         "false_discoveries": FALSE_DISCOVERIES,
-        "of": None if report.grain is None else f"the cost of each whole {report.grain}, and of a call in it",
+        "of": None
+        if report.grain is None
+        else f"the cost of each whole {report.grain}, and of a call in it",
         "tested": report.tested,
         "changed": report.changed,
     }
@@ -127,15 +145,28 @@ def _print(report: ReleaseReport, context: Context) -> None:
     before, after = report.before, report.after
     conditions = "".join(f" · {condition(item)}" for item in context.where.items())
     priced = ", as first priced" if context.original_prices else ""
-    print_title(f"Release {after.release} against {before.release}, US dollars per day{priced}{conditions}")
+    print_title(
+        f"Release {after.release} against {before.release}, US dollars per day{priced}{conditions}"
+    )
     rows = (*report.rows, report.total)
     split = [asdict(row.causes) if row.causes is not None else {} for row in rows]
     columns = [
         texts("user_id", [row.user_id for row in report.rows]),
         amounts("before", [row.before_per_day for row in rows]),
         amounts("after", [row.after_per_day for row in rows]),
-        amounts("difference", [row.difference_per_day for row in rows], written=signed, style="bold"),
-        *(amounts(f"by {factor}", [parts.get(factor) for parts in split], written=signed, absent="-", spare=3) for factor in FACTORS),
+        amounts(
+            "difference", [row.difference_per_day for row in rows], written=signed, style="bold"
+        ),
+        *(
+            amounts(
+                f"by {factor}",
+                [parts.get(factor) for parts in split],
+                written=signed,
+                absent="-",
+                spare=3,
+            )
+            for factor in FACTORS
+        ),
         Column("per day", [_verdict(row, row.per_day.verdict) for row in rows], right=False),
         Column("per call", [_change(row) for row in rows], right=False),
     ]
@@ -157,26 +188,50 @@ def _change(row: ReleaseRow) -> str:
 
 def _notes(report: ReleaseReport, context: Context) -> Iterator[str]:
     if report.more:
-        yield f"{report.more:,} more users are in the total: --limit {len(report.rows) + report.more}"
+        yield (
+            f"{report.more:,} more users are in the total: --limit {len(report.rows) + report.more}"
+        )
     for side in (report.before, report.after):
-        cost = "no price" if side.spend.cost_femto is None else money(from_femto(side.spend.cost_femto))
+        cost = (
+            "no price"
+            if side.spend.cost_femto is None
+            else money(from_femto(side.spend.cost_femto))
+        )
         until = moment(side.window.until, context.zone)
         yield (
-            f"{side.release}: {note_of_calls(side.spend.calls)}, {cost} in {float(side.days):.2f} days "
+            f"{side.release}: {note_of_calls(side.spend.calls)}, {cost} in {float(side.days):.2f} "
+            "days "
             f"from {moment(side.window.since, context.zone)} until {until}"
         )
         if side.later:
-            yield f"{side.release}: {note_of_calls(side.later)} after that, after the start of another release, not compared"
+            yield (
+                f"{side.release}: {note_of_calls(side.later)} after that, after the start of "
+                "another release, not compared"
+            )
         if side.spend.unpriced_calls:
-            yield f"{side.release}: {note_of_calls(side.spend.unpriced_calls)} without a price, in no cost and no cause"
-    yield "by …: the difference per day split by Shapley values over users, calls of a user, tokens of a call, models, and prices"
+            yield (
+                f"{side.release}: {note_of_calls(side.spend.unpriced_calls)} without a price, in "
+                "no cost and no cause"
+            )
+    yield (
+        "by …: the difference per day split by Shapley values over users, calls of a user, tokens "
+        "of a call, models, and prices"
+    )
     if report.grain is None:
-        yield "noise: not tested, as both releases need three whole days, or twelve whole hours, for that"
+        yield (
+            "noise: not tested, as both releases need three whole days, or twelve whole hours, "
+            "for that"
+        )
     else:
         yield (
-            f"noise: Welch's t-test over whole {report.grain}s, for the {report.tested:,} users who cost most; "
-            f"{report.changed:,} changed by more, at {FALSE_DISCOVERIES:.0%} false discoveries (Benjamini-Hochberg)"
+            f"noise: Welch's t-test over whole {report.grain}s, for the {report.tested:,} users "
+            "who cost most; "
+            f"{report.changed:,} changed by more, at {FALSE_DISCOVERIES:.0%} false discoveries "
+            "(Benjamini-Hochberg)"
         )
         if report.grain == "hour":
-            yield "the hours of a day differ anyway: run this again when both releases have three whole days"
+            yield (
+                "the hours of a day differ anyway: run this again when both releases have three "
+                "whole days"
+            )
     yield from caveats(report.after.spend, report.owners)

@@ -44,14 +44,19 @@ def need_rich() -> None:
         UserError: rich is not installed.
     """
     if importlib.util.find_spec("rich") is None:
-        raise UserError("tables need rich: pip install 'voight-middleware[cli]'; --format json and --format csv work without it")
+        raise UserError(
+            "tables need rich: pip install 'voight-middleware[cli]'; --format json and --format "
+            "csv work without it"
+        )
 
 
 def printable(text: str) -> str:
     """Escape control and invisible characters: no value may drive a terminal."""
     if text.isprintable():
         return text
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
 
 
 def for_terminal(line: bytes) -> str:
@@ -59,13 +64,17 @@ def for_terminal(line: bytes) -> str:
     return json.dumps(json.loads(line)) + "\n"
 
 
-def csv_text(header: Sequence[str], rows: Iterable[Mapping[str, object]], texts: Collection[str]) -> str:
+def csv_text(
+    header: Sequence[str], rows: Iterable[Mapping[str, object]], texts: Collection[str]
+) -> str:
     """Return rows as CSV; the columns in *texts* hold text of an application or a provider."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(map(_text_cell, header))
     for row in rows:
-        writer.writerow([_text_cell(value) if name in texts else value for name, value in row.items()])
+        writer.writerow(
+            [_text_cell(value) if name in texts else value for name, value in row.items()]
+        )
     return buffer.getvalue()
 
 
@@ -86,7 +95,9 @@ def title_of(subject: str, window: Window, where: Where, zone: tzinfo = UTC) -> 
     return printable(" · ".join((subject, describe(window, zone), *map(condition, where.items()))))
 
 
-def aligned(amounts: Sequence[Decimal | None], written: Callable[[Decimal], str] | None = None) -> list[str]:
+def aligned(
+    amounts: Sequence[Decimal | None], written: Callable[[Decimal], str] | None = None
+) -> list[str]:
     """Return US dollars at the same width, aligned at the point; None reads ``unpriced``."""
     texts = [None if amount is None else (written or money)(amount) for amount in amounts]
     wholes = [len(text.partition(".")[0]) for text in texts if text is not None]
@@ -145,7 +156,10 @@ def bar(share: Decimal | None) -> Text:
 def sparkline(values: Sequence[int | None]) -> str:
     """Return a line of bars, the largest at full height; None is a blank."""
     most = max((value for value in values if value), default=0)
-    return "".join(" " if value is None else _HEIGHTS[max(0, min(7, value * 8 // most if most else 0))] for value in values)
+    return "".join(
+        " " if value is None else _HEIGHTS[max(0, min(7, value * 8 // most if most else 0))]
+        for value in values
+    )
 
 
 def redacted_users(rows: Iterable[Spend]) -> Iterator[str]:
@@ -153,7 +167,10 @@ def redacted_users(rows: Iterable[Spend]) -> Iterator[str]:
     users = {str(row.dimensions["user_id"]) for row in rows if row.dimensions.get("user_id")}
     for user in sorted(users):
         if user.startswith("redacted:"):
-            yield f"{user} is every user whose id is personal data of that kind, kept without a key: set VOIGHT_PSEUDONYM_KEY on every host"
+            yield (
+                f"{user} is every user whose id is personal data of that kind, kept without a "
+                "key: set VOIGHT_PSEUDONYM_KEY on every host"
+            )
 
 
 def caveats(total: Spend, owners: Unattributed | None) -> list[str]:
@@ -161,21 +178,35 @@ def caveats(total: Spend, owners: Unattributed | None) -> list[str]:
     notes: list[str] = []
     if total.unpriced_calls:
         notes.append(
-            f"{note_of_calls(total.unpriced_calls)} of {total.calls:,} without a price, not in the cost: "
+            f"{note_of_calls(total.unpriced_calls)} of {total.calls:,} without a price, not in "
+            "the cost: "
             "voight spend --by provider,model --where cost_status=unpriced"
         )
     if total.partial_calls:
         notes.append(
-            f"{note_of_calls(total.partial_calls)} priced in part, so the cost may be too low or too high: "
+            f"{note_of_calls(total.partial_calls)} priced in part, so the cost may be too low or "
+            "too high: "
             "voight spend --by provider,model --where cost_status=partial"
         )
     if total.estimated_calls:
-        notes.append(f"{note_of_calls(total.estimated_calls)} with estimated tokens (streams that were broken off)")
-    if owners is not None and owners.unowned.calls:
-        cost = "" if owners.unowned.cost_femto is None else f", {money(from_femto(owners.unowned.cost_femto))}"
-        spend = "" if owners.share_of_spend is None else f" ({percent(owners.share_of_spend)} of the cost)"
         notes.append(
-            f"{note_of_calls(owners.unowned.calls)} ({percent(owners.share_of_calls)}){cost}{spend} without an owner: "
+            f"{note_of_calls(total.estimated_calls)} with estimated tokens (streams that were "
+            "broken off)"
+        )
+    if owners is not None and owners.unowned.calls:
+        cost = (
+            ""
+            if owners.unowned.cost_femto is None
+            else f", {money(from_femto(owners.unowned.cost_femto))}"
+        )
+        spend = (
+            ""
+            if owners.share_of_spend is None
+            else f" ({percent(owners.share_of_spend)} of the cost)"
+        )
+        notes.append(
+            f"{note_of_calls(owners.unowned.calls)} "
+            f"({percent(owners.share_of_calls)}){cost}{spend} without an owner: "
             "voight spend --by route --where user=-"
         )
     elif owners is not None:

@@ -67,7 +67,10 @@ def _warn_if_late(ledger: Ledger, journal: Path) -> None:
         return
     late = 0.0 if since is None else time.time() - since
     if late > LATE_SECONDS:
-        _warn(f"calls have waited in {journal} for {age(late)}, and are missing here: run voight doctor")
+        _warn(
+            f"calls have waited in {journal} for {age(late)}, and are missing here: run voight "
+            "doctor"
+        )
 
 
 def _warn(text: str) -> None:

@@ -11,7 +11,15 @@ from typing import Any
 from voight_middleware.cli.arguments import add_format, add_ledger, add_prices, add_selection
 from voight_middleware.cli.context import Context
 from voight_middleware.cli.render import csv_text, note_of_calls, title_of
-from voight_middleware.cli.table import amounts, counts, print_notes, print_table, print_title, signed, texts
+from voight_middleware.cli.table import (
+    amounts,
+    counts,
+    print_notes,
+    print_table,
+    print_title,
+    signed,
+    texts,
+)
 from voight_middleware.ledger import Where
 from voight_middleware.maintenance.repricing import Difference, Repricing, reprice
 from voight_middleware.reports.spend import usd
@@ -83,7 +91,9 @@ def print_repricing(report: Repricing, where: Where) -> None:
             counts("changed", [row.changed for row in every]),
             amounts("before", [row.before_femto for row in every]),
             amounts("after", [row.after_femto for row in every]),
-            amounts("difference", [row.difference_femto for row in every], written=signed, style="bold"),
+            amounts(
+                "difference", [row.difference_femto for row in every], written=signed, style="bold"
+            ),
         ]
         print_table(columns)
     print_notes(_notes(report))
@@ -97,11 +107,20 @@ def _notes(report: Repricing) -> Iterator[str]:
     if not total.changed:
         yield f"{note_of_calls(total.calls)} looked at: no price has changed"
     elif report.dry_run:
-        yield f"{note_of_calls(total.changed)} would get a new price; nothing was written: run it without --dry-run"
+        yield (
+            f"{note_of_calls(total.changed)} would get a new price; nothing was written: run it "
+            "without --dry-run"
+        )
     else:
-        yield f"{note_of_calls(report.written)} got a new price; --original-prices and voight explain CALL_ID show the former ones"
+        yield (
+            f"{note_of_calls(report.written)} got a new price; --original-prices and voight "
+            "explain CALL_ID show the former ones"
+        )
     if not report.dry_run and report.written < total.changed:
-        yield f"{note_of_calls(total.changed - report.written)} changed in another process meanwhile: run it again"
+        yield (
+            f"{note_of_calls(total.changed - report.written)} changed in another process "
+            "meanwhile: run it again"
+        )
     for name, before, after in (
         ("without a price", total.unpriced_before, total.unpriced_after),
         ("priced in part", total.partial_before, total.partial_after),
@@ -111,13 +130,19 @@ def _notes(report: Repricing) -> Iterator[str]:
     if report.priced_by_own:
         yield priced_by_own(report)
     if report.passed_over:
-        yield f"{note_of_calls(report.passed_over)} left as they are: the provider reported no usage to price them by"
+        yield (
+            f"{note_of_calls(report.passed_over)} left as they are: the provider reported no "
+            "usage to price them by"
+        )
 
 
 def priced_by_own(report: Repricing) -> str:
     """Note the calls that keep the prices of the user's own file."""
     count = note_of_calls(report.priced_by_own)
-    return f"{count} left as they are: they have prices of your own: use --prices FILE (an empty file drops them)"
+    return (
+        f"{count} left as they are: they have prices of your own: use --prices FILE (an empty "
+        "file drops them)"
+    )
 
 
 def _row(difference: Difference) -> dict[str, Any]:

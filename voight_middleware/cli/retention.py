@@ -33,7 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     add_ledger(parser)
     add_format(parser, "table", "json")
-    parser.add_argument("--keep", metavar="DAYS", required=True, help="the age of the oldest call to keep, such as 400d")
+    parser.add_argument(
+        "--keep",
+        metavar="DAYS",
+        required=True,
+        help="the age of the oldest call to keep, such as 400d",
+    )
     parser.add_argument("--dry-run", action="store_true", help="only show the calls to delete")
     parser.add_argument("--yes", action="store_true", help="delete them")
 
@@ -44,7 +49,9 @@ def run(context: Context) -> int:
     match = re.fullmatch(r"([0-9]{1,5})d", args.keep)
     days = int(match[1]) if match else 0
     if not 1 <= days <= _MAX_DAYS:
-        raise UserError(f"--keep is a number of days, such as 400d (1d to {_MAX_DAYS}d), not {args.keep!r}")
+        raise UserError(
+            f"--keep is a number of days, such as 400d (1d to {_MAX_DAYS}d), not {args.keep!r}"
+        )
     deletes = args.yes and not args.dry_run
     until = time.time_ns() // 1000 - days * _DAY
     if deletes:

@@ -70,15 +70,24 @@ examples:
   voight spend --by day --since month
   voight spend --by plan,model --where plan=free --format csv
   voight spend --by release --since 2026-11-01 --until 2026-11-30 --format json
-"""
+"""  # noqa: E501
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     add_report_arguments(parser)
-    parser.add_argument("--by", metavar="KEY,KEY", default="", help="the dimensions of a row (default: one row, the total)")
+    parser.add_argument(
+        "--by",
+        metavar="KEY,KEY",
+        default="",
+        help="the dimensions of a row (default: one row, the total)",
+    )
     parser.add_argument("--limit", metavar="N", type=positive, help="how many rows (default: all)")
-    parser.add_argument("--plot", metavar="FILE", help="draw spend over time, of --by day or --by day,plan: FILE.png or FILE.svg")
+    parser.add_argument(
+        "--plot",
+        metavar="FILE",
+        help="draw spend over time, of --by day or --by day,plan: FILE.png or FILE.svg",
+    )
 
 
 def run(context: Context) -> int:
@@ -131,7 +140,10 @@ def print_spend(report: SpendReport, where: Where, owners: Unattributed | None) 
         return
     rows = report.rows if report.by else ()
     groups = (*rows, report.total)
-    labels = [texts(name, [row.dimensions[name] for row in rows], ("" if number else "total",)) for number, name in enumerate(report.by)]
+    labels = [
+        texts(name, [row.dimensions[name] for row in rows], ("" if number else "total",))
+        for number, name in enumerate(report.by)
+    ]
     columns = [
         *(labels or [texts("", [])]),
         counts("calls", [group.calls for group in groups]),
@@ -162,7 +174,7 @@ def _without_owner(ledger: Ledger, report: SpendReport, where: Where) -> Unattri
 
 def _notes(report: SpendReport, owners: Unattributed | None) -> Iterator[str]:
     if report.more:
-        yield f"{report.more:,} more rows are in the total: --limit {len(report.rows) + report.more}"
+        yield f"{report.more:,} more rows are in the total: --limit {len(report.rows) + report.more}"  # noqa: E501
     yield from redacted_users(report.rows)
     yield from caveats(report.total, owners)
 
@@ -178,7 +190,9 @@ def _lines_of_time(report: SpendReport) -> Iterator[Text]:
     costs: dict[str | None, dict[str | None, int | None]] = {}
     for row in report.rows:
         costs.setdefault(row.dimensions[second], {})[row.dimensions[first]] = row.cost_femto
-    totals = {value: sum(cost or 0 for cost in of_value.values()) for value, of_value in costs.items()}
+    totals = {
+        value: sum(cost or 0 for cost in of_value.values()) for value, of_value in costs.items()
+    }
     values = sorted(costs, key=lambda value: -totals[value])[:_LINES_SHOWN]
     labels = [dimension(value) for value in values]
     width = max(map(len, labels))

@@ -7,13 +7,23 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from voight_middleware.cli.render import aligned, bar, console_for_tables, dimension, money, percent, printable
+from voight_middleware.cli.render import (
+    aligned,
+    bar,
+    console_for_tables,
+    dimension,
+    money,
+    percent,
+    printable,
+)
 from voight_middleware.records.money import from_femto
 
 if TYPE_CHECKING:
     from rich.text import Text
 
-NO_CALLS = "No call matches. `voight spend` shows what there is; `voight doctor` says where calls go."
+NO_CALLS = (
+    "No call matches. `voight spend` shows what there is; `voight doctor` says where calls go."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +45,9 @@ def texts(name: str, values: Iterable[str | None], footer: Sequence[str] = ("tot
     """Return a column of text from applications and providers; None reads ``(none)``."""
     from rich.text import Text
 
-    return Column(printable(name), [*map(dimension, values), *map(Text, footer)], right=False, wide=True)
+    return Column(
+        printable(name), [*map(dimension, values), *map(Text, footer)], right=False, wide=True
+    )
 
 
 def whole(name: str, values: Iterable[str | None], spare: int = 0) -> Column:
@@ -114,11 +126,21 @@ def print_table(columns: Sequence[Column], *, footers: int = 1) -> None:
         total = number >= len(rows) - footers
         if total and number == len(rows) - footers:
             table.add_section()
-        cells = [_cell(cell, "" if total else column.style) for cell, column in zip(row, columns, strict=True)]
+        cells = [
+            _cell(cell, "" if total else column.style)
+            for cell, column in zip(row, columns, strict=True)
+        ]
         table.add_row(*cells, style="bold" if total else "")
     console.print(table)
     if left_out:
-        print_notes([f"not shown in {console.width} columns: {left_out}; widen the terminal, or use --format csv"])
+        print_notes(
+            [
+                (
+                    f"not shown in {console.width} columns: {left_out}; widen the terminal, or use "
+                    "--format csv"
+                )
+            ]
+        )
 
 
 def print_title(text: str) -> None:
@@ -153,7 +175,9 @@ def _cell(cell: Any, style: str) -> Text:
 def _fitting(columns: Sequence[Column], width: int) -> list[Column]:
     """Drop columns that can be spared until the others fit."""
     kept = list(columns)
-    while sum(_width(column) + 3 for column in kept) > width and (most := max((column.spare for column in kept), default=0)):
+    while sum(_width(column) + 3 for column in kept) > width and (
+        most := max((column.spare for column in kept), default=0)
+    ):
         kept.remove(next(column for column in reversed(kept) if column.spare == most))
     return kept
 

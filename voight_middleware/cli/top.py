@@ -9,7 +9,15 @@ from datetime import tzinfo
 from voight_middleware.cli.arguments import add_report_arguments, names, positive
 from voight_middleware.cli.context import Context
 from voight_middleware.cli.json_values import moment, rate, span, total_row
-from voight_middleware.cli.render import UserError, caveats, money, note_of_calls, percent, redacted_users, title_of
+from voight_middleware.cli.render import (
+    UserError,
+    caveats,
+    money,
+    note_of_calls,
+    percent,
+    redacted_users,
+    title_of,
+)
 from voight_middleware.cli.table import (
     NO_CALLS,
     Column,
@@ -42,7 +50,15 @@ examples:
   voight top --by feature                         your own key: voight.tag(feature="summary")
 """
 
-_HEADER = ("share", "cache_hit_rate", "cost_per_call_usd", "before_calls", "before_cost_usd", "trend", "status")
+_HEADER = (
+    "share",
+    "cache_hit_rate",
+    "cost_per_call_usd",
+    "before_calls",
+    "before_cost_usd",
+    "trend",
+    "status",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="user",
         help="user, tenant, plan, model, route, …, or an extra key (default: user)",
     )
-    parser.add_argument("--limit", metavar="N", type=positive, default=10, help="how many rows (default: 10)")
+    parser.add_argument(
+        "--limit", metavar="N", type=positive, default=10, help="how many rows (default: 10)"
+    )
 
 
 def run(context: Context) -> int:
@@ -101,7 +119,9 @@ def _figures(row: TopRow) -> dict[str, object]:
 
 
 def _print(report: TopReport, context: Context) -> None:
-    subject = f"Spend by {', '.join(report.by)}" + (", as first priced" if report.original_prices else "")
+    subject = f"Spend by {', '.join(report.by)}" + (
+        ", as first priced" if report.original_prices else ""
+    )
     print_title(title_of(subject, report.window, context.where, context.zone))
     if not report.total.spend.calls:
         print_notes([NO_CALLS])
@@ -109,7 +129,11 @@ def _print(report: TopReport, context: Context) -> None:
     all_rows = (*report.rows, report.total)
     groups = [row.spend for row in all_rows]
     dimensions = [
-        texts(name, [row.spend.dimensions[name] for row in report.rows], ("total" if not number else "",))
+        texts(
+            name,
+            [row.spend.dimensions[name] for row in report.rows],
+            ("total" if not number else "",),
+        )
         for number, name in enumerate(report.by)
     ]
     columns = [
@@ -131,18 +155,32 @@ def _print(report: TopReport, context: Context) -> None:
 
 def _notes(report: TopReport, zone: tzinfo) -> Iterator[str]:
     if report.more:
-        yield f"{report.more:,} more rows are in the total: --limit {len(report.rows) + report.more}"
+        yield f"{report.more:,} more rows are in the total: --limit {len(report.rows) + report.more}"  # noqa: E501
     if report.compared_with is not None and report.total.before is not None:
         before = report.total.before
-        cost = "no calls" if not before.calls else "unpriced" if before.cost_femto is None else money(from_femto(before.cost_femto))
+        cost = (
+            "no calls"
+            if not before.calls
+            else "unpriced"
+            if before.cost_femto is None
+            else money(from_femto(before.cost_femto))
+        )
         yield f"trend: against the time {describe(report.compared_with, zone)} ({cost})"
         if report.begins is not None:
-            yield f"the ledger does not have all of that time: its first call was at {moment(report.begins, zone)}"
+            yield (
+                "the ledger does not have all of that time: its first call was at "
+                f"{moment(report.begins, zone)}"
+            )
         if before.unpriced_calls:
-            yield f"{note_of_calls(before.unpriced_calls)} of {before.calls:,} of that time without a price"
+            yield (
+                f"{note_of_calls(before.unpriced_calls)} of {before.calls:,} of that time without "
+                "a price"
+            )
     for row in report.gone:
         if row.before is not None and row.before.cost_femto is not None:
-            name = ", ".join("(none)" if value is None else value for value in row.spend.dimensions.values())
+            name = ", ".join(
+                "(none)" if value is None else value for value in row.spend.dimensions.values()
+            )
             part = "" if report.total.before is None else _part(row, report.total)
             yield f"gone: {name}, {money(from_femto(row.before.cost_femto))}{part} then"
     yield from redacted_users(row.spend for row in report.rows)

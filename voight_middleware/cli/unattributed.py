@@ -10,10 +10,27 @@ from voight_middleware.cli.arguments import add_report_arguments, names, positiv
 from voight_middleware.cli.context import Context
 from voight_middleware.cli.json_values import rate
 from voight_middleware.cli.render import UserError, caveats, note_of_calls, percent, title_of
-from voight_middleware.cli.table import NO_CALLS, Column, amounts, counts, print_notes, print_table, print_title, rates, shares, texts
+from voight_middleware.cli.table import (
+    NO_CALLS,
+    Column,
+    amounts,
+    counts,
+    print_notes,
+    print_table,
+    print_title,
+    rates,
+    shares,
+    texts,
+)
 from voight_middleware.ledger import Spend
 from voight_middleware.reports.spend import as_row, ratio, usd
-from voight_middleware.reports.unattributed import Section, Source, UnattributedReport, UnattributedRow, unattributed
+from voight_middleware.reports.unattributed import (
+    Section,
+    Source,
+    UnattributedReport,
+    UnattributedRow,
+    unattributed,
+)
 
 HELP = "Find calls without a user, and the remedy"
 EXAMPLES = """\
@@ -27,8 +44,15 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     add_report_arguments(parser)
-    parser.add_argument("--by", metavar="KEY,KEY", default="", help="the dimensions of a row (default: route, then model)")
-    parser.add_argument("--limit", metavar="N", type=positive, default=10, help="how many rows (default: 10)")
+    parser.add_argument(
+        "--by",
+        metavar="KEY,KEY",
+        default="",
+        help="the dimensions of a row (default: route, then model)",
+    )
+    parser.add_argument(
+        "--limit", metavar="N", type=positive, default=10, help="how many rows (default: 10)"
+    )
 
 
 def run(context: Context) -> int:
@@ -54,9 +78,16 @@ def run(context: Context) -> int:
         "unowned": as_row(report.owners.unowned),
         "total": as_row(report.owners.total),
         "sources": list(map(_source, report.sources)),
-        "sections": [{"by": section.by, "rows": list(map(_row, section.rows)), "more": section.more} for section in report.sections],
+        "sections": [
+            {"by": section.by, "rows": list(map(_row, section.rows)), "more": section.more}
+            for section in report.sections
+        ],
     }
-    rows = [_row(row) for section in report.sections for row in section.rows] if context.args.format == "csv" or by else []
+    rows = (
+        [_row(row) for section in report.sections for row in section.rows]
+        if context.args.format == "csv" or by
+        else []
+    )
     group = Spend(dict.fromkeys(groupings[0]))
     header = list(_row(UnattributedRow(group, group, None, None)))
     return context.print_report(rows, groupings[0], about, lambda: _print(report, context), header)
@@ -97,8 +128,20 @@ def _print(report: UnattributedReport, context: Context) -> None:
         texts("attribution", [source.attribution for source in sources]),
         counts("calls", [*(source.spend.calls for source in sources), totals[0]]),
         counts("without owner", [*(source.unowned.calls for source in sources), totals[1]]),
-        rates("of its calls", [*(ratio(source.unowned.calls, source.spend.calls) for source in sources), owners.share_of_calls]),
-        amounts("cost", [group.sum_femto for group in (*(source.unowned for source in sources), owners.unowned)]),
+        rates(
+            "of its calls",
+            [
+                *(ratio(source.unowned.calls, source.spend.calls) for source in sources),
+                owners.share_of_calls,
+            ],
+        ),
+        amounts(
+            "cost",
+            [
+                group.sum_femto
+                for group in (*(source.unowned for source in sources), owners.unowned)
+            ],
+        ),
     ]
     print_table(columns)
     print_notes(_advice(report))
@@ -112,8 +155,15 @@ def _advice(report: UnattributedReport) -> Iterator[str]:
     if not owners.unowned.calls:
         yield "every call has an owner"
     else:
-        spend = "" if owners.share_of_spend is None else f", {percent(owners.share_of_spend)} of the cost"
-        yield f"{note_of_calls(owners.unowned.calls)} of {owners.total.calls:,} ({percent(owners.share_of_calls)}{spend}) without an owner"
+        spend = (
+            ""
+            if owners.share_of_spend is None
+            else f", {percent(owners.share_of_spend)} of the cost"
+        )
+        yield (
+            f"{note_of_calls(owners.unowned.calls)} of {owners.total.calls:,} "
+            f"({percent(owners.share_of_calls)}{spend}) without an owner"
+        )
     for source in report.sources:
         if source.advice is not None:
             yield f"{source.attribution}: {source.advice}"
@@ -122,15 +172,21 @@ def _advice(report: UnattributedReport) -> Iterator[str]:
 def _print_section(section: Section, total: Spend) -> None:
     rows = section.rows
     columns: list[Column] = [
-        texts(name, [row.unowned.dimensions[name] for row in rows], ("total" if not number else "",))
+        texts(
+            name, [row.unowned.dimensions[name] for row in rows], ("total" if not number else "",)
+        )
         for number, name in enumerate(section.by)
     ]
     columns += [
         counts("without owner", [*(row.unowned.calls for row in rows), total.calls]),
         rates("of its calls", [*(ratio(row.unowned.calls, row.all.calls) for row in rows), None]),
-        amounts("cost", [*(row.unowned.cost_femto for row in rows), total.cost_femto], style="bold"),
+        amounts(
+            "cost", [*(row.unowned.cost_femto for row in rows), total.cost_femto], style="bold"
+        ),
         shares("share", [row.share_of_spend for row in rows]),
     ]
     print_table(columns)
     if section.more:
-        print_notes([f"{section.more:,} more rows are in the total: --limit {len(rows) + section.more}"])
+        print_notes(
+            [f"{section.more:,} more rows are in the total: --limit {len(rows) + section.more}"]
+        )

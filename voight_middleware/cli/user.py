@@ -13,7 +13,16 @@ from voight_middleware.cli.context import Context
 from voight_middleware.cli.json_values import moment
 from voight_middleware.cli.privacy import ids_of, no_key
 from voight_middleware.cli.render import UserError, caveats, sparkline, title_of
-from voight_middleware.cli.table import amounts, counts, print_notes, print_table, print_title, shares, texts, whole
+from voight_middleware.cli.table import (
+    amounts,
+    counts,
+    print_notes,
+    print_table,
+    print_title,
+    shares,
+    texts,
+    whole,
+)
 from voight_middleware.ledger import Spend
 from voight_middleware.pipeline.pseudonyms import finding_keys
 from voight_middleware.records.call import Call
@@ -38,7 +47,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     add_report_arguments(parser)
     parser.add_argument("user", metavar="ID", help="the id of a user, as your application sets it")
-    parser.add_argument("--last", metavar="N", type=positive, default=10, help="how many of the last calls (default: 10)")
+    parser.add_argument(
+        "--last",
+        metavar="N",
+        type=positive,
+        default=10,
+        help="how many of the last calls (default: 10)",
+    )
 
 
 def run(context: Context) -> int:
@@ -60,7 +75,10 @@ def run(context: Context) -> int:
         zone=context.zone,
     )
     if not report.total.calls:
-        raise UserError(f"there is no call of {report.user_id!r} here; voight top --by user lists the users{_lost_key(context)}")
+        raise UserError(
+            f"there is no call of {report.user_id!r} here; voight top --by user lists the "
+            f"users{_lost_key(context)}"
+        )
     about = {
         "user_id": report.user_id,
         "total": as_row(report.total),
@@ -76,10 +94,26 @@ def _lost_key(context: Context) -> str:
     if find(context.args.user) is None or finding_keys(context.settings):
         return ""
     users = context.ledger.spend(["user_id"], {"user_id": "*:v*:*"}, limit=1)
-    return f". {no_key(context.settings)}, and users are kept under pseudonyms here: give the key of the application" if users else ""
+    return (
+        f". {no_key(context.settings)}, and users are kept under pseudonyms here: give the key of "
+        "the application"
+        if users
+        else ""
+    )
 
 
-_TEXTS = ("call_id", "provider", "model", "route", "release", "plan", "tenant_id", "outcome", "attribution", "cost_status")
+_TEXTS = (
+    "call_id",
+    "provider",
+    "model",
+    "route",
+    "release",
+    "plan",
+    "tenant_id",
+    "outcome",
+    "attribution",
+    "cost_status",
+)
 
 
 def _call(call: Call, context: Context) -> dict[str, Any]:
@@ -116,7 +150,9 @@ def _print(report: UserReport, context: Context) -> None:
         [
             whole("last calls", [_second(call, context) for call in calls]),
             whole("id", [call.call_id for call in calls]),
-            replace(texts("model", [call.model or call.requested_model for call in calls], ()), spare=2),
+            replace(
+                texts("model", [call.model or call.requested_model for call in calls], ()), spare=2
+            ),
             replace(texts("route", [call.tags.route for call in calls], ()), spare=3),
             whole("outcome", [call.outcome for call in calls], 1),
             amounts("cost", [call.cost_femto for call in calls]),
@@ -149,5 +185,7 @@ def _timeline(report: UserReport) -> Iterator[str]:
     costs = {str(day.dimensions["day"]): day.cost_femto or 0 for day in report.days}
     first, last = date.fromisoformat(min(costs)), date.fromisoformat(max(costs))
     first = max(first, last - timedelta(days=_DAYS_SHOWN - 1))
-    days = [(first + timedelta(days=number)).isoformat() for number in range((last - first).days + 1)]
+    days = [
+        (first + timedelta(days=number)).isoformat() for number in range((last - first).days + 1)
+    ]
     yield f"cost per day from {first} to {last}: {sparkline([costs.get(day) for day in days])}"

@@ -10,7 +10,17 @@ from voight_middleware.cli.arguments import add_prices, add_report_arguments, na
 from voight_middleware.cli.context import Context
 from voight_middleware.cli.json_values import rate, total_row
 from voight_middleware.cli.render import UserError, caveats, money, note_of_calls, title_of
-from voight_middleware.cli.table import Column, amounts, change, counts, print_notes, print_table, print_title, signed, texts
+from voight_middleware.cli.table import (
+    Column,
+    amounts,
+    change,
+    counts,
+    print_notes,
+    print_table,
+    print_title,
+    signed,
+    texts,
+)
 from voight_middleware.records.money import from_femto
 from voight_middleware.reports.spend import ratio, usd
 from voight_middleware.reports.whatif import NoSuchModel, WhatIfReport, WhatIfRow, what_if
@@ -30,8 +40,16 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     add_report_arguments(parser)
-    parser.add_argument("--model", metavar="A=B,…", action="append", required=True, help="price calls of model A as calls of model B")
-    parser.add_argument("--by", metavar="KEY,KEY", default="model", help="the dimensions of a row (default: model)")
+    parser.add_argument(
+        "--model",
+        metavar="A=B,…",
+        action="append",
+        required=True,
+        help="price calls of model A as calls of model B",
+    )
+    parser.add_argument(
+        "--by", metavar="KEY,KEY", default="model", help="the dimensions of a row (default: model)"
+    )
     parser.add_argument("--limit", metavar="N", type=positive, help="how many rows (default: all)")
     add_prices(parser)
 
@@ -40,14 +58,25 @@ def run(context: Context) -> int:
     """Print the report."""
     args = context.args
     if context.original_prices:
-        raise UserError("--original-prices does not apply here: calls are priced by today's price book")
+        raise UserError(
+            "--original-prices does not apply here: calls are priced by today's price book"
+        )
     by = names(args.by)
     if not by:
         raise UserError("--by needs a dimension, such as user, plan or model")
     book = context.open_prices()
     try:
         models = read_models(args.model)
-        report = what_if(context.ledger, book, models, by, context.where, context.window, limit=args.limit, zone=context.zone)
+        report = what_if(
+            context.ledger,
+            book,
+            models,
+            by,
+            context.where,
+            context.window,
+            limit=args.limit,
+            zone=context.zone,
+        )
     except NoSuchModel as error:
         raise UserError(str(error)) from error
     about = {
@@ -109,10 +138,18 @@ def _print(report: WhatIfReport, context: Context) -> None:
     columns += [
         counts("calls", [row.calls for row in rows]),
         counts("compared", [row.compared for row in rows]),
-        amounts("cost", [None if row is None else row.before_femto for row in compared], absent="-"),
-        amounts("would be", [None if row is None else row.after_femto for row in compared], absent="-"),
         amounts(
-            "difference", [None if row is None else row.difference_femto for row in compared], written=signed, style="bold", absent="-"
+            "cost", [None if row is None else row.before_femto for row in compared], absent="-"
+        ),
+        amounts(
+            "would be", [None if row is None else row.after_femto for row in compared], absent="-"
+        ),
+        amounts(
+            "difference",
+            [None if row is None else row.difference_femto for row in compared],
+            written=signed,
+            style="bold",
+            absent="-",
         ),
         Column("", [change(ratio(row.difference_femto, row.before_femto)) for row in rows]),
     ]
@@ -123,16 +160,25 @@ def _print(report: WhatIfReport, context: Context) -> None:
 def _notes(report: WhatIfReport) -> Iterator[str]:
     total = report.total
     if report.more:
-        yield f"{report.more:,} more rows are in the total: --limit {len(report.rows) + report.more}"
+        yield f"{report.more:,} more rows are in the total: --limit {len(report.rows) + report.more}"  # noqa: E501
     yield "an estimate: the same tokens at other prices; another model counts tokens differently"
     yield f"models replaced: {', '.join(report.replaced)}"
     if report.spend.cost_femto is not None and report.bill_femto is not None:
-        yield f"all calls of this time: {money(from_femto(report.spend.cost_femto))}, would be {money(from_femto(report.bill_femto))}"
+        yield (
+            f"all calls of this time: {money(from_femto(report.spend.cost_femto))}, would be "
+            f"{money(from_femto(report.bill_femto))}"
+        )
     if total.unpriced_before:
         yield f"{note_of_calls(total.unpriced_before)} without a price as they are, not compared"
     if total.unpriced_after:
         cost = money(from_femto(total.left_out_femto))
-        yield f"{note_of_calls(total.unpriced_after)} ({cost}) without a price as the other model, not compared"
+        yield (
+            f"{note_of_calls(total.unpriced_after)} ({cost}) without a price as the other model, "
+            "not compared"
+        )
     if total.partial:
-        yield f"{note_of_calls(total.partial)} priced in part as the other model: the estimate may be too low or too high"
+        yield (
+            f"{note_of_calls(total.partial)} priced in part as the other model: the estimate may "
+            "be too low or too high"
+        )
     yield from caveats(report.spend, report.owners)

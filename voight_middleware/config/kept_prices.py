@@ -41,7 +41,14 @@ class Stamp:
     begins.
     """
 
-    def __init__(self, folder: Path, prices: Path | None = None, *, ingests: bool = False, broken_settings: Path | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        prices: Path | None = None,
+        *,
+        ingests: bool = False,
+        broken_settings: Path | None = None,
+    ) -> None:
         self._folder = folder
         self._path = broken_settings or prices
         self._is_settings = broken_settings is not None
@@ -62,7 +69,9 @@ class Stamp:
             if not self._is_settings:
                 with contextlib.suppress(OSError, UnicodeDecodeError):
                     content = self._path.read_text(encoding="utf-8")
-            self._kept = msgspec.json.encode(KeptPrices(str(self._path), content, self._is_settings))
+            self._kept = msgspec.json.encode(
+                KeptPrices(str(self._path), content, self._is_settings)
+            )
         name = _digest(self._kept)
         place = _place(self._folder, name)
         if not place.exists():

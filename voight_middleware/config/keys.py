@@ -35,13 +35,21 @@ def read_keys(text: str, source: str, what: str = "pseudonym key") -> tuple[Pseu
     if not any(parts):
         keys = [PseudonymKey("v1", text.strip())]
     elif not all(parts):
-        raise SettingsError(f"{source}: write {what}s as v2:<secret>,v1:<secret before>, without a comma in a secret")
+        raise SettingsError(
+            f"{source}: write {what}s as v2:<secret>,v1:<secret before>, without a comma in a "
+            "secret"
+        )
     else:
         keys = [PseudonymKey(match[1], match[2].strip()) for match in parts if match is not None]
     for key in keys:
         if len(key.secret) < MIN_SECRET:
             advice = f"at least {MIN_SECRET} characters, for example from: openssl rand -hex 32"
-            raise SettingsError(f"{source}: the secret of {what} {key.version} has {len(key.secret)} characters; use {advice}")
+            raise SettingsError(
+                f"{source}: the secret of {what} {key.version} has {len(key.secret)} characters; "
+                f"use {advice}"
+            )
     if len({key.version for key in keys}) < len(keys):
-        raise SettingsError(f"{source}: two {what}s have the same version; give the new one the next number")
+        raise SettingsError(
+            f"{source}: two {what}s have the same version; give the new one the next number"
+        )
     return tuple(keys)

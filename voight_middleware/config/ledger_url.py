@@ -7,12 +7,20 @@ import re
 from voight_middleware.config.values import SettingsError, absolute
 
 SCHEMES = ("sqlite", "postgresql", "postgres", "clickhouse")
-_FORMS = "write sqlite:////var/lib/app/ledger.db, postgresql://user@host/database or clickhouse://user@host/database"
-_SERVER = "user:password@host/database, with the special characters of a password percent-encoded (@ as %40, / as %2F, : as %3A, ? as %3F)"
+_FORMS = (
+    "write sqlite:////var/lib/app/ledger.db, postgresql://user@host/database or "
+    "clickhouse://user@host/database"
+)
+_SERVER = (
+    "user:password@host/database, with the special characters of a password percent-encoded (@ as "
+    "%40, / as %2F, : as %3A, ? as %3F)"
+)
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://")
-_WITHOUT_SLASHES = re.compile(r"(postgres(ql)?|clickhouse|mysql|mariadb|https?)(\+[a-z0-9]+)?:", re.IGNORECASE)
+_WITHOUT_SLASHES = re.compile(
+    r"(postgres(ql)?|clickhouse|mysql|mariadb|https?)(\+[a-z0-9]+)?:", re.IGNORECASE
+)
 _CONNECTION_STRING = re.compile(
-    r"\s*[A-Za-z_ ]{1,40}=.*\b(host|hostaddr|server|service|dbname|database|user|password|port)\s*=|"
+    r"\s*[A-Za-z_ ]{1,40}=.*\b(host|hostaddr|server|service|dbname|database|user|password|port)\s*=|"  # noqa: E501
     r"\s*(host|hostaddr|service|dbname|user|password|port)\s*=",
     re.IGNORECASE | re.DOTALL,
 )
@@ -38,15 +46,22 @@ def ledger_url(place: str) -> str:
         raise SettingsError(f"{shown_url(place)!r} is not a ledger URL; {_FORMS}")
     if match is not None and scheme != "sqlite":
         if not _has_port(place[match.end() :]):
-            raise SettingsError(f"the port of the ledger {shown_url(place)!r} is not a number: write {scheme}://{_SERVER}")
+            raise SettingsError(
+                f"the port of the ledger {shown_url(place)!r} is not a number: write "
+                f"{scheme}://{_SERVER}"
+            )
         return scheme + place[len(scheme) :]
     path = sqlite_path(place) if place.startswith("sqlite:") else place
     if _CONNECTION_STRING.match(path):
-        raise SettingsError(f"a connection string, such as host=… password=…, is not a ledger URL; {_FORMS}")
+        raise SettingsError(
+            f"a connection string, such as host=… password=…, is not a ledger URL; {_FORMS}"
+        )
     if _ADDRESS.match(path):
         raise SettingsError(f"a ledger URL must begin with its engine; {_FORMS}")
     if not path or path == ":memory:":
-        raise SettingsError(f"the ledger needs a file, such as sqlite:////var/lib/app/ledger.db, not {place!r}")
+        raise SettingsError(
+            f"the ledger needs a file, such as sqlite:////var/lib/app/ledger.db, not {place!r}"
+        )
     return f"sqlite:///{absolute(path, 'the ledger')}"
 
 
@@ -93,7 +108,10 @@ def _shown_query(query: str) -> str:
     from urllib.parse import unquote
 
     parts = [part.partition("=") for part in query.split("&")]
-    return "&".join(f"{name}=***" if equals and _SECRET.search(unquote(name)) else name + equals + value for name, equals, value in parts)
+    return "&".join(
+        f"{name}=***" if equals and _SECRET.search(unquote(name)) else name + equals + value
+        for name, equals, value in parts
+    )
 
 
 def sqlite_path(url: str) -> str:
@@ -105,5 +123,8 @@ def sqlite_path(url: str) -> str:
         SettingsError: The URL has another form.
     """
     if not url.startswith("sqlite:///"):
-        raise SettingsError(f"write an SQLite ledger as sqlite:///relative/path or sqlite:////absolute/path, not {shown_url(url)!r}")
+        raise SettingsError(
+            "write an SQLite ledger as sqlite:///relative/path or sqlite:////absolute/path, not "
+            f"{shown_url(url)!r}"
+        )
     return url.removeprefix("sqlite:///")

@@ -48,7 +48,8 @@ def temporary_folder() -> Path:
             check_own(folder)
     except OSError as error:
         raise SettingsError(
-            f"there is no home directory and no safe folder for temporary files ({error}): set XDG_STATE_HOME to a folder"
+            f"there is no home directory and no safe folder for temporary files ({error}): set "
+            "XDG_STATE_HOME to a folder"
         ) from error
     return folder
 
@@ -74,7 +75,11 @@ def default_journal(url: str, environ: Mapping[str, str] = os.environ) -> Path:
     in the state folder, the same for every role. So the calls of one application never get into the
     ledger of another one of the same account.
     """
-    return Path(sqlite_path(url) + ".journal") if url.startswith("sqlite:///") else state_folder(environ) / _journal_name(url, environ)
+    return (
+        Path(sqlite_path(url) + ".journal")
+        if url.startswith("sqlite:///")
+        else state_folder(environ) / _journal_name(url, environ)
+    )
 
 
 def usable_journal(url: str, environ: Mapping[str, str] = os.environ) -> Path:
@@ -103,7 +108,13 @@ def can_be_made(folder: Path) -> bool:
         return False
 
 
-_LIBPQ = {"host": "PGHOST", "hostaddr": "PGHOSTADDR", "port": "PGPORT", "dbname": "PGDATABASE", "service": "PGSERVICE"}
+_LIBPQ = {
+    "host": "PGHOST",
+    "hostaddr": "PGHOSTADDR",
+    "port": "PGPORT",
+    "dbname": "PGDATABASE",
+    "service": "PGSERVICE",
+}
 """
 The location parameters of a PostgreSQL ledger, and their variables. Source: PostgreSQL
 documentation, "libpq: Environment Variables".
@@ -119,12 +130,21 @@ def _journal_name(url: str, environ: Mapping[str, str]) -> str:
     engine, _, rest = url.partition("://")
     address, _, query = rest.partition("?")
     place = address.rpartition("@")[2]
-    given = {name: value for name, _, value in (pair.partition("=") for pair in query.split("&")) if value}
+    given = {
+        name: value
+        for name, _, value in (pair.partition("=") for pair in query.split("&"))
+        if value
+    }
     parameters = {name: given[name] for name in (*_LIBPQ, "database", "cluster") if name in given}
     if engine.startswith("postgres"):
         engine = "postgresql"
-        parameters = {name: value for name, variable in _LIBPQ.items() if (value := environ.get(variable))} | parameters
+        parameters = {
+            name: value for name, variable in _LIBPQ.items() if (value := environ.get(variable))
+        } | parameters
     digest = hashlib.blake2b(
-        "\n".join([engine, place, *(f"{name}={parameters[name]}" for name in sorted(parameters))]).encode(), digest_size=4
+        "\n".join(
+            [engine, place, *(f"{name}={parameters[name]}" for name in sorted(parameters))]
+        ).encode(),
+        digest_size=4,
     )
     return f"{engine}-{digest.hexdigest()}.journal"

@@ -24,7 +24,9 @@ def check_own(folder: Path) -> None:
     """
     status = folder.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
-        raise PermissionError(errno.EPERM, "not a folder that this account alone can write", str(folder))
+        raise PermissionError(
+            errno.EPERM, "not a folder that this account alone can write", str(folder)
+        )
 
 
 def give_to_owner(fd: int, folder: Path) -> None:

@@ -14,7 +14,14 @@ import msgspec
 
 from voight_middleware.config.keys import PseudonymKey, read_keys
 from voight_middleware.config.ledger_url import ledger_url, shown_url, sqlite_path
-from voight_middleware.config.paths import can_be_made, default_journal, default_ledger, pseudonym_key_file, state_folder, usable_journal
+from voight_middleware.config.paths import (
+    can_be_made,
+    default_journal,
+    default_ledger,
+    pseudonym_key_file,
+    state_folder,
+    usable_journal,
+)
 from voight_middleware.config.release import RELEASE_VARIABLES, deployed_release
 from voight_middleware.config.settings_file import NO_FILE, SettingsFile, find_settings_file
 from voight_middleware.config.values import (
@@ -135,7 +142,9 @@ class Settings(msgspec.Struct, frozen=True):
     """A settings file that cannot be read at all. The prices of calls are unknown then."""
 
     def __repr__(self) -> str:
-        values = {name: getattr(self, name) for name in self.__struct_fields__} | {"ledger": shown_url(self.ledger)}
+        values = {name: getattr(self, name) for name in self.__struct_fields__} | {
+            "ledger": shown_url(self.ledger)
+        }
         return f"Settings({', '.join(f'{name}={value!r}' for name, value in values.items())})"
 
     @classmethod
@@ -192,7 +201,9 @@ class Settings(msgspec.Struct, frozen=True):
         keys = first("pseudonym_key", pseudonym_key)
         signing = first("header_key", header_key)
         bearer = first("voight_api_key", voight_api_key)
-        name = first("voight_agent", voight_agent) or environ.get("HOSTNAME") or socket.gethostname()
+        name = (
+            first("voight_agent", voight_agent) or environ.get("HOSTNAME") or socket.gethostname()
+        )
         base = first("events_url", events_url) or EVENTS_URL
         rate = first("events_per_minute", events_per_minute)
         return cls(
@@ -206,8 +217,12 @@ class Settings(msgspec.Struct, frozen=True):
             tz=given.read("tz", tz, read_zone, "UTC"),
             pii=read_policies(policies, sources["pii"]),
             pseudonym_keys=() if keys is None else read_keys(keys, sources["pseudonym_key"]),
-            header_keys=() if signing is None else read_keys(signing, sources["header_key"], "header key"),
-            events=None if bearer is None else read_events(bearer, name, base, rate or str(EVENTS_PER_MINUTE), sources),
+            header_keys=()
+            if signing is None
+            else read_keys(signing, sources["header_key"], "header key"),
+            events=None
+            if bearer is None
+            else read_events(bearer, name, base, rate or str(EVENTS_PER_MINUTE), sources),
             ingest=given.switch("ingest", ingest),
             journal_limit=given.read("journal_limit", journal_limit, read_bytes, JOURNAL_LIMIT),
             exit_timeout=given.read("exit_timeout", exit_timeout, read_seconds, EXIT_SECONDS),
@@ -277,13 +292,17 @@ class _Given:
     def switch(self, name: str, given: bool | None) -> bool:
         word = (self.first(name, given) or "true").strip().lower()
         if word not in SWITCH:
-            raise SettingsError(f"{self.sources[name]}: {name} is {word!r}; use one of {', '.join(SWITCH)}")
+            raise SettingsError(
+                f"{self.sources[name]}: {name} is {word!r}; use one of {', '.join(SWITCH)}"
+            )
         return SWITCH[word]
 
     def maybe(self, name: str, given: bool | None) -> bool | None:
         return None if self.first(name, given) is None else self.switch(name, given)
 
-    def read(self, name: str, given: object, reader: Callable[[str], _Value], default: _Value) -> _Value:
+    def read(
+        self, name: str, given: object, reader: Callable[[str], _Value], default: _Value
+    ) -> _Value:
         text = self.first(name, given)
         try:
             return default if text is None else reader(text)
@@ -311,18 +330,34 @@ class _Given:
 VARIABLES = {
     name: f"VOIGHT_{name.upper()}"
     for name in (
-        *("ledger", "journal", "release", "enabled", "request_identity", "prices", "tags", "tz", "pii", "pseudonym_key", "header_key"),
+        *(
+            "ledger",
+            "journal",
+            "release",
+            "enabled",
+            "request_identity",
+            "prices",
+            "tags",
+            "tz",
+            "pii",
+            "pseudonym_key",
+            "header_key",
+        ),
         *("events_url", "events_per_minute", "ingest", "journal_limit", "exit_timeout", "delivery"),
     )
 } | {"voight_api_key": "VOIGHT_KEY", "voight_agent": "VOIGHT_AGENT"}
 """The variable of each setting."""
 
 
-def settings_file(environ: Mapping[str, str] = os.environ, ledger: str | Path | None = None) -> SettingsFile:
+def settings_file(
+    environ: Mapping[str, str] = os.environ, ledger: str | Path | None = None
+) -> SettingsFile:
     """Return the settings file in force for the ledger named so far."""
     project = _project[0].get("ledger") if environ is os.environ else None
     try:
-        url = ledger_url(str(ledger or project or environ.get("VOIGHT_LEDGER") or default_ledger(environ)))
+        url = ledger_url(
+            str(ledger or project or environ.get("VOIGHT_LEDGER") or default_ledger(environ))
+        )
         beside = Path(sqlite_path(url)).parent if url.startswith("sqlite:///") else None
     except SettingsError:  # reported when the ledger setting is read
         beside = None
@@ -338,7 +373,9 @@ STRICTER = {
 """The replacements of invalid values. Other invalid values are replaced by their defaults."""
 
 
-def usable_settings(environ: Mapping[str, str] = os.environ) -> tuple[Settings, list[SettingsError]]:
+def usable_settings(
+    environ: Mapping[str, str] = os.environ,
+) -> tuple[Settings, list[SettingsError]]:
     """
     Return the settings of the environment and the settings file, and their errors.
 
@@ -347,17 +384,23 @@ def usable_settings(environ: Mapping[str, str] = os.environ) -> tuple[Settings, 
     file = settings_file(environ)
     errors = [SettingsError(problem) for problem in file.problems]
     others = {name: value for name, value in environ.items() if not name.startswith("VOIGHT_")}
-    ours = {name: value for name, variable in VARIABLES.items() if (value := environ.get(variable))}
+    ours = {name: text for name, variable in VARIABLES.items() if (text := environ.get(variable))}
     values = dict(file.values)
     alone = others
     try:
         state_folder(others)
     except SettingsError:  # reported below, unless one of our values fixes it
         alone = {**others, "XDG_STATE_HOME": "/"}
-    forced: dict[str, str] = {"pii": STRICTER["pii"], "request_identity": "false", "ingest": "false"} if file.unreadable else {}
+    forced: dict[str, str] = (
+        {"pii": STRICTER["pii"], "request_identity": "false", "ingest": "false"}
+        if file.unreadable
+        else {}
+    )
     for name, value in file.values.items():
         try:
-            Settings.from_environment(environ=alone, file=replace(file, values={name: value}, problems=()))
+            Settings.from_environment(
+                environ=alone, file=replace(file, values={name: value}, problems=())
+            )
         except SettingsError as error:
             errors.append(error)
             del values[name]
@@ -367,20 +410,28 @@ def usable_settings(environ: Mapping[str, str] = os.environ) -> tuple[Settings, 
         try:
             Settings.from_environment(environ={**alone, VARIABLES[name]: text}, file=NO_FILE)
         except SettingsError as error:
-            errors.append(error if VARIABLES[name] in str(error) else SettingsError(f"{VARIABLES[name]}: {error}"))
+            errors.append(
+                error
+                if VARIABLES[name] in str(error)
+                else SettingsError(f"{VARIABLES[name]}: {error}")
+            )
             del ours[name]
             values.pop(name, None)
             forced |= _instead(name, text)
     used = {VARIABLES[name]: value for name, value in (ours | forced).items()}
     try:
-        settings = Settings.from_environment(environ={**others, **used}, file=replace(file, values=values, problems=()))
+        settings = Settings.from_environment(
+            environ={**others, **used}, file=replace(file, values=values, problems=())
+        )
     # The settings for events are checked only with a key; or no folder is writable.
     except SettingsError as error:
         errors.append(error)
         used.pop(VARIABLES["voight_api_key"], None)
         if alone is not others:
             used |= {VARIABLES[name]: value for name, value in STRICTER.items()}
-        settings = Settings.from_environment(environ={**alone, **used}, file=replace(file, values=values, problems=()))
+        settings = Settings.from_environment(
+            environ={**alone, **used}, file=replace(file, values=values, problems=())
+        )
     sources = {**settings.sources, **dict.fromkeys(forced, "replacing an invalid value")}
     broken = file.path if file.unreadable else None
     return msgspec.structs.replace(settings, sources=sources, broken_file=broken), errors

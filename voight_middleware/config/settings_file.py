@@ -21,9 +21,21 @@ CONFIG = "VOIGHT_CONFIG"
 """The variable with the path of the file. ``none`` disables it."""
 NAMES = (
     *("ledger", "journal", "release", "enabled", "request_identity", "prices", "pii", "tags", "tz"),
-    *("voight_agent", "events_url", "events_per_minute", "ingest", "journal_limit", "exit_timeout", "delivery"),
+    *(
+        "voight_agent",
+        "events_url",
+        "events_per_minute",
+        "ingest",
+        "journal_limit",
+        "exit_timeout",
+        "delivery",
+    ),
 )
-_SECRETS = {"voight_api_key": "VOIGHT_KEY", "pseudonym_key": "VOIGHT_PSEUDONYM_KEY", "header_key": "VOIGHT_HEADER_KEY"}
+_SECRETS = {
+    "voight_api_key": "VOIGHT_KEY",
+    "pseudonym_key": "VOIGHT_PSEUDONYM_KEY",
+    "header_key": "VOIGHT_HEADER_KEY",
+}
 _PATHS = ("ledger", "journal", "prices")
 _TABLES = ("pii", "tags")
 _ROOTS = ((".git", ".hg"), (PROJECT, "setup.py", "manage.py"))
@@ -55,7 +67,9 @@ class SettingsFile:
 NO_FILE = SettingsFile()
 
 
-def find_settings_file(environ: Mapping[str, str] = os.environ, beside: Path | None = None) -> SettingsFile:
+def find_settings_file(
+    environ: Mapping[str, str] = os.environ, beside: Path | None = None
+) -> SettingsFile:
     """
     Return the first settings file found.
 
@@ -74,7 +88,10 @@ def find_settings_file(environ: Mapping[str, str] = os.environ, beside: Path | N
     for folder in _folders():
         if _is_file(folder / NAME):
             return read_settings_file(folder / NAME)
-        if _is_file(folder / PROJECT) and (file := read_settings_file(folder / PROJECT)).path is not None:
+        if (
+            _is_file(folder / PROJECT)
+            and (file := read_settings_file(folder / PROJECT)).path is not None
+        ):
             return file
     if beside is not None and _is_file(beside / NAME):
         return read_settings_file(beside / NAME)
@@ -87,7 +104,11 @@ def read_settings_file(path: Path) -> SettingsFile:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or error
-        return NO_FILE if path.name == PROJECT else SettingsFile(path, problems=(f"{path}: cannot be read: {why}",), unreadable=True)
+        return (
+            NO_FILE
+            if path.name == PROJECT
+            else SettingsFile(path, problems=(f"{path}: cannot be read: {why}",), unreadable=True)
+        )
     if path.name == PROJECT and "voight" not in text:
         return NO_FILE  # regardless of its other mistakes
     import tomllib
@@ -104,7 +125,14 @@ def read_settings_file(path: Path) -> SettingsFile:
         content = tools.get("voight") if isinstance(tools, dict) else None
         if not isinstance(content, dict):
             return NO_FILE
-        begin = next((number for number, line in enumerate(text.splitlines(), 1) if re.match(r"\s*\[\s*tool\.voight\b", line)), 0)
+        begin = next(
+            (
+                number
+                for number, line in enumerate(text.splitlines(), 1)
+                if re.match(r"\s*\[\s*tool\.voight\b", line)
+            ),
+            0,
+        )
     return _read(path, content, text.splitlines(), begin)
 
 
@@ -118,20 +146,27 @@ def _read(path: Path, content: Mapping[str, Any], lines: list[str], begin: int) 
             places[name] = line
         where = f"{path}:{line}" if line else f"{path}"
         if name in _SECRETS:
-            problems.append(f"{where}: a secret does not belong in a shared file: set {_SECRETS[name]} instead")
+            problems.append(
+                f"{where}: a secret does not belong in a shared file: set {_SECRETS[name]} instead"
+            )
         elif name not in NAMES:
             problems.append(f"{where}: there is no setting {name!r}{nearest(name, NAMES)}")
         elif (value := _value(name, given)) is None:
             form = "text or a table" if name in _TABLES else "text, a number, true or false"
             problems.append(f"{where}: {name} must be {form}, not {given!r}")
         else:
-            values[name] = _placed(value, path.parent) if name in _PATHS and isinstance(value, str) else value
+            values[name] = (
+                _placed(value, path.parent) if name in _PATHS and isinstance(value, str) else value
+            )
     return SettingsFile(path, values, places, tuple(problems))
 
 
 def _value(name: str, given: object) -> str | Mapping[str, str] | None:
     if isinstance(given, dict) and name in _TABLES:
-        return {str(key): value if isinstance(value, str) else str(value) for key, value in given.items()}
+        return {
+            str(key): value if isinstance(value, str) else str(value)
+            for key, value in given.items()
+        }
     if isinstance(given, bool):
         return "true" if given else "false"
     return (str(given).strip() or None) if isinstance(given, str | int | float) else None
@@ -140,7 +175,11 @@ def _value(name: str, given: object) -> str | Mapping[str, str] | None:
 def _placed(place: str, folder: Path) -> str:
     """Return a path relative to the file's folder as absolute. A server URL stays unchanged."""
     path = place.removeprefix("sqlite:///")
-    if "://" in path or path.startswith(("/", "~")) or (path == place and re.match(r"[A-Za-z]+:", place)):
+    if (
+        "://" in path
+        or path.startswith(("/", "~"))
+        or (path == place and re.match(r"[A-Za-z]+:", place))
+    ):
         return place
     return str(folder / path)
 
@@ -148,7 +187,10 @@ def _placed(place: str, folder: Path) -> str:
 def _line_of(name: str, lines: list[str], begin: int) -> int | None:
     key = rf'["\']?{re.escape(name)}["\']?'
     pattern = re.compile(rf"\s*(?:{key}\s*[=.]|\[\s*(?:tool\s*\.\s*voight\s*\.\s*)?{key}\s*[\].])")
-    return next((number for number, line in enumerate(lines, 1) if number > begin and pattern.match(line)), None)
+    return next(
+        (number for number, line in enumerate(lines, 1) if number > begin and pattern.match(line)),
+        None,
+    )
 
 
 def _folders() -> Iterator[Path]:

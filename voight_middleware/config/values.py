@@ -49,7 +49,17 @@ class EventsTarget:
     per_minute: int
 
 
-_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+_UNITS = {
+    "": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+    "TIB": 2**40,
+}
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
 MIN_JOURNAL = 1_000_000
 MAX_JOURNAL = 10**18
@@ -59,7 +69,11 @@ MAX_EXIT = 3600.0
 def read_bytes(text: str) -> int:
     match = _SIZE.fullmatch(text)
     unit = None if match is None else _UNITS.get(match[2].upper())
-    if match is None or unit is None or not MIN_JOURNAL <= (size := int(Decimal(match[1]) * unit)) <= MAX_JOURNAL:
+    if (
+        match is None
+        or unit is None
+        or not MIN_JOURNAL <= (size := int(Decimal(match[1]) * unit)) <= MAX_JOURNAL
+    ):
         raise ValueError("write a size of 1MB or more, such as 512MB or 1GB (or 1GiB)")
     return size
 
@@ -88,7 +102,13 @@ def read_zone(text: str) -> str:
     return name
 
 
-_OF_A_CALL = {"user_id": "user", "user": "user", "session_id": "session", "session": "session", "route": "route"}
+_OF_A_CALL = {
+    "user_id": "user",
+    "user": "user",
+    "session_id": "session",
+    "session": "session",
+    "route": "route",
+}
 
 
 def read_tags(given: str | Mapping[str, str], source: str) -> dict[str, str]:
@@ -109,7 +129,8 @@ def read_tags(given: str | Mapping[str, str], source: str) -> dict[str, str]:
     for key, value in ((key.strip(), value) for key, value in pairs):
         if key in _OF_A_CALL:
             raise SettingsError(
-                f"{source}: tags cannot name the {_OF_A_CALL[key]} of every call; write voight.tag({key}=…) around the work"
+                f"{source}: tags cannot name the {_OF_A_CALL[key]} of every call; write "
+                f"voight.tag({key}=…) around the work"
             )
         if key == "release":
             raise SettingsError(f"{source}: tags cannot name the release; use the setting release")
@@ -125,11 +146,22 @@ def read_tags(given: str | Mapping[str, str], source: str) -> dict[str, str]:
     return tags
 
 
-SWITCH = {"true": True, "1": True, "on": True, "yes": True, "false": False, "0": False, "off": False, "no": False}
+SWITCH = {
+    "true": True,
+    "1": True,
+    "on": True,
+    "yes": True,
+    "false": False,
+    "0": False,
+    "off": False,
+    "no": False,
+}
 
 
 PII_POLICIES = ("pseudonym", "redact", "allow")
-_POLICY_FORMS = "write pseudonym, redact or allow, or one for each key of a tag: user_id=allow,*=redact"
+_POLICY_FORMS = (
+    "write pseudonym, redact or allow, or one for each key of a tag: user_id=allow,*=redact"
+)
 _TAG_KEY = re.compile(r"\*|[A-Za-z_][A-Za-z0-9_.\-]{0,63}")
 TAG_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]{0,63}")
 _SHORT_FOR = {"user": "user_id", "tenant": "tenant_id", "session": "session_id"}
@@ -158,20 +190,38 @@ The limit of Voight's free plan. The Pro plan has 600. Source: Voight's document
 limits.
 """
 _BEARER = re.compile(r"vk_[!-~]{1,512}")
-_BASE = re.compile(r"(?P<scheme>https?)://(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~/-]*)?")
+_BASE = re.compile(
+    r"(?P<scheme>https?)://(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~/-]*)?"
+)
 _LOOPBACK = re.compile(r"localhost|127(\.[0-9]{1,3}){3}|\[::1\]")
 
 
-def read_events(key: str, agent: str, base: str, rate: str, sources: Mapping[str, str]) -> EventsTarget:
+def read_events(
+    key: str, agent: str, base: str, rate: str, sources: Mapping[str, str]
+) -> EventsTarget:
     if not _BEARER.fullmatch(key.strip()):
-        raise SettingsError(f"{sources['voight_api_key']}: a Voight key must start with vk_; never use the key of another service here")
+        raise SettingsError(
+            f"{sources['voight_api_key']}: a Voight key must start with vk_; never use the key of "
+            "another service here"
+        )
     name = clean_value(agent)
     if name is None or len(name) > 120:
-        raise SettingsError(f"{sources['voight_agent']}: an agent name must have 1 to 120 characters")
+        raise SettingsError(
+            f"{sources['voight_agent']}: an agent name must have 1 to 120 characters"
+        )
     match = _BASE.fullmatch(base.strip())
     if match is None or (match["scheme"] == "http" and not _LOOPBACK.fullmatch(match["host"])):
-        advice = "write https://host, without a user, a query or /v1/events; http only for this machine, because the key is sent"
+        advice = (
+            "write https://host, without a user, a query or /v1/events; http only for this "
+            "machine, because the key is sent"
+        )
         raise SettingsError(f"{sources['events_url']}: this URL cannot receive events; {advice}")
-    if not re.fullmatch(r"[0-9]{1,6}", rate.strip()) or not 1 <= (per_minute := int(rate)) <= 100_000:
-        raise SettingsError(f"{sources['events_per_minute']}: events per minute must be a whole number from 1 to 100000, not {rate!r}")
+    if (
+        not re.fullmatch(r"[0-9]{1,6}", rate.strip())
+        or not 1 <= (per_minute := int(rate)) <= 100_000
+    ):
+        raise SettingsError(
+            f"{sources['events_per_minute']}: events per minute must be a whole number from 1 to "
+            f"100000, not {rate!r}"
+        )
     return EventsTarget(base.strip().rstrip("/"), key.strip(), name, per_minute)

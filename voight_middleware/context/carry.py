@@ -59,7 +59,9 @@ def run_inside(function: Callable[P, R], context_for: Callable[[], TagContext]) 
     return cast("Callable[P, R]", wrapped)
 
 
-def _function_inside(function: Callable[..., Any], context_for: Callable[[], TagContext]) -> Callable[..., Any]:
+def _function_inside(
+    function: Callable[..., Any], context_for: Callable[[], TagContext]
+) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         outer = current_context()
         inner = context_for()
@@ -76,7 +78,9 @@ def _function_inside(function: Callable[..., Any], context_for: Callable[[], Tag
     return run
 
 
-def _coroutine_inside(function: Callable[..., Any], context_for: Callable[[], TagContext]) -> Callable[..., Any]:
+def _coroutine_inside(
+    function: Callable[..., Any], context_for: Callable[[], TagContext]
+) -> Callable[..., Any]:
     async def run(*args: Any, **kwargs: Any) -> Any:
         outer = current_context()
         set_context(context_for())
@@ -88,7 +92,9 @@ def _coroutine_inside(function: Callable[..., Any], context_for: Callable[[], Ta
     return run
 
 
-def _generator_inside(function: Callable[..., Any], context_for: Callable[[], TagContext]) -> Callable[..., Any]:
+def _generator_inside(
+    function: Callable[..., Any], context_for: Callable[[], TagContext]
+) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         inner = context_for()
         steps = function(*args, **kwargs)
@@ -113,7 +119,9 @@ def _generator_inside(function: Callable[..., Any], context_for: Callable[[], Ta
     return run
 
 
-def _async_generator_inside(function: Callable[..., Any], context_for: Callable[[], TagContext]) -> Callable[..., Any]:
+def _async_generator_inside(
+    function: Callable[..., Any], context_for: Callable[[], TagContext]
+) -> Callable[..., Any]:
     async def run(*args: Any, **kwargs: Any) -> Any:
         inner = context_for()
         steps = function(*args, **kwargs)

@@ -59,7 +59,13 @@ class TagContext:
 
     __slots__ = ("by", "outer", "scope", "tags")
 
-    def __init__(self, scope: OwnerSource | None, tags: Tags, outer: TagContext | None = None, by: object = None) -> None:
+    def __init__(
+        self,
+        scope: OwnerSource | None,
+        tags: Tags,
+        outer: TagContext | None = None,
+        by: object = None,
+    ) -> None:
         self.scope = scope
         self.tags = tags
         self.outer = outer

@@ -5,7 +5,15 @@ from __future__ import annotations
 import functools
 import sys
 import threading
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Generator, Iterable, Iterator
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+)
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
@@ -67,7 +75,9 @@ _carrying: set[str] = set()
 _patched: dict[str, tuple[type, Callable[..., Any], Callable[..., Any]]] = {}
 
 
-def _patch(owner: type, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+def _patch(
+    owner: type, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]
+) -> None:
     if name not in _patched:
         original = getattr(owner, name)
         ours = functools.wraps(original)(make(original))
@@ -76,8 +86,14 @@ def _patch(owner: type, name: str, make: Callable[[Callable[..., Any]], Callable
 
 
 def _carrying_submit(original: Callable[..., Any]) -> Callable[..., Any]:
-    def submit(self: ThreadPoolExecutor, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        if "submit" in _carrying and not isinstance(self, CarryingThreadPoolExecutor) and not _is_interpreter_pool(self):
+    def submit(
+        self: ThreadPoolExecutor, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
+    ) -> Any:
+        if (
+            "submit" in _carrying
+            and not isinstance(self, CarryingThreadPoolExecutor)
+            and not _is_interpreter_pool(self)
+        ):
             fn = carry(fn)
         return original(self, fn, *args, **kwargs)
 
@@ -114,7 +130,9 @@ def _carrying_start(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _works_for_others(thread: threading.Thread) -> bool:
     target = getattr(thread, "_target", None)
-    return f"{getattr(target, '__module__', None)}.".startswith(_WORKERS) or f"{type(thread).__module__}.".startswith(_WORKERS)
+    return f"{getattr(target, '__module__', None)}.".startswith(
+        _WORKERS
+    ) or f"{type(thread).__module__}.".startswith(_WORKERS)
 
 
 def carry_steps(iterable: Iterable[T]) -> Generator[T, Any, Any]:
@@ -191,7 +209,9 @@ class _AsyncSteps(AsyncGenerator[Any, Any]):
             return await self._step(anext, self._steps)
         return await self._step(self._steps.asend, value)  # type: ignore[attr-defined]
 
-    async def athrow(self, kind: Any, value: Any = None, trace: TracebackType | None = None, /) -> Any:
+    async def athrow(
+        self, kind: Any, value: Any = None, trace: TracebackType | None = None, /
+    ) -> Any:
         error = kind if value is None else value
         if trace is not None:
             error = error.with_traceback(trace)

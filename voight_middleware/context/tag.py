@@ -12,8 +12,10 @@ from voight_middleware.records.tag_values import keep_extra, keep_value
 from voight_middleware.records.tags import Tags
 
 _LEFT_ELSEWHERE = (
-    "a `with voight.tag(...)` block ended in another context than it started in, so its tags reached no call in between. "
-    "FastAPI does so with a plain `def` dependency that has a `yield`: make it `async def`, or call voight.set_tags() in it"
+    "a `with voight.tag(...)` block ended in another context than it started in, so its tags "
+    "reached no call in between. "
+    "FastAPI does so with a plain `def` dependency that has a `yield`: make it `async def`, or "
+    "call voight.set_tags() in it"
 )
 
 
@@ -61,7 +63,10 @@ class tag:
         set_context(TagContext(outer.scope, outer.tags.merge(self.tags), outer, self))
 
     def __exit__(
-        self, exc_type: type[BaseException] | None = None, exc: BaseException | None = None, trace: TracebackType | None = None
+        self,
+        exc_type: type[BaseException] | None = None,
+        exc: BaseException | None = None,
+        trace: TracebackType | None = None,
     ) -> None:
         context = current_context()
         if context.by is self and context.outer is not None:
@@ -73,7 +78,12 @@ class tag:
     async def __aenter__(self) -> None:
         self.__enter__()
 
-    async def __aexit__(self, exc_type: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.__exit__()
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:

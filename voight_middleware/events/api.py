@@ -61,7 +61,9 @@ class EventApi:
             "Content-Type": "application/json",
             "User-Agent": f"voight-middleware/{VERSION}",
         }
-        request = urllib.request.Request(target.url + PATH, data=body, headers=headers, method="POST")
+        request = urllib.request.Request(
+            target.url + PATH, data=body, headers=headers, method="POST"
+        )
         handlers: list[Any] = [_NoRedirects]
         if self._context is not None:
             handlers.append(urllib.request.HTTPSHandler(context=self._context))
@@ -73,12 +75,17 @@ class EventApi:
                 status = response.status
                 # A page that responds to everything with 200 has accepted nothing. The rest of the
                 # body is not needed.
-                taken = status == 202 or (200 <= status < 300 and "json" in response.headers.get("Content-Type", "").lower())
+                taken = status == 202 or (
+                    200 <= status < 300
+                    and "json" in response.headers.get("Content-Type", "").lower()
+                )
                 _read(response)
                 return Response(status, accepted=taken)
         except urllib.error.HTTPError as error:
             with error:
-                return Response(error.code, retry_after(error.headers.get("Retry-After")), _read(error))
+                return Response(
+                    error.code, retry_after(error.headers.get("Retry-After")), _read(error)
+                )
         except urllib.error.URLError as error:
             return Response(0, error=_kind(error.reason))
         # OverflowError: an impossible port
@@ -99,7 +106,11 @@ def _read(response: Any) -> bytes:
     """Return the body, as far as it arrives in time."""
     body, until = b"", time.monotonic() + TIMEOUT
     try:
-        while len(body) < _RESPONSE_BYTES and time.monotonic() < until and (more := response.read1(_RESPONSE_BYTES)):
+        while (
+            len(body) < _RESPONSE_BYTES
+            and time.monotonic() < until
+            and (more := response.read1(_RESPONSE_BYTES))
+        ):
             body += more
     except (OSError, ValueError, http.client.HTTPException):
         pass
@@ -122,7 +133,11 @@ def retry_after(value: str | None) -> float | None:
         return float(text[:9])
     try:
         when = parsedate_to_datetime(text)
-        return max(0.0, (when if when.tzinfo is not None else when.replace(tzinfo=UTC)).timestamp() - time.time())
+        return max(
+            0.0,
+            (when if when.tzinfo is not None else when.replace(tzinfo=UTC)).timestamp()
+            - time.time(),
+        )
     except (ValueError, TypeError, OverflowError):
         return None
 

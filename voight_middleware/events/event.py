@@ -32,7 +32,9 @@ def event(call: Call, agent: str) -> dict[str, Any]:
     failed = call.outcome != "ok"
     made: dict[str, Any] = {
         "agentId": agent,
-        "timestamp": datetime.fromtimestamp(call.occurred_at // 1000 / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "timestamp": datetime.fromtimestamp(call.occurred_at // 1000 / 1000, UTC)
+        .isoformat(timespec="milliseconds")
+        .replace("+00:00", "Z"),
         "type": "reasoning",
         "outcome": "failed" if failed else "success",
     }
@@ -49,7 +51,9 @@ def event(call: Call, agent: str) -> dict[str, Any]:
 
 def _metadata(call: Call) -> dict[str, Any]:
     tags = call.tags
-    named = {key: value for name, key in _NAMED.items() if (value := getattr(tags, name)) is not None}
+    named = {
+        key: value for name, key in _NAMED.items() if (value := getattr(tags, name)) is not None
+    }
     metadata: dict[str, Any] = {
         "callId": call.call_id,
         "privacyLevel": "minimal",
@@ -61,7 +65,11 @@ def _metadata(call: Call) -> dict[str, Any]:
     }
     if call.endpoint == "responses":
         metadata["api"] = "responses"
-    optional = {"endpoint": tags.route, "sessionId": tags.session_id, "serviceTier": call.service_tier}
+    optional = {
+        "endpoint": tags.route,
+        "sessionId": tags.session_id,
+        "serviceTier": call.service_tier,
+    }
     metadata |= {key: value for key, value in optional.items() if value is not None}
     if call.outcome != "ok":
         metadata["callOutcome"] = call.outcome
@@ -102,7 +110,10 @@ def _counts(call: Call, usage: Usage) -> dict[str, Any]:
         "output": output,
     }
     named = {"tokens": tokens, "tokensBreakdown": breakdown}
-    known = {name: {key: count for key, count in counts.items() if count is not None} for name, counts in named.items()}
+    known = {
+        name: {key: count for key, count in counts.items() if count is not None}
+        for name, counts in named.items()
+    }
     return {name: counts for name, counts in known.items() if counts}
 
 

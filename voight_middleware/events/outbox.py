@@ -179,7 +179,11 @@ class Outbox:
                 if batch is not None:
                     skipped = start.call if (number, offset) == (start.file, start.offset) else 0
                     for index, call in enumerate(batch.calls[skipped:], skipped + 1):
-                        cursor = Cursor(number, offset, index) if index < len(batch.calls) else Cursor(number, after)
+                        cursor = (
+                            Cursor(number, offset, index)
+                            if index < len(batch.calls)
+                            else Cursor(number, after)
+                        )
                         yield Pending(Entry(*call), batch.segment, batch.end, cursor)
                 offset = after
 
@@ -249,7 +253,12 @@ class Outbox:
         numbers = _numbers(self.folder)
         # Never before the position, even after somebody has deleted files: it would not be read
         # there.
-        path = _file(self.folder, numbers[-1] if numbers and numbers[-1] >= self.state.place[0] else self.state.place[0] + 1)
+        path = _file(
+            self.folder,
+            numbers[-1]
+            if numbers and numbers[-1] >= self.state.place[0]
+            else self.state.place[0] + 1,
+        )
         if path.exists():
             size = path.stat().st_size
             # The process died while writing it: the journal still has it.
@@ -267,7 +276,9 @@ class Outbox:
             oldest = numbers.pop(0)
             size -= _size(self.folder, oldest)
             lost = sum(1 for waiting in self.read() if waiting.next.file == oldest)
-            self._change(dropped=self.state.dropped + lost, place=max((oldest + 1, 0, 0), self.state.place))
+            self._change(
+                dropped=self.state.dropped + lost, place=max((oldest + 1, 0, 0), self.state.place)
+            )
             _file(self.folder, oldest).unlink(missing_ok=True)
 
 
@@ -281,7 +292,10 @@ def open_outbox(journal: Path, *, create: bool = False) -> Outbox | None:
     try:
         return Outbox(journal)
     except OSError as error:
-        warn_once(f"no events are queued for Voight: {journal / FOLDER} cannot be created ({error.strerror})")
+        warn_once(
+            f"no events are queued for Voight: {journal / FOLDER} cannot be created "
+            f"({error.strerror})"
+        )
         return None
 
 
@@ -294,11 +308,17 @@ def status(journal: Path) -> Status | None:
     if not folder.is_dir():
         return None
     outbox = Outbox(journal)
-    return Status(outbox.state, sum(1 for _ in outbox.read()), sum(_size(folder, number) for number in _numbers(folder)))
+    return Status(
+        outbox.state,
+        sum(1 for _ in outbox.read()),
+        sum(_size(folder, number) for number in _numbers(folder)),
+    )
 
 
 def _numbers(folder: Path) -> list[int]:
-    return sorted(int(name[:12]) for name in map(os.path.basename, folder.iterdir()) if _NAME.fullmatch(name))
+    return sorted(
+        int(name[:12]) for name in map(os.path.basename, folder.iterdir()) if _NAME.fullmatch(name)
+    )
 
 
 def _file(folder: Path, number: int) -> Path:

@@ -117,7 +117,11 @@ class EventSender:
                 if len(self._ready) >= self._most_ready or time.monotonic() >= until:
                     break
                 call = _find(ledger, waiting.entry)
-                if call is None and ledger.progress(waiting.segment) < waiting.end and self._is_there(waiting.segment):
+                if (
+                    call is None
+                    and ledger.progress(waiting.segment) < waiting.end
+                    and self._is_there(waiting.segment)
+                ):
                     break  # its batch is not in the ledger yet
                 if call is not None and not self._is_settled(call):
                     break
@@ -136,7 +140,11 @@ class EventSender:
     def _event_of(self, call_id: str, call: Call | None, after: Cursor) -> _Ready:
         ready = _Ready(call_id, None, after, time.monotonic())
         try:
-            return ready if call is None else ready._replace(body=_encode(event(call, self._target.agent)))
+            return (
+                ready
+                if call is None
+                else ready._replace(body=_encode(event(call, self._target.agent)))
+            )
         except Exception as error:  # one unexpected call must not stop the others
             report_internal_error(error)
             return ready._replace(defect=f"cannot become an event: {type(error).__name__}")
@@ -183,7 +191,9 @@ class EventSender:
 
     def _loop(self) -> None:
         if (before := self._outbox.state.sent_at) is not None:  # of the previous process
-            self._stopping.wait(min(self._interval, max(0.0, self._interval - (time.time() - before / 1e6))))
+            self._stopping.wait(
+                min(self._interval, max(0.0, self._interval - (time.time() - before / 1e6)))
+            )
         while not self._stopping.is_set() and not self.stopped:
             ready = self._take()
             if ready is None:
@@ -230,13 +240,22 @@ class EventSender:
                 self._keep(ready, refused=outbox.state.refused + 1)
             return 0.0
         if response.accepted:
-            self._keep(ready, sent=outbox.state.sent + 1, sent_at=time.time_ns() // 1000, problem=None, stopped=False)
+            self._keep(
+                ready,
+                sent=outbox.state.sent + 1,
+                sent_at=time.time_ns() // 1000,
+                problem=None,
+                stopped=False,
+            )
         elif response.status in _STOPS:
             self._stop_for(response)
             return 0.0
         elif response.status in _REFUSED:
             outbox.reject(ready.call_id, response.status, reason(response))
-            warn_once(f"Voight refuses events (HTTP {response.status}): the events and the reasons are in {outbox.folder}")
+            warn_once(
+                f"Voight refuses events (HTTP {response.status}): the events and the reasons are "
+                f"in {outbox.folder}"
+            )
             self._keep(ready, refused=outbox.state.refused + 1, problem=None, stopped=False)
         else:
             self._failures += 1
@@ -262,13 +281,21 @@ class EventSender:
         problem = _STOPS[response.status]
         self.stopped = True
         self._outbox.note(problem=f"{problem} (HTTP {response.status})", stopped=True)
-        warn_once(f"events are no longer sent: Voight says that {problem} (HTTP {response.status}); up to a million of them wait")
+        warn_once(
+            f"events are no longer sent: Voight says that {problem} (HTTP {response.status}); up "
+            "to a million of them wait"
+        )
 
     def _report_disk_error(self, error: OSError) -> None:
-        warn_once(f"no events are sent: {self._outbox.folder} cannot be written ({error.strerror or error})")
+        warn_once(
+            f"no events are sent: {self._outbox.folder} cannot be written "
+            f"({error.strerror or error})"
+        )
 
     def _report_problem(self, response: Response) -> None:
-        problem = _PROBLEMS.get(response.status) or (f"HTTP {response.status}" if response.status else response.error)
+        problem = _PROBLEMS.get(response.status) or (
+            f"HTTP {response.status}" if response.status else response.error
+        )
         if 200 <= response.status < 400:
             problem = f"there is no event API at this URL (HTTP {response.status})"
         if self._outbox.state.problem != problem or self._outbox.state.stopped:
@@ -281,11 +308,21 @@ class EventSender:
             return min(response.retry_after, MAX_WAIT) + self._chance.uniform(0, FIRST_PAUSE / 4)
         if response.status == 402:
             return MAX_WAIT
-        longest = MAX_PAUSE if response.status in _AGAIN or response.status == 0 or response.status >= 500 else MAX_WAIT / 4
-        return float(min(longest, FIRST_PAUSE * 2 ** min(failures - 1, 20)) * self._chance.uniform(0.5, 1.0))
+        longest = (
+            MAX_PAUSE
+            if response.status in _AGAIN or response.status == 0 or response.status >= 500
+            else MAX_WAIT / 4
+        )
+        return float(
+            min(longest, FIRST_PAUSE * 2 ** min(failures - 1, 20)) * self._chance.uniform(0.5, 1.0)
+        )
 
 
-_STOPS = {401: "the key is not accepted", 403: "the key may not send events", 410: "the agent was deleted"}
+_STOPS = {
+    401: "the key is not accepted",
+    403: "the key may not send events",
+    410: "the agent was deleted",
+}
 _REFUSED = (400, 413, 415, 422)
 """
 The statuses that reject this one event. With any other status, from a server or a proxy, the event

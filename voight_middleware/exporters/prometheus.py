@@ -35,7 +35,9 @@ try:
     from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram, generate_latest
     from prometheus_client.multiprocess import MultiProcessCollector
 except ImportError as error:
-    raise ImportError("metrics for Prometheus need its client: pip install 'voight-middleware[prometheus]'") from error
+    raise ImportError(
+        "metrics for Prometheus need its client: pip install 'voight-middleware[prometheus]'"
+    ) from error
 
 _COMMON = ("provider", "operation", "model", "plan")
 
@@ -63,14 +65,37 @@ class PrometheusMetrics:
         most_plans: int = 20,
     ) -> None:
         self._measures = Measures(plans, most_models, most_plans)
-        self._calls = Counter("voight_calls", "Billable calls.", (*_COMMON, "outcome", "cost_status"), registry=registry)
-        self._tokens = Counter("voight_tokens", "Tokens by type; the types are disjoint.", (*_COMMON, "type"), registry=registry)
-        self._cost = Counter("voight_cost_usd", "Cost of the calls that have a price, in US dollars.", _COMMON, registry=registry)
+        self._calls = Counter(
+            "voight_calls",
+            "Billable calls.",
+            (*_COMMON, "outcome", "cost_status"),
+            registry=registry,
+        )
+        self._tokens = Counter(
+            "voight_tokens",
+            "Tokens by type; the types are disjoint.",
+            (*_COMMON, "type"),
+            registry=registry,
+        )
+        self._cost = Counter(
+            "voight_cost_usd",
+            "Cost of the calls that have a price, in US dollars.",
+            _COMMON,
+            registry=registry,
+        )
         self._duration = Histogram(
-            "voight_duration_seconds", "From the request to the last byte.", (*_COMMON, "outcome"), buckets=SECONDS, registry=registry
+            "voight_duration_seconds",
+            "From the request to the last byte.",
+            (*_COMMON, "outcome"),
+            buckets=SECONDS,
+            registry=registry,
         )
         self._first = Histogram(
-            "voight_time_to_first_token_seconds", "To the first event of a stream.", _COMMON, buckets=SECONDS, registry=registry
+            "voight_time_to_first_token_seconds",
+            "To the first event of a stream.",
+            _COMMON,
+            buckets=SECONDS,
+            registry=registry,
         )
 
     def __call__(self, call: Call) -> None:

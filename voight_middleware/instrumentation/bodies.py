@@ -51,7 +51,9 @@ class Body:
         self.error: BaseException | None = None
         """The exception that ended it early."""
         response_class: Callable[..., Any] = type(response)
-        self._make_response = partial(response_class, response.status_code, headers=response.headers)
+        self._make_response = partial(
+            response_class, response.status_code, headers=response.headers
+        )
         self._encoding = response.headers.get("content-encoding", "identity").lower()
         self._kept: list[bytes] | None = []
         self._size = 0
@@ -153,7 +155,9 @@ class Lines(Body):
         self._rest: list[bytes] = []
         self._rest_size = 0
         self._unpack = Unpacking() if self._encoding in ZIPPED else None
-        self._line: Callable[[bytes], bool] | None = line if self._encoding in (*ZIPPED, *PLAIN) else None
+        self._line: Callable[[bytes], bool] | None = (
+            line if self._encoding in (*ZIPPED, *PLAIN) else None
+        )
 
     def take(self, part: bytes) -> None:
         if self._line is None:

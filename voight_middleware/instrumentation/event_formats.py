@@ -143,7 +143,7 @@ def _loaded(text: bytes) -> Any:
     return event if isinstance(event, Event) else None
 
 
-# -- server-sent events --------------------------------------------------------------------------------------------------------
+# -- server-sent events ----------------------------------------------------------------------------
 
 
 def _blocks(data: bytes) -> tuple[list[bytes], bytes]:
@@ -156,23 +156,33 @@ def _data(block: bytes) -> bytes:
     """Return the JSON object in an event; empty for a comment or the event that ends the stream."""
     if block.startswith(b"data: {") and b"\n" not in block:
         return block[6:]
-    data = b"\n".join([line[5:] for line in block.split(b"\n") if line.startswith(b"data:")]).strip()
+    data = b"\n".join(
+        [line[5:] for line in block.split(b"\n") if line.startswith(b"data:")]
+    ).strip()
     return data if data.startswith(b"{") else b""
 
 
 def _data_events(data: bytes) -> tuple[list[Any], bytes]:
     blocks, rest = _blocks(data)
-    return [event for block in filter(None, blocks) if (text := _data(block)) and (event := _loaded(text)) is not None], rest
+    return [
+        event
+        for block in filter(None, blocks)
+        if (text := _data(block)) and (event := _loaded(text)) is not None
+    ], rest
 
 
 def _named(data: bytes) -> tuple[list[Any], bytes]:
     blocks, rest = _blocks(data)
     loaded = ((block, _loaded(text)) for block in filter(None, blocks) if (text := _data(block)))
-    return [Event(event=_name(block), data=event) for block, event in loaded if event is not None], rest
+    return [
+        Event(event=_name(block), data=event) for block, event in loaded if event is not None
+    ], rest
 
 
 def _name(block: bytes) -> str:
-    return next((line[6:].strip().decode() for line in block.split(b"\n") if line.startswith(b"event:")), "")
+    return next(
+        (line[6:].strip().decode() for line in block.split(b"\n") if line.startswith(b"event:")), ""
+    )
 
 
 class _Function(msgspec.Struct):
@@ -245,7 +255,7 @@ CHAT_SSE = EventFormat(b"\n", _chunks, end=b"\n\n")
 NAMED_SSE = EventFormat(b"\n", _named, end=b"\n\n")
 """Server-sent events of an assistant, which differ in their name only."""
 
-# -- JSON arrays ---------------------------------------------------------------------------------------------------------------
+# -- JSON arrays -----------------------------------------------------------------------------------
 
 
 def _elements(data: bytes) -> tuple[list[Any], bytes]:
@@ -265,7 +275,7 @@ def _elements(data: bytes) -> tuple[list[Any], bytes]:
 ARRAY = EventFormat(b"}", _elements)
 """An array of JSON objects, sent element by element (Gemini)."""
 
-# -- Amazon's event stream -----------------------------------------------------------------------------------------------------
+# -- Amazon's event stream -------------------------------------------------------------------------
 
 
 def _frames(data: bytes) -> tuple[list[Any], bytes]:

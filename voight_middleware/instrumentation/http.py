@@ -40,7 +40,7 @@ _LIBRARIES = ("httpx", "httpx2")
 _metering = False
 """Whether anything is metered. False after ``uninstrument()``."""
 
-# -- the public face -----------------------------------------------------------------------------------------------------------
+# -- the public face -------------------------------------------------------------------------------
 
 
 def metered_transport(transport: T) -> T:
@@ -71,7 +71,10 @@ def wrap_client(client: Any) -> bool:
         return False
     requirement = "wrap() takes a client with a transport of httpx or httpx2"
     transport = _metered(client._transport, requirement)
-    client._mounts = {pattern: None if mounted is None else _metered(mounted, requirement) for pattern, mounted in client._mounts.items()}
+    client._mounts = {
+        pattern: None if mounted is None else _metered(mounted, requirement)
+        for pattern, mounted in client._mounts.items()
+    }
     client._transport = transport
     return True
 
@@ -82,7 +85,7 @@ def switch_off() -> None:
     _metering = False
 
 
-# -- transports ----------------------------------------------------------------------------------------------------------------
+# -- transports ------------------------------------------------------------------------------------
 
 
 class _Transport:
@@ -159,7 +162,9 @@ def _metered(transport: Any, requirement: str) -> Any:
     global _metering
     bases = _of_library(type(transport), "BaseTransport", "AsyncBaseTransport")
     if not bases:
-        raise TypeError(f"{requirement}, not {type(transport).__module__}.{type(transport).__qualname__}")
+        raise TypeError(
+            f"{requirement}, not {type(transport).__module__}.{type(transport).__qualname__}"
+        )
     _metering = True
     if isinstance(transport, _Transport):
         return transport
@@ -181,7 +186,7 @@ def _of_library(kind: type, *names: str) -> tuple[type, ...]:
     return tuple(base for base in kind.__mro__ if any(base is cls for cls in classes))
 
 
-# -- requests ------------------------------------------------------------------------------------------------------------------
+# -- requests --------------------------------------------------------------------------------------
 
 
 class Target(NamedTuple):
@@ -203,12 +208,15 @@ _ANYWHERE = (
 )
 """Paths that are recognized on any host, and the provider that bills if the host is not known."""
 _PREFIX = re.compile(
-    r"(?:/+(?:api|anthropic|beta|inference|models|openai|v\d\w*|projects/[^/]+|deployments/(?P<deployment>[^/]+))(?=/))*", re.ASCII
+    r"(?:/+(?:api|anthropic|beta|inference|models|openai|v\d\w*|projects/[^/]+|deployments/(?P<deployment>[^/]+))(?=/))*",
+    re.ASCII,
 )
 """Prefixes of an endpoint's path: ``/v1``, ``/openai/deployments/{deployment}``, ``/api/v1``, …"""
 _DEPLOYED = re.compile(r"/openai/deployments/[^/]+/")
 """Azure's own form of a path. A gateway on another host passes it on."""
-_GOOGLE = re.compile(r"(?:.*/publishers/(?P<maker>[^/]+))?.*/(?:models|tunedModels|endpoints)/(?P<model>[^/:]+):(?P<action>\w+)")
+_GOOGLE = re.compile(
+    r"(?:.*/publishers/(?P<maker>[^/]+))?.*/(?:models|tunedModels|endpoints)/(?P<model>[^/:]+):(?P<action>\w+)"
+)
 _BEDROCK = re.compile(r"/model/(?P<model>.+)/(?P<action>[a-z-]+)")
 _MAKERS = {"anthropic": _ANYWHERE[1][2], "mistralai": _ANYWHERE[0][2]}
 """Makers whose models on Vertex are called by ``rawPredict``, in the maker's own format."""
@@ -246,7 +254,11 @@ def _named_in_path(provider: str, path: str) -> Target | None:
         match = _GOOGLE.fullmatch(path)
         if match is not None and match["action"] in ("generateContent", "streamGenerateContent"):
             endpoint = gemini.CONTENT
-        elif match is not None and match["action"] in ("rawPredict", "streamRawPredict") and match["model"] != "count-tokens":
+        elif (
+            match is not None
+            and match["action"] in ("rawPredict", "streamRawPredict")
+            and match["model"] != "count-tokens"
+        ):
             endpoint = _MAKERS.get(match["maker"] or "")
     elif provider == "bedrock":
         match = _BEDROCK.fullmatch(path)
@@ -283,7 +295,11 @@ def _body(request: Any) -> dict[str, Any]:
         content = request.content
     except Exception:  # RequestNotRead: the body is a stream, and must stay one
         fields = getattr(request.stream, "fields", ())
-        return {field.name: field.value for field in fields if isinstance(getattr(field, "value", None), str)}
+        return {
+            field.name: field.value
+            for field in fields
+            if isinstance(getattr(field, "value", None), str)
+        }
     if not content.startswith(b"{") or len(content) > MAX_BODY_BYTES:
         return {}
     try:
@@ -292,7 +308,7 @@ def _body(request: Any) -> dict[str, Any]:
         return {}
 
 
-# -- responses -----------------------------------------------------------------------------------------------------------------
+# -- responses -------------------------------------------------------------------------------------
 
 
 _FORMS: Mapping[str, EventFormat] = {"chat": events.CHAT_SSE, "runs": events.NAMED_SSE}
@@ -326,7 +342,9 @@ class RawHttpRequest(MeteredRequest):
         if form is not None:
             self._watch_events(response, form)
         elif self.endpoint.parse_line is not None:
-            self.lines_read(response.content) if response.is_closed else self.read_when_closed(response, 0)
+            self.lines_read(response.content) if response.is_closed else self.read_when_closed(
+                response, 0
+            )
         else:
             self._watch_body(response)
 
@@ -374,7 +392,18 @@ class RawHttpRequest(MeteredRequest):
                 self.body_read(body.content(), status, 0)
             elif self.endpoint.parse is not None:
                 error = body.error
-                outcome = "aborted" if error is None else "error" if isinstance(error, Exception) else "cancelled"
-                self.finish(ResponseSummary(), outcome, error=None if error is None else type(error).__name__, http_status=status)
+                outcome = (
+                    "aborted"
+                    if error is None
+                    else "error"
+                    if isinstance(error, Exception)
+                    else "cancelled"
+                )
+                self.finish(
+                    ResponseSummary(),
+                    outcome,
+                    error=None if error is None else type(error).__name__,
+                    http_status=status,
+                )
 
         watch_close(response, closed, body)

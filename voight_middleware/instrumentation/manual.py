@@ -13,7 +13,13 @@ import msgspec
 
 from voight_middleware.context.context import NOBODY, TagContext, current_context
 from voight_middleware.diagnostics import report_internal_error, warn_once
-from voight_middleware.instrumentation.request import ManualBlock, RequestSlot, aresolve_owner, current_request, resolve_owner
+from voight_middleware.instrumentation.request import (
+    ManualBlock,
+    RequestSlot,
+    aresolve_owner,
+    current_request,
+    resolve_owner,
+)
 from voight_middleware.pipeline.meter import current_meter
 from voight_middleware.pipeline.observers import CallStart, Observed
 from voight_middleware.pipeline.pseudonyms import kept_call_id
@@ -131,9 +137,21 @@ class metered_call:
 
     Raises:
         ValueError: An argument is invalid; the message names it.
-    """
+    """  # noqa: E501
 
-    __slots__ = ("_block", "_call", "_context", "_dialect", "_observed", "_outer", "_owner", "_process", "_reported", "_started", "_tags")
+    __slots__ = (
+        "_block",
+        "_call",
+        "_context",
+        "_dialect",
+        "_observed",
+        "_outer",
+        "_owner",
+        "_process",
+        "_reported",
+        "_started",
+        "_tags",
+    )
 
     def __init__(
         self,
@@ -217,13 +235,21 @@ class metered_call:
             ValueError: An argument is invalid. The message names it, and the whole report is
                 dropped.
         """
-        fields = {"model": model, "response_id": response_id, "service_tier": service_tier, "outcome": outcome}
+        fields = {
+            "model": model,
+            "response_id": response_id,
+            "service_tier": service_tier,
+            "outcome": outcome,
+        }
         _check(**{name: value for name, value in fields.items() if value is not None})
         _check_endpoint(endpoint)
         usage = _from_counts(usage, counts)
         raw = None if usage is None else _raw_usage(usage, endpoint or self._dialect)
         if not self._block.open:
-            warn_once("report() was called after its metered_call() block had ended and is not counted: call it inside the block")
+            warn_once(
+                "report() was called after its metered_call() block had ended and is not counted: "
+                "call it inside the block"
+            )
             return
         call = self._call
         if raw is not None:
@@ -249,7 +275,12 @@ class metered_call:
         self._open()
         return self
 
-    def __exit__(self, exc_type: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if not self._block.open:
             return
         self._block.open = False
@@ -263,7 +294,12 @@ class metered_call:
         except Exception as error:
             report_internal_error(error)
 
-    async def __aexit__(self, exc_type: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.__exit__(exc_type, exc, trace)
 
     def _make_context(self) -> TagContext:
@@ -320,7 +356,9 @@ def _context_with(tags: Mapping[str, str] | Tags | None) -> TagContext:
     context = current_context()
     if tags is None:
         return context
-    return TagContext(context.scope, context.tags.merge(tags if isinstance(tags, Tags) else make_tags(tags)))
+    return TagContext(
+        context.scope, context.tags.merge(tags if isinstance(tags, Tags) else make_tags(tags))
+    )
 
 
 def _from_counts(usage: object, counts: Mapping[str, object]) -> object:
@@ -330,23 +368,39 @@ def _from_counts(usage: object, counts: Mapping[str, object]) -> object:
         if name not in known:
             raise ValueError(f"{name} is not a count of a Usage: use one of {', '.join(known)}")
         if usage is not None:
-            raise ValueError(f"{name} cannot be combined with usage: pass the provider's usage or plain counts")
+            raise ValueError(
+                f"{name} cannot be combined with usage: pass the provider's usage or plain counts"
+            )
     return Usage(**counts) if counts else usage  # type: ignore[arg-type]
 
 
 _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "provider": (lambda value: isinstance(value, str) and bool(value.strip()), "a string that is not empty"),
-    "model": (lambda value: isinstance(value, str) and bool(value.strip()), "a string that is not empty"),
+    "provider": (
+        lambda value: isinstance(value, str) and bool(value.strip()),
+        "a string that is not empty",
+    ),
+    "model": (
+        lambda value: isinstance(value, str) and bool(value.strip()),
+        "a string that is not empty",
+    ),
     "outcome": (lambda value: value in OUTCOMES, f"one of {', '.join(OUTCOMES)}"),
     "occurred_at": (
-        lambda value: value is None or (isinstance(value, datetime) and value.utcoffset() is not None),
+        lambda value: (
+            value is None or (isinstance(value, datetime) and value.utcoffset() is not None)
+        ),
         "a datetime with a time zone",
     ),
     "duration": (
-        lambda value: value is None or (isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e9),
+        lambda value: (
+            value is None
+            or (isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e9)
+        ),
         "seconds, 0 or more",
     ),
-    "call_id": (lambda value: value is None or (isinstance(value, str) and 0 < len(value) <= 200), "a string of 1 to 200 characters"),
+    "call_id": (
+        lambda value: value is None or (isinstance(value, str) and 0 < len(value) <= 200),
+        "a string of 1 to 200 characters",
+    ),
     "base_url": (lambda value: value is None or isinstance(value, str), "a string"),
     "service_tier": (lambda value: value is None or isinstance(value, str), "a string"),
     "response_id": (lambda value: value is None or isinstance(value, str), "a string"),
@@ -402,10 +456,16 @@ def _raw_usage(usage: object, endpoint: str | None) -> tuple[str, str]:
     except (AttributeError, TypeError, RecursionError, msgspec.DecodeError):
         pass
     if raw is None or not isinstance(plain, dict):
-        raise ValueError(f"usage must be the provider's usage object, its JSON as a mapping, or a Usage, not {type(usage).__name__}")
+        raise ValueError(
+            "usage must be the provider's usage object, its JSON as a mapping, or a Usage, not "
+            f"{type(usage).__name__}"
+        )
     dialect = endpoint or recognise(plain)
     if dialect is None:
-        raise ValueError(f"usage has no known keys ({', '.join(sorted(plain)[:6])}): pass its endpoint, such as endpoint='chat'")
+        raise ValueError(
+            f"usage has no known keys ({', '.join(sorted(plain)[:6])}): pass its endpoint, such "
+            "as endpoint='chat'"
+        )
     try:
         read_usage(dialect, plain)
     except UsageError as error:

@@ -19,10 +19,23 @@ import msgspec
 
 from voight_middleware.context.context import TagContext
 from voight_middleware.diagnostics import counters
-from voight_middleware.instrumentation.request import ManualBlock, MeteredRequest, current_request, in_manual_block
+from voight_middleware.instrumentation.request import (
+    ManualBlock,
+    MeteredRequest,
+    current_request,
+    in_manual_block,
+)
 from voight_middleware.instrumentation.streams import call_guarded
 from voight_middleware.pipeline import open_calls
-from voight_middleware.providers.base import NULL, Endpoint, ResponseSummary, estimate_tokens, is_null, parse_response, usage_text
+from voight_middleware.providers.base import (
+    NULL,
+    Endpoint,
+    ResponseSummary,
+    estimate_tokens,
+    is_null,
+    parse_response,
+    usage_text,
+)
 from voight_middleware.providers.openai.text import parse_responses, plain
 from voight_middleware.records.tags import Owner
 
@@ -80,7 +93,11 @@ class _Session(msgspec.Struct):
 
     def transcriber(self) -> str | None:
         """Return the transcription model. Its place has changed since the beta."""
-        transcription = self.audio.input.transcription if self.audio is not None and self.audio.input is not None else None
+        transcription = (
+            self.audio.input.transcription
+            if self.audio is not None and self.audio.input is not None
+            else None
+        )
         transcription = transcription or self.input_audio_transcription
         return None if transcription is None else transcription.model
 
@@ -95,7 +112,11 @@ _read_session = msgspec.json.Decoder(_Session).decode
 _read_seconds = msgspec.json.Decoder(_Seconds).decode
 _decode = msgspec.json.decode
 
-_OUTCOMES: Mapping[str | None, str] = {"cancelled": "aborted", "incomplete": "truncated", "failed": "error"}
+_OUTCOMES: Mapping[str | None, str] = {
+    "cancelled": "aborted",
+    "incomplete": "truncated",
+    "failed": "error",
+}
 
 _live_seconds: dict[tuple[str, str], float] = {}
 """The counted seconds of live sessions, which are cumulative and seen by several connections."""
@@ -166,7 +187,7 @@ class Socket:
     def __del__(self) -> None:
         call_guarded(self.end)
 
-    # -- the application sends -------------------------------------------------------------------------------------------------
+    # -- the application sends ---------------------------------------------------------------------
 
     def bind(self, context: TagContext, owner: Owner) -> None:
         """Make the sender the owner of later responses, unless only the present owner is known."""
@@ -179,7 +200,9 @@ class Socket:
         request = self._request(event)
         if request is not None:
             body = request if self._endpoint is RESPONSES else {"model": self._opened_model}
-            self._waiting.setdefault(request.get("stream_id"), deque()).append(self._turn(self._endpoint, body))
+            self._waiting.setdefault(request.get("stream_id"), deque()).append(
+                self._turn(self._endpoint, body)
+            )
 
     def unsent(self, event: Any) -> None:
         """Undo ``sent()`` for an event that could not be sent."""
@@ -202,7 +225,7 @@ class Socket:
             event = plain(event)
         return event if event.get("type") == _IN_TEXT else None
 
-    # -- the provider sends ----------------------------------------------------------------------------------------------------
+    # -- the provider sends ------------------------------------------------------------------------
 
     def received(self, data: bytes | str) -> None:
         """Read a message of the provider."""
@@ -238,20 +261,34 @@ class Socket:
     def _completed(self, message: _Message, endpoint: Endpoint) -> None:
         """Finish a response of the Responses API."""
         failed = message.type == "response.failed"
-        self._ended(message, endpoint, parse_responses(message.response), "error" if failed else "ok", message.type if failed else None)
+        self._ended(
+            message,
+            endpoint,
+            parse_responses(message.response),
+            "error" if failed else "ok",
+            message.type if failed else None,
+        )
 
     def _done(self, message: _Message, endpoint: Endpoint) -> None:
         """Finish a response of a realtime session."""
         response = _read_response(message.response)
         outcome = _OUTCOMES.get(response.status, "ok")
-        summary = ResponseSummary(response.id, self._model or self._opened_model, usage=response.usage)
-        self._ended(message, endpoint, summary, outcome, "response.failed" if outcome == "error" else None)
+        summary = ResponseSummary(
+            response.id, self._model or self._opened_model, usage=response.usage
+        )
+        self._ended(
+            message, endpoint, summary, outcome, "response.failed" if outcome == "error" else None
+        )
 
     def _transcribed(self, message: _Message, _: Endpoint) -> None:
         """Write the call of a transcription in a realtime session, made by a model of its own."""
-        if not is_null(message.usage) and not self._has_seen((message.item_id, message.content_index)):
+        if not is_null(message.usage) and not self._has_seen(
+            (message.item_id, message.content_index)
+        ):
             turn = self._turn(_TRANSCRIPTIONS, {"model": self._transcriber})
-            self._finish(turn, ResponseSummary(message.item_id, self._transcriber, usage=message.usage))
+            self._finish(
+                turn, ResponseSummary(message.item_id, self._transcriber, usage=message.usage)
+            )
 
     def _configured(self, message: _Message, _: Endpoint) -> None:
         """Read the configuration of a new or changed session."""
@@ -262,7 +299,10 @@ class Socket:
             if session.id != self._session:  # after a reconnection the seconds start at 0
                 self._end_live()
             if self._live is None:
-                self._live = self._turn(REALTIME, {"model": session.model, "safety_identifier": session.safety_identifier})
+                self._live = self._turn(
+                    REALTIME,
+                    {"model": session.model, "safety_identifier": session.safety_identifier},
+                )
         self._session = session.id or self._session
 
     def _counted(self, message: _Message, _: Endpoint) -> None:
@@ -291,11 +331,18 @@ class Socket:
             return
         if turn is not None:
             status = _decode(message.status)
-            self._finish(turn, ResponseSummary(), "error", "error", False, http_status=status if isinstance(status, int) else None)
+            self._finish(
+                turn,
+                ResponseSummary(),
+                "error",
+                "error",
+                False,
+                http_status=status if isinstance(status, int) else None,
+            )
         elif (running := self._turns.get(self._latest.get(message.stream_id))) is not None:
             running.failure = "error"
 
-    # -- calls -----------------------------------------------------------------------------------------------------------------
+    # -- calls -------------------------------------------------------------------------------------
 
     def _turn(self, endpoint: Endpoint, body: Mapping[str, Any]) -> _Turn:
         metered = MeteredRequest(endpoint, "", body, self._host, self._provider, stream=True)
@@ -317,7 +364,14 @@ class Socket:
             return waiting.popleft()
         return self._turn(endpoint, {} if endpoint is RESPONSES else {"model": self._opened_model})
 
-    def _ended(self, message: _Message, endpoint: Endpoint, summary: ResponseSummary, outcome: str, error: str | None) -> None:
+    def _ended(
+        self,
+        message: _Message,
+        endpoint: Endpoint,
+        summary: ResponseSummary,
+        outcome: str,
+        error: str | None,
+    ) -> None:
         if not self._has_seen(summary.id):
             turn = self._turns.pop(summary.id, None) or self._next_turn(message, endpoint)
             self._finish(turn, summary, outcome, error)
@@ -334,7 +388,13 @@ class Socket:
         return False
 
     def _finish(
-        self, turn: _Turn, summary: ResponseSummary, outcome: str = "ok", error: str | None = None, estimated: bool = True, **more: Any
+        self,
+        turn: _Turn,
+        summary: ResponseSummary,
+        outcome: str = "ok",
+        error: str | None = None,
+        estimated: bool = True,
+        **more: Any,
     ) -> None:
         if turn.is_manual:
             return
@@ -346,7 +406,13 @@ class Socket:
             else:
                 # Speech has no text, and the input that a session remembers is not known.
                 more["estimated_output"] = output or None
-        metered.finish(summary, outcome, error=error, ttft=None if first is None else (first - metered.started) // 1000, **more)
+        metered.finish(
+            summary,
+            outcome,
+            error=error,
+            ttft=None if first is None else (first - metered.started) // 1000,
+            **more,
+        )
 
     def end(self, error: BaseException | None = None) -> None:
         """Finish the calls of a connection that ended. Running responses are aborted."""
@@ -362,7 +428,9 @@ class Socket:
                 summary.model = self._model or self._opened_model
             self._has_seen(summary.id)
             lost = type(error).__name__ if error is not None else None
-            self._finish(turn, summary, "error" if turn.failure else "aborted", turn.failure or lost)
+            self._finish(
+                turn, summary, "error" if turn.failure else "aborted", turn.failure or lost
+            )
         self._end_live()
 
     def discard_after_fork(self) -> None:
@@ -377,7 +445,9 @@ class Socket:
         if turn is None:
             return
         if seconds is None:
-            self._finish(turn, ResponseSummary(self._session, self._model), "aborted", estimated=False)
+            self._finish(
+                turn, ResponseSummary(self._session, self._model), "aborted", estimated=False
+            )
             return
         if self._session is not None:
             key = self._host, self._session

@@ -37,9 +37,15 @@ class RequestDescriptor:
 
     def _is_passed_on(self, client: Any, function: Any) -> bool:
         """Return whether a subclass or the client's own ``request`` passes a request on."""
-        first = next(cls.__dict__["request"] for cls in type(client).__mro__ if "request" in cls.__dict__)
+        first = next(
+            cls.__dict__["request"] for cls in type(client).__mro__ if "request" in cls.__dict__
+        )
         slot = current_request.get()
-        return first is not self or (isinstance(slot, RequestSlot) and slot.client is client and slot.levels[-1] == id(function))
+        return first is not self or (
+            isinstance(slot, RequestSlot)
+            and slot.client is client
+            and slot.levels[-1] == id(function)
+        )
 
     def __set__(self, client: Any, value: Any) -> None:
         client.__dict__["request"] = value

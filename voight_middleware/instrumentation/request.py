@@ -36,7 +36,16 @@ from voight_middleware.providers.base import (
 from voight_middleware.records.call import Call, Submission, job_call_id, new_call_id
 from voight_middleware.records.tags import Owner
 
-_WITHOUT_RESPONSE = frozenset({"ReadTimeout", "ReadError", "RemoteProtocolError", "TimeoutException", "CancelledError", "Cancelled"})
+_WITHOUT_RESPONSE = frozenset(
+    {
+        "ReadTimeout",
+        "ReadError",
+        "RemoteProtocolError",
+        "TimeoutException",
+        "CancelledError",
+        "Cancelled",
+    }
+)
 """
 Errors of httpx, httpx2 and asyncio after which the provider may have processed and billed a request
 without a response. A connection that was never made and a request that was only partly sent are not
@@ -72,7 +81,9 @@ class RequestSlot:
 
     __slots__ = ("_outer", "client", "levels", "metered")
 
-    def __init__(self, metered: MeteredRequest | None, client: Any = None, level: object = None) -> None:
+    def __init__(
+        self, metered: MeteredRequest | None, client: Any = None, level: object = None
+    ) -> None:
         self.metered = metered
         self.client = client
         self.levels = [level]
@@ -90,7 +101,9 @@ class RequestSlot:
             metered.responded()
 
 
-current_request: ContextVar[RequestSlot | ManualBlock | None] = ContextVar("voight_entry", default=None)
+current_request: ContextVar[RequestSlot | ManualBlock | None] = ContextVar(
+    "voight_entry", default=None
+)
 """The request or manual block that the current code is part of."""
 
 
@@ -144,7 +157,9 @@ class MeteredRequest:
         "stream",
     )
 
-    def __init__(self, endpoint: Endpoint, url: str, body: Any, host: str, provider: str, stream: bool) -> None:
+    def __init__(
+        self, endpoint: Endpoint, url: str, body: Any, host: str, provider: str, stream: bool
+    ) -> None:
         self.started_at = time.time_ns()
         self.started = time.perf_counter_ns()
         self.endpoint = endpoint
@@ -158,20 +173,28 @@ class MeteredRequest:
         self.possibly_billed = 0
         self.observed: Observed | None = None
         self._responses = 0
-        self._batch = url.partition("?")[0].split("/")[-2] if endpoint.parse_line is not None else ""
+        self._batch = (
+            url.partition("?")[0].split("/")[-2] if endpoint.parse_line is not None else ""
+        )
 
     def start(self, client: Any = None, options: Any = None) -> None:
         """Call the observers' ``on_call_start``, with the owner as far as known. Never raises."""
         try:
             meter = current_meter()
-            if not meter.observers.present or self.endpoint.parse is None or self.endpoint.job_phase == "poll":
+            if (
+                not meter.observers.present
+                or self.endpoint.parse is None
+                or self.endpoint.job_phase == "poll"
+            ):
                 return  # not a call of its own: a file, a batch, the polling of a job
             model = self.body.get("model") if isinstance(self.body, Mapping) else None
             self.observed = meter.observers.start(
                 CallStart(
                     provider=self.provider,
                     endpoint=self.endpoint.name,
-                    requested_model=meter.pseudonymized_text("requested_model", model) if isinstance(model, str) else None,
+                    requested_model=meter.pseudonymized_text("requested_model", model)
+                    if isinstance(model, str)
+                    else None,
                     host=self.host,
                     streamed=self.stream,
                     started_at=self.started_at,
@@ -202,7 +225,9 @@ class MeteredRequest:
             endpoint, job = self.endpoint, None
             if endpoint.job_phase:
                 job = None if summary.job is None else f"{self.provider}/{summary.job}"
-                if endpoint.job_phase == "poll" and (job is None or (is_null(summary.usage) and summary.failure is None)):
+                if endpoint.job_phase == "poll" and (
+                    job is None or (is_null(summary.usage) and summary.failure is None)
+                ):
                     # a response that was complete when it was made, or a job that still runs
                     return
             if summary.failure is not None and outcome == "ok":
@@ -242,7 +267,11 @@ class MeteredRequest:
                     call.duration = None
                     if summary.created_at is not None:
                         call.occurred_at = summary.created_at * 1_000_000
-            named = named_user(body) if self.owner.tags.user_id is None and self._may_name_its_user() else None
+            named = (
+                named_user(body)
+                if self.owner.tags.user_id is None and self._may_name_its_user()
+                else None
+            )
             meter.finish(call, self.context, self.owner, named, self.observed)
         except Exception as error:
             report_internal_error(error)
@@ -276,7 +305,7 @@ class MeteredRequest:
         if type(cause).__name__ in _WITHOUT_RESPONSE:
             self.possibly_billed += 1
 
-    # -- whole responses -------------------------------------------------------------------------------------------------------
+    # -- whole responses ---------------------------------------------------------------------------
 
     def body_read(self, body: bytes, status: int, retries: int) -> None:
         """Write the call of a whole response. Never raises."""
@@ -308,26 +337,40 @@ class MeteredRequest:
             elif self.endpoint.parse is None:
                 pass
             elif body.error is not None:
-                self.finish(ResponseSummary(), "error", error=type(body.error).__name__, http_status=status, attempts=retries + 1)
+                self.finish(
+                    ResponseSummary(),
+                    "error",
+                    error=type(body.error).__name__,
+                    http_status=status,
+                    attempts=retries + 1,
+                )
             else:
                 self.finish(ResponseSummary(), "aborted", http_status=status, attempts=retries + 1)
 
         watch_close(response, closed, body)
 
-    # -- streams ---------------------------------------------------------------------------------------------------------------
+    # -- streams -----------------------------------------------------------------------------------
 
     def completion(self, status: int, retries: int) -> StreamCompletion | None:
         """Return the completion of a stream; None if the endpoint's streams cannot be read."""
         if self.endpoint.stream_parser is None:
             return None
 
-        def report(parser: StreamParser, outcome: str, error: BaseException | None, first_event: int | None) -> None:
+        def report(
+            parser: StreamParser, outcome: str, error: BaseException | None, first_event: int | None
+        ) -> None:
             self.stream_ended(parser, outcome, error, first_event, status, retries)
 
         return StreamCompletion(self.endpoint.stream_parser(), report, self.asked_for_usage)
 
     def stream_ended(
-        self, parser: StreamParser, outcome: str, error: BaseException | None, first_event: int | None, status: int, retries: int
+        self,
+        parser: StreamParser,
+        outcome: str,
+        error: BaseException | None,
+        first_event: int | None,
+        status: int,
+        retries: int,
     ) -> None:
         """Write the call of a stream, however it ended. Never raises."""
         summary = ResponseSummary()
@@ -365,7 +408,7 @@ class MeteredRequest:
         else:
             completion.drop()
 
-    # -- jobs ------------------------------------------------------------------------------------------------------------------
+    # -- jobs --------------------------------------------------------------------------------------
 
     def _submit(self, job: str, part_of: str | None = None, user: str | None = None) -> None:
         submission = Submission(job=job, submitted_at=self.started_at // 1000, part_of=part_of)
@@ -379,11 +422,22 @@ class MeteredRequest:
         for job in endpoint.parse_jobs(body, request):
             name = f"{self.provider}/{job.id}"
             if job.part_of is not None:
-                current_meter().link(Submission(job=name, submitted_at=self.started_at // 1000, part_of=f"{self.provider}/{job.part_of}"))
+                current_meter().link(
+                    Submission(
+                        job=name,
+                        submitted_at=self.started_at // 1000,
+                        part_of=f"{self.provider}/{job.part_of}",
+                    )
+                )
             elif endpoint.job_phase in ("submit", "upload"):
                 if endpoint.job_phase == "submit":
-                    self._submit(name, f"{self.provider}/{job.requests}" if job.requests is not None else None)
-                for part, user in job.parts.items() if identify and self.owner.tags.user_id is None else ():
+                    self._submit(
+                        name,
+                        f"{self.provider}/{job.requests}" if job.requests is not None else None,
+                    )
+                for part, user in (
+                    job.parts.items() if identify and self.owner.tags.user_id is None else ()
+                ):
                     self._submit(f"{name}/{_digest(part)}", name, user)
 
     def lines_read(self, body: bytes) -> None:
@@ -434,7 +488,11 @@ class MeteredRequest:
                 )
                 owner = current_meter().owner_of_line(summary.job)
                 if owner is not None:
-                    current_meter().submit(Submission(job=job, submitted_at=self.started_at // 1000), self.context, owner)
+                    current_meter().submit(
+                        Submission(job=job, submitted_at=self.started_at // 1000),
+                        self.context,
+                        owner,
+                    )
                 current_meter().finish(call, self.context, self.owner if owner is None else owner)
         except NotBatchOutput:
             return False

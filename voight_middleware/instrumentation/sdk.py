@@ -17,7 +17,13 @@ from typing import Any
 from voight_middleware.diagnostics import report_internal_error, warn_once
 from voight_middleware.instrumentation.bodies import Body
 from voight_middleware.instrumentation.request import MeteredRequest
-from voight_middleware.instrumentation.streams import AsyncMeteredIterator, MeteredIterator, call_guarded, hide_usage, watch_close
+from voight_middleware.instrumentation.streams import (
+    AsyncMeteredIterator,
+    MeteredIterator,
+    call_guarded,
+    hide_usage,
+    watch_close,
+)
 from voight_middleware.instrumentation.usage_chunks import ALWAYS_SENT
 from voight_middleware.providers import bedrock
 from voight_middleware.providers.base import Endpoint
@@ -37,9 +43,15 @@ class SdkRequest(MeteredRequest):
 
     __slots__ = ("options",)
 
-    def __init__(self, client: Any, sdk: str, endpoint: Endpoint, options: Any, stream: bool) -> None:
+    def __init__(
+        self, client: Any, sdk: str, endpoint: Endpoint, options: Any, stream: bool
+    ) -> None:
         host, provider = _host_and_provider(client, sdk)
-        body = options.json_data if endpoint.job_phase != "upload" else uploaded(options.json_data, options.files)
+        body = (
+            options.json_data
+            if endpoint.job_phase != "upload"
+            else uploaded(options.json_data, options.files)
+        )
         super().__init__(endpoint, options.url, body, host, provider, stream)
         self.options = options
         if stream and endpoint.asks_for_usage:
@@ -57,13 +69,20 @@ class SdkRequest(MeteredRequest):
             return
         given = body.get("stream_options")
         extra = getattr(options, "extra_json", None) or {}
-        if "stream_options" in extra or (given is not None and not isinstance(given, dict)) or (given and "include_usage" in given):
+        if (
+            "stream_options" in extra
+            or (given is not None and not isinstance(given, dict))
+            or (given and "include_usage" in given)
+        ):
             return
         headers = options.headers if isinstance(options.headers, Mapping) else {}
         if headers.get(_RAW_HEADER) == "stream":
             return
         self.options = options.model_copy() if hasattr(options, "model_copy") else options.copy()
-        self.options.json_data = {**body, "stream_options": {**(given or {}), "include_usage": True}}
+        self.options.json_data = {
+            **body,
+            "stream_options": {**(given or {}), "include_usage": True},
+        }
         self.asked_for_usage = True
 
     def may_go_without_usage(self, error: BaseException) -> bool:
@@ -84,7 +103,10 @@ class SdkRequest(MeteredRequest):
     def succeeded_without_usage(self) -> None:
         """Remember that the host streams only if usage is not asked for. Never raises."""
         _refusing_usage[self.host] = time.monotonic() + REFUSAL_SECONDS
-        call_guarded(warn_once, "a server refused stream_options.include_usage; its streams are metered by estimate")
+        call_guarded(
+            warn_once,
+            "a server refused stream_options.include_usage; its streams are metered by estimate",
+        )
 
     def watch(self, response: Any, result: Any, retries: int) -> None:
         """Meter a response: at once if it is whole, else at its end."""
@@ -113,7 +135,9 @@ class SdkRequest(MeteredRequest):
         if completion is not None:
             iterator = stream._iterator
             stream._iterator = (
-                AsyncMeteredIterator(iterator, completion) if hasattr(iterator, "__anext__") else MeteredIterator(iterator, completion)
+                AsyncMeteredIterator(iterator, completion)
+                if hasattr(iterator, "__anext__")
+                else MeteredIterator(iterator, completion)
             )
             watch_close(response, completion.close)
 
@@ -128,7 +152,10 @@ class SdkRequest(MeteredRequest):
         metered = False
 
         def closed() -> None:
-            if not metered and (completion := self.completion(response.status_code, retries)) is not None:
+            if (
+                not metered
+                and (completion := self.completion(response.status_code, retries)) is not None
+            ):
                 self.read_by_hand(body, completion)
 
         def meter(stream: Any) -> Any:
@@ -151,7 +178,9 @@ class SdkRequest(MeteredRequest):
         async def aparse_and_meter(*args: Any, **kwargs: Any) -> Any:
             return meter(await parse(*args, **kwargs))
 
-        result.parse = functools.wraps(parse)(aparse_and_meter if inspect.iscoroutinefunction(parse) else parse_and_meter)
+        result.parse = functools.wraps(parse)(
+            aparse_and_meter if inspect.iscoroutinefunction(parse) else parse_and_meter
+        )
         watch_close(response, closed, body)
 
 

@@ -258,7 +258,9 @@ def watch_close(response: Any, closed: Callable[[], None], body: Body | None = N
 
     Its iteration stays the transport's own unless *body* is to see its parts.
     """
-    response.stream = _closing_class(type(response), type(response.stream))(response.stream, closed, body)
+    response.stream = _closing_class(type(response), type(response.stream))(
+        response.stream, closed, body
+    )
 
 
 class _Closing:
@@ -341,8 +343,16 @@ def _closing_class(response_class: type, stream_class: type) -> Any:
     """
     closing_class = _closing_classes.get((response_class, stream_class))
     if closing_class is None:
-        libraries = (sys.modules.get(cls.__module__.partition(".")[0]) for cls in response_class.__mro__)
+        libraries = (
+            sys.modules.get(cls.__module__.partition(".")[0]) for cls in response_class.__mro__
+        )
         library: Any = next(library for library in libraries if hasattr(library, "AsyncByteStream"))
-        bases = tuple(base for base in (library.SyncByteStream, library.AsyncByteStream) if issubclass(stream_class, base))
-        closing_class = _closing_classes[response_class, stream_class] = type("ClosingStream", (_Closing, *bases), {})
+        bases = tuple(
+            base
+            for base in (library.SyncByteStream, library.AsyncByteStream)
+            if issubclass(stream_class, base)
+        )
+        closing_class = _closing_classes[response_class, stream_class] = type(
+            "ClosingStream", (_Closing, *bases), {}
+        )
     return closing_class

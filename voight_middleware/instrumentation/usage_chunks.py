@@ -18,7 +18,19 @@ from voight_middleware.providers.openai.streams import get
 ALWAYS_SENT = frozenset({"openrouter"})
 """Providers whose streams always have usage."""
 
-_HEAD = frozenset({"id", "object", "created", "model", "choices", "usage", "service_tier", "system_fingerprint", "obfuscation"})
+_HEAD = frozenset(
+    {
+        "id",
+        "object",
+        "created",
+        "model",
+        "choices",
+        "usage",
+        "service_tier",
+        "system_fingerprint",
+        "obfuscation",
+    }
+)
 _MEASURED = frozenset({"timings", "time_info", "stats", "x_groq", "latency_checkpoint"})
 """Measurements in a server's last chunk. A chunk with only these and usage is still ours."""
 
@@ -62,7 +74,9 @@ class UsageChunks:
         repeated = _keys(before) if before is not None else frozenset()
         for key in _keys(event) - _HEAD - _MEASURED:
             value = get(event, key)
-            if (value is not None or not self._sends_null) and (key not in repeated or value != get(before, key)):
+            if (value is not None or not self._sends_null) and (
+                key not in repeated or value != get(before, key)
+            ):
                 return False
         return True
 

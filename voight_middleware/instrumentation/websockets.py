@@ -66,7 +66,9 @@ def _patch_each(patch: Patch, cls: type, wrappers: Mapping[str, Wrapper]) -> Non
             patch(definer, name, wrapper)
 
 
-def _making(patch_connect: Callable[[type], None], original: Callable[..., Any]) -> Callable[..., Any]:
+def _making(
+    patch_connect: Callable[[type], None], original: Callable[..., Any]
+) -> Callable[..., Any]:
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         original(self, *args, **kwargs)
         call_guarded(patch_connect, type(self))
@@ -74,7 +76,7 @@ def _making(patch_connect: Callable[[type], None], original: Callable[..., Any])
     return __init__
 
 
-# -- opening -------------------------------------------------------------------------------------------------------------------
+# -- opening ---------------------------------------------------------------------------------------
 
 
 class _Opening:
@@ -94,7 +96,9 @@ class _Opening:
             context, owner = self._context, self._context.owner()
         _patch_each(self._patch, type(connection), _wrappers(type(connection)))
         url = getattr(self._client, "websocket_base_url", None)
-        host = (urlsplit(str(url)).hostname if url is not None else None) or self._client._base_url.host
+        host = (
+            urlsplit(str(url)).hostname if url is not None else None
+        ) or self._client._base_url.host
         connection.__dict__[_SOCKET] = Socket(
             host=host,
             provider=billing_provider(host) or platform(type(self._client)) or "openai",
@@ -107,11 +111,17 @@ class _Opening:
         )
 
 
-def _connecting(patch: Patch, is_metered: IsMetered, original: Callable[..., Any]) -> Callable[..., Any]:
+def _connecting(
+    patch: Patch, is_metered: IsMetered, original: Callable[..., Any]
+) -> Callable[..., Any]:
     def open_with(resource: Any, manager: Any, options: Mapping[str, Any]) -> None:
         if is_metered(resource._client) and current_meter().settings.enabled:
             _patch_each(patch, type(manager), {"__enter__": _entering, "__aenter__": _aentering})
-            _patch_each(patch, type(manager), {"enter": _aentering if hasattr(manager, "__aenter__") else _entering})
+            _patch_each(
+                patch,
+                type(manager),
+                {"enter": _aentering if hasattr(manager, "__aenter__") else _entering},
+            )
             manager.__dict__[_OPENING] = _Opening(resource, options, patch)
 
     def connect(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -150,7 +160,7 @@ def _aentering(original: Callable[..., Any]) -> Callable[..., Any]:
     return enter
 
 
-# -- messages ------------------------------------------------------------------------------------------------------------------
+# -- messages --------------------------------------------------------------------------------------
 
 
 def _wrappers(cls: Any) -> Mapping[str, Wrapper]:

@@ -49,7 +49,7 @@ _MARK = "_voight_metered"
 
 _all_clients = False
 
-# -- the public face -----------------------------------------------------------------------------------------------------------
+# -- the public face -------------------------------------------------------------------------------
 
 
 def wrap(client: T) -> T:
@@ -115,7 +115,11 @@ def uninstrument() -> None:
 def _wrap(client: T, function: str, sdks: tuple[str, ...]) -> T:
     for cls in type(client).__mro__:
         sdk, _, module = cls.__module__.partition(".")
-        if sdk in sdks and module == "_base_client" and cls.__name__ in ("SyncAPIClient", "AsyncAPIClient"):
+        if (
+            sdk in sdks
+            and module == "_base_client"
+            and cls.__name__ in ("SyncAPIClient", "AsyncAPIClient")
+        ):
             _patch_base(cls, sdk)
             for client_class in type(client).__mro__:
                 if client_class is not cls and issubclass(client_class, cls):
@@ -123,16 +127,24 @@ def _wrap(client: T, function: str, sdks: tuple[str, ...]) -> T:
             _patch_copies(type(client))
             client.__dict__[_MARK] = True
             return client
-    raise TypeError(f"{function} takes a client of the {' or '.join(sdks)} SDK, not {type(client).__module__}.{type(client).__qualname__}")
+    raise TypeError(
+        f"{function} takes a client of the {' or '.join(sdks)} SDK, not "
+        f"{type(client).__module__}.{type(client).__qualname__}"
+    )
 
 
-# -- patching ------------------------------------------------------------------------------------------------------------------
+# -- patching --------------------------------------------------------------------------------------
 
 _patches: list[tuple[type, str, Any, Any]] = []
 _patching = threading.Lock()
 
 
-def _patch(cls: type, name: str, make: Callable[[Any], Any], describe: Callable[[Any], Any] = lambda patched: patched) -> None:
+def _patch(
+    cls: type,
+    name: str,
+    make: Callable[[Any], Any],
+    describe: Callable[[Any], Any] = lambda patched: patched,
+) -> None:
     """Replace a method by the result of *make*. *describe* makes the class attribute from that."""
     with _patching:
         original = cls.__dict__[name]
@@ -150,7 +162,12 @@ def _patch_request(cls: type, base: type, sdk: str, bound: Callable[[Any], Any])
     def make(original: Any, level: object) -> Any:
         return metered(original, sdk, level)
 
-    _patch(cls, "request", lambda original: make(bound(original), cls), lambda patched: RequestDescriptor(patched, make))
+    _patch(
+        cls,
+        "request",
+        lambda original: make(bound(original), cls),
+        lambda patched: RequestDescriptor(patched, make),
+    )
 
 
 def _patch_base(cls: Any, sdk: str) -> None:
@@ -222,10 +239,12 @@ def _marking(original: Callable[..., Any]) -> Callable[..., Any]:
     return copy
 
 
-# -- the start of a request ----------------------------------------------------------------------------------------------------
+# -- the start of a request ------------------------------------------------------------------------
 
 
-def _is_passed_on(slot: RequestSlot, client: Any, level: object, options: Any, stream: bool) -> bool:
+def _is_passed_on(
+    slot: RequestSlot, client: Any, level: object, options: Any, stream: bool
+) -> bool:
     """
     Return whether a request is the one in *slot*, passed on by a subclass's or another library's
     ``request``. Its options may be a copy.
@@ -233,7 +252,12 @@ def _is_passed_on(slot: RequestSlot, client: Any, level: object, options: Any, s
     A request that enters a method that it is already in is a new one, such as a middleware's.
     """
     metered = slot.metered
-    if not isinstance(metered, SdkRequest) or slot.client is not client or level in slot.levels or metered.stream != stream:
+    if (
+        not isinstance(metered, SdkRequest)
+        or slot.client is not client
+        or level in slot.levels
+        or metered.stream != stream
+    ):
         return False
     known = metered.options
     if options is known:
@@ -250,7 +274,9 @@ def _sync_request(original: Callable[..., Any], sdk: str, level: object) -> Call
     # there.
     is_client_own = isinstance(level, int)
 
-    def request(self: Any, cast_to: Any, options: Any, *, stream: bool = False, stream_cls: Any = None) -> Any:
+    def request(
+        self: Any, cast_to: Any, options: Any, *, stream: bool = False, stream_cls: Any = None
+    ) -> Any:
         outer = current_request.get()
         if outer is not None:
             if isinstance(outer, ManualBlock):
@@ -262,7 +288,11 @@ def _sync_request(original: Callable[..., Any], sdk: str, level: object) -> Call
                     return original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
                 finally:
                     outer.levels.remove(level)
-        metered = _enter(self, sdk, routes, options, stream) if _all_clients or _MARK in self.__dict__ else None
+        metered = (
+            _enter(self, sdk, routes, options, stream)
+            if _all_clients or _MARK in self.__dict__
+            else None
+        )
         if metered is None and outer is None and not is_client_own:
             return original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
         # A request that is not metered gets a slot too: inside a metered one, it must not end as a
@@ -273,7 +303,9 @@ def _sync_request(original: Callable[..., Any], sdk: str, level: object) -> Call
             metered.owner = resolve_owner(metered.context)
             metered.start(self, options)
             try:
-                return original(self, cast_to, metered.options, stream=stream, stream_cls=stream_cls)
+                return original(
+                    self, cast_to, metered.options, stream=stream, stream_cls=stream_cls
+                )
             except BaseException as error:
                 if not _retries_without_usage(metered, error):
                     raise
@@ -292,19 +324,29 @@ def _async_request(original: Callable[..., Any], sdk: str, level: object) -> Cal
     routes = _ROUTES[sdk]
     is_client_own = isinstance(level, int)
 
-    async def request(self: Any, cast_to: Any, options: Any, *, stream: bool = False, stream_cls: Any = None) -> Any:
+    async def request(
+        self: Any, cast_to: Any, options: Any, *, stream: bool = False, stream_cls: Any = None
+    ) -> Any:
         outer = current_request.get()
         if outer is not None:
             if isinstance(outer, ManualBlock):
                 if outer.open:
-                    return await original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
+                    return await original(
+                        self, cast_to, options, stream=stream, stream_cls=stream_cls
+                    )
             elif _is_passed_on(outer, self, level, options, stream):
                 outer.levels.append(level)
                 try:
-                    return await original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
+                    return await original(
+                        self, cast_to, options, stream=stream, stream_cls=stream_cls
+                    )
                 finally:
                     outer.levels.remove(level)
-        metered = _enter(self, sdk, routes, options, stream) if _all_clients or _MARK in self.__dict__ else None
+        metered = (
+            _enter(self, sdk, routes, options, stream)
+            if _all_clients or _MARK in self.__dict__
+            else None
+        )
         if metered is None and outer is None and not is_client_own:
             return await original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
         with RequestSlot(metered, self, level):
@@ -313,12 +355,16 @@ def _async_request(original: Callable[..., Any], sdk: str, level: object) -> Cal
             metered.owner = await aresolve_owner(metered.context)
             metered.start(self, options)
             try:
-                return await original(self, cast_to, metered.options, stream=stream, stream_cls=stream_cls)
+                return await original(
+                    self, cast_to, metered.options, stream=stream, stream_cls=stream_cls
+                )
             except BaseException as error:
                 if not _retries_without_usage(metered, error):
                     raise
             try:
-                result = await original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
+                result = await original(
+                    self, cast_to, options, stream=stream, stream_cls=stream_cls
+                )
             except BaseException as error:
                 call_guarded(metered.fail, error)
                 raise
@@ -394,7 +440,7 @@ def _watch(metered: SdkRequest, kwargs: Mapping[str, Any], result: Any) -> None:
             call_guarded(hide_usage, result)
 
 
-# -- retries -------------------------------------------------------------------------------------------------------------------
+# -- retries ---------------------------------------------------------------------------------------
 
 
 def _sync_retry(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -417,7 +463,11 @@ def _attempt_failed(kwargs: Mapping[str, Any]) -> None:
     """Note a failed attempt. The SDK retries inside its ``except`` clause: the error is current."""
     try:
         metered = request_here()
-        if metered is not None and kwargs.get("response") is None and kwargs.get("response_headers") is None:
+        if (
+            metered is not None
+            and kwargs.get("response") is None
+            and kwargs.get("response_headers") is None
+        ):
             metered.note_failed_attempt(sys.exc_info()[1])
     except Exception as error:
         report_internal_error(error)

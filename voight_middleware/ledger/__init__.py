@@ -72,5 +72,11 @@ def open_ledger(url: str, *, create: bool = True) -> Ledger:
             return ClickHouseLedger(place, create=create)
     except ImportError as error:
         extra = "clickhouse" if engine == "clickhouse" else "postgres"
-        raise LedgerError(f"the driver of this ledger is not installed ({error}): run pip install 'voight-middleware[{extra}]'") from error
-    raise LedgerError(f"unknown ledger engine {engine!r}: use a path, sqlite:///path, postgresql://… or clickhouse://…")
+        raise LedgerError(
+            f"the driver of this ledger is not installed ({error}): run pip install "
+            f"'voight-middleware[{extra}]'"
+        ) from error
+    raise LedgerError(
+        f"unknown ledger engine {engine!r}: use a path, sqlite:///path, postgresql://… or "
+        "clickhouse://…"
+    )

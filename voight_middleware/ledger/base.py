@@ -338,7 +338,13 @@ class Ledger(Protocol):
         """
         ...
 
-    def import_calls(self, calls: Sequence[Call], former: Mapping[str, Sequence[PriceVersion]] = {}, *, replace: bool = False) -> int:
+    def import_calls(
+        self,
+        calls: Sequence[Call],
+        former: Mapping[str, Sequence[PriceVersion]] = {},
+        *,
+        replace: bool = False,
+    ) -> int:
         """
         Store calls of another ledger unchanged, each with its previous prices, in one transaction.
         Return the number of calls written.

@@ -27,7 +27,10 @@ def erased_tags(tags: Tags, names: Collection[str], token: str) -> Tags:
     """
     is_user = tags.user_id in names
     return Tags(
-        **{name: token if (value := getattr(tags, name)) in names else value for name in ("user_id", *PLACES)},
+        **{
+            name: token if (value := getattr(tags, name)) in names else value
+            for name in ("user_id", *PLACES)
+        },
         session_id=None if is_user or tags.session_id in names else tags.session_id,
         extra=erased_extra(tags.extra, names, token),
     )
@@ -48,7 +51,10 @@ def erased_extra(extra: Mapping[str, str], names: Collection[str], token: str) -
 
 def names_anyone(tags: Tags, names: Collection[str]) -> bool:
     """Return whether a value of *tags* is one of *names*."""
-    values = [*(getattr(tags, name) for name in ("user_id", "session_id", *PLACES)), *tags.extra.values()]
+    values = [
+        *(getattr(tags, name) for name in ("user_id", "session_id", *PLACES)),
+        *tags.extra.values(),
+    ]
     return any(value in names for value in values)
 
 
@@ -61,4 +67,6 @@ def spellings(names: Collection[str]) -> list[str]:
 
 
 def _mentions(value: str, names: Collection[str]) -> bool:
-    return any(value == name or (len(name) >= MIN_SEARCHED_LENGTH and name in value) for name in names)
+    return any(
+        value == name or (len(name) >= MIN_SEARCHED_LENGTH and name in value) for name in names
+    )

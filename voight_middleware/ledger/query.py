@@ -10,7 +10,14 @@ from datetime import UTC, datetime, timedelta, tzinfo
 from itertools import pairwise
 from typing import Any, Protocol
 
-from voight_middleware.ledger.base import DIMENSIONS, Spend, UnknownDimension, Where, Window, has_wildcard
+from voight_middleware.ledger.base import (
+    DIMENSIONS,
+    Spend,
+    UnknownDimension,
+    Where,
+    Window,
+    has_wildcard,
+)
 from voight_middleware.ledger.rollups import PLANS, Bucket, Rollup, is_one_user, plan_query
 
 Sql = tuple[str, list[Any]]
@@ -95,14 +102,26 @@ class Query:
     """
 
     def __init__(
-        self, dialect: Dialect, extra_keys: Collection[str] = (), zone: tzinfo | None = None, extent: tuple[int, int] | None = None
+        self,
+        dialect: Dialect,
+        extra_keys: Collection[str] = (),
+        zone: tzinfo | None = None,
+        extent: tuple[int, int] | None = None,
     ) -> None:
         self._dialect = dialect
         self._extra_keys = extra_keys
         self._zone = None if zone is UTC else zone
         self._extent = extent or (0, 0)
 
-    def spend(self, by: Sequence[str], where: Where, window: Window, limit: int | None, *, original_prices: bool = False) -> Sql:
+    def spend(
+        self,
+        by: Sequence[str],
+        where: Where,
+        window: Window,
+        limit: int | None,
+        *,
+        original_prices: bool = False,
+    ) -> Sql:
         """
         Return the sums by dimensions, the most expensive group first. ``read_spend`` reads a row.
         """
@@ -112,16 +131,31 @@ class Query:
         rolled, windows = plan_query(by, where, window, usable)
         parts = [self._from_rollup(rollup, by, where, first, end) for rollup, first, end in rolled]
         parts += [
-            self._from_calls(by, where, edge, dialect.calls_at_original_prices if original_prices else dialect.calls) for edge in windows
+            self._from_calls(
+                by,
+                where,
+                edge,
+                dialect.calls_at_original_prices if original_prices else dialect.calls,
+            )
+            for edge in windows
         ]
         groups = [f"d{position}" for position in range(len(by))]
         sums = [f"SUM(m{position})" for position in range(len(dialect.sums))]
         calls, costs, unpriced = sums[0], sums[1 : 1 + dialect.costs], sums[1 + dialect.costs]
-        sql = f"SELECT {', '.join((*groups, *sums))} FROM ({' UNION ALL '.join(sql for sql, _ in parts)}) AS parts"
+        sql = (
+            f"SELECT {', '.join((*groups, *sums))} FROM "
+            f"({' UNION ALL '.join(sql for sql, _ in parts)}) AS parts"
+        )
         values = [value for _, bound in parts for value in bound]
         if by:
-            order = f"CASE WHEN {unpriced} = {calls} THEN 1 ELSE 0 END, {dialect.by_cost(costs)}, {calls} DESC"
-            sql += f" GROUP BY {', '.join(groups)} ORDER BY {order}, {', '.join(f'{name} NULLS FIRST' for name in groups)}"
+            order = (
+                f"CASE WHEN {unpriced} = {calls} THEN 1 ELSE 0 END, {dialect.by_cost(costs)}, "
+                f"{calls} DESC"
+            )
+            sql += (
+                f" GROUP BY {', '.join(groups)} ORDER BY {order}, "
+                f"{', '.join(f'{name} NULLS FIRST' for name in groups)}"
+            )
         if limit is not None:
             sql += " LIMIT ?"
             values.append(limit)
@@ -146,21 +180,37 @@ class Query:
     def _from_calls(self, by: Sequence[str], where: Where, window: Window, source: str) -> Sql:
         groups = [self._expression(name) for name in by]
         columns = [f"{sql} AS d{position}" for position, (sql, _) in enumerate(groups)]
-        columns += [f"{sql} AS m{position}" for position, sql in enumerate(self._dialect.sums.values())]
+        columns += [
+            f"{sql} AS m{position}" for position, sql in enumerate(self._dialect.sums.values())
+        ]
         condition, values = self.condition(where, window)
-        grouped = f" GROUP BY {', '.join(str(position + 1) for position in range(len(by)))}" if by else ""
+        grouped = (
+            f" GROUP BY {', '.join(str(position + 1) for position in range(len(by)))}" if by else ""
+        )
         bound = [value for _, bindings in groups for value in bindings]
-        return f"SELECT {', '.join(columns)} FROM {source} WHERE {condition}{grouped}", [*bound, *values]
+        return f"SELECT {', '.join(columns)} FROM {source} WHERE {condition}{grouped}", [
+            *bound,
+            *values,
+        ]
 
     def _usable(self, timed: bool) -> Collection[Rollup]:
         """Return the rollups whose buckets the days of the zone don't cut."""
         rollups = self._dialect.rollups
         if not timed or self._zone is None:
             return rollups
-        whole_hours = all(offset.total_seconds() % 3600 == 0 for _, offset in _offsets(self._zone, *self._extent))
+        whole_hours = all(
+            offset.total_seconds() % 3600 == 0 for _, offset in _offsets(self._zone, *self._extent)
+        )
         return [rollup for rollup in rollups if rollup is PLANS] if whole_hours else ()
 
-    def _from_rollup(self, rollup: Rollup, by: Sequence[str], where: Where, first: Bucket | None, end: Bucket | None) -> Sql:
+    def _from_rollup(
+        self,
+        rollup: Rollup,
+        by: Sequence[str],
+        where: Where,
+        first: Bucket | None,
+        end: Bucket | None,
+    ) -> Sql:
         terms, values = ["1 = 1"], list[Any]()
         for sql, bound in ((f"{rollup.bucket} >= ?", first), (f"{rollup.bucket} < ?", end)):
             if bound is not None:
@@ -178,9 +228,17 @@ class Query:
                 self._add_term(terms, values, (name, []), value)
             else:
                 self._add_term(terms, values, (self._of_rollup(rollup, name), []), value)
-        columns = [f"{self._of_rollup(rollup, name)} AS d{position}" for position, name in enumerate(by)]
+        columns = [
+            f"{self._of_rollup(rollup, name)} AS d{position}" for position, name in enumerate(by)
+        ]
         columns += [f"{name} AS m{position}" for position, name in enumerate(self._dialect.sums)]
-        return f"SELECT {', '.join(columns)} FROM {self._dialect.schema}{rollup.table} WHERE {' AND '.join(terms)}", values
+        return (
+            (
+                f"SELECT {', '.join(columns)} FROM {self._dialect.schema}{rollup.table} WHERE "
+                f"{' AND '.join(terms)}"
+            ),
+            values,
+        )
 
     def _of_rollup(self, rollup: Rollup, name: str) -> str:
         if name in rollup.names:
@@ -196,8 +254,14 @@ class Query:
             return self._dialect.column(name, few=few), []
         known = sorted(key for key in self._extra_keys if self._dialect.addressable(key))
         if name not in known:
-            extra = f"; extra keys in this ledger: {', '.join(known[:50])}" if known else "; no call in this ledger has an extra key"
-            raise UnknownDimension(f"there is no dimension {name!r}; choose from {', '.join(DIMENSIONS)}{extra}")
+            extra = (
+                f"; extra keys in this ledger: {', '.join(known[:50])}"
+                if known
+                else "; no call in this ledger has an extra key"
+            )
+            raise UnknownDimension(
+                f"there is no dimension {name!r}; choose from {', '.join(DIMENSIONS)}{extra}"
+            )
         return self._dialect.extra(name)
 
     def _time(self, name: str, at: str = "occurred_at") -> str:
@@ -206,15 +270,27 @@ class Query:
             utc = self._dialect.moment(name, at)
             return f"{utc} || 'Z'" if name == "hour" else utc
         offsets = _offsets(self._zone, *self._extent)
-        seconds = _case(at, [(begin, str(int(offset.total_seconds()))) for begin, offset in offsets])
+        seconds = _case(
+            at, [(begin, str(int(offset.total_seconds()))) for begin, offset in offsets]
+        )
         local = self._dialect.moment(name, at, seconds)
         if name != "hour":  # when clocks are set back, an hour occurs twice, with two offsets
             return local
         return f"{local} || {_case(at, [(begin, _text(offset)) for begin, offset in offsets])}"
 
-    def _add_no_term(self, terms: list[str], values: list[Any], expression: Sql, unwanted: str | tuple[str | None, ...] | None) -> None:
+    def _add_no_term(
+        self,
+        terms: list[str],
+        values: list[Any],
+        expression: Sql,
+        unwanted: str | tuple[str | None, ...] | None,
+    ) -> None:
         sql, bound = expression
-        rest = tuple(value for value in (unwanted if isinstance(unwanted, tuple) else (unwanted,)) if value is not None)
+        rest = tuple(
+            value
+            for value in (unwanted if isinstance(unwanted, tuple) else (unwanted,))
+            if value is not None
+        )
         without_any = len(rest) != (len(unwanted) if isinstance(unwanted, tuple) else 1)
         values += bound
         if not rest:
@@ -222,9 +298,19 @@ class Query:
             return
         one_of: list[str] = []
         self._add_term(one_of, values, expression, rest)
-        terms.append(f"({sql} IS NOT NULL AND NOT {one_of[0]})" if without_any else f"({sql} IS NULL OR NOT {one_of[0]})")
+        terms.append(
+            f"({sql} IS NOT NULL AND NOT {one_of[0]})"
+            if without_any
+            else f"({sql} IS NULL OR NOT {one_of[0]})"
+        )
 
-    def _add_term(self, terms: list[str], values: list[Any], expression: Sql, wanted: str | tuple[str | None, ...] | None) -> None:
+    def _add_term(
+        self,
+        terms: list[str],
+        values: list[Any],
+        expression: Sql,
+        wanted: str | tuple[str | None, ...] | None,
+    ) -> None:
         sql, bound = expression
         either: list[str] = []
         for value in wanted if isinstance(wanted, tuple) else (wanted,):
@@ -269,7 +355,9 @@ def _offsets(zone: tzinfo, first: int, last: int) -> list[tuple[int, timedelta]]
     """
 
     def offset_at(microseconds: int) -> timedelta:
-        return (_EPOCH + timedelta(microseconds=microseconds)).astimezone(zone).utcoffset() or timedelta()
+        return (_EPOCH + timedelta(microseconds=microseconds)).astimezone(
+            zone
+        ).utcoffset() or timedelta()
 
     offsets = [(first, offset_at(first))]
     week = 7 * 24 * 3600 * 1_000_000

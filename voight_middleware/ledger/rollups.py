@@ -40,9 +40,13 @@ class Rollup:
         """Return whether the rollup can serve a query on these dimensions."""
         known = {*self.names, *self.times}
         unowned = self.owned and where.get("user_id", "") is None
-        return known.issuperset(by) and all(name in known or (name == "user_id" and unowned) for name in where)
+        return known.issuperset(by) and all(
+            name in known or (name == "user_id" and unowned) for name in where
+        )
 
-    def split_window(self, window: Window) -> tuple[Bucket | None, Bucket | None, list[Window]] | None:
+    def split_window(
+        self, window: Window
+    ) -> tuple[Bucket | None, Bucket | None, list[Window]] | None:
         """
         Split *window* into whole buckets and the rest.
 
@@ -58,15 +62,25 @@ class Rollup:
             rest.append(Window(window.since, _microseconds(since)))
         if until is not None and _microseconds(until) != window.until:
             rest.append(Window(_microseconds(until), window.until))
-        return None if since is None else self.name(since), None if until is None else self.name(until), rest
+        return (
+            None if since is None else self.name(since),
+            None if until is None else self.name(until),
+            rest,
+        )
 
     def name(self, begin: datetime) -> Bucket:
         """Return the name of the bucket that begins at *begin*."""
-        return (begin - _EPOCH) // _HOUR if self.bucket == "hour" else begin.strftime("%Y-%m-%d" if self.bucket == "day" else "%Y-%m")
+        return (
+            (begin - _EPOCH) // _HOUR
+            if self.bucket == "hour"
+            else begin.strftime("%Y-%m-%d" if self.bucket == "day" else "%Y-%m")
+        )
 
     def floor(self, microseconds: int) -> datetime:
         """Return the beginning of the bucket that contains a moment."""
-        begin = (_EPOCH + timedelta(microseconds=microseconds)).replace(minute=0, second=0, microsecond=0)
+        begin = (_EPOCH + timedelta(microseconds=microseconds)).replace(
+            minute=0, second=0, microsecond=0
+        )
         if self.bucket == "hour":
             return begin
         return begin.replace(hour=0) if self.bucket == "day" else begin.replace(day=1, hour=0)
@@ -97,7 +111,12 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _HOUR = timedelta(hours=1)
 _TIMES = ("hour", "day", "month")
 
-MODELS = Rollup("days_of_models", "day", ("plan", "provider", "model", "endpoint", "route", "release", "attribution"), owned=True)
+MODELS = Rollup(
+    "days_of_models",
+    "day",
+    ("plan", "provider", "model", "endpoint", "route", "release", "attribution"),
+    owned=True,
+)
 PLANS = Rollup("hours_of_plans", "hour", ("plan", "provider", "model", "release"), owned=True)
 USERS = Rollup("months_of_users", "month", ("user_id", "plan", "tenant_id"))
 USER_DAYS = Rollup("days_of_users", "day", ("user_id", "plan", "tenant_id", "release"))
@@ -114,14 +133,19 @@ _SELECTIVE = 8
 def is_one_user(value: str | tuple[str | None, ...] | None) -> bool:
     """Return whether a filter on users selects single users, whose few calls an index finds."""
     values = value if isinstance(value, tuple) else (value,)
-    return all(user is not None and (not has_wildcard(user) or len(wildcard_parts(user)[0]) >= _SELECTIVE) for user in values)
+    return all(
+        user is not None and (not has_wildcard(user) or len(wildcard_parts(user)[0]) >= _SELECTIVE)
+        for user in values
+    )
 
 
 Part: TypeAlias = tuple[Rollup, Bucket | None, Bucket | None]
 """A rollup, its first bucket that counts, and the first one after it that doesn't."""
 
 
-def plan_query(by: Collection[str], where: Where, window: Window, usable: Collection[Rollup] = ROLLUPS) -> tuple[list[Part], list[Window]]:
+def plan_query(
+    by: Collection[str], where: Where, window: Window, usable: Collection[Rollup] = ROLLUPS
+) -> tuple[list[Part], list[Window]]:
     """Return the rollups that serve a query, and the windows that only the calls can serve."""
     for chain in _CHAINS:
         parts: list[Part] = []

@@ -31,8 +31,31 @@ FIGURES = ("cost_femto", "list_femto", "cost_status", "cost_reasons", "price")
 COUNTED = (*COUNT_NAMES, "tools", "components")
 """The columns that a newer parser of usage may fill better."""
 SELECTED = (
-    *("occurred_at", "call_id", *OWNER, "attribution", "provider", "endpoint", "requested_model", "model", "host", "streamed", "outcome"),
-    *("error", "http_status", "attempts", "possibly_billed", "duration", "ttft", "response_id", "job", "service_tier", "batch"),
+    *(
+        "occurred_at",
+        "call_id",
+        *OWNER,
+        "attribution",
+        "provider",
+        "endpoint",
+        "requested_model",
+        "model",
+        "host",
+        "streamed",
+        "outcome",
+    ),
+    *(
+        "error",
+        "http_status",
+        "attempts",
+        "possibly_billed",
+        "duration",
+        "ttft",
+        "response_id",
+        "job",
+        "service_tier",
+        "batch",
+    ),
     *(*COUNTS, "tools", "components", "tool_calls", "raw_usage", *FIGURES),
 )
 """The columns of a call, in the order of ``to_row`` and ``from_row``. NULL means missing."""
@@ -41,12 +64,32 @@ RESULT_COLUMNS = tuple(name for name in SELECTED if name not in (*FIXED_AT_SUBMI
 REATTRIBUTABLE_SQL = f"({', '.join(map(repr, REATTRIBUTABLE))})"
 """``REATTRIBUTABLE`` as a list in SQL."""
 REQUIRED = frozenset(
-    ("occurred_at", "call_id", "attribution", "provider", "endpoint", "streamed", "outcome", "attempts", "batch", "cost_status")
+    (
+        "occurred_at",
+        "call_id",
+        "attribution",
+        "provider",
+        "endpoint",
+        "streamed",
+        "outcome",
+        "attempts",
+        "batch",
+        "cost_status",
+    )
 )
 """Columns that are never NULL."""
 NUMBERS = frozenset(
     (
-        *("occurred_at", "streamed", "http_status", "attempts", "possibly_billed", "duration", "ttft", "batch"),
+        *(
+            "occurred_at",
+            "streamed",
+            "http_status",
+            "attempts",
+            "possibly_billed",
+            "duration",
+            "ttft",
+            "batch",
+        ),
         *(*COUNTS, "cost_femto", "list_femto"),
     )
 )
@@ -64,7 +107,9 @@ _tags_of = attrgetter(*OWNER[:-1])
 _begin_of = attrgetter(*SELECTED[SELECTED.index("attribution") : SELECTED.index("streamed")])
 _middle_of = attrgetter(*SELECTED[SELECTED.index("outcome") : SELECTED.index("batch")])
 _counts_of = attrgetter(*COUNT_NAMES)
-_AS_IT_IS = tuple(name for name in Call.__struct_fields__ if name not in _CONVERTED and name in SELECTED)
+_AS_IT_IS = tuple(
+    name for name in Call.__struct_fields__ if name not in _CONVERTED and name in SELECTED
+)
 
 
 def to_row(call: Call) -> Row:
@@ -93,7 +138,10 @@ def to_row(call: Call) -> Row:
         call.price,
     )
     if "" in row:
-        return tuple(None if value == "" and name not in REQUIRED else value for name, value in zip(SELECTED, row, strict=True))
+        return tuple(
+            None if value == "" and name not in REQUIRED else value
+            for name, value in zip(SELECTED, row, strict=True)
+        )
     return row
 
 
@@ -108,21 +156,32 @@ def from_row(row: Row) -> Call:
     try:
         return _from_row(row)
     except (msgspec.DecodeError, TypeError, ValueError) as error:
-        problem = f"the call {ascii(row[SELECTED.index('call_id')])[:80]} in the ledger is damaged ({str(error)[:200]})"
-        raise LedgerError(f"{problem}: restore a backup, or exclude the call with a filter on its time") from error
+        problem = (
+            f"the call {ascii(row[SELECTED.index('call_id')])[:80]} in the ledger is damaged "
+            f"({str(error)[:200]})"
+        )
+        raise LedgerError(
+            f"{problem}: restore a backup, or exclude the call with a filter on its time"
+        ) from error
 
 
 def _from_row(row: Row) -> Call:
     value = dict(zip(SELECTED, row, strict=True))
     usage: Usage | None = Usage(
-        tools=None if value["tools"] is None else _counts(value["tools"]), **{name: value[name] for name in COUNT_NAMES}
+        tools=None if value["tools"] is None else _counts(value["tools"]),
+        **{name: value[name] for name in COUNT_NAMES},
     )
     if usage == NO_USAGE:
         usage = None
-    extra, components, tool_calls, reasons = value["tags_extra"], value["components"], value["tool_calls"], value["cost_reasons"]
+    extra = value["tags_extra"]
+    components = value["components"]
+    tool_calls = value["tool_calls"]
+    reasons = value["cost_reasons"]
     return Call(
         **{name: value[name] for name in _AS_IT_IS},
-        tags=Tags(extra={} if extra is None else _extra(extra), **{name: value[name] for name in _TAGS}),
+        tags=Tags(
+            extra={} if extra is None else _extra(extra), **{name: value[name] for name in _TAGS}
+        ),
         streamed=bool(value["streamed"]),
         batch=bool(value["batch"]),
         usage=usage,
@@ -142,7 +201,9 @@ def only_match(calls: Sequence[Call], call_id: str) -> Call | None:
     """
     if len(calls) > 1:
         ids = " and ".join(call.call_id for call in calls)
-        raise LedgerError(f"several call ids begin with {call_id!r}, such as {ids}: give more characters")
+        raise LedgerError(
+            f"several call ids begin with {call_id!r}, such as {ids}: give more characters"
+        )
     return calls[0] if calls else None
 
 
@@ -179,7 +240,9 @@ def within_range(call: Call) -> Call:
     counts = [getattr(call.usage, name) for name in COUNT_NAMES] if call.usage is not None else []
     counts += [call.estimated_input, call.estimated_output]
     amounts = (call.cost_femto or 0, call.list_femto or 0)
-    if all(count is None or 0 <= count <= MAX_COUNT for count in counts) and all(0 <= amount < 2**63 for amount in amounts):
+    if all(count is None or 0 <= count <= MAX_COUNT for count in counts) and all(
+        0 <= amount < 2**63 for amount in amounts
+    ):
         return call
     return msgspec.structs.replace(
         call,

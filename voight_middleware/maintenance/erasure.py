@@ -37,7 +37,12 @@ class ErasureResult:
 
 
 def erase(
-    ledger: Ledger, settings: Settings, names: Collection[str], *, dry_run: bool = False, wait: float = WAIT_SECONDS
+    ledger: Ledger,
+    settings: Settings,
+    names: Collection[str],
+    *,
+    dry_run: bool = False,
+    wait: float = WAIT_SECONDS,
 ) -> ErasureResult:
     """
     Replace a person's ids in ledger and journals, irreversibly. Costs and counts of the calls stay.
@@ -67,11 +72,19 @@ def erase(
 
 def _bring_in(ledger: Ledger, settings: Settings, wait: float) -> list[str]:
     """Have everything ingested that was written until now. Return the journals that were not."""
-    sizes = {segment.name: segment.size() for segment in segments(settings.journal)} if settings.journal.is_dir() else {}
+    sizes = (
+        {segment.name: segment.size() for segment in segments(settings.journal)}
+        if settings.journal.is_dir()
+        else {}
+    )
     deadline = time.monotonic() + wait
     while True:
         drain(settings.ledger, settings.journal, settings.prices)
-        left = [name for name, size in sizes.items() if (settings.journal / name).exists() and ledger.progress(name) < size]
+        left = [
+            name
+            for name, size in sizes.items()
+            if (settings.journal / name).exists() and ledger.progress(name) < size
+        ]
         if not left or time.monotonic() > deadline:
             return left
         time.sleep(0.1)
@@ -100,7 +113,11 @@ def _overwrite(path: Path, names: Collection[str], end: int | None) -> None:
         data = os.pread(fd, os.fstat(fd).st_size if end is None else end, 0)
         for name in names:
             text = name.encode() if len(name) >= MIN_SEARCHED_LENGTH else f'"{name}"'.encode()
-            blank = b"x" * len(text) if len(name) >= MIN_SEARCHED_LENGTH else b'"' + b"x" * (len(text) - 2) + b'"'
+            blank = (
+                b"x" * len(text)
+                if len(name) >= MIN_SEARCHED_LENGTH
+                else b'"' + b"x" * (len(text) - 2) + b'"'
+            )
             at = data.find(text)
             while at >= 0:
                 os.pwrite(fd, blank, at)

@@ -77,7 +77,15 @@ class Repricing:
     def rows(self) -> list[Difference]:
         """The groups with changed calls, the largest difference first, in either direction."""
         changed = [group for group in self.groups.values() if group.changed]
-        return sorted(changed, key=lambda row: (-abs(row.difference_femto), -row.changed, row.user_id or "", row.model or ""))
+        return sorted(
+            changed,
+            key=lambda row: (
+                -abs(row.difference_femto),
+                -row.changed,
+                row.user_id or "",
+                row.model or "",
+            ),
+        )
 
 
 def reprice(
@@ -102,7 +110,12 @@ def reprice(
         changes = []
         for before in batch:
             after = repriced(before, book)
-            if after is not None and after is not before and not book.has_own and OWN_RULE in (before.price or ""):
+            if (
+                after is not None
+                and after is not before
+                and not book.has_own
+                and OWN_RULE in (before.price or "")
+            ):
                 report.priced_by_own += 1
                 after = before
             if after is None:
@@ -126,7 +139,12 @@ def repriced(call: Call, book: PriceBook) -> Call | None:
     The stored report of the provider is priced, with the counts added and estimated then.
     """
     counted = call.usage is not None or call.components
-    if call.raw_usage is None and not call.estimated and not call.tool_calls and (call.job is not None or counted):
+    if (
+        call.raw_usage is None
+        and not call.estimated
+        and not call.tool_calls
+        and (call.job is not None or counted)
+    ):
         return None
     priced = copy(call)
     price_call(priced, book)

@@ -10,7 +10,9 @@ BATCH = 5_000
 """The number of calls to delete in one transaction."""
 
 
-def retain(ledger: Ledger, until: int, *, dry_run: bool = False, done: Callable[[int], None] | None = None) -> Expired:
+def retain(
+    ledger: Ledger, until: int, *, dry_run: bool = False, done: Callable[[int], None] | None = None
+) -> Expired:
     """
     Delete the calls from before *until*, a batch in each transaction. Return the number of deleted
     records.
@@ -29,7 +31,11 @@ def retain(ledger: Ledger, until: int, *, dry_run: bool = False, done: Callable[
     total = Expired()
     while True:
         batch = ledger.expire(until, BATCH)
-        total = Expired(total.calls + batch.calls, total.former_prices + batch.former_prices, total.submissions + batch.submissions)
+        total = Expired(
+            total.calls + batch.calls,
+            total.former_prices + batch.former_prices,
+            total.submissions + batch.submissions,
+        )
         if done is not None:
             done(batch.calls)
         if batch.calls < BATCH:

@@ -15,7 +15,16 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 
 from voight_middleware.ledger import Ledger, LedgerError, PriceVersion, Progress, Window
-from voight_middleware.records.call import REATTRIBUTABLE, Call, LateAttribution, Record, Submission, is_open_job, new_call_id, with_result
+from voight_middleware.records.call import (
+    REATTRIBUTABLE,
+    Call,
+    LateAttribution,
+    Record,
+    Submission,
+    is_open_job,
+    new_call_id,
+    with_result,
+)
 from voight_middleware.records.tags import Tags
 
 BATCH = 5_000
@@ -78,7 +87,13 @@ class Transfer:
         return not (self.refused or self.differences)
 
 
-def move(source: Ledger, target: Ledger | None, *, dry_run: bool = False, done: Callable[[int], None] | None = None) -> Transfer:
+def move(
+    source: Ledger,
+    target: Ledger | None,
+    *,
+    dry_run: bool = False,
+    done: Callable[[int], None] | None = None,
+) -> Transfer:
     """
     Copy all records of *source* to *target*, and compare them.
 
@@ -155,8 +170,15 @@ def _bring_jobs(source: Ledger, target: Ledger, report: Transfer) -> dict[str, s
             existing = known.get(submission.job)
             if existing is None:
                 records.append(submission)
-            elif existing.attribution in REATTRIBUTABLE and submission.attribution not in REATTRIBUTABLE:
-                late = LateAttribution(call_ids=(submission.job,), tags=submission.tags, attribution=submission.attribution)
+            elif (
+                existing.attribution in REATTRIBUTABLE
+                and submission.attribution not in REATTRIBUTABLE
+            ):
+                late = LateAttribution(
+                    call_ids=(submission.job,),
+                    tags=submission.tags,
+                    attribution=submission.attribution,
+                )
                 records.append(late)
             else:
                 erased |= _erased_names(submission.tags, existing.tags)
@@ -199,7 +221,14 @@ def _bring_calls(
         elif missing:
             report.copied += _import_calls(target, missing, former, report)
         if existing:
-            _bring_changes(target, [call for call in page if call.call_id in existing], existing, former, report, erased)
+            _bring_changes(
+                target,
+                [call for call in page if call.call_id in existing],
+                existing,
+                former,
+                report,
+                erased,
+            )
         report.calls += len(page)
         if done is not None:
             done(len(page))
@@ -247,7 +276,14 @@ def _bring_changes(
         _import_calls(target, changed, histories, report, replace=True)
 
 
-def _import_calls(target: Ledger, calls: Sequence[Call], former: Mapping[str, History], report: Transfer, *, replace: bool = False) -> int:
+def _import_calls(
+    target: Ledger,
+    calls: Sequence[Call],
+    former: Mapping[str, History],
+    report: Transfer,
+    *,
+    replace: bool = False,
+) -> int:
     """Store calls. A call that the target cannot store does not stop the others."""
     try:
         return target.import_calls(calls, former, replace=replace)
@@ -258,35 +294,63 @@ def _import_calls(target: Ledger, calls: Sequence[Call], former: Mapping[str, Hi
     return sum(_import_calls(target, [call], former, report, replace=replace) for call in calls)
 
 
-def _merged(source: Call, source_history: History, target: Call, target_history: History) -> tuple[Call, History]:
+def _merged(
+    source: Call, source_history: History, target: Call, target_history: History
+) -> tuple[Call, History]:
     """Return a call and its previous prices, merged from source and target."""
     merged, history = target, target_history
-    if is_open_job(target) and (source.raw_usage is not None or (target.outcome == "ok" != source.outcome)):
+    if is_open_job(target) and (
+        source.raw_usage is not None or (target.outcome == "ok" != source.outcome)
+    ):
         # The source has the result. Time, owner and the rest of the submission are the target's.
         merged, history = with_result(target, source), source_history
     else:
         prices, others = _figures(source, source_history), _figures(target, target_history)
         # Repriced in the source since.
         if len(prices) > len(others) and prices[: len(others)] == others:
-            repriced = ("usage", "components", "cost_femto", "list_femto", "cost_status", "cost_reasons", "price")
-            merged, history = msgspec.structs.replace(target, **{name: getattr(source, name) for name in repriced}), source_history
+            repriced = (
+                "usage",
+                "components",
+                "cost_femto",
+                "list_femto",
+                "cost_status",
+                "cost_reasons",
+                "price",
+            )
+            merged = msgspec.structs.replace(
+                target, **{name: getattr(source, name) for name in repriced}
+            )
+            history = source_history
     has_owner = target.attribution in REATTRIBUTABLE and source.attribution not in REATTRIBUTABLE
     if (has_owner or _is_erased(source.tags)) and not _is_erased(target.tags):
-        merged = msgspec.structs.replace(merged, tags=source.tags, attribution=source.attribution, response_id=source.response_id)
+        merged = msgspec.structs.replace(
+            merged, tags=source.tags, attribution=source.attribution, response_id=source.response_id
+        )
     return merged, history
 
 
 def _figures(call: Call, history: History) -> list[tuple[object, ...]]:
     """Return all prices of a call, the original first."""
     prices: list[PriceVersion | Call] = [*history, call]
-    return [(price.cost_femto, price.list_femto, price.cost_status, price.cost_reasons, price.price) for price in prices]
+    return [
+        (price.cost_femto, price.list_femto, price.cost_status, price.cost_reasons, price.price)
+        for price in prices
+    ]
 
 
 # -- erased people ---------------------------------------------------------------------------------
 
 
 def _is_erased(tags: Tags) -> bool:
-    values = (tags.user_id, tags.plan, tags.tenant_id, tags.route, tags.release, tags.session_id, *tags.extra.values())
+    values = (
+        tags.user_id,
+        tags.plan,
+        tags.tenant_id,
+        tags.route,
+        tags.release,
+        tags.session_id,
+        *tags.extra.values(),
+    )
     return any(value is not None and value.startswith(_ERASED) for value in values)
 
 
@@ -300,7 +364,9 @@ def _erased_names(erased: Tags, named: Tags) -> dict[str, str]:
 
 def _erase(target: Ledger, erased: dict[str, str]) -> None:
     for token in dict.fromkeys(erased.values()):
-        target.erase([name for name, token_of_name in erased.items() if token_of_name == token], token)
+        target.erase(
+            [name for name, token_of_name in erased.items() if token_of_name == token], token
+        )
 
 
 # -- comparing -------------------------------------------------------------------------------------
@@ -316,7 +382,9 @@ def _compare(source: Ledger, target: Ledger) -> list[Difference]:
     for day in sorted(expected):
         if actual.get(day) == expected[day]:
             if rolled_up.get(day) != actual[day]:
-                differences.append(Difference(day, expected[day], rolled_up.get(day, Sums()), rollups=True))
+                differences.append(
+                    Difference(day, expected[day], rolled_up.get(day, Sums()), rollups=True)
+                )
             continue
         window = _window_of(day)
         shared = _added_up(_shared(source.calls(window=window), target.calls(window=window)))
@@ -324,7 +392,9 @@ def _compare(source: Ledger, target: Ledger) -> list[Difference]:
         if shared != whole:
             differences.append(Difference(day, whole, shared))
         elif rolled_up.get(day) != actual.get(day):
-            differences.append(Difference(day, actual.get(day, Sums()), rolled_up.get(day, Sums()), rollups=True))
+            differences.append(
+                Difference(day, actual.get(day, Sums()), rolled_up.get(day, Sums()), rollups=True)
+            )
     return differences
 
 
@@ -352,7 +422,10 @@ def _shared(calls: Iterable[Call], others: Iterator[Call]) -> Iterator[Call]:
     """
     other = next(others, None)
     for call in calls:
-        while other is not None and (other.occurred_at, other.call_id) < (call.occurred_at, call.call_id):
+        while other is not None and (other.occurred_at, other.call_id) < (
+            call.occurred_at,
+            call.call_id,
+        ):
             other = next(others, None)
         if other is not None and other.call_id == call.call_id:
             yield other
@@ -376,7 +449,9 @@ _DAY = timedelta(days=1)
 
 def _window_of(day: str) -> Window:
     begin = datetime.fromisoformat(day).replace(tzinfo=UTC)
-    since, until = ((moment - _EPOCH) // timedelta(microseconds=1) for moment in (begin, begin + _DAY))
+    since, until = (
+        (moment - _EPOCH) // timedelta(microseconds=1) for moment in (begin, begin + _DAY)
+    )
     return Window(since, until)
 
 
@@ -384,5 +459,7 @@ def _days(window: Window) -> set[str]:
     """Return the days in a bounded window."""
     assert window.since is not None
     assert window.until is not None
-    first, last = ((_EPOCH + timedelta(microseconds=at)).date() for at in (window.since, window.until - 1))
+    first, last = (
+        (_EPOCH + timedelta(microseconds=at)).date() for at in (window.since, window.until - 1)
+    )
     return {(first + number * _DAY).isoformat() for number in range((last - first).days + 1)}

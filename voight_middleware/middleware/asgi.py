@@ -53,11 +53,15 @@ class CostTagMiddleware:
         if user_getter is plan_getter is tenant_getter is tags_getter is None:
             self.getters = _DEFAULT_GETTERS
         else:
-            self.getters = Getters(user_getter or request_user, plan_getter, tenant_getter, tags_getter)
+            self.getters = Getters(
+                user_getter or request_user, plan_getter, tenant_getter, tags_getter
+            )
 
     async def __call__(self, scope: ScopeDict, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
-            return await self.app(scope, receive, _flushing(send) if scope["type"] == "lifespan" else send)
+            return await self.app(
+                scope, receive, _flushing(send) if scope["type"] == "lifespan" else send
+            )
         cost_scope = AsgiScope(scope, self.getters, self.app)
         # as `use_scope` does, without the cost of an object and two calls
         outer = current_context()
@@ -79,7 +83,9 @@ class CostTagMiddleware:
 class AsgiScope(RequestScope):
     """The cost scope of one ASGI request or connection."""
 
-    def __init__(self, scope: ScopeDict, getters: Getters = _DEFAULT_GETTERS, app: ASGIApp | None = None) -> None:
+    def __init__(
+        self, scope: ScopeDict, getters: Getters = _DEFAULT_GETTERS, app: ASGIApp | None = None
+    ) -> None:
         self._asgi: Mapping[str, Any] = scope
         self._getters = getters
         self._app = app
@@ -91,7 +97,9 @@ class AsgiScope(RequestScope):
         except ImportError as error:
             if self._getters is _DEFAULT_GETTERS:  # which read the scope only
                 return SimpleNamespace(scope=self._asgi)
-            raise ImportError("getters need Starlette's HTTPConnection: pip install 'voight-middleware[asgi]'") from error
+            raise ImportError(
+                "getters need Starlette's HTTPConnection: pip install 'voight-middleware[asgi]'"
+            ) from error
         return HTTPConnection(cast("ScopeDict", self._asgi))
 
     def read_route(self) -> str | None:
@@ -104,7 +112,9 @@ class AsgiScope(RequestScope):
 
     def is_of(self, scope: ScopeDict) -> bool:
         """Return whether *scope* is that of the same request, or an inner middleware's copy."""
-        return not self._ended and (scope is self._asgi or scope.get("headers") is self._asgi.get("headers"))
+        return not self._ended and (
+            scope is self._asgi or scope.get("headers") is self._asgi.get("headers")
+        )
 
     def refresh(self, scope: ScopeDict) -> None:
         """Read from a copy of the scope from now on, to which inner middleware has written."""

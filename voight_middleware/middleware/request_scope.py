@@ -52,7 +52,11 @@ class RequestScope:
     """Whether the getters work only in the request's own context, as Flask's do."""
 
     def __init__(
-        self, request: Callable[[], Any] | None, getters: Getters, route: Callable[[], str | None] | None, local: bool = False
+        self,
+        request: Callable[[], Any] | None,
+        getters: Getters,
+        route: Callable[[], str | None] | None,
+        local: bool = False,
     ) -> None:
         self._request = request
         self._getters = getters
@@ -98,7 +102,13 @@ class RequestScope:
         # Another thread may have set the user meanwhile, in tags without the route.
         if identity.route is None and self._route_tags is not None:
             identity = self._identity = identity.merge(self._route_tags)
-        attribution = self._attribution if identity.user_id is not None else "error" if self._failed else "none"
+        attribution = (
+            self._attribution
+            if identity.user_id is not None
+            else "error"
+            if self._failed
+            else "none"
+        )
         return overlay(Owner(identity, attribution), self._explicit)
 
     def resolve(self) -> Owner:
@@ -112,7 +122,12 @@ class RequestScope:
             token = _resolving.set(self)
             try:
                 request = self.make_request()
-                self._take_values({name: self._call_getter(name, getter, request) for name, getter in self._named_getters()})
+                self._take_values(
+                    {
+                        name: self._call_getter(name, getter, request)
+                        for name, getter in self._named_getters()
+                    }
+                )
             except Exception as error:
                 if not self._closed:  # else the request has ended meanwhile, in another thread
                     self.fail("user_id", error, "the request")
@@ -130,7 +145,12 @@ class RequestScope:
             _resolving.set(self)
             try:
                 request = self.make_request()
-                self._take_values({name: await self._acall_getter(name, getter, request) for name, getter in self._named_getters()})
+                self._take_values(
+                    {
+                        name: await self._acall_getter(name, getter, request)
+                        for name, getter in self._named_getters()
+                    }
+                )
             except Exception as error:
                 if not self._closed:  # else the request has ended meanwhile, in another thread
                     self.fail("user_id", error, "the request")
@@ -198,13 +218,22 @@ class RequestScope:
 
     def _named_getters(self) -> list[tuple[str, Getter]]:
         getters = self._getters
-        named = (("user_id", getters.user), ("plan", getters.plan), ("tenant_id", getters.tenant), ("tags", getters.tags))
+        named = (
+            ("user_id", getters.user),
+            ("plan", getters.plan),
+            ("tenant_id", getters.tenant),
+            ("tags", getters.tags),
+        )
         return [(name, getter) for name, getter in named if getter is not None]
 
     def _call_getter(self, name: str, getter: Getter, request: Any) -> object:
         try:
             value = getter(request)
-            return self._wait_for(value, name, getter, request) if isinstance(value, Awaitable) else value
+            return (
+                self._wait_for(value, name, getter, request)
+                if isinstance(value, Awaitable)
+                else value
+            )
         except BaseException as error:
             if _is_for_the_application(error):
                 raise
@@ -255,7 +284,9 @@ class RequestScope:
         """Return the getters' values as tags. A value that cannot be kept is a failure."""
         tags = values.pop("tags", None)
         if tags is not None and not isinstance(tags, Mapping):
-            self.fail("tags", TypeError(), hint=f" (it returned {type(tags).__name__}, not a mapping)")
+            self.fail(
+                "tags", TypeError(), hint=f" (it returned {type(tags).__name__}, not a mapping)"
+            )
             tags = None
         user = values.get("user_id")
         if user is not None:
@@ -263,9 +294,19 @@ class RequestScope:
                 clean_value(user)
             except TypeError as error:
                 self.fail("user_id", error, hint=f" ({error})")
-        return make_tags({**(tags or {}), **{name: value for name, value in values.items() if value is not None}})
+        return make_tags(
+            {**(tags or {}), **{name: value for name, value in values.items() if value is not None}}
+        )
 
-    def fail(self, about: str, error: BaseException, who: str = "", *, getter: Getter | None = None, hint: str = "") -> None:
+    def fail(
+        self,
+        about: str,
+        error: BaseException,
+        who: str = "",
+        *,
+        getter: Getter | None = None,
+        hint: str = "",
+    ) -> None:
         """
         Count and log the exception of a getter.
 
@@ -284,8 +325,15 @@ class RequestScope:
         counters["getter_errors"] += 1
         name = "" if getter is None else f" {getattr(getter, '__name__', type(getter).__name__)}"
         who = who or f"{about.removesuffix('_id')}_getter{name}"
-        lost = {"user_id": "have no owner", "plan": "have no plan", "tenant_id": "have no tenant"}.get(about, "lack its tags")
-        warn_once(f"{who} raised {type(error).__name__}{_raised_at(error)}: calls of such requests {lost}{hint}")
+        lost = {
+            "user_id": "have no owner",
+            "plan": "have no plan",
+            "tenant_id": "have no tenant",
+        }.get(about, "lack its tags")
+        warn_once(
+            f"{who} raised {type(error).__name__}{_raised_at(error)}: calls of such requests "
+            f"{lost}{hint}"
+        )
 
 
 def _raised_at(error: BaseException) -> str:

@@ -55,7 +55,7 @@ def _litestar(scope: Mapping[str, Any]) -> str | None:
     return _plain(template) if isinstance(template, str) and template else None
 
 
-# -- Starlette and FastAPI -----------------------------------------------------------------------------------------------------------
+# -- Starlette and FastAPI -------------------------------------------------------------------------
 
 
 def _starlette(scope: Mapping[str, Any]) -> str | None:
@@ -92,7 +92,12 @@ def _included(scope: Mapping[str, Any], route: Any) -> str | None:
     if context is None:
         return None
     starlette_route = getattr(context, "starlette_route", None)
-    if route is not None and route is not context.original_route and route is not starlette_route and hasattr(route, "path"):
+    if (
+        route is not None
+        and route is not context.original_route
+        and route is not starlette_route
+        and hasattr(route, "path")
+    ):
         return None  # the context of an outer router
     if getattr(starlette_route, "routes", None) is not None:
         return None
@@ -117,22 +122,37 @@ def _of_endpoint(scope: Mapping[str, Any]) -> str | None:
     endpoint = scope.get("endpoint")
     if endpoint is None:
         return None
-    templates = [template for template, known in _walk(getattr(scope.get("router"), "routes", ())) if known is endpoint]
+    templates = [
+        template
+        for template, known in _walk(getattr(scope.get("router"), "routes", ()))
+        if known is endpoint
+    ]
     if len(templates) > 1:  # one function on several routes
-        path = scope.get("path", "").removeprefix(scope.get("app_root_path", scope.get("root_path", "")))
-        templates = [template for template in templates if re.fullmatch(re.sub(r"\\\{[^{}]+\\\}", ".+", re.escape(template)), path)]
+        path = scope.get("path", "").removeprefix(
+            scope.get("app_root_path", scope.get("root_path", ""))
+        )
+        templates = [
+            template
+            for template in templates
+            if re.fullmatch(re.sub(r"\\\{[^{}]+\\\}", ".+", re.escape(template)), path)
+        ]
     return templates[0] if len(templates) == 1 else None
 
 
 def _walk(routes: Iterable[Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for route in routes:
         if getattr(route, "routes", None):
-            yield from _walk(route.routes, prefix + getattr(route, "path_format", "").removesuffix("/{path}"))
+            yield from _walk(
+                route.routes, prefix + getattr(route, "path_format", "").removesuffix("/{path}")
+            )
         elif hasattr(route, "path_format"):
-            yield prefix + route.path_format, getattr(route, "endpoint", None) or getattr(route, "app", None)
+            yield (
+                prefix + route.path_format,
+                getattr(route, "endpoint", None) or getattr(route, "app", None),
+            )
 
 
-# -- Quart ---------------------------------------------------------------------------------------------------------------------------
+# -- Quart -----------------------------------------------------------------------------------------
 
 
 def _quart(scope: Mapping[str, Any]) -> str | None:
@@ -140,17 +160,22 @@ def _quart(scope: Mapping[str, Any]) -> str | None:
     quart = sys.modules.get("quart")
     if quart is None:
         return None
-    for has_context, name in ((quart.has_request_context, "request"), (quart.has_websocket_context, "websocket")):
+    for has_context, name in (
+        (quart.has_request_context, "request"),
+        (quart.has_websocket_context, "websocket"),
+    ):
         if has_context():
             request = getattr(quart, name)
-            if request.scope is not scope and request.scope.get("headers") is not scope.get("headers"):
+            if request.scope is not scope and request.scope.get("headers") is not scope.get(
+                "headers"
+            ):
                 return None  # another request, in whose context this one was started
             rule = request.url_rule
             return None if rule is None else str(rule.rule)
     return None
 
 
-# -- Channels ------------------------------------------------------------------------------------------------------------------------
+# -- Channels --------------------------------------------------------------------------------------
 
 
 def _channels(scope: Mapping[str, Any], app: Any) -> str | None:
@@ -177,7 +202,11 @@ def _router_below(scope: Mapping[str, Any], app: Any) -> Any:
     """Return the next ``URLRouter`` inside the wrappers around it; None for a consumer."""
     while app is not None and not hasattr(app, "routes"):
         by_type = getattr(app, "application_mapping", None)
-        app = by_type.get(scope["type"]) if by_type is not None else getattr(app, "inner", None) or getattr(app, "app", None)
+        app = (
+            by_type.get(scope["type"])
+            if by_type is not None
+            else getattr(app, "inner", None) or getattr(app, "app", None)
+        )
     return app
 
 

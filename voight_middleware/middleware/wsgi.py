@@ -5,7 +5,9 @@ from __future__ import annotations
 try:
     from werkzeug.wrappers import Request
 except ImportError as error:
-    raise ImportError("middleware.wsgi needs Werkzeug: pip install 'voight-middleware[wsgi]'") from error
+    raise ImportError(
+        "middleware.wsgi needs Werkzeug: pip install 'voight-middleware[wsgi]'"
+    ) from error
 
 import functools
 import threading
@@ -61,7 +63,9 @@ class CostTagMiddleware:
 
     def scope(self, environ: WSGIEnvironment) -> RequestScope:
         """Return the cost scope of one request."""
-        return RequestScope(lambda: _request(environ), self.getters, lambda: route_of(environ), local=True)
+        return RequestScope(
+            lambda: _request(environ), self.getters, lambda: route_of(environ), local=True
+        )
 
 
 class ScopeFactory(Protocol):
@@ -174,7 +178,10 @@ def _wait(awaitable: Awaitable[object]) -> object:
 
 
 def respond_inside(
-    context: RequestContext, app: WSGIApplication, environ: WSGIEnvironment, start_response: StartResponse
+    context: RequestContext,
+    app: WSGIApplication,
+    environ: WSGIEnvironment,
+    start_response: StartResponse,
 ) -> Iterable[bytes]:
     """
     Call *app* inside *context*. Its response is iterated and closed inside it too.
@@ -205,7 +212,11 @@ def _is_file(result: object, environ: WSGIEnvironment) -> bool:
     It recognizes it by its type, or by its identity if its wrapper is a function (uWSGI).
     """
     wrapper = environ.get("wsgi.file_wrapper")
-    return isinstance(result, wrapper) if isinstance(wrapper, type) else wrapper is not None and hasattr(result, "read")
+    return (
+        isinstance(result, wrapper)
+        if isinstance(wrapper, type)
+        else wrapper is not None and hasattr(result, "read")
+    )
 
 
 class _Response:
@@ -275,4 +286,8 @@ class _SizedResponse(_Response):
 def _request(environ: WSGIEnvironment) -> Request:
     """Return the application's own request if it has one, else one that cannot read the body."""
     request = environ.get("werkzeug.request")
-    return request if isinstance(request, Request) else Request(environ, populate_request=False, shallow=True)
+    return (
+        request
+        if isinstance(request, Request)
+        else Request(environ, populate_request=False, shallow=True)
+    )

@@ -1,7 +1,9 @@
 """
-Spans in: calls that other libraries and languages report in OpenTelemetry's format become calls of the ledger, each counted once.
+Spans in: calls that other libraries and languages report in OpenTelemetry's format become calls of
+the ledger, each counted once.
 
-``CostSpanProcessor`` reads the spans of this process. ``voight otlp`` receives those of other processes.
+``CostSpanProcessor`` reads the spans of this process. ``voight otlp`` receives those of other
+processes.
 """
 
 from __future__ import annotations

@@ -45,13 +45,19 @@ def reported(attributes: Attributes, provider: str) -> Reported | None:
     """Return the usage that a span reports; None if it reports none."""
     if "ai.operationId" in attributes:
         return _vercel(attributes, provider)
-    return _usage(_openinference(attributes)) or _usage(_opentelemetry(attributes)) or _langfuse(attributes)
+    return (
+        _usage(_openinference(attributes))
+        or _usage(_opentelemetry(attributes))
+        or _langfuse(attributes)
+    )
 
 
 def _usage(usage: Usage) -> Reported | None:
     if usage == _NOTHING:
         return None
-    return Reported(msgspec.json.encode(usage).decode(), "usage", usage.input_tokens, usage.output_tokens)
+    return Reported(
+        msgspec.json.encode(usage).decode(), "usage", usage.input_tokens, usage.output_tokens
+    )
 
 
 _NOTHING = Usage()
@@ -116,13 +122,21 @@ def _sum(*counts: int | None) -> int | None:
     return (_NO_COUNT if min(known) < 0 else sum(known)) if known else None
 
 
-def _with_reasoning(output: int | None, reasoning: int | None, total: int | None, inputs: int | None) -> int | None:
+def _with_reasoning(
+    output: int | None, reasoning: int | None, total: int | None, inputs: int | None
+) -> int | None:
     """
     Return the output including reasoning, if *total* shows that *output* excludes it.
 
     Gemini and xAI count reasoning separately, and some libraries pass that on.
     """
-    if output is None or inputs is None or total is None or not reasoning or min(output, inputs, reasoning) < 0:
+    if (
+        output is None
+        or inputs is None
+        or total is None
+        or not reasoning
+        or min(output, inputs, reasoning) < 0
+    ):
         return output
     return output + reasoning if total == inputs + output + reasoning else output
 
@@ -139,7 +153,11 @@ def _opentelemetry(attributes: Attributes) -> Usage:
     prefix = "gen_ai.usage"
     read = _count(
         attributes,
-        *(f"{prefix}.cache_read.input_tokens", f"{prefix}.cache_read_input_tokens", f"{prefix}.input_tokens.cached"),
+        *(
+            f"{prefix}.cache_read.input_tokens",
+            f"{prefix}.cache_read_input_tokens",
+            f"{prefix}.input_tokens.cached",
+        ),
         f"{prefix}.details.cache_read_tokens",
     )
     read = read if read is not None else _of_litellm(attributes, "cached_tokens")
@@ -147,22 +165,47 @@ def _opentelemetry(attributes: Attributes) -> Usage:
     written_1h = _count(attributes, "anthropic.usage.cache_creation.ephemeral_1h_input_tokens")
     written = _count(
         attributes,
-        *(f"{prefix}.cache_creation.input_tokens", f"{prefix}.cache_write.input_tokens", f"{prefix}.cache_creation_input_tokens"),
+        *(
+            f"{prefix}.cache_creation.input_tokens",
+            f"{prefix}.cache_write.input_tokens",
+            f"{prefix}.cache_creation_input_tokens",
+        ),
         f"{prefix}.details.cache_write_tokens",
     )
-    written = written if written is not None else _of_litellm(attributes, "cache_creation_input_tokens")
-    total_in = _count(attributes, f"{prefix}.input_tokens", f"{prefix}.prompt_tokens", "llm.usage.prompt_tokens")
-    total_out = _count(attributes, f"{prefix}.output_tokens", f"{prefix}.completion_tokens", "llm.usage.completion_tokens")
+    written = (
+        written if written is not None else _of_litellm(attributes, "cache_creation_input_tokens")
+    )
+    total_in = _count(
+        attributes, f"{prefix}.input_tokens", f"{prefix}.prompt_tokens", "llm.usage.prompt_tokens"
+    )
+    total_out = _count(
+        attributes,
+        f"{prefix}.output_tokens",
+        f"{prefix}.completion_tokens",
+        "llm.usage.completion_tokens",
+    )
     reasoning = _count(
         attributes,
-        *(f"{prefix}.reasoning.output_tokens", f"{prefix}.reasoning_tokens", f"{prefix}.output_tokens.reasoning"),
+        *(
+            f"{prefix}.reasoning.output_tokens",
+            f"{prefix}.reasoning_tokens",
+            f"{prefix}.output_tokens.reasoning",
+        ),
         f"{prefix}.details.reasoning_tokens",
     )
     total = _count(attributes, f"{prefix}.total_tokens", "llm.usage.total_tokens")
     total_out = _with_reasoning(total_out, reasoning, total, total_in)
-    audio_in = _count(attributes, f"{prefix}.audio.input_tokens", f"{prefix}.details.input_audio_tokens")
-    audio_read = _count(attributes, f"{prefix}.audio.cache_read.input_tokens", f"{prefix}.details.cache_audio_read_tokens")
-    audio_out = _count(attributes, f"{prefix}.audio.output_tokens", f"{prefix}.details.output_audio_tokens")
+    audio_in = _count(
+        attributes, f"{prefix}.audio.input_tokens", f"{prefix}.details.input_audio_tokens"
+    )
+    audio_read = _count(
+        attributes,
+        f"{prefix}.audio.cache_read.input_tokens",
+        f"{prefix}.details.cache_audio_read_tokens",
+    )
+    audio_out = _count(
+        attributes, f"{prefix}.audio.output_tokens", f"{prefix}.details.output_audio_tokens"
+    )
     full_audio = _rest(audio_in, audio_read)
     all_written = written if written is not None else _sum(written_5m, written_1h)
     plain = _beside_cache(total_in, read, all_written)
@@ -189,7 +232,9 @@ def _of_litellm(attributes: Attributes, name: str) -> int | None:
     Source: package litellm 1, ``integrations/opentelemetry.py``. Cached tokens are only in
     ``metadata.usage_object``, a Python repr.
     """
-    match = re.search(rf"'{name}': (\d{{1,15}})\b", text(attributes.get("metadata.usage_object")) or "")
+    match = re.search(
+        rf"'{name}': (\d{{1,15}})\b", text(attributes.get("metadata.usage_object")) or ""
+    )
     return int(match[1]) if match is not None else None
 
 
@@ -199,12 +244,20 @@ def _openinference(attributes: Attributes) -> Usage:
     prompt and completion.
     """
     prefix = "llm.token_count"
-    read = _count(attributes, f"{prefix}.prompt_details.cache_read", f"{prefix}.prompt_details.cache_input")
+    read = _count(
+        attributes, f"{prefix}.prompt_details.cache_read", f"{prefix}.prompt_details.cache_input"
+    )
     written = _count(attributes, f"{prefix}.prompt_details.cache_write")
     audio_in = _count(attributes, f"{prefix}.prompt_details.audio")
     audio_out = _count(attributes, f"{prefix}.completion_details.audio")
-    total_in, reasoning = _count(attributes, f"{prefix}.prompt"), _count(attributes, f"{prefix}.completion_details.reasoning")
-    total_out = _with_reasoning(_count(attributes, f"{prefix}.completion"), reasoning, _count(attributes, f"{prefix}.total"), total_in)
+    total_in = _count(attributes, f"{prefix}.prompt")
+    reasoning = _count(attributes, f"{prefix}.completion_details.reasoning")
+    total_out = _with_reasoning(
+        _count(attributes, f"{prefix}.completion"),
+        reasoning,
+        _count(attributes, f"{prefix}.total"),
+        total_in,
+    )
     return Usage(
         input=_rest(_beside_cache(total_in, read, written), audio_in),
         cache_read=read,
@@ -234,22 +287,52 @@ def _vercel(attributes: Attributes, provider: str) -> Reported | None:
     if isinstance(usage := anthropic.get("usage"), dict) and type(usage.get("input_tokens")) is int:
         return _unchanged(usage, "messages")
     for name in ("google", "vertex"):
-        if type((usage := _part(_part(metadata, name), "usageMetadata")).get("promptTokenCount")) is int:
+        if (
+            type((usage := _part(_part(metadata, name), "usageMetadata")).get("promptTokenCount"))
+            is int
+        ):
             return _unchanged(usage, "generate_content")
     details = "ai.usage.inputTokenDetails"
-    total_in = _count(attributes, "ai.usage.inputTokens", "ai.usage.promptTokens", "gen_ai.usage.input_tokens", "ai.usage.tokens")
-    total_out = _count(attributes, "ai.usage.outputTokens", "ai.usage.completionTokens", "gen_ai.usage.output_tokens")
+    total_in = _count(
+        attributes,
+        "ai.usage.inputTokens",
+        "ai.usage.promptTokens",
+        "gen_ai.usage.input_tokens",
+        "ai.usage.tokens",
+    )
+    total_out = _count(
+        attributes,
+        "ai.usage.outputTokens",
+        "ai.usage.completionTokens",
+        "gen_ai.usage.output_tokens",
+    )
     read = _count(attributes, f"{details}.cacheReadTokens", "ai.usage.cachedInputTokens")
     for name in ("openai", "azure"):
         read = read if read is not None else _count(_part(metadata, name), "cachedPromptTokens")
-    reasoning = _count(attributes, "ai.usage.outputTokenDetails.reasoningTokens", "ai.usage.reasoningTokens")
-    total_out = _with_reasoning(total_out, reasoning, _count(attributes, "ai.usage.totalTokens"), total_in)
+    reasoning = _count(
+        attributes, "ai.usage.outputTokenDetails.reasoningTokens", "ai.usage.reasoningTokens"
+    )
+    total_out = _with_reasoning(
+        total_out, reasoning, _count(attributes, "ai.usage.totalTokens"), total_in
+    )
     written = _count(attributes, f"{details}.cacheWriteTokens")
     plain = _count(attributes, f"{details}.noCacheTokens")
-    if plain is None and provider in _EXCLUDING_CACHE and not any(name.startswith(details) for name in attributes):
+    if (
+        plain is None
+        and provider in _EXCLUDING_CACHE
+        and not any(name.startswith(details) for name in attributes)
+    ):
         bedrock = _part(_part(metadata, "bedrock"), "usage")
-        read = read if read is not None else _first(_count(anthropic, "cacheReadInputTokens"), _count(bedrock, "cacheReadInputTokens"))
-        written = _first(_count(anthropic, "cacheCreationInputTokens"), _count(bedrock, "cacheWriteInputTokens"))
+        read = (
+            read
+            if read is not None
+            else _first(
+                _count(anthropic, "cacheReadInputTokens"), _count(bedrock, "cacheReadInputTokens")
+            )
+        )
+        written = _first(
+            _count(anthropic, "cacheCreationInputTokens"), _count(bedrock, "cacheWriteInputTokens")
+        )
         plain = total_in
     elif plain is None:
         plain = _beside_cache(total_in, read, written)
@@ -279,7 +362,9 @@ def _langfuse(attributes: Attributes) -> Reported | None:
     return _usage(
         Usage(
             input=_count(details, "input"),
-            cache_read=_count(details, "cache_read_input_tokens", "input_cached_tokens", "input_cache_read"),
+            cache_read=_count(
+                details, "cache_read_input_tokens", "input_cached_tokens", "input_cache_read"
+            ),
             cache_write=_count(details, "cache_creation_input_tokens", "input_cache_creation"),
             output=_sum(_count(details, "output"), _count(details, "output_reasoning_tokens")),
             reasoning=_count(details, "output_reasoning_tokens"),

@@ -107,7 +107,9 @@ class SpanDeduplicator:
     def __init__(self, spans: int = SPANS, responses: int = RESPONSES) -> None:
         self._max_spans, self._max_responses = spans, responses
         self._siblings: OrderedDict[Key, list[CountedCall]] = OrderedDict()
-        self._contexts: OrderedDict[tuple[int, int | None, int | None], list[CountedCall]] = OrderedDict()
+        self._contexts: OrderedDict[tuple[int, int | None, int | None], list[CountedCall]] = (
+            OrderedDict()
+        )
         self._nodes: OrderedDict[Key, _Node] = OrderedDict()
         self._responses: OrderedDict[str, list[CountedCall]] = OrderedDict()
 
@@ -131,7 +133,9 @@ class SpanDeduplicator:
         node = self._nodes.get(key)
         return node is not None and (node.is_repeat or node.counted is not None)
 
-    def same_as(self, key: Key, call: CountedCall, beside: Iterable[Key] = ()) -> CountedCall | None:
+    def same_as(
+        self, key: Key, call: CountedCall, beside: Iterable[Key] = ()
+    ) -> CountedCall | None:
         """
         Return the counted call that this span repeats. None if the call is new.
 
@@ -148,7 +152,12 @@ class SpanDeduplicator:
             or self._open_at(beside, call)
             or self._by_tokens(key, call)
         )
-        if same is not None and same.scope != INSTRUMENTATION and same.input is None and call.input is not None:
+        if (
+            same is not None
+            and same.scope != INSTRUMENTATION
+            and same.input is None
+            and call.input is not None
+        ):
             # the counted call lacks the tokens: one call too many is better than a missing cost
             return None
         if same is not None:
@@ -183,7 +192,9 @@ class SpanDeduplicator:
         """
         if call.context is not None:
             for tokens in {(call.input, call.output), (None, None)}:
-                _remember(self._contexts, (call.context, tokens[0], tokens[1]), call, self._max_responses)
+                _remember(
+                    self._contexts, (call.context, tokens[0], tokens[1]), call, self._max_responses
+                )
 
     def note_inside(self, key: Key, call: CountedCall) -> None:
         """
@@ -230,8 +241,14 @@ class SpanDeduplicator:
         del node.inner[:-MAX_INNER]
 
     def _by_response(self, call: CountedCall) -> CountedCall | None:
-        for other in self._responses.get(call.response_id, ()) if call.response_id is not None else ():
-            if other.scope != call.scope and may_be_same(call.models, other.models) and _is_nested(call, other):
+        for other in (
+            self._responses.get(call.response_id, ()) if call.response_id is not None else ()
+        ):
+            if (
+                other.scope != call.scope
+                and may_be_same(call.models, other.models)
+                and _is_nested(call, other)
+            ):
                 return other
         return None
 
@@ -246,10 +263,22 @@ class SpanDeduplicator:
 
     def _by_tokens(self, key: Key, call: CountedCall) -> CountedCall | None:
         node = self._nodes.get(key)
-        near = self._siblings.get(node.parent, []) if node is not None and node.parent is not None else []
-        here = self._contexts.get((call.context, call.input, call.output), []) if call.context is not None else []
+        near = (
+            self._siblings.get(node.parent, [])
+            if node is not None and node.parent is not None
+            else []
+        )
+        here = (
+            self._contexts.get((call.context, call.input, call.output), [])
+            if call.context is not None
+            else []
+        )
         for other in near + here:
-            if (call.response_id is None or other.response_id is None) and not _are_two(call, other) and _is_nested(call, other):
+            if (
+                (call.response_id is None or other.response_id is None)
+                and not _are_two(call, other)
+                and _is_nested(call, other)
+            ):
                 if _adds_up(call, [other]):
                     return other
                 if call.context is not None and call.input is None and _is_around(call, other):
@@ -274,7 +303,9 @@ class SpanDeduplicator:
         return None if node is None or not node.inner else _repeated(call, node.inner)
 
 
-def _remember(index: OrderedDict[K, list[CountedCall]], key: K, call: CountedCall, limit: int) -> None:
+def _remember(
+    index: OrderedDict[K, list[CountedCall]], key: K, call: CountedCall, limit: int
+) -> None:
     same = index.setdefault(key, [])
     index.move_to_end(key)
     if call not in same:
@@ -294,7 +325,11 @@ def may_be_same(names: frozenset[str], others: frozenset[str]) -> bool:
     Return whether two calls may be of one model. The model ``claude-sonnet-4-5`` responds as
     ``claude-sonnet-4-5-20250929``.
     """
-    return not names or not others or any(a.startswith(b) or b.startswith(a) for a in names for b in others)
+    return (
+        not names
+        or not others
+        or any(a.startswith(b) or b.startswith(a) for a in names for b in others)
+    )
 
 
 def _is_nested(call: CountedCall, other: CountedCall) -> bool:
@@ -309,14 +344,20 @@ def _is_nested(call: CountedCall, other: CountedCall) -> bool:
     assert second.ended is not None
     # a quick next call is not within
     within = second.started <= first.ended and second.ended <= first.ended + _SLACK
-    return within or (second.started - first.started <= _SLACK and first.ended <= second.ended + _SLACK)
+    return within or (
+        second.started - first.started <= _SLACK and first.ended <= second.ended + _SLACK
+    )
 
 
 def _are_two(call: CountedCall, other: CountedCall) -> bool:
     """
     Return whether two spans beside each other cannot be of the same call, even if they are equal.
     """
-    if call.scope == other.scope or call.scope in other.reported_by or other.scope in call.reported_by:
+    if (
+        call.scope == other.scope
+        or call.scope in other.reported_by
+        or other.scope in call.reported_by
+    ):
         return True
     return call.user is not None and other.user is not None and call.user != other.user
 
@@ -326,7 +367,12 @@ def _is_around(outer: CountedCall, inner: CountedCall) -> bool:
     Return whether *outer*, which has no tokens, ran all the time of *inner* and had the same
     outcome.
     """
-    if outer.ended is None or inner.ended is None or outer.failed != inner.failed or not may_be_same(outer.models, inner.models):
+    if (
+        outer.ended is None
+        or inner.ended is None
+        or outer.failed != inner.failed
+        or not may_be_same(outer.models, inner.models)
+    ):
         return False
     return outer.started <= inner.started and inner.ended <= outer.ended + _SLACK
 
@@ -338,7 +384,11 @@ def _repeated(outer: CountedCall, inner: list[CountedCall]) -> CountedCall | Non
     """
     inner = [call for call in inner if not (call.beside and _are_two(outer, call))]
     for call in inner:
-        if outer.response_id is not None and call.response_id == outer.response_id and call.scope != outer.scope:
+        if (
+            outer.response_id is not None
+            and call.response_id == outer.response_id
+            and call.scope != outer.scope
+        ):
             return call
     inside = [call for call in inner if not call.beside]
     if _adds_up(outer, inside):
@@ -346,9 +396,13 @@ def _repeated(outer: CountedCall, inner: list[CountedCall]) -> CountedCall | Non
     for call in inner:
         if _adds_up(outer, [call]) and _is_nested(outer, call):
             return call
-        if (call.scope == outer.scope and outer.input is not None) or (outer.response_id is not None and call.response_id is not None):
+        if (call.scope == outer.scope and outer.input is not None) or (
+            outer.response_id is not None and call.response_id is not None
+        ):
             continue
-        if may_be_same(outer.models, call.models) and (not call.beside or (outer.failed and call.failed)):
+        if may_be_same(outer.models, call.models) and (
+            not call.beside or (outer.failed and call.failed)
+        ):
             return call
     return None
 
@@ -361,4 +415,6 @@ def _adds_up(outer: CountedCall, inner: list[CountedCall]) -> bool:
         return False
     if not all(may_be_same(outer.models, call.models) for call in inner):
         return False
-    return outer.input == sum(call.input or 0 for call in inner) and (outer.output or 0) == sum(call.output or 0 for call in inner)
+    return outer.input == sum(call.input or 0 for call in inner) and (outer.output or 0) == sum(
+        call.output or 0 for call in inner
+    )

@@ -78,7 +78,9 @@ class _Fields:
                 raise Malformed("a field without a number")
             start = at
             if kind == 2:
-                length, start = (body[at], at + 1) if at < end and body[at] < 0x80 else _varint(body, at, end)
+                length, start = (
+                    (body[at], at + 1) if at < end and body[at] < 0x80 else _varint(body, at, end)
+                )
                 at = start + length
             elif kind == 0:
                 _, at = _varint(body, at, end)
@@ -142,7 +144,9 @@ def scopes_of(body: bytes, pair: Callable[[bytes], Any]) -> Iterator[ScopeSpans]
         yield from scopes
 
 
-def _scope(fields: _Fields, start: int, end: int, resource: dict[str, Any], limit: int) -> ScopeSpans:
+def _scope(
+    fields: _Fields, start: int, end: int, resource: dict[str, Any], limit: int
+) -> ScopeSpans:
     name, spans = b"", list[tuple[int, int]]()
     for number, has_length, at, to in fields.of(start, end):
         if has_length and number == 1:
@@ -155,12 +159,21 @@ def _scope(fields: _Fields, start: int, end: int, resource: dict[str, Any], limi
     return ScopeSpans(resource, name.decode(errors="replace")[:MAX_TEXT], spans)
 
 
-def _resource(fields: _Fields, start: int, end: int, pair: Callable[[bytes], Any]) -> Iterator[tuple[str, str]]:
+def _resource(
+    fields: _Fields, start: int, end: int, pair: Callable[[bytes], Any]
+) -> Iterator[tuple[str, str]]:
     for at, to in fields.messages(start, end, 1):
-        if to - at > _MAX_VALUE or fields.body.find(b"service.", at, to) < 0 or not of_resource(fields.key(at, to)):
+        if (
+            to - at > _MAX_VALUE
+            or fields.body.find(b"service.", at, to) < 0
+            or not of_resource(fields.key(at, to))
+        ):
             continue
         attribute = pair(fields.body[at:to])
-        if attribute.value.WhichOneof("value") == "string_value" and len(attribute.value.string_value) <= MAX_TEXT:
+        if (
+            attribute.value.WhichOneof("value") == "string_value"
+            and len(attribute.value.string_value) <= MAX_TEXT
+        ):
             yield attribute.key, attribute.value.string_value
 
 

@@ -13,7 +13,12 @@ import msgspec
 
 from voight_middleware.context.context import NOBODY, TagContext
 from voight_middleware.otlp.counts import Reported
-from voight_middleware.otlp.deduplicator import INSTRUMENTATION, CountedCall, SpanDeduplicator, models
+from voight_middleware.otlp.deduplicator import (
+    INSTRUMENTATION,
+    CountedCall,
+    SpanDeduplicator,
+    models,
+)
 from voight_middleware.otlp.framing import Unusable
 from voight_middleware.otlp.mapping import Reading, read
 from voight_middleware.otlp.spans import Span
@@ -80,7 +85,10 @@ class Intake:
             spent += time.thread_time() - begun
             if spent > MAX_SECONDS and seen < decoded.count:
                 taken.rejected += decoded.count - seen
-                taken.why[f"a span beyond {MAX_SECONDS:.0f} seconds of work for one request: send fewer spans"] += decoded.count - seen
+                taken.why[
+                    f"a span beyond {MAX_SECONDS:.0f} seconds of work for one request: send fewer "
+                    "spans"
+                ] += decoded.count - seen
                 break
             yield
             begun = time.thread_time()
@@ -130,7 +138,11 @@ class Intake:
 
     def _attribute_late(self, same: CountedCall, reading: Reading) -> None:
         """Take the owner of a call from a second span, if the counted span named none."""
-        if (owner := owner_for(same, reading)) is not None and same.call_id is not None and self._meter.settings.enabled:
+        if (
+            (owner := owner_for(same, reading)) is not None
+            and same.call_id is not None
+            and self._meter.settings.enabled
+        ):
             self._meter.attribute_late([same.call_id], owner)
             if self._meter.journal.waiting:
                 raise NotWritten

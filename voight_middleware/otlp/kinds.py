@@ -31,15 +31,60 @@ The same, for another library's span of such a call or around it. ``CostSpanProc
 # values that libraries write instead.
 _OPERATIONS: Mapping[str, Role] = {
     **dict.fromkeys(("chat", "text_completion", "generate_content", "embeddings"), "call"),
-    **dict.fromkeys(("completion", "text_generation", "embedding", "responses", "message", "messages", "generate_object"), "call"),
+    **dict.fromkeys(
+        (
+            "completion",
+            "text_generation",
+            "embedding",
+            "responses",
+            "message",
+            "messages",
+            "generate_object",
+        ),
+        "call",
+    ),
     # litellm, package litellm, `types/utils.py`, CallTypes
-    **dict.fromkeys(("acompletion", "atext_completion", "aembedding", "aresponses", "anthropic_messages", "aanthropic_messages"), "call"),
-    **dict.fromkeys(("invoke_agent", "create_agent", "execute_tool", "invoke_workflow", "agent_step", "retrieval", "rerank"), "step"),
+    **dict.fromkeys(
+        (
+            "acompletion",
+            "atext_completion",
+            "aembedding",
+            "aresponses",
+            "anthropic_messages",
+            "aanthropic_messages",
+        ),
+        "call",
+    ),
+    **dict.fromkeys(
+        (
+            "invoke_agent",
+            "create_agent",
+            "execute_tool",
+            "invoke_workflow",
+            "agent_step",
+            "retrieval",
+            "rerank",
+        ),
+        "step",
+    ),
 }
 # OpenInference, "Semantic conventions", `openinference.span.kind`
 _OPENINFERENCE: Mapping[str, Role] = {
     **dict.fromkeys(("LLM", "EMBEDDING"), "call"),
-    **dict.fromkeys(("AGENT", "CHAIN", "TOOL", "RETRIEVER", "RERANKER", "GUARDRAIL", "EVALUATOR", "PROMPT", "DECISION"), "step"),
+    **dict.fromkeys(
+        (
+            "AGENT",
+            "CHAIN",
+            "TOOL",
+            "RETRIEVER",
+            "RERANKER",
+            "GUARDRAIL",
+            "EVALUATOR",
+            "PROMPT",
+            "DECISION",
+        ),
+        "step",
+    ),
 }
 # Langfuse, "OpenTelemetry", "Property mapping": `langfuse.observation.type`
 _LANGFUSE: Mapping[str, Role] = {
@@ -62,7 +107,11 @@ _USED = ("gen_ai.usage.", "llm.token_count.", "llm.usage.")
 def role_of(span: Span) -> Role:
     """Return the role of *span*."""
     role = _role(span)
-    return "ours" if role == "call" and (MARK in span.attributes or METERED in span.attributes) else role
+    return (
+        "ours"
+        if role == "call" and (MARK in span.attributes or METERED in span.attributes)
+        else role
+    )
 
 
 def _role(span: Span) -> Role:
@@ -85,13 +134,17 @@ def _role(span: Span) -> Role:
         return "call"
     if "gen_ai.operation.name" in attributes:
         return "other"
-    if "agent_name" in attributes or ("gen_ai.agent.name" in attributes and "gen_ai.request.model" not in attributes):
+    if "agent_name" in attributes or (
+        "gen_ai.agent.name" in attributes and "gen_ai.request.model" not in attributes
+    ):
         # pydantic-ai before it named the operation: `agent run`, with the sum of its calls
         return "step"
     return "call" if _is_unnamed_call(attributes) else "other"
 
 
-def _role_by(attributes: Mapping[str, Any], name: str, roles: Mapping[str, Role], *, upper: bool = False) -> Role | None:
+def _role_by(
+    attributes: Mapping[str, Any], name: str, roles: Mapping[str, Role], *, upper: bool = False
+) -> Role | None:
     value = attributes.get(name)
     if not isinstance(value, str):
         return None

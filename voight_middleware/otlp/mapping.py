@@ -37,13 +37,36 @@ _PROVIDERS = (
     ("xai", "xai"),
     ("mistral", "mistral"),
 )
-_NAMES = ("gen_ai.provider.name", "gen_ai.system", "ai.model.provider", "llm.provider", "llm.system")
-_SCOPES = ("openai", "anthropic", "bedrock", "vertex", "google", "gemini", "mistral", "groq", "cohere", "together")
+_NAMES = (
+    "gen_ai.provider.name",
+    "gen_ai.system",
+    "ai.model.provider",
+    "llm.provider",
+    "llm.system",
+)
+_SCOPES = (
+    "openai",
+    "anthropic",
+    "bedrock",
+    "vertex",
+    "google",
+    "gemini",
+    "mistral",
+    "groq",
+    "cohere",
+    "together",
+)
 _HOSTS = ("server.address", "gen_ai.openai.api_base", "url.full")
-_TIERS = ("openai.response.service_tier", "gen_ai.openai.response.service_tier", "anthropic.response.service_tier")
+_TIERS = (
+    "openai.response.service_tier",
+    "gen_ai.openai.response.service_tier",
+    "anthropic.response.service_tier",
+)
 _CLASS = re.compile(r"[A-Za-z_][A-Za-z0-9_.:\-]{0,119}")
 _HOST = re.compile(r"[A-Za-z0-9_.:\-]{1,253}")
-_CANCELLED = frozenset({"CancelledError", "Cancelled", "AbortError", "GeneratorExit", "KeyboardInterrupt"})
+_CANCELLED = frozenset(
+    {"CancelledError", "Cancelled", "AbortError", "GeneratorExit", "KeyboardInterrupt"}
+)
 _MAX_TEXT = 1_000_000_000_000_000
 """Microseconds: about thirty years. A longer duration means that the clock was set meanwhile."""
 
@@ -66,7 +89,9 @@ def read(span: Span) -> Reading:
         return Reading(role)
     attributes = span.attributes
     host = _host(attributes)
-    provider = (billing_provider(host) if host is not None else None) or _provider(attributes, span.scope)
+    provider = (billing_provider(host) if host is not None else None) or _provider(
+        attributes, span.scope
+    )
     usage = reported(attributes, provider)
     requested, model = _models(attributes)
     outcome, error = _outcome(span)
@@ -106,10 +131,18 @@ def response_id(attributes: Mapping[str, Any]) -> str | None:
 
 def _models(attributes: Mapping[str, Any]) -> tuple[str | None, str | None]:
     """Return the requested model and the responding one, if the span distinguishes them."""
-    requested = first_text(attributes, "gen_ai.request.model", "ai.model.id", "llm.request.model_name")
-    responding = first_text(attributes, "gen_ai.response.model", "ai.response.model", "llm.response.model_name")
-    either = first_text(attributes, "llm.model_name", "embedding.model_name", "langfuse.observation.model.name")
-    return _named(requested or either), _named(responding or (either if requested is None else None))
+    requested = first_text(
+        attributes, "gen_ai.request.model", "ai.model.id", "llm.request.model_name"
+    )
+    responding = first_text(
+        attributes, "gen_ai.response.model", "ai.response.model", "llm.response.model_name"
+    )
+    either = first_text(
+        attributes, "llm.model_name", "embedding.model_name", "langfuse.observation.model.name"
+    )
+    return _named(requested or either), _named(
+        responding or (either if requested is None else None)
+    )
 
 
 def _named(model: str | None) -> str | None:
@@ -144,13 +177,23 @@ def _outcome(span: Span) -> tuple[str, str | None]:
     if not span.failed:
         return "ok", None
     candidates = (span.exception, text(span.attributes.get("error.type")))
-    name = next((candidate for candidate in candidates if candidate is not None and _CLASS.fullmatch(candidate)), None)
+    name = next(
+        (
+            candidate
+            for candidate in candidates
+            if candidate is not None and _CLASS.fullmatch(candidate)
+        ),
+        None,
+    )
     short = None if name is None else name.rpartition(".")[2]
     return ("cancelled" if short in _CANCELLED else "error"), short
 
 
 def _streamed(attributes: Mapping[str, Any]) -> bool:
-    if any(attributes.get(name) is True for name in ("gen_ai.request.stream", "gen_ai.is_streaming", "llm.is_streaming")):
+    if any(
+        attributes.get(name) is True
+        for name in ("gen_ai.request.stream", "gen_ai.is_streaming", "llm.is_streaming")
+    ):
         return True
     operation = attributes.get("ai.operationId")
     return isinstance(operation, str) and operation.endswith(".doStream")
@@ -172,7 +215,11 @@ def _time_to_first_token(span: Span) -> int | None:
         ("ai.response.msToFirstChunk", 1000),
     ):
         value = attributes.get(name)
-        if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value * factor < _MAX_TEXT:
+        if (
+            isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and 0 <= value * factor < _MAX_TEXT
+        ):
             return round(value * factor)
     if span.first_token is not None and 0 <= span.first_token - span.started < _MAX_TEXT * 1000:
         return (span.first_token - span.started) // 1000

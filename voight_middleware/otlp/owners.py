@@ -58,7 +58,15 @@ def owner_of(span: Span) -> Owner:
     for name in _OBJECTS:
         values.update(_metadata(json_object(attributes.get(name))))
     for prefix in _PREFIXES:
-        values.update(_metadata({key[len(prefix) :]: _unquoted(value) for key, value in attributes.items() if key.startswith(prefix)}))
+        values.update(
+            _metadata(
+                {
+                    key[len(prefix) :]: _unquoted(value)
+                    for key, value in attributes.items()
+                    if key.startswith(prefix)
+                }
+            )
+        )
     values.update(_own(attributes))
     tags = make_tags(dict(_bounded(values))) if values else NO_TAGS
     if tags.user_id is not None:

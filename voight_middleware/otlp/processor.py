@@ -21,7 +21,13 @@ import msgspec
 from voight_middleware.context.context import TagContext, current_context, overlay
 from voight_middleware.diagnostics import report_internal_error
 from voight_middleware.instrumentation.request import in_manual_block, request_here
-from voight_middleware.otlp.deduplicator import INSTRUMENTATION, CountedCall, SpanDeduplicator, may_be_same, models
+from voight_middleware.otlp.deduplicator import (
+    INSTRUMENTATION,
+    CountedCall,
+    SpanDeduplicator,
+    may_be_same,
+    models,
+)
 from voight_middleware.otlp.intake import as_counted, owner_for
 from voight_middleware.otlp.kinds import METERED, role_of
 from voight_middleware.otlp.mapping import read
@@ -41,7 +47,9 @@ try:
     from opentelemetry.sdk.trace import Span as SdkSpan
     from opentelemetry.trace import StatusCode
 except ImportError as error:
-    raise ImportError("CostSpanProcessor needs OpenTelemetry's SDK: pip install 'voight-middleware[otel]'") from error
+    raise ImportError(
+        "CostSpanProcessor needs OpenTelemetry's SDK: pip install 'voight-middleware[otel]'"
+    ) from error
 
 LIVE_SPANS = 20_000
 """
@@ -133,7 +141,11 @@ class CostSpanProcessor(SpanProcessor):
         with self._lock:
             live = self._live.pop(span.key, None)
             self._deduplicator.add(span.key, span.parent, reading.role)
-            if reading.call is None or reading.role == "ours" or (live is not None and live.metered):
+            if (
+                reading.call is None
+                or reading.role == "ours"
+                or (live is not None and live.metered)
+            ):
                 return
             context = live.context if live is not None else current_context()
             counted, beside = as_counted(span, reading), live.beside if live is not None else ()
@@ -143,10 +155,16 @@ class CostSpanProcessor(SpanProcessor):
                 return
             same = self._deduplicator.same_as(span.key, counted, beside)
             if same is None:
-                self._deduplicator.count(span.key, counted, [other for other in beside if other in self._live])
+                self._deduplicator.count(
+                    span.key, counted, [other for other in beside if other in self._live]
+                )
         meter = current_meter()
         if same is not None:
-            if (owner := owner_for(same, reading)) is not None and same.call_id is not None and meter.settings.enabled:
+            if (
+                (owner := owner_for(same, reading)) is not None
+                and same.call_id is not None
+                and meter.settings.enabled
+            ):
                 meter.attribute_late([same.call_id], owner)
         elif meter.settings.enabled:
             span_tags = reading.owner.tags if reading.owner is not None else NO_TAGS
@@ -168,12 +186,20 @@ class CostSpanProcessor(SpanProcessor):
         here = _key(trace.get_current_span().get_span_context())
         name = models(start.requested_model)
         user = start.owner.tags.user_id if start.owner.attribution != "request" else None
-        inside = CountedCall(scope=INSTRUMENTATION, started=start.started_at, models=name, user=user, context=id(start.context))
+        inside = CountedCall(
+            scope=INSTRUMENTATION,
+            started=start.started_at,
+            models=name,
+            user=user,
+            context=id(start.context),
+        )
         beside = msgspec.structs.replace(inside, beside=True)
         with self._lock:
             if here is not None:
                 self._deduplicator.note_inside(here, inside)
-            self._deduplicator.note_beside([key for key in _open.get() if key != here and key in self._live], beside)
+            self._deduplicator.note_beside(
+                [key for key in _open.get() if key != here and key in self._live], beside
+            )
         return _Noted(here, inside, beside)
 
     def call_ended(self, noted: _Noted, call: Call) -> None:
@@ -191,7 +217,11 @@ class CostSpanProcessor(SpanProcessor):
                 counted.input, counted.output = input_tokens, output_tokens
             self._deduplicator.note_response(noted.inside)
             self._deduplicator.note_context(noted.inside)
-            around = [live.span for key in self._deduplicator.around(noted.here) if (live := self._live.get(key)) is not None]
+            around = [
+                live.span
+                for key in self._deduplicator.around(noted.here)
+                if (live := self._live.get(key)) is not None
+            ]
         for span in around:
             if span.is_recording() and _may_describe(span, noted.inside):
                 span.set_attribute(METERED, True)
@@ -225,7 +255,9 @@ def _may_describe(span: SdkSpan, call: CountedCall) -> bool:
     if so_far is None:
         return False
     reading = read(so_far)
-    return reading.call is not None and may_be_same(models(reading.call.requested_model, reading.call.model), call.models)
+    return reading.call is not None and may_be_same(
+        models(reading.call.requested_model, reading.call.model), call.models
+    )
 
 
 def _reset_after_fork(processor: CostSpanProcessor | None) -> None:
@@ -250,7 +282,9 @@ def _span(ended: ReadableSpan) -> Span | None:
         scope=ended.instrumentation_scope.name if ended.instrumentation_scope is not None else "",
         started=ended.start_time,
         ended=ended.end_time or ended.start_time,
-        attributes={name: value for name, value in (ended.attributes or {}).items() if wanted(name)},
+        attributes={
+            name: value for name, value in (ended.attributes or {}).items() if wanted(name)
+        },
         failed=ended.status.status_code is StatusCode.ERROR,
     )
     for event in ended.events:
@@ -269,7 +303,9 @@ def _tokens(call: Call) -> tuple[int | None, int | None]:
         components = read_usage(call.endpoint, msgspec.json.decode(call.raw_usage))
     except (UsageError, msgspec.DecodeError):
         return None, None
-    sums = [(component.usage.input_tokens, component.usage.output_tokens) for component in components]
+    sums = [
+        (component.usage.input_tokens, component.usage.output_tokens) for component in components
+    ]
     if not sums or any(tokens is None for tokens, _ in sums):
         return None, None
     return sum(tokens or 0 for tokens, _ in sums), sum(tokens or 0 for _, tokens in sums)

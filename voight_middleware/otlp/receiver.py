@@ -41,7 +41,8 @@ try:
     decode_protobuf = wire.protobuf_decoder()
 except ImportError as missing:
     raise ImportError(
-        "the OTLP receiver needs starlette, uvicorn and opentelemetry-proto: pip install 'voight-middleware[otlp]'"
+        "the OTLP receiver needs starlette, uvicorn and opentelemetry-proto: pip install "
+        "'voight-middleware[otlp]'"
     ) from missing
 
 logger = logging.getLogger(__name__)
@@ -115,7 +116,9 @@ class Receiver:
     def application(self) -> Starlette:
         """Return the ASGI application."""
         routes = [Route("/v1/traces", self._endpoint(self._traces), methods=["POST"])]
-        routes += [Route(path, self._endpoint(self._dropped), methods=["POST"]) for path in _SIGNALS]
+        routes += [
+            Route(path, self._endpoint(self._dropped), methods=["POST"]) for path in _SIGNALS
+        ]
 
         @asynccontextmanager
         async def lifespan(_app: Starlette) -> AsyncGenerator[None]:
@@ -124,7 +127,9 @@ class Receiver:
 
         return Starlette(routes=routes, lifespan=lifespan)
 
-    def _endpoint(self, handle: Callable[[Request, bool], Awaitable[bytes]]) -> Callable[[Request], Awaitable[Response]]:
+    def _endpoint(
+        self, handle: Callable[[Request, bool], Awaitable[bytes]]
+    ) -> Callable[[Request], Awaitable[Response]]:
         async def endpoint(request: Request) -> Response:
             content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
             as_json = _TYPES.get(content_type, False)
@@ -132,13 +137,22 @@ class Receiver:
             try:
                 self._check_sender(request)
                 if content_type not in _TYPES:
-                    raise Refused(415, f"send application/x-protobuf or application/json, not {content_type[:100] or 'nothing'}")
+                    raise Refused(
+                        415,
+                        "send application/x-protobuf or application/json, not "
+                        f"{content_type[:100] or 'nothing'}",
+                    )
                 return Response(await handle(request, as_json), 200, media_type=media_type)
             except Refused as refused:
                 self._log(request, refused)
                 # The rest of the body is not read, so the connection cannot be used again.
                 headers = {**refused.headers, "connection": "close"}
-                return Response(wire.status(refused.grpc, refused.reason, as_json=as_json), refused.code, headers, media_type)
+                return Response(
+                    wire.status(refused.grpc, refused.reason, as_json=as_json),
+                    refused.code,
+                    headers,
+                    media_type,
+                )
             except ClientDisconnect:
                 return Response(status_code=400)
 
@@ -152,16 +166,26 @@ class Receiver:
         if refused.code not in self._logged:
             self._logged.add(refused.code)
             sender = request.client.host if request.client is not None else "an unknown sender"
-            logger.warning("a request from %s gets %d: %s; further ones are not logged", sender, refused.code, refused.reason)
+            logger.warning(
+                "a request from %s gets %d: %s; further ones are not logged",
+                sender,
+                refused.code,
+                refused.reason,
+            )
 
     def _check_sender(self, request: Request) -> None:
         if self._token is None:
             _check_page(request)
             return
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self._token):
+        if scheme.lower() != "bearer" or not hmac.compare_digest(
+            given.strip().encode(), self._token
+        ):
             raise Refused(
-                401, "send Authorization: Bearer and the receiver's token", _UNAUTHENTICATED, www_authenticate='Bearer realm="voight"'
+                401,
+                "send Authorization: Bearer and the receiver's token",
+                _UNAUTHENTICATED,
+                www_authenticate='Bearer realm="voight"',
             )
 
     async def _traces(self, request: Request, as_json: bool) -> bytes:
@@ -176,7 +200,9 @@ class Receiver:
             self._waiting -= size
         if not taken.rejected:
             return b"{}" if as_json else b""
-        reasons = "; ".join(f"{reason} ({count:,} times)" for reason, count in taken.why.most_common(5))
+        reasons = "; ".join(
+            f"{reason} ({count:,} times)" for reason, count in taken.why.most_common(5)
+        )
         return wire.export_response(taken.rejected, f"not used: {reasons}", as_json=as_json)
 
     async def _process(self, packed: bytes, encoding: str, as_json: bool) -> Taken:
@@ -193,7 +219,9 @@ class Receiver:
             return True
 
         def large() -> Iterator[None]:
-            yield from self._intake.slices(decode(UNPACKERS[encoding](packed, MAX_JSON if as_json else MAX_UNPACKED)), taken)
+            yield from self._intake.slices(
+                decode(UNPACKERS[encoding](packed, MAX_JSON if as_json else MAX_UNPACKED)), taken
+            )
 
         decode = wire.decode_json if as_json else decode_protobuf
         if not await self._in_worker(small):
@@ -207,7 +235,9 @@ class Receiver:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._worker, _refusing, work)
         except RuntimeError as error:  # the worker has been shut down
-            raise Refused(503, "the receiver is stopping", _UNAVAILABLE, retry_after=str(RETRY_SECONDS)) from error
+            raise Refused(
+                503, "the receiver is stopping", _UNAVAILABLE, retry_after=str(RETRY_SECONDS)
+            ) from error
 
     async def _dropped(self, request: Request, as_json: bool) -> bytes:
         """
@@ -216,7 +246,9 @@ class Receiver:
         """
         self._waiting -= len(await self._body(request))
         name = _SIGNALS[request.url.path]
-        return wire.export_response(0, f"voight reads spans only; it drops {name}: send them elsewhere", as_json=as_json)
+        return wire.export_response(
+            0, f"voight reads spans only; it drops {name}: send them elsewhere", as_json=as_json
+        )
 
     async def _body(self, request: Request) -> bytes:
         """Return the body. Its size counts as waiting until the caller subtracts it."""
@@ -231,7 +263,12 @@ class Receiver:
                     if size + len(part) > MAX_BODY:
                         raise _too_large(f"a body may have at most {MAX_BODY:,} bytes")
                     if self._waiting + len(part) > MAX_WAITING:
-                        raise Refused(429, "too many bodies are waiting: try again later", _EXHAUSTED, retry_after="1")
+                        raise Refused(
+                            429,
+                            "too many bodies are waiting: try again later",
+                            _EXHAUSTED,
+                            retry_after="1",
+                        )
                     size += len(part)
                     self._waiting += len(part)
                     body += part
@@ -239,7 +276,9 @@ class Receiver:
         except BaseException as error:
             self._waiting -= size
             if isinstance(error, TimeoutError):
-                raise Refused(408, f"send the body within {BODY_SECONDS:.0f} seconds", _UNAVAILABLE) from error
+                raise Refused(
+                    408, f"send the body within {BODY_SECONDS:.0f} seconds", _UNAVAILABLE
+                ) from error
             raise
 
 
@@ -251,10 +290,17 @@ def _refusing(work: Callable[[], T]) -> T:
     except TooLarge as error:
         raise _too_large(str(error)) from error
     except NotWritten as error:
-        raise Refused(503, "the journal cannot be written: try again later", _UNAVAILABLE, retry_after=str(RETRY_SECONDS)) from error
+        raise Refused(
+            503,
+            "the journal cannot be written: try again later",
+            _UNAVAILABLE,
+            retry_after=str(RETRY_SECONDS),
+        ) from error
     except Exception as error:
         logger.exception("a request could not be processed")
-        raise Refused(500, f"internal error of the receiver: {type(error).__name__}", _INTERNAL) from error
+        raise Refused(
+            500, f"internal error of the receiver: {type(error).__name__}", _INTERNAL
+        ) from error
 
 
 def _check_page(request: Request) -> None:
@@ -265,8 +311,14 @@ def _check_page(request: Request) -> None:
         Refused: The request names a host, or comes from a page of a host, that is not this machine.
     """
     host, origin = request.headers.get("host", ""), request.headers.get("origin")
-    if not is_loopback(host_name(host) or "") or (origin is not None and not is_loopback(host_name(origin) or "")):
-        raise Refused(403, "without a token, only requests to localhost are accepted: set VOIGHT_OTLP_TOKEN", _DENIED)
+    if not is_loopback(host_name(host) or "") or (
+        origin is not None and not is_loopback(host_name(origin) or "")
+    ):
+        raise Refused(
+            403,
+            "without a token, only requests to localhost are accepted: set VOIGHT_OTLP_TOKEN",
+            _DENIED,
+        )
 
 
 def _too_large(reason: str) -> Refused:
@@ -282,8 +334,16 @@ class Connection(H11Protocol):
         super().connection_made(transport)
         self.idle_since = time.monotonic()
         address = self.client and self.client[0]
-        connections = [connection for connection in self.connections if isinstance(connection, Connection) and not connection.has_all]
-        unready = [connection for connection in connections if (connection.client and connection.client[0]) == address]
+        connections = [
+            connection
+            for connection in self.connections
+            if isinstance(connection, Connection) and not connection.has_all
+        ]
+        unready = [
+            connection
+            for connection in connections
+            if (connection.client and connection.client[0]) == address
+        ]
         if len(unready) > MAX_IDLE:
             oldest = min(unready, key=lambda connection: connection.idle_since)
             oldest.transport.close()
@@ -316,7 +376,9 @@ class Connection(H11Protocol):
 class Server:
     """A receiver on a socket."""
 
-    def __init__(self, meter: Meter, host: str = "127.0.0.1", port: int = 4318, token: str | None = None) -> None:
+    def __init__(
+        self, meter: Meter, host: str = "127.0.0.1", port: int = 4318, token: str | None = None
+    ) -> None:
         """
         Bind the socket.
 
@@ -354,7 +416,10 @@ class Server:
         if threading.current_thread() is threading.main_thread():
             # uvicorn raises the signal again when it has stopped. That must not end the process
             # before the ledger has all calls.
-            before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+            before = {
+                number: signal.signal(number, lambda *_: None)
+                for number in (signal.SIGTERM, signal.SIGINT)
+            }
         try:
             asyncio.run(self._serve(ready))
             self._meter.close(STOP_SECONDS)

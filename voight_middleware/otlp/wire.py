@@ -17,7 +17,16 @@ from typing import Any
 
 import msgspec
 
-from voight_middleware.otlp.framing import MAX_SPANS, Malformed, ScopeSpans, TooLarge, Unusable, of_resource, scopes_of, slim_span
+from voight_middleware.otlp.framing import (
+    MAX_SPANS,
+    Malformed,
+    ScopeSpans,
+    TooLarge,
+    Unusable,
+    of_resource,
+    scopes_of,
+    slim_span,
+)
 from voight_middleware.otlp.spans import MAX_TEXT, Key, Span, text, wanted
 
 MAX_JSON_PARTS = 500_000
@@ -61,7 +70,9 @@ def protobuf_decoder() -> Callable[[bytes], Decoded]:
         from opentelemetry.proto.common.v1.common_pb2 import KeyValue
         from opentelemetry.proto.trace.v1.trace_pb2 import Span as Message
     except ImportError as error:
-        raise ImportError("reading OTLP needs opentelemetry-proto: pip install 'voight-middleware[otlp]'") from error
+        raise ImportError(
+            "reading OTLP needs opentelemetry-proto: pip install 'voight-middleware[otlp]'"
+        ) from error
 
     def decode(body: bytes) -> Decoded:
         try:
@@ -102,7 +113,12 @@ def _from_message(message: Any, resource: Mapping[str, Any], scope: str) -> Span
     for event in message.events[:_MAX_ATTRIBUTES]:
         exceptions += event.name == "exception"
         is_read = event.name == "exception" and exceptions <= _MAX_EXCEPTIONS
-        _event(span, event.name, event.time_unix_nano, _attributes(event.attributes, _of_exception) if is_read else {})
+        _event(
+            span,
+            event.name,
+            event.time_unix_nano,
+            _attributes(event.attributes, _of_exception) if is_read else {},
+        )
     return _checked(span)
 
 
@@ -196,7 +212,11 @@ def _json_parts(body: bytes) -> int:
     many.
     """
     commas = body.count(b",")
-    if commas <= MAX_JSON_PARTS or commas > 4 * MAX_JSON_PARTS or body.count(b'"') > 8 * MAX_JSON_PARTS:
+    if (
+        commas <= MAX_JSON_PARTS
+        or commas > 4 * MAX_JSON_PARTS
+        or body.count(b'"') > 8 * MAX_JSON_PARTS
+    ):
         return commas
     return commas - sum(text.group().count(b",") for text in _JSON_TEXT.finditer(body))
 
@@ -215,7 +235,9 @@ def decode_json(body: bytes) -> Decoded:
         request = _decode_request(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise Malformed(f"not an ExportTraceServiceRequest: {str(error)[:200]}") from error
-    count = sum(len(scope.spans) for resource in request.resource_spans for scope in resource.scope_spans)
+    count = sum(
+        len(scope.spans) for resource in request.resource_spans for scope in resource.scope_spans
+    )
     if count > MAX_SPANS:
         raise TooLarge(f"more than {MAX_SPANS:,} spans in one request")
     return Decoded(count, _json_spans(request))
@@ -223,7 +245,11 @@ def decode_json(body: bytes) -> Decoded:
 
 def _json_spans(request: _Request) -> Iterator[Found]:
     for resource_spans in request.resource_spans:
-        resource = _pairs(resource_spans.resource.attributes, of_resource) if resource_spans.resource is not None else {}
+        resource = (
+            _pairs(resource_spans.resource.attributes, of_resource)
+            if resource_spans.resource is not None
+            else {}
+        )
         for scope in resource_spans.scope_spans:
             name = scope.scope.name[:MAX_TEXT] if scope.scope is not None else ""
             for raw in scope.spans:
@@ -253,7 +279,12 @@ def _from_json(decoded: _Span, resource: Mapping[str, Any], scope: str) -> Span:
     for event in decoded.events[:_MAX_ATTRIBUTES]:
         exceptions += event.name == "exception"
         is_read = event.name == "exception" and exceptions <= _MAX_EXCEPTIONS
-        _event(span, event.name, _nanoseconds(event.time_unix_nano), _pairs(event.attributes, _of_exception) if is_read else {})
+        _event(
+            span,
+            event.name,
+            _nanoseconds(event.time_unix_nano),
+            _pairs(event.attributes, _of_exception) if is_read else {},
+        )
     return _checked(span)
 
 
@@ -261,7 +292,9 @@ def _pairs(pairs: list[_Pair], is_wanted: Callable[[str], bool]) -> dict[str, An
     return {
         pair.key: value
         for pair in pairs[:_MAX_ATTRIBUTES]
-        if is_wanted(pair.key) and pair.value is not None and (value := _plain(pair.value)) is not None
+        if is_wanted(pair.key)
+        and pair.value is not None
+        and (value := _plain(pair.value)) is not None
     }
 
 
@@ -338,8 +371,12 @@ def export_response(rejected: int, message: str, *, as_json: bool) -> bytes:
     """
     if as_json:
         name = {"rejectedSpans": str(rejected)} if rejected else {}
-        return msgspec.json.encode({"partialSuccess": {**name, "errorMessage": message}} if rejected or message else {})
-    partial = (b"\x08" + _as_varint(rejected) if rejected else b"") + (b"\x12" + _sized(message.encode()) if message else b"")
+        return msgspec.json.encode(
+            {"partialSuccess": {**name, "errorMessage": message}} if rejected or message else {}
+        )
+    partial = (b"\x08" + _as_varint(rejected) if rejected else b"") + (
+        b"\x12" + _sized(message.encode()) if message else b""
+    )
     return b"\x0a" + _sized(partial) if partial else b""
 
 

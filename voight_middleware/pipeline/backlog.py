@@ -17,7 +17,9 @@ least every thirty seconds.
 """
 
 
-def waiting_since(folder: Path, progress: Callable[[str], int], without: Collection[str] = ()) -> float | None:
+def waiting_since(
+    folder: Path, progress: Callable[[str], int], without: Collection[str] = ()
+) -> float | None:
     """
     Return when the oldest record outside the ledger was written, in seconds since 1970.
 
@@ -31,7 +33,11 @@ def waiting_since(folder: Path, progress: Callable[[str], int], without: Collect
     Raises:
         OSError: The folder or a segment cannot be read.
     """
-    times = [time for segment in segments(folder) if segment.name not in without and (time := _first(segment, progress)) is not None]
+    times = [
+        time
+        for segment in segments(folder)
+        if segment.name not in without and (time := _first(segment, progress)) is not None
+    ]
     return min(times, default=None)
 
 

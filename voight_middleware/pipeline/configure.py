@@ -134,7 +134,8 @@ def configure(
     for listener in listeners:
         if isinstance(listener, type) or not callable(listener):
             raise SettingsError(
-                f"listeners: {listener!r} cannot be called with a call; write an object, such as OTelSpans(), or a function"
+                f"listeners: {listener!r} cannot be called with a call; write an object, such as "
+                "OTelSpans(), or a function"
             )
     if batch_owner is not None and not callable(batch_owner):
         raise SettingsError(f"batch_owner: {batch_owner!r} cannot be called with a custom_id")

@@ -122,10 +122,15 @@ class Ingester:
                 # without these prices, its calls would get a wrong cost
                 unpriced = error
         if unpriced is not None:
-            raise UnpricedJournal(f"calls wait in the journal {self.folder} because their prices cannot be used: {unpriced}") from unpriced
+            raise UnpricedJournal(
+                f"calls wait in the journal {self.folder} because their prices cannot be used: "
+                f"{unpriced}"
+            ) from unpriced
         if unreadable is not None:
             advice = "check its owner and permissions"
-            raise UnreadableJournal(f"a journal in {self.folder} cannot be read or deleted ({unreadable}): {advice}")
+            raise UnreadableJournal(
+                f"a journal in {self.folder} cannot be read or deleted ({unreadable}): {advice}"
+            )
         return count
 
     def pending_records(self) -> int:
@@ -163,7 +168,11 @@ class Ingester:
                     count += len(lines)
             if dead:
                 if torn := segment.tail(offset):
-                    self._reject(torn, f"{segment.name}:{offset}", "torn: the process was killed while it wrote this")
+                    self._reject(
+                        torn,
+                        f"{segment.name}:{offset}",
+                        "torn: the process was killed while it wrote this",
+                    )
                 segment.delete()
         if dead:
             self.ledger.clear_progress(segment.name)
@@ -193,22 +202,33 @@ class Ingester:
             if self.gentle and index % _SLICE == _SLICE - 1:
                 time.sleep(0)
         if self.outbox is not None:
-            self._queue(self.outbox, records, [int(source.rpartition(":")[2]) for _, source in sources], progress)
+            self._queue(
+                self.outbox,
+                records,
+                [int(source.rpartition(":")[2]) for _, source in sources],
+                progress,
+            )
         try:
             self.ledger.insert(records, progress)
         except (ValueError, OverflowError) as error:
             # one record that no engine can store must not stop the others
             # Calls first: a ledger applies the other records of a batch after all of its calls, and
             # so must halves of it.
-            order = sorted(range(len(records)), key=lambda index: not isinstance(records[index], Call))
-            self._insert_halves([records[index] for index in order], [sources[index] for index in order], error)
+            order = sorted(
+                range(len(records)), key=lambda index: not isinstance(records[index], Call)
+            )
+            self._insert_halves(
+                [records[index] for index in order], [sources[index] for index in order], error
+            )
             # last: after a crash, the batch is read again, without duplicates
             self.ledger.insert([], progress)
         self.records += len(records)
         if self.delivered is not None:
             self.delivered([record for record in records if isinstance(record, Call)])
 
-    def _insert_halves(self, records: list[Record], sources: list[tuple[bytes, str]], error: Exception) -> None:
+    def _insert_halves(
+        self, records: list[Record], sources: list[tuple[bytes, str]], error: Exception
+    ) -> None:
         """
         Insert a refused batch by halves, down to the single records that are refused. Reject those.
         """
@@ -224,19 +244,30 @@ class Ingester:
             except (ValueError, OverflowError) as refused:
                 self._insert_halves(records[half], sources[half], refused)
 
-    def _queue(self, outbox: Outbox, records: list[Record], starts: list[int], progress: Progress) -> None:
+    def _queue(
+        self, outbox: Outbox, records: list[Record], starts: list[int], progress: Progress
+    ) -> None:
         """
         Queue new calls before the ledger gets them. The outbox holds a call until it is in the
         ledger; a call that the outbox lacks would never be sent.
         """
         entries: dict[str, Entry] = {}
         for record, start in zip(records, starts, strict=True):
-            if isinstance(record, Call) and record.call_id not in entries and self._is_news(record, progress.segment):
-                entries[record.call_id] = Entry(record.call_id, record.occurred_at, start, record.job is not None)
+            if (
+                isinstance(record, Call)
+                and record.call_id not in entries
+                and self._is_news(record, progress.segment)
+            ):
+                entries[record.call_id] = Entry(
+                    record.call_id, record.occurred_at, start, record.job is not None
+                )
         try:
             outbox.append(progress.segment, progress.offset, list(entries.values()))
         except OSError as error:  # the ledger does not wait for it
-            warn_once(f"calls are not sent to Voight: {outbox.folder} cannot be written ({error.strerror or error})")
+            warn_once(
+                f"calls are not sent to Voight: {outbox.folder} cannot be written "
+                f"({error.strerror or error})"
+            )
 
     def _is_news(self, call: Call, segment: str) -> bool:
         """Return whether a call, or its usage, is new. An application's own id may come again."""
@@ -256,21 +287,31 @@ class Ingester:
 
     def _find_owners(self, records: list[Record]) -> None:
         """Give the results of jobs the owner and the time of their submission."""
-        calls = [record for record in records if isinstance(record, Call) and record.job is not None]
+        calls = [
+            record for record in records if isinstance(record, Call) and record.job is not None
+        ]
         if not calls:
             return
         known = {record.job: record for record in records if isinstance(record, Submission)}
         names = {name for call in calls for name in _with_whole(call.job)} - known.keys()
         known = {**known, **self.ledger.submissions(names)}
-        wholes = {submission.part_of for submission in known.values() if submission.part_of is not None} - known.keys()
+        wholes = {
+            submission.part_of for submission in known.values() if submission.part_of is not None
+        } - known.keys()
         known = {**known, **self.ledger.submissions(wholes)}
-        named = {name for call in calls if (name := _in_requests(call.job, known)) is not None} - known.keys()
+        named = {
+            name for call in calls if (name := _in_requests(call.job, known)) is not None
+        } - known.keys()
         known = {**known, **self.ledger.submissions(named)}
         for call in calls:
             batch = _batch_of(call.job, known)
             for name in (*_with_whole(call.job), _in_requests(call.job, known)):
                 submission = known.get(name) if name is not None else None
-                if submission is not None and submission.tags.user_id is None and submission.part_of in known:
+                if (
+                    submission is not None
+                    and submission.tags.user_id is None
+                    and submission.part_of in known
+                ):
                     submission = known[submission.part_of]
                 if submission is not None and submission.tags.user_id is not None:
                     call.tags, call.attribution = submission.tags, submission.attribution
@@ -286,7 +327,11 @@ class Ingester:
         reject(self.folder, line, source, reason)
         self._known_rejects.add(source)
         self.rejected += 1
-        logger.warning("a journal line was set aside in %s (%s)", self.folder / REJECTED, reason.partition(":")[0])
+        logger.warning(
+            "a journal line was set aside in %s (%s)",
+            self.folder / REJECTED,
+            reason.partition(":")[0],
+        )
 
 
 def _with_whole(job: str | None) -> list[str]:
@@ -300,7 +345,11 @@ def _with_whole(job: str | None) -> list[str]:
 def _batch_of(job: str | None, known: Mapping[str, Submission]) -> Submission | None:
     """Return the submission of the batch that a job is a part of."""
     whole = known.get((job or "").rpartition("/")[0])
-    return known.get(whole.part_of, whole) if whole is not None and whole.part_of is not None else whole
+    return (
+        known.get(whole.part_of, whole)
+        if whole is not None and whole.part_of is not None
+        else whole
+    )
 
 
 def _in_requests(job: str | None, known: Mapping[str, Submission]) -> str | None:
@@ -309,7 +358,11 @@ def _in_requests(job: str | None, known: Mapping[str, Submission]) -> str | None
     None if that file is unknown.
     """
     batch = _batch_of(job, known)
-    return None if batch is None or batch.part_of is None else f"{batch.part_of}/{(job or '').rpartition('/')[2]}"
+    return (
+        None
+        if batch is None or batch.part_of is None
+        else f"{batch.part_of}/{(job or '').rpartition('/')[2]}"
+    )
 
 
 def _batches(lines: list[bytes]) -> Iterable[list[bytes]]:
@@ -335,7 +388,9 @@ def drain(ledger_url: str, journal: Path, prices: Path | None = None) -> int:
     try:
         ledger = open_ledger(ledger_url)
         try:
-            ingester = Ingester(ledger, journal, gentle=False, prices=prices, outbox=open_outbox(journal))
+            ingester = Ingester(
+                ledger, journal, gentle=False, prices=prices, outbox=open_outbox(journal)
+            )
             try:
                 return ingester.run()
             finally:

@@ -71,7 +71,9 @@ class Journal:
             give space back.
     """
 
-    def __init__(self, folder: Path, limit: int = JOURNAL_LIMIT, stamp: Stamp | None = None) -> None:
+    def __init__(
+        self, folder: Path, limit: int = JOURNAL_LIMIT, stamp: Stamp | None = None
+    ) -> None:
         self.folder = folder
         self.limit = limit
         self._stamp = stamp or Stamp(folder)
@@ -156,7 +158,11 @@ class Journal:
         with self._lock:
             if self._fd is not None and os.fstat(self._fd).st_nlink == 0:
                 self.failures += 1
-                logger.error("the journal in %s was deleted while in use; calls that were not in the ledger yet are lost", self.folder)
+                logger.error(
+                    "the journal in %s was deleted while in use; calls that were not in the "
+                    "ledger yet are lost",
+                    self.folder,
+                )
                 self.rotate()
 
     def end(self) -> None:
@@ -186,10 +192,15 @@ class Journal:
         if self._fd is not None:
             with contextlib.suppress(OSError):
                 os.close(self._fd)
-        self._fd, self._name, self._size, self._catching_up, self._failing = None, None, 0, False, False
+        self._fd = None
+        self._name = None
+        self._size = 0
+        self._catching_up = False
+        self._failing = False
         self._backlog.clear()
         self._closed = []
-        self._backlog_bytes = self.written = self.dropped = self.failures = self._reported_dropped = 0
+        self._backlog_bytes = self._reported_dropped = 0
+        self.written = self.dropped = self.failures = 0
 
     def _catch_up(self, line: bytes | None) -> None:
         if line is not None:
@@ -209,7 +220,9 @@ class Journal:
             if self._failing:
                 self._failing = False
                 self._report_dropped()
-                logger.warning("the journal in %s can be written again; no records wait in memory", self.folder)
+                logger.warning(
+                    "the journal in %s can be written again; no records wait in memory", self.folder
+                )
         except OSError as error:
             self._report_failure(error)
             if self._backlog_bytes > BACKLOG_BYTES:
@@ -237,7 +250,9 @@ class Journal:
             self._make_room()
         if not self._failing:
             self._failing = True
-            logger.error("the journal in %s cannot be written (%s); calls wait in memory", self.folder, error)
+            logger.error(
+                "the journal in %s cannot be written (%s); calls wait in memory", self.folder, error
+            )
 
     def _make_room(self) -> None:
         """
@@ -256,7 +271,12 @@ class Journal:
     def _drop(self) -> None:
         if self.dropped == self._reported_dropped:
             size = BACKLOG_BYTES // 2**20
-            logger.error("calls are being lost: the journal in %s cannot be written, and %d MiB wait in memory", self.folder, size)
+            logger.error(
+                "calls are being lost: the journal in %s cannot be written, and %d MiB wait in "
+                "memory",
+                self.folder,
+                size,
+            )
         while self._backlog_bytes > BACKLOG_BYTES:
             self._backlog_bytes -= len(self._backlog.popleft())
             self.dropped += 1
@@ -269,7 +289,11 @@ class Journal:
         lost = self.dropped - self._reported_dropped
         if lost:
             self._reported_dropped = self.dropped
-            logger.error("%d records were lost while the journal in %s could not be written", lost, self.folder)
+            logger.error(
+                "%d records were lost while the journal in %s could not be written",
+                lost,
+                self.folder,
+            )
             with contextlib.suppress(OSError):
                 append(self.folder / LOST, f"{utc_now()} {lost} process {os.getpid()}\n".encode())
 
@@ -286,7 +310,10 @@ class Journal:
         if now >= self._full_until:
             if folder_bytes(self.folder) + self._end <= self.limit:
                 return
-            if closed_bytes(self.folder) + (self._size if self._fd is not None else 0) <= self.limit:
+            if (
+                closed_bytes(self.folder) + (self._size if self._fd is not None else 0)
+                <= self.limit
+            ):
                 return
             self._full_until = now + FULL_SECONDS
         self._close()
@@ -436,7 +463,12 @@ def reject(folder: Path, line: bytes, source: str = "", reason: str = "") -> Non
     """
     append(folder / REJECTED, line.rstrip(b"\n") + b"\n")
     if source:
-        append(folder / REASONS, f"{utc_now()} {source} {' '.join(reason.split())[:MAX_REASON]}\n".encode(errors="backslashreplace"))
+        append(
+            folder / REASONS,
+            f"{utc_now()} {source} {' '.join(reason.split())[:MAX_REASON]}\n".encode(
+                errors="backslashreplace"
+            ),
+        )
 
 
 def reasons(folder: Path) -> list[tuple[str, str, str]]:

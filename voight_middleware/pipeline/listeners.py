@@ -84,7 +84,9 @@ class ListenerQueue:
         if self._thread is not None or not self.listeners:
             return True
         run = contextvars.Context().run
-        thread = threading.Thread(target=run, args=(self._loop, self._queue), name="voight-listeners", daemon=True)
+        thread = threading.Thread(
+            target=run, args=(self._loop, self._queue), name="voight-listeners", daemon=True
+        )
         try:
             thread.start()
         except RuntimeError as error:  # Python 3.12+ starts no thread while the process ends
@@ -97,7 +99,9 @@ class ListenerQueue:
         """
         Wait until the listeners got all delivered calls. Return False after *timeout* seconds.
         """
-        if self._thread is threading.current_thread() or (self._thread is None and self._queue.empty()):
+        if self._thread is threading.current_thread() or (
+            self._thread is None and self._queue.empty()
+        ):
             return True
         self.start()
         reached = threading.Event()
@@ -119,4 +123,7 @@ class ListenerQueue:
             except BaseException as error:  # CancelledError or SystemExit would end the thread
                 counters["listener_errors"] += 1
                 name = getattr(listener, "__qualname__", type(listener).__qualname__)
-                warn_once(f"the listener {name} raised {type(error).__name__}; the call stays in the ledger")
+                warn_once(
+                    f"the listener {name} raised {type(error).__name__}; the call stays in the "
+                    "ledger"
+                )

@@ -26,7 +26,11 @@ from voight_middleware.pipeline.journal import Journal
 from voight_middleware.pipeline.listeners import Listener, ListenerQueue
 from voight_middleware.pipeline.observers import CallObserver, CallObservers, Observed
 from voight_middleware.pipeline.pseudonyms import Pseudonymizer
-from voight_middleware.pipeline.supervisor import FORK_SECONDS, hold_imports, reset_imports_after_fork
+from voight_middleware.pipeline.supervisor import (
+    FORK_SECONDS,
+    hold_imports,
+    reset_imports_after_fork,
+)
 from voight_middleware.pipeline.worker import IngestWorker
 from voight_middleware.records.call import Call, LateAttribution, Submission
 from voight_middleware.records.tag_values import user_and_session
@@ -56,7 +60,16 @@ AGAIN_SECONDS = 0.5
 """How long a second flush before exit waits, if the first one ran out of time."""
 MAX_TEXT = 512
 """The maximum length of a call's texts other than tags, such as a model name, in characters."""
-_TEXTS = ("requested_model", "model", "host", "service_tier", "response_id", "error", "provider", "endpoint")
+_TEXTS = (
+    "requested_model",
+    "model",
+    "host",
+    "service_tier",
+    "response_id",
+    "error",
+    "provider",
+    "endpoint",
+)
 
 
 class Meter:
@@ -65,19 +78,31 @@ class Meter:
     file before the first call.
     """
 
-    def __init__(self, settings: Settings, listeners: Sequence[Listener] = (), batch_owner: BatchOwner | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        listeners: Sequence[Listener] = (),
+        batch_owner: BatchOwner | None = None,
+    ) -> None:
         self.settings = settings
         self._batch_owner = batch_owner
         self._listener_queue = ListenerQueue(listeners)
         candidates: Iterable[object] = listeners
         observers = (listener for listener in candidates if isinstance(listener, CallObserver))
         self.observers = CallObservers((*observers, *_standing))
-        stamp = Stamp(settings.journal, settings.prices, ingests=settings.ingest, broken_settings=settings.broken_file)
+        stamp = Stamp(
+            settings.journal,
+            settings.prices,
+            ingests=settings.ingest,
+            broken_settings=settings.broken_file,
+        )
         self.journal = Journal(settings.journal, settings.journal_limit, stamp)
         self.pricing = stamp
         """Names the prices of this process's calls, whichever process ingests them."""
         self._pseudonymizer = Pseudonymizer(settings)
-        self._below = make_tags(settings.tags).merge(Tags(release=settings.release) if settings.release else NO_TAGS)
+        self._below = make_tags(settings.tags).merge(
+            Tags(release=settings.release) if settings.release else NO_TAGS
+        )
         self._worker: IngestWorker | None = None
         self._start_lock = threading.Lock()
         self.synchronous = settings.delivery == "synchronous"
@@ -85,7 +110,14 @@ class Meter:
         self._warned_of_pending = False
         self._closed = False
 
-    def finish(self, call: Call, context: TagContext, captured: Owner, named: str | None = None, observed: Observed | None = None) -> None:
+    def finish(
+        self,
+        call: Call,
+        context: TagContext,
+        captured: Owner,
+        named: str | None = None,
+        observed: Observed | None = None,
+    ) -> None:
         """
         Write a finished call. Never raises.
 
@@ -135,7 +167,9 @@ class Meter:
             report_internal_error(error)
             return None
 
-    def submit(self, submission: Submission, context: TagContext, captured: Owner, named: str | None = None) -> None:
+    def submit(
+        self, submission: Submission, context: TagContext, captured: Owner, named: str | None = None
+    ) -> None:
         """
         Write the owner of a submitted job, who also owns its results. Never raises.
 
@@ -166,7 +200,10 @@ class Meter:
             return Owner(tags, "tag") if tags.user_id is not None else None
         except Exception as error:
             counters["getter_errors"] += 1
-            warn_once(f"batch_owner raised {type(error).__name__}; such requests belong to the owner of their batch")
+            warn_once(
+                f"batch_owner raised {type(error).__name__}; such requests belong to the owner of "
+                "their batch"
+            )
             return None
 
     def link(self, submission: Submission) -> None:
@@ -228,7 +265,11 @@ class Meter:
         """Write the owner of calls that ended without one. Never raises."""
         try:
             self.journal.append(
-                LateAttribution(call_ids=tuple(call_ids), tags=self.pseudonymized(owner.tags), attribution=owner.attribution)
+                LateAttribution(
+                    call_ids=tuple(call_ids),
+                    tags=self.pseudonymized(owner.tags),
+                    attribution=owner.attribution,
+                )
             )
             if self.synchronous:
                 self._wake()
@@ -243,7 +284,11 @@ class Meter:
         deadline = time.monotonic() + timeout
         open_calls.collect()
         read = open_calls.wait_for_readers(deadline)
-        return self._flush_worker(max(0.0, deadline - time.monotonic())) and self._listener_queue.wait(deadline - time.monotonic()) and read
+        return (
+            self._flush_worker(max(0.0, deadline - time.monotonic()))
+            and self._listener_queue.wait(deadline - time.monotonic())
+            and read
+        )
 
     def _flush_worker(self, timeout: float) -> bool:
         if self._worker is None:
@@ -267,13 +312,23 @@ class Meter:
         timeout = self.settings.exit_timeout if timeout is None else timeout
         deadline = time.monotonic() + timeout
         open_calls.wait_for_readers(deadline)
-        done = self._flush_worker(min(timeout, AGAIN_SECONDS) if self._warned_of_pending else timeout)
+        done = self._flush_worker(
+            min(timeout, AGAIN_SECONDS) if self._warned_of_pending else timeout
+        )
         if not done and not self._warned_of_pending:
             self._warned_of_pending = True
             worker = self._worker
             count = worker.pending_records() if worker is not None else None
-            pending = f"{self.journal.written:,} records of this process" if count is None else f"{count:,} records"
-            logger.warning("up to %s are not in the ledger yet and stay in the journal %s", pending, self.settings.journal)
+            pending = (
+                f"{self.journal.written:,} records of this process"
+                if count is None
+                else f"{count:,} records"
+            )
+            logger.warning(
+                "up to %s are not in the ledger yet and stay in the journal %s",
+                pending,
+                self.settings.journal,
+            )
         return done and self._listener_queue.wait(deadline - time.monotonic())
 
     def close(self, timeout: float | None = None) -> bool:
@@ -328,7 +383,9 @@ class Meter:
                 if self._worker is None:
                     # Python 3.12+ starts no thread while the process ends
                     self._listener_queue.start()
-                    worker = IngestWorker(self.settings, self.journal, self._listener_queue, self.pricing)
+                    worker = IngestWorker(
+                        self.settings, self.journal, self._listener_queue, self.pricing
+                    )
                     # raises if there are too many threads: the next call tries again
                     worker.start()
                     self._worker = worker
@@ -368,7 +425,9 @@ def _make_meter() -> Meter:
         if _meter is None:
             settings, errors = usable_settings()
             for error in errors:
-                warn_once(f"an environment variable cannot be used; a safe default replaces it: {error}")
+                warn_once(
+                    f"an environment variable cannot be used; a safe default replaces it: {error}"
+                )
             _meter = Meter(settings)
         return _meter
 
@@ -400,7 +459,9 @@ def remove_observer(observer: CallObserver) -> None:
     with _meter_lock:
         _standing = tuple(standing for standing in _standing if standing is not observer)
         if _meter is not None:
-            _meter.observers.present = tuple(present for present in _meter.observers.present if present is not observer)
+            _meter.observers.present = tuple(
+                present for present in _meter.observers.present if present is not observer
+            )
 
 
 def flush_before_exit() -> bool:
@@ -444,5 +505,7 @@ def _at_exit() -> None:
 
 
 _after_the_fork: list[Callable[[], None]] = []
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork)
+os.register_at_fork(
+    before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork
+)
 atexit.register(_at_exit)

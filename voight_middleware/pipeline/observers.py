@@ -93,7 +93,9 @@ class CallObservers:
 
         If *observed* is None, nobody saw the start, and all observers see the end.
         """
-        for observer, token in [(observer, None) for observer in self.present] if observed is None else observed:
+        for observer, token in (
+            [(observer, None) for observer in self.present] if observed is None else observed
+        ):
             try:
                 observer.on_call_end(token, call)
             except Exception as error:

@@ -128,7 +128,9 @@ def wait_for_readers(deadline: float) -> bool:
     for thread in tuple(_readers):
         if thread is not threading.current_thread():
             thread.join(max(0.0, deadline - time.monotonic()))
-    return all(thread is threading.current_thread() or not thread.is_alive() for thread in tuple(_readers))
+    return all(
+        thread is threading.current_thread() or not thread.is_alive() for thread in tuple(_readers)
+    )
 
 
 def _after_fork() -> None:

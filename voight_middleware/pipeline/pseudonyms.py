@@ -68,10 +68,14 @@ class Pseudonymizer:
         return Tags(
             user_id=value if (value := tags.user_id) in clean else self._value("user_id", value),
             plan=value if (value := tags.plan) in clean else self._value("plan", value),
-            tenant_id=value if (value := tags.tenant_id) in clean else self._value("tenant_id", value),
+            tenant_id=value
+            if (value := tags.tenant_id) in clean
+            else self._value("tenant_id", value),
             route=value if (value := tags.route) in clean else self._value("route", value),
             release=value if (value := tags.release) in clean else self._value("release", value),
-            session_id=value if (value := tags.session_id) in clean else self._value("session_id", value),
+            session_id=value
+            if (value := tags.session_id) in clean
+            else self._value("session_id", value),
             extra=self._extra(extra) if extra else extra,
         )
 
@@ -90,7 +94,10 @@ class Pseudonymizer:
 
     def _extra(self, extra: Mapping[str, str]) -> dict[str, str]:
         clean = self._clean
-        pseudonymized = {key: value if value in clean else self._value(key, value) for key, value in extra.items()}
+        pseudonymized = {
+            key: value if value in clean else self._value(key, value)
+            for key, value in extra.items()
+        }
         return {key: value for key, value in pseudonymized.items() if value is not None}
 
     def _value(self, key: str, value: str | None) -> str | None:
@@ -135,10 +142,18 @@ class Pseudonymizer:
                     return self._keys
                 problem = "several hosts may share this ledger, and no key is set"
             except (OSError, SettingsError) as error:
-                problem = f"the key cannot be read or made: {error.strerror if isinstance(error, OSError) else error} ({file})"
+                problem = (
+                    "the key cannot be read or made: "
+                    f"{error.strerror if isinstance(error, OSError) else error} ({file})"
+                )
             self._retry_at = time.monotonic() + RETRY_SECONDS
-            advice = "set VOIGHT_PSEUDONYM_KEY to the same secret on every host (openssl rand -hex 32)"
-            warn_once(f"tags with personal data are stored as redacted:<kind>, which mixes users: {problem}; {advice}")
+            advice = (
+                "set VOIGHT_PSEUDONYM_KEY to the same secret on every host (openssl rand -hex 32)"
+            )
+            warn_once(
+                "tags with personal data are stored as redacted:<kind>, which mixes users: "
+                f"{problem}; {advice}"
+            )
         return self._keys
 
 
@@ -163,7 +178,7 @@ def pseudonym(found: Found, text: str, key: PseudonymKey) -> str:
     name = f"{found.kind}:{key.version}:{_digest(key, found.kind, found.normal, 26)}"
     if found.alone:
         return name
-    return f"{name}.{_digest(key, found.kind + ' in', text.casefold() if found.kind == 'email' else text, 8)}"
+    return f"{name}.{_digest(key, found.kind + ' in', text.casefold() if found.kind == 'email' else text, 8)}"  # noqa: E501
 
 
 def redacted(found: Found) -> str:

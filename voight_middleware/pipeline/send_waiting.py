@@ -26,7 +26,9 @@ def send_waiting(settings: Settings, seconds: float | None = None) -> Status | N
     until = None if seconds is None else time.monotonic() + seconds
     if settings.events is None or open_outbox(settings.journal) is None:
         return None
-    supervisor = IngestSupervisor(settings.ledger, settings.journal, settings.prices, gentle=False, events=settings.events)
+    supervisor = IngestSupervisor(
+        settings.ledger, settings.journal, settings.prices, gentle=False, events=settings.events
+    )
     try:
         if supervisor.lock.acquire():
             try:

@@ -124,7 +124,10 @@ class IngestSupervisor:
             if not self.lock.acquire():
                 return False
         except OSError as error:
-            raise UnreadableJournal(f"the journal folder {self.lock.folder} cannot be written ({error}): make it writable") from error
+            raise UnreadableJournal(
+                f"the journal folder {self.lock.folder} cannot be written ({error}): make it "
+                "writable"
+            ) from error
         return self._run(seconds, self._ledger is None)
 
     def _run(self, seconds: float | None, fresh: bool) -> bool:
@@ -165,7 +168,9 @@ class IngestSupervisor:
 
         ledger = self._open()
         if self._ingester is None:
-            self._ingester = Ingester(ledger, self.lock.folder, self._delivered, self._gentle, prices=self._prices)
+            self._ingester = Ingester(
+                ledger, self.lock.folder, self._delivered, self._gentle, prices=self._prices
+            )
         elif self._ingester.ledger is not ledger:
             self._ingester.use(ledger)
         if self._outbox is None:
@@ -182,7 +187,12 @@ class IngestSupervisor:
         """
         from voight_middleware.ledger import LedgerError
 
-        if self._outbox is None or self._events is None or not self._sends or time.monotonic() < self._send_not_before:
+        if (
+            self._outbox is None
+            or self._events is None
+            or not self._sends
+            or time.monotonic() < self._send_not_before
+        ):
             return
         try:
             if self._sender is None:
@@ -196,7 +206,9 @@ class IngestSupervisor:
         except Exception as error:
             self.sending_error = error
             cause = error if isinstance(error, LedgerError | OSError) else type(error).__name__
-            warn_once(f"calls wait in {self._outbox.folder} and are not sent to Voight for now: {cause}")
+            warn_once(
+                f"calls wait in {self._outbox.folder} and are not sent to Voight for now: {cause}"
+            )
             self.close_ledger()  # the connection may have been cut
             self._send_not_before = time.monotonic() + MAX_PAUSE
 
@@ -252,7 +264,9 @@ class IngestSupervisor:
         if self._records_before is not None and not self.behind:
             count = self.records - self._records_before
             self._records_before = None
-            self._report(f"the ledger can be used again; it now has the {count:,} records that waited")
+            self._report(
+                f"the ledger can be used again; it now has the {count:,} records that waited"
+            )
 
     def is_ingested(self, name: str, length: int) -> bool:
         """Return whether the first *length* bytes of a segment are in the ledger."""
@@ -269,7 +283,11 @@ class IngestSupervisor:
     def pending_records(self) -> int | None:
         """Return how many journal records may not be in the ledger; None if unknown."""
         try:
-            return self._ingester.pending_records() if self._ingester is not None and self.lock.held else None
+            return (
+                self._ingester.pending_records()
+                if self._ingester is not None and self.lock.held
+                else None
+            )
         except OSError:
             return None
 
@@ -304,7 +322,12 @@ class IngestSupervisor:
 
 _imports = threading.RLock()
 _imported: set[str | None] = set()
-_ENGINES = {"sqlite": "sqlite", "postgresql": "postgres", "postgres": "postgres", "clickhouse": "clickhouse"}
+_ENGINES = {
+    "sqlite": "sqlite",
+    "postgresql": "postgres",
+    "postgres": "postgres",
+    "clickhouse": "clickhouse",
+}
 
 
 def import_the_rest(url: str) -> None:

@@ -71,7 +71,9 @@ class IngestWorker:
         stamp: Stores and names the prices of this process's calls.
     """
 
-    def __init__(self, settings: Settings, journal: Journal, listeners: ListenerQueue, stamp: Stamp) -> None:
+    def __init__(
+        self, settings: Settings, journal: Journal, listeners: ListenerQueue, stamp: Stamp
+    ) -> None:
         self._settings = settings
         self._journal = journal
         self._listeners = listeners
@@ -79,7 +81,13 @@ class IngestWorker:
         self._supervisor: IngestSupervisor | None = None
         if settings.ingest:
             delivered = listeners.deliver if listeners.listeners else None
-            self._supervisor = IngestSupervisor(settings.ledger, settings.journal, settings.prices, delivered, events=settings.events)
+            self._supervisor = IngestSupervisor(
+                settings.ledger,
+                settings.journal,
+                settings.prices,
+                delivered,
+                events=settings.events,
+            )
         self._price_books: PriceBooks | None = None
         self._flushes: list[_FlushRequest] = []
         self._pause = MIN_POLL
@@ -91,7 +99,9 @@ class IngestWorker:
         self._finished = False
         # an empty context, even if other instrumentation copies the request's context into threads
         run = contextvars.Context().run
-        self._thread = threading.Thread(target=run, args=(self._loop,), name="voight-ingester", daemon=True)
+        self._thread = threading.Thread(
+            target=run, args=(self._loop,), name="voight-ingester", daemon=True
+        )
 
     def start(self) -> None:
         try:
@@ -127,7 +137,9 @@ class IngestWorker:
         belong to one process. A child with an inherited connection may wait forever for a mutex
         that a thread of its parent held. It may also take its parent's file locks for its own.
         """
-        if self._round_thread == threading.get_ident() or not self._round_lock.acquire(timeout=FORK_SECONDS):
+        if self._round_thread == threading.get_ident() or not self._round_lock.acquire(
+            timeout=FORK_SECONDS
+        ):
             return None
         if self._supervisor is not None:
             self._supervisor.close_ledger()
@@ -147,7 +159,10 @@ class IngestWorker:
         while the ledger is known to be down. The rounds run on the worker thread, because a call
         to a server that doesn't respond ends only by its own timeout.
         """
-        if self._round_thread == threading.get_ident() or self._thread is threading.current_thread():
+        if (
+            self._round_thread == threading.get_ident()
+            or self._thread is threading.current_thread()
+        ):
             return False  # a listener flushes: its own round cannot wait for itself
         if not patient and self._supervisor is not None and self._supervisor.error is not None:
             return False
@@ -158,7 +173,9 @@ class IngestWorker:
         try:
             while True:
                 self._wake.put(None)
-                if not self._thread.is_alive() and self._round_lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
+                if not self._thread.is_alive() and self._round_lock.acquire(
+                    timeout=max(0.0, deadline - time.monotonic())
+                ):
                     try:
                         self._serve()
                     finally:
@@ -200,14 +217,22 @@ class IngestWorker:
         for request in requests:
             if self._is_done(request, done):
                 request.finish(True)
-            elif not request.patient and self._supervisor is not None and self._supervisor.error is not None:
+            elif (
+                not request.patient
+                and self._supervisor is not None
+                and self._supervisor.error is not None
+            ):
                 request.finish(False)
         supervisor = self._supervisor
         if any(not request.finished for request in requests):
             pause, self._pause = self._pause, min(self._pause * 2, MAX_POLL)
             return pause
         self._pause = MIN_POLL
-        if supervisor is not None and not supervisor.lock.held and self._settings.delivery != "synchronous":
+        if (
+            supervisor is not None
+            and not supervisor.lock.held
+            and self._settings.delivery != "synchronous"
+        ):
             # a flush opened it; only the ingester keeps a connection open
             supervisor.close_ledger()
         return BUSY_INTERVAL if supervisor is not None and supervisor.behind else INTERVAL
@@ -266,7 +291,9 @@ class IngestWorker:
     def _is_done(self, request: _FlushRequest, done: bool) -> bool:
         if self._journal.waiting:
             return False
-        if request.undelivered and not request.undelivered.isdisjoint(call.call_id for call in self._listeners.pending()):
+        if request.undelivered and not request.undelivered.isdisjoint(
+            call.call_id for call in self._listeners.pending()
+        ):
             return False
         if done or self._supervisor is None:
             return True

@@ -4,7 +4,12 @@ from pathlib import Path
 
 from voight_middleware.pricing.book import PriceBook, Rates
 from voight_middleware.pricing.cost import price
-from voight_middleware.pricing.overrides import Overrides, OverridesError, parse_overrides, read_overrides
+from voight_middleware.pricing.overrides import (
+    Overrides,
+    OverridesError,
+    parse_overrides,
+    read_overrides,
+)
 from voight_middleware.pricing.rules import STANDARD, Terms
 
 __all__ = [

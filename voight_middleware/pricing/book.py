@@ -83,7 +83,9 @@ A fine-tuned OpenAI model: ``ft:<base>:<organization>:<name>:<id>``, perhaps wit
 Source: OpenAI API reference, "Fine-tuning", ``fine_tuned_model``; "Checkpoints".
 """
 _VENDORS = re.compile(r"^(?:.*/)?(?:[a-z][a-z-]*\.)*")
-_ASIDES = re.compile(r"-latest|[-_@:]\d{4}-?\d{2}-?\d{2}|-\d{3,4}(?!\w)|-v\d+(?::\d+)?(?!\w)|:\d+|-\d+k(?!\w)")
+_ASIDES = re.compile(
+    r"-latest|[-_@:]\d{4}-?\d{2}-?\d{2}|-\d{3,4}(?!\w)|-v\d+(?::\d+)?(?!\w)|:\d+|-\d+k(?!\w)"
+)
 _WORDS = re.compile(r"[-_.@:]")
 _PATHS = re.compile(r"^(?:models/|publishers/[^/]+/models/|projects/.*/models/)")
 _CACHE_ENTRIES = 10_000
@@ -148,10 +150,15 @@ class PriceBook:
 
     def __init__(self, overrides: Overrides | None = None) -> None:
         snapshot = _snapshot()
-        self._providers: dict[str, Provider] = {provider.id: provider for provider in snapshot.providers}
+        self._providers: dict[str, Provider] = {
+            provider.id: provider for provider in snapshot.providers
+        }
         self._all = snapshot.providers
         self._overrides = overrides or NO_OVERRIDES
-        self._rules: tuple[Rule, ...] = (*RULES, *(replace(rule, own=True) for rule in self._overrides.rules))
+        self._rules: tuple[Rule, ...] = (
+            *RULES,
+            *(replace(rule, own=True) for rule in self._overrides.rules),
+        )
         self._cache: dict[tuple[object, ...], RateTable | None] = {}
 
     @property
@@ -165,7 +172,9 @@ class PriceBook:
 
         Returns None if no price is known.
         """
-        names: tuple[str | None, ...] = (model,) if model is not None else (call.model, call.requested_model)
+        names: tuple[str | None, ...] = (
+            (model,) if model is not None else (call.model, call.requested_model)
+        )
         if model is None and billed_by_the_hour(call) is not None:
             # The reported model has no price here, but the user may have priced the requested name.
             names = (call.requested_model,)
@@ -181,17 +190,28 @@ class PriceBook:
             self._cache[key] = table
         return table
 
-    def _look_up(self, call: Call, names: tuple[str | None, ...], terms: Terms) -> tuple[RateTable | None, bool]:
+    def _look_up(
+        self, call: Call, names: tuple[str | None, ...], terms: Terms
+    ) -> tuple[RateTable | None, bool]:
         provider = self._providers.get(_PROVIDERS.get(call.provider, call.provider))
         at = call.occurred_at // HOUR * HOUR
         served: str | None = None
         for name in names:
-            ref = _reference(self._overrides.model_behind(name), call.provider if provider is None else provider.id)
+            ref = _reference(
+                self._overrides.model_behind(name),
+                call.provider if provider is None else provider.id,
+            )
             if not ref:
                 continue
-            listed = provider.find_model(ref, all_providers=self._all) if provider is not None else None
+            listed = (
+                provider.find_model(ref, all_providers=self._all) if provider is not None else None
+            )
             called = (ref,) if listed is None else (ref, listed.id)
-            rules = [rule for rule in self._rules if rule.holds(call.provider, called, call.host, at, terms)]
+            rules = [
+                rule
+                for rule in self._rules
+                if rule.holds(call.provider, called, call.host, at, terms)
+            ]
             if listed is not None and provider is not None:
                 entry = _find(provider, listed, ref, call, terms)
             elif any(rule.usd for rule in rules):
@@ -199,9 +219,18 @@ class PriceBook:
             else:
                 served = served or ref
                 continue
-            if served is not None and _core(served) != _core(ref) and not any(rule.own and rule.usd for rule in rules):
-                entry.reasons["served"] = f"no price for model {served!r}, which answered: priced as {ref!r}, which was asked for"
-            return self._table(call, provider, ref, entry, rules), not entry.by_hour or any(rule.whole for rule in rules)
+            if (
+                served is not None
+                and _core(served) != _core(ref)
+                and not any(rule.own and rule.usd for rule in rules)
+            ):
+                entry.reasons["served"] = (
+                    f"no price for model {served!r}, which answered: priced as {ref!r}, which was "
+                    "asked for"
+                )
+            return self._table(call, provider, ref, entry, rules), not entry.by_hour or any(
+                rule.whole for rule in rules
+            )
         return None, True
 
     def _standard(self, call: Call, entry: _ListPrice, rules: Sequence[Rule]) -> Units:
@@ -213,32 +242,71 @@ class PriceBook:
             return {}
         at = datetime.fromtimestamp(call.occurred_at // 1_000_000, UTC)
         listed = dict(_unit_prices(entry.model.get_prices(at), entry.model, 1))
-        return overlay(listed, [rule for rule in rules if not rule.own and not rule.when and rule.host == "*" and not rule.above], {})
+        return overlay(
+            listed,
+            [
+                rule
+                for rule in rules
+                if not rule.own and not rule.when and rule.host == "*" and not rule.above
+            ],
+            {},
+        )
 
-    def _table(self, call: Call, provider: Provider | None, ref: str, entry: _ListPrice, rules: Sequence[Rule]) -> RateTable:
+    def _table(
+        self,
+        call: Call,
+        provider: Provider | None,
+        ref: str,
+        entry: _ListPrice,
+        rules: Sequence[Rule],
+    ) -> RateTable:
         doubt = None if entry.model is None else place_doubt(call, ref, entry.model.id)
         if doubt is not None and not any(rule.host != "*" for rule in rules):
             entry.reasons["host"] = doubt
         prices = entry.prices
-        tiers = (tier.start for price in vars(prices).values() for tier in getattr(price, "tiers", ())) if prices else ()
+        tiers = (
+            (tier.start for price in vars(prices).values() for tier in getattr(price, "tiers", ()))
+            if prices
+            else ()
+        )
         starts = sorted({*tiers, *(rule.above for rule in rules if rule.above)})
         standard = self._standard(call, entry, rules)
         rows = []
         for above in (0, *starts):
             held = [rule for rule in rules if rule.above <= above]
-            rows.append((above, _rates_above(above, held, standard, entry, ref, call.provider if provider is None else provider.id)))
+            rows.append(
+                (
+                    above,
+                    _rates_above(
+                        above,
+                        held,
+                        standard,
+                        entry,
+                        ref,
+                        call.provider if provider is None else provider.id,
+                    ),
+                )
+            )
         return RateTable(tuple(rows))
 
 
-def _rates_above(above: int, rules: Sequence[Rule], standard: Units, entry: _ListPrice, ref: str, provider: str) -> Rates:
+def _rates_above(
+    above: int, rules: Sequence[Rule], standard: Units, entry: _ListPrice, ref: str, provider: str
+) -> Rates:
     """Return the rates for an input longer than *above*."""
     reasons = dict(entry.reasons)
     for index, rule in enumerate(rules):
-        if rule.doubt is not None and not any(later.own and (later.whole or later.usd.keys() & _FEES) for later in rules[index:]):
+        if rule.doubt is not None and not any(
+            later.own and (later.whole or later.usd.keys() & _FEES) for later in rules[index:]
+        ):
             reasons[rule.id] = rule.doubt
     settled = {name for rule in rules for name in rule.when}
     whole = any(rule.whole for rule in rules)
-    kept = tuple(reason for term, reason in reasons.items() if term not in settled and (term in _OF_THE_MODEL or not whole))
+    kept = tuple(
+        reason
+        for term, reason in reasons.items()
+        if term not in settled and (term in _OF_THE_MODEL or not whole)
+    )
     prices = entry.prices
     listed = dict(_unit_prices(prices, entry.model, above + 1)) if prices is not None else {}
     units = overlay(listed, rules, standard)
@@ -264,9 +332,14 @@ def _rates_above(above: int, rules: Sequence[Rule], standard: Units, entry: _Lis
 
 def _unlisted(terms: Terms) -> dict[str, str]:
     """Return why the price of an unlisted model may not apply under these terms."""
-    reasons = {term: f"{key} {value!r} has no price of its own: your standard price is used" for term, key, value in _wanted(terms)}
+    reasons = {
+        term: f"{key} {value!r} has no price of its own: your standard price is used"
+        for term, key, value in _wanted(terms)
+    }
     if terms.geo not in _STANDARD_PLACES:
-        reasons["geo"] = f"inference_geo {terms.geo!r} has no price of its own: your standard price is used"
+        reasons["geo"] = (
+            f"inference_geo {terms.geo!r} has no price of its own: your standard price is used"
+        )
     return reasons
 
 
@@ -279,11 +352,17 @@ def _find(provider: Provider, model: ModelInfo, ref: str, call: Call, terms: Ter
     conditional = model.prices if isinstance(model.prices, list) else ()
     entry.by_hour = any(isinstance(price.constraint, TimeOfDateConstraint) for price in conditional)
     if not _same_model(ref, model.id):
-        entry.reasons["model"] = f"model {ref!r} is priced as {model.id!r}, which its name only begins with"
+        entry.reasons["model"] = (
+            f"model {ref!r} is priced as {model.id!r}, which its name only begins with"
+        )
     if entry.by_hour:  # genai-prices cannot combine an hour with a weekday or a date
-        entry.reasons["hour"] = "priced by the hour of the day: weekends and former prices are not in the price data"
+        entry.reasons["hour"] = (
+            "priced by the hour of the day: weekends and former prices are not in the price data"
+        )
     if terms.geo not in _STANDARD_PLACES:
-        entry.reasons["geo"] = f"inference_geo {terms.geo!r} has no price of its own: standard prices used"
+        entry.reasons["geo"] = (
+            f"inference_geo {terms.geo!r} has no price of its own: standard prices used"
+        )
     # genai-prices has tier prices for a provider's own models only
     if not any(model is listed for listed in provider.models):
         for term, key, value in _wanted(terms):
@@ -291,7 +370,9 @@ def _find(provider: Provider, model: ModelInfo, ref: str, call: Call, terms: Ter
         return entry
     overrides: dict[str, Any] = {}
     for term, key, value in _wanted(terms):
-        variants = [variant for variant in model.price_variants or () if variant.when == {key: value}]
+        variants = [
+            variant for variant in model.price_variants or () if variant.when == {key: value}
+        ]
         if not variants:
             entry.reasons[term] = f"{key} {value!r} has no price of its own: standard prices used"
             continue
@@ -300,15 +381,24 @@ def _find(provider: Provider, model: ModelInfo, ref: str, call: Call, terms: Ter
             start = getattr(variant.constraint, "start_date", None)
             if variant.constraint is not None and not variant.constraint.active(at):
                 if start is None or at.date() > start:
-                    entry.reasons[term] = f"{key} {value!r} has no price of its own at that time: standard prices used"
+                    entry.reasons[term] = (
+                        f"{key} {value!r} has no price of its own at that time: standard prices "
+                        "used"
+                    )
                     continue
                 then = datetime.combine(start, time(12), UTC)
                 if vars(model.get_prices(then)) != vars(entry.prices):
-                    entry.reasons[term] = f"{key} {value!r} has no price of its own before {start}: standard prices used"
+                    entry.reasons[term] = (
+                        f"{key} {value!r} has no price of its own before {start}: standard prices "
+                        "used"
+                    )
                     continue
                 # Most variants start on the day they were added to the price data, not on the day
                 # the provider introduced them.
-                entry.reasons[term] = f"the price of {key} {value!r} is known from {start} on, and used for an earlier call"
+                entry.reasons[term] = (
+                    f"the price of {key} {value!r} is known from {start} on, and used for an "
+                    "earlier call"
+                )
             for name, amount in vars(variant.prices).items():
                 if amount is not None:
                     overrides.setdefault(name, amount)
@@ -333,7 +423,9 @@ def _wanted(terms: Terms) -> Iterator[tuple[str, str, str]]:
         yield "speed", "speed", str(terms.speed)
 
 
-def _doubts(entry: _ListPrice, rules: Sequence[Rule], listed: Mapping[str, Decimal], settled: set[str]) -> dict[str, str]:
+def _doubts(
+    entry: _ListPrice, rules: Sequence[Rule], listed: Mapping[str, Decimal], settled: set[str]
+) -> dict[str, str]:
     """
     Return doubts about counts that have only a standard price while others have one for these
     terms.
@@ -344,7 +436,9 @@ def _doubts(entry: _ListPrice, rules: Sequence[Rule], listed: Mapping[str, Decim
         return {}
     terms = ", ".join(entry.context.values()) or "these terms"
     return {
-        name: f"{name} has no price of its own for {terms}: standard price used" for name in listed if name in TOKENS and name not in priced
+        name: f"{name} has no price of its own for {terms}: standard price used"
+        for name in listed
+        if name in TOKENS and name not in priced
     }
 
 
@@ -374,7 +468,9 @@ def _same_model(ref: str, model: str) -> bool:
     return not ref.startswith(model) or _VERSION_SUFFIX.fullmatch(ref[len(model) :]) is not None
 
 
-def _unit_prices(prices: ModelPrice, model: ModelInfo | None, input_tokens: int) -> Iterator[tuple[str, Decimal]]:
+def _unit_prices(
+    prices: ModelPrice, model: ModelInfo | None, input_tokens: int
+) -> Iterator[tuple[str, Decimal]]:
     stored: Mapping[str, Any] = vars(prices)
     units: dict[str, Decimal] = {}
     for name, keys in _UNITS.items():
@@ -383,7 +479,10 @@ def _unit_prices(prices: ModelPrice, model: ModelInfo | None, input_tokens: int)
             if amount is None:
                 continue
             if not isinstance(amount, Decimal):
-                amount = next((tier.price for tier in reversed(amount.tiers) if input_tokens > tier.start), amount.base)
+                amount = next(
+                    (tier.price for tier in reversed(amount.tiers) if input_tokens > tier.start),
+                    amount.base,
+                )
             units[name] = CONTEXT.divide(amount, Decimal(per))
             break
     # These models output images or sound, and the list has their price under the plain name.
@@ -399,7 +498,10 @@ def _femto(usd: Mapping[str, Decimal]) -> dict[str, int | Decimal]:
     tokens.
     """
     scaled = {name: CONTEXT.scaleb(amount, 15) for name, amount in usd.items()}
-    return {name: int(amount) if amount == amount.to_integral_value(context=CONTEXT) else amount for name, amount in scaled.items()}
+    return {
+        name: int(amount) if amount == amount.to_integral_value(context=CONTEXT) else amount
+        for name, amount in scaled.items()
+    }
 
 
 def _snapshot() -> DataSnapshot:

@@ -63,12 +63,18 @@ def billed(usage: Usage, rates: Rates) -> Iterator[tuple[str, int]]:
             else:
                 yield name, max(count, rates.minimum[name]) if name in rates.minimum else count
     if usage.tools:
-        yield from ((tool, count) for tool, count in usage.tools.items() if count and tool not in _FREE_TOOLS)
+        yield from (
+            (tool, count)
+            for tool, count in usage.tools.items()
+            if count and tool not in _FREE_TOOLS
+        )
     if "request" in rates.femto:
         yield "request", 1
 
 
-def price(call: Call, book: PriceBook, terms: Terms = STANDARD, reported: Decimal | None = None) -> None:
+def price(
+    call: Call, book: PriceBook, terms: Terms = STANDARD, reported: Decimal | None = None
+) -> None:
     """
     Set the cost of *call*, its status and its reasons from its components.
 
@@ -85,7 +91,9 @@ def price(call: Call, book: PriceBook, terms: Terms = STANDARD, reported: Decima
     """
     call.list_femto = None
     if call.endpoint in FREE:
-        call.cost_femto, call.cost_status, call.cost_reasons = 0, "priced", (f"{call.endpoint} is free",)
+        call.cost_femto = 0
+        call.cost_status = "priced"
+        call.cost_reasons = (f"{call.endpoint} is free",)
         return
     if call.possibly_billed:
         tries = "an attempt" if call.possibly_billed == 1 else f"{call.possibly_billed} attempts"
@@ -97,19 +105,31 @@ def price(call: Call, book: PriceBook, terms: Terms = STANDARD, reported: Decima
         call.cost_femto = int(CONTEXT.to_integral_value(CONTEXT.scaleb(reported, 15)))
         call.cost_status = "partial" if call.possibly_billed else "priced"
         # The reported cost settles missing prices, but not what is unknown about the call itself.
-        call.cost_reasons = asides if call.possibly_billed else tuple(reason for reason in asides if reason.startswith(UNREADABLE))
+        call.cost_reasons = (
+            asides
+            if call.possibly_billed
+            else tuple(reason for reason in asides if reason.startswith(UNREADABLE))
+        )
 
 
 def _price_by_list(call: Call, book: PriceBook, terms: Terms) -> None:
     if not call.components:
         if call.outcome == "error" and call.http_status is not None and call.http_status >= 400:
-            call.cost_femto, call.cost_status, call.cost_reasons = 0, "priced", (f"not billed: HTTP {call.http_status}",)
+            call.cost_femto = 0
+            call.cost_status = "priced"
+            call.cost_reasons = (f"not billed: HTTP {call.http_status}",)
         else:
-            missing = "the provider reported no usage" if call.job is None else "nobody has read yet what this job used"
+            missing = (
+                "the provider reported no usage"
+                if call.job is None
+                else "nobody has read yet what this job used"
+            )
             _unpriced(call, [*call.cost_reasons, missing])
         return
     if not any(_says_something(component.usage) for component in call.components):
-        _unpriced(call, [*call.cost_reasons, "the provider's usage has no count that is known here"])
+        _unpriced(
+            call, [*call.cost_reasons, "the provider's usage has no count that is known here"]
+        )
         return
     total = 0
     fraction = Decimal(0)
@@ -124,7 +144,9 @@ def _price_by_list(call: Call, book: PriceBook, terms: Terms) -> None:
             _unpriced(call, [*reasons, f"no price for model {name!r} of {call.provider}"])
             return
         usage = component.usage
-        rates = table.rows[0][1] if len(table.rows) == 1 else table.for_input(usage.input_tokens or 0)
+        rates = (
+            table.rows[0][1] if len(table.rows) == 1 else table.for_input(usage.input_tokens or 0)
+        )
         reasons.extend(rates.reasons)
         whole, rest, unknown, counts = _cost(usage, rates)
         reasons.extend(f"no price for {name}" for name in unknown)

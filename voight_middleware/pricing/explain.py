@@ -36,7 +36,9 @@ class Line:
     @property
     def amount_usd(self) -> Decimal | None:
         """The count times the unit price. None without a unit price."""
-        return None if self.unit_usd is None else CONTEXT.multiply(self.unit_usd, Decimal(self.count))
+        return (
+            None if self.unit_usd is None else CONTEXT.multiply(self.unit_usd, Decimal(self.count))
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,9 @@ class Explanation:
     @property
     def agrees(self) -> bool:
         """Whether the sum equals the stored cost, to the last femto-dollar."""
-        return self.sum_femto == self.stored_femto or (self.sum_femto is None and not self.stored_femto)
+        return self.sum_femto == self.stored_femto or (
+            self.sum_femto is None and not self.stored_femto
+        )
 
 
 def explain(call: Call) -> Explanation:
@@ -89,7 +93,12 @@ def explain(call: Call) -> Explanation:
     records = [] if call.price is None else [_record(text) for text in call.price.split("\n")]
     components = call.components or (() if call.usage is None else (Component(usage=call.usage),))
     parts = tuple(
-        _part(call, component, records[index] if index < len(records) else {}, free=call.cost_status == "priced" and not reported)
+        _part(
+            call,
+            component,
+            records[index] if index < len(records) else {},
+            free=call.cost_status == "priced" and not reported,
+        )
         for index, component in enumerate(components)
     )
     return Explanation(
@@ -104,7 +113,8 @@ def _part(call: Call, component: Component, record: Mapping[str, Any], *, free: 
     units = _units(record)
     minimum = _mapping(record, "minimum")
     lines = tuple(
-        Line(name, count, units.get(name), free and name not in units) for name, count in _counts(component.usage, units, minimum)
+        Line(name, count, units.get(name), free and name not in units)
+        for name, count in _counts(component.usage, units, minimum)
     )
     rules = record.get("rules")
     return Part(
@@ -123,7 +133,9 @@ def _part(call: Call, component: Component, record: Mapping[str, Any], *, free: 
     )
 
 
-def _counts(usage: Usage, units: Mapping[str, Decimal], minimum: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+def _counts(
+    usage: Usage, units: Mapping[str, Decimal], minimum: Mapping[str, Any]
+) -> Iterator[tuple[str, int]]:
     """
     Yield the counts as billed, with minimums applied. Reasoning is separate if it has a price of
     its own.

@@ -30,7 +30,18 @@ _BEFORE_UPLIFT = "|".join(
             "gpt-5-pro*",
             "gpt-5-20*",
         ),
-        *("gpt-5-codex*", "gpt-5.[1-3]*", "o1*", "o3*", "o4-mini*", "text-embedding-*", "tts-1*", "whisper-1", "dall-e-*", "gpt-image-1*"),
+        *(
+            "gpt-5-codex*",
+            "gpt-5.[1-3]*",
+            "o1*",
+            "o3*",
+            "o4-mini*",
+            "text-embedding-*",
+            "tts-1*",
+            "whisper-1",
+            "dall-e-*",
+            "gpt-image-1*",
+        ),
     )
 )
 _VERTEX = "https://platform.claude.com/docs/en/build-with-claude/claude-on-vertex-ai"
@@ -38,7 +49,9 @@ _VERTEX_REGIONS = "*-aiplatform.googleapis.com|aiplatform.*.rep.googleapis.com"
 _CLAUDE = "https://platform.claude.com/docs/en/about-claude/pricing"
 _LONG = {name: Decimal("1.5") if name in ("output", "reasoning") else Decimal(2) for name in TOKENS}
 """The surcharge for long inputs at Anthropic and OpenAI: 2x for all input, 1.5x for the output."""
-_GROK_RETIRED = "grok-3|grok-4|grok-4-0709|grok-4-latest|grok-4-fast-*reasoning|grok-4-1-fast-*reasoning"
+_GROK_RETIRED = (
+    "grok-3|grok-4|grok-4-0709|grok-4-latest|grok-4-fast-*reasoning|grok-4-1-fast-*reasoning"
+)
 _GROK_RETIREMENT = "https://docs.x.ai/developers/migration/may-15-retirement"
 _FOUNDRY = "https://azure.microsoft.com/en-us/blog/gpt-5-6-now-available-in-microsoft-foundry/"
 _SONAR = {"low": "0.005", "medium": "0.008", "high": "0.012"}
@@ -67,7 +80,15 @@ def _deepseek(model: str, name: str, off_peak: dict[str, Decimal], since: str | 
     10:00 UTC.
     """
     start = None if since is None else moment(since)
-    calm = Rule(id=f"deepseek-{name}", source=_DEEPSEEK, provider="deepseek", model=model, since=start, usd=off_peak, whole=True)
+    calm = Rule(
+        id=f"deepseek-{name}",
+        source=_DEEPSEEK,
+        provider="deepseek",
+        model=model,
+        since=start,
+        usd=off_peak,
+        whole=True,
+    )
     peak = Rule(
         id=f"deepseek-{name}-peak",
         source=_DEEPSEEK,
@@ -153,7 +174,10 @@ RULES: tuple[Rule, ...] = (
         model="gpt-5.6|gpt-5.6-sol*",
         since=moment("2026-08-21"),
         until=moment("2026-09-01"),
-        factors={name: Decimal("1.5") if name in ("output", "reasoning") else Decimal("1.25") for name in TOKENS},
+        factors={
+            name: Decimal("1.5") if name in ("output", "reasoning") else Decimal("1.25")
+            for name in TOKENS
+        },
     ),
     Rule(
         id="azure-gpt-5-6-before-its-cut",
@@ -260,7 +284,14 @@ RULES: tuple[Rule, ...] = (
             provider="anthropic",
             model=f"claude-{model}|claude-{model}-20*",
             usd={
-                **_per_million(input="10", cache_write="12.5", cache_write_5m="12.5", cache_write_1h="20", cache_read=read, output="50"),
+                **_per_million(
+                    input="10",
+                    cache_write="12.5",
+                    cache_write_5m="12.5",
+                    cache_write_1h="20",
+                    cache_read=read,
+                    output="50",
+                ),
                 "web_search": Decimal("0.01"),
             },
         )
@@ -275,7 +306,11 @@ RULES: tuple[Rule, ...] = (
             when={"size": size},
             usd={"request": Decimal(fee)},
         )
-        for model, fees in (("sonar", _SONAR), ("sonar-pro", _SONAR_PRO), ("sonar-reasoning-pro", _SONAR_PRO))
+        for model, fees in (
+            ("sonar", _SONAR),
+            ("sonar-pro", _SONAR_PRO),
+            ("sonar-reasoning-pro", _SONAR_PRO),
+        )
         for size, fee in fees.items()
     ),
     Rule(
@@ -366,7 +401,22 @@ RULES: tuple[Rule, ...] = (
         usd=_per_million(input="0.435", cache_read="0.003625", output="0.87"),
         whole=True,
     ),
-    *_deepseek("deepseek-v4-pro", "v4-pro", _per_million(input="0.66", cache_read="0.022", output="1.98"), "2026-08-16T16:00"),
-    *_deepseek("deepseek-flash", "flash", _per_million(input="0.15", cache_read="0.003", output="0.6"), None),
-    *_deepseek("deepseek-v4-flash", "v4-flash", _per_million(input="0.15", cache_read="0.003", output="0.6"), "2026-09-10"),
+    *_deepseek(
+        "deepseek-v4-pro",
+        "v4-pro",
+        _per_million(input="0.66", cache_read="0.022", output="1.98"),
+        "2026-08-16T16:00",
+    ),
+    *_deepseek(
+        "deepseek-flash",
+        "flash",
+        _per_million(input="0.15", cache_read="0.003", output="0.6"),
+        None,
+    ),
+    *_deepseek(
+        "deepseek-v4-flash",
+        "v4-flash",
+        _per_million(input="0.15", cache_read="0.003", output="0.6"),
+        "2026-09-10",
+    ),
 )

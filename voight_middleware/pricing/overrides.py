@@ -75,7 +75,9 @@ def read_overrides(path: Path) -> Overrides:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise OverridesError([f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}"]) from error
+        raise OverridesError(
+            [f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}"]
+        ) from error
     return parse_overrides(text, path)
 
 
@@ -97,7 +99,8 @@ def parse_overrides(text: str, path: Path) -> Overrides:
     deployments = reader.deployments(content.pop("deployments", {}))
     for name in content:
         reader.complain(
-            reader.line_of(f"[{name}]", name), f"unknown key {name!r}: write prices as [[price]] and deployments as [deployments]"
+            reader.line_of(f"[{name}]", name),
+            f"unknown key {name!r}: write prices as [[price]] and deployments as [deployments]",
         )
     if reader.problems:
         raise OverridesError(reader.problems)
@@ -108,23 +111,36 @@ class _Reader:
     def __init__(self, path: Path, text: str) -> None:
         self._path = path
         self._lines = text.splitlines()
-        self._headers = [number for number, line in enumerate(self._lines, 1) if re.match(r"\s*\[\[\s*price\s*\]\]", line)]
+        self._headers = [
+            number
+            for number, line in enumerate(self._lines, 1)
+            if re.match(r"\s*\[\[\s*price\s*\]\]", line)
+        ]
         self.problems: list[str] = []
 
     def complain(self, line: int | None, problem: str) -> None:
-        self.problems.append(f"{self._path}:{line}: {problem}" if line else f"{self._path}: {problem}")
+        self.problems.append(
+            f"{self._path}:{line}: {problem}" if line else f"{self._path}: {problem}"
+        )
 
     def line_of(self, *starts: str, after: int = 1, before: int | None = None) -> int | None:
         """Return the first line of a part of the file that begins with one of *starts*."""
         for number in range(after, (before or len(self._lines) + 1)):
             line = self._lines[number - 1].strip()
-            if any(line.startswith(start) and (start[0] == "[" or re.match(r"[\s=.]", line[len(start) :])) for start in starts):
+            if any(
+                line.startswith(start)
+                and (start[0] == "[" or re.match(r"[\s=.]", line[len(start) :]))
+                for start in starts
+            ):
                 return number
         return None
 
     def rules(self, tables: Any) -> tuple[Rule, ...]:
         if not isinstance(tables, list):
-            self.complain(self.line_of("[price]", "price"), "each price is a table of its own: write [[price]]")
+            self.complain(
+                self.line_of("[price]", "price"),
+                "each price is a table of its own: write [[price]]",
+            )
             return ()
         made = []
         for index, table in enumerate(tables):
@@ -138,7 +154,9 @@ class _Reader:
 
     def _rule(self, table: Any, begin: int | None, end: int | None) -> Rule | None:
         def at(key: str) -> int | None:
-            return (self.line_of(key, f'"{key}"', after=begin + 1, before=end) if begin else None) or begin
+            return (
+                self.line_of(key, f'"{key}"', after=begin + 1, before=end) if begin else None
+            ) or begin
 
         if not isinstance(table, dict):
             self.complain(begin, "each price is a table of its own: write [[price]]")
@@ -151,27 +169,40 @@ class _Reader:
             )
             self.complain(at(key), f"there is no key {key!r}: {hint}")
         if "model" not in table:
-            self.complain(begin, 'a price needs a model, such as model = "gpt-4o*"; "*" matches any')
+            self.complain(
+                begin, 'a price needs a model, such as model = "gpt-4o*"; "*" matches any'
+            )
         for key in (*_TEXTS, *_TERMS):
             if key in table and (not isinstance(table[key], str) or not table[key].strip()):
                 self.complain(at(key), f"{key} must be text, not {table[key]!r}")
         if isinstance(table.get("host"), str) and re.search(r"[/@]", table["host"]):
-            self.complain(at("host"), "host must be a host name such as api.openai.com, not a URL: calls keep their host name only")
+            self.complain(
+                at("host"),
+                "host must be a host name such as api.openai.com, not a URL: calls keep their "
+                "host name only",
+            )
         for key in ("batch", "free", "whole"):
             if key in table and not isinstance(table[key], bool):
                 self.complain(at(key), f"{key} must be true or false, not {table[key]!r}")
         times = {key: self._time(table[key], key, at(key)) for key in _TIMES if key in table}
-        if times.get("since") is not None and times.get("until") is not None and times["since"] >= times["until"]:  # type: ignore[operator]
+        since, until = times.get("since"), times.get("until")
+        if since is not None and until is not None and since >= until:
             self.complain(at("until"), "until must be later than since")
         usd = {key: self._amount(table[key], key, at(key)) for key in _PER if key in table}
         factor = self._discount(table["discount"], at("discount")) if "discount" in table else None
         if table.get("free") is True and (usd or factor is not None):
             self.complain(at("free"), "a free model cannot have another price")
         if not usd and factor is None and table.get("free") is not True:
-            self.complain(begin, "a price needs at least one amount (input, output, …), a discount, or free = true")
+            self.complain(
+                begin,
+                "a price needs at least one amount (input, output, …), a discount, or free = true",
+            )
         if self.problems:
             return None
-        prices = {("seconds" if key == "minutes" else key): CONTEXT.divide(amount, _PER[key]) for key, amount in usd.items()}
+        prices = {
+            ("seconds" if key == "minutes" else key): CONTEXT.divide(amount, _PER[key])
+            for key, amount in usd.items()
+        }
         free = table.get("free") is True
         return Rule(
             id=f"override-{self._path.name}:{begin}",
@@ -181,24 +212,39 @@ class _Reader:
             host=table.get("host", "*"),
             since=times.get("since"),
             until=times.get("until"),
-            when={**{key: table[key] for key in _TERMS if key in table}, **({"batch": "true"} if table.get("batch") else {})},
+            when={
+                **{key: table[key] for key in _TERMS if key in table},
+                **({"batch": "true"} if table.get("batch") else {}),
+            },
             usd=dict.fromkeys(_PER, Decimal(0)) if free else prices,
             factor=factor,
             whole=free or bool(table.get("whole", False)),
         )
 
     def _amount(self, value: Any, key: str, line: int | None) -> Decimal:
-        if isinstance(value, bool) or not isinstance(value, int | Decimal) or not Decimal(value).is_finite() or value < 0:
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | Decimal)
+            or not Decimal(value).is_finite()
+            or value < 0
+        ):
             self.complain(line, f"{key} must be US dollars, 0 or more, not {value!r}")
             return Decimal(0)
         if value > 1_000_000:
-            self.complain(line, f"{key} = {value} is more than any price: the unit is US dollars for {_unit(key)}")
+            self.complain(
+                line,
+                f"{key} = {value} is more than any price: the unit is US dollars for {_unit(key)}",
+            )
         return Decimal(value)
 
     def _discount(self, value: Any, line: int | None) -> Decimal | None:
-        match = re.fullmatch(r"(\d{1,2}(?:\.\d+)?|100)\s*%", value) if isinstance(value, str) else None
+        match = (
+            re.fullmatch(r"(\d{1,2}(?:\.\d+)?|100)\s*%", value) if isinstance(value, str) else None
+        )
         if match is None:
-            self.complain(line, f'discount must be a percentage from "0%" to "100%" in quotes, not {value!r}')
+            self.complain(
+                line, f'discount must be a percentage from "0%" to "100%" in quotes, not {value!r}'
+            )
             return None
         return 1 - Decimal(match[1]).scaleb(-2)
 
@@ -208,7 +254,10 @@ class _Reader:
         elif isinstance(value, date):
             moment = datetime(value.year, value.month, value.day, tzinfo=UTC)
         else:
-            self.complain(line, f"{key} must be a date or a time without quotes, such as 2026-11-01, not {value!r}")
+            self.complain(
+                line,
+                f"{key} must be a date or a time without quotes, such as 2026-11-01, not {value!r}",
+            )
             return None
         if moment.minute or moment.second or moment.microsecond:
             self.complain(line, f"{key} must be on the hour, not {value}")
@@ -227,6 +276,7 @@ class _Reader:
 
 
 def _unit(key: str) -> str:
-    return {Decimal(1_000_000): f"a million {'characters' if key == 'characters' else 'tokens'}", Decimal(1000): "a thousand calls"}.get(
-        _PER[key], f"one of {key}"
-    )
+    return {
+        Decimal(1_000_000): f"a million {'characters' if key == 'characters' else 'tokens'}",
+        Decimal(1000): "a thousand calls",
+    }.get(_PER[key], f"one of {key}")

@@ -6,7 +6,14 @@ from pathlib import Path
 
 from voight_middleware.config.kept_prices import LIST, kept_prices
 from voight_middleware.config.settings_file import read_settings_file
-from voight_middleware.pricing import Overrides, OverridesError, PriceBook, open_book, parse_overrides, read_overrides
+from voight_middleware.pricing import (
+    Overrides,
+    OverridesError,
+    PriceBook,
+    open_book,
+    parse_overrides,
+    read_overrides,
+)
 
 
 class PriceBooks:
@@ -32,7 +39,11 @@ class PriceBooks:
         """
         if (known := self._books.get(stamp)) is not None:
             return known
-        book = open_book(self._prices) if not stamp else PriceBook(None if stamp == LIST else configured_prices(self._folder, stamp))
+        book = (
+            open_book(self._prices)
+            if not stamp
+            else PriceBook(None if stamp == LIST else configured_prices(self._folder, stamp))
+        )
         self._books[stamp] = book
         return book
 
@@ -50,7 +61,9 @@ def configured_prices(folder: Path, stamp: str) -> Overrides | None:
         kept = kept_prices(folder, stamp)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
-        raise OverridesError([f"{folder}/prices-{stamp}.json, the application's saved prices, cannot be read: {why}"]) from error
+        raise OverridesError(
+            [f"{folder}/prices-{stamp}.json, the application's saved prices, cannot be read: {why}"]
+        ) from error
     path = Path(kept.path)
     if kept.settings:
         file = read_settings_file(path)

@@ -26,13 +26,19 @@ def price_call(call: Call, book: PriceBook) -> None:
     Fill in usage and cost of a call from the journal. Unreadable data becomes a reason, never an
     exception.
     """
-    call.components, call.usage, call.price, call.list_femto, call.cost_reasons = (), None, None, None, ()
+    call.components = ()
+    call.usage = None
+    call.price = None
+    call.list_femto = None
+    call.cost_reasons = ()
     call.host = host_name(call.host)  # journals of older versions contain whole URLs
     try:
         _complete(call, book)
     except Exception as error:  # one unexpected call must not stop the others
         call.components, call.usage, call.price = (), None, None
-        call.cost_femto, call.cost_status, call.cost_reasons = None, "unpriced", (f"cannot be priced: {type(error).__name__}: {error}",)
+        call.cost_femto = None
+        call.cost_status = "unpriced"
+        call.cost_reasons = (f"cannot be priced: {type(error).__name__}: {error}",)
 
 
 def _complete(call: Call, book: PriceBook) -> None:

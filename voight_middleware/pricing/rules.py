@@ -19,7 +19,15 @@ HOUR = 3_600_000_000
 """Microseconds. Prices change on the hour and are resolved once an hour."""
 
 TOKENS = (
-    *("input", "cache_read", "cache_read_audio", "cache_read_image", "cache_write", "cache_write_5m", "cache_write_1h"),
+    *(
+        "input",
+        "cache_read",
+        "cache_read_audio",
+        "cache_read_image",
+        "cache_write",
+        "cache_write_5m",
+        "cache_write_1h",
+    ),
     *("output", "reasoning", "audio_in", "audio_out", "image_in", "image_out"),
 )
 """
@@ -89,13 +97,19 @@ class Rule:
     own: bool = False
     """Whether it is the user's rule, not one of ours."""
 
-    def holds(self, provider: str, names: Iterable[str], host: str | None, at: int, terms: Terms) -> bool:
+    def holds(
+        self, provider: str, names: Iterable[str], host: str | None, at: int, terms: Terms
+    ) -> bool:
         """Return whether the rule applies to such a call."""
-        if not _matches(self.provider, provider) or not any(_matches(self.model, name) for name in names):
+        if not _matches(self.provider, provider) or not any(
+            _matches(self.model, name) for name in names
+        ):
             return False
         if self.host != "*" and not _matches(self.host, host or ""):
             return False
-        if (self.since is not None and at < self.since) or (self.until is not None and at >= self.until):
+        if (self.since is not None and at < self.since) or (
+            self.until is not None and at >= self.until
+        ):
             return False
         if self.without is not None and getattr(terms, self.without) is not None:
             return False
@@ -142,7 +156,9 @@ def overlay(listed: Units, rules: Iterable[Rule], standard: Units) -> dict[str, 
         if not rule.whole and not rule.when and rule.host == "*":
             for name in usd.keys() & standard.keys() & factors.keys() & _TOKENS:
                 if standard[name] and factors[name] != standard[name]:
-                    usd[name] = CONTEXT.divide(CONTEXT.multiply(usd[name], factors[name]), standard[name])
+                    usd[name] = CONTEXT.divide(
+                        CONTEXT.multiply(usd[name], factors[name]), standard[name]
+                    )
         units = usd if rule.whole else {**units, **usd}
         if rule.factor is not None:
             units = _times(units, rule.factor)
@@ -150,7 +166,10 @@ def overlay(listed: Units, rules: Iterable[Rule], standard: Units) -> dict[str, 
 
 
 def _times(units: Units, factor: Decimal) -> dict[str, Decimal]:
-    return {name: CONTEXT.multiply(usd, factor) if name in _TOKENS else usd for name, usd in units.items()}
+    return {
+        name: CONTEXT.multiply(usd, factor) if name in _TOKENS else usd
+        for name, usd in units.items()
+    }
 
 
 def moment(text: str) -> int:

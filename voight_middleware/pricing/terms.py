@@ -43,7 +43,14 @@ def terms_of(call: Call, raw: Mapping[str, Any]) -> Terms:
         tier, batch = None, True
     speed, geo = get("speed"), get("inference_geo")
     if call.endpoint == "images":
-        return Terms(tier, batch, _text(speed), _text(geo), _text(get("size")) or DEFAULT_SIZE, _text(get("quality")))
+        return Terms(
+            tier,
+            batch,
+            _text(speed),
+            _text(geo),
+            _text(get("size")) or DEFAULT_SIZE,
+            _text(get("quality")),
+        )
     size = get("size") or get("search_context_size")
     if not batch and speed is None and geo is None and size is None:
         return STANDARD if tier is None or tier == "default" else Terms(tier)

@@ -42,7 +42,9 @@ _NAMES = ("user_id", "plan", "tenant_id", "session_id")
 _SHORT = ("user", "tenant", "session")
 _HOST = re.compile(r"\.?[a-z0-9_](?:[a-z0-9_.-]*[a-z0-9_])?|[0-9a-f:.]*:[0-9a-f:.]*")
 _UNCLEAR = re.compile(r"[\x00-\x20\x7f\\]")
-_FORM = re.compile(r"(?P<signed>(?P<pairs>[!-~]+);e=(?P<expires>[0-9]{1,12});k=(?P<key>v[0-9]{1,4}));s=(?P<signature>[A-Za-z0-9_-]{43})")
+_FORM = re.compile(
+    r"(?P<signed>(?P<pairs>[!-~]+);e=(?P<expires>[0-9]{1,12});k=(?P<key>v[0-9]{1,4}));s=(?P<signature>[A-Za-z0-9_-]{43})"
+)
 _PAIR = re.compile(r"([A-Za-z_][A-Za-z0-9_.\-]{0,63})=([A-Za-z0-9_.~%-]+)")
 
 Headers = TypeVar("Headers", bound=MutableMapping[str, Any])
@@ -73,7 +75,10 @@ def inject_headers(headers: Headers, *, url: object, hosts: Collection[str]) -> 
             end. Never name a provider.
     """
     try:
-        if _is_trusted(url, hosts) and (value := _value(current_context().resolve().tags)) is not None:
+        if (
+            _is_trusted(url, hosts)
+            and (value := _value(current_context().resolve().tags)) is not None
+        ):
             _without(headers)[HEADER] = value  # a plain dict would keep another spelling too
             return headers
     except Exception as error:
@@ -84,7 +89,10 @@ def inject_headers(headers: Headers, *, url: object, hosts: Collection[str]) -> 
 async def ainject_headers(headers: Headers, *, url: object, hosts: Collection[str]) -> Headers:
     """As ``inject_headers``, awaiting asynchronous getters: for hooks of ``httpx.AsyncClient``."""
     try:
-        if _is_trusted(url, hosts) and (value := _value((await current_context().aresolve()).tags)) is not None:
+        if (
+            _is_trusted(url, hosts)
+            and (value := _value((await current_context().aresolve()).tags)) is not None
+        ):
             _without(headers)[HEADER] = value
             return headers
     except Exception as error:
@@ -124,7 +132,9 @@ def tags_from_signed_headers(tag: str | None = None) -> Getter:
             return None
         if tag is not None:
             return getattr(tags, tag) if tag in _NAMES else tags.extra.get(tag)
-        return {name: value for name in _NAMES if (value := getattr(tags, name)) is not None} | dict(tags.extra)
+        return {
+            name: value for name in _NAMES if (value := getattr(tags, name)) is not None
+        } | dict(tags.extra)
 
     return from_signed_headers
 
@@ -138,7 +148,7 @@ def _without(headers: Headers) -> Headers:
     return headers
 
 
-# -- hosts --------------------------------------------------------------------------------------------------------------------
+# -- hosts -----------------------------------------------------------------------------------------
 
 
 def _is_trusted(url: object, hosts: Collection[str]) -> bool:
@@ -157,14 +167,19 @@ def _is_trusted(url: object, hosts: Collection[str]) -> bool:
 
 @functools.lru_cache(64)
 def _host_names(hosts: str | tuple[str, ...]) -> frozenset[str]:
-    names = frozenset(name.lower().strip("[]") for name in ((hosts,) if isinstance(hosts, str) else hosts))
+    names = frozenset(
+        name.lower().strip("[]") for name in ((hosts,) if isinstance(hosts, str) else hosts)
+    )
     for name in names:
         if not _HOST.fullmatch(name):
-            warn_once(f"no tags are sent to {name[:80]!r}: pass a host without scheme and port, such as reports.internal or .internal")
+            warn_once(
+                f"no tags are sent to {name[:80]!r}: pass a host without scheme and port, such as "
+                "reports.internal or .internal"
+            )
     return frozenset(filter(_HOST.fullmatch, names))
 
 
-# -- writing ------------------------------------------------------------------------------------------------------------------
+# -- writing ---------------------------------------------------------------------------------------
 
 
 def _value(tags: Tags) -> str | None:
@@ -172,39 +187,57 @@ def _value(tags: Tags) -> str | None:
     if tags is NO_TAGS or not meter.settings.enabled:
         return None
     if not meter.settings.header_keys:
-        warn_once("no tags are sent to other services: set VOIGHT_HEADER_KEY to the same secret in all of them (openssl rand -hex 32)")
+        warn_once(
+            "no tags are sent to other services: set VOIGHT_HEADER_KEY to the same secret in all "
+            "of them (openssl rand -hex 32)"
+        )
         return None
     tags = meter.pseudonymized(tags)
     named = {name: value for name in _NAMES if (value := getattr(tags, name)) is not None}
-    for carried in ({**tags.extra, **named}, named, {"user_id": tags.user_id} if tags.user_id is not None else {}):
+    for carried in (
+        {**tags.extra, **named},
+        named,
+        {"user_id": tags.user_id} if tags.user_id is not None else {},
+    ):
         if not carried:
             return None
         value = sign(carried, meter.settings.header_keys[0], time.time() + MAX_AGE)
         if len(value) <= MAX_CHARACTERS:
             return value
-        warn_once(f"tags are dropped from a header to another service: it has more than {MAX_CHARACTERS} characters")
+        warn_once(
+            "tags are dropped from a header to another service: it has more than "
+            f"{MAX_CHARACTERS} characters"
+        )
     return None
 
 
 def sign(tags: dict[str, str], key: PseudonymKey, expires: float) -> str:
     """Return *tags* as the value of the header, valid until *expires* (seconds since 1970, UTC)."""
-    pairs = ",".join([f"{name}={quote(value, safe='', errors='surrogatepass')}" for name, value in tags.items()])
+    pairs = ",".join(
+        [f"{name}={quote(value, safe='', errors='surrogatepass')}" for name, value in tags.items()]
+    )
     signed = f"{pairs};e={int(expires)};k={key.version}"
     return f"{signed};s={_signature(key, signed)}"
 
 
 def _signature(key: PseudonymKey, signed: str) -> str:
-    digest = hmac.digest(key.secret.encode(errors="surrogatepass"), f"{HEADER}\0{signed}".encode(), "sha256")
+    digest = hmac.digest(
+        key.secret.encode(errors="surrogatepass"), f"{HEADER}\0{signed}".encode(), "sha256"
+    )
     return urlsafe_b64encode(digest)[:43].decode()
 
 
-# -- reading ------------------------------------------------------------------------------------------------------------------
+# -- reading ---------------------------------------------------------------------------------------
 
 
 def _verified(headers: Any) -> Tags | None:
     # Starlette keeps repeated headers apart; WSGI has joined them with a comma.
     getlist = getattr(headers, "getlist", None)
-    values = getlist(HEADER) if getlist is not None else [value for value in [headers.get(HEADER)] if value is not None]
+    values = (
+        getlist(HEADER)
+        if getlist is not None
+        else [value for value in [headers.get(HEADER)] if value is not None]
+    )
     if not values:
         return None
     keys = current_meter().settings.header_keys

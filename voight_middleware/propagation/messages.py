@@ -44,12 +44,18 @@ class JobScope:
     names its user, they get that user when the job ends, but only if it has named one user.
     """
 
-    def __init__(self, carried: Tags = NO_TAGS, attribution: str = "none", task: str | None = None) -> None:
+    def __init__(
+        self, carried: Tags = NO_TAGS, attribution: str = "none", task: str | None = None
+    ) -> None:
         self.task = task
         self.on_second_user: Callable[[], object] | None = None
         """Called when the job names a second user. Later jobs then do not belong to the first."""
         self._carried = carried
-        self._identity = carried if task is None else Tags(route=f"task {task}", extra={TASK: task}).merge(carried)
+        self._identity = (
+            carried
+            if task is None
+            else Tags(route=f"task {task}", extra={TASK: task}).merge(carried)
+        )
         self._attribution = attribution
         self._explicit = NO_TAGS
         self._users: set[str] = set()
@@ -58,7 +64,11 @@ class JobScope:
 
     def known(self) -> Owner:
         """Return the owner of a call made now."""
-        attribution = self._attribution if self._identity.user_id is not None or self._attribution == "error" else "none"
+        attribution = (
+            self._attribution
+            if self._identity.user_id is not None or self._attribution == "error"
+            else "none"
+        )
         return overlay(Owner(self._identity, attribution), self._explicit)
 
     def resolve(self) -> Owner:
@@ -106,9 +116,16 @@ class JobScope:
 
     def without_task(self, tags: Tags) -> Tags:
         """Return *tags* for the jobs that this one starts: without this one's task name."""
-        if self.task is None or tags.extra.get(TASK) != self.task or TASK in self._carried.extra or TASK in self._explicit.extra:
+        if (
+            self.task is None
+            or tags.extra.get(TASK) != self.task
+            or TASK in self._carried.extra
+            or TASK in self._explicit.extra
+        ):
             return tags
-        return msgspec.structs.replace(tags, extra={key: value for key, value in tags.extra.items() if key != TASK})
+        return msgspec.structs.replace(
+            tags, extra={key: value for key, value in tags.extra.items() if key != TASK}
+        )
 
 
 def tags_for_message() -> str | None:
@@ -197,8 +214,13 @@ def _text(owner: Owner) -> str | None:
         return None
     text = _encode(_Message(tags, owner.attribution)).decode()
     if len(text) > MAX_CHARACTERS:
-        warn_once(f"the extra tags of a job are dropped from its message: its text has more than {MAX_CHARACTERS} characters")
-        text = _encode(_Message(msgspec.structs.replace(tags, extra={}), owner.attribution)).decode()
+        warn_once(
+            "the extra tags of a job are dropped from its message: its text has more than "
+            f"{MAX_CHARACTERS} characters"
+        )
+        text = _encode(
+            _Message(msgspec.structs.replace(tags, extra={}), owner.attribution)
+        ).decode()
     return text
 
 
@@ -210,9 +232,13 @@ def _scope(text: object, task: str | None) -> JobScope:
             return JobScope(task=name)
         message = _decode(text if isinstance(text, bytes) else str(text))
         # Another version, or another language, may have written it.
-        carried = make_tags({name: value for name, value in msgspec.structs.asdict(message.tags).items() if value})
+        carried = make_tags(
+            {name: value for name, value in msgspec.structs.asdict(message.tags).items() if value}
+        )
         attribution = message.attribution
-        if attribution not in ATTRIBUTIONS or (carried.user_id is not None and attribution in ("none", "error")):
+        if attribution not in ATTRIBUTIONS or (
+            carried.user_id is not None and attribution in ("none", "error")
+        ):
             attribution = "none" if carried.user_id is None else "tag"
         return JobScope(carried, attribution, name)
     except Exception:  # not logged: its text may name a user

@@ -61,7 +61,9 @@ class MessagesParser(StreamParser):
             elif kind == "message_start":
                 self._message = event.message
             elif kind == "message_delta":
-                self._stop = getattr(getattr(event, "delta", None), "stop_reason", None) or self._stop
+                self._stop = (
+                    getattr(getattr(event, "delta", None), "stop_reason", None) or self._stop
+                )
                 self._deltas.append(event.usage)
             elif kind == "message_stop":
                 self.done = True
@@ -84,12 +86,18 @@ class MessagesParser(StreamParser):
                 _accumulate(usage, _decode(usage_json(delta_usage)))
         if usage.get("output_tokens") is None and placeholder is not None:
             usage["output_tokens"] = placeholder
-        identity, model, tier = (text_or_none(value) for value in (message.id, message.model, usage.get("service_tier")))
+        identity, model, tier = (
+            text_or_none(value) for value in (message.id, message.model, usage.get("service_tier"))
+        )
         raw_usage = msgspec.Raw(msgspec.json.encode(usage)) if usage else NULL
-        return ResponseSummary(identity, model, tier, raw_usage, finish_reasons=only_reason(self._stop))
+        return ResponseSummary(
+            identity, model, tier, raw_usage, finish_reasons=only_reason(self._stop)
+        )
 
     def estimated_output(self) -> int | None:
-        if self._message is None or any(getattr(usage, "output_tokens", None) is not None for usage in self._deltas):
+        if self._message is None or any(
+            getattr(usage, "output_tokens", None) is not None for usage in self._deltas
+        ):
             return None
         placeholder = getattr(getattr(self._message, "usage", None), "output_tokens", None)
         return max(self._tokens_of_text(), placeholder or 0)
@@ -159,9 +167,17 @@ def _read_batch_line(line: bytes) -> ResponseSummary | None:
 
 ROUTES = Routes(
     {
-        "/v1/messages": Endpoint(name="messages", parse=parse_response, stream_parser=MessagesParser),
+        "/v1/messages": Endpoint(
+            name="messages", parse=parse_response, stream_parser=MessagesParser
+        ),
         "/v1/messages/count_tokens": Endpoint(name="count_tokens", parse=parse_response),
         "/v1/messages/batches": Endpoint(name="batch", parse_jobs=_read_batch, job_phase="submit"),
     },
-    [("GET", r"/v1/messages/batches/[^/]+/results", Endpoint(name="batch", parse_line=_read_batch_line))],
+    [
+        (
+            "GET",
+            r"/v1/messages/batches/[^/]+/results",
+            Endpoint(name="batch", parse_line=_read_batch_line),
+        )
+    ],
 )

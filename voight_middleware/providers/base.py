@@ -124,10 +124,17 @@ class Routes:
         prefix: An optional start of the path, for callers who write the whole URL.
     """
 
-    def __init__(self, posts: Mapping[str, Endpoint], patterns: Iterable[tuple[str, str, Endpoint]] = (), prefix: str = "") -> None:
+    def __init__(
+        self,
+        posts: Mapping[str, Endpoint],
+        patterns: Iterable[tuple[str, str, Endpoint]] = (),
+        prefix: str = "",
+    ) -> None:
         self._posts = dict(posts)
         self._prefix = prefix
-        self._patterns = [(method, re.compile(pattern), endpoint) for method, pattern, endpoint in patterns]
+        self._patterns = [
+            (method, re.compile(pattern), endpoint) for method, pattern, endpoint in patterns
+        ]
 
     def find(self, method: str, url: str) -> Endpoint | None:
         """
@@ -145,7 +152,14 @@ class Routes:
         method = method.upper()
         if method == "POST" and path in self._posts:
             return self._posts[path]
-        return next((endpoint for verb, pattern, endpoint in self._patterns if verb == method and pattern.fullmatch(path)), None)
+        return next(
+            (
+                endpoint
+                for verb, pattern, endpoint in self._patterns
+                if verb == method and pattern.fullmatch(path)
+            ),
+            None,
+        )
 
 
 def _path(url: str) -> str:
@@ -206,17 +220,29 @@ def parse_response(body: bytes) -> ResponseSummary:
         fields = _read_strictly(body)
         reasons = _reasons(fields)
         failure = "error" if reasons == _FAILED else failure_of(fields.error)
-        return ResponseSummary(fields.id, fields.model, fields.service_tier, fields.usage, failure=failure, finish_reasons=reasons)
+        return ResponseSummary(
+            fields.id,
+            fields.model,
+            fields.service_tier,
+            fields.usage,
+            failure=failure,
+            finish_reasons=reasons,
+        )
     except msgspec.ValidationError:
         # the usage must not be lost to a compatible server's odd id or tier
         plain = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-        identity, model, tier = (text_or_none(msgspec.json.decode(plain.get(name, NULL))) for name in ("id", "model", "service_tier"))
+        identity, model, tier = (
+            text_or_none(msgspec.json.decode(plain.get(name, NULL)))
+            for name in ("id", "model", "service_tier")
+        )
         try:
             reasons = _reasons(_read_end(body))
         except msgspec.ValidationError:
             reasons = None
         failure = "error" if reasons == _FAILED else failure_of(plain.get("error", NULL))
-        return ResponseSummary(identity, model, tier, plain.get("usage", NULL), failure=failure, finish_reasons=reasons)
+        return ResponseSummary(
+            identity, model, tier, plain.get("usage", NULL), failure=failure, finish_reasons=reasons
+        )
 
 
 def _reasons(end: _End) -> tuple[str, ...] | None:
@@ -251,7 +277,9 @@ def text_or_none(value: object) -> str | None:
 def usage_json(usage: Any) -> msgspec.Raw:
     """Return an SDK model's usage JSON as the provider sent it, without unset fields."""
     try:
-        return msgspec.Raw(usage.__pydantic_serializer__.to_json(usage, exclude_unset=True, warnings=False))
+        return msgspec.Raw(
+            usage.__pydantic_serializer__.to_json(usage, exclude_unset=True, warnings=False)
+        )
     except AttributeError:  # a plain mapping, or an SDK on pydantic 1
         plain = usage if isinstance(usage, Mapping) else usage.dict(exclude_unset=True)
         return msgspec.Raw(msgspec.json.encode(plain))
@@ -276,14 +304,23 @@ def estimate_tokens(body: Any, limit: int = 200_000) -> int:
     """
     characters = 0
     stack = (
-        [body.get(key) for key in ("messages", "input", "prompt", "system", "instructions", "tools")] if isinstance(body, Mapping) else []
+        [
+            body.get(key)
+            for key in ("messages", "input", "prompt", "system", "instructions", "tools")
+        ]
+        if isinstance(body, Mapping)
+        else []
     )
     while stack and characters < limit:
         item = stack.pop()
         if isinstance(item, str):
             characters += 0 if item.startswith("data:") else len(item)
         elif isinstance(item, Mapping):
-            stack.extend(value for key, value in item.items() if key not in ("data", "image_url", "file_data"))
+            stack.extend(
+                value
+                for key, value in item.items()
+                if key not in ("data", "image_url", "file_data")
+            )
         elif isinstance(item, list | tuple):
             stack.extend(item)
     return (characters + 3) // 4

@@ -28,7 +28,7 @@ from voight_middleware.providers.base import (
 )
 from voight_middleware.providers.finish_reasons import only_reason
 
-# -- invoke --------------------------------------------------------------------------------------------------------------------
+# -- invoke ----------------------------------------------------------------------------------------
 
 _METRICS = "amazon-bedrock-invocationMetrics"
 _COUNTS = {
@@ -61,14 +61,17 @@ def counted(endpoint: Endpoint, headers: Mapping[str, str]) -> Endpoint:
         name: headers.get(f"x-amzn-bedrock-{side}-token-count", "")
         for name, side in (("input_tokens", "input"), ("output_tokens", "output"))
     }
-    tier, latency = headers.get("x-amzn-bedrock-service-tier"), headers.get("x-amzn-bedrock-performanceconfig-latency")
+    tier = headers.get("x-amzn-bedrock-service-tier")
+    latency = headers.get("x-amzn-bedrock-performanceconfig-latency")
     inner = endpoint.enrich
 
     def enrich(summary: ResponseSummary, request: Mapping[str, Any]) -> ResponseSummary:
         if inner is not None:
             summary = inner(summary, request)
         if is_null(summary.usage) and any(counts.values()):
-            summary.usage = with_usage(NULL, **{name: int(count) for name, count in counts.items() if count})
+            summary.usage = with_usage(
+                NULL, **{name: int(count) for name, count in counts.items() if count}
+            )
         return _with_terms(summary, tier, latency)
 
     return msgspec.structs.replace(endpoint, enrich=enrich)
@@ -98,17 +101,26 @@ class InvokedParser(MessagesParser):
         if event.type:
             super().feed(event)
         else:
-            self._stop = event.stop_reason or getattr(event.messageStop, "stopReason", None) or self._stop
+            self._stop = (
+                event.stop_reason or getattr(event.messageStop, "stopReason", None) or self._stop
+            )
 
     def summary(self) -> ResponseSummary:
         summary = super().summary()
         summary.finish_reasons = only_reason(self._stop)  # other models have no message_start
         if is_null(summary.usage) and self._metrics:
-            summary.usage = with_usage(NULL, **{name: self._metrics[key] for name, key in _COUNTS.items() if key in self._metrics})
+            summary.usage = with_usage(
+                NULL,
+                **{
+                    name: self._metrics[key]
+                    for name, key in _COUNTS.items()
+                    if key in self._metrics
+                },
+            )
         return summary
 
 
-# -- converse ------------------------------------------------------------------------------------------------------------------
+# -- converse --------------------------------------------------------------------------------------
 
 
 class _Type(msgspec.Struct):
@@ -139,7 +151,9 @@ def parse_conversation(body: bytes) -> ResponseSummary:
         return summary
     terms = _decode_terms(body)
     tier = None if terms.service_tier is None else text_or_none(terms.service_tier.type)
-    latency = None if terms.performance_config is None else text_or_none(terms.performance_config.latency)
+    latency = (
+        None if terms.performance_config is None else text_or_none(terms.performance_config.latency)
+    )
     return _with_terms(summary, tier, latency)
 
 
@@ -157,7 +171,11 @@ class ConverseParser(StreamParser):
         try:
             delta = event.delta
             if delta is not None:
-                texts = (delta.text, delta.toolUse and delta.toolUse.input, delta.reasoningContent and delta.reasoningContent.text)
+                texts = (
+                    delta.text,
+                    delta.toolUse and delta.toolUse.input,
+                    delta.reasoningContent and delta.reasoningContent.text,
+                )
                 self._characters += sum(len(text) for text in texts if text)
             elif event.usage is not None:
                 self.done = True
@@ -171,7 +189,10 @@ class ConverseParser(StreamParser):
             report_internal_error(error)
 
     def summary(self) -> ResponseSummary:
-        summary = ResponseSummary(usage=NULL if self._usage is None else usage_json(self._usage), finish_reasons=only_reason(self._stop))
+        summary = ResponseSummary(
+            usage=NULL if self._usage is None else usage_json(self._usage),
+            finish_reasons=only_reason(self._stop),
+        )
         return _with_terms(summary, text_or_none(self._tier), text_or_none(self._latency))
 
     def estimated_output(self) -> int | None:

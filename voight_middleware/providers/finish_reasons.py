@@ -18,7 +18,12 @@ MAX_REASONS = 16
 
 def read_reason(value: object) -> str | None:
     """Return *value* if it is one word; None for a reason that is missing or odd."""
-    if isinstance(value, str) and len(value) <= MAX_LENGTH and value.isascii() and value.replace("-", "_").isidentifier():
+    if (
+        isinstance(value, str)
+        and len(value) <= MAX_LENGTH
+        and value.isascii()
+        and value.replace("-", "_").isidentifier()
+    ):
         return value
     return None
 
@@ -29,7 +34,9 @@ def only_reason(value: object) -> tuple[str, ...] | None:
     return None if reason is None else (reason,)
 
 
-def note_reasons(noted: dict[int, str | None], choices: Iterable[object], name: str = "finish_reason") -> None:
+def note_reasons(
+    noted: dict[int, str | None], choices: Iterable[object], name: str = "finish_reason"
+) -> None:
     """
     Note in *noted*, by the index of the choice, the reasons of *choices*. A running choice has
     none.

@@ -13,7 +13,15 @@ from typing import Any
 import msgspec
 
 from voight_middleware.diagnostics import report_internal_error
-from voight_middleware.providers.base import NULL, Endpoint, ResponseSummary, StreamParser, failure_of, text_or_none, usage_json
+from voight_middleware.providers.base import (
+    NULL,
+    Endpoint,
+    ResponseSummary,
+    StreamParser,
+    failure_of,
+    text_or_none,
+    usage_json,
+)
 from voight_middleware.providers.finish_reasons import in_order, note_reasons
 
 
@@ -42,13 +50,23 @@ def parse_content(body: bytes) -> ResponseSummary:
     """Read a whole response. Grounding is billed a fee per search, which the usage omits."""
     content = _decode(body)
     groundings = [candidate.grounding_metadata for candidate in content.candidates or ()]
-    searches = sum(len(grounding.web_search_queries or ()) for grounding in groundings if grounding is not None)
+    searches = sum(
+        len(grounding.web_search_queries or ()) for grounding in groundings if grounding is not None
+    )
     tools = {"web_search": searches} if searches else None
     reasons: dict[int, str | None] = {}
     note_reasons(reasons, content.candidates or ())
     identity, model = text_or_none(content.response_id), text_or_none(content.model_version)
     failure = failure_of(content.error)
-    return ResponseSummary(identity, model, None, content.usage_metadata, tools, failure=failure, finish_reasons=in_order(reasons))
+    return ResponseSummary(
+        identity,
+        model,
+        None,
+        content.usage_metadata,
+        tools,
+        failure=failure,
+        finish_reasons=in_order(reasons),
+    )
 
 
 class ContentParser(StreamParser):
@@ -73,9 +91,13 @@ class ContentParser(StreamParser):
                     self.done = True
                     note_reasons(self._reasons, event.candidates, "finishReason")
                 if candidate.groundingMetadata is not None:
-                    self._searches = max(self._searches, len(candidate.groundingMetadata.webSearchQueries or ()))
+                    self._searches = max(
+                        self._searches, len(candidate.groundingMetadata.webSearchQueries or ())
+                    )
                 if candidate.content is not None:
-                    self._characters += sum(len(part.text) for part in candidate.content.parts or () if part.text)
+                    self._characters += sum(
+                        len(part.text) for part in candidate.content.parts or () if part.text
+                    )
         except Exception as error:
             report_internal_error(error)
 
@@ -86,7 +108,9 @@ class ContentParser(StreamParser):
         usage = NULL if self._usage is None else usage_json(self._usage)
         tools = {"web_search": self._searches} if self._searches else None
         identity, model = text_or_none(last.responseId), text_or_none(last.modelVersion)
-        return ResponseSummary(identity, model, None, usage, tools, finish_reasons=in_order(self._reasons))
+        return ResponseSummary(
+            identity, model, None, usage, tools, finish_reasons=in_order(self._reasons)
+        )
 
     def estimated_output(self) -> int | None:
         if self._usage is not None and self._usage.candidatesTokenCount is not None:

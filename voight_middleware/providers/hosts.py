@@ -108,10 +108,22 @@ def billing_provider(host: str) -> str | None:
     # Anthropic's own platform, bought through a marketplace
     if host.startswith("aws-external-anthropic."):
         return "anthropic"
-    return next((name for end, name in _HOSTS if host == end or host.endswith(end if end[0] == "-" else f".{end}")), None)
+    return next(
+        (
+            name
+            for end, name in _HOSTS
+            if host == end or host.endswith(end if end[0] == "-" else f".{end}")
+        ),
+        None,
+    )
 
 
-_PLATFORMS = {"BaseAzureClient": "azure", "BaseFoundryClient": "azure", "BaseBedrockClient": "bedrock", "BaseVertexClient": "vertex"}
+_PLATFORMS = {
+    "BaseAzureClient": "azure",
+    "BaseFoundryClient": "azure",
+    "BaseBedrockClient": "bedrock",
+    "BaseVertexClient": "vertex",
+}
 
 
 def platform(client_class: type) -> str | None:
@@ -121,4 +133,7 @@ def platform(client_class: type) -> str | None:
 
     The host does not matter.
     """
-    return next((_PLATFORMS[cls.__name__] for cls in client_class.__mro__ if cls.__name__ in _PLATFORMS), None)
+    return next(
+        (_PLATFORMS[cls.__name__] for cls in client_class.__mro__ if cls.__name__ in _PLATFORMS),
+        None,
+    )

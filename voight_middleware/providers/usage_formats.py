@@ -15,12 +15,27 @@ from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 
-from voight_middleware.records.usage import COUNT_NAMES, Component, Count, Usage, UsageError, sum_counts
+from voight_middleware.records.usage import (
+    COUNT_NAMES,
+    Component,
+    Count,
+    Usage,
+    UsageError,
+    sum_counts,
+)
 
 Doubts: TypeAlias = list[str]
 """Doubts about a usage, each a sentence for people. A call with doubts is priced in part."""
 _MAX_COUNT = 2**53
-_ONLY_ANTHROPIC = frozenset({"cache_creation_input_tokens", "cache_read_input_tokens", "cache_creation", "server_tool_use", "iterations"})
+_ONLY_ANTHROPIC = frozenset(
+    {
+        "cache_creation_input_tokens",
+        "cache_read_input_tokens",
+        "cache_creation",
+        "server_tool_use",
+        "iterations",
+    }
+)
 
 
 class Reading(NamedTuple):
@@ -46,7 +61,9 @@ def read(dialect: str, raw: Mapping[str, Any]) -> Reading:
     """
     reader = _READERS.get(dialect)
     if reader is None:
-        raise UsageError(f"no usage reader for endpoint {dialect!r}; known: {', '.join(sorted(_READERS))}")
+        raise UsageError(
+            f"no usage reader for endpoint {dialect!r}; known: {', '.join(sorted(_READERS))}"
+        )
     doubts: Doubts = []
     components = reader(raw, doubts)
     if dialect != "usage":
@@ -67,7 +84,9 @@ def recognise(raw: Mapping[str, Any]) -> str | None:
         return "generate_content"
     if "inputTokens" in raw:
         return "converse"
-    if not _ONLY_ANTHROPIC.isdisjoint(raw) or "thinking_tokens" in _part(raw, "output_tokens_details"):
+    if not _ONLY_ANTHROPIC.isdisjoint(raw) or "thinking_tokens" in _part(
+        raw, "output_tokens_details"
+    ):
         return "messages"
     if "input_tokens_details" in raw or "output_tokens_details" in raw:
         return "responses"
@@ -79,18 +98,72 @@ def recognise(raw: Mapping[str, Any]) -> str | None:
 _KNOWN_KEYS = frozenset(
     (
         # read below, in one dialect or another
-        *("prompt_tokens", "completion_tokens", "input_tokens", "output_tokens", "cached_tokens", "cache_write_tokens", "audio_tokens"),
+        *(
+            "prompt_tokens",
+            "completion_tokens",
+            "input_tokens",
+            "output_tokens",
+            "cached_tokens",
+            "cache_write_tokens",
+            "audio_tokens",
+        ),
         "cache_creation_tokens",
-        *("image_tokens", "cached_text_tokens", "cached_image_tokens", "images", "seconds", "characters", "num_requests"),
-        *("cache_read_input_tokens", "cache_creation_input_tokens", "ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens"),
-        *("web_search_requests", "web_fetch_requests", "num_cached_tokens", "prompt_cache_hit_tokens", "cost"),
+        *(
+            "image_tokens",
+            "cached_text_tokens",
+            "cached_image_tokens",
+            "images",
+            "seconds",
+            "characters",
+            "num_requests",
+        ),
+        *(
+            "cache_read_input_tokens",
+            "cache_creation_input_tokens",
+            "ephemeral_5m_input_tokens",
+            "ephemeral_1h_input_tokens",
+        ),
+        *(
+            "web_search_requests",
+            "web_fetch_requests",
+            "num_cached_tokens",
+            "prompt_cache_hit_tokens",
+            "cost",
+        ),
         *("cost_in_usd_ticks", "modality", "trafficType", "serviceTier"),
-        *("promptTokenCount", "candidatesTokenCount", "cachedContentTokenCount", "thoughtsTokenCount", "toolUsePromptTokenCount"),
-        *("inputTokens", "outputTokens", "cacheReadInputTokens", "cacheWriteInputTokens", "tokenCount"),
+        *(
+            "promptTokenCount",
+            "candidatesTokenCount",
+            "cachedContentTokenCount",
+            "thoughtsTokenCount",
+            "toolUsePromptTokenCount",
+        ),
+        *(
+            "inputTokens",
+            "outputTokens",
+            "cacheReadInputTokens",
+            "cacheWriteInputTokens",
+            "tokenCount",
+        ),
         # information only: parts, totals and repetitions of those, and times
-        *("total_tokens", "totalTokens", "totalTokenCount", "text_tokens", "reasoning_tokens", "thinking_tokens", "ttl_30m_tokens"),
+        *(
+            "total_tokens",
+            "totalTokens",
+            "totalTokenCount",
+            "text_tokens",
+            "reasoning_tokens",
+            "thinking_tokens",
+            "ttl_30m_tokens",
+        ),
         *("accepted_prediction_tokens", "rejected_prediction_tokens", "prompt_cache_miss_tokens"),
-        *("cacheReadInputTokenCount", "cacheWriteInputTokenCount", "queue_time", "prompt_time", "completion_time", "total_time"),
+        *(
+            "cacheReadInputTokenCount",
+            "cacheWriteInputTokenCount",
+            "queue_time",
+            "prompt_time",
+            "completion_time",
+            "total_time",
+        ),
     )
 )
 _ASIDE = frozenset({"cost_details", "pydantic_ai_gateway"})
@@ -137,12 +210,17 @@ def _split(total: Count, name: str, doubts: Doubts, *parts: Count) -> tuple[Coun
         if part:
             rest -= part
     if rest < 0:
-        doubts.append(f"usage contradicts itself: the parts of {name} add up to more than its {total}, so they are left out")
+        doubts.append(
+            f"usage contradicts itself: the parts of {name} add up to more than its {total}, so "
+            "they are left out"
+        )
         return (total, *(None for _ in parts))
     return (rest, *parts)
 
 
-def _kinds(cached: Count, text: Count, audio: Count, image: Count, doubts: Doubts) -> tuple[Count, Count]:
+def _kinds(
+    cached: Count, text: Count, audio: Count, image: Count, doubts: Doubts
+) -> tuple[Count, Count]:
     """
     Return the cached tokens of audio and of images, if the provider does not report them.
 
@@ -155,7 +233,9 @@ def _kinds(cached: Count, text: Count, audio: Count, image: Count, doubts: Doubt
     of_audio = min(left, audio or 0)
     of_image = min(left - of_audio, image or 0)
     if sum(1 for kind in (text, audio, image) if kind) > 1:
-        doubts.append(f"usage does not say whether its {cached} cached tokens are text, audio or images")
+        doubts.append(
+            f"usage does not say whether its {cached} cached tokens are text, audio or images"
+        )
     return of_audio or None, of_image or None
 
 
@@ -169,12 +249,19 @@ def _doubt_reasoning(reasoning: Count, output: Count, name: str, doubts: Doubts)
     """Doubt reasoning tokens that exceed *output*, of which they are a part."""
     if reasoning and output is not None and reasoning > output:
         doubts.append(
-            f"usage contradicts itself: its {reasoning} reasoning tokens are more than {name} = {output}, of which they are a part"
+            f"usage contradicts itself: its {reasoning} reasoning tokens are more than {name} = "
+            f"{output}, of which they are a part"
         )
 
 
 def _openai(
-    raw: Mapping[str, Any], input_key: str, output_key: str, doubts: Doubts, *, details: str = "tokens_details", images: bool = False
+    raw: Mapping[str, Any],
+    input_key: str,
+    output_key: str,
+    doubts: Doubts,
+    *,
+    details: str = "tokens_details",
+    images: bool = False,
 ) -> tuple[Component, ...]:
     """
     Read OpenAI's totals and their details.
@@ -190,13 +277,19 @@ def _openai(
     details_in = _part(raw, input_key.removesuffix("tokens") + details)
     details_out = _part(raw, output_key.removesuffix("tokens") + details)
     total_in, total_out = _count(raw, input_key), _count(raw, output_key)
-    cache_read, cache_write = _count(details_in, "cached_tokens"), _count(details_in, "cache_write_tokens")
+    cache_read = _count(details_in, "cached_tokens")
+    cache_write = _count(details_in, "cache_write_tokens")
     if cache_read is None:
-        cache_read = next((count for key in _CACHED_ELSEWHERE if (count := _count(raw, key)) is not None), None)
+        cache_read = next(
+            (count for key in _CACHED_ELSEWHERE if (count := _count(raw, key)) is not None), None
+        )
     written_5m = written_1h = image_out = None
     if not _ANTHROPICS.isdisjoint(raw) or "cache_creation_tokens" in details_in:
-        cache_write, written_5m, written_1h = _written(raw, details_in, cache_write, cache_read, doubts)
-    reasoning, audio_out = _count(details_out, "reasoning_tokens"), _count(details_out, "audio_tokens")
+        cache_write, written_5m, written_1h = _written(
+            raw, details_in, cache_write, cache_read, doubts
+        )
+    reasoning = _count(details_out, "reasoning_tokens")
+    audio_out = _count(details_out, "audio_tokens")
     if "image_tokens" in details_out:
         image_out = _count_or_zero(details_out, "image_tokens") or None
     if total_in is not None and total_out is not None:
@@ -206,10 +299,16 @@ def _openai(
         cached = (cache_read or 0) + (cache_write or 0) + (written_5m or 0) + (written_1h or 0)
         if beyond <= 0:
             if aside and reasoning is None:
-                doubts.append(f"usage has reasoning_tokens = {aside} beside its total, which may be billed too")
+                doubts.append(
+                    f"usage has reasoning_tokens = {aside} beside its total, which may be billed "
+                    "too"
+                )
             # a part cannot exceed its whole, so it is beside it
             if not total and reasoning and reasoning > total_out:
-                doubts.append(f"usage has {reasoning} reasoning tokens, more than {output_key} = {total_out}: both are counted as output")
+                doubts.append(
+                    f"usage has {reasoning} reasoning tokens, more than {output_key} = "
+                    f"{total_out}: both are counted as output"
+                )
                 total_out += reasoning
         elif beyond == aside:
             total_out, reasoning = total_out + beyond, beyond
@@ -218,21 +317,48 @@ def _openai(
         elif not aside and "reasoning_tokens" not in details_out:
             total_out += beyond
         else:
-            doubts.append(f"usage contradicts itself: total_tokens = {total} is {beyond} more than input and output")
-    audio_in, image_in = _count(details_in, "audio_tokens"), _count(details_in, "image_tokens") if images else None
+            doubts.append(
+                f"usage contradicts itself: total_tokens = {total} is {beyond} more than input "
+                "and output"
+            )
+    audio_in = _count(details_in, "audio_tokens")
+    image_in = _count(details_in, "image_tokens") if images else None
     by_kind = _part(details_in, "cached_tokens_details")
     if by_kind:
-        cached_audio, cached_image = _count(by_kind, "audio_tokens"), _count(by_kind, "image_tokens") if images else None
+        cached_audio = _count(by_kind, "audio_tokens")
+        cached_image = _count(by_kind, "image_tokens") if images else None
     else:
         written = (cache_write or 0) + (written_5m or 0) + (written_1h or 0)
-        text_in = None if total_in is None else total_in - (audio_in or 0) - (image_in or 0) - written
+        text_in = (
+            None if total_in is None else total_in - (audio_in or 0) - (image_in or 0) - written
+        )
         cached_audio, cached_image = _kinds(cache_read, text_in, audio_in, image_in, doubts)
-    cache_read, cached_audio, cached_image = _split(cache_read, "cached_tokens", doubts, cached_audio, cached_image)
+    cache_read, cached_audio, cached_image = _split(
+        cache_read, "cached_tokens", doubts, cached_audio, cached_image
+    )
     audio_in, cached_audio = _split(audio_in, "audio_tokens", doubts, cached_audio)
     image_in, cached_image = _split(image_in, "image_tokens", doubts, cached_image)
-    parts = cache_read, cache_write, written_5m, written_1h, audio_in, cached_audio, image_in, cached_image
+    parts = (
+        cache_read,
+        cache_write,
+        written_5m,
+        written_1h,
+        audio_in,
+        cached_audio,
+        image_in,
+        cached_image,
+    )
     text_in, *rest = _split(total_in, input_key, doubts, *parts)
-    cache_read, cache_write, written_5m, written_1h, audio_in, cached_audio, image_in, cached_image = rest
+    (
+        cache_read,
+        cache_write,
+        written_5m,
+        written_1h,
+        audio_in,
+        cached_audio,
+        image_in,
+        cached_image,
+    ) = rest
     text_out, audio_out, image_out = _split(total_out, output_key, doubts, audio_out, image_out)
     _doubt_reasoning(reasoning, total_out, output_key, doubts)
     usage = Usage(
@@ -253,7 +379,9 @@ def _openai(
     return (Component(usage=usage),)
 
 
-def _written(raw: Mapping[str, Any], details: Mapping[str, Any], written: Count, read: Count, doubts: Doubts) -> tuple[Count, ...]:
+def _written(
+    raw: Mapping[str, Any], details: Mapping[str, Any], written: Count, read: Count, doubts: Doubts
+) -> tuple[Count, ...]:
     """
     Return the tokens written to the cache: without a lifetime, for 5 minutes and for an hour.
 
@@ -264,7 +392,8 @@ def _written(raw: Mapping[str, Any], details: Mapping[str, Any], written: Count,
     if written is None:
         written = _count(details, "cache_creation_tokens")
     split = _part(details, "cache_creation_token_details")
-    written_5m, written_1h = _count(split, "ephemeral_5m_input_tokens"), _count(split, "ephemeral_1h_input_tokens")
+    written_5m = _count(split, "ephemeral_5m_input_tokens")
+    written_1h = _count(split, "ephemeral_1h_input_tokens")
     others = (
         (details, "cache_creation_tokens", written),
         (raw, "cache_creation_input_tokens", written),
@@ -275,7 +404,11 @@ def _written(raw: Mapping[str, Any], details: Mapping[str, Any], written: Count,
             doubts.append(f"usage contradicts itself: {key} = {count} is not what its details have")
     if not written_5m and not written_1h:
         return written, None, None
-    return _unsplit(written, "cache_creation_tokens", doubts, written_5m, written_1h) or None, written_5m, written_1h
+    return (
+        _unsplit(written, "cache_creation_tokens", doubts, written_5m, written_1h) or None,
+        written_5m,
+        written_1h,
+    )
 
 
 _ANTHROPICS = frozenset({"cache_creation_input_tokens", "cache_read_input_tokens"})
@@ -297,8 +430,13 @@ def _chat(raw: Mapping[str, Any], doubts: Doubts) -> tuple[Component, ...]:
     """
     (main,) = _openai(raw, "prompt_tokens", "completion_tokens", doubts)
     details = _part(raw, "prompt_tokens_details")
-    if "web_search_requests" in details and (searches := _count_or_zero(details, "web_search_requests")):
-        doubts.append(f"usage has prompt_tokens_details.web_search_requests = {searches}, whose price is not known")
+    if "web_search_requests" in details and (
+        searches := _count_or_zero(details, "web_search_requests")
+    ):
+        doubts.append(
+            f"usage has prompt_tokens_details.web_search_requests = {searches}, whose price is "
+            "not known"
+        )
     tools = _anthropic_tools(raw) if "server_tool_use" in raw else None
     if not tools or not any(tools.values()):
         return (main,)
@@ -323,19 +461,32 @@ def _responses(raw: Mapping[str, Any], doubts: Doubts) -> tuple[Component, ...]:
     images = _part(tool_usage, "image_gen")
     if not images:
         return (main,)
-    return (main, Component(model=_text(images, "model") or "image_generation", usage=_image_tokens(images, doubts)))
+    return (
+        main,
+        Component(
+            model=_text(images, "model") or "image_generation", usage=_image_tokens(images, doubts)
+        ),
+    )
 
 
 def _image_tokens(raw: Mapping[str, Any], doubts: Doubts) -> Usage:
-    details_in, details_out = _part(raw, "input_tokens_details"), _part(raw, "output_tokens_details")
+    details_in = _part(raw, "input_tokens_details")
+    details_out = _part(raw, "output_tokens_details")
     total_in, total_out = _count(raw, "input_tokens"), _count(raw, "output_tokens")
     cached = _part(raw, "cached_tokens_details")
-    cached_text, cached_image = _count(cached, "cached_text_tokens"), _count(cached, "cached_image_tokens")
+    cached_text = _count(cached, "cached_text_tokens")
+    cached_image = _count(cached, "cached_image_tokens")
     if not cached:
         cached_text = _count(raw, "cached_tokens")
-    image_in, cached_image = _split(_count(details_in, "image_tokens"), "image_tokens", doubts, cached_image)
-    text_in, image_in, cached_text, cached_image = _split(total_in, "input_tokens", doubts, image_in, cached_text, cached_image)
-    image_out, text_out = _split(total_out, "output_tokens", doubts, _count(details_out, "text_tokens"))
+    image_in, cached_image = _split(
+        _count(details_in, "image_tokens"), "image_tokens", doubts, cached_image
+    )
+    text_in, image_in, cached_text, cached_image = _split(
+        total_in, "input_tokens", doubts, image_in, cached_text, cached_image
+    )
+    image_out, text_out = _split(
+        total_out, "output_tokens", doubts, _count(details_out, "text_tokens")
+    )
     return Usage(
         input=text_in,
         cache_read=cached_text,
@@ -362,7 +513,11 @@ def _images(raw: Mapping[str, Any], doubts: Doubts) -> tuple[Component, ...]:
         parts.append(Component(usage=_image_tokens(raw, doubts)))
     svg = _part(raw, "svg_usage")
     if svg:
-        usage = Usage(input=_count(svg, "input_tokens"), output=_count(svg, "output_tokens"), reasoning=_count(svg, "reasoning_tokens"))
+        usage = Usage(
+            input=_count(svg, "input_tokens"),
+            output=_count(svg, "output_tokens"),
+            reasoning=_count(svg, "reasoning_tokens"),
+        )
         parts.append(Component(model=_text(svg, "model"), usage=usage))
     return tuple(parts)
 
@@ -378,12 +533,18 @@ def _transcription(raw: Mapping[str, Any], doubts: Doubts) -> tuple[Component, .
     """
     seconds = raw.get("seconds")
     if seconds is not None:
-        if isinstance(seconds, bool) or not isinstance(seconds, int | float | Decimal) or not 0 <= seconds < _MAX_COUNT:
+        if (
+            isinstance(seconds, bool)
+            or not isinstance(seconds, int | float | Decimal)
+            or not 0 <= seconds < _MAX_COUNT
+        ):
             raise UsageError(f"seconds is {seconds!r}, not a duration")
         return (Component(usage=Usage(seconds=math.ceil(seconds))),)
     audio = _count(_part(raw, "input_token_details"), "audio_tokens")
     text, audio = _split(_count(raw, "input_tokens"), "input_tokens", doubts, audio)
-    return (Component(usage=Usage(input=text, audio_in=audio, output=_count(raw, "output_tokens"))),)
+    return (
+        Component(usage=Usage(input=text, audio_in=audio, output=_count(raw, "output_tokens"))),
+    )
 
 
 def _speech(raw: Mapping[str, Any], _doubts: Doubts) -> tuple[Component, ...]:
@@ -396,7 +557,13 @@ def _speech(raw: Mapping[str, Any], _doubts: Doubts) -> tuple[Component, ...]:
     Source: OpenAI API reference, "Create speech".
     """
     if "output_tokens" in raw:
-        return (Component(usage=Usage(input=_count(raw, "input_tokens"), audio_out=_count(raw, "output_tokens"))),)
+        return (
+            Component(
+                usage=Usage(
+                    input=_count(raw, "input_tokens"), audio_out=_count(raw, "output_tokens")
+                )
+            ),
+        )
     return (Component(usage=Usage(characters=_count(raw, "characters"))),)
 
 
@@ -418,7 +585,9 @@ def _realtime(raw: Mapping[str, Any], doubts: Doubts) -> tuple[Component, ...]:
     """
     if "seconds" in raw:
         return _transcription(raw, doubts)
-    return _openai(raw, "input_tokens", "output_tokens", doubts, details="token_details", images=True)
+    return _openai(
+        raw, "input_tokens", "output_tokens", doubts, details="token_details", images=True
+    )
 
 
 def _generate_content(raw: Mapping[str, Any], doubts: Doubts) -> tuple[Component, ...]:
@@ -430,18 +599,29 @@ def _generate_content(raw: Mapping[str, Any], doubts: Doubts) -> tuple[Component
     """
     cached = _count(raw, "cachedContentTokenCount")
     thoughts = _count(raw, "thoughtsTokenCount")
-    audio_in, audio_out = _modality(raw, "promptTokensDetails", "AUDIO"), _modality(raw, "candidatesTokensDetails", "AUDIO")
+    audio_in = _modality(raw, "promptTokensDetails", "AUDIO")
+    audio_out = _modality(raw, "candidatesTokensDetails", "AUDIO")
     image_out = _modality(raw, "candidatesTokensDetails", "IMAGE")
     if video_out := _modality(raw, "candidatesTokensDetails", "VIDEO"):
-        doubts.append(f"usage has {video_out} tokens of video in its output, which cost more than text")
-    prompt, candidates, tools = (_count(raw, f"{name}TokenCount") for name in ("prompt", "candidates", "toolUsePrompt"))
+        doubts.append(
+            f"usage has {video_out} tokens of video in its output, which cost more than text"
+        )
+    prompt, candidates, tools = (
+        _count(raw, f"{name}TokenCount") for name in ("prompt", "candidates", "toolUsePrompt")
+    )
     cached_audio = _modality(raw, "cacheTokensDetails", "AUDIO")
     if cached_audio is None and "cacheTokensDetails" not in raw:
-        cached_audio, _ = _kinds(cached, None if prompt is None else prompt - (audio_in or 0), audio_in, None, doubts)
+        cached_audio, _ = _kinds(
+            cached, None if prompt is None else prompt - (audio_in or 0), audio_in, None, doubts
+        )
     cached, cached_audio = _split(cached, "cachedContentTokenCount", doubts, cached_audio)
     audio_in, cached_audio = _split(audio_in, "AUDIO", doubts, cached_audio)
-    prompt, cached, cached_audio, audio_in = _split(prompt, "promptTokenCount", doubts, cached, cached_audio, audio_in)
-    candidates, audio_out, image_out = _split(candidates, "candidatesTokenCount", doubts, audio_out, image_out)
+    prompt, cached, cached_audio, audio_in = _split(
+        prompt, "promptTokenCount", doubts, cached, cached_audio, audio_in
+    )
+    candidates, audio_out, image_out = _split(
+        candidates, "candidatesTokenCount", doubts, audio_out, image_out
+    )
     usage = Usage(
         input=sum_counts(prompt, tools),
         cache_read=cached,
@@ -452,12 +632,17 @@ def _generate_content(raw: Mapping[str, Any], doubts: Doubts) -> tuple[Component
         audio_out=audio_out,
         image_out=image_out,
     )
-    beyond = _count_or_zero(raw, "totalTokenCount") - sum(filter(None, (usage.input_tokens, usage.output_tokens)))
+    beyond = _count_or_zero(raw, "totalTokenCount") - sum(
+        filter(None, (usage.input_tokens, usage.output_tokens))
+    )
     if beyond > 0 and usage.input_tokens is not None:  # thoughts that only the total contains
         if thoughts is None:
             usage = msgspec.structs.replace(usage, output=sum_counts(usage.output, beyond))
         else:
-            doubts.append(f"usage contradicts itself: totalTokenCount = {raw['totalTokenCount']} is {beyond} more than input and output")
+            doubts.append(
+                f"usage contradicts itself: totalTokenCount = {raw['totalTokenCount']} is "
+                f"{beyond} more than input and output"
+            )
     return (Component(usage=usage),)
 
 
@@ -469,9 +654,20 @@ def _converse(raw: Mapping[str, Any], doubts: Doubts) -> tuple[Component, ...]:
     that are read from the cache or written to it.
     """
     details = raw.get("cacheDetails")
-    split = {str(part.get("ttl")): part for part in (details if isinstance(details, list) else ()) if isinstance(part, Mapping)}
-    written_5m, written_1h = _count(_part(split, "5m"), "inputTokens"), _count(_part(split, "1h"), "inputTokens")
-    unsplit = _unsplit(_count(raw, "cacheWriteInputTokens"), "cacheWriteInputTokens", doubts, written_5m, written_1h)
+    split = {
+        str(part.get("ttl")): part
+        for part in (details if isinstance(details, list) else ())
+        if isinstance(part, Mapping)
+    }
+    written_5m = _count(_part(split, "5m"), "inputTokens")
+    written_1h = _count(_part(split, "1h"), "inputTokens")
+    unsplit = _unsplit(
+        _count(raw, "cacheWriteInputTokens"),
+        "cacheWriteInputTokens",
+        doubts,
+        written_5m,
+        written_1h,
+    )
     usage = Usage(
         input=_count(raw, "inputTokens"),
         cache_read=_count(raw, "cacheReadInputTokens"),
@@ -502,7 +698,9 @@ def _runs(raw: Mapping[str, Any], doubts: Doubts) -> tuple[Component, ...]:
     Source: OpenAI API reference, "Runs", ``usage``.
     """
     details = {
-        f"{name}_tokens_details": raw[f"{name}_token_details"] for name in ("prompt", "completion") if f"{name}_token_details" in raw
+        f"{name}_tokens_details": raw[f"{name}_token_details"]
+        for name in ("prompt", "completion")
+        if f"{name}_token_details" in raw
     }
     return _chat({**raw, **details}, doubts)
 
@@ -514,7 +712,14 @@ def _embeddings(raw: Mapping[str, Any], _doubts: Doubts) -> tuple[Component, ...
     Source: OpenAI API reference, "Create embeddings", ``usage``. Voyage AI, "Text embeddings API":
     ``total_tokens`` only.
     """
-    total = next((count for key in ("prompt_tokens", "input_tokens", "total_tokens") if (count := _count(raw, key))), None)
+    total = next(
+        (
+            count
+            for key in ("prompt_tokens", "input_tokens", "total_tokens")
+            if (count := _count(raw, key))
+        ),
+        None,
+    )
     return (Component(usage=Usage(input=_count(raw, "prompt_tokens") if total is None else total)),)
 
 
@@ -529,13 +734,24 @@ def _messages(raw: Mapping[str, Any], doubts: Doubts) -> tuple[Component, ...]:
     cache creation.
     """
     iterations = raw.get("iterations")
-    parts = [part for part in iterations if isinstance(part, Mapping)] if isinstance(iterations, list) else []
+    parts = (
+        [part for part in iterations if isinstance(part, Mapping)]
+        if isinstance(iterations, list)
+        else []
+    )
     if parts:
-        components = tuple(Component(model=_text(part, "model"), usage=_anthropic(part, doubts)) for part in parts)
+        components = tuple(
+            Component(model=_text(part, "model"), usage=_anthropic(part, doubts)) for part in parts
+        )
         tools = _anthropic_tools(raw)
         if tools:
             first = components[0]
-            components = (msgspec.structs.replace(first, usage=msgspec.structs.replace(first.usage, tools=tools)), *components[1:])
+            components = (
+                msgspec.structs.replace(
+                    first, usage=msgspec.structs.replace(first.usage, tools=tools)
+                ),
+                *components[1:],
+            )
         return components
     return (Component(usage=_anthropic(raw, doubts)),)
 
@@ -548,13 +764,17 @@ def _unsplit(total: Count, name: str, doubts: Doubts, *parts: Count) -> Count:
     known = sum_counts(*parts)
     if total is None or known is None or known <= total:
         return None if total is None else total - (known or 0)
-    doubts.append(f"usage contradicts itself: the parts of {name} add up to more than its {total}, so they are counted instead of it")
+    doubts.append(
+        f"usage contradicts itself: the parts of {name} add up to more than its {total}, so they "
+        "are counted instead of it"
+    )
     return None
 
 
 def _anthropic(raw: Mapping[str, Any], doubts: Doubts) -> Usage:
     created, split = _count(raw, "cache_creation_input_tokens"), _part(raw, "cache_creation")
-    written_5m, written_1h = _count(split, "ephemeral_5m_input_tokens"), _count(split, "ephemeral_1h_input_tokens")
+    written_5m = _count(split, "ephemeral_5m_input_tokens")
+    written_1h = _count(split, "ephemeral_1h_input_tokens")
     unsplit = _unsplit(created, "cache_creation_input_tokens", doubts, written_5m, written_1h)
     output = _count(raw, "output_tokens")
     thinking = _count(_part(raw, "output_tokens_details"), "thinking_tokens")
@@ -579,7 +799,11 @@ def _anthropic_tools(raw: Mapping[str, Any]) -> Mapping[str, int] | None:
 
 def _usage(raw: Mapping[str, Any], doubts: Doubts) -> tuple[Component, ...]:
     """Read a ``Usage`` that was passed to ``record()``."""
-    tools = {tool: count for tool in _part(raw, "tools") if (count := _count(raw["tools"], tool)) is not None}
+    tools = {
+        tool: count
+        for tool in _part(raw, "tools")
+        if (count := _count(raw["tools"], tool)) is not None
+    }
     usage = Usage(tools=tools or None, **{name: _count(raw, name) for name in COUNT_NAMES})
     _doubt_reasoning(usage.reasoning, usage.output, "output", doubts)
     return (Component(usage=usage),)

@@ -21,7 +21,19 @@ OUTCOMES = ("ok", "error", "aborted", "cancelled", "truncated")
 ATTRIBUTIONS = ("tag", "dependency", "getter", "settled", "request", "none", "error")
 REATTRIBUTABLE = ("none", "error", "request")
 """The attributions that a late attribution may still replace."""
-FIXED_AT_SUBMISSION = (*("occurred_at", "call_id", "tags", "attribution", "job", "requested_model", "duration", "streamed", "batch"),)
+FIXED_AT_SUBMISSION = (
+    *(
+        "occurred_at",
+        "call_id",
+        "tags",
+        "attribution",
+        "job",
+        "requested_model",
+        "duration",
+        "streamed",
+        "batch",
+    ),
+)
 """The fields of a job's call that its result does not change."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -57,7 +69,7 @@ def new_call_id() -> str:
     milliseconds.
     """
     number = next(_ids.number)
-    return f"{time.time_ns() // 1_000_000:012x}7{number >> 24 & 0xFFF:03x}{_ids.node}{number & 0xFFFFFF:06x}"
+    return f"{time.time_ns() // 1_000_000:012x}7{number >> 24 & 0xFFF:03x}{_ids.node}{number & 0xFFFFFF:06x}"  # noqa: E501
 
 
 def is_new_call_id(call_id: str) -> bool:

@@ -28,7 +28,11 @@ def plain(usd: Decimal) -> Decimal:
     usd = usd.normalize(CONTEXT)
     if not usd:
         return Decimal(0)
-    return usd.quantize(Decimal(1), context=CONTEXT) if usd == usd.to_integral_value(context=CONTEXT) else usd
+    return (
+        usd.quantize(Decimal(1), context=CONTEXT)
+        if usd == usd.to_integral_value(context=CONTEXT)
+        else usd
+    )
 
 
 def usd_text(usd: Decimal) -> str:

@@ -158,7 +158,9 @@ def _email(text: str) -> Found | None:
         if not local or local in _NOBODY:
             continue
         begin, end = sign.start() - len(local), domain.end()
-        alone = _ALONE.match(text[:begin]) is not None and _NOTHING_MORE.match(text, end) is not None
+        alone = (
+            _ALONE.match(text[:begin]) is not None and _NOTHING_MORE.match(text, end) is not None
+        )
         return Found("email", f"{_folded(local)}@{_folded(domain.group())}", alone, end)
     return None
 
@@ -213,11 +215,18 @@ def _is_base58check(address: str) -> bool:
 def _is_bech32(address: str) -> bool:
     """Check Bech32 and Bech32m (BIP 173, BIP 350)."""
     prefix, _, data = address.rpartition("1")
-    values = [*(ord(c) >> 5 for c in prefix), 0, *(ord(c) & 31 for c in prefix), *(_BECH32.find(c) for c in data)]
+    values = [
+        *(ord(c) >> 5 for c in prefix),
+        0,
+        *(ord(c) & 31 for c in prefix),
+        *(_BECH32.find(c) for c in data),
+    ]
     checksum = 1
     for value in values:
         top, checksum = checksum >> 25, (checksum & 0x1FFFFFF) << 5 ^ value
-        for bit, generator in enumerate((0x3B6A57B2, 0x26508E6D, 0x1EA119FA, 0x3D4233DD, 0x2A1462B3)):
+        for bit, generator in enumerate(
+            (0x3B6A57B2, 0x26508E6D, 0x1EA119FA, 0x3D4233DD, 0x2A1462B3)
+        ):
             if top >> bit & 1:
                 checksum ^= generator
     return -1 not in values and checksum in (1, 0x2BC830A3)
@@ -241,9 +250,15 @@ _ISSUERS: tuple[tuple[Callable[[str], bool], frozenset[int]], ...] = (
     (lambda number: "51" <= number[:2] <= "55" or "2221" <= number[:4] <= "2720", frozenset({16})),
     (lambda number: number[:2] in ("34", "37"), frozenset({15})),  # American Express
     # Discover
-    (lambda number: number[:4] == "6011" or number[:2] == "65" or "644" <= number[:3] <= "649", frozenset({16})),
+    (
+        lambda number: number[:4] == "6011" or number[:2] == "65" or "644" <= number[:3] <= "649",
+        frozenset({16}),
+    ),
     # Diners Club
-    (lambda number: "300" <= number[:3] <= "305" or number[:2] in ("36", "38", "39"), frozenset({14})),
+    (
+        lambda number: "300" <= number[:3] <= "305" or number[:2] in ("36", "38", "39"),
+        frozenset({14}),
+    ),
     (lambda number: "3528" <= number[:4] <= "3589", frozenset({16})),  # JCB
     # UnionPay; 18 digits are an id of Discord or X
     (lambda number: number[:2] == "62", frozenset({16, 19})),
@@ -257,7 +272,9 @@ random 16-digit ids match.
 def _card(text: str) -> Found | None:
     for match in _CARD.finditer(text):
         number = re.sub(r"[ -]", "", match.group())
-        if any(len(number) in lengths and issued(number) for issued, lengths in _ISSUERS) and _luhn(number):
+        if any(len(number) in lengths and issued(number) for issued, lengths in _ISSUERS) and _luhn(
+            number
+        ):
             return Found("card", number, match.group() == text, match.end())
     return None
 

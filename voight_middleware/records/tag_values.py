@@ -25,9 +25,13 @@ users stay distinct.
 MAX_EXTRA = 64
 """The maximum number of extra keys of a call. The first ones are kept."""
 
-_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_UNSAFE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]{0,63}")
-_COMPOSITE = re.compile(r"user_(?P<device>\w+?)_account_(?P<account>[\w-]*?)_session_(?P<session>[\w-]+)")
+_COMPOSITE = re.compile(
+    r"user_(?P<device>\w+?)_account_(?P<account>[\w-]*?)_session_(?P<session>[\w-]+)"
+)
 
 
 def clean_value(value: object) -> str | None:
@@ -42,7 +46,9 @@ def clean_value(value: object) -> str | None:
         if isinstance(value, Enum):
             value = value.value
         if isinstance(value, bool) or not isinstance(value, str | int | uuid.UUID):
-            raise TypeError(f"a tag value is text, a whole number or a UUID, not {type(value).__name__}")
+            raise TypeError(
+                f"a tag value is text, a whole number or a UUID, not {type(value).__name__}"
+            )
         try:
             value = str(value)
         except Exception as error:  # a whole number of more than 4300 digits, or a faulty subclass
@@ -83,7 +89,11 @@ def user_and_session(named: str) -> tuple[str | None, str | None]:
     """
     parts: Mapping[str, object] = {}
     if (match := _COMPOSITE.fullmatch(named)) is not None:
-        parts = {"account_uuid": match["account"], "device_id": match["device"], "session_id": match["session"]}
+        parts = {
+            "account_uuid": match["account"],
+            "device_id": match["device"],
+            "session_id": match["session"],
+        }
     elif named.startswith("{") and len(named) <= 4 * MAX_LENGTH:
         try:
             parts = msgspec.json.decode(named, type=dict[str, object])
@@ -101,7 +111,10 @@ def keep_extra(values: Mapping[Any, object]) -> dict[str, str]:
     extra: dict[str, str] = {}
     for key, value in values.items():
         if not isinstance(key, str) or not _KEY.fullmatch(key):
-            warn_once(f"tag key {str(key)[:80]!r} is dropped: a key has at most 64 letters, digits, '_', '.' or '-'")
+            warn_once(
+                f"tag key {str(key)[:80]!r} is dropped: a key has at most 64 letters, digits, "
+                "'_', '.' or '-'"
+            )
         elif (text := keep_value(key, value)) is not None:
             extra[key] = text
     return first_extra(extra)

@@ -36,7 +36,9 @@ class Tags(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
             route=self.route if inner.route is None else inner.route,
             release=self.release if inner.release is None else inner.release,
             session_id=self.session_id if inner.session_id is None else inner.session_id,
-            extra=first_extra({**inner.extra, **self.extra, **inner.extra}) if inner.extra else self.extra,
+            extra=first_extra({**inner.extra, **self.extra, **inner.extra})
+            if inner.extra
+            else self.extra,
         )
 
 

@@ -59,7 +59,13 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     @property
     def input_tokens(self) -> Count:
         """All input tokens, including cached ones. None if none were reported."""
-        return sum_counts(self.input, self.cache_read_tokens, self.cache_write_tokens, self.audio_in, self.image_in)
+        return sum_counts(
+            self.input,
+            self.cache_read_tokens,
+            self.cache_write_tokens,
+            self.audio_in,
+            self.image_in,
+        )
 
     @property
     def cache_read_tokens(self) -> Count:

@@ -1,7 +1,8 @@
 """
 Reports: one module per question.
 
-They read a ledger (``voight_middleware.ledger.open_ledger``) and nothing else. Each returns a frozen dataclass of rows and totals.
+They read a ledger (``voight_middleware.ledger.open_ledger``) and nothing else. Each returns a
+frozen dataclass of rows and totals.
 """
 
 from __future__ import annotations

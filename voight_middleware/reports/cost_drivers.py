@@ -34,7 +34,9 @@ class ModelUse:
 
     def at(self, rates: Sequence[Fraction]) -> Fraction:
         """Return the cost of the tokens at some rates."""
-        return sum((count * rate for count, rate in zip(self.tokens, rates, strict=True)), Fraction(0))
+        return sum(
+            (count * rate for count, rate in zip(self.tokens, rates, strict=True)), Fraction(0)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,12 @@ def causes(before: Period, after: Period) -> Causes:
     """
     if not before.calls and not after.calls:
         return Causes(0, 0, 0, 0, 0)
-    parts = _shapley(_cost(before if before.calls else _without_users(after), after if after.calls else _without_users(before)))
+    parts = _shapley(
+        _cost(
+            before if before.calls else _without_users(after),
+            after if after.calls else _without_users(before),
+        )
+    )
     difference = round(after.cost_per_day) - round(before.cost_per_day)
     return Causes(**dict(zip(FACTORS, _rounded(parts, difference), strict=True)))
 
@@ -99,13 +106,18 @@ def _cost(before: Period, after: Period) -> Callable[[frozenset[int]], Fraction]
     users = [Fraction(side.users) for side in sides]
     per_user = [side.calls / (_users(side, sides) * side.days) for side in sides]
     models = [
-        (_shares(name, before, after), _cost_of_a_call(before.models.get(name), after.models.get(name)))
+        (
+            _shares(name, before, after),
+            _cost_of_a_call(before.models.get(name), after.models.get(name)),
+        )
         for name in {**before.models, **after.models}
     ]
 
     def cost(changed: frozenset[int]) -> Fraction:
         now = [int(factor in changed) for factor in range(len(FACTORS))]
-        per_call = sum((shares[now[3]] * costs[now[2]][now[4]] for shares, costs in models), Fraction(0))
+        per_call = sum(
+            (shares[now[3]] * costs[now[2]][now[4]] for shares, costs in models), Fraction(0)
+        )
         return users[now[0]] * per_user[now[1]] * per_call
 
     return cost
@@ -117,7 +129,10 @@ def _users(side: Period, sides: Sequence[Period]) -> int:
 
 
 def _shares(name: str | None, before: Period, after: Period) -> tuple[Fraction, Fraction]:
-    first, second = (Fraction(side.models[name].calls, side.calls) if name in side.models else Fraction(0) for side in (before, after))
+    first, second = (
+        Fraction(side.models[name].calls, side.calls) if name in side.models else Fraction(0)
+        for side in (before, after)
+    )
     return first, second
 
 
@@ -129,28 +144,42 @@ def _cost_of_a_call(before: ModelUse | None, after: ModelUse | None) -> list[lis
     uses = first, second
     rates = [use.rates or first.rates or second.rates for use in uses]
     per_call = [Fraction(use.cost_femto, use.calls) for use in uses]
-    scale = [Fraction(0) if rate is None else use.at(rate) for use, rate in zip(uses, rates, strict=True)]
+    scale = [
+        Fraction(0) if rate is None else use.at(rate) for use, rate in zip(uses, rates, strict=True)
+    ]
     if all(scale) and (first.reported or second.reported):
         return [
-            [use.at(rate or ()) / use.calls * other.cost_femto / total for other, rate, total in zip(uses, rates, scale, strict=True)]
+            [
+                use.at(rate or ()) / use.calls * other.cost_femto / total
+                for other, rate, total in zip(uses, rates, scale, strict=True)
+            ]
             for use in uses
         ]
     if rates[0] is not None and rates[0] == rates[1]:
         return [[cost, cost] for cost in per_call]
     if all(scale):
-        return [[cost * use.at(rate or ()) / usual for rate in rates] for use, cost, usual in zip(uses, per_call, scale, strict=True)]
+        return [
+            [cost * use.at(rate or ()) / usual for rate in rates]
+            for use, cost, usual in zip(uses, per_call, scale, strict=True)
+        ]
     return [[Fraction(use.cost_femto, use.calls) for use in uses] for _ in uses]
 
 
 def _shapley(value: Callable[[frozenset[int]], Fraction]) -> list[Fraction]:
     count = len(FACTORS)
     everything = range(count)
-    sets = [frozenset(factors) for size in range(count + 1) for factors in combinations(everything, size)]
+    sets = [
+        frozenset(factors)
+        for size in range(count + 1)
+        for factors in combinations(everything, size)
+    ]
     values = {factors: value(factors) for factors in sets}
     return [
         sum(
             (
-                Fraction(factorial(len(factors)) * factorial(count - len(factors) - 1), factorial(count))
+                Fraction(
+                    factorial(len(factors)) * factorial(count - len(factors) - 1), factorial(count)
+                )
                 * (values[factors | {factor}] - cost)
                 for factors, cost in values.items()
                 if factor not in factors

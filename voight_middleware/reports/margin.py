@@ -105,7 +105,8 @@ def margin(
 
     Raises:
         AmbiguousCustomers: Two customers have the same name in the ledger.
-        UnknownDimension: *on*, or a name in *where*, is neither a dimension nor an extra key of any call.
+        UnknownDimension: *on*, or a name in *where*, is neither a dimension nor an extra key of any
+            call.
         LedgerError: The ledger cannot be read.
     """
     groups = ledger.spend((on,), where, window, original_prices=original_prices, zone=zone)
@@ -116,10 +117,18 @@ def margin(
         names = list(dict.fromkeys(known_as(id_)))
         for name in names:
             if name in taken:
-                raise AmbiguousCustomers(f"the customers {taken[name]!r} and {id_!r} are both {name!r} in the ledger")
+                raise AmbiguousCustomers(
+                    f"the customers {taken[name]!r} and {id_!r} are both {name!r} in the ledger"
+                )
             taken[name] = id_
-        rows.append(MarginRow(id_, paid, add_up([by_name[name] for name in names if name in by_name])))
-    rows += [MarginRow(name, None, group) for name, group in by_name.items() if name is not None and name not in taken]
+        rows.append(
+            MarginRow(id_, paid, add_up([by_name[name] for name in names if name in by_name]))
+        )
+    rows += [
+        MarginRow(name, None, group)
+        for name, group in by_name.items()
+        if name is not None and name not in taken
+    ]
     rows.sort(key=lambda row: (row.margin_femto is None, row.margin_femto or 0, row.id))
     total, unowned = add_up(groups), by_name.get(None, Spend())
     return MarginReport(

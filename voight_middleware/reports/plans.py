@@ -61,8 +61,14 @@ class PlanRow:
         return median(self.costs)
 
     def concentration(self, percent: int) -> Decimal | None:
-        """Return the share of the first *percent* of users, rounded up, in the cost of all users."""
-        return ratio(sum(self.costs[: first_users(len(self.costs), percent)]), sum(self.costs)) if self.costs else None
+        """
+        Return the share of the first *percent* of users, rounded up, in the cost of all users.
+        """
+        return (
+            ratio(sum(self.costs[: first_users(len(self.costs), percent)]), sum(self.costs))
+            if self.costs
+            else None
+        )
 
     @property
     def revenue_femto(self) -> int | None:
@@ -84,7 +90,11 @@ class PlanRow:
     @property
     def users_at_a_loss(self) -> int | None:
         """The number of users who cost more than they pay."""
-        return None if self.price_femto is None else sum(cost > self.price_femto for cost in self.costs)
+        return (
+            None
+            if self.price_femto is None
+            else sum(cost > self.price_femto for cost in self.costs)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +157,12 @@ def plans(
     """
     months = months_in(window, now, zone or UTC) if prices else None
     if prices and months is None:
-        raise ValueError("a price is for a month: give the time with --since, such as --since month")
-    groups = ledger.spend(("plan", "user_id"), where, window, original_prices=original_prices, zone=zone)
+        raise ValueError(
+            "a price is for a month: give the time with --since, such as --since month"
+        )
+    groups = ledger.spend(
+        ("plan", "user_id"), where, window, original_prices=original_prices, zone=zone
+    )
     total = add_up(groups)
     by_plan: dict[str | None, list[Spend]] = {}
     for group in groups:
@@ -158,22 +172,37 @@ def plans(
         price = (prices or {}).get(plan)
         paid = None if price is None or months is None else round(Fraction(price) * months * 10**15)
         rows.append(_row(plan, users, total, threshold_femto, paid))
-    rows.sort(key=lambda row: (row.spend.cost_femto is None, -(row.spend.cost_femto or 0), -row.spend.calls, row.plan or ""))
+    rows.sort(
+        key=lambda row: (
+            row.spend.cost_femto is None,
+            -(row.spend.cost_femto or 0),
+            -row.spend.calls,
+            row.plan or "",
+        )
+    )
     return PlansReport(
         window=window,
         rows=tuple(rows),
         total=total,
-        owners=unattributed_beside(ledger, total, groups, where, window, original_prices=original_prices, zone=zone),
+        owners=unattributed_beside(
+            ledger, total, groups, where, window, original_prices=original_prices, zone=zone
+        ),
         months=months,
-        unused_prices=tuple("-" if plan is None else plan for plan in prices or () if plan not in by_plan),
+        unused_prices=tuple(
+            "-" if plan is None else plan for plan in prices or () if plan not in by_plan
+        ),
         original_prices=original_prices,
     )
 
 
-def _row(plan: str | None, groups: Sequence[Spend], total: Spend, threshold: int | None, paid: int | None) -> PlanRow:
+def _row(
+    plan: str | None, groups: Sequence[Spend], total: Spend, threshold: int | None, paid: int | None
+) -> PlanRow:
     owned = [group for group in groups if group.dimensions["user_id"] is not None]
     spend = add_up(groups)
-    costs = sorted((group.cost_femto for group in owned if group.cost_femto is not None), reverse=True)
+    costs = sorted(
+        (group.cost_femto for group in owned if group.cost_femto is not None), reverse=True
+    )
     if threshold is None:
         middle = median(costs)
         threshold = paid or (None if middle is None else TIMES_THE_MEDIAN * middle)
@@ -206,4 +235,6 @@ def median(costs: Sequence[int]) -> int | None:
     if not costs:
         return None
     middle = len(costs) // 2
-    return costs[middle] if len(costs) % 2 else round(Fraction(costs[middle - 1] + costs[middle], 2))
+    return (
+        costs[middle] if len(costs) % 2 else round(Fraction(costs[middle - 1] + costs[middle], 2))
+    )

@@ -90,7 +90,10 @@ class ReleaseRow:
     @property
     def per_call(self) -> tuple[int | None, int | None]:
         """The cost of a priced call, before and after."""
-        first, second = (per(spend.cost_femto, spend.calls - spend.unpriced_calls) for spend in (self.before, self.after))
+        first, second = (
+            per(spend.cost_femto, spend.calls - spend.unpriced_calls)
+            for spend in (self.before, self.after)
+        )
         return first, second
 
     @property
@@ -154,50 +157,86 @@ def release(
         LedgerError: The ledger cannot be read.
     """
     where = dict(where or {})
-    if taken := {"release", "hour", "day", "week", "month"} & {key.removesuffix("!") for key in where}:
-        raise ValueError(f"a release has its own time: do not filter by {min(taken)}, and give the time as a window")
+    if taken := {"release", "hour", "day", "week", "month"} & {
+        key.removesuffix("!") for key in where
+    }:
+        raise ValueError(
+            f"a release has its own time: do not filter by {min(taken)}, and give the time as a "
+            "window"
+        )
     queries = _Queries(ledger, where, original_prices, zone)
     first = _first_calls(ledger, where, window)
     if name not in first:
-        raise NoSuchRelease(f"there are no calls of the release {name!r}; there are {_listed(first)}")
+        raise NoSuchRelease(
+            f"there are no calls of the release {name!r}; there are {_listed(first)}"
+        )
     if against is None:
         earlier = [other for other in first if first[other] < first[name]]
         if not earlier:
-            raise NoSuchRelease(f"{name!r} is the first release here; give a release to compare it with by --against")
+            raise NoSuchRelease(
+                f"{name!r} is the first release here; give a release to compare it with by "
+                "--against"
+            )
         against = max(earlier, key=first.__getitem__)
     if against not in first or against == name:
         others = {other: at for other, at in first.items() if other != name}
-        raise NoSuchRelease(f"{name!r} cannot be compared with {against!r}; there are {_listed(others)}")
+        raise NoSuchRelease(
+            f"{name!r} cannot be compared with {against!r}; there are {_listed(others)}"
+        )
 
     before, users_before = queries.side(against, first, window)
     after, users_after = queries.side(name, first, window)
     queries.sides[:] = before, after
     costs = {
-        user: (_per_day(users_before.get(user), before), _per_day(users_after.get(user), after)) for user in {**users_before, **users_after}
+        user: (_per_day(users_before.get(user), before), _per_day(users_after.get(user), after))
+        for user in {**users_before, **users_after}
     }
     heaviest = sorted(costs, key=lambda user: (-sum(costs[user]), user or ""))[:TESTED]
     grain = _grain(before.window, after.window, zone or UTC)
-    tests = {} if grain is None else {user: queries.tests(before, after, _Only(user), grain) for user in heaviest}
+    tests = (
+        {}
+        if grain is None
+        else {user: queries.tests(before, after, _Only(user), grain) for user in heaviest}
+    )
     findings = _findings(tests)
 
     def row(user: str | None) -> ReleaseRow:
         past, now = users_before.get(user, Spend()), users_after.get(user, Spend())
         split = causes(*(queries.period(side, _Only(user), 1) for side in (before, after)))
-        return ReleaseRow(user, past, now, *costs[user], split, *findings.get(user, (Finding(), Finding())))
+        return ReleaseRow(
+            user, past, now, *costs[user], split, *findings.get(user, (Finding(), Finding()))
+        )
 
     movers = sorted(costs, key=lambda user: (-abs(costs[user][1] - costs[user][0]), user or ""))
     shown = movers if limit is None else movers[:limit]
-    split = causes(*(queries.period(side, None, _priced_users(users)) for side, users in ((before, users_before), (after, users_after))))
+    split = causes(
+        *(
+            queries.period(side, None, _priced_users(users))
+            for side, users in ((before, users_before), (after, users_after))
+        )
+    )
     per_day = _per_day(before.spend, before), _per_day(after.spend, after)
     in_all = _findings({} if grain is None else {None: queries.tests(before, after, None, grain)})
     return ReleaseReport(
         before=before,
         after=after,
         rows=tuple(map(row, shown)),
-        total=ReleaseRow(None, before.spend, after.spend, *per_day, split, *in_all.get(None, (Finding(), Finding()))),
+        total=ReleaseRow(
+            None,
+            before.spend,
+            after.spend,
+            *per_day,
+            split,
+            *in_all.get(None, (Finding(), Finding())),
+        ),
         more=len(movers) - len(shown),
-        tested=sum(any(finding.p_value is not None for finding in pair) for pair in findings.values()),
-        changed=sum(any(finding.verdict in ("more", "less") for finding in pair) for pair in findings.values()),
+        tested=sum(
+            any(finding.p_value is not None for finding in pair) for pair in findings.values()
+        ),
+        changed=sum(
+            any(finding.verdict in ("more", "less") for finding in pair)
+            for pair in findings.values()
+        ),
         grain=grain,
         owners=Unattributed(after.unowned, after.spend),
     )
@@ -225,7 +264,9 @@ class _Queries:
     reported: set[tuple[str, str | None]] = field(default_factory=set)
     """The releases and models whose provider reports the cost."""
 
-    def groups(self, release: str, window: Window, by: Sequence[str], only: _Only | None = None) -> list[Spend]:
+    def groups(
+        self, release: str, window: Window, by: Sequence[str], only: _Only | None = None
+    ) -> list[Spend]:
         """Add up calls of a release. A star in a release or user id stands for itself."""
         where: dict[str, str | tuple[str | None, ...] | None] = {**self.where, "release": release}
         exact: dict[str, str | None] = {"release": release} if "*" in release else {}
@@ -233,17 +274,31 @@ class _Queries:
             where["user_id"] = only.user_id
             if only.user_id is not None and "*" in only.user_id:
                 exact["user_id"] = only.user_id
-        groups = self.ledger.spend((*by, *exact), where, window, original_prices=self.original_prices, zone=self.zone)
-        return [group for group in groups if all(group.dimensions[name] == value for name, value in exact.items())]
+        groups = self.ledger.spend(
+            (*by, *exact), where, window, original_prices=self.original_prices, zone=self.zone
+        )
+        return [
+            group
+            for group in groups
+            if all(group.dimensions[name] == value for name, value in exact.items())
+        ]
 
-    def side(self, release: str, first: Mapping[str, int], window: Window) -> tuple[Side, dict[str | None, Spend]]:
+    def side(
+        self, release: str, first: Mapping[str, int], window: Window
+    ) -> tuple[Side, dict[str | None, Spend]]:
         """Return a release with its time, and its users."""
         next_one = min((at for at in first.values() if at > first[release]), default=None)
-        end = self._end(release, Window(first[release], window.until if next_one is None else next_one))
+        end = self._end(
+            release, Window(first[release], window.until if next_one is None else next_one)
+        )
         time = Window(first[release], end)
-        users = {group.dimensions["user_id"]: group for group in self.groups(release, time, ("user_id",))}
+        users = {
+            group.dimensions["user_id"]: group for group in self.groups(release, time, ("user_id",))
+        }
         later = add_up(self.groups(release, Window(end, window.until), ())).calls
-        return Side(release, time, add_up([*users.values()]), users.get(None, Spend()), later), users
+        return Side(
+            release, time, add_up([*users.values()]), users.get(None, Spend()), later
+        ), users
 
     def _end(self, release: str, window: Window) -> int:
         """Return the microsecond after the last call of a release."""
@@ -271,9 +326,20 @@ class _Queries:
 
     def _use(self, side: Side, model: str | None, total: Spend) -> ModelUse:
         read, written = total.cache_read_tokens or 0, total.cache_write_tokens or 0
-        tokens = ((total.input_tokens or 0) - read - written, read, written, total.output_tokens or 0)
+        tokens = (
+            (total.input_tokens or 0) - read - written,
+            read,
+            written,
+            total.output_tokens or 0,
+        )
         rates = self._rates(side, model)
-        return ModelUse(total.calls, tokens, total.cost_femto or 0, rates, (side.release, model) in self.reported)
+        return ModelUse(
+            total.calls,
+            tokens,
+            total.cost_femto or 0,
+            rates,
+            (side.release, model) in self.reported,
+        )
 
     def _rates(self, side: Side, model: str | None) -> tuple[Fraction, ...] | None:
         """
@@ -296,15 +362,26 @@ class _Queries:
         key = side.release, model
         if key not in self.rates:
             self.rates[key] = {}
-            where = {**self.where, "release": side.release, "model": model, "cost_status": ("priced", "partial")}
-            for call in self.ledger.calls(where, side.window, SAMPLE, original_prices=self.original_prices, zone=self.zone):
+            where = {
+                **self.where,
+                "release": side.release,
+                "model": model,
+                "cost_status": ("priced", "partial"),
+            }
+            for call in self.ledger.calls(
+                where, side.window, SAMPLE, original_prices=self.original_prices, zone=self.zone
+            ):
                 if call.list_femto is not None:
                     self.reported.add(key)
                 if call.price is not None and (prices := _unit_prices(call.price)) is not None:
-                    self.rates[key].setdefault(f"{call.batch} {call.service_tier}", set()).add(prices)
+                    self.rates[key].setdefault(f"{call.batch} {call.service_tier}", set()).add(
+                        prices
+                    )
         return self.rates[key]
 
-    def tests(self, before: Side, after: Side, only: _Only | None, grain: str) -> tuple[_Test, _Test]:
+    def tests(
+        self, before: Side, after: Side, only: _Only | None, grain: str
+    ) -> tuple[_Test, _Test]:
         """Test the cost per day or hour, and per call: return p-values and directions."""
         sides = [self._series(side, only, grain) for side in (before, after)]
         days = [[cost for cost, _ in side] for side in sides]
@@ -312,10 +389,15 @@ class _Queries:
         return _test(*days), _test(*calls)
 
     def _series(self, side: Side, only: _Only | None, grain: str) -> list[tuple[float, int]]:
-        """Return the cost (USD) and the priced calls of each whole day or hour, also without calls."""
+        """
+        Return the cost (USD) and the priced calls of each whole day or hour, also without calls.
+        """
         costs: dict[str, tuple[float, int]] = {}
         for group in self.groups(side.release, side.window, (grain,), only):
-            costs[str(group.dimensions[grain])] = (group.cost_femto or 0) / 1e15, group.calls - group.unpriced_calls
+            costs[str(group.dimensions[grain])] = (
+                (group.cost_femto or 0) / 1e15,
+                group.calls - group.unpriced_calls,
+            )
         return [costs.get(name, (0.0, 0)) for name in _whole(side.window, grain, self.zone or UTC)]
 
 
@@ -329,7 +411,9 @@ def _test(before: Sequence[float], after: Sequence[float]) -> _Test:
     return welch(before, after), sum(after) / len(after) - sum(before) / len(before)
 
 
-def _findings(tests: Mapping[str | None, tuple[_Test, _Test]]) -> dict[str | None, tuple[Finding, Finding]]:
+def _findings(
+    tests: Mapping[str | None, tuple[_Test, _Test]],
+) -> dict[str | None, tuple[Finding, Finding]]:
     """Return the findings of several users, with a common false discovery rate."""
     p_values = [p for pair in tests.values() for p, _ in pair if p is not None]
     changed = iter(discoveries(p_values))
@@ -362,12 +446,19 @@ def _first_calls(ledger: Ledger, where: Where, window: Window) -> dict[str, int]
 
 
 def _unit_prices(price: str) -> tuple[Fraction, ...] | None:
-    """Return the prices of input, cache read, cache write and output; by default the input price."""
+    """
+    Return the prices of input, cache read, cache write and output; by default the input price.
+    """
     try:
         units = msgspec.json.decode(price.partition("\n")[0])["unit_usd"]
         full = Fraction(units.get("input", 0))
         written = units.get("cache_write_5m", units.get("cache_write", full))
-        return full, Fraction(units.get("cache_read", full)), Fraction(written), Fraction(units.get("output", 0))
+        return (
+            full,
+            Fraction(units.get("cache_read", full)),
+            Fraction(written),
+            Fraction(units.get("output", 0)),
+        )
     except (msgspec.DecodeError, KeyError, TypeError, ValueError, AttributeError):
         return None
 
@@ -385,18 +476,27 @@ def _whole(window: Window, grain: str, zone: tzinfo) -> list[str]:
     names: list[str] = []
     if grain == "day":
         day = since.astimezone(zone).date()
-        while (begin := datetime(day.year, day.month, day.day, tzinfo=zone).astimezone(UTC)) < until:
+        while (
+            begin := datetime(day.year, day.month, day.day, tzinfo=zone).astimezone(UTC)
+        ) < until:
             day += _STEPS["day"]
             end = datetime(day.year, day.month, day.day, tzinfo=zone).astimezone(UTC)
             if since <= begin and end <= until:
                 names.append((day - _STEPS["day"]).isoformat())
         return names
     begin = since.astimezone(zone)
-    begin = (begin - timedelta(minutes=begin.minute, seconds=begin.second, microseconds=begin.microsecond)).astimezone(UTC)
+    begin = (
+        begin
+        - timedelta(minutes=begin.minute, seconds=begin.second, microseconds=begin.microsecond)
+    ).astimezone(UTC)
     while begin < until:
         if since <= begin and begin + _STEPS["hour"] <= until:
             local = begin.astimezone(zone)
-            names.append(local.strftime("%Y-%m-%dT%H:%MZ") if zone is UTC else local.isoformat(timespec="minutes"))
+            names.append(
+                local.strftime("%Y-%m-%dT%H:%MZ")
+                if zone is UTC
+                else local.isoformat(timespec="minutes")
+            )
         begin += _STEPS["hour"]
     return names
 

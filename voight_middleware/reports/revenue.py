@@ -49,11 +49,17 @@ class Revenue:
         """
         if (self.currency == "USD") == (rate is not None) and self.by_id:
             if rate is None:
-                problem = f"revenue is in {self.currency}, and calls cost US dollars: give --rate, the US dollars for one {self.currency}"
+                problem = (
+                    f"revenue is in {self.currency}, and calls cost US dollars: give --rate, the "
+                    f"US dollars for one {self.currency}"
+                )
             else:
                 problem = "revenue is in US dollars, which need no --rate"
             raise RevenueError(self.source, [problem])
-        return {id_: round(Fraction(amount) * Fraction(rate or 1) * 10**15) for id_, amount in self.by_id.items()}
+        return {
+            id_: round(Fraction(amount) * Fraction(rate or 1) * 10**15)
+            for id_, amount in self.by_id.items()
+        }
 
 
 def read_csv(path: Path, column: str = "user_id") -> Revenue:
@@ -72,7 +78,9 @@ def read_csv(path: Path, column: str = "user_id") -> Revenue:
         line = error.object[: error.start].count(b"\n") + 1
         raise RevenueError(str(path), [f"line {line}: not UTF-8: save it as CSV UTF-8"]) from error
     except (OSError, ValueError) as error:
-        raise RevenueError(str(path), [f"cannot be read: {getattr(error, 'strerror', None) or error}"]) from error
+        raise RevenueError(
+            str(path), [f"cannot be read: {getattr(error, 'strerror', None) or error}"]
+        ) from error
     header = next((line for line in text.splitlines() if line.strip()), "")
     separator = ";" if header.count(";") > header.count(",") else ","
     reader = csv.reader(text.splitlines(keepends=True), delimiter=separator, strict=True)
@@ -86,7 +94,10 @@ def read_csv(path: Path, column: str = "user_id") -> Revenue:
         currencies: dict[str, int] = {}
         for line, row in rows:
             if len(row) != len(names):
-                problems.append(f"line {line}: {len(row)} {'column' if len(row) == 1 else 'columns'} instead of {len(names)}")
+                problems.append(
+                    f"line {line}: {len(row)} {'column' if len(row) == 1 else 'columns'} instead "
+                    f"of {len(names)}"
+                )
                 continue
             cells = {name: row[place].strip() for name, place in places.items()}
             problems += [f"line {line}: {problem}" for problem in _mistakes(cells, separator)]
@@ -96,7 +107,9 @@ def read_csv(path: Path, column: str = "user_id") -> Revenue:
             elif id_:
                 seen[id_] = line
                 currencies.setdefault(cells.get("currency", "USD").upper(), line)
-                amount = cells["revenue"].replace(",", ".") if separator == ";" else cells["revenue"]
+                amount = (
+                    cells["revenue"].replace(",", ".") if separator == ";" else cells["revenue"]
+                )
                 by_id[id_] = Decimal(amount) if _AMOUNT.fullmatch(amount) else Decimal(0)
     except csv.Error as error:
         problems.append(f"line {reader.line_num}: {error}")
@@ -105,7 +118,9 @@ def read_csv(path: Path, column: str = "user_id") -> Revenue:
         raise RevenueError(str(path), error.problems) from None
     if len(currencies) > 1 and not problems:
         listed = ", ".join(f"{currency} (line {line})" for currency, line in currencies.items())
-        problems.append(f"several currencies: {listed}; they cannot be added up: use one file for each")
+        problems.append(
+            f"several currencies: {listed}; they cannot be added up: use one file for each"
+        )
     if problems:
         raise RevenueError(str(path), problems)
     return Revenue(str(path), by_id, next(iter(currencies), "USD"))
@@ -121,7 +136,11 @@ def _rows(reader: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:
 def _columns(names: list[str], column: str) -> dict[str, int]:
     known = [name.strip().lower() for name in names]
     places: dict[str, int] = {}
-    for name, spellings in (("id", ("id", column)), ("revenue", AMOUNT_COLUMNS), ("currency", ("currency",))):
+    for name, spellings in (
+        ("id", ("id", column)),
+        ("revenue", AMOUNT_COLUMNS),
+        ("currency", ("currency",)),
+    ):
         indexes = [index for index, known_name in enumerate(known) if known_name in spellings]
         if len(indexes) > 1:
             raise RevenueError("", [f"line 1: the column {name} occurs {len(indexes)} times"])
@@ -129,7 +148,13 @@ def _columns(names: list[str], column: str) -> dict[str, int]:
             places[name] = indexes[0]
         elif name != "currency":
             raise RevenueError(
-                "", [f"line 1: there is no column {' or '.join(dict.fromkeys(spellings))}; the first line names the columns"]
+                "",
+                [
+                    (
+                        f"line 1: there is no column {' or '.join(dict.fromkeys(spellings))}; the "
+                        "first line names the columns"
+                    )
+                ],
             )
     return places
 

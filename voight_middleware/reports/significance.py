@@ -23,7 +23,9 @@ def welch(before: Sequence[float], after: Sequence[float]) -> float | None:
     if spread == 0:
         return 1.0 if first == second else 0.0
     t = (second - first) / sqrt(spread)
-    freedom = spread**2 / (spread_first**2 / (len(before) - 1) + spread_second**2 / (len(after) - 1))
+    freedom = spread**2 / (
+        spread_first**2 / (len(before) - 1) + spread_second**2 / (len(after) - 1)
+    )
     return student(t, freedom)
 
 

@@ -74,7 +74,8 @@ def spend(
         zone: The time zone of hours, days and months; None means UTC.
 
     Raises:
-        UnknownDimension: A name in *by* or *where* is neither a dimension nor an extra key of any call.
+        UnknownDimension: A name in *by* or *where* is neither a dimension nor an extra key of any
+            call.
         LedgerError: The ledger cannot be read.
     """
     # Add up all groups here: a second query for the total could see newer calls.
@@ -86,7 +87,9 @@ def spend(
         rows = groups if limit is None else groups[-limit:]
     else:
         rows = groups if limit is None else groups[:limit]
-    return SpendReport(by, window, tuple(rows), total, len(groups) - len(rows), original_prices, zone)
+    return SpendReport(
+        by, window, tuple(rows), total, len(groups) - len(rows), original_prices, zone
+    )
 
 
 def add_up(groups: Sequence[Spend]) -> Spend:

@@ -32,7 +32,26 @@ _SECRET = re.compile(r"\b[a-z]{2}_(?:live|test)_\w+|\bBearer\s+[^\s'\"]+", re.AS
 # Source: Stripe documentation, "Supported currencies": zero-decimal and three-decimal currencies.
 # ISK and UGX have two decimals there.
 _DECIMALS = {
-    **dict.fromkeys(("BIF", "CLP", "DJF", "GNF", "JPY", "KMF", "KRW", "MGA", "PYG", "RWF", "VND", "VUV", "XAF", "XOF", "XPF"), 0),
+    **dict.fromkeys(
+        (
+            "BIF",
+            "CLP",
+            "DJF",
+            "GNF",
+            "JPY",
+            "KMF",
+            "KRW",
+            "MGA",
+            "PYG",
+            "RWF",
+            "VND",
+            "VUV",
+            "XAF",
+            "XOF",
+            "XPF",
+        ),
+        0,
+    ),
     **dict.fromkeys(("BHD", "JOD", "KWD", "OMR", "TND"), 3),
 }
 
@@ -51,16 +70,33 @@ def connect(api_key: str, api_base: str | None = None) -> StripeClient:
     """
     key = api_key.strip()  # a key from a file ends with a line break
     if not _HEADER_VALUE.fullmatch(key):
-        raise RevenueError(SOURCE, ["the key contains a space, a line break or another invalid character: check STRIPE_API_KEY"])
+        raise RevenueError(
+            SOURCE,
+            [
+                (
+                    "the key contains a space, a line break or another invalid character: check "
+                    "STRIPE_API_KEY"
+                )
+            ],
+        )
     try:
         import stripe
     except ImportError as error:
-        raise StripeMissing("reading Stripe needs its library: pip install 'voight-middleware[stripe]'") from error
+        raise StripeMissing(
+            "reading Stripe needs its library: pip install 'voight-middleware[stripe]'"
+        ) from error
     base = (api_base or "").strip()
-    return stripe.StripeClient(key, base_addresses={"api": base} if base else {}, max_network_retries=3)
+    return stripe.StripeClient(
+        key, base_addresses={"api": base} if base else {}, max_network_retries=3
+    )
 
 
-def read_stripe(client: StripeClient, window: Window, field: str = "user_id", sleep: Callable[[float], None] = time.sleep) -> Revenue:
+def read_stripe(
+    client: StripeClient,
+    window: Window,
+    field: str = "user_id",
+    sleep: Callable[[float], None] = time.sleep,
+) -> Revenue:
     """
     Return the revenue of customers in a window.
 
@@ -83,14 +119,28 @@ def read_stripe(client: StripeClient, window: Window, field: str = "user_id", sl
     for invoice in _invoices(client, window, sleep):
         try:
             paid_at = _number((invoice.get("status_transitions") or {}).get("paid_at")) * 1_000_000
-            if invoice.get("status") != "paid" or paid_at < window.since or (window.until is not None and paid_at >= window.until):
+            if (
+                invoice.get("status") != "paid"
+                or paid_at < window.since
+                or (window.until is not None and paid_at >= window.until)
+            ):
                 continue
             amount = _net(invoice)
             currency = str(invoice.get("currency") or "").upper()
             customer = invoice.get("customer")
-            id_ = (customer.get("metadata") or {}).get(field) if isinstance(customer, dict) else None
+            id_ = (
+                (customer.get("metadata") or {}).get(field) if isinstance(customer, dict) else None
+            )
         except (AttributeError, TypeError, ValueError) as error:
-            raise RevenueError(SOURCE, [f"invoice {str(invoice.get('id'))[:80]} differs from Stripe's documentation ({error})"]) from error
+            raise RevenueError(
+                SOURCE,
+                [
+                    (
+                        f"invoice {str(invoice.get('id'))[:80]} differs from Stripe's documentation "  # noqa: E501
+                        f"({error})"
+                    )
+                ],
+            ) from error
         if amount or id_:
             currencies[currency] += 1
         if id_:
@@ -99,22 +149,47 @@ def read_stripe(client: StripeClient, window: Window, field: str = "user_id", sl
             nameless += 1
             nameless_amount += amount
     if len(currencies) > 1:
-        listed = ", ".join(f"{currency} ({count:,} invoices)" for currency, count in currencies.most_common())
-        raise RevenueError(SOURCE, [f"several currencies: {listed}; they cannot be added up: export them to a CSV file with one currency"])
+        listed = ", ".join(
+            f"{currency} ({count:,} invoices)" for currency, count in currencies.most_common()
+        )
+        raise RevenueError(
+            SOURCE,
+            [
+                (
+                    f"several currencies: {listed}; they cannot be added up: export them to a CSV "
+                    "file with one currency"
+                )
+            ],
+        )
     currency = next(iter(currencies), "USD")
     decimals = _DECIMALS.get(currency, 2)
-    counted = "revenue: invoices paid in this time, without tax, minus credit notes; not included: refunds without a credit note"
+    counted = (
+        "revenue: invoices paid in this time, without tax, minus credit notes; not included: "
+        "refunds without a credit note"
+    )
     notes = [f"{counted}, and invoices created more than {OVERDUE_DAYS} days earlier"]
     if nameless:
         lost = Decimal(nameless_amount).scaleb(-decimals)
         invoices = "1 invoice" if nameless == 1 else f"{nameless:,} invoices"
-        notes.append(f"{invoices} ({lost:,} {currency}) of customers without {field!r} in their metadata, in no row")
-    return Revenue(SOURCE, {id_: Decimal(amount).scaleb(-decimals) for id_, amount in by_id.items()}, currency, tuple(notes))
+        notes.append(
+            f"{invoices} ({lost:,} {currency}) of customers without {field!r} in their metadata, "
+            "in no row"
+        )
+    return Revenue(
+        SOURCE,
+        {id_: Decimal(amount).scaleb(-decimals) for id_, amount in by_id.items()},
+        currency,
+        tuple(notes),
+    )
 
 
 def _net(invoice: dict[str, Any]) -> int:
-    """Return the amount paid of an invoice, minus credit notes, without tax, in the smallest unit."""
-    kept = _number(invoice.get("amount_paid")) - _number(invoice.get("post_payment_credit_notes_amount"))
+    """
+    Return the amount paid of an invoice, minus credit notes, without tax, in the smallest unit.
+    """
+    kept = _number(invoice.get("amount_paid")) - _number(
+        invoice.get("post_payment_credit_notes_amount")
+    )
     total = _number(invoice.get("total"))
     without_tax = invoice.get("total_excluding_tax")
     if without_tax is None:
@@ -137,20 +212,38 @@ def _number(value: object) -> int:
     return value
 
 
-def _invoices(client: StripeClient, window: Window, sleep: Callable[[float], None]) -> Iterator[dict[str, Any]]:
+def _invoices(
+    client: StripeClient, window: Window, sleep: Callable[[float], None]
+) -> Iterator[dict[str, Any]]:
     since = (window.since or 0) // 1_000_000 - OVERDUE_DAYS * 86_400
-    created = {"gte": max(0, since), **({} if window.until is None else {"lt": -(-window.until // 1_000_000)})}
+    created = {
+        "gte": max(0, since),
+        **({} if window.until is None else {"lt": -(-window.until // 1_000_000)}),
+    }
     last: str | None = None
     seen: set[str] = set()
     while True:
-        params: dict[str, Any] = {"status": "paid", "created": created, "limit": PAGE, "expand": ["data.customer"]}
+        params: dict[str, Any] = {
+            "status": "paid",
+            "created": created,
+            "limit": PAGE,
+            "expand": ["data.customer"],
+        }
         page = _page(client, params if last is None else {**params, "starting_after": last}, sleep)
         try:
             invoices = [invoice.to_dict() for invoice in page.data]
             ids = {invoice["id"] for invoice in invoices}
             has_more = bool(page.has_more)
         except (AttributeError, KeyError, TypeError) as error:
-            raise RevenueError(SOURCE, [f"the list of invoices differs from Stripe's documentation ({type(error).__name__})"]) from error
+            raise RevenueError(
+                SOURCE,
+                [
+                    (
+                        "the list of invoices differs from Stripe's documentation "
+                        f"({type(error).__name__})"
+                    )
+                ],
+            ) from error
         if ids & seen:
             raise RevenueError(SOURCE, ["the list of invoices repeats itself: try again later"])
         seen |= ids
@@ -173,14 +266,21 @@ def _page(client: StripeClient, params: dict[str, Any], sleep: Callable[[float],
             return client.v1.invoices.list(params)  # type: ignore[arg-type]  # a plain dict
         except stripe.RateLimitError as error:
             if attempt + 1 == ATTEMPTS:
-                raise RevenueError(SOURCE, ["too many requests, after several retries: try again later"]) from error
+                raise RevenueError(
+                    SOURCE, ["too many requests, after several retries: try again later"]
+                ) from error
             wanted = str((error.headers or {}).get("retry-after", ""))
-            sleep(float(wanted) if wanted.isdecimal() else 2**attempt * (0.75 + random.random() / 2))
+            sleep(
+                float(wanted) if wanted.isdecimal() else 2**attempt * (0.75 + random.random() / 2)
+            )
         except (stripe.AuthenticationError, stripe.PermissionError) as error:
             problem = (
-                f"the key is refused ({error.code or error.http_status}): set STRIPE_API_KEY to a key that can read invoices and customers"
+                f"the key is refused ({error.code or error.http_status}): set STRIPE_API_KEY to a "
+                "key that can read invoices and customers"
             )
             raise RevenueError(SOURCE, [problem]) from error
         except stripe.StripeError as error:
-            raise RevenueError(SOURCE, [_SECRET.sub("***", str(error.user_message or error))]) from error
+            raise RevenueError(
+                SOURCE, [_SECRET.sub("***", str(error.user_message or error))]
+            ) from error
     raise AssertionError

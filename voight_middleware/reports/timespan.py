@@ -9,7 +9,9 @@ from zoneinfo import ZoneInfo
 
 from voight_middleware.ledger import Window
 
-FORMS = "today, yesterday, week, month, 7d, 24h, 30m, 2026-11-01, 2026-11, 2026-11-01T09:30:00+01:00"
+FORMS = (
+    "today, yesterday, week, month, 7d, 24h, 30m, 2026-11-01, 2026-11, 2026-11-01T09:30:00+01:00"
+)
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _AGO = re.compile(r"([0-9]{1,6})([dhm])")
@@ -36,10 +38,18 @@ def parse_zone(name: str) -> tzinfo:
         ZoneInfo("Europe/Berlin")
     except (KeyError, OSError):
         raise ValueError("this machine has no time zone data: pip install tzdata") from None
-    raise ValueError(f"there is no time zone {name!r}; write a name of the IANA database, such as Europe/Berlin or America/New_York")
+    raise ValueError(
+        f"there is no time zone {name!r}; write a name of the IANA database, such as "
+        "Europe/Berlin or America/New_York"
+    )
 
 
-def parse_window(since: str | None = None, until: str | None = None, now: datetime | None = None, zone: tzinfo = UTC) -> Window:
+def parse_window(
+    since: str | None = None,
+    until: str | None = None,
+    now: datetime | None = None,
+    zone: tzinfo = UTC,
+) -> Window:
     """
     Return the window from the beginning of *since* to the end of *until*.
 
@@ -125,7 +135,7 @@ def describe(window: Window, zone: tzinfo = UTC) -> str:
     if window.since is None and window.until is None:
         return "all time"
     begin = "" if window.since is None else f"since {_minute(window.since, zone)} "
-    return f"{begin}{'' if window.until is None else f'until {_minute(window.until, zone)} '}{zone_name(zone)}"
+    return f"{begin}{'' if window.until is None else f'until {_minute(window.until, zone)} '}{zone_name(zone)}"  # noqa: E501
 
 
 def zone_name(zone: tzinfo) -> str:
@@ -157,7 +167,9 @@ def _span(text: str, now: datetime, zone: tzinfo) -> tuple[datetime, datetime]:
             return point, point
     except (ValueError, OverflowError):
         pass
-    raise ValueError(f"cannot read {text!r} as a time; write it like one of: {FORMS} ({zone_name(zone)})")
+    raise ValueError(
+        f"cannot read {text!r} as a time; write it like one of: {FORMS} ({zone_name(zone)})"
+    )
 
 
 def _days(text: str, today: date) -> tuple[date, date] | None:

@@ -93,7 +93,8 @@ def top(
         now: The end of a window that is still running. By default the current time.
 
     Raises:
-        UnknownDimension: A name in *by* or *where* is neither a dimension nor an extra key of any call.
+        UnknownDimension: A name in *by* or *where* is neither a dimension nor an extra key of any
+            call.
         LedgerError: The ledger cannot be read.
     """
     by = tuple(dict.fromkeys(by))
@@ -102,7 +103,12 @@ def top(
     earlier = preceding(window, now, zone or UTC)
     before: dict[tuple[str | None, ...], Spend] = {}
     if earlier is not None:
-        before = {_key(group): group for group in ledger.spend(by, where, earlier, original_prices=original_prices, zone=zone)}
+        before = {
+            _key(group): group
+            for group in ledger.spend(
+                by, where, earlier, original_prices=original_prices, zone=zone
+            )
+        }
 
     def row(group: Spend) -> TopRow:
         past = None if earlier is None else before.get(_key(group), Spend(group.dimensions))
@@ -121,7 +127,9 @@ def top(
         gone=tuple(gone),
         compared_with=earlier,
         begins=None if earlier is None else _begins_in(ledger, earlier),
-        owners=unattributed_beside(ledger, total, groups, where, window, original_prices=original_prices, zone=zone),
+        owners=unattributed_beside(
+            ledger, total, groups, where, window, original_prices=original_prices, zone=zone
+        ),
         original_prices=original_prices,
     )
 
@@ -147,7 +155,9 @@ def trend(before: Spend, after: Spend) -> Decimal | None:
 
 def _begins_in(ledger: Ledger, window: Window) -> int | None:
     first = next(iter(ledger.calls(limit=1)), None)
-    return first.occurred_at if first is not None and first.occurred_at > (window.since or 0) else None
+    return (
+        first.occurred_at if first is not None and first.occurred_at > (window.since or 0) else None
+    )
 
 
 def _key(group: Spend) -> tuple[str | None, ...]:

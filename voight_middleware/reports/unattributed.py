@@ -12,12 +12,27 @@ from voight_middleware.reports.spend import add_up, ratio
 from voight_middleware.reports.unattributed_share import Unattributed
 
 ADVICE = {
-    "none": "no user was set: add the middleware with a user_getter, or voight.tag(user_id=…) around jobs and scripts",
-    "error": "the getter raised: the application's log has the first error of each kind, under voight_middleware",
-    "request": "the user comes from the request's body, which any code can set: give the middleware a user_getter, which wins",
-    "getter": "the getter returned no user: visitors, health checks; tag such calls by their route or feature",
-    "dependency": "the dependency returned no user: visitors; tag such calls by their route or feature",
-    "tag": "tagged without a user_id: add it to voight.tag(…), or report them by plan, tenant or feature",
+    "none": (
+        "no user was set: add the middleware with a user_getter, or voight.tag(user_id=…) around "
+        "jobs and scripts"
+    ),
+    "error": (
+        "the getter raised: the application's log has the first error of each kind, under "
+        "voight_middleware"
+    ),
+    "request": (
+        "the user comes from the request's body, which any code can set: give the middleware a "
+        "user_getter, which wins"
+    ),
+    "getter": (
+        "the getter returned no user: visitors, health checks; tag such calls by their route or "
+        "feature"
+    ),
+    "dependency": "the dependency returned no user: visitors; tag such calls by their route or feature",  # noqa: E501
+    "tag": (
+        "tagged without a user_id: add it to voight.tag(…), or report them by plan, tenant or "
+        "feature"
+    ),
     "settled": "attributed at the end of the request: the getter returned no user",
 }
 """The remedy for calls without a user, by attribution."""
@@ -85,30 +100,38 @@ def unattributed(
     Args:
         ledger: The ledger to read.
         by: Groupings, each of names of ``DIMENSIONS`` or extra keys.
-        where: Filters, without ``user_id``: ``*`` stands for any text, None for calls without a value.
+        where: Filters, without ``user_id``: ``*`` stands for any text, None for calls without a
+            value.
         window: The time of the calls.
         limit: The number of rows of each grouping.
         original_prices: Whether each call counts with its first price, before any repricing.
         zone: The time zone of hours, days and months; None means UTC.
 
     Raises:
-        UnknownDimension: A name in *by* or *where* is neither a dimension nor an extra key of any call.
+        UnknownDimension: A name in *by* or *where* is neither a dimension nor an extra key of any
+            call.
         LedgerError: The ledger cannot be read.
     """
     where = {name: value for name, value in (where or {}).items() if name != "user_id"}
 
     def groups(names: Sequence[str], *, unowned: bool) -> list[Spend]:
-        only: dict[str, str | tuple[str | None, ...] | None] = {**where, "user_id": None} if unowned else where
+        only: dict[str, str | tuple[str | None, ...] | None] = (
+            {**where, "user_id": None} if unowned else where
+        )
         return ledger.spend(names, only, window, original_prices=original_prices, zone=zone)
 
     everything = groups(("attribution",), unowned=False)
-    without = {group.dimensions["attribution"]: group for group in groups(("attribution",), unowned=True)}
+    without = {
+        group.dimensions["attribution"]: group for group in groups(("attribution",), unowned=True)
+    }
     owners = Unattributed(add_up([*without.values()]), add_up(everything))
     sources = []
     for group in everything:
         attribution = str(group.dimensions["attribution"])
         unowned = without.get(attribution, Spend())
-        advice = ADVICE.get(attribution, UNKNOWN) if unowned.calls or attribution == "request" else None
+        advice = (
+            ADVICE.get(attribution, UNKNOWN) if unowned.calls or attribution == "request" else None
+        )
         sources.append(Source(attribution, group, unowned, advice))
     sources.sort(key=lambda source: (-source.unowned.calls, -source.spend.calls))
     sections = []
@@ -121,6 +144,10 @@ def unattributed(
     return UnattributedReport(window, owners, tuple(sources), tuple(sections), original_prices)
 
 
-def _row(group: Spend, of_all: Mapping[tuple[str | None, ...], Spend], total: Spend) -> UnattributedRow:
+def _row(
+    group: Spend, of_all: Mapping[tuple[str | None, ...], Spend], total: Spend
+) -> UnattributedRow:
     beside = of_all.get(tuple(group.dimensions.values()), group)
-    return UnattributedRow(group, beside, ratio(group.calls, total.calls), ratio(group.cost_femto, total.cost_femto))
+    return UnattributedRow(
+        group, beside, ratio(group.calls, total.calls), ratio(group.cost_femto, total.cost_femto)
+    )

@@ -45,7 +45,9 @@ def unattributed_share(
         LedgerError: The ledger cannot be read.
     """
     total = add_up(ledger.spend((), where, window, original_prices=original_prices, zone=zone))
-    return unattributed_beside(ledger, total, (), where, window, original_prices=original_prices, zone=zone) or Unattributed(Spend(), total)
+    return unattributed_beside(
+        ledger, total, (), where, window, original_prices=original_prices, zone=zone
+    ) or Unattributed(Spend(), total)
 
 
 def unattributed_beside(
@@ -75,5 +77,7 @@ def unattributed_beside(
     if groups and "user_id" in groups[0].dimensions:
         without = [group for group in groups if group.dimensions["user_id"] is None]
     else:
-        without = ledger.spend((), {**where, "user_id": None}, window, original_prices=original_prices, zone=zone)
+        without = ledger.spend(
+            (), {**where, "user_id": None}, window, original_prices=original_prices, zone=zone
+        )
     return Unattributed(add_up(without), total)

@@ -49,7 +49,8 @@ def user(
         ledger: The ledger to read.
         user_id: The user; a star in it stands for itself.
         known_as: Other names of the user in the ledger, such as pseudonyms.
-        where: Filters, without ``user_id``: ``*`` stands for any text, None for calls without a value.
+        where: Filters, without ``user_id``: ``*`` stands for any text, None for calls without a
+            value.
         window: The time of the calls.
         last: The number of the last calls.
         original_prices: Whether each call counts with its first price, before any repricing.
@@ -62,7 +63,9 @@ def user(
     ids = tuple(dict.fromkeys((user_id, *known_as)))
     where = {**(where or {}), "user_id": tuple(map(literal, ids))}
     # One query for all parts: a user has few calls, and each query reads all of them.
-    groups = ledger.spend(("day", *PARTS), where, window, original_prices=original_prices, zone=zone)
+    groups = ledger.spend(
+        ("day", *PARTS), where, window, original_prices=original_prices, zone=zone
+    )
     days = sorted(_by("day", groups), key=lambda day: str(day.dimensions["day"]))
     calls: deque[Call] = deque(maxlen=last)
     if days and last:
@@ -74,7 +77,9 @@ def user(
         for day in days:
             if str(day.dimensions["day"]) >= str(first):
                 of_day = {**where, "day": day.dimensions["day"]}
-                calls.extend(ledger.calls(of_day, window, original_prices=original_prices, zone=zone))
+                calls.extend(
+                    ledger.calls(of_day, window, original_prices=original_prices, zone=zone)
+                )
     return UserReport(
         user_id=user_id,
         window=window,
@@ -91,7 +96,15 @@ def _by(name: str, groups: list[Spend]) -> list[Spend]:
     for group in groups:
         parts.setdefault(group.dimensions[name], []).append(group)
     rows = [_with(name, value, add_up(of_value)) for value, of_value in parts.items()]
-    return sorted(rows, key=lambda row: (row.cost_femto is None, -(row.cost_femto or 0), -row.calls, row.dimensions[name] or ""))
+    return sorted(
+        rows,
+        key=lambda row: (
+            row.cost_femto is None,
+            -(row.cost_femto or 0),
+            -row.calls,
+            row.dimensions[name] or "",
+        ),
+    )
 
 
 def _with(name: str, value: str | None, total: Spend) -> Spend:

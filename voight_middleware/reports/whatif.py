@@ -19,11 +19,24 @@ from voight_middleware.reports.spend import add_up
 from voight_middleware.reports.timespan import to_datetime
 from voight_middleware.reports.unattributed_share import Unattributed, unattributed_beside
 
-_OTHERS = ("openai", "anthropic", "google", "mistral", "deepseek", "xai", "cohere", "perplexity", "groq")
+_OTHERS = (
+    "openai",
+    "anthropic",
+    "google",
+    "mistral",
+    "deepseek",
+    "xai",
+    "cohere",
+    "perplexity",
+    "groq",
+)
 """The order of providers if the provider of a call has no price for the other model."""
 _TAGS = ("user_id", "plan", "tenant_id", "route", "release", "session_id")
 _OWN = ("provider", "model", "requested_model", "endpoint", "outcome", "attribution", "cost_status")
-_TIMES: dict[str, Callable[[str], str]] = {"hour": lambda text: f"{text[:13]}:00{text[19:]}", "day": lambda text: text[:10]}
+_TIMES: dict[str, Callable[[str], str]] = {
+    "hour": lambda text: f"{text[:13]}:00{text[19:]}",
+    "day": lambda text: text[:10],
+}
 _TIMES["week"] = lambda text: _monday(date.fromisoformat(text[:10])).isoformat()
 _TIMES["month"] = lambda text: text[:7]
 
@@ -97,7 +110,11 @@ class WhatIfReport:
     @property
     def bill_femto(self) -> int | None:
         """The cost of all calls with the other models; None if no call has a price."""
-        return None if self.spend.cost_femto is None else self.spend.cost_femto + self.total.difference_femto
+        return (
+            None
+            if self.spend.cost_femto is None
+            else self.spend.cost_femto + self.total.difference_femto
+        )
 
 
 def what_if(
@@ -119,8 +136,9 @@ def what_if(
     Args:
         ledger: The ledger to read.
         book: The price book.
-        models: The other model for each, such as ``gpt-5-mini`` or ``anthropic/claude-haiku-4-5``. A name
-            includes its dated versions; ``*`` stands for any text. The first match of a call wins.
+        models: The other model for each, such as ``gpt-5-mini`` or ``anthropic/claude-haiku-4-5``.
+            A name includes its dated versions; ``*`` stands for any text. The first match of a call
+            wins.
         by: Names of ``DIMENSIONS``, or extra keys.
         where: Filters: ``*`` stands for any text, None for calls without a value.
         window: The time of the calls.
@@ -129,7 +147,8 @@ def what_if(
 
     Raises:
         NoSuchModel: There are no calls of one of *models*.
-        UnknownDimension: A name in *by* or *where* is neither a dimension nor an extra key of any call.
+        UnknownDimension: A name in *by* or *where* is neither a dimension nor an extra key of any
+            call.
         LedgerError: The ledger cannot be read.
     """
     where, by = dict(where or {}), tuple(dict.fromkeys(by))
@@ -139,12 +158,21 @@ def what_if(
     pairs: dict[tuple[str | None, str | None], str] = {}
     for group in ledger.spend(("model", "requested_model"), where, window, zone=zone):
         called = group.dimensions["model"], group.dimensions["requested_model"]
-        old = next((old for old, pattern in patterns.items() if any(name and pattern.fullmatch(name) for name in called)), None)
+        old = next(
+            (
+                old
+                for old, pattern in patterns.items()
+                if any(name and pattern.fullmatch(name) for name in called)
+            ),
+            None,
+        )
         if old is not None:
             pairs[called] = old
     for old in models:
         if old not in pairs.values():
-            raise NoSuchModel(f"there are no calls of the model {old!r}; voight spend --by model lists the models")
+            raise NoSuchModel(
+                f"there are no calls of the model {old!r}; voight spend --by model lists the models"
+            )
     groups: dict[tuple[str | None, ...], WhatIfRow] = {}
     total = WhatIfRow({})
     other = _OtherPrices(book)
@@ -157,7 +185,10 @@ def what_if(
             after = other.price(call, models[old])
             row.add(call, after)
             total.add(call, after)
-    rows = sorted(groups.values(), key=lambda row: (-abs(row.difference_femto), -row.calls, str(row.dimensions)))
+    rows = sorted(
+        groups.values(),
+        key=lambda row: (-abs(row.difference_femto), -row.calls, str(row.dimensions)),
+    )
     spend = add_up(spend_of)
     return WhatIfReport(
         by=by,
@@ -204,13 +235,17 @@ class _OtherPrices:
         return repriced(changed, self.book)
 
     def _offer(self, call: Call, model: str) -> tuple[str, str] | None:
-        """Return a provider with a price for *model*, and the name there; the call's provider first."""
+        """
+        Return a provider with a price for *model*, and the name there; the call's provider first.
+        """
         key = call.provider, model
         if key not in self.providers:
             provider, slash, name = model.partition("/")
             named = [(provider, name)] if slash else []
             offers = [(call.provider, model), *named, *((other, model) for other in _OTHERS)]
-            self.providers[key] = next((offer for offer in offers if self._has_price(call, *offer)), None)
+            self.providers[key] = next(
+                (offer for offer in offers if self._has_price(call, *offer)), None
+            )
         return self.providers[key]
 
     def _has_price(self, call: Call, provider: str, model: str) -> bool:
@@ -227,7 +262,9 @@ def _without_models_and_costs(call: Call, model: str) -> str | None:
 
     Other models in it stay, such as a helper model that was billed too.
     """
-    if call.raw_usage is None or not any(f'"{key}"' in call.raw_usage for key in (*BILLS, "iterations")):
+    if call.raw_usage is None or not any(
+        f'"{key}"' in call.raw_usage for key in (*BILLS, "iterations")
+    ):
         return call.raw_usage
     raw = json.loads(call.raw_usage)
     for key in BILLS:
@@ -238,15 +275,26 @@ def _without_models_and_costs(call: Call, model: str) -> str | None:
     return json.dumps(raw)
 
 
-def _calls(ledger: Ledger, where: Where, window: Window, model: str | None, requested: str | None, zone: tzinfo | None) -> Iterator[Call]:
+def _calls(
+    ledger: Ledger,
+    where: Where,
+    window: Window,
+    model: str | None,
+    requested: str | None,
+    zone: tzinfo | None,
+) -> Iterator[Call]:
     """Return the calls of one model, read in batches. A star in the name stands for itself."""
     only = {**where, "model": model, "requested_model": requested}
     last: tuple[int, str] | None = None
     while batch := list(ledger.calls(only, window, BATCH, after=last, zone=zone)):
         last = batch[-1].occurred_at, batch[-1].call_id
-        yield from (call for call in batch if (call.model, call.requested_model) == (model, requested))
+        yield from (
+            call for call in batch if (call.model, call.requested_model) == (model, requested)
+        )
 
 
 def _pattern(model: str) -> re.Pattern[str]:
     """Match a name and its dated versions: ``gpt-5-mini-2025-08-07``; a star is any text."""
-    return re.compile(".*".join(map(re.escape, model.split("*"))) + r"(-[0-9]{4}-?[0-9]{2}-?[0-9]{2})?", re.DOTALL)
+    return re.compile(
+        ".*".join(map(re.escape, model.split("*"))) + r"(-[0-9]{4}-?[0-9]{2}-?[0-9]{2})?", re.DOTALL
+    )

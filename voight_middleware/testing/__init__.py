@@ -1,7 +1,8 @@
 """
 For tests: a provider on loopback, and the calls of a test.
 
-pytest loads the fixtures ``voight_calls`` and ``voight_provider`` by itself. ``LoopbackProvider`` needs the extra ``testing``.
+pytest loads the fixtures ``voight_calls`` and ``voight_provider`` by itself. ``LoopbackProvider``
+needs the extra ``testing``.
 """
 
 from __future__ import annotations

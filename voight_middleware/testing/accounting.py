@@ -154,18 +154,31 @@ def tokens_of(usage: Any) -> Tokens:
     tokens = Tokens()
     for part in (usage.get("iterations") or [usage]) if isinstance(usage, dict) else []:
         from_cache = _number(part, "cache_read_input_tokens")
-        tokens.input += _number(part, "prompt_tokens", "input_tokens", "promptTokenCount") + _number(part, "toolUsePromptTokenCount")
+        tokens.input += _number(
+            part, "prompt_tokens", "input_tokens", "promptTokenCount"
+        ) + _number(part, "toolUsePromptTokenCount")
         tokens.input += from_cache + _number(part, "cache_creation_input_tokens")
         tokens.cached += from_cache + _number(part, "cachedContentTokenCount")
-        tokens.cached += sum(_number(part.get(f"{name}_details"), "cached_tokens") for name in _DETAILED)
-        tokens.output += _number(part, "completion_tokens", "output_tokens", "candidatesTokenCount") + _number(part, "thoughtsTokenCount")
-        tokens.reasoning += sum(_number(part.get(f"{name}_tokens_details"), "reasoning_tokens") for name in ("completion", "output"))
+        tokens.cached += sum(
+            _number(part.get(f"{name}_details"), "cached_tokens") for name in _DETAILED
+        )
+        tokens.output += _number(
+            part, "completion_tokens", "output_tokens", "candidatesTokenCount"
+        ) + _number(part, "thoughtsTokenCount")
+        tokens.reasoning += sum(
+            _number(part.get(f"{name}_tokens_details"), "reasoning_tokens")
+            for name in ("completion", "output")
+        )
     return tokens
 
 
 def _number(part: Any, *names: str) -> int:
     """Return the first of these counts that exists."""
-    return next((part[name] for name in names if isinstance(part.get(name), int)), 0) if isinstance(part, dict) else 0
+    return (
+        next((part[name] for name in names if isinstance(part.get(name), int)), 0)
+        if isinstance(part, dict)
+        else 0
+    )
 
 
 def _add(count: Count, charge: Charge) -> None:
@@ -177,4 +190,6 @@ def _add(count: Count, charge: Charge) -> None:
     count.images += charge.images
     count.seconds += math.ceil(usage.get("seconds") or charge.seconds)
     count.characters += charge.characters
-    count.web_searches += charge.web_searches + _number(usage.get("server_tool_use"), "web_search_requests")
+    count.web_searches += charge.web_searches + _number(
+        usage.get("server_tool_use"), "web_search_requests"
+    )

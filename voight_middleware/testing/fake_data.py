@@ -35,7 +35,9 @@ SNAPSHOTS = {
 }
 """The dated models behind aliases. Any other model serves itself."""
 
-IMAGE = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABAQEAsTj2FAAAAABJRU5ErkJggg=="
+IMAGE = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABAQEAsTj2FAAAAABJRU5ErkJggg=="
+)
 """A white PNG of one pixel, in base64."""
 SVG = "PHN2ZyB4bWxucz0iaHR0cDovL3d3dy53My5vcmcvMjAwMC9zdmciLz4="
 """An empty SVG, in base64."""
@@ -45,13 +47,23 @@ SVG_MODEL = "gpt-5.6-sol"
 _REASONS = re.compile(r"gpt-[5-9]|o[1-9]")
 _WRITES_CACHE = re.compile(r"gpt-5\.[6-9]|gpt-[6-9]")
 _TEXT = (
-    "The replica lagged behind its leader, so every write was retried until the lease expired and a new leader was elected; after that "
+    "The replica lagged behind its leader, so every write was retried until the lease expired and "
+    "a new leader was elected; after that "
     "the queue drained within a minute and nobody had to be woken up."
 )
 _WORDS = _TEXT.split()
 _TEXT_KEYS = (
     *("messages", "input", "system", "instructions"),
-    *("prompt", "content", "thread", "additional_instructions", "additional_messages", "session", "item", "response"),
+    *(
+        "prompt",
+        "content",
+        "thread",
+        "additional_instructions",
+        "additional_messages",
+        "session",
+        "item",
+        "response",
+    ),
     *("contents", "systemInstruction", "system_instruction"),
 )
 
@@ -71,13 +83,21 @@ class Options:
 
 def prompt_texts(body: Any) -> Iterator[str]:
     """Yield the texts of a request's prompt or input, in order."""
-    stack = [body[key] for key in reversed(_TEXT_KEYS) if key in body] if isinstance(body, Mapping) else []
+    stack = (
+        [body[key] for key in reversed(_TEXT_KEYS) if key in body]
+        if isinstance(body, Mapping)
+        else []
+    )
     while stack:
         item = stack.pop()
         if isinstance(item, str):
             yield item
         elif isinstance(item, Mapping):
-            stack.extend(reversed([value for key, value in item.items() if key not in ("data", "role", "type")]))
+            stack.extend(
+                reversed(
+                    [value for key, value in item.items() if key not in ("data", "role", "type")]
+                )
+            )
         elif isinstance(item, list):
             stack.extend(reversed(item))
 
@@ -110,16 +130,34 @@ class FakeResponse:
         of 1024 tokens or more are cached, in steps of 128.
         """
         large = self.input_tokens >= 1024
-        cached = self._random.randrange(1024, self.input_tokens + 1) // 128 * 128 if large and self._random.random() < 0.6 else 0
+        cached = (
+            self._random.randrange(1024, self.input_tokens + 1) // 128 * 128
+            if large and self._random.random() < 0.6
+            else 0
+        )
         details_in: Json = {"cached_tokens": cached}
         if _WRITES_CACHE.match(self.model) or prefix_in == "input":
-            details_in["cache_write_tokens"] = (self.input_tokens - cached) // 2 if large and _WRITES_CACHE.match(self.model) else 0
+            details_in["cache_write_tokens"] = (
+                (self.input_tokens - cached) // 2
+                if large and _WRITES_CACHE.match(self.model)
+                else 0
+            )
         details_out: Json = {"reasoning_tokens": self.reasoning_tokens}
         if prefix_in == "prompt":
             details_in["audio_tokens"] = 0
-            details_out |= {"audio_tokens": 0, "accepted_prediction_tokens": 0, "rejected_prediction_tokens": 0}
-        counts = {f"{prefix_in}_tokens": self.input_tokens, f"{prefix_out}_tokens": self.output_tokens}
-        details = {f"{prefix_in}_tokens_details": details_in, f"{prefix_out}_tokens_details": details_out}
+            details_out |= {
+                "audio_tokens": 0,
+                "accepted_prediction_tokens": 0,
+                "rejected_prediction_tokens": 0,
+            }
+        counts = {
+            f"{prefix_in}_tokens": self.input_tokens,
+            f"{prefix_out}_tokens": self.output_tokens,
+        }
+        details = {
+            f"{prefix_in}_tokens_details": details_in,
+            f"{prefix_out}_tokens_details": details_out,
+        }
         return {**counts, "total_tokens": self.input_tokens + self.output_tokens, **details}
 
     def anthropic_usage(self) -> Json:
@@ -138,7 +176,10 @@ class FakeResponse:
             "input_tokens": self.input_tokens - read - five_minutes - hour,
             "cache_creation_input_tokens": five_minutes + hour,
             "cache_read_input_tokens": read,
-            "cache_creation": {"ephemeral_5m_input_tokens": five_minutes, "ephemeral_1h_input_tokens": hour},
+            "cache_creation": {
+                "ephemeral_5m_input_tokens": five_minutes,
+                "ephemeral_1h_input_tokens": hour,
+            },
             "output_tokens": self.output_tokens,
             "service_tier": "standard",
             "inference_geo": "global",
@@ -149,7 +190,8 @@ class FakeResponse:
         Return the usage of the model that draws an SVG, which differs from that of the response.
         """
         reasoning = 64 * self.number("svg reasoning", 0, 4)
-        read, written = self.number("svg input", 200, 900), self.number("svg output", 300, 2000) + reasoning
+        read = self.number("svg input", 200, 900)
+        written = self.number("svg output", 300, 2000) + reasoning
         counts = {"input_tokens": read, "output_tokens": written, "total_tokens": read + written}
         return {"model": model, **counts, "reasoning_tokens": reasoning}
 
@@ -169,7 +211,12 @@ class FakeResponse:
 def instance(schema: Any, root: Any) -> Any:
     """Return a small value that fits a JSON schema, within the rules of structured outputs."""
     if "$ref" in schema:
-        return instance(functools.reduce(lambda part, step: part[step], schema["$ref"].removeprefix("#/").split("/"), root), root)
+        return instance(
+            functools.reduce(
+                lambda part, step: part[step], schema["$ref"].removeprefix("#/").split("/"), root
+            ),
+            root,
+        )
     for key in ("anyOf", "oneOf", "allOf"):
         if key in schema:
             return instance(schema[key][0], root)
@@ -177,10 +224,18 @@ def instance(schema: Any, root: Any) -> Any:
         return schema["const"] if "const" in schema else schema["enum"][0]
     kind = str(schema.get("type")).lower()  # Google allows capitals
     if kind == "object":
-        return {name: instance(property_schema, root) for name, property_schema in schema.get("properties", {}).items()}
+        return {
+            name: instance(property_schema, root)
+            for name, property_schema in schema.get("properties", {}).items()
+        }
     if kind == "array":
         return [instance(schema["items"], root) for _ in range(schema.get("minItems", 1))]
-    values = {"string": "lease", "integer": schema.get("minimum", 7), "number": schema.get("minimum", 0.5), "boolean": True}
+    values = {
+        "string": "lease",
+        "integer": schema.get("minimum", 7),
+        "number": schema.get("minimum", 0.5),
+        "boolean": True,
+    }
     return values.get(kind)
 
 

@@ -18,7 +18,10 @@ _USER = re.compile(r"\[user:([^\]]+)\]")
 _IN_PROMPT = re.compile(r"\[(x-loopback-[a-z-]+): *([^\]]+)\]")
 _MESSAGES = {
     401: "Incorrect API key provided.",
-    429: "Rate limit reached for requests per min (RPM): Limit 500, Used 500, Requested 1. Please try again in 1ms.",
+    429: (
+        "Rate limit reached for requests per min (RPM): Limit 500, Used 500, Requested 1. Please "
+        "try again in 1ms."
+    ),
     500: "The server had an error while processing your request. Sorry about that!",
     503: "The engine is currently overloaded, please try again later.",
     529: "Overloaded",
@@ -26,7 +29,9 @@ _MESSAGES = {
 _CODES = {401: "invalid_api_key", 404: "model_not_found", 429: "rate_limit_exceeded"}
 
 
-class Faults(msgspec.Struct, frozen=True, rename=lambda name: f"x-loopback-{name.replace('_', '-')}"):
+class Faults(
+    msgspec.Struct, frozen=True, rename=lambda name: f"x-loopback-{name.replace('_', '-')}"
+):
     """The faults of one request. The table in ``testing.provider`` explains them."""
 
     status: int | None = None
@@ -54,7 +59,12 @@ class Faults(msgspec.Struct, frozen=True, rename=lambda name: f"x-loopback-{name
     def refusal(self) -> Refusal:
         """The error of the requested status."""
         status = self.status or 500
-        return Refusal(status, _MESSAGES.get(status, "The request failed."), code=_CODES.get(status), headers={"retry-after-ms": "1"})
+        return Refusal(
+            status,
+            _MESSAGES.get(status, "The request failed."),
+            code=_CODES.get(status),
+            headers={"retry-after-ms": "1"},
+        )
 
 
 def read_faults(headers: Mapping[str, str], prompt: Iterable[str]) -> Faults:

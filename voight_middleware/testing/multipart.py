@@ -31,7 +31,9 @@ def read_form(content_type: str, body: bytes) -> Json:
         name, filename = _NAME.search(disposition), _FILENAME.search(disposition)
         if name is not None:
             text = "" if filename else content.decode()
-            _put(form, name[1], Upload(filename[1], content) if filename else _FLAGS.get(text, text))
+            _put(
+                form, name[1], Upload(filename[1], content) if filename else _FLAGS.get(text, text)
+            )
     return form
 
 

@@ -76,7 +76,9 @@ def calls_of_a_test(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[
     monkeypatch.delenv("VOIGHT_KEY", raising=False)  # tests must not send events to Voight
     outer = swap_meter(None)
     try:
-        settings = Settings.from_environment(release=outer.settings.release if outer is not None else None)
+        settings = Settings.from_environment(
+            release=outer.settings.release if outer is not None else None
+        )
         swap_meter(Meter(settings))
         yield VoightCalls(settings.ledger)
     finally:

@@ -78,7 +78,10 @@ try:
 
     from voight_middleware.testing.server import application
 except ImportError as error:
-    raise ImportError("the loopback provider needs starlette and uvicorn: pip install 'voight-middleware[testing]'") from error
+    raise ImportError(
+        "the loopback provider needs starlette and uvicorn: pip install "
+        "'voight-middleware[testing]'"
+    ) from error
 
 __all__ = ["Count", "Counts", "LoopbackProvider"]
 
@@ -112,7 +115,9 @@ class LoopbackProvider:
                 timeout_graceful_shutdown=1,
             )
         )
-        self._thread = threading.Thread(target=self._server.run, args=([self._socket],), name="loopback-provider", daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.run, args=([self._socket],), name="loopback-provider", daemon=True
+        )
 
     @property
     def openai_base_url(self) -> str:
@@ -172,7 +177,9 @@ class LoopbackProvider:
 
 def main() -> None:
     """``python -m voight_middleware.testing.provider --port 8099``."""
-    parser = argparse.ArgumentParser(description="A server that speaks the wire formats of OpenAI, Anthropic and Google.")
+    parser = argparse.ArgumentParser(
+        description="A server that speaks the wire formats of OpenAI, Anthropic and Google."
+    )
     parser.add_argument("--port", type=int, default=0, help="default: a free one")
     provider = LoopbackProvider(parser.parse_args().port)
     sys.stdout.write(

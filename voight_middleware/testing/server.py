@@ -23,7 +23,12 @@ from starlette.types import Receive, Scope, Send
 from voight_middleware.testing.accounting import Accounting
 from voight_middleware.testing.endpoints.errors import Maker, Refusal, shown
 from voight_middleware.testing.endpoints.registry import ENDPOINTS
-from voight_middleware.testing.endpoints.response import EVENTS, Endpoint, EndpointRequest, EndpointResponse
+from voight_middleware.testing.endpoints.response import (
+    EVENTS,
+    Endpoint,
+    EndpointRequest,
+    EndpointResponse,
+)
 from voight_middleware.testing.fake_data import prompt_texts
 from voight_middleware.testing.faults import Faults, marked_user, read_faults
 from voight_middleware.testing.multipart import read_form
@@ -42,16 +47,35 @@ def application(accounting: Accounting, store: Store) -> Starlette:
     routes = [Route("/_loopback/counts", counts)]
     for place, endpoint in ENDPOINTS.items():
         method, path = place.split()
-        routes.append(Route(path, partial(_handle, endpoint=endpoint, accounting=accounting, store=store), methods=[method]))
-    sockets = [WebSocketRoute(path, partial(talk, kind=kind, accounting=accounting, store=store)) for path, kind in SESSIONS.items()]
+        routes.append(
+            Route(
+                path,
+                partial(_handle, endpoint=endpoint, accounting=accounting, store=store),
+                methods=[method],
+            )
+        )
+    sockets = [
+        WebSocketRoute(path, partial(talk, kind=kind, accounting=accounting, store=store))
+        for path, kind in SESSIONS.items()
+    ]
     return Starlette(routes=[*routes, *sockets])
 
 
 class _CountedResponse(Response):
     """Sends the parts of a response one by one, and counts it just before the completing part."""
 
-    def __init__(self, accounting: Accounting, user: str, response: EndpointResponse, faults: Faults, headers: Mapping[str, str]) -> None:
-        self._accounting, self._user, self._response, self._faults = accounting, user, response, faults
+    def __init__(
+        self,
+        accounting: Accounting,
+        user: str,
+        response: EndpointResponse,
+        faults: Faults,
+        headers: Mapping[str, str],
+    ) -> None:
+        self._accounting = accounting
+        self._user = user
+        self._response = response
+        self._faults = faults
         self._counted = False
         super().__init__(media_type=response.media_type)
         del self.headers["content-length"]
@@ -67,7 +91,11 @@ class _CountedResponse(Response):
             parts = parts[: faults.end_after if self._ends else faults.cut_after]
         if faults.encoding:
             self.headers["content-encoding"] = faults.encoding
-            parts = parts if "content-length" in self.headers else list(_gzipped(parts, ends=self._ends))
+            parts = (
+                parts
+                if "content-length" in self.headers
+                else list(_gzipped(parts, ends=self._ends))
+            )
         self._parts = parts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -77,7 +105,13 @@ class _CountedResponse(Response):
             await asyncio.sleep(self._faults.delay_ms / 1000)
             if gone.done():
                 return
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            await send(
+                {
+                    "type": "http.response.start",
+                    "status": self.status_code,
+                    "headers": self.raw_headers,
+                }
+            )
             for number, part in enumerate(self._parts):
                 # also lets other streams and a client's disconnect through
                 await asyncio.sleep(self._faults.chunk_delay_ms / 1000)
@@ -107,7 +141,9 @@ class _CountedResponse(Response):
             self._accounting.failed(self._user)
 
 
-async def _handle(request: Request, *, endpoint: Endpoint, accounting: Accounting, store: Store) -> Response:
+async def _handle(
+    request: Request, *, endpoint: Endpoint, accounting: Accounting, store: Store
+) -> Response:
     request_id = f"req_{uuid.uuid4().hex}"
     maker = _maker(request)
     user = store.owner(request.path_params.values()) or "-"
@@ -127,12 +163,28 @@ async def _handle(request: Request, *, endpoint: Endpoint, accounting: Accountin
         if faults.reject is not None and faults.reject in body:
             raise Refusal(400, f"Unrecognized request argument supplied: {faults.reject}")
         origin = str(request.base_url).rstrip("/")
-        endpoint_request = EndpointRequest(body, faults.options, store, user, request.path_params, request.query_params, origin, maker)
-        return _CountedResponse(accounting, user, endpoint(endpoint_request), faults, _headers(maker, request_id))
+        endpoint_request = EndpointRequest(
+            body,
+            faults.options,
+            store,
+            user,
+            request.path_params,
+            request.query_params,
+            origin,
+            maker,
+        )
+        return _CountedResponse(
+            accounting, user, endpoint(endpoint_request), faults, _headers(maker, request_id)
+        )
     except Refusal as refusal:
         accounting.refused(user)
         headers = {**_headers(maker, request_id), **refusal.headers}
-        return Response(shown(refusal, maker, request_id), refusal.status, headers, media_type="application/json")
+        return Response(
+            shown(refusal, maker, request_id),
+            refusal.status,
+            headers,
+            media_type="application/json",
+        )
 
 
 async def _body(request: Request) -> Any:
@@ -161,7 +213,10 @@ def _headers(maker: Maker, request_id: str) -> dict[str, str]:
             "openai-version": "2020-10-01",
         }
     if maker == "anthropic":
-        return {"request-id": request_id, "anthropic-organization-id": "4d1c4a52-0d0b-4f0c-8a3b-000000000000"}
+        return {
+            "request-id": request_id,
+            "anthropic-organization-id": "4d1c4a52-0d0b-4f0c-8a3b-000000000000",
+        }
     return {"server-timing": "gfet4t7; dur=1"}
 
 

@@ -29,7 +29,13 @@ SESSIONS: dict[str, Callable[[EndpointRequest], Session]] = {
 }
 
 
-async def talk(websocket: WebSocket, *, kind: Callable[[EndpointRequest], Session], accounting: Accounting, store: Store) -> None:
+async def talk(
+    websocket: WebSocket,
+    *,
+    kind: Callable[[EndpointRequest], Session],
+    accounting: Accounting,
+    store: Store,
+) -> None:
     """Serve one connection until its client disconnects."""
     try:
         faults = read_faults(websocket.headers, ())
@@ -38,7 +44,9 @@ async def talk(websocket: WebSocket, *, kind: Callable[[EndpointRequest], Sessio
     except Refusal as refusal:
         accounting.called("-")
         accounting.refused("-")
-        await websocket.send_denial_response(Response(openai_error(refusal), refusal.status, media_type="application/json"))
+        await websocket.send_denial_response(
+            Response(openai_error(refusal), refusal.status, media_type="application/json")
+        )
         return
     await asyncio.sleep(faults.delay_ms / 1000)
     await websocket.accept()
@@ -51,8 +59,19 @@ class _Over(Exception):
 
 
 class _Conversation:
-    def __init__(self, websocket: WebSocket, session: Session, request: EndpointRequest, faults: Faults, accounting: Accounting) -> None:
-        self._websocket, self._session, self._request, self._faults, self._accounting = websocket, session, request, faults, accounting
+    def __init__(
+        self,
+        websocket: WebSocket,
+        session: Session,
+        request: EndpointRequest,
+        faults: Faults,
+        accounting: Accounting,
+    ) -> None:
+        self._websocket = websocket
+        self._session = session
+        self._request = request
+        self._faults = faults
+        self._accounting = accounting
         self._messages: asyncio.Queue[str | None] = asyncio.Queue()
         # also while sending, to detect a disconnect
         self._listening = asyncio.ensure_future(self._listen())
@@ -98,7 +117,9 @@ class _Conversation:
         # a status in the headers was for the connection
         if read_faults({}, prompt).status is not None:
             raise self._faults.refusal
-        turn = self._session.handle(replace(self._request, body=body, options=self._faults.options, user=self._user))
+        turn = self._session.handle(
+            replace(self._request, body=body, options=self._faults.options, user=self._user)
+        )
         if turn.starts:
             self._accounting.called(self._user)
             self._accounting.received(body)

@@ -50,7 +50,10 @@ class Job:
     def cancel(self, **cancelled: Any) -> None:
         """End the job without result and charge, unless a poll has seen the result."""
         if not self.seen:
-            self.finished, self.charges, self.events, self.polls = {**self.initial, **cancelled}, (), tuple, 0
+            self.finished = {**self.initial, **cancelled}
+            self.charges = ()
+            self.events = tuple
+            self.polls = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +94,9 @@ class Store:
     def every(self, kind: str) -> list[Any]:
         """Return all objects of this kind, the newest first."""
         with self._lock:
-            return [stored.value for stored in reversed(self._stored.values()) if stored.kind == kind]
+            return [
+                stored.value for stored in reversed(self._stored.values()) if stored.kind == kind
+            ]
 
     def owner(self, keys: Iterable[str]) -> str | None:
         """Return the user of the last of these objects that has one."""

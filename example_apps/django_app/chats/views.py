@@ -20,7 +20,9 @@ openai_client = voight.wrap(openai.OpenAI())
 
 @require_POST
 def sign_in(request: HttpRequest) -> HttpResponse:
-    user = authenticate(request, username=request.POST["username"], password=request.POST["password"])
+    user = authenticate(
+        request, username=request.POST["username"], password=request.POST["password"]
+    )
     if user is None:
         return JsonResponse({"detail": "wrong name or password"}, status=401)
     login(request, user)
@@ -48,7 +50,9 @@ def chat_stream(request: HttpRequest) -> HttpResponse | StreamingHttpResponse:
         return JsonResponse({"detail": "sign in first"}, status=401)
 
     def words() -> Iterator[str]:
-        for chunk in openai_client.chat.completions.create(model="gpt-4o-mini", messages=question(request), stream=True):
+        for chunk in openai_client.chat.completions.create(
+            model="gpt-4o-mini", messages=question(request), stream=True
+        ):
             yield chunk.choices[0].delta.content or ""
 
     return StreamingHttpResponse(words(), content_type="text/plain")
@@ -64,14 +68,20 @@ async def summarise(request: HttpRequest) -> HttpResponse:
         return JsonResponse({"detail": "sign in first"}, status=401)
     async with anthropic.AsyncAnthropic() as client:
         with voight.tag(feature="summaries"):
-            message = await voight.wrap(client).messages.create(model="claude-haiku-4-5", max_tokens=500, messages=question(request))
-    return JsonResponse({"summary": "".join(block.text for block in message.content if block.type == "text")})
+            message = await voight.wrap(client).messages.create(
+                model="claude-haiku-4-5", max_tokens=500, messages=question(request)
+            )
+    return JsonResponse(
+        {"summary": "".join(block.text for block in message.content if block.type == "text")}
+    )
 
 
 @require_POST
 def search(request: HttpRequest) -> HttpResponse:
     """Open to visitors, whose calls have no owner."""
-    embedding = openai_client.embeddings.create(model="text-embedding-3-small", input=request.POST["text"])
+    embedding = openai_client.embeddings.create(
+        model="text-embedding-3-small", input=request.POST["text"]
+    )
     return JsonResponse({"dimensions": len(embedding.data[0].embedding)})
 
 

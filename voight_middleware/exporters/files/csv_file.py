@@ -50,7 +50,13 @@ def rows(header: Sequence[str], objects: Iterable[Mapping[str, Any]]) -> Iterato
 
 def text_cell(text: str) -> str:
     """Return *text*, safe for spreadsheets and terminals."""
-    shown = text if text.isprintable() else "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    shown = (
+        text
+        if text.isprintable()
+        else "".join(
+            char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+        )
+    )
     if ";" in shown:
         shown = _NEXT_CELL.sub(r"\1'", shown)
     return f"'{shown}" if text[:1] in _FORMULA else shown

@@ -45,13 +45,46 @@ from voight_middleware.records.money import CONTEXT, from_femto, usd_text
 
 VERSION = "1.2"
 MANDATORY = (
-    *("BilledCost", "BillingAccountId", "BillingAccountName", "BillingCurrency", "BillingPeriodEnd", "BillingPeriodStart"),
-    *("ChargeCategory", "ChargeClass", "ChargeDescription", "ChargePeriodEnd", "ChargePeriodStart", "ContractedCost", "EffectiveCost"),
-    *("InvoiceIssuerName", "ListCost", "PricingQuantity", "PricingUnit", "ProviderName", "PublisherName", "ServiceCategory", "ServiceName"),
+    *(
+        "BilledCost",
+        "BillingAccountId",
+        "BillingAccountName",
+        "BillingCurrency",
+        "BillingPeriodEnd",
+        "BillingPeriodStart",
+    ),
+    *(
+        "ChargeCategory",
+        "ChargeClass",
+        "ChargeDescription",
+        "ChargePeriodEnd",
+        "ChargePeriodStart",
+        "ContractedCost",
+        "EffectiveCost",
+    ),
+    *(
+        "InvoiceIssuerName",
+        "ListCost",
+        "PricingQuantity",
+        "PricingUnit",
+        "ProviderName",
+        "PublisherName",
+        "ServiceCategory",
+        "ServiceName",
+    ),
 )
 _RECOMMENDED = ("ChargeFrequency", "ServiceSubcategory")
 _CONDITIONAL = (
-    *("ConsumedQuantity", "ConsumedUnit", "ContractedUnitPrice", "ListUnitPrice", "PricingCategory", "SkuId", "SkuMeter", "SkuPriceId"),
+    *(
+        "ConsumedQuantity",
+        "ConsumedUnit",
+        "ContractedUnitPrice",
+        "ListUnitPrice",
+        "PricingCategory",
+        "SkuId",
+        "SkuMeter",
+        "SkuPriceId",
+    ),
     *("SubAccountId", "SubAccountName", "SubAccountType", "Tags"),
 )
 COLUMNS = (
@@ -106,12 +139,22 @@ def charges(call: Call) -> Iterator[dict[str, Any]]:
     if not _adds_up(call, explanation):
         cost = None if call.cost_usd is None else usd_text(call.cost_usd)
         ours = cost if call.list_femto is None else usd_text(from_femto(call.list_femto))
-        yield {**common, **_sku(call, _WHOLE, "request"), **_amounts(1, cost, cost, "Requests"), "ListCost": ours, "ListUnitPrice": ours}
+        yield {
+            **common,
+            **_sku(call, _WHOLE, "request"),
+            **_amounts(1, cost, cost, "Requests"),
+            "ListCost": ours,
+            "ListUnitPrice": ours,
+        }
         return
     for part in explanation.parts:
         for line in part.lines:
             unit, amount = _priced(line)
-            yield {**common, **_sku(call, part, line.name), **_amounts(line.count, unit, amount, _unit_of(line.name))}
+            yield {
+                **common,
+                **_sku(call, part, line.name),
+                **_amounts(line.count, unit, amount, _unit_of(line.name)),
+            }
 
 
 def _adds_up(call: Call, explanation: Explanation) -> bool:

@@ -21,7 +21,18 @@ BATCH = 5_000
 """How many calls are in memory at a time as Python objects, which are ten times as large."""
 
 _TEXTS = (
-    *("call_id", "user_id", "plan", "tenant_id", "route", "release", "session_id", "provider", "model", "requested_model"),
+    *(
+        "call_id",
+        "user_id",
+        "plan",
+        "tenant_id",
+        "route",
+        "release",
+        "session_id",
+        "provider",
+        "model",
+        "requested_model",
+    ),
     *("endpoint", "outcome", "attribution", "cost_status"),
 )
 _COUNTS = ("attempts", "input_tokens", "cache_read_tokens", "cache_write_tokens", "output_tokens")
@@ -44,7 +55,9 @@ def write(calls: Iterable[Call], file: IO[bytes]) -> None:
         import pyarrow as pa  # type: ignore[import-untyped]  # pyright: ignore[reportMissingTypeStubs]
         import pyarrow.parquet as pq  # type: ignore[import-untyped]  # pyright: ignore[reportMissingTypeStubs]
     except ImportError as error:
-        raise ParquetMissing("Parquet needs pyarrow: pip install 'voight-middleware[parquet]'") from error
+        raise ParquetMissing(
+            "Parquet needs pyarrow: pip install 'voight-middleware[parquet]'"
+        ) from error
     schema = _schema(pa)
     calls = iter(calls)
     with pq.ParquetWriter(file, schema, compression="zstd") as writer:
@@ -60,7 +73,10 @@ def _table(pa: Any, schema: Any, calls: list[Call]) -> Any:
     columns = {name: [row[name] for row in objects] for name in schema.names}
     columns["occurred_at"] = [call.occurred_at for call in calls]
     columns["tags"] = [list(call.tags.extra.items()) for call in calls]
-    columns["cost_usd"] = [None if call.cost_femto is None else CONTEXT.scaleb(Decimal(call.cost_femto), -15) for call in calls]
+    columns["cost_usd"] = [
+        None if call.cost_femto is None else CONTEXT.scaleb(Decimal(call.cost_femto), -15)
+        for call in calls
+    ]
     return pa.table(columns, schema=schema)
 
 

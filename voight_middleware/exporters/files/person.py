@@ -14,7 +14,18 @@ from voight_middleware.records.money import from_femto, usd_text
 
 _encode = msgspec.json.Encoder().encode
 _MORE_FIELDS = (
-    *("host", "streamed", "error", "http_status", "possibly_billed", "response_id", "job", "service_tier", "batch", "tool_calls"),
+    *(
+        "host",
+        "streamed",
+        "error",
+        "http_status",
+        "possibly_billed",
+        "response_id",
+        "job",
+        "service_tier",
+        "batch",
+        "tool_calls",
+    ),
     *("estimated_input", "estimated_output"),
 )
 
@@ -36,8 +47,18 @@ def document(ledger: Ledger, names: Collection[str]) -> Iterator[bytes]:
     data = ledger.personal_data(names)
     jobs: dict[str, None] = {}
     yield b'{"user_ids": ' + _encode(names)
-    yield from _array("calls", (_as_object(call, ledger.price_history(call.call_id)) for call in _calls_of(ledger, names, jobs)))
-    submitted = [submission for submission in ledger.submissions(jobs).values() if submission.tags.user_id in names]
+    yield from _array(
+        "calls",
+        (
+            _as_object(call, ledger.price_history(call.call_id))
+            for call in _calls_of(ledger, names, jobs)
+        ),
+    )
+    submitted = [
+        submission
+        for submission in ledger.submissions(jobs).values()
+        if submission.tags.user_id in names
+    ]
     yield from _array("jobs", map(_as_job, submitted))
     yield b',\n"other_jobs": ' + _encode(data.submissions - len(submitted))
     yield from _array("elsewhere", _elsewhere(ledger, names) if data.elsewhere else ())
@@ -67,10 +88,20 @@ def _calls_of(ledger: Ledger, names: Collection[str], jobs: dict[str, None]) -> 
 def _elsewhere(ledger: Ledger, names: Collection[str]) -> Iterator[dict[str, Any]]:
     for call in ledger.calls():
         tags = call.tags
-        values = {**tags.extra, **{name: getattr(tags, name) for name in ("plan", "tenant_id", "route", "release", "session_id")}}
+        values = {
+            **tags.extra,
+            **{
+                name: getattr(tags, name)
+                for name in ("plan", "tenant_id", "route", "release", "session_id")
+            },
+        }
         matching = [name for name, value in values.items() if value in names]
         if matching and tags.user_id not in names:
-            yield {"call_id": call.call_id, "occurred_at": as_object(call)["occurred_at"], "in": matching}
+            yield {
+                "call_id": call.call_id,
+                "occurred_at": as_object(call)["occurred_at"],
+                "in": matching,
+            }
 
 
 def _as_object(call: Call, former: list[PriceVersion]) -> dict[str, Any]:
@@ -83,7 +114,9 @@ def _as_object(call: Call, former: list[PriceVersion]) -> dict[str, Any]:
         "former_costs": [
             {
                 "version": price.version,
-                "cost_usd": None if price.cost_femto is None else usd_text(from_femto(price.cost_femto)),
+                "cost_usd": None
+                if price.cost_femto is None
+                else usd_text(from_femto(price.cost_femto)),
                 "cost_status": price.cost_status,
                 "cost_reasons": price.cost_reasons,
             }

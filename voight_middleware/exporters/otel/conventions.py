@@ -104,7 +104,9 @@ def start_attributes(start: CallStart) -> Attributes:
     """
     Return the attributes at the start of a call, for samplers. They say nothing about its owner.
     """
-    return _request(start.provider, start.endpoint, start.requested_model, start.host, start.streamed)
+    return _request(
+        start.provider, start.endpoint, start.requested_model, start.host, start.streamed
+    )
 
 
 def call_attributes(call: Call, langfuse: bool = False) -> Attributes:
@@ -116,7 +118,9 @@ def call_attributes(call: Call, langfuse: bool = False) -> Attributes:
         langfuse: Whether to add the attributes that only Langfuse reads: metadata for filters, and
             our cost instead of its own.
     """
-    attributes = _request(call.provider, call.endpoint, call.requested_model, call.host, call.streamed)
+    attributes = _request(
+        call.provider, call.endpoint, call.requested_model, call.host, call.streamed
+    )
     attributes |= tag_attributes(call.tags)
     attributes |= _response(call)
     attributes |= _usage(call)
@@ -156,7 +160,11 @@ def tag_attributes(tags: Tags) -> Attributes:
 
 def error_type(call: Call) -> str:
     """Return ``error.type``: the class of the caller's exception, or else the HTTP status."""
-    return call.error or (str(call.http_status) if call.http_status is not None and call.http_status >= 400 else "_OTHER")
+    return call.error or (
+        str(call.http_status)
+        if call.http_status is not None and call.http_status >= 400
+        else "_OTHER"
+    )
 
 
 def _metadata(tags: Tags) -> dict[str, str]:
@@ -169,25 +177,35 @@ def _for_langfuse(call: Call, cost: str | None) -> Attributes:
     Return the ``langfuse.*`` attributes, which take precedence in Langfuse. Without them, it would
     add cached tokens to an input that includes them, and use its own prices.
     """
-    attributes: Attributes = {f"langfuse.observation.metadata.{key}": value for key, value in _metadata(call.tags).items()}
+    attributes: Attributes = {
+        f"langfuse.observation.metadata.{key}": value for key, value in _metadata(call.tags).items()
+    }
     if call.tags.release is not None:
         attributes["langfuse.release"] = call.tags.release
     if counts := dict(tokens(call)):
         names = {_LANGFUSE_USAGE.get(kind, kind): count for kind, count in counts.items()}
-        attributes["langfuse.observation.usage_details"] = msgspec.json.encode({**names, "total": sum(counts.values())}).decode()
+        attributes["langfuse.observation.usage_details"] = msgspec.json.encode(
+            {**names, "total": sum(counts.values())}
+        ).decode()
     if cost is not None:
         attributes["langfuse.observation.cost_details"] = f'{{"total":{cost}}}'
     return attributes
 
 
-_LANGFUSE_USAGE = {"cache_read": "input_cached_tokens", "cache_write": "input_cache_creation", "reasoning": "output_reasoning_tokens"}
+_LANGFUSE_USAGE = {
+    "cache_read": "input_cached_tokens",
+    "cache_write": "input_cache_creation",
+    "reasoning": "output_reasoning_tokens",
+}
 """
 Langfuse's names of token types, also disjoint
 (https://langfuse.com/docs/observability/features/token-and-cost-tracking).
 """
 
 
-def _request(provider: str, endpoint: str, model: str | None, host: str | None, streamed: bool) -> Attributes:
+def _request(
+    provider: str, endpoint: str, model: str | None, host: str | None, streamed: bool
+) -> Attributes:
     attributes: Attributes = {
         "gen_ai.operation.name": operation_name(endpoint),
         "gen_ai.provider.name": provider_name(provider),
@@ -208,9 +226,13 @@ def _request(provider: str, endpoint: str, model: str | None, host: str | None, 
 def _response(call: Call) -> Attributes:
     attributes: Attributes = {}
     if (model := call.model or call.requested_model) is not None:
-        attributes["embedding.model_name" if call.endpoint == "embeddings" else "llm.model_name"] = _exportable(model)
+        attributes[
+            "embedding.model_name" if call.endpoint == "embeddings" else "llm.model_name"
+        ] = _exportable(model)
     if call.model is not None:
-        attributes["gen_ai.response.model"] = attributes["llm.response.model_name"] = _exportable(call.model)
+        attributes["gen_ai.response.model"] = attributes["llm.response.model_name"] = _exportable(
+            call.model
+        )
     if call.response_id is not None:
         attributes["gen_ai.response.id"] = call.response_id
     if call.finish_reasons:

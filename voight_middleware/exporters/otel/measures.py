@@ -45,7 +45,12 @@ class Names:
         if name is None:
             return NONE
         if name not in self._known:
-            if not admit or len(self._known) >= self._most or len(name) > 200 or clean_value(name) != name:
+            if (
+                not admit
+                or len(self._known) >= self._most
+                or len(name) > 200
+                or clean_value(name) != name
+            ):
                 # half a character (a lone surrogate) in a label would fail every scrape
                 return OTHER
             self._known.add(name)
@@ -75,7 +80,9 @@ class Measures:
         most_plans: How many plans keep their name.
     """
 
-    def __init__(self, plans: Collection[str] | None = None, most_models: int = 100, most_plans: int = 20) -> None:
+    def __init__(
+        self, plans: Collection[str] | None = None, most_models: int = 100, most_plans: int = 20
+    ) -> None:
         if isinstance(plans, str):
             raise TypeError("plans must be a collection of plans, not a text: write [plan]")
         self._models = Names(most_models)
@@ -89,7 +96,9 @@ class Measures:
         return Labels(
             provider=self._providers(provider_name(call.provider)),
             operation=self._operations(operation_name(call.endpoint)),
-            model=self._models(call.model) if call.model is not None else self._models(call.requested_model, admit=False),
+            model=self._models(call.model)
+            if call.model is not None
+            else self._models(call.requested_model, admit=False),
             plan=self._plans(call.tags.plan),
             outcome=call.outcome,
             error=self._errors(error_type(call)) if call.outcome == "error" else None,

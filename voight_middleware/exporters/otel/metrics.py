@@ -40,7 +40,9 @@ from voight_middleware.records.call import Call
 try:
     from opentelemetry import metrics
 except ImportError as error:
-    raise ImportError("metrics need OpenTelemetry: pip install 'voight-middleware[otel]'") from error
+    raise ImportError(
+        "metrics need OpenTelemetry: pip install 'voight-middleware[otel]'"
+    ) from error
 
 
 class OTelMetrics:
@@ -66,14 +68,30 @@ class OTelMetrics:
     ) -> None:
         self._measures = Measures(plans, most_models, most_plans)
         meter = metrics.get_meter("voight_middleware", VERSION, meter_provider)
-        self._usage = _histogram(meter, "gen_ai.client.token.usage", "{token}", "Number of input and output tokens used.", TOKENS)
-        self._duration = _histogram(meter, "gen_ai.client.operation.duration", "s", "GenAI operation duration.", SECONDS)
+        self._usage = _histogram(
+            meter,
+            "gen_ai.client.token.usage",
+            "{token}",
+            "Number of input and output tokens used.",
+            TOKENS,
+        )
+        self._duration = _histogram(
+            meter, "gen_ai.client.operation.duration", "s", "GenAI operation duration.", SECONDS
+        )
         self._first = _histogram(
-            meter, "gen_ai.client.operation.time_to_first_chunk", "s", "Time from the request to the first chunk of a stream.", SECONDS
+            meter,
+            "gen_ai.client.operation.time_to_first_chunk",
+            "s",
+            "Time from the request to the first chunk of a stream.",
+            SECONDS,
         )
         self._calls = meter.create_counter("voight.client.calls", "{call}", "Billable calls.")
-        self._tokens = meter.create_counter("voight.client.tokens", "{token}", "Tokens by type; the types are disjoint.")
-        self._cost = meter.create_counter("voight.client.cost", "USD", "Cost of the calls that have a price; the ledger is exact.")
+        self._tokens = meter.create_counter(
+            "voight.client.tokens", "{token}", "Tokens by type; the types are disjoint."
+        )
+        self._cost = meter.create_counter(
+            "voight.client.cost", "USD", "Cost of the calls that have a price; the ledger is exact."
+        )
         # runs before the last export of the meter provider, which was registered earlier
         atexit.register(flush_before_exit)
 
@@ -95,7 +113,10 @@ class OTelMetrics:
         if call.ttft is not None:
             self._first.record(call.ttft / 1_000_000, common)
         if call.usage is not None:
-            for kind, sum_of_kind in (("input", call.usage.input_tokens), ("output", call.usage.output_tokens)):
+            for kind, sum_of_kind in (
+                ("input", call.usage.input_tokens),
+                ("output", call.usage.output_tokens),
+            ):
                 if sum_of_kind is not None:
                     self._usage.record(sum_of_kind, {**common, "gen_ai.token.type": kind})
         for kind, count in tokens(call):
@@ -104,7 +125,9 @@ class OTelMetrics:
             self._cost.add(float(call.cost_usd), common)
 
 
-def _histogram(meter: metrics.Meter, name: str, unit: str, description: str, bounds: Sequence[float]) -> Any:
+def _histogram(
+    meter: metrics.Meter, name: str, unit: str, description: str, bounds: Sequence[float]
+) -> Any:
     make: Any = meter.create_histogram
     try:
         return make(name, unit, description, explicit_bucket_boundaries_advisory=bounds)

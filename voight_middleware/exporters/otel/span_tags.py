@@ -30,7 +30,9 @@ try:
     from opentelemetry.context import Context
     from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 except ImportError as error:
-    raise ImportError("tags on spans need the OpenTelemetry SDK: pip install 'voight-middleware[otel]'") from error
+    raise ImportError(
+        "tags on spans need the OpenTelemetry SDK: pip install 'voight-middleware[otel]'"
+    ) from error
 
 _NAMED = frozenset(Tags.__struct_fields__) - {"extra"}
 MAX_WAITING = 200
@@ -48,11 +50,15 @@ class CostTagSpanProcessor(SpanProcessor):
         keys: The tags to set. An application's own key becomes ``voight.tag.<key>``.
     """
 
-    def __init__(self, keys: Collection[str] = ("user_id", "plan", "tenant_id", "session_id")) -> None:
+    def __init__(
+        self, keys: Collection[str] = ("user_id", "plan", "tenant_id", "session_id")
+    ) -> None:
         if isinstance(keys, str):
             raise TypeError("keys must be a collection of tag keys, not a text: write [key]")
         self._names = {key: tag_attribute(key) for key in keys}
-        self._waiting: weakref.WeakKeyDictionary[OwnerSource, list[tuple[Span, Tags]]] = weakref.WeakKeyDictionary()
+        self._waiting: weakref.WeakKeyDictionary[OwnerSource, list[tuple[Span, Tags]]] = (
+            weakref.WeakKeyDictionary()
+        )
         add_observer(self)
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
@@ -66,7 +72,9 @@ class CostTagSpanProcessor(SpanProcessor):
             if tags.user_id is None and context.scope is not None:
                 waiting = self._waiting.setdefault(context.scope, [])
                 if len(waiting) >= MAX_WAITING:
-                    waiting[:] = [(open_span, tags) for open_span, tags in waiting if open_span.is_recording()]
+                    waiting[:] = [
+                        (open_span, tags) for open_span, tags in waiting if open_span.is_recording()
+                    ]
                 if len(waiting) < MAX_WAITING:
                     # not the context: it would keep the scope alive
                     waiting.append((span, context.tags))

@@ -28,7 +28,13 @@ from queue import Empty, SimpleQueue
 from typing import Any, Final
 
 from voight_middleware.config.version import VERSION
-from voight_middleware.exporters.otel.conventions import Attributes, call_attributes, error_type, span_name, start_attributes
+from voight_middleware.exporters.otel.conventions import (
+    Attributes,
+    call_attributes,
+    error_type,
+    span_name,
+    start_attributes,
+)
 from voight_middleware.pipeline.meter import current_meter
 from voight_middleware.pipeline.observers import CallStart
 from voight_middleware.records.call import Call
@@ -78,7 +84,9 @@ def _still_open(context: Context) -> Context:
     Return *context*, or the next outer one whose call still runs: an outer generator may end first.
     """
     while (
-        isinstance(current := context.get(_CURRENT), _CurrentSpan) and current.is_left and trace.get_current_span(context) is current.span
+        isinstance(current := context.get(_CURRENT), _CurrentSpan)
+        and current.is_left
+        and trace.get_current_span(context) is current.span
     ):
         context = current.outer
     return context
@@ -87,7 +95,17 @@ def _still_open(context: Context) -> Context:
 class _Token:
     """A running call: its span, and the context to return to."""
 
-    __slots__ = ("context", "current", "ended_at", "is_copied", "outer", "queue", "real_end", "span", "started_at")
+    __slots__ = (
+        "context",
+        "current",
+        "ended_at",
+        "is_copied",
+        "outer",
+        "queue",
+        "real_end",
+        "span",
+        "started_at",
+    )
 
     def __init__(self, outer: Context, started_at: int, queue: SimpleQueue[Any]) -> None:
         self.outer = outer
@@ -116,7 +134,10 @@ class _Token:
         """Return whether the span of this call is still the current one."""
         current = contexts.get_current()
         if self.is_copied and self.span is not None:
-            return trace.get_current_span(current).get_span_context().span_id == self.span.get_span_context().span_id
+            return (
+                trace.get_current_span(current).get_span_context().span_id
+                == self.span.get_span_context().span_id
+            )
         return current is self.context
 
     def is_open(self) -> bool:
@@ -132,7 +153,9 @@ class _Token:
 
     def drop(self) -> None:
         """Drop a span that cannot be exported. It never ends."""
-        if self.real_end is not None and isinstance(end := getattr(self.span, "end", None), _DeferredEnd):
+        if self.real_end is not None and isinstance(
+            end := getattr(self.span, "end", None), _DeferredEnd
+        ):
             self.real_end.clear()
             end.finished = True
         self.span = None
@@ -179,7 +202,9 @@ class OTelSpans:
             (``exporters.otel.conventions``).
     """
 
-    def __init__(self, tracer_provider: trace.TracerProvider | None = None, *, langfuse: bool = False) -> None:
+    def __init__(
+        self, tracer_provider: trace.TracerProvider | None = None, *, langfuse: bool = False
+    ) -> None:
         self._given = tracer_provider
         self._langfuse = langfuse
         self._provider: trace.TracerProvider | None = None
@@ -217,10 +242,17 @@ class OTelSpans:
         else:
             name = span_name(start.endpoint, start.requested_model)
             token.span = tracer.start_span(
-                name, outer, SpanKind.CLIENT, start_attributes(start), start_time=start.started_at, record_exception=False
+                name,
+                outer,
+                SpanKind.CLIENT,
+                start_attributes(start),
+                start_time=start.started_at,
+                record_exception=False,
             )
             token.current = _CurrentSpan(token.span, outer)
-            token.context = contexts.set_value(_CURRENT, token.current, trace.set_span_in_context(token.span, outer))
+            token.context = contexts.set_value(
+                _CURRENT, token.current, trace.set_span_in_context(token.span, outer)
+            )
         if self._thread is None:
             self._start()
         # ddtrace cannot return to no span
@@ -248,7 +280,11 @@ class OTelSpans:
             token = _Token(contexts.get_current(), call.occurred_at * 1000, self._queue)
         elif token is _SKIPPED:
             return
-        elif token.span is not None and not token.span.is_recording() and not token.span.get_span_context().trace_flags.sampled:
+        elif (
+            token.span is not None
+            and not token.span.is_recording()
+            and not token.span.get_span_context().trace_flags.sampled
+        ):
             return  # not sampled
         at = time.time_ns() if call.duration is None else token.started_at + call.duration * 1000
         if self._queue.qsize() >= MAX_HELD:  # the exporter does not return
@@ -294,7 +330,11 @@ class OTelSpans:
             return False
         try:
             provider = client._open_telemetry.get("tracer_provider") or trace.get_tracer_provider()
-            return client._tracer is not None and provider is self._provider and hasattr(provider, "add_span_processor")
+            return (
+                client._tracer is not None
+                and provider is self._provider
+                and hasattr(provider, "add_span_processor")
+            )
         except AttributeError:  # another version of the SDK
             return False
 
@@ -309,7 +349,9 @@ class OTelSpans:
                     # an empty context, even if other instrumentation copies the request's context
                     # into threads
                     run = contextvars.Context().run
-                    thread = threading.Thread(target=run, args=(self._run, self._queue), name="voight-spans", daemon=True)
+                    thread = threading.Thread(
+                        target=run, args=(self._run, self._queue), name="voight-spans", daemon=True
+                    )
                     thread.start()
                     self._thread = thread
             except RuntimeError:
@@ -331,7 +373,11 @@ class OTelSpans:
         while (remaining := deadline - time.monotonic()) > 0:
             # Briefly: without a ledger a flush never succeeds, and calls are priced anyway.
             current_meter().flush(min(remaining, 0.5))
-            if self._process_queue(threading.Event(), deadline) and not self._held and not self._without_call:
+            if (
+                self._process_queue(threading.Event(), deadline)
+                and not self._held
+                and not self._without_call
+            ):
                 return True
         return False
 
@@ -369,7 +415,9 @@ class OTelSpans:
             if self._held[first].deadline > now and len(self._held) <= MAX_HELD:
                 break
             self._finish(self._held.pop(first), None)
-        while self._without_call and (self._without_call[0][0] <= now or not self._without_call[0][1].is_open()):
+        while self._without_call and (
+            self._without_call[0][0] <= now or not self._without_call[0][1].is_open()
+        ):
             self._without_call.popleft()[1].end_without_call()
 
     def _take(self, item: Any) -> None:
@@ -387,7 +435,9 @@ class OTelSpans:
         elif isinstance(item, threading.Event):
             while isinstance(item, _EndAll) and self._held:
                 self._finish(self._held.pop(next(iter(self._held))), None)
-            while self._without_call and (isinstance(item, _EndAll) or not self._without_call[0][1].is_open()):
+            while self._without_call and (
+                isinstance(item, _EndAll) or not self._without_call[0][1].is_open()
+            ):
                 self._without_call.popleft()[1].end_without_call()
             item.set()
 
@@ -410,12 +460,16 @@ class OTelSpans:
             if ended.token.context is not ended.token.outer or self._tracer is None:
                 return  # the SDK was to make a span, but its sampler dropped it
             name = span_name(call.endpoint, call.requested_model)
-            span = self._tracer.start_span(name, ended.token.outer, SpanKind.CLIENT, start_time=ended.token.started_at)
+            span = self._tracer.start_span(
+                name, ended.token.outer, SpanKind.CLIENT, start_time=ended.token.started_at
+            )
         elif not span.is_recording():
             # an SDK's middleware sent the request again: this is another call, with another span
             assert self._tracer is not None
             name = span_name(call.endpoint, call.requested_model)
-            span = self._tracer.start_span(name, ended.token.outer, SpanKind.CLIENT, start_time=ended.token.started_at)
+            span = self._tracer.start_span(
+                name, ended.token.outer, SpanKind.CLIENT, start_time=ended.token.started_at
+            )
         span.set_attributes(attributes)
         if call.outcome == "error":
             span.set_status(Status(StatusCode.ERROR, error_type(call)))

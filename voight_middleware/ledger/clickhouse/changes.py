@@ -14,7 +14,15 @@ from msgspec.structs import replace
 
 from voight_middleware.ledger.clickhouse.dialect import literal
 from voight_middleware.ledger.clickhouse.schema import MONEY, kept_as, type_of, usd
-from voight_middleware.ledger.rows import OWNER, REATTRIBUTABLE_SQL, REQUIRED, RESULT_COLUMNS, SELECTED, Row, extra_text
+from voight_middleware.ledger.rows import (
+    OWNER,
+    REATTRIBUTABLE_SQL,
+    REQUIRED,
+    RESULT_COLUMNS,
+    SELECTED,
+    Row,
+    extra_text,
+)
 from voight_middleware.records.call import REATTRIBUTABLE, Call, LateAttribution
 from voight_middleware.records.tags import Tags
 
@@ -35,7 +43,10 @@ class Change:
     """
 
     def __init__(self, sets: Mapping[str, str], condition: str) -> None:
-        self.sql = f"{', '.join(f'{kept_as(name)} = {value}' for name, value in sets.items())} WHERE {condition}"
+        self.sql = (
+            f"{', '.join(f'{kept_as(name)} = {value}' for name, value in sets.items())} WHERE "
+            f"{condition}"
+        )
 
 
 def has_result(call: Call) -> bool:
@@ -57,7 +68,10 @@ def results(rows: Sequence[Row]) -> Iterator[Change]:
     """Yield changes that add the results of jobs."""
     for piece in pieces(rows):
         by_call = {row[_POSITIONS["call_id"]]: row for row in piece}
-        sets = {name: _of(name, {call_id: row[_POSITIONS[name]] for call_id, row in by_call.items()}) for name in RESULT_COLUMNS}
+        sets = {
+            name: _of(name, {call_id: row[_POSITIONS[name]] for call_id, row in by_call.items()})
+            for name in RESULT_COLUMNS
+        }
         yield Change(sets, f"{_among(by_call)} AND {OPEN}")
 
 
@@ -70,8 +84,14 @@ def late_attributions(owners: Mapping[str, LateAttribution]) -> Iterator[Change]
             if name == "user_id":
                 sets[name] = f"IF(attribution = 'request', {value}, COALESCE(user_id, {value}))"
             else:
-                sets[name] = f"mapUpdate({value}, tags_extra)" if name == "tags_extra" else f"COALESCE({name}, {value})"
-        sets["attribution"] = _of("attribution", {call_id: owners[call_id].attribution for call_id in piece})
+                sets[name] = (
+                    f"mapUpdate({value}, tags_extra)"
+                    if name == "tags_extra"
+                    else f"COALESCE({name}, {value})"
+                )
+        sets["attribution"] = _of(
+            "attribution", {call_id: owners[call_id].attribution for call_id in piece}
+        )
         yield Change(sets, f"{_among(piece)} AND attribution IN {REATTRIBUTABLE_SQL}")
 
 
@@ -79,7 +99,12 @@ def owners(given: Mapping[str, tuple[Tags, str]]) -> Iterator[Change]:
     """
     Yield changes that give calls the owner of their job: tags and attribution, by ``call_id``.
     """
-    return values({call_id: {name: _tag(tags, name) for name in OWNER} | {"attribution": by} for call_id, (tags, by) in given.items()})
+    return values(
+        {
+            call_id: {name: _tag(tags, name) for name in OWNER} | {"attribution": by}
+            for call_id, (tags, by) in given.items()
+        }
+    )
 
 
 def values(changed: Mapping[str, Mapping[str, Any]], condition: str = "1") -> Iterator[Change]:
@@ -87,7 +112,11 @@ def values(changed: Mapping[str, Mapping[str, Any]], condition: str = "1") -> It
     for piece in pieces(list(changed)):
         names = changed[piece[0]]
         yield Change(
-            {name: _of(name, {call_id: changed[call_id][name] for call_id in piece}) for name in names}, f"{_among(piece)} AND {condition}"
+            {
+                name: _of(name, {call_id: changed[call_id][name] for call_id in piece})
+                for name in names
+            },
+            f"{_among(piece)} AND {condition}",
         )
 
 
@@ -106,7 +135,11 @@ def _of(name: str, by_call: Mapping[str, Any]) -> str:
     first = next(iter(texts.values()))
     if all(text == first for text in texts.values()):
         return _cast(name, literal(first))
-    return _cast(name, f"transform(call_id, {literal(list(texts))}, {literal(list(texts.values()))}, {literal(first)})")
+    return _cast(
+        name,
+        f"transform(call_id, {literal(list(texts))}, {literal(list(texts.values()))}, "
+        f"{literal(first)})",
+    )
 
 
 def _text(name: str, value: Any) -> str:

@@ -50,7 +50,9 @@ class Database:
         """
         self.closed = False
 
-    def rows(self, sql: str, values: Collection[Any] = (), **settings: Any) -> Sequence[Sequence[Any]]:
+    def rows(
+        self, sql: str, values: Collection[Any] = (), **settings: Any
+    ) -> Sequence[Sequence[Any]]:
         """Run a query with a value for each ``?``."""
         with self._open():
             return self.client.query(bound(sql, values), settings=settings or None).result_rows
@@ -59,12 +61,16 @@ class Database:
         """Run a query about a person to erase, without a trace in the server's query log."""
         return self.rows(sql, values, **({} if self.readonly else {"log_queries": 0}))
 
-    def about(self, call_ids: Collection[str], sql: str, suffix: str = "") -> Iterator[Sequence[Any]]:
+    def about(
+        self, call_ids: Collection[str], sql: str, suffix: str = ""
+    ) -> Iterator[Sequence[Any]]:
         """Yield the rows of a query about these calls. *sql* ends with WHERE."""
         ids = list(dict.fromkeys(call_ids))
         for start in range(0, len(ids), _IDS):
             batch = ids[start : start + _IDS]
-            yield from self.rows(f"{sql} call_id IN ({', '.join('?' * len(batch))}) {suffix}", batch)
+            yield from self.rows(
+                f"{sql} call_id IN ({', '.join('?' * len(batch))}) {suffix}", batch
+            )
 
     def run(self, sql: str, **settings: Any) -> None:
         """Run a statement."""
@@ -76,7 +82,12 @@ class Database:
         if lines:
             with self._open():
                 self.client.raw_insert(
-                    f"{self.name}.{table}", columns, b"\n".join(lines), settings=_INSERT, fmt="JSONCompactEachRow", compression=None
+                    f"{self.name}.{table}",
+                    columns,
+                    b"\n".join(lines),
+                    settings=_INSERT,
+                    fmt="JSONCompactEachRow",
+                    compression=None,
                 )
 
     def change(self, changes: Iterable[Change]) -> None:
@@ -118,7 +129,12 @@ class Database:
 
     def tables(self) -> set[str]:
         """Return the existing tables."""
-        return {name for (name,) in self.rows("SELECT name FROM system.tables WHERE database = ?", [self.server.database])}
+        return {
+            name
+            for (name,) in self.rows(
+                "SELECT name FROM system.tables WHERE database = ?", [self.server.database]
+            )
+        }
 
     def create(self) -> None:
         """Create the database and its missing tables. Other processes may do the same."""
@@ -131,7 +147,10 @@ class Database:
 
     def look_at(self) -> None:
         """Find out how calls can be changed here."""
-        rows = self.rows("SELECT engine_full FROM system.tables WHERE database = ? AND name = 'calls'", [self.server.database])
+        rows = self.rows(
+            "SELECT engine_full FROM system.tables WHERE database = ? AND name = 'calls'",
+            [self.server.database],
+        )
         self.patched = bool(rows) and "enable_block_number_column = 1" in rows[0][0]
 
     def _version(self) -> tuple[int, ...]:

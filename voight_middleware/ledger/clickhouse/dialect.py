@@ -46,7 +46,9 @@ def bound(sql: str, values: Collection[Any]) -> str:
     if not values:
         return sql
     head, *pieces = sql.split("?")
-    return head + "".join(f"{literal(value)}{piece}" for value, piece in zip(values, pieces, strict=True))
+    return head + "".join(
+        f"{literal(value)}{piece}" for value, piece in zip(values, pieces, strict=True)
+    )
 
 
 class ClickHouseDialect:
@@ -81,12 +83,15 @@ class ClickHouseDialect:
     def __init__(self, database: str) -> None:
         self.calls = f"{database}.calls FINAL"
         columns = ", ".join(
-            f"IF(original.number = 1, original.{name}, calls.{name}) AS {name}" if name in _FIGURES else f"calls.{name} AS {name}"
+            f"IF(original.number = 1, original.{name}, calls.{name}) AS {name}"
+            if name in _FIGURES
+            else f"calls.{name} AS {name}"
             for name in SELECT.split(", ")
         )
         self.calls_at_original_prices = (
             f"(SELECT {columns} FROM {database}.calls AS calls FINAL LEFT JOIN "
-            f"(SELECT * FROM {database}.former_costs FINAL WHERE number = 1) AS original ON original.call_id = calls.call_id)"
+            f"(SELECT * FROM {database}.former_costs FINAL WHERE number = 1) AS original ON "
+            "original.call_id = calls.call_id)"
         )
 
     def cost(self, columns: Sequence[Any]) -> int:
@@ -103,7 +108,9 @@ class ClickHouseDialect:
     def moment(self, form: str, at: str, ahead: str = "0") -> str:
         """Return a time. The integer division truncates towards 0."""
         local = f"fromUnixTimestamp64Second(toInt64(intDiv({at}, 1000000) + {ahead}), 'UTC')"
-        return f"formatDateTime({f'toMonday({local})' if form == 'week' else local}, '{_FORMS[form]}')"
+        return (
+            f"formatDateTime({f'toMonday({local})' if form == 'week' else local}, '{_FORMS[form]}')"
+        )
 
     def extra(self, key: str) -> Sql:
         return "IF(mapContains(tags_extra, ?), tags_extra[?], NULL)", [key, key]
@@ -114,7 +121,9 @@ class ClickHouseDialect:
 
     def like(self, sql: str, pattern: str) -> Sql:
         """Use LIKE, which is case-sensitive here."""
-        return f"{sql} LIKE ?", ["%".join(_ESCAPED.sub(r"\\\g<0>", part) for part in wildcard_parts(pattern))]
+        return f"{sql} LIKE ?", [
+            "%".join(_ESCAPED.sub(r"\\\g<0>", part) for part in wildcard_parts(pattern))
+        ]
 
     def among(self, sql: str, values: Sequence[Bucket]) -> Sql:
         """Bind all values as one."""

@@ -34,12 +34,17 @@ def personal_data(db: Database, names: Collection[str]) -> PersonalData:
         return PersonalData()
     of_person, elsewhere = _of_person(names), _elsewhere(names)
     calls = f"{db.name}.calls FINAL"
-    count, cost, first, last = db.private(f"SELECT COUNT(*), SUM(cost), MIN(occurred_at), MAX(occurred_at) FROM {calls} WHERE {of_person}")[
-        0
-    ]
-    others = db.private(f"SELECT COUNT(*) FROM {calls} WHERE ({elsewhere}) AND NOT ifNull({of_person}, 0)")[0][0]
+    count, cost, first, last = db.private(
+        f"SELECT COUNT(*), SUM(cost), MIN(occurred_at), MAX(occurred_at) FROM {calls} WHERE "
+        f"{of_person}"
+    )[0]
+    others = db.private(
+        f"SELECT COUNT(*) FROM {calls} WHERE ({elsewhere}) AND NOT ifNull({of_person}, 0)"
+    )[0][0]
     submissions = sum(1 for _ in _mentioning(db, names))
-    return PersonalData(count, femto(cost), first if count else None, last if count else None, others, submissions)
+    return PersonalData(
+        count, femto(cost), first if count else None, last if count else None, others, submissions
+    )
 
 
 def erase(db: Database, names: Collection[str], token: str) -> PersonalData:
@@ -48,7 +53,9 @@ def erase(db: Database, names: Collection[str], token: str) -> PersonalData:
     data = personal_data(db, names)
     if data.calls or data.elsewhere:
         db.rewrite(_change(db, names, token))
-    changed = [replace(job, tags=erased_tags(job.tags, names, token)) for job in _mentioning(db, names)]
+    changed = [
+        replace(job, tags=erased_tags(job.tags, names, token)) for job in _mentioning(db, names)
+    ]
     if changed:
         db.add("jobs", JOB, [job_row(submission, replaced=True) for submission in changed])
         _rewrite_jobs(db)
@@ -66,7 +73,9 @@ def purge(db: Database, names: Collection[str]) -> list[str]:
     if list(_mentioning(db, names, " ")):
         _rewrite_jobs(db)
     remains = []
-    if db.private(f"SELECT 1 FROM {db.name}.calls WHERE {_of_person(names)} OR {_elsewhere(names)} LIMIT 1"):
+    if db.private(
+        f"SELECT 1 FROM {db.name}.calls WHERE {_of_person(names)} OR {_elsewhere(names)} LIMIT 1"
+    ):
         remains.append(f"{db.server.name}: calls")
     if list(_mentioning(db, names, " ")):
         remains.append(f"{db.server.name}: jobs")
@@ -83,9 +92,20 @@ def _change(db: Database, names: Collection[str], token: str) -> Change:
     long = literal([name for name in names if len(name) >= MIN_SEARCHED_LENGTH])
     affected = f"{db.name}.calls WHERE {_of_person(names)} OR {_elsewhere(names)}"
     values = f"SELECT DISTINCT arrayJoin(mapValues(tags_extra)) AS value FROM {affected}"
-    texts = db.private(f"SELECT value FROM ({values}) WHERE arrayExists(name -> position(value, name) > 0, {long})") if long != "[]" else []
+    texts = (
+        db.private(
+            f"SELECT value FROM ({values}) WHERE arrayExists(name -> position(value, name) > 0, "
+            f"{long})"
+        )
+        if long != "[]"
+        else []
+    )
     ids = db.private(f"SELECT {hashed('arrayJoin(?)')}", [list(names)])
-    mentions = db.private(f"SELECT {hashed('arrayJoin(?)')}", [[text for (text,) in texts]]) if texts else []
+    mentions = (
+        db.private(f"SELECT {hashed('arrayJoin(?)')}", [[text for (text,) in texts]])
+        if texts
+        else []
+    )
     known = f"({', '.join(literal(hash_) for (hash_,) in ids)})"
     erased = f"({', '.join(literal(hash_) for (hash_,) in dict.fromkeys((*ids, *mentions)))})"
 
@@ -99,12 +119,19 @@ def _change(db: Database, names: Collection[str], token: str) -> Change:
         "session_id": f"IF({is_user}, NULL, IF({named('session_id')}, {new}, session_id))",
         "response_id": f"IF({is_user}, NULL, response_id)",
         **{name: f"IF({named(name)}, {new}, {name})" for name in PLACES},
-        "tags_extra": f"mapApply((key, value) -> (key, IF({hashed('value')} IN {erased}, {new}, value)), tags_extra)",
+        "tags_extra": (
+            f"mapApply((key, value) -> (key, IF({hashed('value')} IN {erased}, {new}, value)), "
+            "tags_extra)"
+        ),
     }
     values_named = f"arrayExists(value -> {hashed('value')} IN {known}, mapValues(tags_extra))"
     # Hashing all calls is slow. The time range limits it to the months with matches.
     first, last = db.private(f"SELECT MIN(occurred_at), MAX(occurred_at) FROM {affected}")[0]
-    return Change(sets, f"occurred_at BETWEEN {first} AND {last} AND ({' OR '.join((is_user, *map(named, _PLACES), values_named))})")
+    return Change(
+        sets,
+        f"occurred_at BETWEEN {first} AND {last} AND "
+        f"({' OR '.join((is_user, *map(named, _PLACES), values_named))})",
+    )
 
 
 def _given(names: Collection[str]) -> list[str]:
@@ -118,7 +145,12 @@ def _of_person(names: Collection[str]) -> str:
 
 def _elsewhere(names: Collection[str]) -> str:
     among = ", ".join(map(literal, names))
-    return " OR ".join((*(f"ifNull({name} IN ({among}), 0)" for name in _PLACES), f"hasAny(mapValues(tags_extra), [{among}])"))
+    return " OR ".join(
+        (
+            *(f"ifNull({name} IN ({among}), 0)" for name in _PLACES),
+            f"hasAny(mapValues(tags_extra), [{among}])",
+        )
+    )
 
 
 def _mentioning(db: Database, names: Collection[str], final: str = "FINAL") -> Iterator[Submission]:

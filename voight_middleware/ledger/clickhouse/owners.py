@@ -70,7 +70,9 @@ class Owners:
             submission = self.known.get(name) if "/" in name else None
             if submission is not None and submission.attribution in REATTRIBUTABLE:
                 tags = submission.tags.merge(late.tags)
-                self._store(replace(submission, tags=tags, attribution=late.attribution), replaced=True)
+                self._store(
+                    replace(submission, tags=tags, attribution=late.attribution), replaced=True
+                )
 
     def _store(self, submission: Submission, *, replaced: bool) -> None:
         self.known[submission.job] = submission
@@ -83,7 +85,9 @@ class Owners:
                 owner = self.known.get(whole) or self.wholes.get(whole, submission)
         if owner.tags.user_id is None:
             return
-        owned = Owned({submission.job, *self.parts.get(submission.job, ())}, owner.tags, owner.attribution)
+        owned = Owned(
+            {submission.job, *self.parts.get(submission.job, ())}, owner.tags, owner.attribution
+        )
         for call_id, call in self.fresh.items():
             if owned.has(call.job):
                 self.fresh[call_id] = replace(call, tags=owned.tags, attribution=owned.attribution)

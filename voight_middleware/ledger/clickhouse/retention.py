@@ -33,18 +33,26 @@ def keep_for(db: Database, days: int) -> None:
             continue
         moment = f"toDateTime(least(intDiv({column}, 1000000), {_LAST} - {days} * 86400), 'UTC')"
         what = f"MODIFY TTL {moment} + toIntervalDay({days})" if days else "REMOVE TTL"
-        db.run(f"ALTER TABLE {db.name}.{table} {db.server.on_cluster} {what}", materialize_ttl_after_modify=0)
+        db.run(
+            f"ALTER TABLE {db.name}.{table} {db.server.on_cluster} {what}",
+            materialize_ttl_after_modify=0,
+        )
 
 
 def _ttl(db: Database, table: str) -> int:
-    rows = db.rows("SELECT engine_full FROM system.tables WHERE database = ? AND name = ?", [db.server.database, table])
+    rows = db.rows(
+        "SELECT engine_full FROM system.tables WHERE database = ? AND name = ?",
+        [db.server.database, table],
+    )
     match = _DAYS.search(rows[0][0]) if rows else None
     return int(match[1]) if match else 0
 
 
 def expired(db: Database, until: int) -> Expired:
     """Return the records from before *until*."""
-    return Expired(*(_count(db, table, f"{column} < {int(until)}") for table, column in _TIMES.items()))
+    return Expired(
+        *(_count(db, table, f"{column} < {int(until)}") for table, column in _TIMES.items())
+    )
 
 
 def expire(db: Database, until: int, limit: int) -> Expired:
@@ -63,7 +71,9 @@ def expire(db: Database, until: int, limit: int) -> Expired:
             db.alter(table, f"DROP PARTITION ID {literal(month)}")
         left -= calls
     oldest = db.rows(
-        f"SELECT occurred_at, call_id FROM {db.name}.calls FINAL WHERE {begin} ORDER BY occurred_at, call_id LIMIT ?, 1", [left]
+        f"SELECT occurred_at, call_id FROM {db.name}.calls FINAL WHERE {begin} ORDER BY "
+        "occurred_at, call_id LIMIT ?, 1",
+        [left],
     )
     if oldest:  # the first call to keep for now
         begin = f"(occurred_at, call_id) < ({oldest[0][0]}, {literal(oldest[0][1])})"
@@ -86,5 +96,8 @@ def _months(db: Database) -> Sequence[tuple[str, int, int]]:
     Return the months, the oldest first: the partition's id, the time of the newest call, and the
     number of calls.
     """
-    sql = f"SELECT _partition_id, MAX(occurred_at) AS newest, COUNT(*) FROM {db.name}.calls FINAL GROUP BY _partition_id ORDER BY newest"
+    sql = (
+        f"SELECT _partition_id, MAX(occurred_at) AS newest, COUNT(*) FROM {db.name}.calls FINAL "
+        "GROUP BY _partition_id ORDER BY newest"
+    )
     return [(month, newest, calls) for month, newest, calls in db.rows(sql)]

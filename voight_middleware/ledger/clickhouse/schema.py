@@ -10,7 +10,18 @@ from typing import Any
 import msgspec
 
 from voight_middleware.ledger.base import MAX_COUNT, PriceVersion
-from voight_middleware.ledger.rows import COUNTS, FIGURES, NUMBERS, REQUIRED, SELECTED, Row, decode_reasons, encode, extra_text, to_row
+from voight_middleware.ledger.rows import (
+    COUNTS,
+    FIGURES,
+    NUMBERS,
+    REQUIRED,
+    SELECTED,
+    Row,
+    decode_reasons,
+    encode,
+    extra_text,
+    to_row,
+)
 from voight_middleware.records.call import Call
 from voight_middleware.records.money import CONTEXT, FEMTO_PER_USD, MAX_FEMTO
 
@@ -19,7 +30,9 @@ VERSION = 1
 
 MONEY = {"cost_femto": "cost", "list_femto": "list_cost"}
 """Columns with amounts in US dollars, named so for people who query the tables by hand."""
-_MANY = frozenset(("user_id", "session_id", "response_id", "job", "tool_calls", "components", "raw_usage"))
+_MANY = frozenset(
+    ("user_id", "session_id", "response_id", "job", "tool_calls", "components", "raw_usage")
+)
 """Texts with nearly as many values as calls. The other text columns use a dictionary."""
 
 
@@ -53,15 +66,24 @@ _MONTH = "toYYYYMM(fromUnixTimestamp64Micro(occurred_at, 'UTC'))"
 TABLES = {
     "ledger": ("(schema UInt32, version UInt64)", "ORDER BY schema"),
     "calls": (
-        f"({_COLUMNS}, version UInt64 CODEC(ZSTD(1)), INDEX times occurred_at TYPE minmax GRANULARITY 1)",
+        (
+            f"({_COLUMNS}, version UInt64 CODEC(ZSTD(1)), INDEX times occurred_at TYPE minmax "
+            "GRANULARITY 1)"
+        ),
         f"PARTITION BY {_MONTH} ORDER BY call_id",
     ),
     "former_costs": (
-        f"(call_id String CODEC(ZSTD(1)), number UInt32, {_FIGURES}, replaced_at Int64, occurred_at Int64, state UInt64, version UInt64)",
+        (
+            f"(call_id String CODEC(ZSTD(1)), number UInt32, {_FIGURES}, replaced_at Int64, "
+            "occurred_at Int64, state UInt64, version UInt64)"
+        ),
         f"PARTITION BY {_MONTH} ORDER BY (call_id, number)",
     ),
     "jobs": (
-        "(job String, part_of Nullable(String), submitted_at Int64, submission String, version UInt64)",
+        (
+            "(job String, part_of Nullable(String), submitted_at Int64, submission String, version "
+            "UInt64)"
+        ),
         "ORDER BY job",
     ),
     "extra_keys": ("(key String, version UInt64)", "ORDER BY key"),
@@ -93,10 +115,17 @@ def create_table(name: str, database: str, cluster: str, *, patches: bool) -> st
     """
     columns, order = TABLES[name]
     engine = "ReplicatedReplacingMergeTree" if cluster else "ReplacingMergeTree"
-    keeping = "enable_block_number_column = 1, enable_block_offset_column = 1" if patches else "finished_mutations_to_keep = 1"
+    keeping = (
+        "enable_block_number_column = 1, enable_block_offset_column = 1"
+        if patches
+        else "finished_mutations_to_keep = 1"
+    )
     # Without patches, the text of a change names the owner of a call.
     settings = f" SETTINGS {keeping}" if name == "calls" else ""
-    return f"CREATE TABLE IF NOT EXISTS {database}.{name} {cluster} {columns} ENGINE = {engine}(version) {order}{settings}"
+    return (
+        f"CREATE TABLE IF NOT EXISTS {database}.{name} {cluster} {columns} ENGINE = "
+        f"{engine}(version) {order}{settings}"
+    )
 
 
 # -- versions: which of several rows with one key counts -------------------------------------------
@@ -129,7 +158,11 @@ def last_wins(at: int) -> int:
 
 _EXTRA = SELECTED.index("tags_extra")
 _AMOUNTS = tuple(SELECTED.index(name) for name in MONEY)
-_WHOLE = tuple((SELECTED.index(name), name) for name in SELECTED if name in NUMBERS and name not in COUNTS and name not in MONEY)
+_WHOLE = tuple(
+    (SELECTED.index(name), name)
+    for name in SELECTED
+    if name in NUMBERS and name not in COUNTS and name not in MONEY
+)
 _COUNTS = tuple(SELECTED.index(name) for name in COUNTS)
 _LIMITED = (*((index, MAX_COUNT) for index in _COUNTS), *((index, MAX_FEMTO) for index in _AMOUNTS))
 _NO_EXTRA = msgspec.Raw(b"{}")
@@ -155,7 +188,9 @@ def checked(call: Call) -> Row:
         if (number := row[index]) is not None and not 0 <= number <= most:
             raise ValueError(f"a call cannot be stored: {SELECTED[index]} is {number}")
     if (call.cost_femto is None) != (call.cost_status == "unpriced"):
-        raise ValueError(f"a call cannot be stored: its cost is {call.cost_femto} and it is {call.cost_status}")
+        raise ValueError(
+            f"a call cannot be stored: its cost is {call.cost_femto} and it is {call.cost_status}"
+        )
     return row
 
 
@@ -183,13 +218,27 @@ def former_price(row: Sequence[Any]) -> PriceVersion:
     """Return a row of ``FORMER``."""
     number, cost, list_cost, status, reasons, price, replaced_at = row
     return PriceVersion(
-        number, femto(cost), femto(list_cost), status, () if reasons is None else decode_reasons(reasons), price, replaced_at
+        number,
+        femto(cost),
+        femto(list_cost),
+        status,
+        () if reasons is None else decode_reasons(reasons),
+        price,
+        replaced_at,
     )
 
 
 FORMER = f"number, {', '.join(kept_as(name) for name in FIGURES)}, replaced_at"
 """The columns that ``former_price`` reads."""
-INSERTED_FORMER = ("call_id", "number", *(kept_as(name) for name in FIGURES), "replaced_at", "occurred_at", "state", "version")
+INSERTED_FORMER = (
+    "call_id",
+    "number",
+    *(kept_as(name) for name in FIGURES),
+    "replaced_at",
+    "occurred_at",
+    "state",
+    "version",
+)
 
 
 def usd(amount: int | None) -> str | None:

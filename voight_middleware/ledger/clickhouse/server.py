@@ -78,23 +78,36 @@ def read_url(url: str, environ: Mapping[str, str] = os.environ) -> Server:
         parts = urlsplit(url)
         port, options = parts.port, dict(parse_qsl(parts.query, keep_blank_values=True))
     except ValueError:  # its text may contain the password
-        raise LedgerError("the URL of the ledger cannot be read: write clickhouse://user:password@host:8123/voight") from None
+        raise LedgerError(
+            "the URL of the ledger cannot be read: write "
+            "clickhouse://user:password@host:8123/voight"
+        ) from None
     if unknown := [name for name in options if name not in _OPTIONS]:
-        raise LedgerError(f"the URL of the ledger has an unknown option {unknown[0]!r}: use {', '.join(_OPTIONS)}")
+        raise LedgerError(
+            f"the URL of the ledger has an unknown option {unknown[0]!r}: use {', '.join(_OPTIONS)}"
+        )
     database, cluster = unquote(parts.path.strip("/")) or DATABASE, options.get("cluster") or None
     for what, name in (("database", database), ("cluster", cluster)):
         if name is not None and not _NAME.fullmatch(name):
             # A slash in a password makes the rest of it the database.
             shown = "such a name" if "@" in name else repr(name)
-            raise LedgerError(f"the {what} of the ledger cannot be named {shown}: use letters, digits, '_' and '-'")
+            raise LedgerError(
+                f"the {what} of the ledger cannot be named {shown}: use letters, digits, '_' and "
+                "'-'"
+            )
     ttl = options.get("ttl_days")
     if ttl is not None and not (ttl.isdecimal() and len(ttl) <= 5 and int(ttl) <= 36_500):
-        raise LedgerError(f"ttl_days in the URL of the ledger must be a number of days, or 0 for never, not {ttl[:20]!r}")
+        raise LedgerError(
+            "ttl_days in the URL of the ledger must be a number of days, or 0 for never, not "
+            f"{ttl[:20]!r}"
+        )
     return Server(
         host=parts.hostname or "localhost",
         port=port,
         user=unquote(parts.username) if parts.username else environ.get("CLICKHOUSE_USER"),
-        password=unquote(parts.password) if parts.password is not None else environ.get("CLICKHOUSE_PASSWORD", ""),
+        password=unquote(parts.password)
+        if parts.password is not None
+        else environ.get("CLICKHOUSE_PASSWORD", ""),
         database=database,
         cluster=cluster,
         ttl_days=None if ttl is None else int(ttl),
@@ -141,8 +154,14 @@ def connect(server: Server) -> Client:
 
 _ADVICE = {
     81: "the database does not exist: create it, or grant the user the right to",
-    60: "one of its tables is missing: open it for writing once, with the application or `voight ingest`",
-    701: "the cluster does not exist: check `cluster` in the URL of the ledger against system.clusters",
+    60: (
+        "one of its tables is missing: open it for writing once, with the application or `voight "
+        "ingest`"
+    ),
+    701: (
+        "the cluster does not exist: check `cluster` in the URL of the ledger against "
+        "system.clusters"
+    ),
     164: "this user may only read: use one that may write",
     497: "this user lacks a right: grant it, as the deployment documentation describes",
     516: "the user or the password is wrong: check the URL of the ledger, or CLICKHOUSE_PASSWORD",
@@ -195,12 +214,18 @@ def explained(server: Server) -> Generator[None]:
         if code in _ADVICE:
             message = f"the ledger {server.name} refused ({code}): {_ADVICE[code]}"
         elif code is None:
-            message = f"the ledger {server.name} does not respond ({_short(text, server)}): check that the server runs and can be reached"
+            message = (
+                f"the ledger {server.name} does not respond ({_short(text, server)}): check that "
+                "the server runs and can be reached"
+            )
         else:
             message = f"the ledger {server.name} failed ({code}): {_short(text, server)}"
         raise LedgerError(message) from error
     except (OSError, HTTPError) as error:  # network errors that the driver passes on
-        raise LedgerError(f"the ledger {server.name} does not respond ({_short(str(error), server)}): check the server") from error
+        raise LedgerError(
+            f"the ledger {server.name} does not respond ({_short(str(error), server)}): check the "
+            "server"
+        ) from error
     finally:
         _asking.reset(token)
 

@@ -108,18 +108,24 @@ class ClickHouseLedger:
             LedgerError: The server has failed. Some steps may be done; the same call does the rest.
         """
         calls = [within_range(record) for record in records if isinstance(record, Call)]
-        return self._writer.insert(calls, [record for record in records if not isinstance(record, Call)], progress)
+        return self._writer.insert(
+            calls, [record for record in records if not isinstance(record, Call)], progress
+        )
 
     def submissions(self, jobs: Collection[str]) -> dict[str, Submission]:
         return self._writer.submissions(jobs)
 
     def progress(self, segment: str) -> int:
-        rows = self._db.rows(f"SELECT offset FROM {self._db.name}.segments FINAL WHERE name = ?", [segment])
+        rows = self._db.rows(
+            f"SELECT offset FROM {self._db.name}.segments FINAL WHERE name = ?", [segment]
+        )
         return int(rows[0][0]) if rows else 0
 
     def clear_progress(self, segment: str) -> None:
         if self.progress(segment):
-            self._db.add("segments", ("name", "offset", "version"), [encode((segment, 0, last_wins(now())))])
+            self._db.add(
+                "segments", ("name", "offset", "version"), [encode((segment, 0, last_wins(now())))]
+            )
 
     def spend(
         self,
@@ -132,7 +138,11 @@ class ClickHouseLedger:
         zone: tzinfo | None = None,
     ) -> list[Spend]:
         by = tuple(dict.fromkeys(by))
-        rows = self._db.rows(*self._query(zone).spend(by, where or {}, window, limit, original_prices=original_prices))
+        rows = self._db.rows(
+            *self._query(zone).spend(
+                by, where or {}, window, limit, original_prices=original_prices
+            )
+        )
         return [read_spend(by, row, self._dialect) for row in rows]
 
     def calls(
@@ -159,10 +169,15 @@ class ClickHouseLedger:
         for begin, end in self._spans(f"{counted} WHERE {condition}", values, size):
             while left is None or left > 0:
                 size = _PIECE if left is None else min(_PIECE, left)
-                sql, bindings = f"{condition} AND occurred_at >= ? AND occurred_at < ?", [*values, begin, end]
+                sql = f"{condition} AND occurred_at >= ? AND occurred_at < ?"
+                bindings = [*values, begin, end]
                 if after is not None:
-                    sql, bindings = f"{sql} AND (occurred_at, call_id) > (?, ?)", [*bindings, *after]
-                sql = f"SELECT {SELECT} FROM {source} WHERE {sql} ORDER BY occurred_at, call_id LIMIT ?"
+                    sql = f"{sql} AND (occurred_at, call_id) > (?, ?)"
+                    bindings = [*bindings, *after]
+                sql = (
+                    f"SELECT {SELECT} FROM {source} WHERE {sql} ORDER BY occurred_at, call_id "
+                    "LIMIT ?"
+                )
                 rows = self._db.rows(sql, [*bindings, size])
                 for row in rows:
                     yield from_row(readable(row))
@@ -176,7 +191,9 @@ class ClickHouseLedger:
         rows = self._db.rows(f"{query} call_id = ?", [call_id])
         if not rows and len(call_id) >= MIN_ID_LENGTH:
             range_ = [call_id, call_id + "\U0010ffff"]
-            rows = self._db.rows(f"{query} call_id > ? AND call_id < ? ORDER BY call_id LIMIT 2", range_)
+            rows = self._db.rows(
+                f"{query} call_id > ? AND call_id < ? ORDER BY call_id LIMIT 2", range_
+            )
         return only_match([from_row(readable(row)) for row in rows], call_id)
 
     def reprice(self, changes: Sequence[tuple[Call, Call]]) -> int:
@@ -192,15 +209,25 @@ class ClickHouseLedger:
         return prices.price_histories(self._db, call_ids)
 
     def jobs(self, after: str = "", limit: int = 1_000) -> list[Submission]:
-        sql = f"SELECT submission FROM {self._db.name}.jobs FINAL WHERE job > ? ORDER BY job LIMIT ?"
+        sql = (
+            f"SELECT submission FROM {self._db.name}.jobs FINAL WHERE job > ? ORDER BY job LIMIT ?"
+        )
         return [_decode_submission(text) for (text,) in self._db.rows(sql, [after, limit])]
 
-    def import_calls(self, calls: Sequence[Call], former: Mapping[str, Sequence[PriceVersion]] = {}, *, replace: bool = False) -> int:
+    def import_calls(
+        self,
+        calls: Sequence[Call],
+        former: Mapping[str, Sequence[PriceVersion]] = {},
+        *,
+        replace: bool = False,
+    ) -> int:
         return prices.import_calls(self._db, self._writer, calls, former, replace=replace)
 
     def time_range(self) -> tuple[int, int] | None:
         # Without FINAL, the engine reads no rows for this.
-        count, oldest, newest = self._db.rows(f"SELECT COUNT(*), MIN(occurred_at), MAX(occurred_at) FROM {self._db.name}.calls")[0]
+        count, oldest, newest = self._db.rows(
+            f"SELECT COUNT(*), MIN(occurred_at), MAX(occurred_at) FROM {self._db.name}.calls"
+        )[0]
         return (oldest, newest) if count else None
 
     def personal_data(self, names: Collection[str]) -> PersonalData:
@@ -241,7 +268,10 @@ class ClickHouseLedger:
 
     def _spans(self, source: str, values: Sequence[object], size: int) -> Iterator[tuple[int, int]]:
         """Yield spans of whole hours with about *size* calls each. A single hour may have more."""
-        sql = f"SELECT occurred_at - positiveModulo(occurred_at, {_HOUR}) AS hour, COUNT(*) FROM {source} GROUP BY hour ORDER BY hour"
+        sql = (
+            f"SELECT occurred_at - positiveModulo(occurred_at, {_HOUR}) AS hour, COUNT(*) FROM "
+            f"{source} GROUP BY hour ORDER BY hour"
+        )
         begin, count = None, 0
         end = 0
         for hour, calls in self._db.rows(sql, values):
@@ -257,7 +287,10 @@ class ClickHouseLedger:
         tables = self._db.tables()
         if "ledger" not in tables:
             if tables & schema.TABLES.keys():
-                raise ForeignLedger(f"{self.server.name} is a database of another application, not a ledger: choose another one")
+                raise ForeignLedger(
+                    f"{self.server.name} is a database of another application, not a ledger: "
+                    "choose another one"
+                )
             if not create:
                 raise self._missing()
             self._db.create()
@@ -270,12 +303,15 @@ class ClickHouseLedger:
             version = self._version()
         if version > schema.VERSION:
             raise LedgerError(
-                f"the ledger {self.server.name} was written by a newer version (schema {version}, this one knows {schema.VERSION}): "
+                f"the ledger {self.server.name} was written by a newer version (schema {version}, "
+                f"this one knows {schema.VERSION}): "
                 "upgrade with pip install -U voight-middleware"
             )
         for old in range(version, schema.VERSION):
             for statement in schema.UPGRADES[old]:
-                self._db.run(statement.format(database=self._db.name, cluster=self.server.on_cluster))
+                self._db.run(
+                    statement.format(database=self._db.name, cluster=self.server.on_cluster)
+                )
             self._db.add("ledger", ("schema", "version"), [encode((old + 1, now()))])
         self.schema_version = self._version()
         self._db.look_at()
@@ -287,10 +323,13 @@ class ClickHouseLedger:
 
     def _missing(self) -> LedgerError:
         return LedgerError(
-            f"there is no ledger at {self.server.name} yet: the first stored call creates it (`voight doctor` shows where calls go, "
+            f"there is no ledger at {self.server.name} yet: the first stored call creates it "
+            "(`voight doctor` shows where calls go, "
             "`voight demo` shows an example)"
         )
 
     def _query(self, zone: tzinfo | None) -> Query:
-        keys = [key for (key,) in self._db.rows(f"SELECT DISTINCT key FROM {self._db.name}.extra_keys")]
+        keys = [
+            key for (key,) in self._db.rows(f"SELECT DISTINCT key FROM {self._db.name}.extra_keys")
+        ]
         return Query(self._dialect, keys, zone, self.time_range())

@@ -17,9 +17,22 @@ from voight_middleware.ledger.clickhouse import changes
 from voight_middleware.ledger.clickhouse.database import Database
 from voight_middleware.ledger.clickhouse.dialect import literal
 from voight_middleware.ledger.clickhouse.owners import Owned, Owners
-from voight_middleware.ledger.clickhouse.schema import INSERTED, checked, first_wins, insertable, last_wins, now
+from voight_middleware.ledger.clickhouse.schema import (
+    INSERTED,
+    checked,
+    first_wins,
+    insertable,
+    last_wins,
+    now,
+)
 from voight_middleware.ledger.rows import REATTRIBUTABLE_SQL, Row, encode
-from voight_middleware.records.call import Call, LateAttribution, Submission, is_open_job, with_result
+from voight_middleware.records.call import (
+    Call,
+    LateAttribution,
+    Submission,
+    is_open_job,
+    with_result,
+)
 
 JOB = ("job", "part_of", "submitted_at", "submission", "version")
 """The columns of a submitted job."""
@@ -33,7 +46,12 @@ class Writer:
         self._db = db
         self._extra_keys: set[str] = set()
 
-    def insert(self, calls: Sequence[Call], others: Sequence[LateAttribution | Submission], progress: Progress | None) -> int:
+    def insert(
+        self,
+        calls: Sequence[Call],
+        others: Sequence[LateAttribution | Submission],
+        progress: Progress | None,
+    ) -> int:
         """
         Store *calls*, apply *others* in their order, then save *progress*. Return the number of
         calls that were new or got their usage.
@@ -59,15 +77,26 @@ class Writer:
         if submitted:
             # From here on, writers of results know their owner.
             self._db.add("jobs", JOB, submitted)
-            self._attribute_jobs([owned for step in owners.steps if isinstance(step, list) for owned in step], fresh, lacking=True)
+            self._attribute_jobs(
+                [owned for step in owners.steps if isinstance(step, list) for owned in step],
+                fresh,
+                lacking=True,
+            )
         if progress is not None:
-            self._db.add("segments", ("name", "offset", "version"), [encode((progress.segment, progress.offset, last_wins(now())))])
+            self._db.add(
+                "segments",
+                ("name", "offset", "version"),
+                [encode((progress.segment, progress.offset, last_wins(now())))],
+            )
         return len(fresh) + len(result_rows) + repeated
 
     def add(self, rows: Mapping[str, Row], calls: Mapping[str, Call]) -> None:
         """Insert calls that are not there yet."""
         at = now()
-        lines = [insertable(row, first_wins(at, complete=not is_open_job(calls[call_id]))) for call_id, row in rows.items()]
+        lines = [
+            insertable(row, first_wins(at, complete=not is_open_job(calls[call_id])))
+            for call_id, row in rows.items()
+        ]
         self._db.add("calls", INSERTED, lines)
 
     def learn(self, extras: Iterable[Mapping[str, str]]) -> None:
@@ -81,7 +110,9 @@ class Writer:
         if not jobs:
             return {}
         marks = ", ".join("?" * len(jobs))
-        rows = self._db.rows(f"SELECT job, submission FROM {self._db.name}.jobs FINAL WHERE job IN ({marks})", jobs)
+        rows = self._db.rows(
+            f"SELECT job, submission FROM {self._db.name}.jobs FINAL WHERE job IN ({marks})", jobs
+        )
         return {job: _decode(text) for job, text in rows}
 
     def _sort(self, calls: Sequence[Call]) -> tuple[dict[str, Call], dict[str, Call], int]:
@@ -90,7 +121,10 @@ class Writer:
         and result in *calls*.
         """
         query = f"SELECT call_id, {changes.OPEN} FROM {self._db.name}.calls FINAL WHERE"
-        kept = {call_id: bool(unread) for call_id, unread in self._db.about([call.call_id for call in calls], query)}
+        kept = {
+            call_id: bool(unread)
+            for call_id, unread in self._db.about([call.call_id for call in calls], query)
+        }
         fresh, results, repeated = dict[str, Call](), dict[str, Call](), 0
         for call in calls:
             if call.call_id in kept:
@@ -105,17 +139,29 @@ class Writer:
                 repeated += 1
         return fresh, results, repeated
 
-    def _owners(self, fresh: dict[str, Call], others: Sequence[LateAttribution | Submission]) -> Owners:
+    def _owners(
+        self, fresh: dict[str, Call], others: Sequence[LateAttribution | Submission]
+    ) -> Owners:
         """
         Give *fresh* calls their owners. Collect the changes to calls and jobs that are in the
         ledger already.
         """
-        named = {name for record in others if isinstance(record, LateAttribution) for name in record.call_ids if "/" in name}
+        named = {
+            name
+            for record in others
+            if isinstance(record, LateAttribution)
+            for name in record.call_ids
+            if "/" in name
+        }
         submitted = {record.job: record for record in others if isinstance(record, Submission)}
         known = self.submissions(named | submitted.keys())
         submissions = (*known.values(), *submitted.values())
-        wholes = {submission.part_of for submission in submissions if submission.part_of is not None} - known.keys()
-        owners = Owners(fresh, known, self.submissions(wholes), self._parts(known.keys() | submitted.keys()))
+        wholes = {
+            submission.part_of for submission in submissions if submission.part_of is not None
+        } - known.keys()
+        owners = Owners(
+            fresh, known, self.submissions(wholes), self._parts(known.keys() | submitted.keys())
+        )
         for record in others:
             if isinstance(record, Submission):
                 owners.submit(record)
@@ -128,11 +174,16 @@ class Writer:
         parts: dict[str, set[str]] = {}
         if jobs:
             marks = ", ".join("?" * len(jobs))
-            for job, whole in self._db.rows(f"SELECT job, part_of FROM {self._db.name}.jobs FINAL WHERE part_of IN ({marks})", jobs):
+            for job, whole in self._db.rows(
+                f"SELECT job, part_of FROM {self._db.name}.jobs FINAL WHERE part_of IN ({marks})",
+                jobs,
+            ):
                 parts.setdefault(whole, set()).add(job)
         return parts
 
-    def _attribute_jobs(self, owners: Sequence[Owned], fresh: Collection[str], *, lacking: bool = False) -> None:
+    def _attribute_jobs(
+        self, owners: Sequence[Owned], fresh: Collection[str], *, lacking: bool = False
+    ) -> None:
         """
         Give the calls of jobs to their submitters. The last of *owners* wins. With *lacking*, only
         calls without a user.
@@ -143,21 +194,42 @@ class Writer:
         either = []
         for slashes in sorted({name.count("/") for name in names}):
             jobs = ", ".join(literal(name) for name in sorted(names) if name.count("/") == slashes)
-            either.append(f"arrayStringConcat(arraySlice(splitByChar('/', assumeNotNull(job)), 1, {slashes + 1}), '/') IN ({jobs})")
+            either.append(
+                "arrayStringConcat(arraySlice(splitByChar('/', assumeNotNull(job)), 1, "
+                f"{slashes + 1}), '/') IN ({jobs})"
+            )
         # Without FINAL, which would scan every call. The calls found are read again by id.
-        rows = self._db.rows(f"SELECT DISTINCT call_id FROM {self._db.name}.calls WHERE job IS NOT NULL AND ({' OR '.join(either)})")
+        rows = self._db.rows(
+            f"SELECT DISTINCT call_id FROM {self._db.name}.calls WHERE job IS NOT NULL AND "
+            f"({' OR '.join(either)})"
+        )
         query = f"SELECT call_id, job, user_id, attribution FROM {self._db.name}.calls FINAL WHERE"
         given: dict[str, Owned] = {}
-        for call_id, job, user_id, attribution in self._db.about([call_id for (call_id,) in rows if call_id not in fresh], query):
+        for call_id, job, user_id, attribution in self._db.about(
+            [call_id for (call_id,) in rows if call_id not in fresh], query
+        ):
             owned = next((owner for owner in reversed(owners) if owner.has(job)), None)
-            if owned is not None and (user_id is None if lacking else (user_id, attribution) != (owned.tags.user_id, owned.attribution)):
+            if owned is not None and (
+                user_id is None
+                if lacking
+                else (user_id, attribution) != (owned.tags.user_id, owned.attribution)
+            ):
                 given[call_id] = owned
-        self._db.change(changes.owners({call_id: (owned.tags, owned.attribution) for call_id, owned in given.items()}))
+        self._db.change(
+            changes.owners(
+                {call_id: (owned.tags, owned.attribution) for call_id, owned in given.items()}
+            )
+        )
 
     def _attribute_late(self, owners: Mapping[str, LateAttribution]) -> None:
-        query = f"SELECT call_id FROM {self._db.name}.calls FINAL WHERE attribution IN {REATTRIBUTABLE_SQL} AND"
+        query = (
+            f"SELECT call_id FROM {self._db.name}.calls FINAL WHERE attribution IN "
+            f"{REATTRIBUTABLE_SQL} AND"
+        )
         call_ids = [call_id for (call_id,) in self._db.about(owners, query)]
-        self._db.change(changes.late_attributions({call_id: owners[call_id] for call_id in call_ids}))
+        self._db.change(
+            changes.late_attributions({call_id: owners[call_id] for call_id in call_ids})
+        )
 
     def _drop_doubles(self, call_ids: Collection[str]) -> None:
         """
@@ -167,8 +239,12 @@ class Writer:
         row.
         """
         query = f"SELECT call_id, MAX(version) FROM {self._db.name}.calls WHERE"
-        for call_id, version in list(self._db.about(call_ids, query, "GROUP BY call_id HAVING COUNT(DISTINCT version) > 1")):
-            self._db.alter("calls", f"DELETE WHERE call_id = {literal(call_id)} AND version < {version}")
+        for call_id, version in list(
+            self._db.about(call_ids, query, "GROUP BY call_id HAVING COUNT(DISTINCT version) > 1")
+        ):
+            self._db.alter(
+                "calls", f"DELETE WHERE call_id = {literal(call_id)} AND version < {version}"
+            )
 
 
 def job_row(submission: Submission, replaced: bool) -> bytes:
@@ -177,4 +253,12 @@ def job_row(submission: Submission, replaced: bool) -> bytes:
     another row.
     """
     version = last_wins(now()) if replaced else first_wins(now())
-    return encode((submission.job, submission.part_of, submission.submitted_at, encode(submission).decode(), version))
+    return encode(
+        (
+            submission.job,
+            submission.part_of,
+            submission.submitted_at,
+            encode(submission).decode(),
+            version,
+        )
+    )

@@ -53,7 +53,9 @@ class PostgresDialect:
 
     def like(self, sql: str, pattern: str) -> Sql:
         """Use LIKE, which is case-sensitive here."""
-        return f"{sql} LIKE ?", ["%".join(_SPECIAL.sub(r"\\\g<0>", part) for part in wildcard_parts(pattern))]
+        return f"{sql} LIKE ?", [
+            "%".join(_SPECIAL.sub(r"\\\g<0>", part) for part in wildcard_parts(pattern))
+        ]
 
     def among(self, sql: str, values: Sequence[Bucket]) -> Sql:
         """Bind all values as one."""

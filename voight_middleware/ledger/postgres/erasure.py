@@ -8,7 +8,13 @@ from typing import Any, TypeAlias
 import msgspec
 
 from voight_middleware.ledger.base import PersonalData
-from voight_middleware.ledger.erasure import MIN_SEARCHED_LENGTH, PLACES, erased_tags, names_anyone, spellings
+from voight_middleware.ledger.erasure import (
+    MIN_SEARCHED_LENGTH,
+    PLACES,
+    erased_tags,
+    names_anyone,
+    spellings,
+)
 from voight_middleware.ledger.postgres.dialect import femto
 from voight_middleware.records.call import Submission
 
@@ -28,7 +34,10 @@ _ERASED = f"""(
 
 
 def _replaced(names: Sequence[str]) -> str:
-    return ", ".join(f"{name} = CASE WHEN {name} = ANY(params.names) THEN params.token ELSE {name} END" for name in names)
+    return ", ".join(
+        f"{name} = CASE WHEN {name} = ANY(params.names) THEN params.token ELSE {name} END"
+        for name in names
+    )
 
 
 _ERASE = f"""
@@ -36,11 +45,15 @@ UPDATE voight.calls SET {_replaced(("user_id", *PLACES))}, session_id = NULL, re
 FROM {_PARAMS} WHERE user_id = ANY(params.names)"""
 _ERASE_ELSEWHERE = f"""
 UPDATE voight.calls SET {_replaced((*PLACES, "session_id"))}, tags_extra = {_ERASED} FROM {_PARAMS} WHERE {_ELSEWHERE}"""
-_COUNT = "SELECT COUNT(*), SUM(cost), MIN(occurred_at), MAX(occurred_at) FROM voight.calls WHERE user_id = ANY(?)"
+_COUNT = (
+    "SELECT COUNT(*), SUM(cost), MIN(occurred_at), MAX(occurred_at) FROM voight.calls WHERE "
+    "user_id = ANY(?)"
+)
 _COUNT_ELSEWHERE = f"""
 SELECT COUNT(*) FROM voight.calls, {_PARAMS} WHERE ({_ELSEWHERE}) AND (user_id IS NULL OR NOT user_id = ANY(params.names))"""
 _SUBMISSIONS = (
-    "SELECT job, submission FROM voight.jobs WHERE EXISTS (SELECT FROM unnest(?::text[]) AS name WHERE strpos(submission, name) > 0)"
+    "SELECT job, submission FROM voight.jobs WHERE EXISTS (SELECT FROM unnest(?::text[]) AS name "
+    "WHERE strpos(submission, name) > 0)"
 )
 
 _encode = msgspec.json.Encoder().encode
@@ -51,7 +64,9 @@ def personal_data(run: Run, names: Collection[str]) -> PersonalData:
     """Return the records under any of *names*."""
     calls, cost, first, last = run(_COUNT, [list(names)]).fetchone()
     (elsewhere,) = run(_COUNT_ELSEWHERE, [list(names), ""]).fetchone()
-    return PersonalData(calls, femto(cost), first, last, elsewhere, sum(1 for _ in _mentioning(run, names)))
+    return PersonalData(
+        calls, femto(cost), first, last, elsewhere, sum(1 for _ in _mentioning(run, names))
+    )
 
 
 def erase(run: Run, names: Collection[str], token: str) -> PersonalData:
@@ -60,7 +75,9 @@ def erase(run: Run, names: Collection[str], token: str) -> PersonalData:
     run(_ERASE, [list(names), token])
     run(_ERASE_ELSEWHERE, [list(names), token])
     for job, submission in list(_mentioning(run, names)):
-        changed = msgspec.structs.replace(submission, tags=erased_tags(submission.tags, names, token))
+        changed = msgspec.structs.replace(
+            submission, tags=erased_tags(submission.tags, names, token)
+        )
         run("UPDATE voight.jobs SET submission = ? WHERE job = ?", [_encode(changed).decode(), job])
     return data
 

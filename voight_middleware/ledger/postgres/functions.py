@@ -65,7 +65,12 @@ BEGIN
 END $body$"""
 """Store a submission. With an owner, give it the calls of the job and of its parts."""
 
-SIGNATURES = ("tell(jsonb)", "settle(jsonb)", "submitted(text[])", "submit(text, text, bigint, text, jsonb)")
+SIGNATURES = (
+    "tell(jsonb)",
+    "settle(jsonb)",
+    "submitted(text[])",
+    "submit(text, text, bigint, text, jsonb)",
+)
 STATEMENTS = (
     *(_TELL, _ATTRIBUTE_LATE, _SUBMITTED, _SUBMIT),
     *(f"REVOKE ALL ON FUNCTION voight.{signature} FROM PUBLIC" for signature in SIGNATURES),

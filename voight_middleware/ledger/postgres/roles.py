@@ -28,7 +28,10 @@ def grants(*, writer: str | None = None, reader: str | None = None) -> list[str]
             f"GRANT SELECT ON voight.schema_version TO {role}",
             f"GRANT INSERT ON voight.calls, voight.prices, voight.extra_keys TO {role}",
             f"GRANT SELECT, INSERT, UPDATE, DELETE ON voight.segments TO {role}",
-            *(f"GRANT EXECUTE ON FUNCTION voight.{signature} TO {role}" for signature in SIGNATURES),
+            *(
+                f"GRANT EXECUTE ON FUNCTION voight.{signature} TO {role}"
+                for signature in SIGNATURES
+            ),
         ]
     if reader is not None:
         role = quoted(reader)

@@ -12,12 +12,21 @@ import psycopg
 
 from voight_middleware.ledger.base import MAX_COUNT, ForeignLedger, LedgerError
 from voight_middleware.ledger.postgres import functions, triggers
-from voight_middleware.ledger.postgres.connection import LOCK_SECONDS, Connection, explained, place_of, quoted
+from voight_middleware.ledger.postgres.connection import (
+    LOCK_SECONDS,
+    Connection,
+    explained,
+    place_of,
+    quoted,
+)
 from voight_middleware.ledger.postgres.values import STORED, stored
 from voight_middleware.ledger.rows import COUNTED, COUNTS, FIGURES, REQUIRED
 
 OLDEST_SERVER = 130_000
-LOCK = f"SELECT set_config('lock_timeout', '{LOCK_SECONDS}s', true), pg_advisory_xact_lock({0x564F494748540000})"
+LOCK = (
+    f"SELECT set_config('lock_timeout', '{LOCK_SECONDS}s', true), "
+    f"pg_advisory_xact_lock({0x564F494748540000})"
+)
 """``VOIGHT``: the lock that every writer takes for a transaction, to avoid deadlocks."""
 
 _COST = "numeric(38, 15) CHECK ({name} BETWEEN 0 AND 9223.372036854775807)"
@@ -43,7 +52,10 @@ MIGRATIONS: tuple[Sequence[str], ...] = (
         f"""CREATE TABLE voight.calls ({", ".join(_COLUMNS)}, PRIMARY KEY (call_id),
             CHECK ((cost IS NULL) = (cost_status = 'unpriced')))""",
         "CREATE INDEX calls_in_time ON voight.calls (occurred_at)",
-        "CREATE INDEX calls_of_users ON voight.calls (user_id, occurred_at) WHERE user_id IS NOT NULL",
+        (
+            "CREATE INDEX calls_of_users ON voight.calls (user_id, occurred_at) WHERE user_id IS NOT "
+            "NULL"
+        ),
         "CREATE INDEX calls_of_jobs ON voight.calls (job) WHERE job IS NOT NULL",
         f"CREATE TABLE voight.prices (price_id bigint PRIMARY KEY, price {_TEXT} NOT NULL)",
         f"CREATE TABLE voight.extra_keys (key {_TEXT} PRIMARY KEY)",
@@ -56,7 +68,10 @@ MIGRATIONS: tuple[Sequence[str], ...] = (
             PRIMARY KEY (call_id, version))""",
         *triggers.statements(),
         *functions.STATEMENTS,
-        f"CREATE TABLE voight.schema_version (ledger {_TEXT} PRIMARY KEY, version integer NOT NULL)",
+        (
+            f"CREATE TABLE voight.schema_version (ledger {_TEXT} PRIMARY KEY, version integer NOT "
+            "NULL)"
+        ),
         "INSERT INTO voight.schema_version VALUES ('voight-middleware', 0)",
     ),
 )
@@ -65,17 +80,23 @@ The statements that upgrade a ledger from each version to the next. The first on
 change a released one.
 """
 
-_PLAIN = ", ".join(f"{name} {_TYPES.get(name, 'text').split()[0].partition('(')[0]}" for name in STORED)
+_PLAIN = ", ".join(
+    f"{name} {_TYPES.get(name, 'text').split()[0].partition('(')[0]}" for name in STORED
+)
 STAGING = f"CREATE TEMPORARY TABLE voight_calls ({_PLAIN}) ON COMMIT DELETE ROWS"
 """The target of COPY, which cannot skip existing calls."""
-INSERT = f"INSERT INTO voight.calls ({', '.join(STORED)}) SELECT {', '.join(STORED)} FROM pg_temp.voight_calls ON CONFLICT DO NOTHING"
+INSERT = (
+    f"INSERT INTO voight.calls ({', '.join(STORED)}) SELECT {', '.join(STORED)} FROM "
+    "pg_temp.voight_calls ON CONFLICT DO NOTHING"
+)
 
 CALLS = "voight.calls AS calls"
 _FIGURES = stored(FIGURES)
 CALLS_AT_ORIGINAL_PRICES = (
     f"(SELECT {', '.join(f'calls.{name}' for name in STORED if name not in _FIGURES)}, "
     f"{', '.join(f'CASE WHEN original.version IS NULL THEN calls.{name} ELSE original.{name} END AS {name}' for name in _FIGURES)} "
-    "FROM voight.calls LEFT JOIN voight.former_costs AS original ON original.call_id = calls.call_id AND original.version = 1) AS calls"
+    "FROM voight.calls LEFT JOIN voight.former_costs AS original ON original.call_id = "
+    "calls.call_id AND original.version = 1) AS calls"
 )
 """Instead of ``CALLS``: the calls with their first price."""
 _READ = {name: f"({name} * 1000000000000000)::bigint" for name in ("cost", "list_cost")} | {
@@ -85,7 +106,8 @@ _READ = {name: f"({name} * 1000000000000000)::bigint" for name in ("cost", "list
 SELECT = f"SELECT {', '.join(_READ.get(name, name) for name in STORED)}"
 SELECT_PRICE = "LEFT JOIN voight.prices USING (price_id)"
 SELECT_FORMER = (
-    f"SELECT {', '.join(_READ.get(name, name) for name in FORMER)} FROM voight.former_costs {SELECT_PRICE} "
+    f"SELECT {', '.join(_READ.get(name, name) for name in FORMER)} FROM voight.former_costs "
+    f"{SELECT_PRICE} "
     "WHERE call_id = ANY(?) ORDER BY call_id, version"
 )
 _READ_AS = ("raw_usage", "cost", "list_cost", "cost_status", "cost_reasons")
@@ -122,19 +144,24 @@ def prepare(db: Connection, create: bool) -> int:
     """
     place = place_of(db)
     if db.info.server_version < OLDEST_SERVER:
-        raise LedgerError(f"the ledger {place} needs PostgreSQL {OLDEST_SERVER // 10_000}, and that is {db.info.server_version // 10_000}")
+        raise LedgerError(
+            f"the ledger {place} needs PostgreSQL {OLDEST_SERVER // 10_000}, and that is "
+            f"{db.info.server_version // 10_000}"
+        )
     with explained(place):
         version = _version(db, place)
         if version is None and not create:
             raise LedgerError(
-                f"there is no ledger at {place} yet: the first stored call creates it (`voight doctor` shows where calls go, "
+                f"there is no ledger at {place} yet: the first stored call creates it (`voight "
+                "doctor` shows where calls go, "
                 "`voight demo` shows an example)"
             )
         if version is None or version < len(MIGRATIONS):
             version = _migrate(db, place)
     if version > len(MIGRATIONS):
         raise LedgerError(
-            f"the ledger {place} was written by a newer version (schema {version}, this one knows {len(MIGRATIONS)}): "
+            f"the ledger {place} was written by a newer version (schema {version}, this one knows "
+            f"{len(MIGRATIONS)}): "
             "upgrade with pip install -U voight-middleware"
         )
     return version
@@ -154,19 +181,26 @@ def _version(db: Connection, place: str) -> int | None:
     )
     if encoding != "UTF8":
         raise LedgerError(
-            f"the ledger needs a database in UTF8, and {place} is in {encoding}: make one with CREATE DATABASE … ENCODING 'UTF8'"
+            f"the ledger needs a database in UTF8, and {place} is in {encoding}: make one with "
+            "CREATE DATABASE … ENCODING 'UTF8'"
         )
     if schema is None:
         return None
     if not ours:
         if others:
-            raise ForeignLedger(f"{place} has a schema voight of another application, not a ledger: choose another database")
+            raise ForeignLedger(
+                f"{place} has a schema voight of another application, not a ledger: choose "
+                "another database"
+            )
         return None
     if not usable:
         raise LedgerError(
-            f"the role {db.info.user} may not use the ledger {place}: ask its owner to run `voight migrate --writer ROLE --reader ROLE`"
+            f"the role {db.info.user} may not use the ledger {place}: ask its owner to run "
+            "`voight migrate --writer ROLE --reader ROLE`"
         )
-    return int(_one(db, "SELECT version FROM voight.schema_version WHERE ledger = 'voight-middleware'")[0])
+    return int(
+        _one(db, "SELECT version FROM voight.schema_version WHERE ledger = 'voight-middleware'")[0]
+    )
 
 
 def _migrate(db: Connection, place: str) -> int:
@@ -175,7 +209,12 @@ def _migrate(db: Connection, place: str) -> int:
         with db.transaction():
             db.execute(LOCK.encode())
             version = _version(db, place)  # another process may have been faster
-            if version is None and _one(db, "SELECT NOT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'voight')")[0]:
+            if (
+                version is None
+                and _one(
+                    db, "SELECT NOT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'voight')"
+                )[0]
+            ):
                 db.execute("CREATE SCHEMA voight")
             for statements in MIGRATIONS[version or 0 :]:
                 for statement in statements:
@@ -187,12 +226,18 @@ def _migrate(db: Connection, place: str) -> int:
         role, text = db.info.user, error.diag.message_primary
         if version is None:
             raise LedgerError(
-                f"there is no ledger at {place} yet, and the role {role} may not make one ({text}): run `voight migrate` once as a role "
-                f"that may, or let an administrator run: CREATE SCHEMA voight AUTHORIZATION {quoted(role)}"
+                f"there is no ledger at {place} yet, and the role {role} may not make one "
+                f"({text}): run `voight migrate` once as a role "
+                "that may, or let an administrator run: CREATE SCHEMA voight AUTHORIZATION "
+                f"{quoted(role)}"
             ) from error
-        (owner,) = _one(db, "SELECT pg_get_userbyid(relowner) FROM pg_class WHERE oid = 'voight.calls'::regclass")
+        (owner,) = _one(
+            db,
+            "SELECT pg_get_userbyid(relowner) FROM pg_class WHERE oid = 'voight.calls'::regclass",
+        )
         raise LedgerError(
-            f"the ledger {place} is of an older version (schema {version}, this one needs {len(MIGRATIONS)}), and the role {role} may "
+            f"the ledger {place} is of an older version (schema {version}, this one needs "
+            f"{len(MIGRATIONS)}), and the role {role} may "
             f"not upgrade it: run `voight migrate` of this version once as {owner}, who owns it"
         ) from error
 

@@ -16,12 +16,36 @@ import psycopg
 from psycopg import errors
 
 from voight_middleware.config.ledger_url import shown_url
-from voight_middleware.ledger.base import MIN_ID_LENGTH, Expired, PersonalData, PriceVersion, Progress, Spend, Where, Window
+from voight_middleware.ledger.base import (
+    MIN_ID_LENGTH,
+    Expired,
+    PersonalData,
+    PriceVersion,
+    Progress,
+    Spend,
+    Where,
+    Window,
+)
 from voight_middleware.ledger.postgres import erasure, triggers
-from voight_middleware.ledger.postgres.connection import bound, connect, explained, place_of, row, run
+from voight_middleware.ledger.postgres.connection import (
+    bound,
+    connect,
+    explained,
+    place_of,
+    row,
+    run,
+)
 from voight_middleware.ledger.postgres.dialect import DIALECT
 from voight_middleware.ledger.postgres.roles import grants
-from voight_middleware.ledger.postgres.schema import CALLS, CALLS_AT_ORIGINAL_PRICES, LOCK, SELECT, SELECT_FORMER, SELECT_PRICE, prepare
+from voight_middleware.ledger.postgres.schema import (
+    CALLS,
+    CALLS_AT_ORIGINAL_PRICES,
+    LOCK,
+    SELECT,
+    SELECT_FORMER,
+    SELECT_PRICE,
+    prepare,
+)
 from voight_middleware.ledger.postgres.values import former_price, has_changed, storable
 from voight_middleware.ledger.postgres.writer import Writer, submissions
 from voight_middleware.ledger.query import Query, read_spend
@@ -69,16 +93,33 @@ class PostgresLedger:
             raise
 
     def info(self) -> list[tuple[str, str]]:
-        rights = "SELECT " + ", ".join(f"has_table_privilege('voight.calls', '{right}')" for right in ("SELECT", "INSERT", "DELETE"))
+        rights = "SELECT " + ", ".join(
+            f"has_table_privilege('voight.calls', '{right}')"
+            for right in ("SELECT", "INSERT", "DELETE")
+        )
         with explained(self._place):
             reads, writes, deletes = self._row(rights)
-            (writable,) = self._row("SELECT NOT pg_is_in_recovery() AND current_setting('transaction_read_only') = 'off'")
-        may = [word for right, word in ((writes, "insert calls"), (deletes, "change and delete them"), (reads, "read them")) if right]
+            (writable,) = self._row(
+                "SELECT NOT pg_is_in_recovery() AND current_setting('transaction_read_only') = "
+                "'off'"
+            )
+        may = [
+            word
+            for right, word in (
+                (writes, "insert calls"),
+                (deletes, "change and delete them"),
+                (reads, "read them"),
+            )
+            if right
+        ]
         info = self._db.info
         return [
             ("engine", f"PostgreSQL {info.parameter_status('server_version')}"),
             ("schema", f"version {self.schema_version}, in the schema voight of {self._place}"),
-            ("role", f"{info.user}, who may {', '.join(may) or 'do nothing'}{'' if writable else '; the server is read-only'}"),
+            (
+                "role",
+                f"{info.user}, who may {', '.join(may) or 'do nothing'}{'' if writable else '; the server is read-only'}",
+            ),
             ("connection", "encrypted" if self._db.pgconn.ssl_in_use else "not encrypted"),
         ]
 
@@ -105,7 +146,9 @@ class PostgresLedger:
             try:
                 return self._write(lambda: self._writer.insert(calls, others, progress))
             except _REFUSED as error:
-                raise ValueError(f"a call cannot be stored: {error.diag.message_primary or error}") from error
+                raise ValueError(
+                    f"a call cannot be stored: {error.diag.message_primary or error}"
+                ) from error
 
     def submissions(self, jobs: Collection[str]) -> dict[str, Submission]:
         with explained(self._place):
@@ -113,7 +156,9 @@ class PostgresLedger:
 
     def progress(self, segment: str) -> int:
         with explained(self._place):
-            row = self._run("SELECT ingested FROM voight.segments WHERE name = ?", [segment]).fetchone()
+            row = self._run(
+                "SELECT ingested FROM voight.segments WHERE name = ?", [segment]
+            ).fetchone()
         return row[0] if row else 0
 
     def clear_progress(self, segment: str) -> None:
@@ -132,7 +177,11 @@ class PostgresLedger:
     ) -> list[Spend]:
         by = tuple(dict.fromkeys(by))
         with explained(self._place):
-            rows = self._run(*self._query(zone).spend(by, where or {}, window, limit, original_prices=original_prices)).fetchall()
+            rows = self._run(
+                *self._query(zone).spend(
+                    by, where or {}, window, limit, original_prices=original_prices
+                )
+            ).fetchall()
         return [read_spend(by, row, DIALECT) for row in rows]
 
     def calls(
@@ -153,13 +202,18 @@ class PostgresLedger:
         with explained(self._place):
             # A page begins where the last one ended, not at the beginning of the window.
             if after is not None:
-                window = Window(after[0] if window.since is None else max(after[0], window.since), window.until)
+                window = Window(
+                    after[0] if window.since is None else max(after[0], window.since), window.until
+                )
             condition, values = self._query(zone).condition(where or {}, window)
             if after is not None:
                 condition += " AND (occurred_at, call_id) > (?, ?)"
                 values += after
             source = CALLS_AT_ORIGINAL_PRICES if original_prices else CALLS
-            query = f"{SELECT} FROM {source} {SELECT_PRICE} WHERE {condition} ORDER BY occurred_at, call_id"
+            query = (
+                f"{SELECT} FROM {source} {SELECT_PRICE} WHERE {condition} ORDER BY occurred_at, "
+                "call_id"
+            )
             if limit is not None and limit <= _PAGE:
                 yield from map(from_row, self._run(f"{query} LIMIT ?", [*values, limit]).fetchall())
                 return
@@ -176,7 +230,9 @@ class PostgresLedger:
             rows = self._run(f"{query} call_id = ?", [call_id]).fetchall()
             if not rows and len(call_id) >= MIN_ID_LENGTH:
                 range_ = (call_id, call_id + "\U0010ffff")
-                rows = self._run(f"{query} call_id > ? AND call_id < ? ORDER BY call_id LIMIT 2", range_).fetchall()
+                rows = self._run(
+                    f"{query} call_id > ? AND call_id < ? ORDER BY call_id LIMIT 2", range_
+                ).fetchall()
         return only_match([from_row(row) for row in rows], call_id)
 
     def reprice(self, changes: Sequence[tuple[Call, Call]]) -> int:
@@ -200,19 +256,32 @@ class PostgresLedger:
 
     def jobs(self, after: str = "", limit: int = 1_000) -> list[Submission]:
         with explained(self._place):
-            rows = self._run("SELECT submission FROM voight.jobs WHERE job > ? ORDER BY job LIMIT ?", [after, limit]).fetchall()
+            rows = self._run(
+                "SELECT submission FROM voight.jobs WHERE job > ? ORDER BY job LIMIT ?",
+                [after, limit],
+            ).fetchall()
         return [_decode_submission(text) for (text,) in rows]
 
-    def import_calls(self, calls: Sequence[Call], former: Mapping[str, Sequence[PriceVersion]] = {}, *, replace: bool = False) -> int:
+    def import_calls(
+        self,
+        calls: Sequence[Call],
+        former: Mapping[str, Sequence[PriceVersion]] = {},
+        *,
+        replace: bool = False,
+    ) -> int:
         with explained(self._place):
             try:
                 return self._write(lambda: self._writer.import_calls(calls, former, replace))
             except _REFUSED as error:
-                raise ValueError(f"a call cannot be stored: {error.diag.message_primary or error}") from error
+                raise ValueError(
+                    f"a call cannot be stored: {error.diag.message_primary or error}"
+                ) from error
 
     def time_range(self) -> tuple[int, int] | None:
         with explained(self._place):
-            oldest, newest = self._row("SELECT MIN(occurred_at), MAX(occurred_at) FROM voight.calls")
+            oldest, newest = self._row(
+                "SELECT MIN(occurred_at), MAX(occurred_at) FROM voight.calls"
+            )
         return None if oldest is None else (oldest, newest)
 
     def personal_data(self, names: Collection[str]) -> PersonalData:
@@ -244,7 +313,11 @@ class PostgresLedger:
     def expired(self, until: int) -> Expired:
         with explained(self._place):
             (calls,) = self._row("SELECT COUNT(*) FROM voight.calls WHERE occurred_at < ?", until)
-            (former,) = self._row("SELECT COUNT(*) FROM voight.former_costs JOIN voight.calls USING (call_id) WHERE occurred_at < ?", until)
+            (former,) = self._row(
+                "SELECT COUNT(*) FROM voight.former_costs JOIN voight.calls USING (call_id) WHERE "
+                "occurred_at < ?",
+                until,
+            )
             (jobs,) = self._row("SELECT COUNT(*) FROM voight.jobs WHERE submitted_at < ?", until)
         return Expired(calls, former, jobs)
 
@@ -252,11 +325,20 @@ class PostgresLedger:
 
         def work() -> Expired:
             self._run(LOCK)
-            oldest = "SELECT call_id FROM voight.calls WHERE occurred_at < ? ORDER BY occurred_at, call_id LIMIT ?"
+            oldest = (
+                "SELECT call_id FROM voight.calls WHERE occurred_at < ? ORDER BY occurred_at, "
+                "call_id LIMIT ?"
+            )
             ids = [call_id for (call_id,) in self._run(oldest, [until, limit]).fetchall()]
-            former = self._run("DELETE FROM voight.former_costs WHERE call_id = ANY(?)", [ids]).rowcount
+            former = self._run(
+                "DELETE FROM voight.former_costs WHERE call_id = ANY(?)", [ids]
+            ).rowcount
             calls = self._run("DELETE FROM voight.calls WHERE call_id = ANY(?)", [ids]).rowcount
-            jobs = self._run("DELETE FROM voight.jobs WHERE submitted_at < ?", [until]).rowcount if calls < limit else 0
+            jobs = (
+                self._run("DELETE FROM voight.jobs WHERE submitted_at < ?", [until]).rowcount
+                if calls < limit
+                else 0
+            )
             return Expired(calls, former, jobs)
 
         with explained(self._place):
@@ -271,10 +353,19 @@ class PostgresLedger:
             for rollup in ROLLUPS:  # also drops rows of months that have no calls any more
                 self._run(*triggers.empty(rollup, done, until))
                 if begin < until:
-                    self._run(triggers.fill(rollup, "voight.calls WHERE occurred_at >= ? AND occurred_at < ?"), [begin, until])
+                    self._run(
+                        triggers.fill(
+                            rollup, "voight.calls WHERE occurred_at >= ? AND occurred_at < ?"
+                        ),
+                        [begin, until],
+                    )
 
         with explained(self._place):
-            while (first := self._row("SELECT MIN(occurred_at) FROM voight.calls WHERE occurred_at >= ?", end)[0]) is not None:
+            while (
+                first := self._row(
+                    "SELECT MIN(occurred_at) FROM voight.calls WHERE occurred_at >= ?", end
+                )[0]
+            ) is not None:
                 month, begin, end = month_of(first)
                 self._write(partial(work, begin, end))
                 done = end
@@ -298,7 +389,10 @@ class PostgresLedger:
                     return work()
             except BaseException as error:
                 self._writer.rolled_back()
-                if not isinstance(error, errors.DeadlockDetected | errors.SerializationFailure) or attempt == ATTEMPTS:
+                if (
+                    not isinstance(error, errors.DeadlockDetected | errors.SerializationFailure)
+                    or attempt == ATTEMPTS
+                ):
                     raise
         raise AssertionError("unreachable")
 

@@ -13,7 +13,12 @@ from collections.abc import Sequence
 from voight_middleware.ledger.rollups import ROLLUPS, Bucket, Rollup
 from voight_middleware.ledger.rows import INPUT, OUTPUT, READ, WRITTEN
 
-_FORMS = {"hour": 'YYYY-MM-DD"T"HH24":00"', "day": "YYYY-MM-DD", "week": "YYYY-MM-DD", "month": "YYYY-MM"}
+_FORMS = {
+    "hour": 'YYYY-MM-DD"T"HH24":00"',
+    "day": "YYYY-MM-DD",
+    "week": "YYYY-MM-DD",
+    "month": "YYYY-MM",
+}
 _YEARS = "BETWEEN -62135596800 AND 253402300799"
 """The years 1 to 9999. Other moments have no name."""
 
@@ -69,9 +74,19 @@ def statements() -> list[str]:
     """Return the statements that create empty rollups and their triggers."""
     return [
         *map(_table, ROLLUPS),
-        _function("count_added", "added", [_add(rollup, sums(rollup, "added")) for rollup in ROLLUPS]),
-        _function("count_removed", "removed", [_add(rollup, _less(rollup)) + _drop(rollup) for rollup in ROLLUPS]),
-        _function("count_changed", "added", [_add(rollup, _difference(rollup)) + _drop(rollup) for rollup in ROLLUPS]),
+        _function(
+            "count_added", "added", [_add(rollup, sums(rollup, "added")) for rollup in ROLLUPS]
+        ),
+        _function(
+            "count_removed",
+            "removed",
+            [_add(rollup, _less(rollup)) + _drop(rollup) for rollup in ROLLUPS],
+        ),
+        _function(
+            "count_changed",
+            "added",
+            [_add(rollup, _difference(rollup)) + _drop(rollup) for rollup in ROLLUPS],
+        ),
         _trigger("INSERT", "count_added", "NEW TABLE AS added"),
         _trigger("DELETE", "count_removed", "OLD TABLE AS removed"),
         _trigger("UPDATE", "count_changed", "NEW TABLE AS added OLD TABLE AS removed"),
@@ -80,11 +95,19 @@ def statements() -> list[str]:
 
 def _table(rollup: Rollup) -> str:
     text = 'text COLLATE "C"'
-    key = ", ".join(f"{name} { {'hour': 'bigint', 'owned': 'smallint'}.get(name, text) } NOT NULL" for name in rollup.key)
-    measures = ", ".join(f"{name} {'numeric(38, 15)' if name == 'cost' else 'bigint'} NOT NULL" for name in SUMS)
+    key = ", ".join(
+        f"{name} { {'hour': 'bigint', 'owned': 'smallint'}.get(name, text) } NOT NULL"
+        for name in rollup.key
+    )
+    measures = ", ".join(
+        f"{name} {'numeric(38, 15)' if name == 'cost' else 'bigint'} NOT NULL" for name in SUMS
+    )
     unique = ", ".join(_unique(rollup))
     # Rows are updated in place if their page has room, without touching the index.
-    return f"CREATE TABLE voight.{rollup.table} ({measures}, {key}, rest bytea NOT NULL, PRIMARY KEY ({unique})) WITH (fillfactor = 85)"
+    return (
+        f"CREATE TABLE voight.{rollup.table} ({measures}, {key}, rest bytea NOT NULL, PRIMARY KEY "
+        f"({unique})) WITH (fillfactor = 85)"
+    )
 
 
 def _unique(rollup: Rollup) -> tuple[str, ...]:
@@ -111,7 +134,10 @@ def sums(rollup: Rollup, source: str) -> str:
 
 def fill(rollup: Rollup, source: str) -> str:
     """Return the statement that fills an empty rollup, or an empty part of it."""
-    return f"INSERT INTO voight.{rollup.table} ({', '.join((*rollup.key, 'rest', *SUMS))}) {sums(rollup, source)}"
+    return (
+        f"INSERT INTO voight.{rollup.table} ({', '.join((*rollup.key, 'rest', *SUMS))}) "
+        f"{sums(rollup, source)}"
+    )
 
 
 def empty(rollup: Rollup, begin: int, end: int) -> tuple[str, list[Bucket]]:
@@ -119,7 +145,10 @@ def empty(rollup: Rollup, begin: int, end: int) -> tuple[str, list[Bucket]]:
     Return the statement that deletes the buckets between two bucket beginnings, and its values.
     """
     bounds = [rollup.name(rollup.floor(at)) for at in (begin, end)]
-    return f"DELETE FROM voight.{rollup.table} WHERE {rollup.bucket} >= ? AND {rollup.bucket} < ?", bounds
+    return (
+        f"DELETE FROM voight.{rollup.table} WHERE {rollup.bucket} >= ? AND {rollup.bucket} < ?",
+        bounds,
+    )
 
 
 def _less(rollup: Rollup) -> str:
@@ -133,7 +162,10 @@ def _difference(rollup: Rollup) -> str:
     both = f"{sums(rollup, 'added')} UNION ALL {_less(rollup)}"
     columns = ", ".join((*rollup.key, "rest", *(f"SUM({name})" for name in SUMS)))
     changed = " OR ".join(f"SUM({name}) <> 0" for name in SUMS)
-    return f"SELECT {columns} FROM ({both}) AS both_sides GROUP BY {_first(len(rollup.key) + 1)} HAVING {changed}"
+    return (
+        f"SELECT {columns} FROM ({both}) AS both_sides GROUP BY {_first(len(rollup.key) + 1)} "
+        f"HAVING {changed}"
+    )
 
 
 def _add(rollup: Rollup, rows: str) -> str:
@@ -144,7 +176,8 @@ def _add(rollup: Rollup, rows: str) -> str:
     columns = ", ".join((*rollup.key, "rest", *SUMS))
     added = ", ".join(f"{name} = rollup.{name} + excluded.{name}" for name in SUMS)
     return (
-        f"INSERT INTO voight.{rollup.table} AS rollup ({columns}) {rows} ORDER BY {_first(len(rollup.key))} "
+        f"INSERT INTO voight.{rollup.table} AS rollup ({columns}) {rows} ORDER BY "
+        f"{_first(len(rollup.key))} "
         f"ON CONFLICT ({', '.join(_unique(rollup))}) DO UPDATE SET {added};"
     )
 
@@ -153,7 +186,10 @@ def _drop(rollup: Rollup) -> str:
     """Drop the rows without calls."""
     keys = ", ".join(f"{sql} AS {name}" for name, sql in _key(rollup).items())
     same = " AND ".join(f"rollup.{name} = gone.{name}" for name in _unique(rollup))
-    return f"DELETE FROM voight.{rollup.table} AS rollup USING (SELECT DISTINCT {keys} FROM removed) AS gone WHERE {same} AND calls = 0;"
+    return (
+        f"DELETE FROM voight.{rollup.table} AS rollup USING (SELECT DISTINCT {keys} FROM removed) "
+        f"AS gone WHERE {same} AND calls = 0;"
+    )
 
 
 def _first(number: int) -> str:
@@ -164,8 +200,10 @@ def _function(name: str, rows: str, body: Sequence[str]) -> str:
     # Runs as its owner: a writer role needs no right to the sums. The fixed path excludes other
     # users' tables.
     return (
-        f"CREATE FUNCTION voight.{name}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp "
-        f"AS $body$ BEGIN IF EXISTS (SELECT FROM {rows}) THEN {' '.join(body)} END IF; RETURN NULL; END $body$"
+        f"CREATE FUNCTION voight.{name}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET "
+        "search_path = pg_catalog, pg_temp "
+        f"AS $body$ BEGIN IF EXISTS (SELECT FROM {rows}) THEN {' '.join(body)} END IF; RETURN "
+        "NULL; END $body$"
     )
 
 

@@ -12,7 +12,16 @@ from typing import Any
 import msgspec
 
 from voight_middleware.ledger.base import PriceVersion
-from voight_middleware.ledger.rows import COUNTED, FIGURES, SELECTED, Row, decode_reasons, extra_text, reasons_text, to_row
+from voight_middleware.ledger.rows import (
+    COUNTED,
+    FIGURES,
+    SELECTED,
+    Row,
+    decode_reasons,
+    extra_text,
+    reasons_text,
+    to_row,
+)
 from voight_middleware.records.call import Call
 from voight_middleware.records.tags import Tags
 
@@ -28,7 +37,9 @@ def stored(names: Iterable[str]) -> tuple[str, ...]:
 
 
 STORED = stored(SELECTED)
-_COST, _LIST_COST, _PRICE, _EXTRA = (STORED.index(name) for name in ("cost", "list_cost", "price_id", "tags_extra"))
+_COST, _LIST_COST, _PRICE, _EXTRA = (
+    STORED.index(name) for name in ("cost", "list_cost", "price_id", "tags_extra")
+)
 _REPLACED = stored((*COUNTED, *FIGURES))
 """The columns that a repricing replaces."""
 
@@ -40,7 +51,11 @@ def price_id(price: str | None) -> int | None:
     """
     Return a 64-bit id derived from the text, so that a writer need not read the table of prices.
     """
-    return None if price is None else int.from_bytes(hashlib.blake2b(price.encode(), digest_size=8).digest(), signed=True)
+    return (
+        None
+        if price is None
+        else int.from_bytes(hashlib.blake2b(price.encode(), digest_size=8).digest(), signed=True)
+    )
 
 
 def dollars(femto: int | None) -> str | None:
@@ -58,9 +73,13 @@ def storable(value: Any) -> Any:
 def to_stored(call: Call) -> Row:
     """Return the values of ``STORED``. Texts may still contain NUL."""
     values = list(to_row(call))
-    values[_COST], values[_LIST_COST], values[_PRICE] = dollars(call.cost_femto), dollars(call.list_femto), price_id(call.price)
+    values[_COST] = dollars(call.cost_femto)
+    values[_LIST_COST] = dollars(call.list_femto)
+    values[_PRICE] = price_id(call.price)
     if (extra := values[_EXTRA]) is not None and "\\u0000" in extra:
-        values[_EXTRA] = extra_text({storable(key): storable(value) for key, value in call.tags.extra.items()})
+        values[_EXTRA] = extra_text(
+            {storable(key): storable(value) for key, value in call.tags.extra.items()}
+        )
     return tuple(values)
 
 
@@ -70,8 +89,15 @@ def copied(rows: Iterable[Row]) -> bytes:
 
 
 def _line(row: Row) -> str:
-    line = "\t".join(["\\N" if value is None else value if type(value) is str else str(value) for value in row])
-    if line.count("\\") == row.count(None) and line.count("\t") == len(row) - 1 and "\n" not in line and "\r" not in line:
+    line = "\t".join(
+        ["\\N" if value is None else value if type(value) is str else str(value) for value in row]
+    )
+    if (
+        line.count("\\") == row.count(None)
+        and line.count("\t") == len(row) - 1
+        and "\n" not in line
+        and "\r" not in line
+    ):
         return line
     return "\t".join(["\\N" if value is None else str(value).translate(_ESCAPES) for value in row])
 
@@ -101,7 +127,10 @@ def owner(tags: Tags, attribution: str) -> dict[str, Any]:
 def change(before: Call, after: Call) -> dict[str, Any]:
     """Return a repricing: the values that identify the call, and its new ones."""
     values = dict(zip(STORED, to_stored(after), strict=True))
-    return {"before": read_values(before), "after": {name: storable(values[name]) for name in _REPLACED}}
+    return {
+        "before": read_values(before),
+        "after": {name: storable(values[name]) for name in _REPLACED},
+    }
 
 
 def has_changed(before: Call, after: Call) -> bool:
@@ -125,16 +154,37 @@ def read_values(call: Call) -> dict[str, Any]:
 def former_price(row: Sequence[Any]) -> PriceVersion:
     """Return one row of ``SELECT_FORMER``, without the call's id."""
     version, cost, list_cost, cost_status, reasons, price, replaced_at = row
-    return PriceVersion(version, cost, list_cost, cost_status, () if reasons is None else decode_reasons(reasons), price, replaced_at)
+    return PriceVersion(
+        version,
+        cost,
+        list_cost,
+        cost_status,
+        () if reasons is None else decode_reasons(reasons),
+        price,
+        replaced_at,
+    )
 
 
 def former_values(call_id: str, price: PriceVersion) -> Row:
     """Return the values of a previous price, in the order of ``FORMER``."""
-    figures = dollars(price.cost_femto), dollars(price.list_femto), price.cost_status, storable(reasons_text(price.cost_reasons))
+    figures = (
+        dollars(price.cost_femto),
+        dollars(price.list_femto),
+        price.cost_status,
+        storable(reasons_text(price.cost_reasons)),
+    )
     return (storable(call_id), price.version, *figures, price_id(price.price), price.replaced_at)
 
 
-def prices_of(calls: Iterable[Call], former: Mapping[str, Sequence[PriceVersion]] = {}) -> dict[int, str]:
+def prices_of(
+    calls: Iterable[Call], former: Mapping[str, Sequence[PriceVersion]] = {}
+) -> dict[int, str]:
     """Return the texts of all prices by their ids."""
-    texts = {call.price for call in calls} | {price.price for prices in former.values() for price in prices}
-    return {number: storable(text) for text in texts if text is not None and (number := price_id(text)) is not None}
+    texts = {call.price for call in calls} | {
+        price.price for prices in former.values() for price in prices
+    }
+    return {
+        number: storable(text)
+        for text in texts
+        if text is not None and (number := price_id(text)) is not None
+    }

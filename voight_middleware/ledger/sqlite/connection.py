@@ -26,17 +26,26 @@ def connect(path: Path, create: bool) -> sqlite3.Connection:
         LedgerError: The file cannot be opened, or it is missing and *create* is False.
     """
     if sqlite3.sqlite_version_info < (3, 37):
-        raise LedgerError(f"the ledger needs SQLite 3.37 or later, and this Python has {sqlite3.sqlite_version}: use another Python build")
+        raise LedgerError(
+            "the ledger needs SQLite 3.37 or later, and this Python has "
+            f"{sqlite3.sqlite_version}: use another Python build"
+        )
     try:
         if create:
             _make_file(path)
         if not path.exists():
             raise _missing(path)
     except (OSError, ValueError) as error:
-        raise LedgerError(f"the ledger {path} cannot be opened ({error}): check the path and its permissions") from error
+        raise LedgerError(
+            f"the ledger {path} cannot be opened ({error}): check the path and its permissions"
+        ) from error
     with explained(path):
         return sqlite3.connect(
-            f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+            f"{path.absolute().as_uri()}?mode=rw",
+            uri=True,
+            timeout=BUSY_SECONDS,
+            isolation_level=None,
+            check_same_thread=False,
         )
 
 
@@ -53,14 +62,18 @@ def prepare(db: sqlite3.Connection, path: Path, create: bool) -> int:
     application_id, version = _identity(db)
     if application_id != APPLICATION_ID:
         if application_id or tables:
-            raise ForeignLedger(f"{path} is an SQLite file of another application, not a ledger: choose another path")
+            raise ForeignLedger(
+                f"{path} is an SQLite file of another application, not a ledger: choose another "
+                "path"
+            )
         if not create:
             raise _missing(path)
         _create(db)
         application_id, version = _identity(db)
     if version > VERSION:
         raise LedgerError(
-            f"the ledger {path} was written by a newer version (schema {version}, this one knows {VERSION}): "
+            f"the ledger {path} was written by a newer version (schema {version}, this one knows "
+            f"{VERSION}): "
             "upgrade with pip install -U voight-middleware"
         )
     while version < VERSION:
@@ -70,7 +83,9 @@ def prepare(db: sqlite3.Connection, path: Path, create: bool) -> int:
 
 
 @contextmanager
-def transaction(db: sqlite3.Connection, rolled_back: Callable[[], None] | None = None) -> Generator[None]:
+def transaction(
+    db: sqlite3.Connection, rolled_back: Callable[[], None] | None = None
+) -> Generator[None]:
     """Run one writing transaction. Call *rolled_back* if it fails."""
     db.execute("BEGIN IMMEDIATE")
     try:
@@ -95,7 +110,10 @@ def checkpoint(db: sqlite3.Connection, path: Path) -> None:
     deadline = time.monotonic() + BUSY_SECONDS
     while db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
         if time.monotonic() > deadline:
-            raise LedgerError(f"another process is reading the ledger {path}: find it with `fuser {path}`, stop it and try again")
+            raise LedgerError(
+                f"another process is reading the ledger {path}: find it with `fuser {path}`, stop "
+                "it and try again"
+            )
         time.sleep(0.05)
 
 
@@ -116,15 +134,29 @@ def explained(path: Path) -> Generator[None]:
     except sqlite3.Error as error:
         name: str = getattr(error, "sqlite_errorname", "")
         if name.startswith("SQLITE_NOTADB"):
-            raise ForeignLedger(f"{path} is not an SQLite file, or it is encrypted: choose another path") from error
+            raise ForeignLedger(
+                f"{path} is not an SQLite file, or it is encrypted: choose another path"
+            ) from error
         if name.startswith("SQLITE_CORRUPT"):
-            message = f"the ledger {path} is damaged ({error}): restore a backup, or move it away to start a new one"
+            message = (
+                f"the ledger {path} is damaged ({error}): restore a backup, or move it away to "
+                "start a new one"
+            )
         elif name.startswith("SQLITE_BUSY"):
-            message = f"the ledger {path} was locked by another process for {BUSY_SECONDS} seconds: find it with `fuser {path}`"
+            message = (
+                f"the ledger {path} was locked by another process for {BUSY_SECONDS} seconds: "
+                f"find it with `fuser {path}`"
+            )
         elif name.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM")):
-            message = f"the ledger {path} cannot be opened or written ({error}): check the permissions of the file and its folder"
+            message = (
+                f"the ledger {path} cannot be opened or written ({error}): check the permissions "
+                "of the file and its folder"
+            )
         elif name.startswith(("SQLITE_FULL", "SQLITE_IOERR")):
-            message = f"the ledger {path} cannot be written ({error}): free some disk space or choose another place"
+            message = (
+                f"the ledger {path} cannot be written ({error}): free some disk space or choose "
+                "another place"
+            )
         else:
             message = f"the ledger {path} failed: {error}"
         raise LedgerError(message) from error
@@ -176,6 +208,7 @@ def _make_file(path: Path) -> None:
 
 def _missing(path: Path) -> LedgerError:
     return LedgerError(
-        f"there is no ledger at {path} yet: the first stored call creates it (`voight doctor` shows where calls go, "
+        f"there is no ledger at {path} yet: the first stored call creates it (`voight doctor` "
+        "shows where calls go, "
         "`voight demo` shows an example)"
     )

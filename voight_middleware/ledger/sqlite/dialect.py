@@ -63,7 +63,9 @@ class SQLiteDialect:
 
     def like(self, sql: str, pattern: str) -> Sql:
         """Use GLOB: unlike LIKE, it is case-sensitive."""
-        return f"{sql} GLOB ?", ["*".join(_SPECIAL.sub(r"[\g<0>]", part) for part in wildcard_parts(pattern))]
+        return f"{sql} GLOB ?", [
+            "*".join(_SPECIAL.sub(r"[\g<0>]", part) for part in wildcard_parts(pattern))
+        ]
 
     def among(self, sql: str, values: Sequence[Bucket]) -> Sql:
         """Bind all values as one."""

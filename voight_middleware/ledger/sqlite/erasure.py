@@ -13,7 +13,14 @@ from pathlib import Path
 import msgspec
 
 from voight_middleware.ledger.base import PersonalData
-from voight_middleware.ledger.erasure import MIN_SEARCHED_LENGTH, PLACES, erased_tags, erased_text, names_anyone, spellings
+from voight_middleware.ledger.erasure import (
+    MIN_SEARCHED_LENGTH,
+    PLACES,
+    erased_tags,
+    erased_text,
+    names_anyone,
+    spellings,
+)
 from voight_middleware.ledger.sqlite.triggers import LIMB
 from voight_middleware.records.call import Submission
 
@@ -36,7 +43,10 @@ WHERE {_ELSEWHERE}"""
 _COUNT = f"""
 SELECT COUNT(*), SUM(cost_femto / {LIMB}), SUM(cost_femto % {LIMB}), MIN(occurred_at), MAX(occurred_at)
 FROM calls WHERE user_id IN {_NAMED}"""
-_SUBMISSIONS = "SELECT job, submission FROM jobs WHERE EXISTS (SELECT 1 FROM json_each(:names) WHERE instr(submission, value))"
+_SUBMISSIONS = (
+    "SELECT job, submission FROM jobs WHERE EXISTS (SELECT 1 FROM json_each(:names) WHERE "
+    "instr(submission, value))"
+)
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Submission).decode
@@ -46,7 +56,10 @@ def personal_data(db: sqlite3.Connection, names: Collection[str]) -> PersonalDat
     """Return the records under any of *names*."""
     bound = {"names": _encode(list(names)).decode()}
     calls, high, low, first, last = db.execute(_COUNT, bound).fetchone()
-    others = f"SELECT COUNT(*) FROM calls WHERE ({_ELSEWHERE}) AND (user_id IS NULL OR user_id NOT IN {_NAMED})"
+    others = (
+        f"SELECT COUNT(*) FROM calls WHERE ({_ELSEWHERE}) AND (user_id IS NULL OR user_id NOT IN "
+        f"{_NAMED})"
+    )
     (elsewhere,) = db.execute(others, bound).fetchone()
     submissions = sum(1 for _ in _mentioning(db, names))
     cost = None if high is None else high * LIMB + low
@@ -57,13 +70,19 @@ def erase(db: sqlite3.Connection, names: Collection[str], token: str) -> Persona
     """Replace each of *names* by *token*, inside a transaction. Return the records found."""
     data = personal_data(db, names)
     bound = {"names": _encode(list(names)).decode(), "token": token}
-    db.create_function("erased", 1, lambda extra: None if extra is None else erased_text(extra, names, token), deterministic=True)
+    db.create_function(
+        "erased",
+        1,
+        lambda extra: None if extra is None else erased_text(extra, names, token),
+        deterministic=True,
+    )
     db.execute(_ERASE, bound)
     db.execute(_ERASE_ELSEWHERE, bound)
     for job, submission in list(_mentioning(db, names)):
         changed = erased_tags(submission.tags, names, token)
         db.execute(
-            "UPDATE jobs SET submission = ? WHERE job = ?", (_encode(msgspec.structs.replace(submission, tags=changed)).decode(), job)
+            "UPDATE jobs SET submission = ? WHERE job = ?",
+            (_encode(msgspec.structs.replace(submission, tags=changed)).decode(), job),
         )
     return data
 

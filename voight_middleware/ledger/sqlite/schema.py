@@ -58,7 +58,9 @@ CREATE TABLE former_costs (
 Replaced prices. Rows are added and never changed. Version 1 is the original, and the newest price
 is in ``calls``.
 """
-_CALLS_OF_USERS = "CREATE INDEX calls_of_users ON calls (user_id, occurred_at) WHERE user_id IS NOT NULL"
+_CALLS_OF_USERS = (
+    "CREATE INDEX calls_of_users ON calls (user_id, occurred_at) WHERE user_id IS NOT NULL"
+)
 
 TABLES = (
     f"""
@@ -128,16 +130,76 @@ UPGRADES = {
 """The statements that upgrade a ledger from each older version to the next."""
 
 _COMMON = (
-    *("occurred_at", "call_id", "user_id", "plan", "tenant_id", "route", "release", "session_id", "tags_extra", "attribution"),
-    *("provider", "endpoint", "requested_model", "model", "host", "streamed", "outcome", "http_status", "attempts", "duration", "ttft"),
-    *("response_id", "service_tier", "batch", "input", "cache_read", "cache_write", "cache_write_5m", "cache_write_1h", "output"),
+    *(
+        "occurred_at",
+        "call_id",
+        "user_id",
+        "plan",
+        "tenant_id",
+        "route",
+        "release",
+        "session_id",
+        "tags_extra",
+        "attribution",
+    ),
+    *(
+        "provider",
+        "endpoint",
+        "requested_model",
+        "model",
+        "host",
+        "streamed",
+        "outcome",
+        "http_status",
+        "attempts",
+        "duration",
+        "ttft",
+    ),
+    *(
+        "response_id",
+        "service_tier",
+        "batch",
+        "input",
+        "cache_read",
+        "cache_write",
+        "cache_write_5m",
+        "cache_write_1h",
+        "output",
+    ),
     *("reasoning", "audio_in", "audio_out", "raw_usage", "cost_femto", "cost_status", "price_id"),
 )
 _RARE = (
-    *("error", "possibly_billed", "job", "images", "seconds", "characters", "cache_read_audio", "cache_read_image"),
-    *("image_in", "image_out", "estimated_input", "estimated_output", "tools", "components", "tool_calls", "cost_reasons", "list_femto"),
+    *(
+        "error",
+        "possibly_billed",
+        "job",
+        "images",
+        "seconds",
+        "characters",
+        "cache_read_audio",
+        "cache_read_image",
+    ),
+    *(
+        "image_in",
+        "image_out",
+        "estimated_input",
+        "estimated_output",
+        "tools",
+        "components",
+        "tool_calls",
+        "cost_reasons",
+        "list_femto",
+    ),
 )
-_NULLABLE_NUMBERS = frozenset(COUNTS) | {"http_status", "possibly_billed", "duration", "ttft", "cost_femto", "list_femto", "price_id"}
+_NULLABLE_NUMBERS = frozenset(COUNTS) | {
+    "http_status",
+    "possibly_billed",
+    "duration",
+    "ttft",
+    "cost_femto",
+    "list_femto",
+    "price_id",
+}
 _REQUIRED = frozenset(re.findall(r"(\w+) (?:INTEGER|TEXT) NOT NULL", TABLES[0]))
 
 
@@ -168,7 +230,8 @@ INSERT_AS_IT_IS = _insert(_COMMON + _RARE)
 INSERT_ALL = _insert(
     _COMMON + _RARE,
     conflict=f"UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _RESULT)} "
-    "WHERE calls.job IS NOT NULL AND calls.raw_usage IS NULL AND (excluded.raw_usage IS NOT NULL OR excluded.outcome <> 'ok')",
+    "WHERE calls.job IS NOT NULL AND calls.raw_usage IS NULL AND (excluded.raw_usage IS NOT NULL "
+    "OR excluded.outcome <> 'ok')",
 )
 """A job's call from its submission gets its result, and keeps its owner and its time."""
 CALLS = "calls"
@@ -176,7 +239,8 @@ _FIGURES = (*FIGURES[:-1], "price_id")
 CALLS_AT_ORIGINAL_PRICES = (
     f"(SELECT {', '.join(f'calls.{name}' for name in (*_COMMON, *_RARE) if name not in _FIGURES)}, "
     f"{', '.join(f'IIF(original.version IS NULL, calls.{name}, original.{name}) AS {name}' for name in _FIGURES)} "
-    "FROM calls LEFT JOIN former_costs AS original ON original.call_id = calls.call_id AND original.version = 1) AS calls"
+    "FROM calls LEFT JOIN former_costs AS original ON original.call_id = calls.call_id AND "
+    "original.version = 1) AS calls"
 )
 """Instead of ``CALLS``: the calls with their first price."""
 SELECT = f"SELECT {', '.join(SELECTED)}"
@@ -187,13 +251,23 @@ SELECT call_id, (SELECT COUNT(*) + 1 FROM former_costs WHERE former_costs.call_i
 FROM calls WHERE call_id = ? AND raw_usage IS ? AND cost_femto IS ? AND list_femto IS ? AND cost_status = ? AND cost_reasons IS ?"""
 """Skips calls that have changed since they were read. Binds the time and ``read_values``."""
 _FORMER = "version, cost_femto, list_femto, cost_status, cost_reasons"
-SELECT_FORMER = f"SELECT {_FORMER}, price, replaced_at FROM former_costs {SELECT_PRICE} WHERE call_id = ? ORDER BY version"
+SELECT_FORMER = (
+    f"SELECT {_FORMER}, price, replaced_at FROM former_costs {SELECT_PRICE} WHERE call_id = ? "
+    "ORDER BY version"
+)
 SELECT_FORMER_OF_MANY = (
-    f"SELECT call_id, {_FORMER}, price, replaced_at FROM json_each(?) CROSS JOIN former_costs ON call_id = value {SELECT_PRICE} "
+    f"SELECT call_id, {_FORMER}, price, replaced_at FROM json_each(?) CROSS JOIN former_costs ON "
+    f"call_id = value {SELECT_PRICE} "
     "ORDER BY call_id, version"
 )
-INSERT_FORMER = f"INSERT INTO former_costs (call_id, {_FORMER}, price_id, replaced_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-REPRICE = f"UPDATE calls SET {', '.join(f'{name} = ?' for name in (*COUNTED, *_FIGURES))} WHERE call_id = ?"
+INSERT_FORMER = (
+    f"INSERT INTO former_costs (call_id, {_FORMER}, price_id, replaced_at) VALUES (?, ?, ?, ?, ?, "
+    "?, ?, ?)"
+)
+REPRICE = (
+    f"UPDATE calls SET {', '.join(f'{name} = ?' for name in (*COUNTED, *_FIGURES))} WHERE call_id "
+    "= ?"
+)
 
 
 def common_values(call: Call, price_id: int | None) -> Row:
@@ -248,7 +322,11 @@ def rare_values(call: Call) -> Row | None:
     """
     usage = call.usage or NO_USAGE
     components = call.components
-    plain = components[0].usage is call.usage and components[0].model is None if len(components) == 1 else components == only(call.usage)
+    plain = (
+        components[0].usage is call.usage and components[0].model is None
+        if len(components) == 1
+        else components == only(call.usage)
+    )
     if (
         plain
         and not (call.error or call.cost_reasons)
@@ -256,7 +334,11 @@ def rare_values(call: Call) -> Row | None:
         and call.tool_calls is None
         and call.job is None
         and call.possibly_billed is usage.images is usage.seconds is usage.characters is None
-        and usage.cache_read_audio is usage.cache_read_image is usage.image_in is usage.image_out is None
+        and usage.cache_read_audio
+        is usage.cache_read_image
+        is usage.image_in
+        is usage.image_out
+        is None
         and call.estimated_input is call.estimated_output is call.list_femto is None
     ):
         return None
@@ -285,7 +367,14 @@ def read_values(call: Call) -> Row:
     """
     Return the values by which ``KEEP_FORMER`` recognizes a call: its id, its usage and its price.
     """
-    return (call.call_id, call.raw_usage, call.cost_femto, call.list_femto, call.cost_status, reasons_text(call.cost_reasons))
+    return (
+        call.call_id,
+        call.raw_usage,
+        call.cost_femto,
+        call.list_femto,
+        call.cost_status,
+        reasons_text(call.cost_reasons),
+    )
 
 
 def repriced_values(call: Call, price_id: int | None) -> Row:
@@ -311,11 +400,22 @@ def former_price(row: Row) -> PriceVersion:
     """Return one row of ``SELECT_FORMER``."""
     version, cost_femto, list_femto, cost_status, reasons, price, replaced_at = row
     return PriceVersion(
-        version, cost_femto, list_femto, cost_status, () if reasons is None else decode_reasons(reasons), price, replaced_at
+        version,
+        cost_femto,
+        list_femto,
+        cost_status,
+        () if reasons is None else decode_reasons(reasons),
+        price,
+        replaced_at,
     )
 
 
 def former_values(call_id: str, price: PriceVersion, price_id: int | None) -> Row:
     """Return the values for ``INSERT_FORMER``."""
-    figures = price.cost_femto, price.list_femto, price.cost_status, reasons_text(price.cost_reasons)
+    figures = (
+        price.cost_femto,
+        price.list_femto,
+        price.cost_status,
+        reasons_text(price.cost_reasons),
+    )
     return (call_id, price.version, *figures, price_id, price.replaced_at)

@@ -12,13 +12,30 @@ from pathlib import Path
 
 import msgspec
 
-from voight_middleware.ledger.base import MIN_ID_LENGTH, Expired, LedgerError, PersonalData, PriceVersion, Progress, Spend, Where, Window
+from voight_middleware.ledger.base import (
+    MIN_ID_LENGTH,
+    Expired,
+    LedgerError,
+    PersonalData,
+    PriceVersion,
+    Progress,
+    Spend,
+    Where,
+    Window,
+)
 from voight_middleware.ledger.erasure import MIN_SEARCHED_LENGTH
 from voight_middleware.ledger.query import Query, read_spend
 from voight_middleware.ledger.rollups import ROLLUPS, month_of
 from voight_middleware.ledger.rows import from_row, only_match, within_range
 from voight_middleware.ledger.sqlite import erasure, triggers
-from voight_middleware.ledger.sqlite.connection import checkpoint, connect, explained, file_at, prepare, transaction
+from voight_middleware.ledger.sqlite.connection import (
+    checkpoint,
+    connect,
+    explained,
+    file_at,
+    prepare,
+    transaction,
+)
 from voight_middleware.ledger.sqlite.dialect import DIALECT
 from voight_middleware.ledger.sqlite.schema import (
     CALLS,
@@ -67,7 +84,10 @@ class SQLiteLedger:
             raise
 
     def info(self) -> list[tuple[str, str]]:
-        return [("engine", f"SQLite {sqlite3.sqlite_version}"), ("schema", f"version {self.schema_version}")]
+        return [
+            ("engine", f"SQLite {sqlite3.sqlite_version}"),
+            ("schema", f"version {self.schema_version}"),
+        ]
 
     def insert(self, records: Sequence[Record], progress: Progress | None = None) -> int:
         calls = [record for record in records if isinstance(record, Call)]
@@ -91,7 +111,9 @@ class SQLiteLedger:
 
     def progress(self, segment: str) -> int:
         with explained(self.path):
-            row = self._db.execute("SELECT offset FROM segments WHERE name = ?", (segment,)).fetchone()
+            row = self._db.execute(
+                "SELECT offset FROM segments WHERE name = ?", (segment,)
+            ).fetchone()
         return row[0] if row else 0
 
     def clear_progress(self, segment: str) -> None:
@@ -110,7 +132,11 @@ class SQLiteLedger:
     ) -> list[Spend]:
         by = tuple(dict.fromkeys(by))
         with explained(self.path):
-            rows = self._db.execute(*self._query(zone).spend(by, where or {}, window, limit, original_prices=original_prices)).fetchall()
+            rows = self._db.execute(
+                *self._query(zone).spend(
+                    by, where or {}, window, limit, original_prices=original_prices
+                )
+            ).fetchall()
         return [read_spend(by, row, DIALECT) for row in rows]
 
     def calls(
@@ -126,14 +152,17 @@ class SQLiteLedger:
         with explained(self.path):
             # A page begins where the last one ended, not at the beginning of the window.
             if after is not None:
-                window = Window(after[0] if window.since is None else max(after[0], window.since), window.until)
+                window = Window(
+                    after[0] if window.since is None else max(after[0], window.since), window.until
+                )
             condition, values = self._query(zone).condition(where or {}, window)
             if after is not None:
                 condition += " AND (occurred_at, call_id) > (?, ?)"
                 values += after
             source = CALLS_AT_ORIGINAL_PRICES if original_prices else CALLS
             for row in self._db.execute(
-                f"{SELECT} FROM {source} {SELECT_PRICE} WHERE {condition} ORDER BY occurred_at, call_id LIMIT ?",
+                f"{SELECT} FROM {source} {SELECT_PRICE} WHERE {condition} ORDER BY occurred_at, "
+                "call_id LIMIT ?",
                 (*values, -1 if limit is None else limit),
             ):
                 yield from_row(row)
@@ -144,13 +173,19 @@ class SQLiteLedger:
             rows = self._db.execute(f"{query} call_id = ?", (call_id,)).fetchall()
             if not rows and len(call_id) >= MIN_ID_LENGTH:
                 range_ = (call_id, call_id + "\U0010ffff")
-                rows = self._db.execute(f"{query} call_id > ? AND call_id < ? ORDER BY call_id LIMIT 2", range_).fetchall()
+                rows = self._db.execute(
+                    f"{query} call_id > ? AND call_id < ? ORDER BY call_id LIMIT 2", range_
+                ).fetchall()
         return only_match([from_row(row) for row in rows], call_id)
 
     def reprice(self, changes: Sequence[tuple[Call, Call]]) -> int:
         now = time.time_ns() // 1000
         changes = [(before, within_range(after)) for before, after in changes]
-        changed = [(before, after) for before, after in changes if read_values(before)[2:] != read_values(after)[2:]]
+        changed = [
+            (before, after)
+            for before, after in changes
+            if read_values(before)[2:] != read_values(after)[2:]
+        ]
         if not changed:
             return 0
         self._check_file()
@@ -164,16 +199,26 @@ class SQLiteLedger:
     def price_histories(self, call_ids: Collection[str]) -> dict[str, list[PriceVersion]]:
         histories: dict[str, list[PriceVersion]] = {}
         with explained(self.path):
-            for call_id, *row in self._db.execute(SELECT_FORMER_OF_MANY, (json.dumps(list(call_ids)),)):
+            for call_id, *row in self._db.execute(
+                SELECT_FORMER_OF_MANY, (json.dumps(list(call_ids)),)
+            ):
                 histories.setdefault(call_id, []).append(former_price(tuple(row)))
         return histories
 
     def jobs(self, after: str = "", limit: int = 1_000) -> list[Submission]:
         with explained(self.path):
-            rows = self._db.execute("SELECT submission FROM jobs WHERE job > ? ORDER BY job LIMIT ?", (after, limit))
+            rows = self._db.execute(
+                "SELECT submission FROM jobs WHERE job > ? ORDER BY job LIMIT ?", (after, limit)
+            )
             return [_decode_submission(text) for (text,) in rows]
 
-    def import_calls(self, calls: Sequence[Call], former: Mapping[str, Sequence[PriceVersion]] = {}, *, replace: bool = False) -> int:
+    def import_calls(
+        self,
+        calls: Sequence[Call],
+        former: Mapping[str, Sequence[PriceVersion]] = {},
+        *,
+        replace: bool = False,
+    ) -> int:
         self._check_file()
         with explained(self.path):
             try:
@@ -214,20 +259,37 @@ class SQLiteLedger:
 
     def expired(self, until: int) -> Expired:
         with explained(self.path):
-            (calls,) = self._db.execute("SELECT COUNT(*) FROM calls WHERE occurred_at < ?", (until,)).fetchone()
-            (former,) = self._db.execute(
-                "SELECT COUNT(*) FROM former_costs WHERE call_id IN (SELECT call_id FROM calls WHERE occurred_at < ?)", (until,)
+            (calls,) = self._db.execute(
+                "SELECT COUNT(*) FROM calls WHERE occurred_at < ?", (until,)
             ).fetchone()
-            (jobs,) = self._db.execute("SELECT COUNT(*) FROM jobs WHERE submitted_at < ?", (until,)).fetchone()
+            (former,) = self._db.execute(
+                "SELECT COUNT(*) FROM former_costs WHERE call_id IN (SELECT call_id FROM calls "
+                "WHERE occurred_at < ?)",
+                (until,),
+            ).fetchone()
+            (jobs,) = self._db.execute(
+                "SELECT COUNT(*) FROM jobs WHERE submitted_at < ?", (until,)
+            ).fetchone()
         return Expired(calls, former, jobs)
 
     def expire(self, until: int, limit: int) -> Expired:
         self._check_file()
         with explained(self.path), self._transaction():
-            oldest = "SELECT call_id FROM calls WHERE occurred_at < ? ORDER BY occurred_at, call_id LIMIT ?"
-            former = self._db.execute(f"DELETE FROM former_costs WHERE call_id IN ({oldest})", (until, limit)).rowcount
-            calls = self._db.execute(f"DELETE FROM calls WHERE call_id IN ({oldest})", (until, limit)).rowcount
-            jobs = self._db.execute("DELETE FROM jobs WHERE submitted_at < ?", (until,)).rowcount if calls < limit else 0
+            oldest = (
+                "SELECT call_id FROM calls WHERE occurred_at < ? ORDER BY occurred_at, call_id "
+                "LIMIT ?"
+            )
+            former = self._db.execute(
+                f"DELETE FROM former_costs WHERE call_id IN ({oldest})", (until, limit)
+            ).rowcount
+            calls = self._db.execute(
+                f"DELETE FROM calls WHERE call_id IN ({oldest})", (until, limit)
+            ).rowcount
+            jobs = (
+                self._db.execute("DELETE FROM jobs WHERE submitted_at < ?", (until,)).rowcount
+                if calls < limit
+                else 0
+            )
         return Expired(calls, former, jobs)
 
     def _files(self) -> list[Path]:
@@ -239,13 +301,18 @@ class SQLiteLedger:
         done = end = 0
         with explained(self.path):
             while (
-                first := self._db.execute("SELECT MIN(occurred_at) FROM calls WHERE occurred_at >= ?", (end,)).fetchone()[0]
+                first := self._db.execute(
+                    "SELECT MIN(occurred_at) FROM calls WHERE occurred_at >= ?", (end,)
+                ).fetchone()[0]
             ) is not None:
                 month, begin, end = month_of(first)
                 with self._transaction():
                     for rollup in ROLLUPS:  # also drops rows of months that have no calls any more
                         self._db.execute(*triggers.empty(rollup, done, end))
-                        self._db.execute(triggers.fill(rollup, "occurred_at >= ? AND occurred_at < ?"), (begin, end))
+                        self._db.execute(
+                            triggers.fill(rollup, "occurred_at >= ? AND occurred_at < ?"),
+                            (begin, end),
+                        )
                 done = end
                 yield month
             with self._transaction():
@@ -258,7 +325,10 @@ class SQLiteLedger:
     def _check_file(self) -> None:
         # SQLite would keep writing to the file that was moved or deleted
         if file_at(self.path) != self._file:
-            raise LedgerError(f"the ledger {self.path} was moved or deleted while in use: the next attempt creates a new one")
+            raise LedgerError(
+                f"the ledger {self.path} was moved or deleted while in use: the next attempt "
+                "creates a new one"
+            )
 
     def _transaction(self) -> AbstractContextManager[None]:
         return transaction(self._db, self._writer.rolled_back)

@@ -69,7 +69,16 @@ SUMS = {name: f"SUM({sql.replace('@', '')})" for name, sql in MEASURES.items()} 
 The measures of many calls. Summing mostly empty columns one by one takes a third of the time of
 summing their totals. It is enough here to know whether any call has a count.
 """
-_COUNTED = (*INPUT, *OUTPUT, "cost_femto", "cost_status", "estimated_input", "estimated_output", "outcome", "occurred_at")
+_COUNTED = (
+    *INPUT,
+    *OUTPUT,
+    "cost_femto",
+    "cost_status",
+    "estimated_input",
+    "estimated_output",
+    "outcome",
+    "occurred_at",
+)
 _BUCKETS = {
     # For times before 1970: a division truncates towards 0.
     "hour": "(@occurred_at + 3600000000000000) / 3600000000 - 1000000",
@@ -83,15 +92,25 @@ def tables() -> list[str]:
     measures = ", ".join(f"{name} INTEGER NOT NULL" for name in MEASURES)
     made = []
     for rollup in ROLLUPS:
-        key = ", ".join(f"{name} {'INTEGER' if name in ('owned', 'hour') else 'TEXT'} NOT NULL" for name in rollup.key)
-        made.append(f"CREATE TABLE {rollup.table} ({key}, {measures}, PRIMARY KEY ({', '.join(rollup.key)})) STRICT, WITHOUT ROWID")
+        key = ", ".join(
+            f"{name} {'INTEGER' if name in ('owned', 'hour') else 'TEXT'} NOT NULL"
+            for name in rollup.key
+        )
+        made.append(
+            f"CREATE TABLE {rollup.table} ({key}, {measures}, PRIMARY KEY "
+            f"({', '.join(rollup.key)})) STRICT, WITHOUT ROWID"
+        )
     names = sorted({*_COUNTED, "user_id", *(name for rollup in ROLLUPS for name in rollup.names)})
-    take, give = [_change(rollup, "OLD.", "-") for rollup in ROLLUPS], [_change(rollup, "NEW.", "+") for rollup in ROLLUPS]
+    take = [_change(rollup, "OLD.", "-") for rollup in ROLLUPS]
+    give = [_change(rollup, "NEW.", "+") for rollup in ROLLUPS]
     return [
         *made,
         f"CREATE TRIGGER call_added AFTER INSERT ON calls BEGIN {' '.join(give)} END",
         f"CREATE TRIGGER call_removed AFTER DELETE ON calls BEGIN {' '.join(take)} END",
-        f"CREATE TRIGGER call_changed AFTER UPDATE OF {', '.join(names)} ON calls BEGIN {' '.join((*take, *give))} END",
+        (
+            f"CREATE TRIGGER call_changed AFTER UPDATE OF {', '.join(names)} ON calls BEGIN "
+            f"{' '.join((*take, *give))} END"
+        ),
     ]
 
 
@@ -99,10 +118,18 @@ def _change(rollup: Rollup, row: str, sign: str) -> str:
     key, values = _key(rollup, row), [sql.replace("@", row) for sql in MEASURES.values()]
     if sign == "+":
         added = ", ".join(f"{name} = {name} + excluded.{name}" for name in MEASURES)
-        return f"INSERT INTO {rollup.table} VALUES ({', '.join((*key, *values))}) ON CONFLICT DO UPDATE SET {added};"
-    less = ", ".join(f"{name} = {name} - ({sql})" for name, sql in zip(MEASURES, values, strict=True))
+        return (
+            f"INSERT INTO {rollup.table} VALUES ({', '.join((*key, *values))}) ON CONFLICT DO "
+            f"UPDATE SET {added};"
+        )
+    less = ", ".join(
+        f"{name} = {name} - ({sql})" for name, sql in zip(MEASURES, values, strict=True)
+    )
     same = " AND ".join(f"{name} = {sql}" for name, sql in zip(rollup.key, key, strict=True))
-    return f"UPDATE {rollup.table} SET {less} WHERE {same}; DELETE FROM {rollup.table} WHERE {same} AND calls = 0;"
+    return (
+        f"UPDATE {rollup.table} SET {less} WHERE {same}; DELETE FROM {rollup.table} WHERE {same} "
+        "AND calls = 0;"
+    )
 
 
 def fill(rollup: Rollup, condition: str = "1") -> str:
@@ -112,7 +139,10 @@ def fill(rollup: Rollup, condition: str = "1") -> str:
     """
     positions = ", ".join(str(position + 1) for position in range(len(rollup.key)))
     sums = ", ".join(f"SUM({sql.replace('@', '')})" for sql in MEASURES.values())
-    return f"INSERT INTO {rollup.table} SELECT {', '.join(_key(rollup))}, {sums} FROM calls WHERE {condition} GROUP BY {positions}"
+    return (
+        f"INSERT INTO {rollup.table} SELECT {', '.join(_key(rollup))}, {sums} FROM calls WHERE "
+        f"{condition} GROUP BY {positions}"
+    )
 
 
 def empty(rollup: Rollup, begin: int, end: int) -> tuple[str, list[Bucket]]:

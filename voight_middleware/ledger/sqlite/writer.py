@@ -59,7 +59,12 @@ class Writer:
         self._price_ids.clear()
         self._extra_keys.clear()
 
-    def insert(self, calls: Sequence[Call], others: Sequence[LateAttribution | Submission], progress: Progress | None) -> int:
+    def insert(
+        self,
+        calls: Sequence[Call],
+        others: Sequence[LateAttribution | Submission],
+        progress: Progress | None,
+    ) -> int:
         """See ``Ledger.insert``."""
         new = self._insert_calls(calls)
         for record in others:
@@ -69,12 +74,15 @@ class Writer:
                 self._attribute_late(record)
         if progress is not None:
             self._db.execute(
-                "INSERT INTO segments (name, offset) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET offset = excluded.offset",
+                "INSERT INTO segments (name, offset) VALUES (?, ?) ON CONFLICT (name) DO UPDATE "
+                "SET offset = excluded.offset",
                 (progress.segment, progress.offset),
             )
         return new
 
-    def import_calls(self, calls: Sequence[Call], former: Mapping[str, Sequence[PriceVersion]], replace: bool) -> int:
+    def import_calls(
+        self, calls: Sequence[Call], former: Mapping[str, Sequence[PriceVersion]], replace: bool
+    ) -> int:
         """See ``Ledger.import_calls``."""
         single = [call for call in calls if replace or former.get(call.call_id)]
         others = [call for call in calls if not (replace or former.get(call.call_id))]
@@ -115,8 +123,11 @@ class Writer:
         if replace:
             self._db.execute("DELETE FROM former_costs WHERE call_id = ?", (call.call_id,))
             self._db.execute("DELETE FROM calls WHERE call_id = ?", (call.call_id,))
-        values, rare = common_values(call, None if call.price is None else self._price_id(call.price)), rare_values(call)
-        new = self._db.execute(*((INSERT_COMMON[1], values) if rare is None else (INSERT_AS_IT_IS, values + rare))).rowcount
+        values = common_values(call, None if call.price is None else self._price_id(call.price))
+        rare = rare_values(call)
+        new = self._db.execute(
+            *((INSERT_COMMON[1], values) if rare is None else (INSERT_AS_IT_IS, values + rare))
+        ).rowcount
         if new:
             self._learn(call.tags.extra)
             for price in former:
@@ -134,7 +145,9 @@ class Writer:
         for submission in submissions(self._db, jobs).values():
             if submission.attribution in REATTRIBUTABLE:
                 tags = submission.tags.merge(late.tags)
-                self._store(msgspec.structs.replace(submission, tags=tags, attribution=late.attribution))
+                self._store(
+                    msgspec.structs.replace(submission, tags=tags, attribution=late.attribution)
+                )
 
     def _submit(self, submission: Submission) -> None:
         if not submissions(self._db, [submission.job]):
@@ -144,29 +157,46 @@ class Writer:
         """Store a submission and make it the owner of its job's existing calls."""
         self._learn(submission.tags.extra)
         self._db.execute(
-            "INSERT OR REPLACE INTO jobs (job, part_of, submitted_at, submission) VALUES (?, ?, ?, ?)",
-            (submission.job, submission.part_of, submission.submitted_at, _encode(submission).decode()),
+            "INSERT OR REPLACE INTO jobs (job, part_of, submitted_at, submission) VALUES (?, ?, "
+            "?, ?)",
+            (
+                submission.job,
+                submission.part_of,
+                submission.submitted_at,
+                _encode(submission).decode(),
+            ),
         )
         owner = submission
         if submission.tags.user_id is None and submission.part_of is not None:
             owner = submissions(self._db, [submission.part_of]).get(submission.part_of, submission)
         if owner.tags.user_id is None:
             return
-        parts = self._db.execute("SELECT job FROM jobs WHERE part_of = ? AND NOT (job LIKE ? || '/%')", (submission.job, submission.job))
+        parts = self._db.execute(
+            "SELECT job FROM jobs WHERE part_of = ? AND NOT (job LIKE ? || '/%')",
+            (submission.job, submission.job),
+        )
         for job in (submission.job, *(name for (name,) in parts.fetchall())):
-            self._db.execute(_OWN, (*_owner_values(owner.tags), owner.attribution, job, f"{job}/", f"{job}0"))
+            self._db.execute(
+                _OWN, (*_owner_values(owner.tags), owner.attribution, job, f"{job}/", f"{job}0")
+            )
 
     def _price_id(self, price: str) -> int:
         if price not in self._price_ids:
-            self._db.execute("INSERT INTO prices (price) VALUES (?) ON CONFLICT DO NOTHING", (price,))
-            (price_id,) = self._db.execute("SELECT price_id FROM prices WHERE price = ?", (price,)).fetchone()
+            self._db.execute(
+                "INSERT INTO prices (price) VALUES (?) ON CONFLICT DO NOTHING", (price,)
+            )
+            (price_id,) = self._db.execute(
+                "SELECT price_id FROM prices WHERE price = ?", (price,)
+            ).fetchone()
             self._price_ids[price] = price_id
         return self._price_ids[price]
 
     def _learn(self, extra: Mapping[str, str]) -> None:
         for key in extra:
             if key not in self._extra_keys:
-                self._db.execute("INSERT INTO extra_keys (key) VALUES (?) ON CONFLICT DO NOTHING", (key,))
+                self._db.execute(
+                    "INSERT INTO extra_keys (key) VALUES (?) ON CONFLICT DO NOTHING", (key,)
+                )
                 self._extra_keys.add(key)
 
 
@@ -181,4 +211,12 @@ def submissions(db: sqlite3.Connection, jobs: Collection[str]) -> dict[str, Subm
 
 
 def _owner_values(tags: Tags) -> Row:
-    return (tags.user_id, tags.plan, tags.tenant_id, tags.route, tags.release, tags.session_id, extra_text(tags.extra))
+    return (
+        tags.user_id,
+        tags.plan,
+        tags.tenant_id,
+        tags.route,
+        tags.release,
+        tags.session_id,
+        extra_text(tags.extra),
+    )

@@ -83,7 +83,10 @@ def _lines(files: Any) -> Iterable[bytes]:
             if len(content) <= MAX_FILE:
                 yield from bytes(content).splitlines()
             else:
-                warn_once("the users that a batch names are not read: its file has more than 64 MiB; pass batch_owner= to configure()")
+                warn_once(
+                    "the users that a batch names are not read: its file has more than 64 MiB; "
+                    "pass batch_owner= to configure()"
+                )
         elif getattr(content, "seekable", bool)() and getattr(content, "mode", "rb").count("b"):
             position = content.tell()
             try:

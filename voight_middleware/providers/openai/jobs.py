@@ -25,7 +25,7 @@ from voight_middleware.providers.base import (
 )
 from voight_middleware.providers.openai.batch_requests import read_upload
 
-# -- batches -------------------------------------------------------------------------------------------------------------------
+# -- batches ---------------------------------------------------------------------------------------
 
 
 class _Batch(msgspec.Struct):
@@ -64,10 +64,17 @@ class _Object(msgspec.Struct):
 
 _decode_line = msgspec.json.Decoder(_Line).decode
 _decode_object = msgspec.json.Decoder(_Object).decode
-_DIALECTS = {"chat.completion": "chat", "text_completion": "completions", "response": "responses", "list": "embeddings"}
+_DIALECTS = {
+    "chat.completion": "chat",
+    "text_completion": "completions",
+    "response": "responses",
+    "list": "embeddings",
+}
 
 
-def parse_line(line: bytes, parsers: Mapping[str, Callable[[bytes], ResponseSummary]]) -> ResponseSummary | None:
+def parse_line(
+    line: bytes, parsers: Mapping[str, Callable[[bytes], ResponseSummary]]
+) -> ResponseSummary | None:
     """
     Return one line of a batch output file; None for a failed request, which is not billed.
 
@@ -91,7 +98,7 @@ def parse_line(line: bytes, parsers: Mapping[str, Callable[[bytes], ResponseSumm
     return summary
 
 
-# -- assistants ----------------------------------------------------------------------------------------------------------------
+# -- assistants ------------------------------------------------------------------------------------
 
 
 class _Run(msgspec.Struct):
@@ -110,7 +117,16 @@ def parse_run(body: bytes) -> ResponseSummary:
     """Read a run. It has its usage when it has ended."""
     run = _decode_run(body)
     failure = run.status if run.status in _FAILED else None
-    return ResponseSummary(text_or_none(run.id), run.model, None, run.usage, None, text_or_none(run.id), run.created_at, failure)
+    return ResponseSummary(
+        text_or_none(run.id),
+        run.model,
+        None,
+        run.usage,
+        None,
+        text_or_none(run.id),
+        run.created_at,
+        failure,
+    )
 
 
 class RunParser(StreamParser):
@@ -139,7 +155,9 @@ class RunParser(StreamParser):
         if run is None:
             return ResponseSummary()
         usage = NULL if run.usage is None else usage_json(run.usage)
-        return ResponseSummary(run.id, text_or_none(run.model), None, usage, None, run.id, run.created_at, self.failure)
+        return ResponseSummary(
+            run.id, text_or_none(run.model), None, usage, None, run.id, run.created_at, self.failure
+        )
 
 
 _BATCHES = Endpoint(name="batch", parse_jobs=parse_batches)

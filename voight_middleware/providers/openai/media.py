@@ -28,7 +28,7 @@ from voight_middleware.providers.base import (
     with_usage,
 )
 
-# -- images --------------------------------------------------------------------------------------------------------------------
+# -- images ----------------------------------------------------------------------------------------
 
 
 class _Image(msgspec.Struct):
@@ -52,7 +52,11 @@ def parse_images(body: bytes) -> ResponseSummary:
     response = _decode_images(body)
     usage = response.usage
     if is_null(usage) and response.data is not None:
-        usage = with_usage(NULL, images=len(response.data), **_strings(size=response.size, quality=response.quality))
+        usage = with_usage(
+            NULL,
+            images=len(response.data),
+            **_strings(size=response.size, quality=response.quality),
+        )
     if not is_null(response.svg_usage):
         usage = with_usage(usage, svg_usage=response.svg_usage)
     return ResponseSummary(usage=usage, failure=failure_of(response.error))
@@ -105,7 +109,7 @@ def _add(total: dict[str, Any], usage: Mapping[str, Any]) -> None:
             total[name] = total.get(name, 0) + value
 
 
-# -- audio ---------------------------------------------------------------------------------------------------------------------
+# -- audio -----------------------------------------------------------------------------------------
 
 
 class _Transcript(msgspec.Struct):
@@ -126,7 +130,9 @@ def parse_transcript(body: bytes) -> ResponseSummary:
     """
     transcript = _decode_transcript(body)
     if is_null(transcript.usage) and transcript.duration is not None:
-        return ResponseSummary(usage=with_usage(NULL, type="duration", seconds=float(transcript.duration)))
+        return ResponseSummary(
+            usage=with_usage(NULL, type="duration", seconds=float(transcript.duration))
+        )
     return ResponseSummary(usage=transcript.usage, failure=failure_of(transcript.error))
 
 
@@ -177,7 +183,7 @@ def _add_characters(summary: ResponseSummary, request: Mapping[str, Any]) -> Res
     return summary
 
 
-# -- videos --------------------------------------------------------------------------------------------------------------------
+# -- videos ----------------------------------------------------------------------------------------
 
 
 class _Video(msgspec.Struct):
@@ -199,7 +205,16 @@ def parse_video(body: bytes) -> ResponseSummary:
     if video.status == "completed" and video.seconds is not None:
         usage = _video_usage(video.seconds, video.size)
     failure = "failed" if video.status == "failed" else None
-    return ResponseSummary(text_or_none(video.id), video.model, None, usage, None, text_or_none(video.id), video.created_at, failure)
+    return ResponseSummary(
+        text_or_none(video.id),
+        video.model,
+        None,
+        usage,
+        None,
+        text_or_none(video.id),
+        video.created_at,
+        failure,
+    )
 
 
 def _add_extension_seconds(summary: ResponseSummary, request: Mapping[str, Any]) -> ResponseSummary:
@@ -221,12 +236,16 @@ POSTS = {
     "/images/generations": _IMAGES,
     "/images/edits": _IMAGES,
     "/images/variations": _IMAGES,
-    "/audio/transcriptions": Endpoint(name="transcriptions", parse=parse_transcript, stream_parser=TranscriptParser),
+    "/audio/transcriptions": Endpoint(
+        name="transcriptions", parse=parse_transcript, stream_parser=TranscriptParser
+    ),
     "/audio/translations": Endpoint(name="translations", parse=parse_transcript),
     "/audio/speech": Endpoint(name="speech", parse=parse_speech, enrich=_add_characters),
     "/videos": _VIDEO,
     "/videos/edits": _VIDEO,
-    "/videos/extensions": Endpoint(name="videos", parse=parse_video, job_phase="submit", enrich=_add_extension_seconds),
+    "/videos/extensions": Endpoint(
+        name="videos", parse=parse_video, job_phase="submit", enrich=_add_extension_seconds
+    ),
 }
 PATTERNS = [
     ("POST", r"/videos/[^/]+/remix", _VIDEO),

@@ -12,7 +12,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from voight_middleware.diagnostics import report_internal_error
-from voight_middleware.providers.base import NULL, ResponseSummary, StreamParser, text_or_none, usage_json
+from voight_middleware.providers.base import (
+    NULL,
+    ResponseSummary,
+    StreamParser,
+    text_or_none,
+    usage_json,
+)
 from voight_middleware.providers.finish_reasons import in_order, note_reasons
 
 _COUNTS = ("prompt_tokens", "completion_tokens", "input_tokens", "output_tokens", "total_tokens")
@@ -114,13 +120,18 @@ class ChatParser(StreamParser):
         groq = get(event, "x_groq")
         if groq is not None and get(groq, "error"):
             self.failure = "error"
-        for usage in (get(choice, "usage") if choice is not None else None, get(groq, "usage") if groq is not None else None):
+        for usage in (
+            get(choice, "usage") if choice is not None else None,
+            get(groq, "usage") if groq is not None else None,
+        ):
             if (new_weight := weight(usage)) and new_weight >= self._weight:
                 self._usage, self._weight, self.done = usage, new_weight, True
 
     def summary(self) -> ResponseSummary:
         last = self._last
-        identity, model, tier = (text_or_none(getattr(last, name, None)) for name in ("id", "model", "service_tier"))
+        identity, model, tier = (
+            text_or_none(getattr(last, name, None)) for name in ("id", "model", "service_tier")
+        )
         usage = usage_json(self._usage) if self._weight else NULL
         return ResponseSummary(identity, model, tier, usage, finish_reasons=in_order(self._reasons))
 
@@ -138,7 +149,10 @@ def _other_size(delta: Any) -> int:
     Source: DeepSeek API reference, "Reasoning model". Some servers send the same reasoning under
     both names.
     """
-    size = max(_length(getattr(delta, "reasoning_content", None)), _length(getattr(delta, "reasoning", None)))
+    size = max(
+        _length(getattr(delta, "reasoning_content", None)),
+        _length(getattr(delta, "reasoning", None)),
+    )
     size += _length(getattr(delta, "refusal", None))
     function = getattr(delta, "function_call", None)
     if function is not None:

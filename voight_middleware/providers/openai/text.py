@@ -77,14 +77,29 @@ def parse_responses(body: bytes) -> ResponseSummary:
     except msgspec.ValidationError:
         return parse_response(body)
     kinds = [_billed_kind(item.type, item.action) for item in response.output]
-    details = None if response.incomplete_details is NULL else msgspec.json.decode(response.incomplete_details)
-    reasons = _reasons(response.status, details.get("reason") if isinstance(details, dict) else None, kinds)
-    summary = ResponseSummary(
-        response.id, response.model, response.service_tier, response.usage, _tool_calls(kinds), finish_reasons=reasons
+    details = (
+        None
+        if response.incomplete_details is NULL
+        else msgspec.json.decode(response.incomplete_details)
     )
-    summary.failure = f"response.{response.status}" if response.status in _FAILED else failure_of(response.error)
+    reasons = _reasons(
+        response.status, details.get("reason") if isinstance(details, dict) else None, kinds
+    )
+    summary = ResponseSummary(
+        response.id,
+        response.model,
+        response.service_tier,
+        response.usage,
+        _tool_calls(kinds),
+        finish_reasons=reasons,
+    )
+    summary.failure = (
+        f"response.{response.status}" if response.status in _FAILED else failure_of(response.error)
+    )
     if response.tool_usage is not NULL and not is_null(response.tool_usage):
-        _add_tool_usage(summary, msgspec.json.decode(response.tool_usage), msgspec.json.decode(response.tools))
+        _add_tool_usage(
+            summary, msgspec.json.decode(response.tool_usage), msgspec.json.decode(response.tools)
+        )
     if response.background or response.status in _UNFINISHED:
         _make_job(summary, response.status, response.created_at)
     return summary
@@ -114,12 +129,20 @@ def _add_tool_usage(summary: ResponseSummary, tool_usage: Any, tools: Any) -> No
         counted.add("web_search")
     if isinstance(searches, dict) and searches.get("num_requests"):
         billed["web_search"] = searches
-    if isinstance(images, dict) and any(images.get(name) for name in ("total_tokens", "input_tokens", "output_tokens")):
+    if isinstance(images, dict) and any(
+        images.get(name) for name in ("total_tokens", "input_tokens", "output_tokens")
+    ):
         counted.add("image_generation")
-        models = [tool.get("model") for tool in tools or () if isinstance(tool, dict) and tool.get("type") == "image_generation"]
+        models = [
+            tool.get("model")
+            for tool in tools or ()
+            if isinstance(tool, dict) and tool.get("type") == "image_generation"
+        ]
         billed["image_gen"] = {**images, "model": next(iter(models), None)}
     if summary.tool_calls is not None:
-        summary.tool_calls = {name: count for name, count in summary.tool_calls.items() if name not in counted} or None
+        summary.tool_calls = {
+            name: count for name, count in summary.tool_calls.items() if name not in counted
+        } or None
     if billed:
         summary.usage = with_usage(summary.usage, tool_usage=billed)
 
@@ -138,7 +161,13 @@ def _reasons(status: object, incomplete: object, kinds: Sequence[object]) -> tup
         return only_reason(incomplete)
     if status == "completed":
         return ("tool_calls",) if any(kind in kinds for kind in _CALLS_BACK) else ("stop",)
-    return ("error",) if status in ("failed", "cancelled") else ("incomplete",) if status == "incomplete" else None
+    return (
+        ("error",)
+        if status in ("failed", "cancelled")
+        else ("incomplete",)
+        if status == "incomplete"
+        else None
+    )
 
 
 def _billed_kind(kind: Any, action: Any) -> Any:
@@ -195,18 +224,36 @@ class ResponsesParser(StreamParser):
             return ResponseSummary()
         usage = getattr(response, "usage", None)
         kinds = [
-            _billed_kind(getattr(item, "type", None), getattr(item, "action", None)) for item in getattr(response, "output", None) or ()
+            _billed_kind(getattr(item, "type", None), getattr(item, "action", None))
+            for item in getattr(response, "output", None) or ()
         ]
-        reasons = _reasons(getattr(response, "status", None), getattr(getattr(response, "incomplete_details", None), "reason", None), kinds)
-        identity, model, tier = (text_or_none(getattr(response, name, None)) for name in ("id", "model", "service_tier"))
+        reasons = _reasons(
+            getattr(response, "status", None),
+            getattr(getattr(response, "incomplete_details", None), "reason", None),
+            kinds,
+        )
+        identity, model, tier = (
+            text_or_none(getattr(response, name, None)) for name in ("id", "model", "service_tier")
+        )
         summary = ResponseSummary(
-            identity, model, tier, usage_json(usage) if weight(usage) else NULL, _tool_calls(kinds), finish_reasons=reasons
+            identity,
+            model,
+            tier,
+            usage_json(usage) if weight(usage) else NULL,
+            _tool_calls(kinds),
+            finish_reasons=reasons,
         )
         tool_usage = getattr(response, "tool_usage", None)
         if tool_usage is not None:
-            _add_tool_usage(summary, plain(tool_usage), [plain(tool) for tool in getattr(response, "tools", None) or ()])
+            _add_tool_usage(
+                summary,
+                plain(tool_usage),
+                [plain(tool) for tool in getattr(response, "tools", None) or ()],
+            )
         if getattr(response, "background", None):
-            _make_job(summary, getattr(response, "status", None), getattr(response, "created_at", None))
+            _make_job(
+                summary, getattr(response, "status", None), getattr(response, "created_at", None)
+            )
         return summary
 
     def estimated_output(self) -> int | None:
@@ -223,8 +270,12 @@ def _read_batch_line(line: bytes) -> ResponseSummary | None:
 
 
 _CHAT = Endpoint(name="chat", parse=parse_response, stream_parser=ChatParser, asks_for_usage=True)
-_RESPONSES = Endpoint(name="responses", parse=parse_responses, stream_parser=ResponsesParser, job_phase="submit")
-_STORED_RESPONSE = Endpoint(name="responses", parse=parse_responses, stream_parser=ResponsesParser, job_phase="poll")
+_RESPONSES = Endpoint(
+    name="responses", parse=parse_responses, stream_parser=ResponsesParser, job_phase="submit"
+)
+_STORED_RESPONSE = Endpoint(
+    name="responses", parse=parse_responses, stream_parser=ResponsesParser, job_phase="poll"
+)
 _FREE = Endpoint(name="count_tokens", parse=parse_response)
 
 ROUTES = Routes(
@@ -232,7 +283,12 @@ ROUTES = Routes(
         "/chat/completions": _CHAT,
         "/responses": _RESPONSES,
         "/embeddings": Endpoint(name="embeddings", parse=parse_response),
-        "/completions": Endpoint(name="completions", parse=parse_response, stream_parser=CompletionsParser, asks_for_usage=True),
+        "/completions": Endpoint(
+            name="completions",
+            parse=parse_response,
+            stream_parser=CompletionsParser,
+            asks_for_usage=True,
+        ),
         "/responses/compact": Endpoint(name="compact", parse=parse_response),
         "/responses/input_tokens": _FREE,
         "/decisions": Endpoint(name="decisions", parse=parse_responses),

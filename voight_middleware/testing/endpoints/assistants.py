@@ -9,7 +9,17 @@ from typing import Any
 import msgspec
 
 from voight_middleware.testing.accounting import Charge
-from voight_middleware.testing.endpoints.response import EVENTS, EndpointRequest, EndpointResponse, need, now, page, plain, polled, reported
+from voight_middleware.testing.endpoints.response import (
+    EVENTS,
+    EndpointRequest,
+    EndpointResponse,
+    need,
+    now,
+    page,
+    plain,
+    polled,
+    reported,
+)
 from voight_middleware.testing.fake_data import FakeResponse, Json, hexadecimal
 from voight_middleware.testing.store import Job
 
@@ -31,9 +41,24 @@ def assistant(request: EndpointRequest) -> EndpointResponse:
     """``POST /v1/assistants``."""
     need(request.body, "model")
     made = f"asst_{hexadecimal(24)}"
-    named = {name: request.body.get(name) for name in ("name", "description", "instructions", "response_format")}
-    settings = {"tools": request.body.get("tools") or [], "metadata": request.body.get("metadata") or {}, "temperature": 1.0, "top_p": 1.0}
-    shown = {"id": made, "object": "assistant", "created_at": now(), "model": request.body["model"], **named, **settings}
+    named = {
+        name: request.body.get(name)
+        for name in ("name", "description", "instructions", "response_format")
+    }
+    settings = {
+        "tools": request.body.get("tools") or [],
+        "metadata": request.body.get("metadata") or {},
+        "temperature": 1.0,
+        "top_p": 1.0,
+    }
+    shown = {
+        "id": made,
+        "object": "assistant",
+        "created_at": now(),
+        "model": request.body["model"],
+        **named,
+        **settings,
+    }
     request.store.keep("assistant", made, shown, request.user)
     return plain(shown)
 
@@ -57,13 +82,21 @@ def add_message(request: EndpointRequest) -> EndpointResponse:
 def messages(request: EndpointRequest) -> EndpointResponse:
     """``GET /v1/threads/{thread}/messages``: the newest first."""
     thread: Thread = request.store.find("thread", request.ids["thread"])
-    return plain(page(thread.messages if request.query.get("order") == "asc" else thread.messages[::-1], request.query))
+    return plain(
+        page(
+            thread.messages if request.query.get("order") == "asc" else thread.messages[::-1],
+            request.query,
+        )
+    )
 
 
 def run(request: EndpointRequest) -> EndpointResponse:
     """``POST /v1/threads/{thread}/runs``."""
     thread: Thread = request.store.find("thread", request.ids["thread"])
-    thread.messages += [_message(thread, message["role"], message["content"]) for message in request.body.get("additional_messages") or ()]
+    thread.messages += [
+        _message(thread, message["role"], message["content"])
+        for message in request.body.get("additional_messages") or ()
+    ]
     return _run(request, thread, [])
 
 
@@ -100,15 +133,28 @@ def cancel(request: EndpointRequest) -> EndpointResponse:
 
 def _thread(request: EndpointRequest, body: Json) -> Thread:
     made = f"thread_{hexadecimal(24)}"
-    shown = {"id": made, "object": "thread", "created_at": now(), "metadata": body.get("metadata") or {}, "tool_resources": {}}
+    shown = {
+        "id": made,
+        "object": "thread",
+        "created_at": now(),
+        "metadata": body.get("metadata") or {},
+        "tool_resources": {},
+    }
     thread = Thread(shown)
-    thread.messages += [_message(thread, message["role"], message["content"]) for message in body.get("messages") or ()]
+    thread.messages += [
+        _message(thread, message["role"], message["content"])
+        for message in body.get("messages") or ()
+    ]
     request.store.keep("thread", made, thread, request.user)
     return thread
 
 
 def _message(thread: Thread, role: str, content: Any, **more: Any) -> Json:
-    texts = [content] if isinstance(content, str) else [part["text"] for part in content if part["type"] == "text"]
+    texts = (
+        [content]
+        if isinstance(content, str)
+        else [part["text"] for part in content if part["type"] == "text"]
+    )
     return {
         "id": f"msg_{hexadecimal(24)}",
         "object": "thread.message",
@@ -128,12 +174,18 @@ def _message(thread: Thread, role: str, content: Any, **more: Any) -> Json:
     }
 
 
-def _run(request: EndpointRequest, thread: Thread, before: list[tuple[str, Json]]) -> EndpointResponse:
+def _run(
+    request: EndpointRequest, thread: Thread, before: list[tuple[str, Json]]
+) -> EndpointResponse:
     need(request.body, "assistant_id")
     body, by = request.body, request.store.find("assistant", request.body["assistant_id"])
     instructions = body.get("instructions") or by["instructions"] or ""
     texts = [part["text"]["value"] for message in thread.messages for part in message["content"]]
-    prompt = {"model": body.get("model") or by["model"], "messages": texts, "instructions": instructions}
+    prompt = {
+        "model": body.get("model") or by["model"],
+        "messages": texts,
+        "instructions": instructions,
+    }
     made = FakeResponse(prompt, None, body.get("max_completion_tokens"))
     usage = reported(request.options, lambda: _usage(made))
     initial: Json = {
@@ -165,9 +217,15 @@ def _run(request: EndpointRequest, thread: Thread, before: list[tuple[str, Json]
     done = {"started_at": now(), "completed_at": now(), "expires_at": None, "usage": usage}
     finished = {**initial, "status": "completed", **done}
     if made.cut_short:
-        finished |= {"status": "incomplete", "completed_at": None, "incomplete_details": {"reason": "max_completion_tokens"}}
+        finished |= {
+            "status": "incomplete",
+            "completed_at": None,
+            "incomplete_details": {"reason": "max_completion_tokens"},
+        }
     pieces, polls = made.pieces(request.options.chunks), request.options.polls
-    reply = _message(thread, "assistant", "".join(pieces), assistant_id=by["id"], run_id=initial["id"])
+    reply = _message(
+        thread, "assistant", "".join(pieces), assistant_id=by["id"], run_id=initial["id"]
+    )
     job = Job(initial, finished, 1 if polls is None else polls, [Charge(usage, request.user)])
     request.store.keep("run", initial["id"], job, request.user)
     thread.replies[initial["id"]] = reply
@@ -176,8 +234,13 @@ def _run(request: EndpointRequest, thread: Thread, before: list[tuple[str, Json]
     job.seen = True
     _add_reply(thread, job)
     events = [*before, *_events(initial, finished, reply, pieces)]
-    parts = [f"event: {name}\n".encode() + b"data: " + msgspec.json.encode(shown) + b"\n\n" for name, shown in events]
-    return EndpointResponse([*parts, b"event: done\ndata: [DONE]\n\n"], job.charges, len(events) - 1, EVENTS)
+    parts = [
+        f"event: {name}\n".encode() + b"data: " + msgspec.json.encode(shown) + b"\n\n"
+        for name, shown in events
+    ]
+    return EndpointResponse(
+        [*parts, b"event: done\ndata: [DONE]\n\n"], job.charges, len(events) - 1, EVENTS
+    )
 
 
 def _add_reply(thread: Thread, job: Job) -> None:
@@ -186,7 +249,9 @@ def _add_reply(thread: Thread, job: Job) -> None:
         thread.messages.append(reply)
 
 
-def _events(initial: Json, finished: Json, reply: Json, pieces: Sequence[str]) -> list[tuple[str, Json]]:
+def _events(
+    initial: Json, finished: Json, reply: Json, pieces: Sequence[str]
+) -> list[tuple[str, Json]]:
     running = {**initial, "status": "in_progress", "started_at": now()}
     step: Json = {
         "id": f"step_{hexadecimal(24)}",
@@ -200,19 +265,32 @@ def _events(initial: Json, finished: Json, reply: Json, pieces: Sequence[str]) -
         "expires_at": initial["expires_at"],
         **{f"{name}_at": None for name in _TIMES[1:]},
         "last_error": None,
-        "step_details": {"type": "message_creation", "message_creation": {"message_id": reply["id"]}},
+        "step_details": {
+            "type": "message_creation",
+            "message_creation": {"message_id": reply["id"]},
+        },
         "usage": None,
     }
     opened = {**reply, "status": "in_progress", "content": [], "completed_at": None}
     delta: Json = {"id": reply["id"], "object": "thread.message.delta"}
-    texts = [{"index": 0, "type": "text", "text": {"value": piece, "annotations": []}} for piece in pieces]
+    texts = [
+        {"index": 0, "type": "text", "text": {"value": piece, "annotations": []}}
+        for piece in pieces
+    ]
     return [
-        *(("thread.run.created", initial), ("thread.run.queued", initial), ("thread.run.in_progress", running)),
+        *(
+            ("thread.run.created", initial),
+            ("thread.run.queued", initial),
+            ("thread.run.in_progress", running),
+        ),
         *(("thread.run.step.created", step), ("thread.run.step.in_progress", step)),
         *(("thread.message.created", opened), ("thread.message.in_progress", opened)),
         *(("thread.message.delta", {**delta, "delta": {"content": [text]}}) for text in texts),
         ("thread.message.completed", reply),
-        ("thread.run.step.completed", {**step, "status": "completed", "completed_at": now(), "usage": finished["usage"]}),
+        (
+            "thread.run.step.completed",
+            {**step, "status": "completed", "completed_at": now(), "usage": finished["usage"]},
+        ),
         (f"thread.run.{finished['status']}", finished),
     ]
 
@@ -221,5 +299,8 @@ def _usage(made: FakeResponse) -> Json:
     counts = made.openai_usage("prompt", "completion")
     cached, reasoning = counts["prompt_tokens_details"]["cached_tokens"], made.reasoning_tokens
     totals = {name: counts[name] for name in ("prompt_tokens", "completion_tokens", "total_tokens")}
-    details = {"prompt_token_details": {"cached_tokens": cached}, "completion_tokens_details": {"reasoning_tokens": reasoning}}
+    details = {
+        "prompt_token_details": {"cached_tokens": cached},
+        "completion_tokens_details": {"reasoning_tokens": reasoning},
+    }
     return {**totals, **details}  # runs use the singular: `prompt_token_details`

@@ -97,7 +97,9 @@ def create(request: EndpointRequest) -> EndpointResponse:
     need(request.body, "input_file_id", "endpoint", "completion_window")
     source: File = request.store.find("file", request.body["input_file_id"])
     if request.body["endpoint"] not in _ENDPOINTS:
-        raise Refusal(400, f"Invalid value: '{request.body['endpoint']}'.", "endpoint", "invalid_value")
+        raise Refusal(
+            400, f"Invalid value: '{request.body['endpoint']}'.", "endpoint", "invalid_value"
+        )
     made = f"batch_{hexadecimal(32)}"
     initial: Json = {
         "id": made,
@@ -118,7 +120,9 @@ def create(request: EndpointRequest) -> EndpointResponse:
         "metadata": request.body.get("metadata"),
     }
     finished, charges = _finished(request, initial, source.data)
-    request.store.keep("batch", made, Job(initial, finished, request.options.polls or 0, charges), request.user)
+    request.store.keep(
+        "batch", made, Job(initial, finished, request.options.polls or 0, charges), request.user
+    )
     return plain(initial)
 
 
@@ -148,15 +152,30 @@ def every(request: EndpointRequest) -> EndpointResponse:
 def _finished(request: EndpointRequest, initial: Json, source: bytes) -> tuple[Json, list[Charge]]:
     """Return the finished batch, and the cost of its lines."""
     try:
-        requests = [msgspec.json.decode(line, type=_Request) for line in source.splitlines() if line.strip()]
+        requests = [
+            msgspec.json.decode(line, type=_Request) for line in source.splitlines() if line.strip()
+        ]
     except msgspec.DecodeError as error:
-        wrong = {"code": "invalid_json_line", "message": f"This line is not parseable: {error}", "line": None, "param": None}
-        return {**initial, "status": "failed", "failed_at": now(), "errors": {"object": "list", "data": [wrong]}}, []
+        wrong = {
+            "code": "invalid_json_line",
+            "message": f"This line is not parseable: {error}",
+            "line": None,
+            "param": None,
+        }
+        return {
+            **initial,
+            "status": "failed",
+            "failed_at": now(),
+            "errors": {"object": "list", "data": [wrong]},
+        }, []
     results = list(_results(request, initial, requests))
     good = [line for line in results if line.status == 200]
     bad = [line for line in results if line.status != 200]
     charges = [charge for line in good for charge in line.charges]
-    usage = reported(request.options, lambda: _sum([line.result["response"]["body"].get("usage") for line in good]))
+    usage = reported(
+        request.options,
+        lambda: _sum([line.result["response"]["body"].get("usage") for line in good]),
+    )
     counts = {"total": len(results), "completed": len(good), "failed": len(bad)}
     done = {
         "status": "completed",
@@ -166,12 +185,20 @@ def _finished(request: EndpointRequest, initial: Json, source: bytes) -> tuple[J
         "request_counts": counts,
         "usage": usage,
     }
-    return {**initial, **done, **dict.fromkeys(("in_progress_at", "finalizing_at", "completed_at"), now())}, charges
+    return {
+        **initial,
+        **done,
+        **dict.fromkeys(("in_progress_at", "finalizing_at", "completed_at"), now()),
+    }, charges
 
 
 def _results(request: EndpointRequest, initial: Json, requests: list[_Request]) -> Iterator[_Line]:
     for line_request in requests:
-        body = {name: value for name, value in line_request.body.items() if name not in ("background", "stream", "stream_options")}
+        body = {
+            name: value
+            for name, value in line_request.body.items()
+            if name not in ("background", "stream", "stream_options")
+        }
         prompt = list(prompt_texts(body))
         user = marked_user(prompt) or request.user
         charges: list[Charge] = []
@@ -179,14 +206,27 @@ def _results(request: EndpointRequest, initial: Json, requests: list[_Request]) 
             faults = read_faults({}, prompt)
             if faults.status is not None:
                 raise faults.refusal
-            endpoint_response = _ENDPOINTS[initial["endpoint"]](replace(request, body=body, options=faults.options, user=user))
-            status, shown, charges = 200, endpoint_response.parts[0], list(endpoint_response.charges)
+            endpoint_response = _ENDPOINTS[initial["endpoint"]](
+                replace(request, body=body, options=faults.options, user=user)
+            )
+            status = 200
+            shown = endpoint_response.parts[0]
+            charges = list(endpoint_response.charges)
         except Refusal as refusal:
             status, shown = refusal.status, openai_error(refusal)
         for charge in charges:
             charge.user = user
-        response = {"status_code": status, "request_id": hexadecimal(32), "body": msgspec.json.decode(shown)}
-        line = {"id": f"batch_req_{hexadecimal(32)}", "custom_id": line_request.custom_id, "response": response, "error": None}
+        response = {
+            "status_code": status,
+            "request_id": hexadecimal(32),
+            "body": msgspec.json.decode(shown),
+        }
+        line = {
+            "id": f"batch_req_{hexadecimal(32)}",
+            "custom_id": line_request.custom_id,
+            "response": response,
+            "error": None,
+        }
         yield _Line(line, status, charges)
 
 
@@ -194,14 +234,27 @@ def _write(request: EndpointRequest, name: str, results: list[_Line]) -> str | N
     """Write an output file of the batch, unless it would be empty."""
     if not results:
         return None
-    written = lines([line.result for line in results], *(charge for line in results for charge in line.charges))
-    made: str = _keep(request, name, b"".join(written.parts), "batch_output", list(written.charges))["id"]
+    written = lines(
+        [line.result for line in results], *(charge for line in results for charge in line.charges)
+    )
+    made: str = _keep(
+        request, name, b"".join(written.parts), "batch_output", list(written.charges)
+    )["id"]
     return made
 
 
-def _keep(request: EndpointRequest, name: str, data: bytes, purpose: str, charges: list[Charge]) -> Json:
+def _keep(
+    request: EndpointRequest, name: str, data: bytes, purpose: str, charges: list[Charge]
+) -> Json:
     made = f"file-{hexadecimal(24)}"
-    shown = {"object": "file", "id": made, "purpose": purpose, "filename": name, "bytes": len(data), "created_at": now()}
+    shown = {
+        "object": "file",
+        "id": made,
+        "purpose": purpose,
+        "filename": name,
+        "bytes": len(data),
+        "created_at": now(),
+    }
     shown |= {"expires_at": None, "status": "processed", "status_details": None}
     request.store.keep("file", made, File(shown, data, charges), request.user)
     return shown
@@ -210,7 +263,12 @@ def _keep(request: EndpointRequest, name: str, data: bytes, purpose: str, charge
 def _sum(usages: list[Any]) -> Json:
     """Return the total in the format of responses, for all endpoints."""
     tokens = [tokens_of(usage) for usage in usages]
-    total = Tokens(*(sum(getattr(part, name) for part in tokens) for name in ("input", "cached", "output", "reasoning")))
+    total = Tokens(
+        *(
+            sum(getattr(part, name) for part in tokens)
+            for name in ("input", "cached", "output", "reasoning")
+        )
+    )
     return {
         "input_tokens": total.input,
         "input_tokens_details": {"cached_tokens": total.cached},

@@ -7,12 +7,34 @@ import zlib
 import msgspec
 
 from voight_middleware.testing.accounting import Charge
-from voight_middleware.testing.endpoints.response import EndpointRequest, EndpointResponse, need, plain, present, reported
+from voight_middleware.testing.endpoints.response import (
+    EndpointRequest,
+    EndpointResponse,
+    need,
+    plain,
+    present,
+    reported,
+)
 from voight_middleware.testing.fake_data import SNAPSHOTS, Json, hexadecimal, vector
 
 _CATEGORIES = (
-    *("harassment", "harassment/threatening", "hate", "hate/threatening", "illicit", "illicit/violent"),
-    *("self-harm", "self-harm/intent", "self-harm/instructions", "sexual", "sexual/minors", "violence", "violence/graphic"),
+    *(
+        "harassment",
+        "harassment/threatening",
+        "hate",
+        "hate/threatening",
+        "illicit",
+        "illicit/violent",
+    ),
+    *(
+        "self-harm",
+        "self-harm/intent",
+        "self-harm/instructions",
+        "sexual",
+        "sexual/minors",
+        "violence",
+        "violence/graphic",
+    ),
 )
 
 
@@ -21,16 +43,29 @@ def embeddings(request: EndpointRequest) -> EndpointResponse:
     body = request.body
     need(body, "model", "input")
     given = body["input"]
-    inputs = given if isinstance(given, list) and given and not isinstance(given[0], int) else [given]
-    tokens = sum(len(text) if isinstance(text, list) else len(str(text)) // 4 + 1 for text in inputs)
+    inputs = (
+        given if isinstance(given, list) and given and not isinstance(given[0], int) else [given]
+    )
+    tokens = sum(
+        len(text) if isinstance(text, list) else len(str(text)) // 4 + 1 for text in inputs
+    )
     usage = reported(request.options, lambda: {"prompt_tokens": tokens, "total_tokens": tokens})
     model = str(body["model"])
     dimensions = body.get("dimensions") or (3072 if model == "text-embedding-3-large" else 1536)
     data: list[Json] = []
     for index, text in enumerate(inputs):
         values, encoded = vector(zlib.crc32(msgspec.json.encode(text)) % 64, dimensions)
-        data.append({"object": "embedding", "index": index, "embedding": encoded if body.get("encoding_format") == "base64" else values})
-    return plain({"object": "list", "data": data, "model": SNAPSHOTS.get(model, model), **present(usage)}, Charge(usage))
+        data.append(
+            {
+                "object": "embedding",
+                "index": index,
+                "embedding": encoded if body.get("encoding_format") == "base64" else values,
+            }
+        )
+    return plain(
+        {"object": "list", "data": data, "model": SNAPSHOTS.get(model, model), **present(usage)},
+        Charge(usage),
+    )
 
 
 def moderations(request: EndpointRequest) -> EndpointResponse:

@@ -21,7 +21,13 @@ _ANTHROPIC = {
     529: "overloaded_error",
 }
 _OPENAI = {401: "authentication_error", 403: "permission_error", 429: "requests"}
-_GOOGLE = {401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED", 404: "NOT_FOUND", 429: "RESOURCE_EXHAUSTED", 503: "UNAVAILABLE"}
+_GOOGLE = {
+    401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
+    404: "NOT_FOUND",
+    429: "RESOURCE_EXHAUSTED",
+    503: "UNAVAILABLE",
+}
 
 
 @dataclass(eq=False, slots=True)
@@ -44,19 +50,34 @@ def shown(refusal: Refusal, maker: Maker, request_id: str) -> bytes:
 
 def error_kind(refusal: Refusal) -> str:
     """Return OpenAI's type of the error."""
-    return _OPENAI.get(refusal.status, "invalid_request_error" if refusal.status < 500 else "server_error")
+    return _OPENAI.get(
+        refusal.status, "invalid_request_error" if refusal.status < 500 else "server_error"
+    )
 
 
 def openai_error(refusal: Refusal) -> bytes:
     """Return an error in OpenAI's format."""
-    error = {"message": refusal.message, "type": error_kind(refusal), "param": refusal.param, "code": refusal.code}
+    error = {
+        "message": refusal.message,
+        "type": error_kind(refusal),
+        "param": refusal.param,
+        "code": refusal.code,
+    }
     return msgspec.json.format(msgspec.json.encode({"error": error}), indent=4)
 
 
 def anthropic_error(refusal: Refusal, request_id: str) -> bytes:
     """Return an error in Anthropic's format."""
-    kind = _ANTHROPIC.get(refusal.status, "invalid_request_error" if refusal.status < 500 else "api_error")
-    return msgspec.json.encode({"type": "error", "error": {"type": kind, "message": refusal.message}, "request_id": request_id})
+    kind = _ANTHROPIC.get(
+        refusal.status, "invalid_request_error" if refusal.status < 500 else "api_error"
+    )
+    return msgspec.json.encode(
+        {
+            "type": "error",
+            "error": {"type": kind, "message": refusal.message},
+            "request_id": request_id,
+        }
+    )
 
 
 def google_error(refusal: Refusal) -> bytes:

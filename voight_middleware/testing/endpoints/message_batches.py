@@ -12,7 +12,14 @@ import msgspec
 from voight_middleware.testing.accounting import Charge
 from voight_middleware.testing.endpoints import messages
 from voight_middleware.testing.endpoints.errors import Refusal, anthropic_error
-from voight_middleware.testing.endpoints.response import EndpointRequest, EndpointResponse, lines, need, one_line, page
+from voight_middleware.testing.endpoints.response import (
+    EndpointRequest,
+    EndpointResponse,
+    lines,
+    need,
+    one_line,
+    page,
+)
 from voight_middleware.testing.fake_data import Json, hexadecimal, prompt_texts
 from voight_middleware.testing.faults import marked_user, read_faults
 from voight_middleware.testing.store import Job
@@ -34,7 +41,10 @@ def create(request: EndpointRequest) -> EndpointResponse:
         "id": made,
         "type": "message_batch",
         "processing_status": "in_progress",
-        "request_counts": {"processing": len(request.body["requests"]), **dict.fromkeys(_RESULTS, 0)},
+        "request_counts": {
+            "processing": len(request.body["requests"]),
+            **dict.fromkeys(_RESULTS, 0),
+        },
         "ended_at": None,
         "created_at": at.isoformat(),
         "expires_at": (at + timedelta(days=1)).isoformat(),
@@ -43,7 +53,10 @@ def create(request: EndpointRequest) -> EndpointResponse:
         "results_url": None,
     }
     charges: list[Charge] = []
-    results = [{"custom_id": item["custom_id"], "result": _result(request, item["params"], charges)} for item in request.body["requests"]]
+    results = [
+        {"custom_id": item["custom_id"], "result": _result(request, item["params"], charges)}
+        for item in request.body["requests"]
+    ]
     job = Job(initial, _ended(request, initial, results), request.options.polls or 0, charges)
     request.store.keep("message batch", made, _Batch(job, results), request.user)
     return one_line(initial)
@@ -94,9 +107,14 @@ def _result(request: EndpointRequest, params: Json, charges: list[Charge]) -> Js
             raise faults.refusal
         if faults.result is not None:
             return {"type": faults.result}
-        response = messages.create(replace(request, body={**params, "stream": False}, options=faults.options))
+        response = messages.create(
+            replace(request, body={**params, "stream": False}, options=faults.options)
+        )
     except Refusal as refusal:
-        return {"type": "errored", "error": msgspec.json.decode(anthropic_error(refusal, f"req_{hexadecimal(24)}"))}
+        return {
+            "type": "errored",
+            "error": msgspec.json.decode(anthropic_error(refusal, f"req_{hexadecimal(24)}")),
+        }
     message = msgspec.json.decode(response.parts[0])
     if faults.usage is None and "usage" in message:
         message["usage"]["service_tier"] = "batch"

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from voight_middleware.testing.endpoints.response import EndpointRequest, EndpointResponse, one_line, page, plain
+from voight_middleware.testing.endpoints.response import (
+    EndpointRequest,
+    EndpointResponse,
+    one_line,
+    page,
+    plain,
+)
 from voight_middleware.testing.fake_data import SNAPSHOTS, Json
 
 _CREATED = 1735689600
@@ -16,6 +22,13 @@ def models(request: EndpointRequest) -> EndpointResponse:
     if request.maker == "anthropic":
         names = [name for name in SNAPSHOTS if name.startswith("claude")]
         claude = {"type": "model", "created_at": "2025-01-01T00:00:00Z", "lifecycle": "active"}
-        return one_line(page([{**claude, "id": name, "display_name": name} for name in names], request.query))
+        return one_line(
+            page([{**claude, "id": name, "display_name": name} for name in names], request.query)
+        )
     about: Json = {"object": "model", "created": _CREATED, "owned_by": "openai"}
-    return plain({"object": "list", "data": [{"id": name, **about} for name in SNAPSHOTS if name.startswith("gpt")]})
+    return plain(
+        {
+            "object": "list",
+            "data": [{"id": name, **about} for name in SNAPSHOTS if name.startswith("gpt")],
+        }
+    )

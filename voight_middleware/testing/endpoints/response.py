@@ -52,7 +52,9 @@ Endpoint = Callable[[EndpointRequest], EndpointResponse]
 
 def plain(body: Json, *charges: Charge) -> EndpointResponse:
     """Return JSON over several lines, as OpenAI sends it."""
-    return EndpointResponse([msgspec.json.format(msgspec.json.encode(body), indent=2) + b"\n"], charges)
+    return EndpointResponse(
+        [msgspec.json.format(msgspec.json.encode(body), indent=2) + b"\n"], charges
+    )
 
 
 def one_line(body: Json, *charges: Charge) -> EndpointResponse:
@@ -98,7 +100,13 @@ def page(items: Sequence[Json], query: Mapping[str, str]) -> Json:
     start = ids.index(after) + 1 if after in ids else 0
     shown = items[start : start + int(query.get("limit") or 20)]
     first, last = (shown[0]["id"], shown[-1]["id"]) if shown else (None, None)
-    return {"object": "list", "data": shown, "first_id": first, "last_id": last, "has_more": start + len(shown) < len(items)}
+    return {
+        "object": "list",
+        "data": shown,
+        "first_id": first,
+        "last_id": last,
+        "has_more": start + len(shown) < len(items),
+    }
 
 
 def need(body: Json, *names: str, message: str = "Missing required parameter: '{}'.") -> None:

@@ -20,7 +20,14 @@ from voight_middleware.testing.endpoints.response import (
     stream,
     tier,
 )
-from voight_middleware.testing.fake_data import IMAGE, SVG_MODEL, FakeResponse, Json, Options, hexadecimal
+from voight_middleware.testing.fake_data import (
+    IMAGE,
+    SVG_MODEL,
+    FakeResponse,
+    Json,
+    Options,
+    hexadecimal,
+)
 from voight_middleware.testing.store import Job
 
 _ECHOED: Json = {
@@ -57,10 +64,18 @@ class Response:
     def events(self) -> Sequence[Json]:
         """Return the response as a stream of events."""
         kinds = ("created", "queued") if self.initial["background"] else ("created",)
-        events: list[Json] = [{"type": f"response.{kind}", "response": self.initial} for kind in kinds]
-        events.append({"type": "response.in_progress", "response": {**self.initial, "status": "in_progress"}})
+        events: list[Json] = [
+            {"type": f"response.{kind}", "response": self.initial} for kind in kinds
+        ]
+        events.append(
+            {"type": "response.in_progress", "response": {**self.initial, "status": "in_progress"}}
+        )
         for index, item in enumerate(self.whole["output"]):
-            events += _message_events(item, self.pieces, index) if item["type"] == "message" else _item_events(item, index)
+            events += (
+                _message_events(item, self.pieces, index)
+                if item["type"] == "message"
+                else _item_events(item, index)
+            )
         events.append({"type": f"response.{self.whole['status']}", "response": self.whole})
         return [{**event, "sequence_number": number} for number, event in enumerate(events)]
 
@@ -72,7 +87,11 @@ def create(request: EndpointRequest) -> EndpointResponse:
     keep(request, response)
     if body.get("stream"):
         return stream(response.events(), *response.charges)
-    return plain(response.initial) if body.get("background") else plain(response.whole, *response.charges)
+    return (
+        plain(response.initial)
+        if body.get("background")
+        else plain(response.whole, *response.charges)
+    )
 
 
 def keep(request: EndpointRequest, response: Response) -> None:
@@ -82,7 +101,14 @@ def keep(request: EndpointRequest, response: Response) -> None:
     background = bool(request.body.get("background"))
     if background or request.body.get("store") is not False:
         polls = request.options.polls
-        job = Job(response.initial, response.whole, 1 if polls is None else polls, response.charges, response.events, seen=not background)
+        job = Job(
+            response.initial,
+            response.whole,
+            1 if polls is None else polls,
+            response.charges,
+            response.events,
+            seen=not background,
+        )
         request.store.keep("response", response.whole["id"], job, request.user)
 
 
@@ -116,8 +142,17 @@ def compact(request: EndpointRequest) -> EndpointResponse:
     need(body, "model")
     made = FakeResponse(body, None, None)
     usage = reported(request.options, lambda: made.openai_usage("input", "output"))
-    summary = {"id": f"cmp_{hexadecimal(50)}", "type": "compaction", "encrypted_content": f"gAAAAAB{hexadecimal(57)}"}
-    compacted = {"id": f"resp_{hexadecimal(50)}", "object": "response.compaction", "created_at": now(), "output": [summary]}
+    summary = {
+        "id": f"cmp_{hexadecimal(50)}",
+        "type": "compaction",
+        "encrypted_content": f"gAAAAAB{hexadecimal(57)}",
+    }
+    compacted = {
+        "id": f"resp_{hexadecimal(50)}",
+        "object": "response.compaction",
+        "created_at": now(),
+        "output": [summary],
+    }
     return plain({**compacted, **present(usage)}, Charge(usage))
 
 
@@ -133,7 +168,14 @@ def decide(request: EndpointRequest) -> EndpointResponse:
     need(body, "model", "input", "questions")
     made = FakeResponse(body, None, None)
     usage = reported(request.options, lambda: made.openai_usage("input", "output"))
-    return plain({"answers": [_decision(question) for question in body["questions"]], "model": made.model, **present(usage)}, Charge(usage))
+    return plain(
+        {
+            "answers": [_decision(question) for question in body["questions"]],
+            "model": made.model,
+            **present(usage),
+        },
+        Charge(usage),
+    )
 
 
 def respond(body: Json, options: Options) -> Response:
@@ -146,8 +188,18 @@ def respond(body: Json, options: Options) -> Response:
     usage = reported(options, lambda: made.openai_usage("input", "output"))
     pieces = made.pieces(options.chunks)
     part: Json = {"type": "output_text", "annotations": [], "logprobs": [], "text": "".join(pieces)}
-    message: Json = {"id": f"msg_{hexadecimal(50)}", "type": "message", "status": "completed", "content": [part], "role": "assistant"}
-    thoughts: list[Json] = [{"id": f"rs_{hexadecimal(50)}", "type": "reasoning", "summary": []}] if made.reasons else []
+    message: Json = {
+        "id": f"msg_{hexadecimal(50)}",
+        "type": "message",
+        "status": "completed",
+        "content": [part],
+        "role": "assistant",
+    }
+    thoughts: list[Json] = (
+        [{"id": f"rs_{hexadecimal(50)}", "type": "reasoning", "summary": []}]
+        if made.reasons
+        else []
+    )
     tools, tool_usage, tool_charges = _tools(body, made)
     status = "incomplete" if made.cut_short else "completed"
     whole: Json = {
@@ -160,14 +212,25 @@ def respond(body: Json, options: Options) -> Response:
         "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
         "model": made.model,
         "output": [*thoughts, *tools, message],
-        "reasoning": body.get("reasoning", {"effort": "medium" if made.reasons else None, "summary": None}),
+        "reasoning": body.get(
+            "reasoning", {"effort": "medium" if made.reasons else None, "summary": None}
+        ),
         **{name: body.get(name, default) for name, default in _ECHOED.items()},
         "service_tier": tier(body),
         **present(tool_usage, "tool_usage"),
         "usage": usage,
     }
-    initial = {**whole, "completed_at": None, "incomplete_details": None, "output": [], "usage": None}
-    initial |= {"status": "queued" if body.get("background") else "in_progress", "service_tier": body.get("service_tier") or "auto"}
+    initial = {
+        **whole,
+        "completed_at": None,
+        "incomplete_details": None,
+        "output": [],
+        "usage": None,
+    }
+    initial |= {
+        "status": "queued" if body.get("background") else "in_progress",
+        "service_tier": body.get("service_tier") or "auto",
+    }
     if tool_usage is not None:
         initial["tool_usage"] = _tool_usage(0, 0)
     return Response(whole, initial, pieces, [Charge(usage), *tool_charges])
@@ -178,9 +241,16 @@ def _message_events(message: Json, pieces: Sequence[str], index: int) -> list[Js
     place = {"content_index": 0, "item_id": message["id"], "output_index": index}
     extra: Json = {"logprobs": [], "obfuscation": "mZhSFjZXJr0X"}
     return [
-        {"type": "response.output_item.added", "item": {**message, "status": "in_progress", "content": []}, "output_index": index},
+        {
+            "type": "response.output_item.added",
+            "item": {**message, "status": "in_progress", "content": []},
+            "output_index": index,
+        },
         {"type": "response.content_part.added", **place, "part": {**part, "text": ""}},
-        *({"type": "response.output_text.delta", **place, "delta": piece, **extra} for piece in pieces),
+        *(
+            {"type": "response.output_text.delta", **place, "delta": piece, **extra}
+            for piece in pieces
+        ),
         {"type": "response.output_text.done", **place, "logprobs": [], "text": part["text"]},
         {"type": "response.content_part.done", **place, "part": part},
         {"type": "response.output_item.done", "item": message, "output_index": index},
@@ -193,10 +263,21 @@ def _item_events(item: Json, index: int) -> list[Json]:
         "web_search_call": ("in_progress", "searching", "completed"),
         "image_generation_call": ("in_progress", "generating", "completed"),
     }.get(item["type"], ())
-    opened = {**item, "status": "in_progress", **({"result": None} if "result" in item else {})} if steps else item
+    opened = (
+        {**item, "status": "in_progress", **({"result": None} if "result" in item else {})}
+        if steps
+        else item
+    )
     return [
         {"type": "response.output_item.added", "item": opened, "output_index": index},
-        *({"type": f"response.{item['type']}.{step}", "item_id": item["id"], "output_index": index} for step in steps),
+        *(
+            {
+                "type": f"response.{item['type']}.{step}",
+                "item_id": item["id"],
+                "output_index": index,
+            }
+            for step in steps
+        ),
         {"type": "response.output_item.done", "item": item, "output_index": index},
     ]
 
@@ -220,13 +301,29 @@ def _tools(body: Json, made: FakeResponse) -> tuple[list[Json], Json | None, lis
         return [], None, []
     used = _tool_usage(searches, made.number("image text", 20, 400) if images else 0)
     drawn_by_others = [Charge(item["svg_usage"]) for item in items if "svg_usage" in item]
-    return items, used, [Charge(used["image_gen"], images=images, web_searches=searches), *drawn_by_others]
+    return (
+        items,
+        used,
+        [Charge(used["image_gen"], images=images, web_searches=searches), *drawn_by_others],
+    )
 
 
 def _drawing(tool: Json, made: FakeResponse) -> Json:
-    shape = {"action": "generate", "background": "opaque", "output_format": "png", "quality": "low", "size": "1024x1024"}
+    shape = {
+        "action": "generate",
+        "background": "opaque",
+        "output_format": "png",
+        "quality": "low",
+        "size": "1024x1024",
+    }
     chosen = {name: tool[name] for name in shape if tool.get(name) not in (None, "auto")}
-    drawn: Json = {"id": f"ig_{hexadecimal(50)}", "type": "image_generation_call", "status": "completed", **shape, **chosen}
+    drawn: Json = {
+        "id": f"ig_{hexadecimal(50)}",
+        "type": "image_generation_call",
+        "status": "completed",
+        **shape,
+        **chosen,
+    }
     if tool.get("output_format") == "svg":
         drawn["svg_usage"] = made.svg_usage((tool.get("svg") or {}).get("model") or SVG_MODEL)
     return {**drawn, "result": IMAGE, "revised_prompt": "A replica that lags behind its leader."}
@@ -250,9 +347,24 @@ def _decision(question: Json) -> Json:
     if question["type"] == "choice":
         values = [choice["value"] for choice in question["choices"]]
         probabilities = [{"value": value, "probability": 1 / len(values)} for value in values]
-        return {"type": "choice", **name, "choice": values[0], "confidence": 1 / len(values), "probabilities": probabilities}
+        return {
+            "type": "choice",
+            **name,
+            "choice": values[0],
+            "confidence": 1 / len(values),
+            "probabilities": probabilities,
+        }
     if question["type"] == "score":
         labels = [level["label"] for level in question["levels"]]
-        spread = [{"label": label, "value": value, "probability": 1 / len(labels)} for value, label in enumerate(labels)]
-        return {"type": "score", **name, "score": (len(labels) - 1) / 2, "confidence": 1 / len(labels), "probabilities": spread}
+        spread = [
+            {"label": label, "value": value, "probability": 1 / len(labels)}
+            for value, label in enumerate(labels)
+        ]
+        return {
+            "type": "score",
+            **name,
+            "score": (len(labels) - 1) / 2,
+            "confidence": 1 / len(labels),
+            "probabilities": spread,
+        }
     return {"type": "predicate", **name, "probability": 0.5}

@@ -63,12 +63,20 @@ class ResponsesSession:
 
 def described(refusal: Refusal) -> Json:
     """Return the error in the format of an event."""
-    return {"type": error_kind(refusal), "code": refusal.code, "message": refusal.message, "param": refusal.param}
+    return {
+        "type": error_kind(refusal),
+        "code": refusal.code,
+        "message": refusal.message,
+        "param": refusal.param,
+    }
 
 
 def numbered(events: Sequence[Json]) -> Sequence[Json]:
     """Return the events with ids."""
-    return [{"type": event["type"], "event_id": f"event_{uuid.uuid4().hex[:21]}", **event} for event in events]
+    return [
+        {"type": event["type"], "event_id": f"event_{uuid.uuid4().hex[:21]}", **event}
+        for event in events
+    ]
 
 
 def merged(old: Any, new: Any) -> Any:

@@ -9,7 +9,14 @@ from typing import Any
 
 from voight_middleware.testing.accounting import Charge
 from voight_middleware.testing.endpoints.errors import Refusal
-from voight_middleware.testing.endpoints.response import EndpointRequest, EndpointResponse, need, now, page, plain
+from voight_middleware.testing.endpoints.response import (
+    EndpointRequest,
+    EndpointResponse,
+    need,
+    now,
+    page,
+    plain,
+)
 from voight_middleware.testing.fake_data import Json, hexadecimal
 from voight_middleware.testing.store import Job
 
@@ -26,7 +33,9 @@ def create(request: EndpointRequest) -> EndpointResponse:
 def remix(request: EndpointRequest) -> EndpointResponse:
     """``POST /v1/videos/{id}/remix``."""
     need(request.body, "prompt")
-    return _make(request, _source(request, request.ids["id"]), remixed_from_video_id=request.ids["id"])
+    return _make(
+        request, _source(request, request.ids["id"]), remixed_from_video_id=request.ids["id"]
+    )
 
 
 def edit(request: EndpointRequest) -> EndpointResponse:
@@ -34,7 +43,10 @@ def edit(request: EndpointRequest) -> EndpointResponse:
     need(request.body, "prompt", "video")
     given = request.body["video"]
     return _make(
-        request, _source(request, given["id"]) if isinstance(given, dict) else {"model": "sora-2", "seconds": "4", "size": "720x1280"}
+        request,
+        _source(request, given["id"])
+        if isinstance(given, dict)
+        else {"model": "sora-2", "seconds": "4", "size": "720x1280"},
     )
 
 
@@ -80,7 +92,15 @@ def _make(request: EndpointRequest, like: Json, **more: Any) -> EndpointResponse
         "size": request.body.get("size") or like["size"],
         **more,
     }
-    finished = {**initial, "status": "completed", "progress": 100, "completed_at": now(), "expires_at": now() + _DAY}
+    finished = {
+        **initial,
+        "status": "completed",
+        "progress": 100,
+        "completed_at": now(),
+        "expires_at": now() + _DAY,
+    }
     polls = request.options.polls
-    request.store.keep("video", initial["id"], Job(initial, finished, 1 if polls is None else polls), request.user)
+    request.store.keep(
+        "video", initial["id"], Job(initial, finished, 1 if polls is None else polls), request.user
+    )
     return plain(initial, Charge(seconds=float(initial["seconds"])))

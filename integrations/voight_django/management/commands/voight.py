@@ -46,7 +46,9 @@ class Command(BaseCommand):
 def _run(arguments: list[str]) -> int:
     # Through its entry point, as in a shell: integrations are below the command line and must not
     # import it.
-    (main,) = distribution("voight-middleware").entry_points.select(group="console_scripts", name="voight")
+    (main,) = distribution("voight-middleware").entry_points.select(
+        group="console_scripts", name="voight"
+    )
     values = conf.meter_values(conf.project())
     for name in conf.CODE:
         values.pop(name, None)

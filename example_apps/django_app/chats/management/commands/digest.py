@@ -23,5 +23,7 @@ class Command(BaseCommand):
             voight.wrap(client)
             for user in User.objects.filter(groups__name=options["plan"]):
                 with voight.tag(user_id=user.pk, plan=options["plan"], feature="digest"):
-                    answer = client.responses.create(model="gpt-5-mini", input=f"The digest of {user.get_username()}")
+                    answer = client.responses.create(
+                        model="gpt-5-mini", input=f"The digest of {user.get_username()}"
+                    )
                 self.stdout.write(f"{user.get_username()}: {answer.output_text}")

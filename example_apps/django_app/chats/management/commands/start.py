@@ -22,7 +22,9 @@ class Command(BaseCommand):
         call_command("migrate", verbosity=0)
         password = make_password("secret")
         for number in range(1, 21):
-            user, new = User.objects.get_or_create(username=f"user-{number}", defaults={"password": password})
+            user, new = User.objects.get_or_create(
+                username=f"user-{number}", defaults={"password": password}
+            )
             if new:
                 user.groups.add(Group.objects.get_or_create(name=PLANS[number % 5])[0])
         call_command("runserver", options["address"], use_reloader=False)
