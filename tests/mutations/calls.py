@@ -129,17 +129,25 @@ MUTATIONS: list[Mutation] = [
         tests="tests/providers",
     ),
     *at(
-        "providers/usage_formats.py",
+        "providers/usage_formats/openai.py",
         (
             "cached tokens are billed twice",
             "    parts = (\n        cache_read,\n",
             "    parts = (\n        None,\n",
         ),
+        tests="tests/providers/test_usage.py tests/providers",
+    ),
+    *at(
+        "providers/usage_formats/counts.py",
         (
             "a negative count is taken",
-            "(type(value) is int and 0 <= value < _MAX_COUNT)",
-            "(type(value) is int and value < _MAX_COUNT)",
+            "(type(value) is int and 0 <= value < MAX_COUNT)",
+            "(type(value) is int and value < MAX_COUNT)",
         ),
+        tests="tests/providers/test_usage.py tests/providers",
+    ),
+    *at(
+        "providers/usage_formats/reading.py",
         (
             "usage that nobody knows goes unnoticed",
             "        elif value and (kind is int or kind is Decimal):",
