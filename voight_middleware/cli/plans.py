@@ -213,6 +213,7 @@ def _print(report: PlansReport, context: Context) -> None:
     print_notes(_notes(report))
 
 
+# Complex: one condition for each note.
 def _notes(report: PlansReport) -> Iterator[str]:
     for row in report.rows:
         plan = "calls without a plan" if row.plan is None else row.plan

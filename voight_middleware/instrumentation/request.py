@@ -219,6 +219,7 @@ class MeteredRequest:
         except Exception as error:
             report_internal_error(error)
 
+    # Complex: plain calls, jobs and polls end here; more functions would cost time at each call.
     def finish(self, summary: ResponseSummary, outcome: str = "ok", **more: Any) -> None:
         """Write the call of one finished response. Never raises."""
         try:

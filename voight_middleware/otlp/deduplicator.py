@@ -377,6 +377,7 @@ def _is_around(outer: CountedCall, inner: CountedCall) -> bool:
     return outer.started <= inner.started and inner.ended <= outer.ended + _SLACK
 
 
+# Complex: one branch for each way in which two spans report one call.
 def _repeated(outer: CountedCall, inner: list[CountedCall]) -> CountedCall | None:
     """
     Return the one of the counted *inner* calls that the span *outer* repeats; the last if it

@@ -133,6 +133,7 @@ class CostSpanProcessor(SpanProcessor):
             if not metered and role in ("call", "other"):
                 _open.set((*opened, key)[-_OPEN_SPANS:])
 
+    # Complex: each reason not to count a span is checked in its order.
     def _ended(self, ended: ReadableSpan) -> None:
         span = _span(ended)
         if span is None:

@@ -285,6 +285,7 @@ class Ingester:
             self.ledger.progress(segment)
             return True
 
+    # Complex: a line of a batch may have its owner from several places, tried in order.
     def _find_owners(self, records: list[Record]) -> None:
         """Give the results of jobs the owner and the time of their submission."""
         calls = [

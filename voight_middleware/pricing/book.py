@@ -290,6 +290,7 @@ class PriceBook:
         return RateTable(tuple(rows))
 
 
+# Complex: each kind of count has its own rate above a length of input.
 def _rates_above(
     above: int, rules: Sequence[Rule], standard: Units, entry: _ListPrice, ref: str, provider: str
 ) -> Rates:
@@ -343,6 +344,7 @@ def _unlisted(terms: Terms) -> dict[str, str]:
     return reasons
 
 
+# Complex: names, versions, places and tiers are tried in order.
 def _find(provider: Provider, model: ModelInfo, ref: str, call: Call, terms: Terms) -> _ListPrice:
     """Return the list price of a model under some terms, and which terms the list lacks."""
     from genai_prices.types import TimeOfDateConstraint

@@ -112,6 +112,7 @@ def price(
         )
 
 
+# Complex: one branch for each reason why a cost is partial or unknown.
 def _price_by_list(call: Call, book: PriceBook, terms: Terms) -> None:
     if not call.components:
         if call.outcome == "error" and call.http_status is not None and call.http_status >= 400:

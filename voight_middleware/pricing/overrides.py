@@ -152,6 +152,7 @@ class _Reader:
                 made.append(rule)
         return tuple(made)
 
+    # Complex: each key of a price has a check and a message of its own.
     def _rule(self, table: Any, begin: int | None, end: int | None) -> Rule | None:
         def at(key: str) -> int | None:
             return (

@@ -97,6 +97,7 @@ class Rule:
     own: bool = False
     """Whether it is the user's rule, not one of ours."""
 
+    # Complex: one condition for each field.
     def holds(
         self, provider: str, names: Iterable[str], host: str | None, at: int, terms: Terms
     ) -> bool:

@@ -136,6 +136,7 @@ def _shares(name: str | None, before: Period, after: Period) -> tuple[Fraction, 
     return first, second
 
 
+# Complex: five factors, written out as the formula has them.
 def _cost_of_a_call(before: ModelUse | None, after: ModelUse | None) -> list[list[Fraction]]:
     """Return the cost of a call by its tokens (before, after) and by its prices (before, after)."""
     first, second = before or after, after or before

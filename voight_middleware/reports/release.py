@@ -123,6 +123,7 @@ class ReleaseReport:
     """The calls of the later release without a user."""
 
 
+# Complex: the steps of the report, in order.
 def release(
     ledger: Ledger,
     name: str,

@@ -62,6 +62,7 @@ class Revenue:
         }
 
 
+# Complex: each mistake of a file has a message of its own.
 def read_csv(path: Path, column: str = "user_id") -> Revenue:
     """
     Read revenue from a CSV file.

@@ -91,6 +91,7 @@ def connect(api_key: str, api_base: str | None = None) -> StripeClient:
     )
 
 
+# Complex: each part of an invoice may be missing, paid or refunded.
 def read_stripe(
     client: StripeClient,
     window: Window,

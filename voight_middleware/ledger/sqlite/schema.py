@@ -270,6 +270,7 @@ REPRICE = (
 )
 
 
+# Complex: one expression for each column, as a loop over columns is slower for each call.
 def common_values(call: Call, price_id: int | None) -> Row:
     """Return the values for ``INSERT_COMMON``. An empty text or -1 means no value."""
     tags = call.tags
@@ -315,6 +316,7 @@ def common_values(call: Call, price_id: int | None) -> Row:
     )
 
 
+# Complex: one expression for each column, as a loop over columns is slower for each call.
 def rare_values(call: Call) -> Row | None:
     """
     Return the values for ``INSERT_ALL`` after the common ones. Return None for the many calls

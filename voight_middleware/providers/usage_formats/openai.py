@@ -30,6 +30,7 @@ from voight_middleware.records.usage import (
 )
 
 
+# Complex: one branch for each contradiction that servers were seen to report.
 def _openai(
     raw: Mapping[str, Any],
     input_key: str,
