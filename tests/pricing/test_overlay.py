@@ -176,13 +176,13 @@ def test_pictures(book: PriceBook, new_call: NewCall, model: str, raw: Any, usd:
         # whisper-1: $0.006 a minute
         ("transcriptions", "whisper-1", {"type": "duration", "seconds": 90}, "0.009", "priced"),
         ("translations", "whisper-1", {"type": "duration", "seconds": 8.47}, "0.0009", "priced"),
-        # gpt-4o-transcribe: $2.50 in, text or audio, $10 out a million
+        # gpt-4o-transcribe: $2.50 text in, $6 audio in, $10 out a million; OpenAI's page of the model has $2.50 for audio
         (
             "transcriptions",
             "gpt-4o-transcribe",
             {"type": "tokens", "input_tokens": 30, "input_token_details": {"text_tokens": 4, "audio_tokens": 26}, "output_tokens": 9},
-            "0.000165",
-            "priced",
+            "0.000256",
+            "partial",
         ),
         # tts-1: $15 a million characters
         ("speech", "tts-1", {"characters": 1000}, "0.015", "priced"),

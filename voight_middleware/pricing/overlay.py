@@ -125,9 +125,9 @@ RULES: tuple[Rule, ...] = (
             provider="openai",
             model=model,
             since=moment("2026-05-13"),
-            usd=_per_million(audio_in=usd),
+            doubt=f"OpenAI's page of this model has ${usd} a million audio tokens, the price data more",
         )
-        for model, usd in (("gpt-4o-transcribe", "2.5"), ("gpt-4o-mini-transcribe", "1.25"))
+        for model, usd in (("gpt-4o-transcribe", "2.50"), ("gpt-4o-mini-transcribe", "1.25"))
     ),
     Rule(
         id="openai-gpt-5-6-cyber-long",
