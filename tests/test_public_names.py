@@ -37,6 +37,7 @@ def test_the_page_lists_the_names_of_a_module(module: str) -> None:
     assert sorted(LISTED[module]) == sorted(names)
     assert set(names) <= set(dir(public))
     assert all(hasattr(public, name) for name in names)
+    assert len(names) == len(set(names))
 
 
 def test_completion_shows_the_public_names_and_modules() -> None:

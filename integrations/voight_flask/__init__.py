@@ -3,8 +3,10 @@ Flask: the owner of calls in every view, stream and callback of an application.
 
 ::
 
-    CostTags(app)  # or, with an application factory, cost_tags = CostTags() and cost_tags.init_app(app)
-"""  # noqa: E501
+    CostTags(app)
+
+With an application factory, create ``cost_tags = CostTags()`` and call ``cost_tags.init_app(app)``.
+"""
 
 try:
     import flask

@@ -275,7 +275,7 @@ def test_an_ingester_that_is_stopped_is_said(ledger: Path, capsys: Captured) -> 
 
 @pytest.mark.server
 def test_doctor_of_another_account(ledger: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """The report names what this account may not read, and its owner. There is no traceback."""
+    """The report names the unreadable path and its owner. There is no traceback."""
     keep(ledger, make_call())
     folder = Path(f"{ledger}.journal")
     Journal(folder).append(make_call())

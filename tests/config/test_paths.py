@@ -57,7 +57,7 @@ def test_a_ledger_on_a_server_keeps_its_url() -> None:
 
 
 def test_the_journal_of_a_ledger_on_a_server() -> None:
-    """One folder per ledger: the same whoever logs in and however, another for another server, database or service."""
+    """Each ledger has one folder. User and password do not change it; server, database and service do."""
 
     def journal(url: str, **environ: str) -> str:
         return default_journal(url, {**HOME, **environ}).name

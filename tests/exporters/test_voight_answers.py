@@ -12,7 +12,7 @@ import pytest
 
 from voight_middleware.events.outbox import FOLDER, REFUSED
 from voight_middleware.ledger import Ledger, open_ledger
-from voight_middleware.ledger.find_call import call_at
+from voight_middleware.ledger.find_call import find_call
 from voight_middleware.pipeline.supervisor import IngestSupervisor
 from voight_middleware.records.call import Call
 
@@ -240,9 +240,9 @@ def test_a_ledger_that_is_slow_holds_up_no_round(server: EventServer, sending: S
 
     def slow(ledger: Ledger, call_id: str, occurred_at: int) -> Call | None:
         time.sleep(0.05)
-        return call_at(ledger, call_id, occurred_at)
+        return find_call(ledger, call_id, occurred_at)
 
-    patch("call_at", slow, within="sender")
+    patch("find_call", slow, within="sender")
     ids = sending.write(*(f"u_{number}" for number in range(20)))
     begun = time.monotonic()
     sending.delivery.run()

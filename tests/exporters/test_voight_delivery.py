@@ -12,7 +12,7 @@ from voight_middleware.config.values import EventsTarget
 from voight_middleware.events import sender as events
 from voight_middleware.events.outbox import open_outbox
 from voight_middleware.ledger import LedgerError, open_ledger
-from voight_middleware.ledger.find_call import call_at
+from voight_middleware.ledger.find_call import find_call
 from voight_middleware.ledger.postgres.connection import connect
 from voight_middleware.ledger.postgres.roles import grants
 from voight_middleware.ledger.sqlite import SQLiteLedger
@@ -189,7 +189,7 @@ def test_a_call_is_found_among_those_that_are_like_it(tmp_path: Path, new_call: 
     ids = [f"row-1{letter}" for letter in "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"] + ["row-1", "row-1aa", "row-2", "é", "😀"]
     with closing(open_ledger(f"sqlite:///{tmp_path}/ledger.db")) as ledger:
         ledger.insert([new_call(call_id=call_id, occurred_at=1_000) for call_id in ids])
-        assert [found.call_id for call_id in ids if (found := call_at(ledger, call_id, 1_000)) is not None] == ids
-        assert call_at(ledger, "row-1~", 1_000) is None
-        assert call_at(ledger, "row-0", 1_000) is None
-        assert call_at(ledger, "row-1", 1_001) is None
+        assert [found.call_id for call_id in ids if (found := find_call(ledger, call_id, 1_000)) is not None] == ids
+        assert find_call(ledger, "row-1~", 1_000) is None
+        assert find_call(ledger, "row-0", 1_000) is None
+        assert find_call(ledger, "row-1", 1_001) is None

@@ -174,7 +174,7 @@ def test_the_usage_of_litellm(book: PriceBook, new_call: NewCall, provider: str,
 def test_a_model_that_was_not_asked_for_and_has_no_price(
     book: PriceBook, new_call: NewCall, provider: str, asked: str, served: str, *, doubt: bool
 ) -> None:
-    """It is priced as the one that was asked for, and that is said; another name of the same model is no other model."""
+    """The call is priced as the requested model, and partial. Another spelling of that model is not a doubt."""
     endpoint = "messages" if provider == "bedrock" else "chat"
     usage = {"input_tokens": 16, "output_tokens": 27} if provider == "bedrock" else CHAT
     call = new_call(occurred_at=NOV, provider=provider, endpoint=endpoint, model=served, requested_model=asked, raw_usage=json.dumps(usage))

@@ -3,7 +3,7 @@
 from genai_prices.data import providers
 
 from voight_middleware.pricing.book import _PROVIDERS
-from voight_middleware.providers.hosts import _HOSTS, billing_provider
+from voight_middleware.providers.hosts import _HOSTS, PROVIDERS, billing_provider
 
 WITHOUT_PRICES = {"huggingface"}
 """Its router's prices depend on the provider behind it, which the host does not tell: its calls are unpriced."""
@@ -12,7 +12,7 @@ WITHOUT_PRICES = {"huggingface"}
 def test_every_provider_has_prices() -> None:
     """The name that a host has is one of the price data, so that no call is unpriced by a misspelling."""
     known = {provider.id for provider in providers}
-    names = {_PROVIDERS.get(name, name) for _, name in _HOSTS}
+    names = {_PROVIDERS.get(name, name) for name in PROVIDERS}
 
     assert names - known == WITHOUT_PRICES
 

@@ -31,7 +31,10 @@ def add_ledger(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ledger",
         metavar="URL",
-        help="a path, postgresql://… or clickhouse://… (default: VOIGHT_LEDGER, then the default path)",  # noqa: E501
+        help=(
+            "a path, postgresql://… or clickhouse://… "
+            "(default: VOIGHT_LEDGER, then the default path)"
+        ),
     )
 
 

@@ -45,7 +45,7 @@ class Line(NamedTuple):
     name: str
     value: str
     advice: str | None = None
-    """The remedy; None if there is no problem."""
+    """Advice for the user, or None if nothing is wrong."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

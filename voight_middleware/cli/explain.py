@@ -120,7 +120,7 @@ def _facts(call: Call) -> Iterator[str]:
     )
     facts = {
         "user": ", ".join([tags.user_id or "(none)", *groups]),
-        "model": f"{model}{requested} of {call.provider}{'' if call.host is None else f', {call.host}'}",  # noqa: E501
+        "model": f"{model}{requested} of {', '.join(filter(None, (call.provider, call.host)))}",
         "time": f"{call.time:%Y-%m-%d %H:%M:%S.%f} UTC",
         "endpoint": call.endpoint,
         "tier": ", ".join(tier),

@@ -21,7 +21,7 @@ class Finding:
     name: str
     value: str
     advice: str | None = None
-    """The remedy; None if there is no problem."""
+    """Advice for the user, or None if nothing is wrong."""
     fatal: bool = False
     """Whether calls are lost or not stored."""
 

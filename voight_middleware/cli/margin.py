@@ -12,7 +12,14 @@ from typing import Any
 from voight_middleware.cli.arguments import add_report_arguments, amount, names, positive
 from voight_middleware.cli.context import Context
 from voight_middleware.cli.json_values import rate, total_row
-from voight_middleware.cli.render import UserError, caveats, money, note_of_calls, title_of
+from voight_middleware.cli.render import (
+    UserError,
+    caveats,
+    money,
+    note_of_calls,
+    note_of_rest,
+    title_of,
+)
 from voight_middleware.cli.table import (
     Column,
     amounts,
@@ -203,8 +210,7 @@ def _print(
 
 
 def _notes(report: MarginReport, rows: Sequence[MarginRow], revenue: Revenue) -> Iterator[str]:
-    if more := len(report.rows) - len(rows):
-        yield f"{more:,} more rows are in the total: --limit {len(report.rows)}"
+    yield from note_of_rest(len(rows), len(report.rows) - len(rows))
     without = [row for row in report.rows if row.revenue_femto is None]
     if without:
         cost = sum(row.cost_femto or 0 for row in without)

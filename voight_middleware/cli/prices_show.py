@@ -29,21 +29,8 @@ _TERMS = {
 }
 """Terms that a price can depend on, in addition to the batch API."""
 
-_PROVIDERS = (
-    *(
-        "openai",
-        "anthropic",
-        "google",
-        "mistral",
-        "deepseek",
-        "xai",
-        "cohere",
-        "perplexity",
-        "groq",
-    ),
-    *("azure", "bedrock", "vertex", "together", "fireworks", "openrouter"),
-)
-"""The order of the providers if none is given."""
+_FIRST = ("openai", "anthropic", "google", "mistral", "deepseek", "xai", "cohere", "perplexity")
+"""Providers that are asked first if none is given: they sell models of their own."""
 
 
 HELP = "Show the unit prices of a model"
@@ -80,12 +67,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(context: Context) -> int:
     """Print the unit prices of the first provider that has any."""
     from voight_middleware.pricing import Terms
-    from voight_middleware.providers.hosts import host_name
+    from voight_middleware.providers.hosts import PROVIDERS, host_name
     from voight_middleware.records.call import Call
 
     args, book = context.args, context.open_prices()
     terms = Terms(batch=args.batch, **{name: getattr(args, name) for name in _TERMS})
-    providers = _PROVIDERS if args.provider is None else (args.provider.lower(),)
+    everyone = tuple(dict.fromkeys((*_FIRST, *PROVIDERS)))
+    providers = everyone if args.provider is None else (args.provider.lower(),)
     for provider in providers:
         call = Call(
             call_id="",
@@ -184,7 +172,7 @@ def origin(source: str | None, version: str | None, data: str | None) -> str:
     """Return the source of prices: ``genai-prices 0.2.3 (data 9f2c…)``, or ``rules`` alone."""
     if source is None or source == "rules":
         return "rules" if source else "an unknown source"
-    return f"{source}{'' if version is None else f' {version}'}{'' if data is None else f' (data {data})'}"  # noqa: E501
+    return " ".join([source, *filter(None, [version, data and f"(data {data})"])])
 
 
 def _usd(femto: int | Decimal) -> Decimal:

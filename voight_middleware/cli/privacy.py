@@ -96,7 +96,7 @@ def ids_of(ledger: Ledger, value: str, settings: Settings) -> list[str]:
 
 
 def no_key(settings: Settings) -> str:
-    """Return the message that there is no key for pseudonyms."""
+    """Return the error message for a missing pseudonym key."""
     beside = (
         f", nor a key beside {settings.ledger}" if settings.ledger.startswith("sqlite:///") else ""
     )

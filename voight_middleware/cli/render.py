@@ -219,6 +219,12 @@ def note_of_calls(count: int) -> str:
     return f"{count:,} call" if count == 1 else f"{count:,} calls"
 
 
+def note_of_rest(shown: int, more: int) -> Iterator[str]:
+    """Yield the note that a table shows only its first rows, if it does."""
+    if more:
+        yield f"{more:,} more rows are in the total: --limit {shown + more}"
+
+
 def condition(item: tuple[str, str | tuple[str | None, ...] | None]) -> str:
     """Return a filter in words, without the pseudonyms of a typed value."""
     name, value = item

@@ -18,6 +18,7 @@ from voight_middleware.cli.render import (
     csv_text,
     dimension,
     money,
+    note_of_rest,
     redacted_users,
     sparkline,
     title_of,
@@ -173,8 +174,7 @@ def _without_owner(ledger: Ledger, report: SpendReport, where: Where) -> Unattri
 
 
 def _notes(report: SpendReport, owners: Unattributed | None) -> Iterator[str]:
-    if report.more:
-        yield f"{report.more:,} more rows are in the total: --limit {len(report.rows) + report.more}"  # noqa: E501
+    yield from note_of_rest(len(report.rows), report.more)
     yield from redacted_users(report.rows)
     yield from caveats(report.total, owners)
 

@@ -14,6 +14,7 @@ from voight_middleware.cli.render import (
     caveats,
     money,
     note_of_calls,
+    note_of_rest,
     percent,
     redacted_users,
     title_of,
@@ -154,8 +155,7 @@ def _print(report: TopReport, context: Context) -> None:
 
 
 def _notes(report: TopReport, zone: tzinfo) -> Iterator[str]:
-    if report.more:
-        yield f"{report.more:,} more rows are in the total: --limit {len(report.rows) + report.more}"  # noqa: E501
+    yield from note_of_rest(len(report.rows), report.more)
     if report.compared_with is not None and report.total.before is not None:
         before = report.total.before
         cost = (

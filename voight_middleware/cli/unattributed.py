@@ -9,7 +9,14 @@ from typing import Any
 from voight_middleware.cli.arguments import add_report_arguments, names, positive
 from voight_middleware.cli.context import Context
 from voight_middleware.cli.json_values import rate
-from voight_middleware.cli.render import UserError, caveats, note_of_calls, percent, title_of
+from voight_middleware.cli.render import (
+    UserError,
+    caveats,
+    note_of_calls,
+    note_of_rest,
+    percent,
+    title_of,
+)
 from voight_middleware.cli.table import (
     NO_CALLS,
     Column,
@@ -186,7 +193,4 @@ def _print_section(section: Section, total: Spend) -> None:
         shares("share", [row.share_of_spend for row in rows]),
     ]
     print_table(columns)
-    if section.more:
-        print_notes(
-            [f"{section.more:,} more rows are in the total: --limit {len(rows) + section.more}"]
-        )
+    print_notes(note_of_rest(len(rows), section.more))

@@ -9,7 +9,14 @@ from typing import Any
 from voight_middleware.cli.arguments import add_prices, add_report_arguments, names, positive
 from voight_middleware.cli.context import Context
 from voight_middleware.cli.json_values import rate, total_row
-from voight_middleware.cli.render import UserError, caveats, money, note_of_calls, title_of
+from voight_middleware.cli.render import (
+    UserError,
+    caveats,
+    money,
+    note_of_calls,
+    note_of_rest,
+    title_of,
+)
 from voight_middleware.cli.table import (
     Column,
     amounts,
@@ -159,8 +166,7 @@ def _print(report: WhatIfReport, context: Context) -> None:
 
 def _notes(report: WhatIfReport) -> Iterator[str]:
     total = report.total
-    if report.more:
-        yield f"{report.more:,} more rows are in the total: --limit {len(report.rows) + report.more}"  # noqa: E501
+    yield from note_of_rest(len(report.rows), report.more)
     yield "an estimate: the same tokens at other prices; another model counts tokens differently"
     yield f"models replaced: {', '.join(report.replaced)}"
     if report.spend.cost_femto is not None and report.bill_femto is not None:

@@ -50,7 +50,7 @@ class SettingsFile:
     """The content of a settings file and its mistakes."""
 
     path: Path | None = None
-    """None if there is no file."""
+    """The file that was read, or None if none was found."""
     values: Mapping[str, str | Mapping[str, str]] = field(default_factory=dict)
     lines: Mapping[str, int] = field(default_factory=dict)
     problems: tuple[str, ...] = ()

@@ -27,7 +27,7 @@ from voight_middleware.events.api import EventApi, Response, reason
 from voight_middleware.events.event import event
 from voight_middleware.events.outbox import Cursor, Entry, Outbox
 from voight_middleware.ledger import Ledger
-from voight_middleware.ledger.find_call import call_at
+from voight_middleware.ledger.find_call import find_call
 from voight_middleware.records.call import REATTRIBUTABLE, Call
 
 SETTLE_SECONDS = 15.0
@@ -342,5 +342,5 @@ def _find(ledger: Ledger, entry: Entry) -> Call | None:
     Find a call by its time, the sort key of every engine. A job's call may have the time of the
     job's submission.
     """
-    call = call_at(ledger, entry.call_id, entry.occurred_at)
+    call = find_call(ledger, entry.call_id, entry.occurred_at)
     return ledger.call(entry.call_id) if call is None and entry.job else call

@@ -111,7 +111,8 @@ class metered_call:
     Meter one call that is not made through a metered client, such as one of a router or another
     SDK::
 
-        with voight.metered_call(provider="openai", model="gpt-4o-mini", tags={"user_id": job.user_id}) as call:
+        tags = {"user_id": job.user_id}
+        with voight.metered_call(provider="openai", model="gpt-4o-mini", tags=tags) as call:
             response = router.complete(...)
             call.report(response.usage, model=response.model, response_id=response.id)
 
@@ -137,7 +138,7 @@ class metered_call:
 
     Raises:
         ValueError: An argument is invalid; the message names it.
-    """  # noqa: E501
+    """
 
     __slots__ = (
         "_block",

@@ -8,7 +8,7 @@ from voight_middleware.records.call import Call
 _ALIKE = 20
 
 
-def call_at(ledger: Ledger, call_id: str, occurred_at: int) -> Call | None:
+def find_call(ledger: Ledger, call_id: str, occurred_at: int) -> Call | None:
     """
     Return the call with this id and time, in microseconds since 1970 UTC, which every engine is
     ordered by.

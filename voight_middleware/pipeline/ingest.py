@@ -21,7 +21,7 @@ from voight_middleware.config.kept_prices import stamp_of
 from voight_middleware.diagnostics import warn_once
 from voight_middleware.events.outbox import Entry, Outbox, open_outbox
 from voight_middleware.ledger import Ledger, LedgerError, Progress, open_ledger
-from voight_middleware.ledger.find_call import call_at
+from voight_middleware.ledger.find_call import find_call
 from voight_middleware.pipeline.journal import REJECTED, Segment, decode, reasons, reject, segments
 from voight_middleware.pipeline.lock import IngestLock
 from voight_middleware.pricing import OverridesError, PriceBook
@@ -277,7 +277,7 @@ class Ingester:
             return False  # submitted: its result is a call with the same id
         try:
             if call.job is None:
-                return call_at(self.ledger, call.call_id, call.occurred_at) is None
+                return find_call(self.ledger, call.call_id, call.occurred_at) is None
             known = self.ledger.call(call.call_id)
             return known is None or known.usage is None
         except LedgerError:

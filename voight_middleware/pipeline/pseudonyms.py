@@ -178,7 +178,8 @@ def pseudonym(found: Found, text: str, key: PseudonymKey) -> str:
     name = f"{found.kind}:{key.version}:{_digest(key, found.kind, found.normal, 26)}"
     if found.alone:
         return name
-    return f"{name}.{_digest(key, found.kind + ' in', text.casefold() if found.kind == 'email' else text, 8)}"  # noqa: E501
+    whole = text.casefold() if found.kind == "email" else text
+    return f"{name}.{_digest(key, f'{found.kind} in', whole, 8)}"
 
 
 def redacted(found: Found) -> str:
@@ -230,7 +231,7 @@ def known_as(value: str, settings: Settings) -> list[str]:
 
 
 def _keys_in(file: Path) -> tuple[PseudonymKey, ...]:
-    """Return the keys of a file; none if there is no file."""
+    """Return the keys in *file*, or an empty tuple if it does not exist."""
     try:
         text = file.read_text()
     except FileNotFoundError:

@@ -290,7 +290,7 @@ class PriceBook:
         return RateTable(tuple(rows))
 
 
-# Complex: each kind of count has its own rate above a length of input.
+# Complex: list, rules, doubts and their record are put together in one order.
 def _rates_above(
     above: int, rules: Sequence[Rule], standard: Units, entry: _ListPrice, ref: str, provider: str
 ) -> Rates:

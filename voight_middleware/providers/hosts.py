@@ -100,6 +100,8 @@ _HOSTS = (
     ("anthropic.com", "anthropic"),
 )
 """The provider that bills, by the end of the host name: a domain, or a hyphen and a part of one."""
+PROVIDERS = tuple(dict.fromkeys(name for _, name in _HOSTS))
+"""The names of all providers whose hosts are known."""
 
 
 @functools.lru_cache(1024)

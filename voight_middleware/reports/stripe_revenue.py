@@ -91,7 +91,7 @@ def connect(api_key: str, api_base: str | None = None) -> StripeClient:
     )
 
 
-# Complex: each part of an invoice may be missing, paid or refunded.
+# Complex: each field of an invoice may be missing, and each kind of invoice counts differently.
 def read_stripe(
     client: StripeClient,
     window: Window,
@@ -133,15 +133,9 @@ def read_stripe(
                 (customer.get("metadata") or {}).get(field) if isinstance(customer, dict) else None
             )
         except (AttributeError, TypeError, ValueError) as error:
-            raise RevenueError(
-                SOURCE,
-                [
-                    (
-                        f"invoice {str(invoice.get('id'))[:80]} differs from Stripe's documentation "  # noqa: E501
-                        f"({error})"
-                    )
-                ],
-            ) from error
+            name = str(invoice.get("id"))[:80]
+            mistake = f"invoice {name} differs from Stripe's documentation ({error})"
+            raise RevenueError(SOURCE, [mistake]) from error
         if amount or id_:
             currencies[currency] += 1
         if id_:

@@ -135,7 +135,8 @@ def describe(window: Window, zone: tzinfo = UTC) -> str:
     if window.since is None and window.until is None:
         return "all time"
     begin = "" if window.since is None else f"since {_minute(window.since, zone)} "
-    return f"{begin}{'' if window.until is None else f'until {_minute(window.until, zone)} '}{zone_name(zone)}"  # noqa: E501
+    end = "" if window.until is None else f"until {_minute(window.until, zone)} "
+    return f"{begin}{end}{zone_name(zone)}"
 
 
 def zone_name(zone: tzinfo) -> str:

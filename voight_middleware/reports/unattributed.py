@@ -28,7 +28,9 @@ ADVICE = {
         "the getter returned no user: visitors, health checks; tag such calls by their route or "
         "feature"
     ),
-    "dependency": "the dependency returned no user: visitors; tag such calls by their route or feature",  # noqa: E501
+    "dependency": (
+        "the dependency returned no user: visitors; tag such calls by their route or feature"
+    ),
     "tag": (
         "tagged without a user_id: add it to voight.tag(…), or report them by plan, tenant or "
         "feature"
@@ -49,7 +51,7 @@ class Source:
     unowned: Spend
     """Those without a user."""
     advice: str | None
-    """The remedy; None if there is no problem."""
+    """Advice for the user, or None if nothing is wrong."""
 
 
 @dataclass(frozen=True, slots=True)

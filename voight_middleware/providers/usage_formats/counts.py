@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
-from voight_middleware.records.usage import (
-    Count,
-    UsageError,
-    sum_counts,
-)
+from voight_middleware.records.usage import Count, UsageError, sum_counts
 
 Doubts: TypeAlias = list[str]
 """Doubts about a usage, each a sentence for people. A call with doubts is priced in part."""
 MAX_COUNT = 2**53
+"""Counts from here on are not exact in the JSON of every client, and no provider reports them."""
 
 
 def read_count(raw: Mapping[str, Any], key: str) -> Count:
+    """
+    Return the count of *key*, or None if it is missing or null.
+
+    Raises:
+        UsageError: It is not a whole number from 0 to below ``MAX_COUNT``.
+    """
     value = raw.get(key)
     if value is None or (type(value) is int and 0 <= value < MAX_COUNT):
         return value
@@ -24,11 +27,13 @@ def read_count(raw: Mapping[str, Any], key: str) -> Count:
 
 
 def read_text(raw: Mapping[str, Any], key: str) -> str | None:
+    """Return the text of *key*, or None for anything else."""
     value = raw.get(key)
     return value if isinstance(value, str) else None
 
 
 def read_part(raw: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """Return the object of *key*, or an empty one for anything else."""
     value = raw.get(key)
     return value if type(value) is dict or isinstance(value, Mapping) else {}
 
@@ -88,8 +93,9 @@ def doubt_reasoning(reasoning: Count, output: Count, name: str, doubts: Doubts) 
 
 def remainder(total: Count, name: str, doubts: Doubts, *parts: Count) -> Count:
     """
-    Return the written tokens without a lifetime. Parts above their total win: they are more
-    precise.
+    Return the part of *total* that is in none of its *parts*.
+
+    Parts that exceed their total win, with a doubt: they are more precise.
     """
     known = sum_counts(*parts)
     if total is None or known is None or known <= total:
