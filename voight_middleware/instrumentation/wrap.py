@@ -283,11 +283,11 @@ def _sync_request(original: Callable[..., Any], sdk: str, level: object) -> Call
                 if outer.open:
                     return original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
             elif _is_passed_on(outer, self, level, options, stream):
-                outer.levels.append(level)
+                levels, outer.levels = outer.levels, (*outer.levels, level)
                 try:
                     return original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
                 finally:
-                    outer.levels.remove(level)
+                    outer.levels = levels
         metered = (
             _enter(self, sdk, routes, options, stream)
             if _all_clients or _MARK in self.__dict__
@@ -335,13 +335,13 @@ def _async_request(original: Callable[..., Any], sdk: str, level: object) -> Cal
                         self, cast_to, options, stream=stream, stream_cls=stream_cls
                     )
             elif _is_passed_on(outer, self, level, options, stream):
-                outer.levels.append(level)
+                levels, outer.levels = outer.levels, (*outer.levels, level)
                 try:
                     return await original(
                         self, cast_to, options, stream=stream, stream_cls=stream_cls
                     )
                 finally:
-                    outer.levels.remove(level)
+                    outer.levels = levels
         metered = (
             _enter(self, sdk, routes, options, stream)
             if _all_clients or _MARK in self.__dict__

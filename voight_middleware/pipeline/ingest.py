@@ -189,7 +189,7 @@ class Ingester:
                 continue
             source = f"{progress.segment}:{start}"
             try:
-                record = decode(line)
+                record = decode(line, source)
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 self._reject(line, source, f"no record: {error}")
                 continue

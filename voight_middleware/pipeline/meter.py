@@ -32,6 +32,7 @@ from voight_middleware.pipeline.supervisor import (
     reset_imports_after_fork,
 )
 from voight_middleware.pipeline.worker import IngestWorker
+from voight_middleware.records.answer import Answer
 from voight_middleware.records.call import Call, LateAttribution, Submission
 from voight_middleware.records.tag_values import user_and_session
 from voight_middleware.records.tags import NO_TAGS, Owner, Tags, make_tags
@@ -146,7 +147,38 @@ class Meter:
         except Exception as error:
             report_internal_error(error)
 
-    def _pseudonymize_texts(self, call: Call) -> None:
+    @property
+    def is_watched(self) -> bool:
+        """Whether an observer or a listener sees the calls."""
+        return bool(self.observers.present or self._listener_queue.listeners)
+
+    def finish_answer(self, answer: Answer, owner: Owner) -> None:
+        """
+        Write a finished call of a known *owner*. Never raises.
+
+        For calls that nobody watches.
+        """
+        try:
+            answer.attribution = owner.attribution
+            answer.tags = self._pseudonymizer(self._below.merge(owner.tags))
+            if not self._pseudonymizer.knows(
+                answer.requested_model, answer.model, answer.service_tier
+            ):
+                _bound(answer)
+                self._pseudonymize_texts(answer)
+            elif answer.response_id is not None and len(answer.response_id) > MAX_TEXT:
+                _bound(answer)
+            try:
+                self.journal.append(answer)
+            except UnicodeEncodeError:
+                _make_whole(answer)
+                self.journal.append(answer)
+            if self._worker is None or self.synchronous:
+                self._wake()
+        except Exception as error:
+            report_internal_error(error)
+
+    def _pseudonymize_texts(self, call: Call | Answer) -> None:
         """
         Pseudonymize the texts that a client can choose. A provider's own ids are skipped: they name
         no person.
@@ -393,15 +425,15 @@ class Meter:
                 self._start_lock.release()
 
 
-def _bound(call: Call) -> None:
+def _bound(call: Call | Answer) -> None:
     """Cut texts whose length a client or a provider chooses."""
     for name in _TEXTS:
-        value = getattr(call, name)
+        value = getattr(call, name, None)
         if value is not None and len(value) > MAX_TEXT:
             setattr(call, name, value[:MAX_TEXT])
 
 
-def _make_whole(call: Call) -> None:
+def _make_whole(call: Call | Answer) -> None:
     """Escape lone surrogates, which no file and no ledger can store."""
     for name in call.__struct_fields__:
         if isinstance(value := getattr(call, name), str):
