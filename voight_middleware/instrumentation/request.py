@@ -289,7 +289,7 @@ class MeteredRequest:
         Write the call of a whole answer as an ``Answer``, which is written quickly. Never raises.
 
         Return False, and write nothing, if the call takes a ``Call``: its owner is not known yet,
-        somebody listens, or anything about it is unusual.
+        an observer sees it, or anything about it is unusual.
         """
         try:
             endpoint, body, meter = self.endpoint, self.body, current_meter()
@@ -299,7 +299,7 @@ class MeteredRequest:
                 or summary.job is not None
                 or self.possibly_billed
                 or self.observed is not None
-                or meter.is_watched
+                or meter.observers.present
                 or endpoint.job_phase == "poll"
                 or endpoint.enrich is not None
                 or (usage := usage_on_a_line(summary.usage, MAX_USAGE_BYTES)) is None
@@ -325,6 +325,7 @@ class MeteredRequest:
                     summary.tool_calls,
                 ),
                 self.owner,
+                summary.finish_reasons,
             )
         except Exception as error:
             report_internal_error(error)

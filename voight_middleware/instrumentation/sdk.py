@@ -201,4 +201,9 @@ def _host_and_provider(client: Any, sdk: str) -> tuple[str, str]:
     An unknown host, such as a proxy, counts as the SDK's own provider.
     """
     host: str = client._base_url.host
-    return host, billing_provider(host) or platform(type(client)) or sdk
+    return host, _provider(host, type(client), sdk)
+
+
+@functools.lru_cache(1024)
+def _provider(host: str, client_class: type, sdk: str) -> str:
+    return billing_provider(host) or platform(client_class) or sdk

@@ -297,7 +297,9 @@ def _sync_request(original: Callable[..., Any], sdk: str, level: object) -> Call
             return original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
         # A request that is not metered gets a slot too: inside a metered one, it must not end as a
         # part of it.
-        with RequestSlot(metered, self, level):
+        slot = RequestSlot(metered, self, level)
+        current_request.set(slot)
+        try:
             if metered is None:
                 return original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
             metered.owner = resolve_owner(metered.context)
@@ -316,6 +318,8 @@ def _sync_request(original: Callable[..., Any], sdk: str, level: object) -> Call
                 raise
             metered.succeeded_without_usage()
             return result
+        finally:
+            slot.leave(outer)
 
     return request
 
@@ -349,7 +353,9 @@ def _async_request(original: Callable[..., Any], sdk: str, level: object) -> Cal
         )
         if metered is None and outer is None and not is_client_own:
             return await original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
-        with RequestSlot(metered, self, level):
+        slot = RequestSlot(metered, self, level)
+        current_request.set(slot)
+        try:
             if metered is None:
                 return await original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
             metered.owner = await aresolve_owner(metered.context)
@@ -370,6 +376,8 @@ def _async_request(original: Callable[..., Any], sdk: str, level: object) -> Cal
                 raise
             metered.succeeded_without_usage()
             return result
+        finally:
+            slot.leave(outer)
 
     return request
 

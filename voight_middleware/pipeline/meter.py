@@ -33,7 +33,7 @@ from voight_middleware.pipeline.supervisor import (
 )
 from voight_middleware.pipeline.worker import IngestWorker
 from voight_middleware.records.answer import Answer
-from voight_middleware.records.call import Call, LateAttribution, Submission
+from voight_middleware.records.call import Call, LateAttribution, Submission, new_call_id
 from voight_middleware.records.tag_values import user_and_session
 from voight_middleware.records.tags import NO_TAGS, Owner, Tags, make_tags
 
@@ -147,16 +147,16 @@ class Meter:
         except Exception as error:
             report_internal_error(error)
 
-    @property
-    def is_watched(self) -> bool:
-        """Whether an observer or a listener sees the calls."""
-        return bool(self.observers.present or self._listener_queue.listeners)
-
-    def finish_answer(self, answer: Answer, owner: Owner) -> None:
+    def finish_answer(
+        self, answer: Answer, owner: Owner, reasons: tuple[str, ...] | None
+    ) -> None:
         """
-        Write a finished call of a known *owner*. Never raises.
+        Write a finished call of a known *owner* that no observer sees. Never raises.
 
-        For calls that nobody watches.
+        Args:
+            answer: The call, without an owner.
+            owner: Its owner.
+            reasons: The finish reasons, for the listeners.
         """
         try:
             answer.attribution = owner.attribution
@@ -168,6 +168,9 @@ class Meter:
                 self._pseudonymize_texts(answer)
             elif answer.response_id is not None and len(answer.response_id) > MAX_TEXT:
                 _bound(answer)
+            if self._listener_queue.listeners:
+                answer.call_id, answer.finish_reasons = new_call_id(), reasons
+                self._listener_queue.hold(answer.call())
             try:
                 self.journal.append(answer)
             except UnicodeEncodeError:

@@ -17,7 +17,7 @@ MAX_USAGE_BYTES = 16_384
 NULL = msgspec.Raw(b"null")
 
 
-class ResponseSummary(msgspec.Struct):
+class ResponseSummary(msgspec.Struct, gc=False):
     """The billed facts of one response."""
 
     id: str | None = None

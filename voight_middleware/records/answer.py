@@ -43,18 +43,22 @@ class Answer(msgspec.Struct, array_like=True, gc=False):
     tool_calls: dict[str, int] | None = None
     attribution: str = "none"
     tags: Tags = NO_TAGS
+    call_id: str = ""
+    """Empty if nobody needs it before the call is in the ledger: then it follows from the place."""
+    finish_reasons: tuple[str, ...] | None = None
+    """Only for listeners."""
 
-    def call(self, source: str) -> Call:
+    def call(self, source: str = "") -> Call:
         """
         Return the call.
 
         Args:
-            source: The segment, and the position in it. The id of the call follows from them, so it
-                is the same at every reading.
+            source: The segment, and the position in it. The id of the call follows from them, if it
+                has none, so it is the same at every reading.
         """
         usage = bytes(self.usage)
         return Call(
-            call_id=self._call_id(source),
+            call_id=self.call_id or self._id_of_place(source),
             occurred_at=self.occurred_at,
             provider=self.provider,
             endpoint=self.endpoint,
@@ -67,6 +71,7 @@ class Answer(msgspec.Struct, array_like=True, gc=False):
             duration=self.duration,
             ttft=self.ttft,
             response_id=self.response_id,
+            finish_reasons=self.finish_reasons,
             service_tier=self.service_tier,
             raw_usage=None if usage == b"null" else usage.decode(),
             tool_calls=self.tool_calls,
@@ -74,7 +79,7 @@ class Answer(msgspec.Struct, array_like=True, gc=False):
             attribution=self.attribution,
         )
 
-    def _call_id(self, source: str) -> str:
+    def _id_of_place(self, source: str) -> str:
         """Return a UUID version 7, as ``new_call_id`` does, of the time when the call ended."""
         digest = hashlib.blake2b(source.encode(), digest_size=10).hexdigest()
         ended = (self.occurred_at + self.duration) // 1000
