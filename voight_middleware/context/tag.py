@@ -49,12 +49,12 @@ class tag:
         **extra: object,
     ) -> None:
         self.tags = Tags(
-            user_id=keep_value("user_id", user_id),
-            plan=keep_value("plan", plan),
-            tenant_id=keep_value("tenant_id", tenant_id),
-            route=keep_value("route", route),
-            release=keep_value("release", release),
-            session_id=keep_value("session_id", session_id),
+            user_id=None if user_id is None else keep_value("user_id", user_id),
+            plan=None if plan is None else keep_value("plan", plan),
+            tenant_id=None if tenant_id is None else keep_value("tenant_id", tenant_id),
+            route=None if route is None else keep_value("route", route),
+            release=None if release is None else keep_value("release", release),
+            session_id=None if session_id is None else keep_value("session_id", session_id),
             extra=keep_extra(extra) if extra else {},
         )
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from typing import Any
 
 import msgspec
@@ -81,29 +81,36 @@ class RequestSlot:
             own.
     """
 
-    __slots__ = ("_outer", "client", "levels", "metered")
+    __slots__ = ("_token", "client", "levels", "metered")
 
     def __init__(
         self, metered: MeteredRequest | None, client: Any = None, level: object = None
     ) -> None:
         self.metered = metered
         self.client = client
-        self.levels = (level,)
+        self.levels: tuple[object, ...] = (level,)
         """The ``request`` methods that it is in, from the client's own to its base class's."""
 
     def __enter__(self) -> None:
-        self._outer = current_request.get()
-        current_request.set(self)
+        self.enter()
 
     def __exit__(self, *exc_info: object) -> None:
-        self.leave(self._outer)
-        self._outer = None
+        self.leave()
 
-    def leave(self, outer: RequestSlot | ManualBlock | None) -> None:
+    def enter(self) -> None:
+        """Put this slot into the context."""
+        self._token = current_request.set(self)
+
+    def leave(self) -> None:
         """Restore what was in the context before, and empty this slot. Never raises."""
-        current_request.set(outer)
+        try:
+            current_request.reset(self._token)
+        except ValueError:  # a coroutine that is closed elsewhere
+            outer = self._token.old_value
+            current_request.set(None if outer is Token.MISSING else outer)
         metered = self.metered
         self.metered = self.client = None
+        del self._token
         if metered is not None and metered.observed is not None:
             metered.responded()
 
@@ -305,7 +312,9 @@ class MeteredRequest:
                 or (usage := usage_on_a_line(summary.usage, MAX_USAGE_BYTES)) is None
             ):
                 return False
-            requested = body.get("model") if isinstance(body, Mapping) else None
+            requested = (
+                body.get("model") if type(body) is dict or isinstance(body, Mapping) else None
+            )
             meter.finish_answer(
                 Answer(
                     self.started_at // 1000,

@@ -34,7 +34,7 @@ from voight_middleware.instrumentation.request import (
     request_here,
     resolve_owner,
 )
-from voight_middleware.instrumentation.sdk import SdkRequest
+from voight_middleware.instrumentation.sdk import SdkRequest, start_request
 from voight_middleware.instrumentation.streams import call_guarded, hide_usage
 from voight_middleware.pipeline.meter import current_meter
 from voight_middleware.providers import anthropic
@@ -298,7 +298,7 @@ def _sync_request(original: Callable[..., Any], sdk: str, level: object) -> Call
         # A request that is not metered gets a slot too: inside a metered one, it must not end as a
         # part of it.
         slot = RequestSlot(metered, self, level)
-        current_request.set(slot)
+        slot.enter()
         try:
             if metered is None:
                 return original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
@@ -319,7 +319,7 @@ def _sync_request(original: Callable[..., Any], sdk: str, level: object) -> Call
             metered.succeeded_without_usage()
             return result
         finally:
-            slot.leave(outer)
+            slot.leave()
 
     return request
 
@@ -354,7 +354,7 @@ def _async_request(original: Callable[..., Any], sdk: str, level: object) -> Cal
         if metered is None and outer is None and not is_client_own:
             return await original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
         slot = RequestSlot(metered, self, level)
-        current_request.set(slot)
+        slot.enter()
         try:
             if metered is None:
                 return await original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
@@ -377,7 +377,7 @@ def _async_request(original: Callable[..., Any], sdk: str, level: object) -> Cal
             metered.succeeded_without_usage()
             return result
         finally:
-            slot.leave(outer)
+            slot.leave()
 
     return request
 
@@ -390,7 +390,7 @@ def _enter(client: Any, sdk: str, routes: Routes, options: Any, stream: bool) ->
             return None
         if endpoint.job_phase == "upload" and not is_batch(options.json_data):
             return None  # only a batch's file is read
-        return SdkRequest(client, sdk, endpoint, options, stream)
+        return start_request(client, sdk, endpoint, options, stream)
     except Exception as error:
         report_internal_error(error)
         return None

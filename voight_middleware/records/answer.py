@@ -16,6 +16,7 @@ from voight_middleware.records.call import Call
 from voight_middleware.records.tags import NO_TAGS, Tags
 
 _NULL = msgspec.Raw(b"null")
+_LINE_ENDS = bytes.maketrans(b"\r\n", b"  ")
 
 
 class Answer(msgspec.Struct, array_like=True, gc=False):
@@ -97,9 +98,5 @@ def usage_on_a_line(usage: msgspec.Raw, limit: int) -> msgspec.Raw | None:
     data = bytes(usage)
     if len(data) > limit:
         return _NULL
-    if not data.isascii():
-        return None
     # in JSON, a line end is only between two tokens
-    if b"\n" in data or b"\r" in data:
-        return msgspec.Raw(data.replace(b"\n", b" ").replace(b"\r", b" "))
-    return usage
+    return msgspec.Raw(data.translate(_LINE_ENDS)) if data.isascii() else None
