@@ -24,7 +24,7 @@ from voight_middleware.context.context import current_context
 from voight_middleware.diagnostics import report_internal_error
 from voight_middleware.middleware.getters import Getter, Getters
 from voight_middleware.middleware.request_scope import RequestScope
-from voight_middleware.middleware.wsgi import RequestContext, respond_inside, route_of
+from voight_middleware.middleware.wsgi import WsgiContext, respond_inside, route_of
 from voight_middleware.pipeline.configure import configure
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class CostTags:
         def wsgi_app(
             environ: "WSGIEnvironment", start_response: "StartResponse"
         ) -> Iterable[bytes]:
-            return respond_inside(RequestContext(scopes, environ), inner, environ, start_response)
+            return respond_inside(WsgiContext(scopes, environ), inner, environ, start_response)
 
         # from Flask 3.2 on, the context comes first
         def process_response(*arguments: Any) -> flask.Response:
@@ -135,7 +135,7 @@ def _resolve_early(response: flask.Response) -> None:
         context = current_context()
         while context.outer is not None:  # a `with tag()` that the application left open
             context = context.outer
-        if isinstance(context, RequestContext):
+        if isinstance(context, WsgiContext):
             on_close = response._on_close  # pyright: ignore[reportPrivateUsage]
             context.runs_on = bool(on_close) or (
                 response.is_streamed and not response.direct_passthrough

@@ -41,7 +41,6 @@ from voight_middleware.reports.revenue import Revenue, RevenueError, read_csv
 from voight_middleware.reports.spend import as_row, usd
 from voight_middleware.reports.stripe_revenue import StripeMissing, connect, read_stripe
 
-HELP = "Compare the cost of each customer with their revenue"
 EXAMPLES = """\
 A CSV file has the columns id and revenue, and optionally currency. Every
 mistake in it is reported with its line. Revenue and calls are of the same time,

@@ -28,7 +28,6 @@ from voight_middleware.reports.release import ReleaseReport, ReleaseRow, Side, r
 from voight_middleware.reports.significance import FALSE_DISCOVERIES
 from voight_middleware.reports.spend import as_row, ratio, usd
 
-HELP = "Show whose costs a release has changed, and why"
 EXAMPLES = f"""\
 The time of a release is from its first call to its last call, or to the first
 call of the next release. Costs are compared per day and per call.

@@ -8,7 +8,6 @@ response of a batch becomes one call too.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Mapping
 from contextvars import ContextVar, Token
@@ -578,6 +577,8 @@ class MeteredRequest:
 
 def _digest(part: str) -> str:
     """Return a short name for a part of a job. Its own may be long or contain personal data."""
+    import hashlib
+
     return hashlib.blake2b(part.encode(errors="surrogatepass"), digest_size=8).hexdigest()
 
 

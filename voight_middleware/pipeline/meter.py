@@ -21,16 +21,12 @@ from voight_middleware.config.kept_prices import Stamp
 from voight_middleware.config.settings import EXIT_SECONDS, Settings, usable_settings
 from voight_middleware.context.context import TagContext, on_a_loop
 from voight_middleware.diagnostics import counters, report_internal_error, warn_once
+from voight_middleware.lazy import FORK_SECONDS
 from voight_middleware.pipeline import open_calls
 from voight_middleware.pipeline.journal import Journal
 from voight_middleware.pipeline.listeners import Listener, ListenerQueue
 from voight_middleware.pipeline.observers import CallObserver, CallObservers, Observed
 from voight_middleware.pipeline.pseudonyms import Pseudonymizer
-from voight_middleware.pipeline.supervisor import (
-    FORK_SECONDS,
-    hold_imports,
-    reset_imports_after_fork,
-)
 from voight_middleware.pipeline.worker import IngestWorker
 from voight_middleware.records.answer import Answer
 from voight_middleware.records.call import Call, LateAttribution, Submission, new_call_id
@@ -515,8 +511,6 @@ def _before_fork() -> None:
     release = _meter.before_fork() if _meter is not None else None
     if release is not None:
         _after_the_fork.append(release)
-    if (imports := hold_imports()) is not None:
-        _after_the_fork.append(imports)
 
 
 def _after_fork_in_parent() -> None:
@@ -526,7 +520,6 @@ def _after_fork_in_parent() -> None:
 
 def _after_fork() -> None:
     global _meter_lock
-    reset_imports_after_fork()
     _after_the_fork.clear()
     _meter_lock = threading.Lock()
     if _meter is not None:
