@@ -77,6 +77,8 @@ class TagContext:
 
     def resolve(self) -> Owner:
         """Return the owner. Call the request's getters from synchronous code."""
+        if self.scope is None and self.tags.user_id is not None:
+            return _owner(Owner, (self.tags, "tag"))
         return overlay(self.scope.resolve() if self.scope is not None else NOBODY, self.tags)
 
     async def aresolve(self) -> Owner:

@@ -9,7 +9,7 @@ from voight_middleware.context.carry import P, R, run_inside
 from voight_middleware.context.context import TagContext, current_context, on_a_loop, set_context
 from voight_middleware.diagnostics import warn_once
 from voight_middleware.records.tag_values import keep_extra, keep_value
-from voight_middleware.records.tags import Tags
+from voight_middleware.records.tags import NO_TAGS, Tags
 
 _LEFT_ELSEWHERE = (
     "a `with voight.tag(...)` block ended in another context than it started in, so its tags "
@@ -60,7 +60,8 @@ class tag:
 
     def __enter__(self) -> None:
         outer = current_context()
-        set_context(TagContext(outer.scope, outer.tags.merge(self.tags), outer, self))
+        tags = self.tags if outer.tags is NO_TAGS else outer.tags.merge(self.tags)
+        set_context(TagContext(outer.scope, tags, outer, self))
 
     def __exit__(
         self,

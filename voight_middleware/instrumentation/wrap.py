@@ -303,7 +303,8 @@ def _sync_request(original: Callable[..., Any], sdk: str, level: object) -> Call
             if metered is None:
                 return original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
             metered.owner = resolve_owner(metered.context)
-            metered.start(self, options)
+            if current_meter().observers.present:
+                metered.start(self, options)
             try:
                 return original(
                     self, cast_to, metered.options, stream=stream, stream_cls=stream_cls
@@ -359,7 +360,8 @@ def _async_request(original: Callable[..., Any], sdk: str, level: object) -> Cal
             if metered is None:
                 return await original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
             metered.owner = await aresolve_owner(metered.context)
-            metered.start(self, options)
+            if current_meter().observers.present:
+                metered.start(self, options)
             try:
                 return await original(
                     self, cast_to, metered.options, stream=stream, stream_cls=stream_cls

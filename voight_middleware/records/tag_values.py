@@ -69,6 +69,8 @@ def clean_value(value: object) -> str | None:
 
 def keep_value(key: str, value: object) -> str | None:
     """Return a tag value as stored. Log an invalid one once and return None."""
+    if type(value) is str and value.isprintable() and len(value) <= MAX_LENGTH:
+        return value.strip() or None  # most values, as `clean_value` returns them
     if value is None:
         return None
     try:
