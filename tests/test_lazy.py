@@ -26,7 +26,7 @@ def test_importing_the_package_imports_none_of_its_rooms() -> None:
     """Only its first name does: a command, or the pytest plugin, pays for what it uses."""
     code = "import sys, voight_middleware; print(*sorted(name for name in sys.modules if name.startswith('voight_middleware')))"
 
-    assert run(code) == ["voight_middleware", "voight_middleware.config", "voight_middleware.config.version"]
+    assert run(code) == ["voight_middleware", "voight_middleware.config", "voight_middleware.config.version", "voight_middleware.lazy"]
 
 
 @pytest.mark.server

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 
 from voight_middleware.config.version import VERSION as _VERSION
 
+# now, so that a fork knows of it when a thread is the first to use a name
+from voight_middleware.lazy import late_imports as _late_imports
+
 if TYPE_CHECKING:
     from voight_middleware.config.values import SettingsError
     from voight_middleware.context.carry import carry
@@ -109,9 +112,7 @@ if not TYPE_CHECKING:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from importlib import import_module
 
-        from voight_middleware.lazy import late_imports
-
-        with late_imports():
+        with _late_imports():
             for module, names in _HOMES.items():
                 home = import_module(f"{__name__}.{module}")
                 globals().update({each: getattr(home, each) for each in names})

@@ -8,6 +8,7 @@ lock stays taken. So a late import holds a lock, and a fork waits for it.
 from __future__ import annotations
 
 import contextlib
+import logging as _  # noqa: F401  its fork handlers must not be new while a fork waits for us
 import os
 import re
 import threading

@@ -11,7 +11,7 @@ from voight_middleware.cli.commands import COMMANDS, GROUPS, command
 from .commands import as_typed
 from .kept_calls import Captured
 
-HEAVY = ("msgspec", "decimal", "logging", "rich", "genai_prices", "sqlite3", "subprocess", "matplotlib", "httpx", "starlette")
+HEAVY = ("msgspec", "decimal", "rich", "genai_prices", "sqlite3", "subprocess", "matplotlib", "httpx", "starlette")
 
 
 def help_of(capsys: Captured, *arguments: str) -> str:

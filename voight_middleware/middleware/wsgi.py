@@ -103,7 +103,9 @@ class WsgiContext(RequestContext):
     def end(self) -> None:
         """End the request: write the owner of its calls, and drop it."""
         self._environ = None
-        super().end()
+        self.ended = True
+        if self.made is not None:
+            self.made.attribute_late_now()
 
 
 def remote_user(request: Request) -> str | None:
