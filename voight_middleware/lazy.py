@@ -7,15 +7,16 @@ lock stays taken. So a late import holds a lock, and a fork waits for it.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging as _  # noqa: F401  its fork handlers must not be new while a fork waits for us
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
-__all__ = ("FORK_SECONDS", "late_imports", "lazy_pattern")
+__all__ = ("FORK_SECONDS", "late_imports", "lazy_pattern", "on_exit")
 
 FORK_SECONDS = 5.0
 """How long a fork may wait for the end of imports, in seconds."""
@@ -35,6 +36,23 @@ def late_imports() -> Iterator[None]:
         if held:
             lock.release()
 
+
+_on_exit: list[Callable[[], None]] = []
+on_exit = _on_exit.append
+"""
+Register a function for the end of the process.
+
+It runs after the exit handlers of an application that has imported us before it registered them,
+even if our first name is used in one of these.
+"""
+
+
+def _exit() -> None:
+    while _on_exit:
+        _on_exit.pop()()
+
+
+atexit.register(_exit)
 
 _PATTERN_METHODS = ("search", "match", "fullmatch", "split", "findall", "finditer", "sub")
 

@@ -75,7 +75,8 @@ def test_an_answer_makes_the_same_call(summary: ResponseSummary, stream: bool, m
         metered.finish(summary, http_status=200, attempts=2, ttft=5 if stream else None)
     metered.finish(summary, http_status=200, attempts=2, ttft=5 if stream else None)
     answer, call = map(as_call, written(meter))
-    assert is_new_call_id(answer.call_id) and answer.duration is not None
+    assert is_new_call_id(answer.call_id)
+    assert answer.duration is not None
 
     def comparable(one: Call) -> Call:
         raw = None if one.raw_usage is None else json.dumps(json.loads(one.raw_usage))
@@ -107,7 +108,8 @@ def test_what_is_unusual_is_written_as_a_call(unusual: str, meter: Meter) -> Non
 def test_the_id_of_an_answer_follows_from_its_place() -> None:
     """The same at every reading, another for each place, and in the order of the ends."""
     ids = [ANSWER.call(f"segment:{position}").call_id for position in range(1000)]
-    assert len(set(ids)) == 1000 and all(map(is_new_call_id, ids))
+    assert len(set(ids)) == 1000
+    assert all(map(is_new_call_id, ids))
     assert ANSWER.call("segment:7").call_id == ids[7]
     assert {one[:12] for one in ids} == {f"{(ANSWER.occurred_at + ANSWER.duration) // 1000:012x}"}
 

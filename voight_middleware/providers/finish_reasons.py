@@ -29,8 +29,7 @@ def read_reason(value: object) -> str | None:
 
 
 _COMMON = {
-    word: (word,)
-    for word in ("stop", "length", "tool_calls", "end_turn", "max_tokens", "tool_use")
+    word: (word,) for word in ("stop", "length", "tool_calls", "end_turn", "max_tokens", "tool_use")
 }
 """The reasons of most responses: nothing is made for these."""
 
