@@ -7,15 +7,16 @@ lock stays taken. So a late import holds a lock, and a fork waits for it.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging as _  # noqa: F401  its fork handlers must not be new while a fork waits for us
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
-__all__ = ("FORK_SECONDS", "late_imports", "lazy_pattern")
+__all__ = ("FORK_SECONDS", "at_exit", "late_imports", "lazy_pattern")
 
 FORK_SECONDS = 5.0
 """How long a fork may wait for the end of imports, in seconds."""
@@ -34,6 +35,25 @@ def late_imports() -> Iterator[None]:
     finally:
         if held:
             lock.release()
+
+
+_at_exit: list[Callable[[], None]] = []
+
+
+def at_exit(function: Callable[[], None]) -> None:
+    """
+    Call *function* when the process ends, even if its module is imported while it does.
+
+    Its place among the exit handlers is that of importing the package: those of an application that
+    were registered later run before.
+    """
+    _at_exit.append(function)
+
+
+@atexit.register
+def _run_at_exit() -> None:
+    while _at_exit:
+        _at_exit.pop()()
 
 
 _PATTERN_METHODS = ("search", "match", "fullmatch", "split", "findall", "finditer", "sub")
