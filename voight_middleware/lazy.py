@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
-__all__ = ("FORK_SECONDS", "late_imports", "lazy_pattern", "on_exit")
+__all__ = ("FORK_SECONDS", "at_exit", "late_imports", "lazy_pattern")
 
 FORK_SECONDS = 5.0
 """How long a fork may wait for the end of imports, in seconds."""
@@ -37,22 +37,24 @@ def late_imports() -> Iterator[None]:
             lock.release()
 
 
-_on_exit: list[Callable[[], None]] = []
-on_exit = _on_exit.append
-"""
-Register a function for the end of the process.
-
-It runs after the exit handlers of an application that has imported us before it registered them,
-even if our first name is used in one of these.
-"""
+_at_exit: list[Callable[[], None]] = []
 
 
-def _exit() -> None:
-    while _on_exit:
-        _on_exit.pop()()
+def at_exit(function: Callable[[], None]) -> None:
+    """
+    Call *function* when the process ends, even if its module is imported while it does.
+
+    Its place among the exit handlers is that of importing the package: those of an application that
+    were registered later run before.
+    """
+    _at_exit.append(function)
 
 
-atexit.register(_exit)
+@atexit.register
+def _run_at_exit() -> None:
+    while _at_exit:
+        _at_exit.pop()()
+
 
 _PATTERN_METHODS = ("search", "match", "fullmatch", "split", "findall", "finditer", "sub")
 

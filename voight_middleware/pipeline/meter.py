@@ -20,7 +20,7 @@ from voight_middleware.config.kept_prices import Stamp
 from voight_middleware.config.settings import EXIT_SECONDS, Settings, usable_settings
 from voight_middleware.context.context import TagContext, on_a_loop
 from voight_middleware.diagnostics import counters, report_internal_error, warn_once
-from voight_middleware.lazy import FORK_SECONDS, on_exit
+from voight_middleware.lazy import FORK_SECONDS, at_exit
 from voight_middleware.pipeline import open_calls
 from voight_middleware.pipeline.journal import Journal
 from voight_middleware.pipeline.listeners import Listener, ListenerQueue
@@ -533,4 +533,4 @@ _after_the_fork: list[Callable[[], None]] = []
 os.register_at_fork(
     before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork
 )
-on_exit(_at_exit)
+at_exit(_at_exit)
