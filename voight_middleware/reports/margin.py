@@ -6,9 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import tzinfo
 from decimal import Decimal
+from heapq import nsmallest
+from typing import NamedTuple
 
-from voight_middleware.ledger import Ledger, Spend, Where, Window
-from voight_middleware.reports.spend import add_up, ratio
+from voight_middleware.ledger import Groups, Key, Ledger, Spend, Where, Window
+from voight_middleware.ledger.groups import add_up
+from voight_middleware.reports.spend import ratio
 from voight_middleware.reports.unattributed_share import Unattributed
 
 KnownAs = Callable[[str], Sequence[str]]
@@ -52,6 +55,14 @@ class MarginRow:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """Some of the customers, including those beyond the limit."""
+
+    customers: int = 0
+    femto: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class MarginReport:
     """Customers, the worst margin first; those with unknown costs last."""
 
@@ -65,6 +76,19 @@ class MarginReport:
     """Calls without an id: they are in the total, and in no row."""
     owners: Unattributed
     original_prices: bool = False
+    more: int = 0
+    """The number of customers beyond the limit."""
+    idle: Part = Part()
+    """The customers without calls, and their revenue."""
+    unpaid: Part = Part()
+    """The customers without revenue, and their cost."""
+    unknown: int = 0
+    """The number of customers whose cost is unknown."""
+
+    @property
+    def customers(self) -> int:
+        """The number of customers, including those beyond the limit."""
+        return len(self.rows) + self.more
 
     @property
     def margin_femto(self) -> int | None:
@@ -85,6 +109,7 @@ def margin(
     on: str = "user_id",
     where: Where | None = None,
     window: Window = Window(),
+    limit: int | None = None,
     *,
     known_as: KnownAs = lambda id_: (id_,),
     original_prices: bool = False,
@@ -99,6 +124,7 @@ def margin(
         on: The dimension of customers: ``user_id``, ``tenant_id``, or an extra key.
         where: Filters: ``*`` stands for any text, None for calls without a value.
         window: The time of the calls.
+        limit: The number of rows to return.
         known_as: Returns all names of a customer in the ledger, such as pseudonyms.
         original_prices: Whether each call counts with its first price, before any repricing.
         zone: The time zone of days in *where*; None means UTC.
@@ -109,35 +135,86 @@ def margin(
             call.
         LedgerError: The ledger cannot be read.
     """
-    groups = ledger.spend((on,), where, window, original_prices=original_prices, zone=zone)
-    by_name = {group.dimensions[on]: group for group in groups}
-    rows = []
-    taken: dict[str, str] = {}
-    for id_, paid in revenue.items():
-        names = list(dict.fromkeys(known_as(id_)))
-        for name in names:
-            if name in taken:
-                raise AmbiguousCustomers(
-                    f"the customers {taken[name]!r} and {id_!r} are both {name!r} in the ledger"
-                )
-            taken[name] = id_
-        rows.append(
-            MarginRow(id_, paid, add_up([by_name[name] for name in names if name in by_name]))
-        )
-    rows += [
-        MarginRow(name, None, group)
-        for name, group in by_name.items()
-        if name is not None and name not in taken
-    ]
-    rows.sort(key=lambda row: (row.margin_femto is None, row.margin_femto or 0, row.id))
-    total, unowned = add_up(groups), by_name.get(None, Spend())
+    with ledger.snapshot():
+        groups = ledger.groups((on,), where, window, original_prices=original_prices, zone=zone)
+        if limit is None:
+            groups.foremost(None)  # each of them is needed: read them once
+        customers = _customers(groups, revenue, known_as)
+        ordered = _worst(customers, limit)
+        names = [name for customer in ordered for name in customer.names]
+        spends = groups.of([(name,) for name in names])
+        total, unowned = groups.total(), groups.of([(None,)]).get((None,), Spend())
+    idle = [customer.paid for customer in customers if not customer.calls]
+    unpaid = [customer for customer in customers if customer.paid is None]
     return MarginReport(
         on=on,
         window=window,
-        rows=tuple(rows),
+        rows=tuple(_row(customer, spends) for customer in ordered),
         total=total,
         revenue_femto=sum(revenue.values()),
         unowned=unowned,
         owners=Unattributed(unowned, total),
         original_prices=original_prices,
+        more=len(customers) - len(ordered),
+        idle=Part(len(idle), sum(paid or 0 for paid in idle)),
+        unpaid=Part(len(unpaid), sum(customer.cost or 0 for customer in unpaid)),
+        unknown=sum(customer.cost is None for customer in customers),
+    )
+
+
+class _Customer(NamedTuple):
+    id: str
+    paid: int | None
+    names: tuple[str, ...]
+    """The names with calls."""
+    calls: int
+    cost: int | None
+    margin: int | None
+
+
+# Complex: one pass, as there are as many customers as users.
+def _customers(groups: Groups, revenue: Mapping[str, int], known_as: KnownAs) -> list[_Customer]:
+    by_name = {key[0]: (calls, cost) for key, calls, cost, _ in groups.costs()}
+    by_name.pop(None, None)
+    customers = []
+    taken: dict[str, str] = {}
+    for id_, paid in revenue.items():
+        calls, cost, found = 0, None, []
+        for name in dict.fromkeys(known_as(id_)):
+            if name in taken:
+                raise AmbiguousCustomers(
+                    f"the customers {taken[name]!r} and {id_!r} are both {name!r} in the ledger"
+                )
+            taken[name] = id_
+            if (one := by_name.pop(name, None)) is not None:
+                found.append(name)
+                calls += one[0]
+                cost = one[1] if cost is None else cost + (one[1] or 0)
+        if not calls:
+            cost = 0
+        left = None if cost is None else paid - cost
+        customers.append(_Customer(id_, paid, tuple(found), calls, cost, left))
+    customers += [
+        _Customer(name, None, (name,), calls, cost, None if cost is None else -cost)
+        for name, (calls, cost) in by_name.items()
+        if name is not None
+    ]
+    return customers
+
+
+def _worst(customers: list[_Customer], limit: int | None) -> list[_Customer]:
+    """Return the customers with the worst margins, those with unknown costs last."""
+
+    def order(customer: _Customer) -> tuple[bool, int, str]:
+        return customer.margin is None, customer.margin or 0, customer.id
+
+    if limit is None or limit >= len(customers):
+        return sorted(customers, key=order)
+    return nsmallest(limit, customers, key=order)
+
+
+def _row(customer: _Customer, spends: Mapping[Key, Spend]) -> MarginRow:
+    found = [spends[name,] for name in customer.names]
+    return MarginRow(
+        customer.id, customer.paid, found[0] if customer.paid is None else add_up(found)
     )

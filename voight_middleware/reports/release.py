@@ -6,14 +6,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, tzinfo
 from fractions import Fraction
+from functools import lru_cache
+from heapq import nlargest
 from typing import Literal, TypeAlias
 
 import msgspec
 
-from voight_middleware.ledger import Ledger, Spend, Where, Window
+from voight_middleware.ledger import Costs, Groups, Ledger, Spend, Where, Window
+from voight_middleware.ledger.base import literal
+from voight_middleware.ledger.groups import add_up
 from voight_middleware.reports.cost_drivers import Causes, ModelUse, Period, causes
 from voight_middleware.reports.significance import discoveries, welch
-from voight_middleware.reports.spend import add_up, per
+from voight_middleware.reports.spend import per
 from voight_middleware.reports.timespan import to_datetime, to_microseconds
 from voight_middleware.reports.unattributed_share import Unattributed
 
@@ -29,6 +33,7 @@ MIN_CALLS = {"day": 3, "hour": 12}
 
 _HOUR = 3_600_000_000
 _DAY = 24 * _HOUR
+_LENGTHS = {"day": _DAY, "hour": _HOUR}
 _STEPS = {"day": timedelta(days=1), "hour": timedelta(hours=1)}
 
 Verdict: TypeAlias = Literal["more", "less", "noise", "untested"]
@@ -51,9 +56,14 @@ class Side:
     """The number of its calls after that time, which are not compared."""
 
     @property
+    def length(self) -> int:
+        """The length of its time in microseconds, at least one hour."""
+        return max((self.window.until or 0) - (self.window.since or 0), _HOUR)
+
+    @property
     def days(self) -> Fraction:
         """The length of its time in days, at least one hour."""
-        return Fraction(max((self.window.until or 0) - (self.window.since or 0), _HOUR), _DAY)
+        return Fraction(self.length, _DAY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +133,6 @@ class ReleaseReport:
     """The calls of the later release without a user."""
 
 
-# Complex: the steps of the report, in order.
 def release(
     ledger: Ledger,
     name: str,
@@ -165,8 +174,15 @@ def release(
             f"a release has its own time: do not filter by {min(taken)}, and give the time as a "
             "window"
         )
-    queries = _Queries(ledger, where, original_prices, zone)
-    first = _first_calls(ledger, where, window)
+    with ledger.snapshot():
+        return _compare(
+            _Queries(ledger, where, window, original_prices, zone), name, against, limit
+        )
+
+
+# Complex: the steps of the report, in order.
+def _compare(queries: _Queries, name: str, against: str | None, limit: int | None) -> ReleaseReport:
+    first = queries.first_calls()
     if name not in first:
         raise NoSuchRelease(
             f"there are no calls of the release {name!r}; there are {_listed(first)}"
@@ -185,39 +201,42 @@ def release(
             f"{name!r} cannot be compared with {against!r}; there are {_listed(others)}"
         )
 
-    before, users_before = queries.side(against, first, window)
-    after, users_after = queries.side(name, first, window)
+    before, users_before = queries.side(against, first)
+    after, users_after = queries.side(name, first)
     queries.sides[:] = before, after
+    costs_before, costs_after = _per_days(users_before, before), _per_days(users_after, after)
     costs = {
-        user: (_per_day(users_before.get(user), before), _per_day(users_after.get(user), after))
+        user: (costs_before.get(user, 0), costs_after.get(user, 0))
         for user in {**users_before, **users_after}
     }
-    heaviest = sorted(costs, key=lambda user: (-sum(costs[user]), user or ""))[:TESTED]
-    grain = _grain(before.window, after.window, zone or UTC)
-    tests = (
-        {}
-        if grain is None
-        else {user: queries.tests(before, after, _Only(user), grain) for user in heaviest}
-    )
-    findings = _findings(tests)
+    sums = {user: first + second for user, (first, second) in costs.items()}
+    heaviest = nlargest(TESTED, costs, sums.__getitem__)
+    if len(costs) > TESTED:  # of several users with the cost of the last one, the first by name
+        least = sums[heaviest[-1]]
+        heaviest = [user for user, cost in sums.items() if cost >= least]
+    heaviest = sorted(heaviest, key=lambda user: (-sums[user], user or ""))[:TESTED]
+    grain = _grain(before.window, after.window, queries.zone or UTC)
+    findings = _findings({} if grain is None else queries.tests_of_users(heaviest, grain))
+    movers = sorted(costs, key=lambda user: (-abs(costs[user][1] - costs[user][0]), user or ""))
+    shown = movers if limit is None else movers[:limit]
+    spends = [queries.users(side).of([(user,) for user in shown]) for side in (before, after)]
+    periods = [queries.periods(side, shown) for side in (before, after)]
 
     def row(user: str | None) -> ReleaseRow:
-        past, now = users_before.get(user, Spend()), users_after.get(user, Spend())
-        split = causes(*(queries.period(side, _Only(user), 1) for side in (before, after)))
+        past, now = (spend.get((user,), Spend()) for spend in spends)
+        split = causes(*(period[user] for period in periods))
         return ReleaseRow(
             user, past, now, *costs[user], split, *findings.get(user, (Finding(), Finding()))
         )
 
-    movers = sorted(costs, key=lambda user: (-abs(costs[user][1] - costs[user][0]), user or ""))
-    shown = movers if limit is None else movers[:limit]
     split = causes(
         *(
-            queries.period(side, None, _priced_users(users))
+            queries.period(side, _priced_users(users))
             for side, users in ((before, users_before), (after, users_after))
         )
     )
     per_day = _per_day(before.spend, before), _per_day(after.spend, after)
-    in_all = _findings({} if grain is None else {None: queries.tests(before, after, None, grain)})
+    in_all = _findings({} if grain is None else {None: queries.tests(grain)})
     return ReleaseReport(
         before=before,
         after=after,
@@ -244,18 +263,12 @@ def release(
 
 
 @dataclass(frozen=True, slots=True)
-class _Only:
-    """One user, or the calls without one."""
-
-    user_id: str | None
-
-
-@dataclass(frozen=True, slots=True)
 class _Queries:
     """The ledger, and the arguments that all queries share."""
 
     ledger: Ledger
     where: Where
+    window: Window
     original_prices: bool
     zone: tzinfo | None
     sides: list[Side] = field(default_factory=list)
@@ -264,66 +277,127 @@ class _Queries:
     """A cache of unit prices by release and model."""
     reported: set[tuple[str, str | None]] = field(default_factory=set)
     """The releases and models whose provider reports the cost."""
+    known: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """When the first and the last call of a release happened, if the window does not cut it."""
 
-    def groups(
-        self, release: str, window: Window, by: Sequence[str], only: _Only | None = None
-    ) -> list[Spend]:
-        """Add up calls of a release. A star in a release or user id stands for itself."""
-        where: dict[str, str | tuple[str | None, ...] | None] = {**self.where, "release": release}
-        exact: dict[str, str | None] = {"release": release} if "*" in release else {}
-        if only is not None:
-            where["user_id"] = only.user_id
-            if only.user_id is not None and "*" in only.user_id:
-                exact["user_id"] = only.user_id
-        groups = self.ledger.spend(
-            (*by, *exact), where, window, original_prices=self.original_prices, zone=self.zone
-        )
-        return [
-            group
-            for group in groups
-            if all(group.dimensions[name] == value for name, value in exact.items())
-        ]
+    def first_calls(self) -> dict[str, int]:
+        """Return the time of the first call of each release, in microseconds since 1970."""
+        days: dict[str, list[int]] = {}
+        for (name, day), *_ in self.ledger.groups(
+            ("release", "day"), self.where, self.window
+        ).costs():
+            if name is not None:
+                days.setdefault(name, []).append(_begin(day))
+        return {name: self._call_in(name, min(of), _DAY, first=True) for name, of in days.items()}
 
-    def side(
-        self, release: str, first: Mapping[str, int], window: Window
-    ) -> tuple[Side, dict[str | None, Spend]]:
+    def side(self, release: str, first: Mapping[str, int]) -> tuple[Side, dict[str | None, Costs]]:
         """Return a release with its time, and its users."""
         next_one = min((at for at in first.values() if at > first[release]), default=None)
-        end = self._end(
-            release, Window(first[release], window.until if next_one is None else next_one)
+        until = self.window.until if next_one is None else next_one
+        begin = first[release]
+        if self.window == Window():
+            self.known[release] = begin, self._last_call(release, Window(begin))
+        end = self._last_call(release, Window(begin, until)) + 1
+        time = Window(begin, end)
+        later = self.spend(release, Window(end, self.window.until), ())
+        groups = self._groups(release, time, ("user_id",))
+        side = Side(
+            release,
+            time,
+            groups.total(),
+            groups.of([(None,)]).get((None,), Spend()),
+            add_up(later).calls,
         )
-        time = Window(first[release], end)
-        users = {
-            group.dimensions["user_id"]: group for group in self.groups(release, time, ("user_id",))
-        }
-        later = add_up(self.groups(release, Window(end, window.until), ())).calls
-        return Side(
-            release, time, add_up([*users.values()]), users.get(None, Spend()), later
-        ), users
+        return side, {one[0][0]: one for one in groups.costs()}
 
-    def _end(self, release: str, window: Window) -> int:
-        """Return the microsecond after the last call of a release."""
-        hours = [str(group.dimensions["hour"]) for group in self._in_utc(release, window)]
-        begin = datetime.fromisoformat(max(hours))
-        last_hour = Window(max(to_microseconds(begin), window.since or 0), window.until)
-        where = {**self.where, "release": release}
-        calls = self.ledger.calls(where, last_hour, zone=self.zone)
-        return max(call.occurred_at for call in calls if call.tags.release == release) + 1
+    def users(self, side: Side) -> Groups:
+        """Return the users of a release."""
+        return self._groups(side.release, side.window, ("user_id",))
 
-    def _in_utc(self, release: str, window: Window) -> list[Spend]:
-        days = _Queries(self.ledger, self.where, False, None)
-        last = max(str(group.dimensions["day"]) for group in days.groups(release, window, ("day",)))
-        begin = to_microseconds(datetime.fromisoformat(last).replace(tzinfo=UTC))
-        return days.groups(release, Window(max(begin, window.since or 0), window.until), ("hour",))
+    def spend(
+        self,
+        release: str,
+        window: Window,
+        by: Sequence[str],
+        users: Sequence[str | None] | None = None,
+    ) -> list[Spend]:
+        """
+        Add up calls of a release, of all users or of each of some. The groups of calls without a
+        user lack the dimension ``user_id``.
+        """
+        where: dict[str, str | tuple[str | None, ...] | None] = self._where(release)
+        parts: list[tuple[Sequence[str], Where]] = [] if users is not None else [(by, where)]
+        if named := tuple(literal(user) for user in users or () if user is not None):
+            parts.append((("user_id", *by), {**where, "user_id": named}))
+        if users is not None and None in users:
+            parts.append((by, {**where, "user_id": None}))
+        return [
+            group
+            for by, where in parts
+            for group in self.ledger.groups(
+                by,
+                where,
+                window,
+                original_prices=self.original_prices,
+                zone=self.zone,
+                known=self.known.get(release),
+            ).foremost(None)
+        ]
 
-    def period(self, side: Side, only: _Only | None, users: int) -> Period:
-        """Return the priced calls of a release by model, of one user or of all."""
+    def period(self, side: Side, users: int) -> Period:
+        """Return the priced calls of a release by model."""
+        groups = self.spend(side.release, side.window, ("model", "cost_status"))
+        return self._period(side, groups, users)
+
+    def periods(self, side: Side, users: Sequence[str | None]) -> dict[str | None, Period]:
+        """Return the priced calls of a release by model, of each of some users."""
+        parts: dict[str | None, list[Spend]] = {user: [] for user in users}
+        by = ("model", "cost_status")
+        for group in self.spend(side.release, side.window, by, users):
+            parts[group.dimensions.get("user_id")].append(group)
+        return {user: self._period(side, groups, 1) for user, groups in parts.items()}
+
+    def _period(self, side: Side, groups: Iterable[Spend], users: int) -> Period:
         parts: dict[str | None, list[Spend]] = {}
-        for group in self.groups(side.release, side.window, ("model", "cost_status"), only):
+        for group in groups:
             if group.dimensions["cost_status"] != "unpriced":
                 parts.setdefault(group.dimensions["model"], []).append(group)
         models = {model: self._use(side, model, add_up(groups)) for model, groups in parts.items()}
         return Period(side.days, users if models else 0, models)
+
+    def _groups(self, release: str, window: Window, by: Sequence[str]) -> Groups:
+        # Times are in UTC where a release's first and last call is looked for.
+        return self.ledger.groups(
+            by,
+            self._where(release),
+            window,
+            original_prices=self.original_prices,
+            zone=None if by[0] in _LENGTHS else self.zone,
+            known=self.known.get(release),
+        )
+
+    def _where(self, release: str) -> dict[str, str | tuple[str | None, ...] | None]:
+        return {**self.where, "release": literal(release)}
+
+    def _last_call(self, release: str, window: Window) -> int:
+        """Return the time of the last call of a release in a window."""
+        days = self._groups(release, window, ("day",)).costs()
+        last = max(_begin(day) for (day,), *_ in days)
+        return self._call_in(release, last, _DAY, first=False, until=window.until)
+
+    def _call_in(
+        self, release: str, begin: int, length: int, *, first: bool, until: int | None = None
+    ) -> int:
+        """Return the time of the first or the last call of a release in a day or an hour."""
+        bounds = [at for at in (begin + length, until, self.window.until) if at is not None]
+        time = Window(max(begin, self.window.since or begin), min(bounds))
+        if length == _HOUR:
+            found = self.ledger.time_range(self._where(release), time)
+            assert found is not None
+            return found[not first]
+        hours = [_begin(hour) for (hour,), *_ in self._groups(release, time, ("hour",)).costs()]
+        hour = min(hours) if first else max(hours)
+        return self._call_in(release, hour, _HOUR, first=first, until=until)
 
     def _use(self, side: Side, model: str | None, total: Spend) -> ModelUse:
         read, written = total.cache_read_tokens or 0, total.cache_write_tokens or 0
@@ -364,9 +438,8 @@ class _Queries:
         if key not in self.rates:
             self.rates[key] = {}
             where = {
-                **self.where,
-                "release": side.release,
-                "model": model,
+                **self._where(side.release),
+                "model": None if model is None else literal(model),
                 "cost_status": ("priced", "partial"),
             }
             for call in self.ledger.calls(
@@ -380,30 +453,50 @@ class _Queries:
                     )
         return self.rates[key]
 
-    def tests(
-        self, before: Side, after: Side, only: _Only | None, grain: str
-    ) -> tuple[_Test, _Test]:
-        """Test the cost per day or hour, and per call: return p-values and directions."""
-        sides = [self._series(side, only, grain) for side in (before, after)]
-        days = [[cost for cost, _ in side] for side in sides]
-        calls = [[cost / count for cost, count in side if count] for side in sides]
-        return _test(*days), _test(*calls)
+    def tests(self, grain: str) -> tuple[_Test, _Test]:
+        """
+        Test the cost per day or hour, and per call, of all users together: return p-values and
+        directions.
+        """
+        return _tests([self._series(side, grain, None)[None] for side in self.sides])
 
-    def _series(self, side: Side, only: _Only | None, grain: str) -> list[tuple[float, int]]:
+    def tests_of_users(
+        self, users: Sequence[str | None], grain: str
+    ) -> dict[str | None, tuple[_Test, _Test]]:
+        """Test the same of each of some users."""
+        sides = [self._series(side, grain, users) for side in self.sides]
+        return {user: _tests([side[user] for side in sides]) for user in users}
+
+    def _series(
+        self, side: Side, grain: str, users: Sequence[str | None] | None
+    ) -> dict[str | None, list[tuple[float, int]]]:
         """
-        Return the cost (USD) and the priced calls of each whole day or hour, also without calls.
+        Return the cost (USD) and the priced calls of each whole day or hour, also without calls, by
+        user. Without *users*, those of all of them together.
         """
-        costs: dict[str, tuple[float, int]] = {}
-        for group in self.groups(side.release, side.window, (grain,), only):
-            costs[str(group.dimensions[grain])] = (
-                (group.cost_femto or 0) / 1e15,
-                group.calls - group.unpriced_calls,
-            )
-        return [costs.get(name, (0.0, 0)) for name in _whole(side.window, grain, self.zone or UTC)]
+        whole = _whole(side.window, grain, self.zone or UTC)
+        costs: dict[tuple[str | None, str], tuple[float, int]] = {}
+        if whole:
+            time = Window(whole[0][1], whole[-1][2])
+            for group in self.spend(side.release, time, (grain,), users):
+                costs[group.dimensions.get("user_id"), str(group.dimensions[grain])] = (
+                    (group.cost_femto or 0) / 1e15,
+                    group.calls - group.unpriced_calls,
+                )
+        return {
+            user: [costs.get((user, name), (0.0, 0)) for name, *_ in whole]
+            for user in ((None,) if users is None else users)
+        }
 
 
 _Terms: TypeAlias = dict[str, set[tuple[Fraction, ...]]]
 _Test: TypeAlias = tuple[float | None, float]
+
+
+def _tests(sides: Sequence[Sequence[tuple[float, int]]]) -> tuple[_Test, _Test]:
+    days = [[cost for cost, _ in side] for side in sides]
+    calls = [[cost / count for cost, count in side if count] for side in sides]
+    return _test(*days), _test(*calls)
 
 
 def _test(before: Sequence[float], after: Sequence[float]) -> _Test:
@@ -430,22 +523,7 @@ def _findings(
     return {user: (finding(pair[0]), finding(pair[1])) for user, pair in tests.items()}
 
 
-def _first_calls(ledger: Ledger, where: Where, window: Window) -> dict[str, int]:
-    """Return the time of the first call of each release, in microseconds since 1970."""
-    days: dict[str, str] = {}
-    for group in ledger.spend(("release", "day"), where, window):
-        name, day = group.dimensions["release"], str(group.dimensions["day"])
-        if name is not None:
-            days[name] = min(day, days.get(name, day))
-    first: dict[str, int] = {}
-    for name, day in days.items():
-        begin = to_microseconds(datetime.fromisoformat(day).replace(tzinfo=UTC))
-        time = Window(max(begin, window.since or 0), window.until)
-        calls = ledger.calls({**where, "release": name}, time)
-        first[name] = next(call.occurred_at for call in calls if call.tags.release == name)
-    return first
-
-
+@lru_cache(64)  # the calls of a sample have few different prices
 def _unit_prices(price: str) -> tuple[Fraction, ...] | None:
     """
     Return the prices of input, cache read, cache write and output; by default the input price.
@@ -471,10 +549,18 @@ def _grain(before: Window, after: Window, zone: tzinfo) -> str | None:
     return None
 
 
-def _whole(window: Window, grain: str, zone: tzinfo) -> list[str]:
-    """Return the names of the whole days or hours in a window, as the ledger has them."""
+def _whole(window: Window, grain: str, zone: tzinfo) -> list[tuple[str, int, int]]:
+    """
+    Return the whole days or hours in a window: their names, as the ledger has them, and their
+    beginnings and ends in microseconds since 1970.
+    """
     since, until = to_datetime(window.since or 0), to_datetime(window.until or 0)
-    names: list[str] = []
+    found: list[tuple[str, int, int]] = []
+
+    def add(name: str, begin: datetime, end: datetime) -> None:
+        if since <= begin and end <= until:
+            found.append((name, to_microseconds(begin), to_microseconds(end)))
+
     if grain == "day":
         day = since.astimezone(zone).date()
         while (
@@ -482,32 +568,46 @@ def _whole(window: Window, grain: str, zone: tzinfo) -> list[str]:
         ) < until:
             day += _STEPS["day"]
             end = datetime(day.year, day.month, day.day, tzinfo=zone).astimezone(UTC)
-            if since <= begin and end <= until:
-                names.append((day - _STEPS["day"]).isoformat())
-        return names
+            add((day - _STEPS["day"]).isoformat(), begin, end)
+        return found
     begin = since.astimezone(zone)
     begin = (
         begin
         - timedelta(minutes=begin.minute, seconds=begin.second, microseconds=begin.microsecond)
     ).astimezone(UTC)
     while begin < until:
-        if since <= begin and begin + _STEPS["hour"] <= until:
-            local = begin.astimezone(zone)
-            names.append(
-                local.strftime("%Y-%m-%dT%H:%MZ")
-                if zone is UTC
-                else local.isoformat(timespec="minutes")
-            )
+        local = begin.astimezone(zone)
+        name = (
+            local.strftime("%Y-%m-%dT%H:%MZ")
+            if zone is UTC
+            else local.isoformat(timespec="minutes")
+        )
+        add(name, begin, begin + _STEPS["hour"])
         begin += _STEPS["hour"]
-    return names
+    return found
 
 
-def _per_day(spend: Spend | None, side: Side) -> int:
-    return 0 if spend is None else round(Fraction(spend.cost_femto or 0) / side.days)
+def _begin(name: str | None) -> int:
+    """Return the first microsecond of a day or an hour in UTC, by its name."""
+    return to_microseconds(datetime.fromisoformat(str(name)).replace(tzinfo=UTC))
 
 
-def _priced_users(users: Mapping[str | None, Spend]) -> int:
-    return sum(spend.calls > spend.unpriced_calls for spend in users.values())
+def _per_day(spend: Spend, side: Side) -> int:
+    return round(Fraction(spend.cost_femto or 0) / side.days)
+
+
+def _per_days(users: Mapping[str | None, Costs], side: Side) -> dict[str | None, int]:
+    """Return ``_per_day`` of many users, in a tenth of the time."""
+    days, length = 2 * _DAY, side.length
+    rounded = {}
+    for user, (_, _, cost, _) in users.items():
+        number, rest = divmod((cost or 0) * days + length, 2 * length)
+        rounded[user] = number if rest else number & -2  # a half goes to the even number
+    return rounded
+
+
+def _priced_users(users: Mapping[str | None, Costs]) -> int:
+    return sum(calls > unpriced for _, calls, _, unpriced in users.values())
 
 
 def _listed(releases: Mapping[str, int]) -> str:

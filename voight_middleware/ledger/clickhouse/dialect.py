@@ -76,6 +76,7 @@ class ClickHouseDialect:
         "known_output": _known(OUTPUT),
         "output": _total(OUTPUT),
     }
+    counted: Mapping[str, str] = {}
     costs = 1
     schema = ""
     rollups: Collection[Rollup] = ()

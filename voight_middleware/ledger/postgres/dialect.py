@@ -21,6 +21,7 @@ class PostgresDialect:
     """A ``Dialect``. Costs are NUMERIC, with exact sums. Texts are compared bytewise."""
 
     sums: Mapping[str, str] = triggers.SUMS
+    counted: Mapping[str, str] = triggers.SUMS
     costs = 1
     rollups: Collection[Rollup] = ROLLUPS
     schema = "voight."

@@ -11,7 +11,7 @@ from voight_middleware.ledger.base import wildcard_parts
 from voight_middleware.ledger.query import Sql
 from voight_middleware.ledger.rollups import ROLLUPS, Bucket, Rollup
 from voight_middleware.ledger.sqlite.schema import CALLS, CALLS_AT_ORIGINAL_PRICES
-from voight_middleware.ledger.sqlite.triggers import LIMB, SUMS
+from voight_middleware.ledger.sqlite.triggers import COUNTS, LIMB, SUMS
 
 _FORMS = {"hour": "%Y-%m-%dT%H:00", "day": "%Y-%m-%d", "week": "%Y-%m-%d", "month": "%Y-%m"}
 _SPECIAL = re.compile(r"[*?\[]")
@@ -23,6 +23,7 @@ class SQLiteDialect:
     """
 
     sums: Mapping[str, str] = SUMS
+    counted: Mapping[str, str] = COUNTS
     costs = 2
     rollups: Collection[Rollup] = ROLLUPS
     schema = ""
