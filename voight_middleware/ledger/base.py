@@ -137,11 +137,17 @@ class Spend(msgspec.Struct, frozen=True):
 
 Key: TypeAlias = tuple[str | None, ...]
 """The values of a group's dimensions."""
-Costs: TypeAlias = tuple[Key, int, int | None, int]
-"""
-A group: its key, its calls, and their cost as in ``Spend.cost_femto``, without that of the unpriced
-calls, whose number is last.
-"""
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Calls and costs of many groups, in columns: the n-th value of each is of the n-th group."""
+
+    dimensions: tuple[Sequence[str | None], ...]
+    calls: Sequence[int]
+    cost_femto: Sequence[int | None]
+    """As in ``Spend``."""
+    unpriced_calls: Sequence[int]
 
 
 class Groups(Protocol):
@@ -173,7 +179,7 @@ class Groups(Protocol):
         """Return the number of groups."""
         ...
 
-    def costs(self) -> list[Costs]:
+    def costs(self) -> Costs:
         """Return calls and costs of all groups, in any order: a third of the time of all sums."""
         ...
 

@@ -13,7 +13,14 @@ from typing import Any
 from msgspec.structs import replace
 
 from voight_middleware.ledger.base import Costs, Key, Spend, Where, Window, literal
-from voight_middleware.ledger.query import Dialect, Query, Sql, read_costs, read_spend
+from voight_middleware.ledger.query import (
+    Dialect,
+    Query,
+    Sql,
+    read_costs,
+    read_foremost,
+    read_spend,
+)
 from voight_middleware.ledger.rollups import Rollup
 
 _STEPS = (4, 16, 64)
@@ -90,13 +97,15 @@ class SqlGroups:
             if unowned:
                 where["user_id"] = None
             for group in self._spend(by, where):
-                key = tuple(group.dimensions.get(name) for name in self._by)
-                found[key] = _with(group, self._by, key)
+                key = tuple(map(group.dimensions.get, self._by))
+                if not group.calls:  # the sums over no dimension
+                    continue
+                found[key] = group if by == self._by else _with(group, self._by, key)
         return {key: found[key] for key in keys if key in found}
 
     def total(self) -> Spend:
         """See ``Groups.total``."""
-        (total,) = self.within(())
+        (total,) = self.within(()) if self._rollup is None else self._spend((), self._where)
         return total
 
     def within(self, by: Sequence[str], *, without: str | None = None) -> list[Spend]:
@@ -122,17 +131,24 @@ class SqlGroups:
         )
         return int(self._run(sql)[0][0])
 
-    def costs(self) -> list[Costs]:
+    def costs(self) -> Costs:
         """See ``Groups.costs``."""
         if self._reads_all:
-            return [
-                (key, group.calls, group.cost_femto, group.unpriced_calls)
-                for key, group in self._everything().items()
-            ]
-        sql = self._query.costs(
-            self._by, self._where, self._window, original_prices=self._original_prices
-        )
-        return read_costs(self._by, self._run(sql), self._dialect)
+            groups = self._everything()
+            return Costs(
+                tuple(zip(*groups, strict=True)) if groups else tuple(() for _ in self._by),
+                [group.calls for group in groups.values()],
+                [group.cost_femto for group in groups.values()],
+                [group.unpriced_calls for group in groups.values()],
+            )
+        # A user seldom has several rows with all other names but one.
+        assert self._rollup is not None
+        for grouped in (False, True)[len(self._by) < len(self._rollup.names) - 1 :]:
+            sql = self._query.costs(self._by, self._where, self._window, grouped=grouped)
+            costs = read_costs(self._by, self._run(sql)[0], self._dialect)
+            if costs is not None:
+                return costs
+        raise AssertionError("unreachable")
 
     @property
     def _reads_all(self) -> bool:
@@ -163,17 +179,17 @@ class SqlGroups:
         cover = months.cover(self._window)
         exact = cover == self._window
         size = limit if exact else limit * _STEPS[-1] + 1
-        sql = self._query.costs(self._by, self._where, cover, size)
-        rows = read_costs(self._by, self._run(sql), self._dialect)
+        sql = self._query.foremost(self._by, self._where, cover, size)
+        rows = [read_foremost(self._by, row, self._dialect) for row in self._run(sql)]
+        keys = [key for key, _ in rows]
         if exact:
-            return sorted(self.of([key for key, *_ in rows]).values(), key=_by_cost)
+            return sorted(self.of(keys).values(), key=_by_cost)
         for step in _STEPS:
-            found = sorted(
-                self.of([key for key, *_ in rows[: limit * step]]).values(), key=_by_cost
-            )
-            if len(rows) <= limit * step:
+            found = sorted(self.of(keys[: limit * step]).values(), key=_by_cost)
+            if len(keys) <= limit * step:
                 return found[:limit]
-            bound, last = rows[limit * step][2], found[limit - 1] if len(found) >= limit else None
+            bound = rows[limit * step][1]
+            last = found[limit - 1] if len(found) >= limit else None
             if (
                 last is not None
                 and last.cost_femto is not None

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from voight_middleware.ledger.base import (
     DIMENSIONS,
     Costs,
+    Key,
     Spend,
     UnknownDimension,
     Where,
@@ -62,6 +63,18 @@ class Dialect(Protocol):
 
     def cost(self, columns: Sequence[Any]) -> int:
         """Return femto-dollars from the sums of the cost columns."""
+        ...
+
+    def costs_of(self, *columns: Sequence[Any]) -> list[int]:
+        """Return the femto-dollars of many rows, from all rows of each cost column."""
+        ...
+
+    def array(self, sql: str) -> str:
+        """Return the SQL of all values of a column as one. Only used with rollups."""
+        ...
+
+    def read_arrays(self, row: Sequence[Any]) -> list[list[Any]]:
+        """Return a row of arrays: texts, None and whole numbers, the costs as they are."""
         ...
 
     def by_cost(self, sums: Sequence[str]) -> str:
@@ -145,22 +158,39 @@ class Query:
         sql, values, sums = self._grouped(by, where, window, original_prices, [*self._dialect.sums])
         return self._ordered(sql, values, sums, by, limit)
 
-    def costs(
-        self,
-        by: Sequence[str],
-        where: Where,
-        window: Window,
-        limit: int | None = None,
-        *,
-        original_prices: bool = False,
-    ) -> Sql:
+    def foremost(self, by: Sequence[str], where: Where, window: Window, limit: int) -> Sql:
         """
-        Return the calls, the cost and the unpriced calls by dimensions, in a third of the time of
-        ``spend``. ``read_costs`` reads a row. The order is that of ``spend`` only with a *limit*.
+        Return the dimensions and the cost columns of the groups that ``spend`` would return, in
+        half the time. ``read_foremost`` reads a row.
         """
         names = [*self._dialect.sums][: 2 + self._dialect.costs]
-        sql, values, sums = self._grouped(by, where, window, original_prices, names)
-        return (sql, values) if limit is None else self._ordered(sql, values, sums, by, limit)
+        sql, values, sums = self._grouped(by, where, window, False, names)
+        return self._ordered(sql, values, sums, by, limit)
+
+    def costs(self, by: Sequence[str], where: Where, window: Window, *, grouped: bool) -> Sql:
+        """
+        Return the calls, the cost columns and the unpriced calls by dimensions, from rollups: one
+        row of arrays, so that there is no object for each of many groups. ``read_costs`` reads it.
+
+        Not *grouped*, a group may have several rows. That takes half the time where most groups
+        have one row in a rollup.
+        """
+        names = [*self._dialect.sums][: 2 + self._dialect.costs]
+        parts, edges = self._plan(by, where, window, original_prices=False)
+        if not grouped and len(parts) == 1 and not edges:
+            rollup = parts[0][0]
+            columns = [
+                name if name in rollup.names else self._of_rollup(rollup, name) for name in by
+            ]
+            condition, values = self._rows_of_rollup(parts[0], where)
+            source = f"{self._dialect.schema}{rollup.table} WHERE {condition}"
+            arrays = map(self._dialect.array, (*columns, *names))
+            return f"SELECT {', '.join(arrays)} FROM {source}", values
+        sql, values, sums = self._grouped(by, where, window, False, names)
+        columns = [f"d{position}" for position in range(len(by))]
+        columns += [f"s{position}" for position in range(len(sums))]
+        arrays = map(self._dialect.array, columns)
+        return f"SELECT {', '.join(arrays)} FROM ({sql}) AS groups", values
 
     def count(
         self, by: Sequence[str], where: Where, window: Window, *, original_prices: bool = False
@@ -223,7 +253,7 @@ class Query:
         groups = [f"d{position}" for position in range(len(by))]
         totals = [f"SUM(m{position})" for position in range(len(sums))]
         sql = (
-            f"SELECT {', '.join((*groups, *totals))} FROM "
+            f"SELECT {', '.join((*groups, *_named(totals)))} FROM "
             f"({' UNION ALL '.join(sql for sql, _ in parts)}) AS parts"
         )
         if by:
@@ -319,7 +349,7 @@ class Query:
         condition, values = self._rows_of_rollup(part, where)
         selected = [f"{sql} AS d{position}" for position, sql in enumerate(columns)]
         sql = (
-            f"SELECT {', '.join((*selected, *totals))} FROM "
+            f"SELECT {', '.join((*selected, *_named(totals)))} FROM "
             f"{self._dialect.schema}{rollup.table} WHERE {condition}"
         )
         if by:
@@ -455,6 +485,10 @@ class Query:
         terms.append(f"({' OR '.join(either) or '1 = 0'})")
 
 
+def _named(sums: Sequence[str]) -> list[str]:
+    return [f"{sql} AS s{position}" for position, sql in enumerate(sums)]
+
+
 def _one_of(sql: str, count: int) -> str:
     """Return SQL that tests whether *sql* is one of *count* values."""
     if count == 1:
@@ -476,19 +510,27 @@ def _few_users(where: Where) -> bool:
     return is_one_user(where["user_id"]) or _exact(where["user_id"]) is not None
 
 
-def read_costs(by: Sequence[str], rows: Sequence[Sequence[Any]], dialect: Dialect) -> list[Costs]:
-    """Return the rows of the result of ``Query.costs``."""
-    if not rows:
-        return []
-    columns = [*zip(*rows, strict=True)]  # all rows of a column at once: half the time
-    names, (calls, *parts, unpriced) = columns[: len(by)], columns[len(by) :]
-    costs = map(dialect.cost, zip(*parts, strict=True))
-    known = [
+def read_costs(by: Sequence[str], row: Sequence[Any], dialect: Dialect) -> Costs | None:
+    """Return the result of ``Query.costs``, None if a group has several rows."""
+    columns = dialect.read_arrays(row)
+    calls, *parts, unpriced = columns[len(by) :]
+    texts = [[name or "" for name in column] for column in columns[: len(by)]]
+    if len({*map("\n".join, zip(*texts, strict=True))}) < len(calls):
+        return None
+    priced = [
         None if count == missing else cost
-        for count, missing, cost in zip(calls, unpriced, costs, strict=True)
+        for count, missing, cost in zip(calls, unpriced, dialect.costs_of(*parts), strict=True)
     ]
-    keys = zip(*names, strict=True) if by else [()]
-    return [*zip(keys, map(int, calls), known, map(int, unpriced), strict=True)]
+    names = tuple([text or None for text in column] for column in texts)
+    return Costs(names, calls, priced, unpriced)
+
+
+def read_foremost(
+    by: Sequence[str], row: Sequence[Any], dialect: Dialect
+) -> tuple[Key, int | None]:
+    """Return the key and the cost of one row of the result of ``Query.foremost``."""
+    calls, *costs, unpriced = row[len(by) :]
+    return tuple(row[: len(by)]), None if calls == unpriced else dialect.cost(costs)
 
 
 def read_spend(by: Sequence[str], row: Sequence[Any], dialect: Dialect) -> Spend:

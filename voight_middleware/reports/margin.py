@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import tzinfo
 from decimal import Decimal
 from heapq import nsmallest
-from typing import NamedTuple
+from typing import TypeAlias
 
 from voight_middleware.ledger import Groups, Key, Ledger, Spend, Where, Window
 from voight_middleware.ledger.groups import add_up
@@ -140,12 +140,12 @@ def margin(
         if limit is None:
             groups.foremost(None)  # each of them is needed: read them once
         customers = _customers(groups, revenue, known_as)
-        ordered = _worst(customers, limit)
-        names = [name for customer in ordered for name in customer.names]
+        ordered = sorted(customers) if limit is None else nsmallest(limit, customers)
+        names = [name for customer in ordered for name in customer[5]]
         spends = groups.of([(name,) for name in names])
         total, unowned = groups.total(), groups.of([(None,)]).get((None,), Spend())
-    idle = [customer.paid for customer in customers if not customer.calls]
-    unpaid = [customer for customer in customers if customer.paid is None]
+    idle = [paid or 0 for *_, paid, _, calls, _ in customers if not calls]
+    unpaid = [cost or 0 for *_, paid, _, _, cost in customers if paid is None]
     return MarginReport(
         on=on,
         window=window,
@@ -156,27 +156,27 @@ def margin(
         owners=Unattributed(unowned, total),
         original_prices=original_prices,
         more=len(customers) - len(ordered),
-        idle=Part(len(idle), sum(paid or 0 for paid in idle)),
-        unpaid=Part(len(unpaid), sum(customer.cost or 0 for customer in unpaid)),
-        unknown=sum(customer.cost is None for customer in customers),
+        idle=Part(len(idle), sum(idle)),
+        unpaid=Part(len(unpaid), sum(unpaid)),
+        unknown=sum(customer[0] for customer in customers),
     )
 
 
-class _Customer(NamedTuple):
-    id: str
-    paid: int | None
-    names: tuple[str, ...]
-    """The names with calls."""
-    calls: int
-    cost: int | None
-    margin: int | None
+_Customer: TypeAlias = tuple[bool, int, str, int, int | None, tuple[str, ...], int, int | None]
+"""
+Whether the margin is unknown, the margin, the id, a number, the revenue, the names with calls, the
+calls, and the cost. So they sort as the rows of the report.
+"""
 
 
 # Complex: one pass, as there are as many customers as users.
 def _customers(groups: Groups, revenue: Mapping[str, int], known_as: KnownAs) -> list[_Customer]:
-    by_name = {key[0]: (calls, cost) for key, calls, cost, _ in groups.costs()}
-    by_name.pop(None, None)
-    customers = []
+    costs = groups.costs()
+    of_names = dict(
+        zip(costs.dimensions[0], zip(costs.calls, costs.cost_femto, strict=True), strict=True)
+    )
+    of_names.pop(None, None)
+    customers: list[_Customer] = []
     taken: dict[str, str] = {}
     for id_, paid in revenue.items():
         calls, cost, found = 0, None, []
@@ -186,35 +186,24 @@ def _customers(groups: Groups, revenue: Mapping[str, int], known_as: KnownAs) ->
                     f"the customers {taken[name]!r} and {id_!r} are both {name!r} in the ledger"
                 )
             taken[name] = id_
-            if (one := by_name.pop(name, None)) is not None:
+            if (one := of_names.pop(name, None)) is not None:
                 found.append(name)
                 calls += one[0]
                 cost = one[1] if cost is None else cost + (one[1] or 0)
         if not calls:
             cost = 0
-        left = None if cost is None else paid - cost
-        customers.append(_Customer(id_, paid, tuple(found), calls, cost, left))
+        place = len(customers)
+        left = 0 if cost is None else paid - cost
+        customers.append((cost is None, left, id_, place, paid, tuple(found), calls, cost))
     customers += [
-        _Customer(name, None, (name,), calls, cost, None if cost is None else -cost)
-        for name, (calls, cost) in by_name.items()
+        (cost is None, -(cost or 0), name, place, None, (name,), calls, cost)
+        for place, (name, (calls, cost)) in enumerate(of_names.items(), len(customers))
         if name is not None
     ]
     return customers
 
 
-def _worst(customers: list[_Customer], limit: int | None) -> list[_Customer]:
-    """Return the customers with the worst margins, those with unknown costs last."""
-
-    def order(customer: _Customer) -> tuple[bool, int, str]:
-        return customer.margin is None, customer.margin or 0, customer.id
-
-    if limit is None or limit >= len(customers):
-        return sorted(customers, key=order)
-    return nsmallest(limit, customers, key=order)
-
-
 def _row(customer: _Customer, spends: Mapping[Key, Spend]) -> MarginRow:
-    found = [spends[name,] for name in customer.names]
-    return MarginRow(
-        customer.id, customer.paid, found[0] if customer.paid is None else add_up(found)
-    )
+    _, _, id_, _, paid, names, _, _ = customer
+    found = [spends[name,] for name in names]
+    return MarginRow(id_, paid, found[0] if paid is None else add_up(found))

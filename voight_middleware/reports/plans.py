@@ -10,7 +10,7 @@ from fractions import Fraction
 
 from msgspec.structs import replace
 
-from voight_middleware.ledger import Costs, Groups, Ledger, Spend, Where, Window
+from voight_middleware.ledger import Groups, Ledger, Spend, Where, Window
 from voight_middleware.ledger.groups import add_up
 from voight_middleware.reports.spend import per, ratio
 from voight_middleware.reports.timespan import months_in
@@ -167,9 +167,11 @@ def plans(
         groups = ledger.groups(
             ("plan", "user_id"), where, window, original_prices=original_prices, zone=zone
         )
-        users: dict[str | None, list[Costs]] = {}
-        for one in groups.costs():
-            users.setdefault(one[0][0], []).append(one)
+        users: dict[str | None, list[tuple[str, int | None]]] = {}
+        costs = groups.costs()
+        for plan, user, cost in zip(*costs.dimensions, costs.cost_femto, strict=True):
+            if user is not None:
+                users.setdefault(plan, []).append((user, cost))
         spends = {group.dimensions["plan"]: _plain(group) for group in groups.within(("plan",))}
         unowned = {
             group.dimensions["plan"]: _plain(group)
@@ -188,7 +190,7 @@ def plans(
                 _row(
                     groups,
                     plan,
-                    users[plan],
+                    users.get(plan, []),
                     spend,
                     unowned=unowned.get(plan, Spend()),
                     total=total,
@@ -221,7 +223,7 @@ def plans(
 def _row(
     groups: Groups,
     plan: str | None,
-    users: Sequence[Costs],
+    users: Sequence[tuple[str, int | None]],
     spend: Spend,
     *,
     unowned: Spend,
@@ -229,14 +231,13 @@ def _row(
     threshold: int | None,
     paid: int | None,
 ) -> PlanRow:
-    owned = [(key, cost) for key, _, cost, _ in users if key[1] is not None]
-    costs = sorted((cost for _, cost in owned if cost is not None), reverse=True)
+    costs = sorted((cost for _, cost in users if cost is not None), reverse=True)
     if threshold is None:
         middle = median(costs)
         threshold = paid or (None if middle is None else TIMES_THE_MEDIAN * middle)
     above = [
-        key
-        for key, cost in owned
+        (plan, user)
+        for user, cost in users
         if threshold is not None and cost is not None and cost > threshold
     ]
     heavy = [HeavyUser(str(key[1]), group) for key, group in groups.of(above).items()]
@@ -244,8 +245,8 @@ def _row(
         plan=plan,
         spend=spend,
         share=ratio(spend.cost_femto, total.cost_femto),
-        users=len(owned),
-        unpriced_users=len(owned) - len(costs),
+        users=len(users),
+        unpriced_users=len(users) - len(costs),
         unowned=unowned,
         costs=tuple(costs),
         threshold_femto=threshold,

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta, tzinfo
 from fractions import Fraction
 from functools import lru_cache
 from heapq import nlargest
+from operator import gt
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -204,11 +205,8 @@ def _compare(queries: _Queries, name: str, against: str | None, limit: int | Non
     before, users_before = queries.side(against, first)
     after, users_after = queries.side(name, first)
     queries.sides[:] = before, after
-    costs_before, costs_after = _per_days(users_before, before), _per_days(users_after, after)
-    costs = {
-        user: (costs_before.get(user, 0), costs_after.get(user, 0))
-        for user in {**users_before, **users_after}
-    }
+    past, now = _per_days(users_before, before), _per_days(users_after, after)
+    costs = {user: (past.get(user, 0), now.get(user, 0)) for user in {**past, **now}}
     sums = {user: first + second for user, (first, second) in costs.items()}
     heaviest = nlargest(TESTED, costs, sums.__getitem__)
     if len(costs) > TESTED:  # of several users with the cost of the last one, the first by name
@@ -283,14 +281,13 @@ class _Queries:
     def first_calls(self) -> dict[str, int]:
         """Return the time of the first call of each release, in microseconds since 1970."""
         days: dict[str, list[int]] = {}
-        for (name, day), *_ in self.ledger.groups(
-            ("release", "day"), self.where, self.window
-        ).costs():
+        found = self.ledger.groups(("release", "day"), self.where, self.window).costs()
+        for name, day in zip(*found.dimensions, strict=True):
             if name is not None:
                 days.setdefault(name, []).append(_begin(day))
         return {name: self._call_in(name, min(of), _DAY, first=True) for name, of in days.items()}
 
-    def side(self, release: str, first: Mapping[str, int]) -> tuple[Side, dict[str | None, Costs]]:
+    def side(self, release: str, first: Mapping[str, int]) -> tuple[Side, Costs]:
         """Return a release with its time, and its users."""
         next_one = min((at for at in first.values() if at > first[release]), default=None)
         until = self.window.until if next_one is None else next_one
@@ -308,7 +305,7 @@ class _Queries:
             groups.of([(None,)]).get((None,), Spend()),
             add_up(later).calls,
         )
-        return side, {one[0][0]: one for one in groups.costs()}
+        return side, groups.costs()
 
     def users(self, side: Side) -> Groups:
         """Return the users of a release."""
@@ -381,8 +378,8 @@ class _Queries:
 
     def _last_call(self, release: str, window: Window) -> int:
         """Return the time of the last call of a release in a window."""
-        days = self._groups(release, window, ("day",)).costs()
-        last = max(_begin(day) for (day,), *_ in days)
+        (days,) = self._groups(release, window, ("day",)).costs().dimensions
+        last = max(map(_begin, days))
         return self._call_in(release, last, _DAY, first=False, until=window.until)
 
     def _call_in(
@@ -395,8 +392,8 @@ class _Queries:
             found = self.ledger.time_range(self._where(release), time)
             assert found is not None
             return found[not first]
-        hours = [_begin(hour) for (hour,), *_ in self._groups(release, time, ("hour",)).costs()]
-        hour = min(hours) if first else max(hours)
+        (hours,) = self._groups(release, time, ("hour",)).costs().dimensions
+        hour = (min if first else max)(map(_begin, hours))
         return self._call_in(release, hour, _HOUR, first=first, until=until)
 
     def _use(self, side: Side, model: str | None, total: Spend) -> ModelUse:
@@ -596,18 +593,17 @@ def _per_day(spend: Spend, side: Side) -> int:
     return round(Fraction(spend.cost_femto or 0) / side.days)
 
 
-def _per_days(users: Mapping[str | None, Costs], side: Side) -> dict[str | None, int]:
+def _per_days(users: Costs, side: Side) -> dict[str | None, int]:
     """Return ``_per_day`` of many users, in a tenth of the time."""
     days, length = 2 * _DAY, side.length
-    rounded = {}
-    for user, (_, _, cost, _) in users.items():
-        number, rest = divmod((cost or 0) * days + length, 2 * length)
-        rounded[user] = number if rest else number & -2  # a half goes to the even number
-    return rounded
+    halves = [divmod((cost or 0) * days + length, 2 * length) for cost in users.cost_femto]
+    # A half goes to the even number.
+    rounded = [number if rest else number & -2 for number, rest in halves]
+    return dict(zip(users.dimensions[0], rounded, strict=True))
 
 
-def _priced_users(users: Mapping[str | None, Costs]) -> int:
-    return sum(calls > unpriced for _, calls, _, unpriced in users.values())
+def _priced_users(users: Costs) -> int:
+    return sum(map(gt, users.calls, users.unpriced_calls))
 
 
 def _listed(releases: Mapping[str, int]) -> str:

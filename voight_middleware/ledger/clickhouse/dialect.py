@@ -99,6 +99,15 @@ class ClickHouseDialect:
         """Return femto-dollars from US dollars."""
         return femto(columns[0]) or 0
 
+    def costs_of(self, *columns: Sequence[Any]) -> list[int]:
+        raise NotImplementedError("there are no rollups")
+
+    def array(self, sql: str) -> str:
+        raise NotImplementedError("there are no rollups")
+
+    def read_arrays(self, row: Sequence[Any]) -> list[list[Any]]:
+        raise NotImplementedError("there are no rollups")
+
     def by_cost(self, sums: Sequence[str]) -> str:
         return f"{sums[0]} DESC"
 

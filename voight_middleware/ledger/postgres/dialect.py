@@ -32,6 +32,22 @@ class PostgresDialect:
         """Return femto-dollars from the sum in dollars."""
         return femto(columns[0]) or 0
 
+    def costs_of(self, *columns: Sequence[Any]) -> list[int]:
+        return [femto(dollars) or 0 for dollars in columns[0]]
+
+    def array(self, sql: str) -> str:
+        return f"array_agg({sql})"
+
+    def read_arrays(self, row: Sequence[Any]) -> list[list[Any]]:
+        """Return the arrays. The sum of whole numbers is a Decimal, and no array is None."""
+        return [
+            [
+                int(value) if isinstance(value, Decimal) and not value % 1 else value
+                for value in column or ()
+            ]
+            for column in row
+        ]
+
     def by_cost(self, sums: Sequence[str]) -> str:
         return f"{sums[0]} DESC"
 
