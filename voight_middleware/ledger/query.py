@@ -34,6 +34,7 @@ Sql = tuple[str, list[Any]]
 """A piece of SQL with a ``?`` for each value, and the values to bind."""
 
 TIMES = ("hour", "day", "week", "month")
+_EMPTY = "''"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -246,18 +247,24 @@ class Query:
         if len(rolled) == 1 and not edges:
             return self._from_one_rollup(rolled[0], by, where, sums)
         less = any(part[-1] < 0 for part in rolled) or any(sign < 0 for _, sign in edges)
+        # Grouping texts as they are in rollups, where none means no value, is a third faster.
+        texts = [bool(rolled) and all(name in part[0].names for part in rolled) for name in by]
         parts = [self._from_rollup(part, by, where, sums) for part in rolled]
         source = dialect.calls_at_original_prices if original_prices else dialect.calls
         of_calls = [(dialect.counted if less else dialect.sums)[name] for name in sums]
-        parts += [self._from_calls(edge, by, where, of_calls, source) for edge in edges]
-        groups = [f"d{position}" for position in range(len(by))]
+        keys = [*zip(by, texts, strict=True)]
+        parts += [self._from_calls(edge, keys, where, of_calls, source) for edge in edges]
+        groups = [
+            f"{f'NULLIF(k{position}, {_EMPTY})' if text else f'k{position}'} AS d{position}"
+            for position, text in enumerate(texts)
+        ]
         totals = [f"SUM(m{position})" for position in range(len(sums))]
         sql = (
             f"SELECT {', '.join((*groups, *_named(totals)))} FROM "
             f"({' UNION ALL '.join(sql for sql, _ in parts)}) AS parts"
         )
         if by:
-            sql += f" GROUP BY {', '.join(groups)}"
+            sql += f" GROUP BY {', '.join(f'k{position}' for position in range(len(by)))}"
             if less:
                 sql += f" HAVING {totals[0]} > 0"
         return sql, [value for _, bound in parts for value in bound], totals
@@ -295,18 +302,28 @@ class Query:
         return " AND ".join(terms), values
 
     def _from_calls(
-        self, edge: Edge, by: Sequence[str], where: Where, sums: Sequence[str], source: str
+        self,
+        edge: Edge,
+        keys: Sequence[tuple[str, bool]],
+        where: Where,
+        sums: Sequence[str],
+        source: str,
     ) -> Sql:
         window, sign = edge
-        groups = [self._expression(name) for name in by]
-        columns = [f"{sql} AS d{position}" for position, (sql, _) in enumerate(groups)]
+        groups = [self._expression(name) for name, _ in keys]
+        columns = [
+            f"{f'COALESCE({sql}, {_EMPTY})' if text else sql} AS k{position}"
+            for position, ((sql, _), (_, text)) in enumerate(zip(groups, keys, strict=True))
+        ]
         columns += [
             f"{sql if sign > 0 else f'-({sql})'} AS m{position}"
             for position, sql in enumerate(sums)
         ]
         condition, values = self.condition(where, window)
         grouped = (
-            f" GROUP BY {', '.join(str(position + 1) for position in range(len(by)))}" if by else ""
+            f" GROUP BY {', '.join(str(position + 1) for position in range(len(keys)))}"
+            if keys
+            else ""
         )
         bound = [value for _, bindings in groups for value in bindings]
         return f"SELECT {', '.join(columns)} FROM {source} WHERE {condition}{grouped}", [
@@ -327,7 +344,8 @@ class Query:
     def _from_rollup(self, part: Part, by: Sequence[str], where: Where, sums: Sequence[str]) -> Sql:
         rollup, *_, sign = part
         columns = [
-            f"{self._of_rollup(rollup, name)} AS d{position}" for position, name in enumerate(by)
+            f"{name if name in rollup.names else self._of_rollup(rollup, name)} AS k{position}"
+            for position, name in enumerate(by)
         ]
         columns += [
             f"{'' if sign > 0 else '-'}{name} AS m{position}" for position, name in enumerate(sums)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import tzinfo
 from decimal import Decimal
@@ -135,17 +135,16 @@ def margin(
             call.
         LedgerError: The ledger cannot be read.
     """
+    tally = _Tally()
     with ledger.snapshot():
         groups = ledger.groups((on,), where, window, original_prices=original_prices, zone=zone)
         if limit is None:
             groups.foremost(None)  # each of them is needed: read them once
-        customers = _customers(groups, revenue, known_as)
+        customers = _customers(groups, revenue, known_as, tally)
         ordered = sorted(customers) if limit is None else nsmallest(limit, customers)
-        names = [name for customer in ordered for name in customer[5]]
+        names = [name for *_, found in ordered for name in found]
         spends = groups.of([(name,) for name in names])
         total, unowned = groups.total(), groups.of([(None,)]).get((None,), Spend())
-    idle = [paid or 0 for *_, paid, _, calls, _ in customers if not calls]
-    unpaid = [cost or 0 for *_, paid, _, _, cost in customers if paid is None]
     return MarginReport(
         on=on,
         window=window,
@@ -155,55 +154,72 @@ def margin(
         unowned=unowned,
         owners=Unattributed(unowned, total),
         original_prices=original_prices,
-        more=len(customers) - len(ordered),
-        idle=Part(len(idle), sum(idle)),
-        unpaid=Part(len(unpaid), sum(unpaid)),
-        unknown=sum(customer[0] for customer in customers),
+        more=tally.customers - len(ordered),
+        idle=Part(tally.idle, tally.idle_paid),
+        unpaid=Part(tally.unpaid, tally.unpaid_cost),
+        unknown=tally.unknown,
     )
 
 
-_Customer: TypeAlias = tuple[bool, int, str, int, int | None, tuple[str, ...], int, int | None]
+_Customer: TypeAlias = tuple[bool, int, str, int, int | None, tuple[str, ...]]
 """
-Whether the margin is unknown, the margin, the id, a number, the revenue, the names with calls, the
-calls, and the cost. So they sort as the rows of the report.
+Whether the margin is unknown, the margin, the id, a number, the revenue, and the names with calls.
+So they sort as the rows of the report.
 """
+
+
+@dataclass(slots=True)
+class _Tally:
+    """The counts of ``MarginReport``, after all customers."""
+
+    customers: int = 0
+    idle: int = 0
+    idle_paid: int = 0
+    unpaid: int = 0
+    unpaid_cost: int = 0
+    unknown: int = 0
 
 
 # Complex: one pass, as there are as many customers as users.
-def _customers(groups: Groups, revenue: Mapping[str, int], known_as: KnownAs) -> list[_Customer]:
+def _customers(
+    groups: Groups, revenue: Mapping[str, int], known_as: KnownAs, tally: _Tally
+) -> Iterator[_Customer]:
+    """Yield the customers: most of them are not shown, and need not be kept."""
     costs = groups.costs()
-    of_names = dict(
-        zip(costs.dimensions[0], zip(costs.calls, costs.cost_femto, strict=True), strict=True)
-    )
-    of_names.pop(None, None)
-    customers: list[_Customer] = []
+    calls, femto = costs.calls, costs.cost_femto
+    places = dict(zip(costs.dimensions[0], range(len(calls)), strict=True))
+    places.pop(None, None)
     taken: dict[str, str] = {}
-    for id_, paid in revenue.items():
-        calls, cost, found = 0, None, []
+    unknown = 0
+    for number, (id_, paid) in enumerate(revenue.items()):
+        cost: int | None = None
+        found: tuple[str, ...] = ()
         for name in dict.fromkeys(known_as(id_)):
             if name in taken:
                 raise AmbiguousCustomers(
                     f"the customers {taken[name]!r} and {id_!r} are both {name!r} in the ledger"
                 )
             taken[name] = id_
-            if (one := of_names.pop(name, None)) is not None:
-                found.append(name)
-                calls += one[0]
-                cost = one[1] if cost is None else cost + (one[1] or 0)
-        if not calls:
+            if (place := places.pop(name, None)) is not None:
+                found += (name,)
+                cost = femto[place] if cost is None else cost + (femto[place] or 0)
+        if not found:
+            tally.idle += 1
+            tally.idle_paid += paid
             cost = 0
-        place = len(customers)
-        left = 0 if cost is None else paid - cost
-        customers.append((cost is None, left, id_, place, paid, tuple(found), calls, cost))
-    customers += [
-        (cost is None, -(cost or 0), name, place, None, (name,), calls, cost)
-        for place, (name, (calls, cost)) in enumerate(of_names.items(), len(customers))
-        if name is not None
-    ]
-    return customers
+        unknown += cost is None
+        yield cost is None, 0 if cost is None else paid - cost, id_, number, paid, found
+    whole = 0
+    for number, (rest, place) in enumerate(places.items(), len(revenue)):
+        cost = femto[place]
+        unknown += cost is None
+        whole += cost or 0
+        yield cost is None, -(cost or 0), str(rest), number, None, (str(rest),)
+    tally.customers, tally.unknown = len(revenue) + len(places), unknown
+    tally.unpaid, tally.unpaid_cost = len(places), whole
 
 
 def _row(customer: _Customer, spends: Mapping[Key, Spend]) -> MarginRow:
-    _, _, id_, _, paid, names, _, _ = customer
+    _, _, id_, _, paid, names = customer
     found = [spends[name,] for name in names]
     return MarginRow(id_, paid, found[0] if paid is None else add_up(found))

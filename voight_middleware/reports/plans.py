@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
 from decimal import Decimal
 from fractions import Fraction
+from typing import TypeAlias
 
 from msgspec.structs import replace
 
@@ -167,11 +168,14 @@ def plans(
         groups = ledger.groups(
             ("plan", "user_id"), where, window, original_prices=original_prices, zone=zone
         )
-        users: dict[str | None, list[tuple[str, int | None]]] = {}
+        users: dict[str | None, _Users] = {}
         costs = groups.costs()
         for plan, user, cost in zip(*costs.dimensions, costs.cost_femto, strict=True):
             if user is not None:
-                users.setdefault(plan, []).append((user, cost))
+                if (of_plan := users.get(plan)) is None:
+                    of_plan = users[plan] = [], []
+                of_plan[0].append(user)
+                of_plan[1].append(cost)
         spends = {group.dimensions["plan"]: _plain(group) for group in groups.within(("plan",))}
         unowned = {
             group.dimensions["plan"]: _plain(group)
@@ -190,7 +194,7 @@ def plans(
                 _row(
                     groups,
                     plan,
-                    users.get(plan, []),
+                    users.get(plan, ([], [])),
                     spend,
                     unowned=unowned.get(plan, Spend()),
                     total=total,
@@ -220,10 +224,14 @@ def plans(
     )
 
 
+_Users: TypeAlias = tuple[list[str], list[int | None]]
+"""The users of a plan, and the cost of each."""
+
+
 def _row(
     groups: Groups,
     plan: str | None,
-    users: Sequence[tuple[str, int | None]],
+    users: _Users,
     spend: Spend,
     *,
     unowned: Spend,
@@ -231,22 +239,27 @@ def _row(
     threshold: int | None,
     paid: int | None,
 ) -> PlanRow:
-    costs = sorted((cost for _, cost in users if cost is not None), reverse=True)
+    names, each = users
+    costs = sorted([cost for cost in each if cost is not None], reverse=True)
     if threshold is None:
         middle = median(costs)
         threshold = paid or (None if middle is None else TIMES_THE_MEDIAN * middle)
-    above = [
-        (plan, user)
-        for user, cost in users
-        if threshold is not None and cost is not None and cost > threshold
-    ]
+    above = (
+        []
+        if threshold is None
+        else [
+            (plan, user)
+            for user, cost in zip(names, each, strict=True)
+            if cost is not None and cost > threshold
+        ]
+    )
     heavy = [HeavyUser(str(key[1]), group) for key, group in groups.of(above).items()]
     return PlanRow(
         plan=plan,
         spend=spend,
         share=ratio(spend.cost_femto, total.cost_femto),
-        users=len(users),
-        unpriced_users=len(users) - len(costs),
+        users=len(names),
+        unpriced_users=len(names) - len(costs),
         unowned=unowned,
         costs=tuple(costs),
         threshold_femto=threshold,
