@@ -8,11 +8,8 @@ from voight_middleware.config.ledger_url import ledger_url, sqlite_path
 from voight_middleware.config.values import SettingsError
 from voight_middleware.ledger.base import (
     DIMENSIONS,
-    Costs,
     Expired,
     ForeignLedger,
-    Groups,
-    Key,
     Ledger,
     LedgerError,
     PersonalData,
@@ -26,11 +23,8 @@ from voight_middleware.ledger.base import (
 
 __all__ = (
     "DIMENSIONS",
-    "Costs",
     "Expired",
     "ForeignLedger",
-    "Groups",
-    "Key",
     "Ledger",
     "LedgerError",
     "PersonalData",

@@ -17,8 +17,6 @@ from voight_middleware.ledger.query import (
     Dialect,
     Query,
     Sql,
-    read_costs,
-    read_foremost,
     read_spend,
 )
 from voight_middleware.ledger.rollups import Rollup
@@ -145,7 +143,7 @@ class SqlGroups:
         assert self._rollup is not None
         for grouped in (False, True)[len(self._by) < len(self._rollup.names) - 1 :]:
             sql = self._query.costs(self._by, self._where, self._window, grouped=grouped)
-            costs = read_costs(self._by, self._run(sql)[0], self._dialect)
+            costs = _read_costs(self._by, self._run(sql)[0], self._dialect)
             if costs is not None:
                 return costs
         raise AssertionError("unreachable")
@@ -180,7 +178,7 @@ class SqlGroups:
         exact = cover == self._window
         size = limit if exact else limit * _STEPS[-1] + 1
         sql = self._query.foremost(self._by, self._where, cover, size)
-        rows = [read_foremost(self._by, row, self._dialect) for row in self._run(sql)]
+        rows = [_read_foremost(self._by, row, self._dialect) for row in self._run(sql)]
         keys = [key for key, _ in rows]
         if exact:
             return sorted(self.of(keys).values(), key=_by_cost)
@@ -245,3 +243,26 @@ def _by_cost(group: Spend) -> Any:
     """Sort as ``Ledger.spend`` does."""
     names = [(name is not None, name or "") for name in group.dimensions.values()]
     return group.cost_femto is None, -(group.cost_femto or 0), -group.calls, names
+
+
+def _read_costs(by: Sequence[str], row: Sequence[Any], dialect: Dialect) -> Costs | None:
+    """Return the result of ``Query.costs``, None if a group has several rows."""
+    columns = dialect.read_arrays(row)
+    calls, *parts, unpriced = columns[len(by) :]
+    texts = [[name or "" for name in column] for column in columns[: len(by)]]
+    if len({*map("\n".join, zip(*texts, strict=True))}) < len(calls):
+        return None
+    priced = [
+        None if count == missing else cost
+        for count, missing, cost in zip(calls, unpriced, dialect.costs_of(*parts), strict=True)
+    ]
+    names = tuple([text or None for text in column] for column in texts)
+    return Costs(names, calls, priced, unpriced)
+
+
+def _read_foremost(
+    by: Sequence[str], row: Sequence[Any], dialect: Dialect
+) -> tuple[Key, int | None]:
+    """Return the key and the cost of one row of the result of ``Query.foremost``."""
+    calls, *costs, unpriced = row[len(by) :]
+    return tuple(row[: len(by)]), None if calls == unpriced else dialect.cost(costs)

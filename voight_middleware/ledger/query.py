@@ -6,20 +6,19 @@ all engines.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from datetime import UTC, datetime, timedelta, tzinfo
-from itertools import islice, pairwise
+from datetime import UTC, tzinfo
+from itertools import islice
 from typing import Any, Protocol
 
 from voight_middleware.ledger.base import (
     DIMENSIONS,
-    Costs,
-    Key,
     Spend,
     UnknownDimension,
     Where,
     Window,
     has_wildcard,
 )
+from voight_middleware.ledger.offsets import case, offset_text, offsets
 from voight_middleware.ledger.rollups import (
     PLANS,
     Bucket,
@@ -35,7 +34,6 @@ Sql = tuple[str, list[Any]]
 
 TIMES = ("hour", "day", "week", "month")
 _EMPTY = "''"
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Dialect(Protocol):
@@ -337,7 +335,7 @@ class Query:
         if not timed or self._zone is None:
             return rollups
         whole_hours = all(
-            offset.total_seconds() % 3600 == 0 for _, offset in _offsets(self._zone, *self._extent)
+            offset.total_seconds() % 3600 == 0 for _, offset in offsets(self._zone, *self._extent)
         )
         return [rollup for rollup in rollups if rollup is PLANS] if whole_hours else ()
 
@@ -442,14 +440,12 @@ class Query:
         if self._zone is None:
             utc = self._dialect.moment(name, at)
             return f"{utc} || 'Z'" if name == "hour" else utc
-        offsets = _offsets(self._zone, *self._extent)
-        seconds = _case(
-            at, [(begin, str(int(offset.total_seconds()))) for begin, offset in offsets]
-        )
+        changes = offsets(self._zone, *self._extent)
+        seconds = case(at, [(begin, str(int(offset.total_seconds()))) for begin, offset in changes])
         local = self._dialect.moment(name, at, seconds)
         if name != "hour":  # when clocks are set back, an hour occurs twice, with two offsets
             return local
-        return f"{local} || {_case(at, [(begin, _text(offset)) for begin, offset in offsets])}"
+        return f"{local} || {case(at, [(begin, offset_text(offset)) for begin, offset in changes])}"
 
     def _add_no_term(
         self,
@@ -528,29 +524,6 @@ def _few_users(where: Where) -> bool:
     return is_one_user(where["user_id"]) or _exact(where["user_id"]) is not None
 
 
-def read_costs(by: Sequence[str], row: Sequence[Any], dialect: Dialect) -> Costs | None:
-    """Return the result of ``Query.costs``, None if a group has several rows."""
-    columns = dialect.read_arrays(row)
-    calls, *parts, unpriced = columns[len(by) :]
-    texts = [[name or "" for name in column] for column in columns[: len(by)]]
-    if len({*map("\n".join, zip(*texts, strict=True))}) < len(calls):
-        return None
-    priced = [
-        None if count == missing else cost
-        for count, missing, cost in zip(calls, unpriced, dialect.costs_of(*parts), strict=True)
-    ]
-    names = tuple([text or None for text in column] for column in texts)
-    return Costs(names, calls, priced, unpriced)
-
-
-def read_foremost(
-    by: Sequence[str], row: Sequence[Any], dialect: Dialect
-) -> tuple[Key, int | None]:
-    """Return the key and the cost of one row of the result of ``Query.foremost``."""
-    calls, *costs, unpriced = row[len(by) :]
-    return tuple(row[: len(by)]), None if calls == unpriced else dialect.cost(costs)
-
-
 def read_spend(by: Sequence[str], row: Sequence[Any], dialect: Dialect) -> Spend:
     """Return one row of the result of ``Query.spend``."""
     behind = len(by) + 1 + dialect.costs
@@ -570,39 +543,3 @@ def read_spend(by: Sequence[str], row: Sequence[Any], dialect: Dialect) -> Spend
         estimated_calls=int(estimated or 0),
         errors=int(errors or 0),
     )
-
-
-def _offsets(zone: tzinfo, first: int, last: int) -> list[tuple[int, timedelta]]:
-    """
-    Return the UTC offsets of *zone* between two times, each with the microsecond from which it
-    applies.
-    """
-
-    def offset_at(microseconds: int) -> timedelta:
-        return (_EPOCH + timedelta(microseconds=microseconds)).astimezone(
-            zone
-        ).utcoffset() or timedelta()
-
-    offsets = [(first, offset_at(first))]
-    week = 7 * 24 * 3600 * 1_000_000
-    for begin, end in pairwise([*range(first, last, week), last]):
-        while offsets[-1][1] != offset_at(end):  # the offset stays changed for longer than a week
-            low, high = begin, end
-            while high - low > 1:
-                middle = (low + high) // 2
-                low, high = (middle, high) if offset_at(middle) == offsets[-1][1] else (low, middle)
-            offsets.append((high, offset_at(high)))
-    return offsets
-
-
-def _case(at: str, values: Sequence[tuple[int, str]]) -> str:
-    """Return SQL that selects the value for a moment."""
-    if len(values) == 1:
-        return values[0][1]
-    cases = " ".join(f"WHEN {at} >= {begin} THEN {value}" for begin, value in reversed(values[1:]))
-    return f"(CASE {cases} ELSE {values[0][1]} END)"
-
-
-def _text(offset: timedelta) -> str:
-    minutes = int(offset.total_seconds()) // 60
-    return f"'{'-' if minutes < 0 else '+'}{abs(minutes) // 60:02}:{abs(minutes) % 60:02}'"

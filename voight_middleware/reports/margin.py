@@ -9,7 +9,8 @@ from decimal import Decimal
 from heapq import nsmallest
 from typing import TypeAlias
 
-from voight_middleware.ledger import Groups, Key, Ledger, Spend, Where, Window
+from voight_middleware.ledger import Ledger, Spend, Where, Window
+from voight_middleware.ledger.base import Groups, Key
 from voight_middleware.ledger.groups import add_up
 from voight_middleware.reports.spend import ratio
 from voight_middleware.reports.unattributed_share import Unattributed

@@ -11,7 +11,8 @@ from typing import TypeAlias
 
 from msgspec.structs import replace
 
-from voight_middleware.ledger import Groups, Ledger, Spend, Where, Window
+from voight_middleware.ledger import Ledger, Spend, Where, Window
+from voight_middleware.ledger.base import Groups
 from voight_middleware.ledger.groups import add_up
 from voight_middleware.reports.spend import per, ratio
 from voight_middleware.reports.timespan import months_in

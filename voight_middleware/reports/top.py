@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
 from decimal import Decimal
 
-from voight_middleware.ledger import Key, Ledger, Spend, Where, Window
+from voight_middleware.ledger import Ledger, Spend, Where, Window
+from voight_middleware.ledger.base import Key
 from voight_middleware.records.money import CONTEXT
 from voight_middleware.reports.spend import per, ratio
 from voight_middleware.reports.timespan import preceding

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from datetime import tzinfo
 from decimal import Decimal
 
-from voight_middleware.ledger import Groups, Ledger, Spend, Where, Window
+from voight_middleware.ledger import Ledger, Spend, Where, Window
+from voight_middleware.ledger.base import Groups
 from voight_middleware.ledger.groups import add_up
 from voight_middleware.reports.spend import ratio
 
