@@ -68,8 +68,10 @@ class Dialect(Protocol):
         """Return the femto-dollars of many rows, from all rows of each cost column."""
         ...
 
-    def array(self, sql: str) -> str:
-        """Return the SQL of all values of a column as one. Only used with rollups."""
+    def array(self, sql: str, *, count: bool = False) -> str:
+        """
+        Return the SQL of all values of a column, or of a *count*, as one. Only used with rollups.
+        """
         ...
 
     def read_arrays(self, row: Sequence[Any]) -> list[list[Any]]:
@@ -183,13 +185,17 @@ class Query:
             ]
             condition, values = self._rows_of_rollup(parts[0], where)
             source = f"{self._dialect.schema}{rollup.table} WHERE {condition}"
-            arrays = map(self._dialect.array, (*columns, *names))
-            return f"SELECT {', '.join(arrays)} FROM {source}", values
+            return f"SELECT {self._arrays(columns, names)} FROM {source}", values
         sql, values, sums = self._grouped(by, where, window, False, names)
         columns = [f"d{position}" for position in range(len(by))]
-        columns += [f"s{position}" for position in range(len(sums))]
-        arrays = map(self._dialect.array, columns)
-        return f"SELECT {', '.join(arrays)} FROM ({sql}) AS groups", values
+        totals = [f"s{position}" for position in range(len(sums))]
+        return f"SELECT {self._arrays(columns, totals)} FROM ({sql}) AS groups", values
+
+    def _arrays(self, columns: Sequence[str], sums: Sequence[str]) -> str:
+        array = self._dialect.array
+        calls, *costs, unpriced = sums
+        counts = [array(sql, count=True) for sql in (calls, unpriced)]
+        return ", ".join((*map(array, columns), counts[0], *map(array, costs), counts[1]))
 
     def count(
         self, by: Sequence[str], where: Where, window: Window, *, original_prices: bool = False

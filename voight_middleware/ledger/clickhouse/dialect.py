@@ -102,7 +102,7 @@ class ClickHouseDialect:
     def costs_of(self, *columns: Sequence[Any]) -> list[int]:
         raise NotImplementedError("there are no rollups")
 
-    def array(self, sql: str) -> str:
+    def array(self, sql: str, *, count: bool = False) -> str:
         raise NotImplementedError("there are no rollups")
 
     def read_arrays(self, row: Sequence[Any]) -> list[list[Any]]:

@@ -35,18 +35,13 @@ class PostgresDialect:
     def costs_of(self, *columns: Sequence[Any]) -> list[int]:
         return [femto(dollars) or 0 for dollars in columns[0]]
 
-    def array(self, sql: str) -> str:
-        return f"array_agg({sql})"
+    def array(self, sql: str, *, count: bool = False) -> str:
+        """Return an array. A sum of counts is NUMERIC before."""
+        return f"array_agg({sql}{'::bigint' if count else ''})"
 
     def read_arrays(self, row: Sequence[Any]) -> list[list[Any]]:
-        """Return the arrays. The sum of whole numbers is a Decimal, and no array is None."""
-        return [
-            [
-                int(value) if isinstance(value, Decimal) and not value % 1 else value
-                for value in column or ()
-            ]
-            for column in row
-        ]
+        """Return the arrays. That of no rows is NULL."""
+        return [column or [] for column in row]
 
     def by_cost(self, sums: Sequence[str]) -> str:
         return f"{sums[0]} DESC"

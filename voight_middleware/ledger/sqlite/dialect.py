@@ -41,7 +41,7 @@ class SQLiteDialect:
     def costs_of(self, *columns: Sequence[Any]) -> list[int]:
         return [high * LIMB + low for high, low in zip(*columns, strict=True)]
 
-    def array(self, sql: str) -> str:
+    def array(self, sql: str, *, count: bool = False) -> str:
         return f"json_group_array({sql})"
 
     def read_arrays(self, row: Sequence[Any]) -> list[list[Any]]:
