@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
-from itertools import islice
 from typing import Any
 
 from msgspec.structs import replace
@@ -62,7 +61,7 @@ class SqlGroups:
         self._by, self._where, self._window = tuple(by), where, window
         self._original_prices = original_prices
         self._rollup = None if original_prices else query.by_users(by, where, window)
-        self._all: dict[Key, Spend] | None = None
+        self._all: list[Spend] | None = None
 
     def spend(self, limit: int | None) -> list[Spend]:
         """See ``Ledger.spend``."""
@@ -75,13 +74,13 @@ class SqlGroups:
     def foremost(self, limit: int | None) -> list[Spend]:
         """See ``Groups.foremost``."""
         if self._reads_all or limit is None:
-            return list(islice(self._everything().values(), limit))
+            return self._everything()[:limit]
         return self.spend(limit)
 
     def of(self, keys: Collection[Key]) -> dict[Key, Spend]:
         """See ``Groups.of``."""
         if self._reads_all:
-            groups = self._everything()
+            groups = {tuple(group.dimensions.values()): group for group in self._everything()}
             return {key: groups[key] for key in keys if key in groups}
         found: dict[Key, Spend] = {}
         for some in _parts(keys, self._by):
@@ -134,10 +133,10 @@ class SqlGroups:
         if self._reads_all:
             groups = self._everything()
             return Costs(
-                tuple(zip(*groups, strict=True)) if groups else tuple(() for _ in self._by),
-                [group.calls for group in groups.values()],
-                [group.cost_femto for group in groups.values()],
-                [group.unpriced_calls for group in groups.values()],
+                tuple([group.dimensions[name] for group in groups] for name in self._by),
+                [group.calls for group in groups],
+                [group.cost_femto for group in groups],
+                [group.unpriced_calls for group in groups],
             )
         # A user seldom has several rows with all other names but one.
         assert self._rollup is not None
@@ -152,12 +151,9 @@ class SqlGroups:
     def _reads_all(self) -> bool:
         return self._rollup is None or self._all is not None
 
-    def _everything(self) -> dict[Key, Spend]:
+    def _everything(self) -> list[Spend]:
         if self._all is None:
-            self._all = {
-                tuple(group.dimensions.values()): group
-                for group in self._spend(self._by, self._where)
-            }
+            self._all = self._spend(self._by, self._where)
         return self._all
 
     def _spend(self, by: Sequence[str], where: Where, limit: int | None = None) -> list[Spend]:
@@ -198,7 +194,7 @@ class SqlGroups:
 
     def _added_up(self, by: Sequence[str], without: str | None) -> list[Spend]:
         parts: dict[Key, list[Spend]] = {} if by else {(): []}
-        for group in self._everything().values():
+        for group in self._everything():
             if without is None or group.dimensions[without] is None:
                 parts.setdefault(tuple(group.dimensions[name] for name in by), []).append(group)
         return [_with(add_up(groups), by, key) for key, groups in parts.items()]
