@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sqlite3
 import tempfile
 from collections.abc import Generator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from hypothesis import strategies as st
 
 from voight_middleware.ledger import Where, Window, rollups
 from voight_middleware.ledger.sqlite import SQLiteLedger
+from voight_middleware.ledger.sqlite.triggers import fill, table
 from voight_middleware.records.call import Call, LateAttribution, Submission
 from voight_middleware.records.tags import Tags
 from voight_middleware.records.usage import Usage
@@ -43,6 +46,10 @@ QUESTIONS: list[tuple[tuple[str, ...], Where]] = [
     (("day", "release"), {"user_id": "u_1"}),
     (("plan",), {"user_id": ("u_1", "x")}),
     ((), {"user_id": ("u_2", "u_1.....*"), "day": "2026-11-02"}),
+    (("hour", "cost_status"), {"release": "a"}),
+    (("model", "cost_status"), {"user_id": "u_1"}),
+    (("user_id", "model"), {"release": ("a", None), "cost_status": "priced"}),
+    (("cost_status", "user_id"), {"user_id": None}),
 ]
 
 
@@ -128,7 +135,7 @@ def test_rollups_say_what_the_calls_say(steps: list[Any], since: int, until: int
                 found, expected = whole(ledger, by, where, window)
                 assert found == expected, (by, where, window)
         empty = [f"SELECT COUNT(*) FROM {rollup.table} WHERE calls <= 0" for rollup in rollups.ROLLUPS]
-        assert [ledger._db.execute(query).fetchone()[0] for query in empty] == [0, 0, 0, 0]
+        assert [ledger._db.execute(query).fetchone()[0] for query in empty] == [0] * len(rollups.ROLLUPS)
 
 
 def test_every_question_above_is_answered_by_a_rollup() -> None:
@@ -144,10 +151,10 @@ def test_every_question_above_is_answered_by_a_rollup() -> None:
     [
         (("session_id",), {}, Window()),
         (("user_id", "hour"), {}, Window()),
-        (("user_id", "model"), {}, Window()),
+        (("user_id", "route"), {}, Window()),
         (("hour", "route"), {}, Window()),
-        (("model",), {"user_id": "u_1"}, Window()),
-        (("model",), {"user_id": "u*"}, Window()),
+        (("route",), {"user_id": "u_1"}, Window()),
+        (("model", "plan"), {"user_id": "u*"}, Window()),
         (("feature",), {}, Window()),
         ((), {}, Window(START + 5, START + DAY // 24)),
         (("user_id",), {}, Window(START + 5, START + DAY)),
@@ -155,10 +162,10 @@ def test_every_question_above_is_answered_by_a_rollup() -> None:
     ids=[
         "session",
         "user and hour",
-        "user and model",
+        "user and route",
         "hour and route",
-        "model of a user",
-        "model of users",
+        "route of a user",
+        "model and plan of users",
         "extra key",
         "part of an hour",
         "part of a day",
@@ -167,6 +174,42 @@ def test_every_question_above_is_answered_by_a_rollup() -> None:
 def test_what_no_rollup_knows_is_asked_of_the_calls(by: Any, where: Any, window: Window) -> None:
     """A dimension that no rollup has, and a window without a whole bucket."""
     assert rollups.plan_query(by, where, window) == ([], [window])
+
+
+def test_a_ledger_of_version_3_gets_the_rollups_of_version_4(tmp_path: Path) -> None:
+    """It had no sums by user and model, and none by status; its calls are counted in both, and so is every later change."""
+    path = tmp_path / "ledger.db"
+    made = [
+        Call(
+            call_id=f"c{number}",
+            occurred_at=START + number * DAY,
+            provider="openai",
+            endpoint="chat",
+            model="m",
+            tags=Tags(user_id="u_1", release="a"),
+            cost_femto=(None, 5)[number % 2],
+            cost_status=("unpriced", "priced")[number % 2],
+        )
+        for number in range(5)
+    ]
+    with closing(SQLiteLedger(path)) as ledger:
+        ledger.insert(made[:4])
+    with closing(sqlite3.connect(path)) as db:
+        for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+            db.execute(f"DROP TRIGGER {name}")
+        db.execute("DROP TABLE months_of_user_models")
+        db.execute("DROP TABLE hours_of_plans")
+        former = replace(rollups.PLANS, names=rollups.PLANS.names[:-1])
+        db.execute(table(former))
+        db.execute(fill(former))
+        db.execute("PRAGMA user_version = 3")
+        db.commit()
+    with closing(SQLiteLedger(path)) as ledger:
+        ledger.insert(made)
+        for by, where in QUESTIONS:
+            found, expected = whole(ledger, by, where, Window())
+            assert found == expected, (by, where)
+        assert {row.dimensions["cost_status"]: row.calls for row in ledger.spend(["cost_status"])} == {"unpriced": 3, "priced": 2}
 
 
 def test_rollups_can_be_built_anew() -> None:

@@ -117,11 +117,19 @@ MODELS = Rollup(
     ("plan", "provider", "model", "endpoint", "route", "release", "attribution"),
     owned=True,
 )
-PLANS = Rollup("hours_of_plans", "hour", ("plan", "provider", "model", "release"), owned=True)
+PLANS = Rollup(
+    "hours_of_plans",
+    "hour",
+    ("plan", "provider", "model", "release", "cost_status"),
+    owned=True,
+)
 USERS = Rollup("months_of_users", "month", ("user_id", "plan", "tenant_id"))
 USER_DAYS = Rollup("days_of_users", "day", ("user_id", "plan", "tenant_id", "release"))
-ROLLUPS = (MODELS, PLANS, USERS, USER_DAYS)
-_CHAINS = ((MODELS, PLANS), (USERS, USER_DAYS))
+USER_MODELS = Rollup(
+    "months_of_user_models", "month", ("user_id", "release", "model", "cost_status")
+)
+ROLLUPS = (MODELS, PLANS, USERS, USER_DAYS, USER_MODELS)
+_CHAINS = ((MODELS, PLANS), (USERS, USER_DAYS), (USER_MODELS,))
 """
 The smaller tables first, and in each chain the coarser one. The next one serves the edges of a
 window.

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from voight_middleware.ledger.base import MAX_COUNT, PriceVersion
-from voight_middleware.ledger.rollups import ROLLUPS
+from voight_middleware.ledger.rollups import MODELS, PLANS, ROLLUPS, USER_DAYS, USER_MODELS, USERS
 from voight_middleware.ledger.rows import (
     COUNTED,
     COUNTS,
@@ -28,7 +28,7 @@ from voight_middleware.records.usage import COUNT_NAMES
 
 APPLICATION_ID = 0x564F4947
 """``VOIG``: the ``PRAGMA application_id`` of a ledger."""
-VERSION = 3
+VERSION = 4
 """The ``PRAGMA user_version`` of a ledger of this version."""
 
 _JOBS = (
@@ -111,7 +111,8 @@ CREATE TABLE calls (
     *_JOBS,
     _FORMER_COSTS,
     _CALLS_OF_USERS,
-    *triggers.tables(),
+    *map(triggers.table, ROLLUPS),
+    *triggers.triggers(),
 )
 UPGRADES = {
     1: (
@@ -125,7 +126,21 @@ UPGRADES = {
         *_JOBS,
         _FORMER_COSTS,
     ),
-    2: (_CALLS_OF_USERS, *triggers.tables(), *(triggers.fill(rollup) for rollup in ROLLUPS)),
+    2: (
+        _CALLS_OF_USERS,
+        *map(triggers.table, (MODELS, USERS, USER_DAYS)),
+        *map(triggers.fill, (MODELS, USERS, USER_DAYS)),
+    ),
+    3: (
+        *(
+            f"DROP TRIGGER IF EXISTS {name}"
+            for name in ("call_added", "call_removed", "call_changed")
+        ),
+        f"DROP TABLE IF EXISTS {PLANS.table}",
+        *map(triggers.table, (PLANS, USER_MODELS)),
+        *map(triggers.fill, (PLANS, USER_MODELS)),
+        *triggers.triggers(),
+    ),
 }
 """The statements that upgrade a ledger from each older version to the next."""
 

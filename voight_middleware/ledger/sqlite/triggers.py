@@ -87,24 +87,25 @@ _BUCKETS = {
 }
 
 
-def tables() -> list[str]:
-    """Return the statements that create empty rollups and their triggers."""
+def table(rollup: Rollup) -> str:
+    """Return the statement that creates an empty rollup."""
     measures = ", ".join(f"{name} INTEGER NOT NULL" for name in MEASURES)
-    made = []
-    for rollup in ROLLUPS:
-        key = ", ".join(
-            f"{name} {'INTEGER' if name in ('owned', 'hour') else 'TEXT'} NOT NULL"
-            for name in rollup.key
-        )
-        made.append(
-            f"CREATE TABLE {rollup.table} ({key}, {measures}, PRIMARY KEY "
-            f"({', '.join(rollup.key)})) STRICT, WITHOUT ROWID"
-        )
+    key = ", ".join(
+        f"{name} {'INTEGER' if name in ('owned', 'hour') else 'TEXT'} NOT NULL"
+        for name in rollup.key
+    )
+    return (
+        f"CREATE TABLE {rollup.table} ({key}, {measures}, PRIMARY KEY "
+        f"({', '.join(rollup.key)})) STRICT, WITHOUT ROWID"
+    )
+
+
+def triggers() -> list[str]:
+    """Return the statements that create the triggers of all rollups."""
     names = sorted({*_COUNTED, "user_id", *(name for rollup in ROLLUPS for name in rollup.names)})
     take = [_change(rollup, "OLD.", "-") for rollup in ROLLUPS]
     give = [_change(rollup, "NEW.", "+") for rollup in ROLLUPS]
     return [
-        *made,
         f"CREATE TRIGGER call_added AFTER INSERT ON calls BEGIN {' '.join(give)} END",
         f"CREATE TRIGGER call_removed AFTER DELETE ON calls BEGIN {' '.join(take)} END",
         (
