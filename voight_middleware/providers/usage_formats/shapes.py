@@ -14,8 +14,11 @@ from typing import Any
 import msgspec
 
 _split = re.compile(r":([1-9][0-9]{0,11})").split
-_ODD = re.compile(r"%(?!d)|%d(?![,}\]])|[:,\[]\s*-?(?!0[,}\]])[0-9]")
-"""A percent sign, a placeholder inside a longer word, or a number that is left, 0 excepted."""
+_ODD = re.compile(r"^(?!{)|\0|%(?!d)|%d(?![,}\]])|[:,\[]\s*-?(?!0[,}\]])[0-9]")
+"""
+No object, a NUL, a percent sign, a placeholder inside a longer word, or a number that is left, 0
+excepted.
+"""
 
 # Keep numbers with a fraction, such as a cost, exact.
 decode = msgspec.json.Decoder(dict[str, Any], float_hook=Decimal).decode

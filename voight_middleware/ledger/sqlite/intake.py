@@ -1,0 +1,265 @@
+"""
+Insert calls into a SQLite ledger: a batch at a time, with its rollups, in few statements.
+
+sqlite3 releases the GIL for each statement, and in a busy application waits milliseconds to get it
+back. So the rows of a batch are bound a hundred at a time into a temporary table. From there, one
+statement inserts them, and one adds their sums to each rollup.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import chain
+from typing import Any, TypeAlias
+
+from voight_middleware.ledger.rollups import ROLLUPS
+from voight_middleware.ledger.rows import Row
+from voight_middleware.ledger.sqlite import triggers
+from voight_middleware.ledger.sqlite.packed import (
+    COLUMNS,
+    KINDS,
+    NUMBERS,
+    PLACES,
+    SHAPES,
+    Dictionary,
+    call_key,
+    kind_of,
+    placeholder,
+    plain_values,
+    rare_text,
+    tags_of,
+    unpacked,
+    usage_values,
+)
+from voight_middleware.providers.usage_formats.shapes import split
+from voight_middleware.records.call import Call
+
+_BATCH = (
+    f"CREATE TEMP TABLE IF NOT EXISTS new_calls ({', '.join(COLUMNS)})",
+    f"CREATE TEMP TABLE IF NOT EXISTS new_sums ({', '.join(triggers.MEASURED)})",
+)
+_ONE_ROW = f"({', '.join(map(placeholder, COLUMNS))})"
+# Binding a None takes three times as long as a value (sqlite3 looks for an adapter), hence the
+# NULLIFs of the placeholders.
+_BIND = {
+    rows: f"INSERT INTO temp.new_calls VALUES {', '.join([_ONE_ROW] * rows)}"
+    for rows in (100, 10, 1)
+}
+"""Statements by the number of calls they bind."""
+# OR IGNORE would also skip a call that breaks a CHECK.
+_INSERT = (
+    f"INSERT INTO packed_calls ({', '.join(COLUMNS)}) SELECT * FROM temp.new_calls WHERE 1 ON "
+    "CONFLICT DO NOTHING"
+)
+_DROP_KNOWN = (
+    "DELETE FROM temp.new_calls WHERE call_key IN (SELECT known.call_key FROM temp.new_calls AS new "
+    "CROSS JOIN packed_calls AS known ON known.call_key = new.call_key)"
+)
+_UNPACKED = f"({unpacked('temp.new_calls')})"
+_ADD_SUMS = (
+    f"INSERT INTO temp.new_sums {triggers.measured(_UNPACKED)}",
+    *(triggers.add(rollup, "temp.new_sums") for rollup in ROLLUPS),
+    "DELETE FROM temp.new_sums",
+)
+_EMPTY = "DELETE FROM temp.new_calls"
+_MOST = 20_000
+"""How many rows of a dictionary are remembered."""
+
+
+Unpacked: TypeAlias = tuple[Row, Row, Sequence[Any], str, str]
+"""
+A call before it is packed: its values in ``kinds`` and in ``places``, the plain columns with time
+and id in front, the text of its usage, and the rare columns.
+"""
+
+
+class KnownCalls(Exception):
+    """Some calls of a batch are in the ledger already. Nothing was inserted."""
+
+
+class Intake:
+    """
+    Inserts calls through one connection. Call every method inside a transaction.
+
+    Args:
+        db: The connection.
+        price_id: Returns the row of a price.
+    """
+
+    def __init__(
+        self, db: sqlite3.Connection, price_id: Callable[[str], int] | None = None
+    ) -> None:
+        self._db = db
+        self._kinds = _Known(db, KINDS, price_id)
+        self._places = _Known(db, PLACES)
+        self._shapes = _Known(db, SHAPES)
+        self._version: int | None = None
+
+    def forget(self) -> None:
+        """Forget what the dictionaries contain: a transaction was rolled back, or rows changed."""
+        for known in (self._kinds, self._places, self._shapes):
+            known.ids.clear()
+
+    def begin(self) -> None:
+        """Begin a transaction: another process may have erased a row of a dictionary."""
+        (version,) = self._db.execute("PRAGMA data_version").fetchone()
+        if version != self._version:
+            self._version = version
+            self.forget()
+
+    def insert(self, calls: Sequence[Call], *, careful: bool = False) -> int:
+        """
+        Insert calls that are not there yet, and add them to the rollups. Return how many were new.
+
+        Args:
+            calls: The calls.
+            careful: Whether some of the calls may be there already. That takes longer.
+
+        Raises:
+            KnownCalls: Some are there, and *careful* is False. Roll the transaction back.
+        """
+        if careful:
+            first = {call.call_id: call for call in reversed(calls)}
+            calls = list(reversed(first.values()))
+        if not calls:
+            return 0
+        new = self._store(self._rows(calls), careful)
+        for statement in _ADD_SUMS:
+            self._db.execute(statement)
+        self._db.execute(_EMPTY)
+        return new
+
+    def copy(self, rows: Sequence[Unpacked]) -> None:
+        """Insert calls of an older ledger, whose rollups have them already."""
+        shapes = [_shape(usage) for _, _, _, usage, _ in rows]
+        kind_ids = self._kinds.learn([row[0] for row in rows])
+        place_ids = self._places.learn([row[1] for row in rows])
+        shape_ids = self._shapes.learn([(shape,) for shape, _ in shapes if shape is not None])
+        packed = [
+            (
+                occurred_at,
+                call_key(call_id),
+                kind_ids[kind],
+                place_ids[place],
+                *plain,
+                *usage_values(usage, shape_ids.get((shape,)), numbers),
+                rare,
+            )
+            for (kind, place, (occurred_at, call_id, *plain), usage, rare), (shape, numbers) in zip(
+                rows, shapes, strict=True
+            )
+        ]
+        self._store(packed, False)
+        self._db.execute(_EMPTY)
+
+    def _rows(self, calls: Sequence[Call]) -> list[Row]:
+        kinds = [kind_of(call) for call in calls]
+        tags = [tags_of(call.tags) for call in calls]
+        places = [
+            (plan, route, release, call.attribution)
+            for call, (plan, route, release, *_) in zip(calls, tags, strict=True)
+        ]
+        shapes = [_shape(call.raw_usage) for call in calls]
+        kind_ids = self._kinds.learn(kinds)
+        place_ids = self._places.learn(places)
+        shape_ids = self._shapes.learn([(shape,) for shape, _ in shapes if shape is not None])
+        return [
+            (
+                call.occurred_at,
+                call_key(call.call_id),
+                kind_ids[kind],
+                place_ids[place],
+                user or "",
+                tenant or "",
+                session or "",
+                *plain_values(call),
+                *usage_values(call.raw_usage, shape_ids.get((shape,)), numbers),
+                rare_text(call),
+            )
+            for call, kind, (_, _, _, user, tenant, session), place, (shape, numbers) in zip(
+                calls, kinds, tags, places, shapes, strict=True
+            )
+        ]
+
+    def _store(self, rows: Sequence[Row], careful: bool) -> int:
+        for table in _BATCH:
+            self._db.execute(table)
+        position = 0
+        for count, statement in _BIND.items():
+            while len(rows) - position >= count:
+                some = rows[position : position + count]
+                self._db.execute(statement, tuple(chain.from_iterable(some)))
+                position += count
+        new = len(rows)
+        if careful:
+            new -= self._db.execute(_DROP_KNOWN).rowcount
+        if self._db.execute(_INSERT).rowcount != new:
+            raise KnownCalls
+        return new
+
+
+class _Known:
+    """The rows of a dictionary that this process has seen."""
+
+    def __init__(
+        self,
+        db: sqlite3.Connection,
+        dictionary: Dictionary,
+        price_id: Callable[[str], int] | None = None,
+    ) -> None:
+        self._db = db
+        self._dictionary = dictionary
+        self._price_id = price_id
+        self.ids: dict[Row, Any] = {}
+        """
+        Ids by values. An empty text means no value, and a price may be its text. The id is None if
+        the dictionary is full, or the only value is None.
+        """
+
+    def learn(self, rows: Collection[Row]) -> dict[Row, Any]:
+        """Return ``ids``, with the ids of *rows*. Rows that are not there are added."""
+        missing = list(set(rows).difference(self.ids))
+        if missing and len(self.ids) > _MOST:
+            self.ids.clear()
+            missing = list(set(rows))
+        position = 0
+        for count in (100, 10, 1):
+            while len(missing) - position >= count:
+                self._learn(missing[position : position + count])
+                position += count
+        return self.ids
+
+    def _learn(self, rows: Sequence[Row]) -> None:
+        dictionary = self._dictionary
+        one = f"({', '.join('?' * len(dictionary.columns))})"
+        source = (
+            f"WITH source ({', '.join(dictionary.columns)}) AS (VALUES "
+            f"{', '.join([one] * len(rows))})"
+        )
+        values = tuple(chain.from_iterable(map(self._stored, rows)))
+        self._db.execute(f"{source} {dictionary.add('source')}", values)
+        (ids,) = self._db.execute(
+            f"{source} SELECT json_group_array((SELECT MIN({dictionary.id}) FROM "
+            f"{dictionary.table} WHERE {dictionary.same('source')})) FROM source",
+            values,
+        ).fetchone()
+        self.ids.update(zip(rows, json.loads(ids), strict=True))
+
+    def _stored(self, row: Row) -> Iterator[Any]:
+        for value, (name, kind) in zip(row, self._dictionary.columns.items(), strict=True):
+            if name == "price_id" and isinstance(value, str) and self._price_id is not None:
+                yield self._price_id(value)
+            elif isinstance(value, bool):
+                yield int(value)
+            else:
+                yield None if value == "" and "NOT NULL" not in kind else value
+
+
+_NO_SHAPE: tuple[None, tuple[int, ...]] = None, ()
+
+
+def _shape(text: str | None) -> tuple[str | None, tuple[int, ...]]:
+    parts = split(text) if text else None
+    return parts if parts is not None and len(parts[1]) <= NUMBERS else _NO_SHAPE
