@@ -26,10 +26,9 @@ from voight_middleware.ledger.sqlite.packed import (
     Dictionary,
     call_key,
     kind_of,
+    place_of,
     placeholder,
     plain_values,
-    rare_text,
-    tags_of,
     unpacked,
     usage_values,
 )
@@ -45,7 +44,7 @@ _ONE_ROW = f"({', '.join(map(placeholder, COLUMNS))})"
 # NULLIFs of the placeholders.
 _BIND = {
     rows: f"INSERT INTO temp.new_calls VALUES {', '.join([_ONE_ROW] * rows)}"
-    for rows in (100, 10, 1)
+    for rows in (500, 100, 10, 1)
 }
 """Statements by the number of calls they bind."""
 # OR IGNORE would also skip a call that breaks a CHECK.
@@ -68,10 +67,10 @@ _MOST = 20_000
 """How many rows of a dictionary are remembered."""
 
 
-Unpacked: TypeAlias = tuple[Row, Row, Sequence[Any], str, str]
+Unpacked: TypeAlias = tuple[Row, Row, int, str, Sequence[Any], str]
 """
-A call before it is packed: its values in ``kinds`` and in ``places``, the plain columns with time
-and id in front, the text of its usage, and the rare columns.
+A call before it is packed: its values in ``kinds`` and in ``places``, time and id, the plain
+columns, and the text of its usage.
 """
 
 
@@ -133,7 +132,7 @@ class Intake:
 
     def copy(self, rows: Sequence[Unpacked]) -> None:
         """Insert calls of an older ledger, whose rollups have them already."""
-        shapes = [_shape(usage) for _, _, _, usage, _ in rows]
+        shapes = [_shape(usage) for *_, usage in rows]
         kind_ids = self._kinds.learn([row[0] for row in rows])
         place_ids = self._places.learn([row[1] for row in rows])
         shape_ids = self._shapes.learn([(shape,) for shape, _ in shapes if shape is not None])
@@ -145,9 +144,8 @@ class Intake:
                 place_ids[place],
                 *plain,
                 *usage_values(usage, shape_ids.get((shape,)), numbers),
-                rare,
             )
-            for (kind, place, (occurred_at, call_id, *plain), usage, rare), (shape, numbers) in zip(
+            for (kind, place, occurred_at, call_id, plain, usage), (shape, numbers) in zip(
                 rows, shapes, strict=True
             )
         ]
@@ -156,11 +154,7 @@ class Intake:
 
     def _rows(self, calls: Sequence[Call]) -> list[Row]:
         kinds = [kind_of(call) for call in calls]
-        tags = [tags_of(call.tags) for call in calls]
-        places = [
-            (plan, route, release, call.attribution)
-            for call, (plan, route, release, *_) in zip(calls, tags, strict=True)
-        ]
+        places = [place_of(call) for call in calls]
         shapes = [_shape(call.raw_usage) for call in calls]
         kind_ids = self._kinds.learn(kinds)
         place_ids = self._places.learn(places)
@@ -171,15 +165,11 @@ class Intake:
                 call_key(call.call_id),
                 kind_ids[kind],
                 place_ids[place],
-                user or "",
-                tenant or "",
-                session or "",
                 *plain_values(call),
                 *usage_values(call.raw_usage, shape_ids.get((shape,)), numbers),
-                rare_text(call),
             )
-            for call, kind, (_, _, _, user, tenant, session), place, (shape, numbers) in zip(
-                calls, kinds, tags, places, shapes, strict=True
+            for call, kind, place, (shape, numbers) in zip(
+                calls, kinds, places, shapes, strict=True
             )
         ]
 

@@ -59,20 +59,26 @@ RARE = (
 )
 """The members of ``rare``, each a column of the view."""
 _RARE_COUNTS = tuple(name for name in RARE if name in COUNTS)
-PLAIN = (
-    *("user_id", "tenant_id", "session_id", "tags_extra", "duration", "ttft", "response_id", "job"),
-    *("input", "cache_read", "cache_write", "cache_write_5m", "cache_write_1h", "output"),
-    *("reasoning", "audio_in", "audio_out", "cost_femto"),
+_SUMMED = (
+    *("cost_femto", "input", "cache_read", "cache_write", "cache_write_5m", "cache_write_1h"),
+    *("output", "reasoning", "audio_in", "audio_out"),
 )
+_OWN = (
+    *("user_id", "tenant_id", "session_id", "tags_extra", "duration", "ttft", "response_id", "job"),
+)
+PLAIN = (*_SUMMED, *_OWN)
 """The columns that a call has for itself, and that mean the same in the view."""
 TEXTS = frozenset(("user_id", "tenant_id", "session_id", "tags_extra", "response_id", "job"))
 """Those of them that are text. The others are whole numbers."""
 _NUMBER_NAMES = tuple(f"number_{position}" for position in range(1, NUMBERS + 1))
 COLUMNS = (
-    *("occurred_at", "call_key", "kind_id", "place_id", *PLAIN),
-    *("shape_id", *_NUMBER_NAMES, "raw_usage", "rare"),
+    *("occurred_at", "call_key", "kind_id", "place_id", *_SUMMED, "rare", *_OWN),
+    *("shape_id", *_NUMBER_NAMES, "raw_usage"),
 )
-"""The columns of ``packed_calls``."""
+"""
+The columns of ``packed_calls``. Those that reports read most come first: SQLite reads a row up to
+the last column that it needs.
+"""
 
 
 def _column(name: str) -> str:
@@ -129,11 +135,12 @@ CREATE TABLE packed_calls (
     call_key ANY NOT NULL UNIQUE,
     kind_id INTEGER NOT NULL REFERENCES kinds,
     place_id INTEGER NOT NULL REFERENCES places,
-    {", ".join(map(_column, PLAIN))},
+    {", ".join(map(_column, _SUMMED))},
+    rare TEXT,
+    {", ".join(map(_column, _OWN))},
     shape_id INTEGER REFERENCES usage_shapes,
     {", ".join(f"{name} INTEGER NOT NULL" for name in _NUMBER_NAMES)},
     raw_usage TEXT,
-    rare TEXT,
     PRIMARY KEY (occurred_at, call_key)
 ) STRICT, WITHOUT ROWID"""
 INDEXES = (
@@ -233,8 +240,8 @@ def key_ranges(beginning: str) -> list[tuple[bytes | str, bytes | str]]:
 
 kind_of = attrgetter(*list(KIND)[:-1], "price")
 """Return the values of a call's row in ``kinds``, with its price in place of its row."""
-tags_of = attrgetter("plan", "route", "release", "user_id", "tenant_id", "session_id")
-"""Return the tags of a call that have a column of their own."""
+place_of = attrgetter("tags.plan", "tags.route", "tags.release", "attribution")
+"""Return the values of a call's row in ``places``."""
 _seldom_of = attrgetter(
     "cost_reasons", "tool_calls", "estimated_input", "estimated_output", "list_femto"
 )
@@ -261,9 +268,11 @@ def usage_values(text: str | None, shape_id: int | None, numbers: tuple[int, ...
 # Complex: one expression for each column, as a loop over columns is slower for each call.
 def plain_values(call: Call) -> Row:
     """
-    Return the values of ``PLAIN`` after the first three. An empty text or -1 means no value.
+    Return the values of ``COLUMNS`` from ``cost_femto`` to ``job``. An empty text or -1 means no
+    value.
 
     Raises:
+        OverflowError: A rare count or cost is out of range.
         ValueError: The cost contradicts its status.
     """
     if (call.cost_femto is None) != (call.cost_status == "unpriced"):
@@ -272,12 +281,9 @@ def plain_values(call: Call) -> Row:
             f"{call.cost_status}"
         )
     usage = call.usage or NO_USAGE
+    tags = call.tags
     return (
-        extra_text(extra) if (extra := call.tags.extra) else "",
-        -1 if (number := call.duration) is None else number,
-        -1 if (number := call.ttft) is None else number,
-        call.response_id or "",
-        call.job or "",
+        -1 if (number := call.cost_femto) is None else number,
         -1 if (number := usage.input) is None else number,
         -1 if (number := usage.cache_read) is None else number,
         -1 if (number := usage.cache_write) is None else number,
@@ -287,7 +293,15 @@ def plain_values(call: Call) -> Row:
         -1 if (number := usage.reasoning) is None else number,
         -1 if (number := usage.audio_in) is None else number,
         -1 if (number := usage.audio_out) is None else number,
-        -1 if (number := call.cost_femto) is None else number,
+        _rare_text(call),
+        tags.user_id or "",
+        tags.tenant_id or "",
+        tags.session_id or "",
+        extra_text(tags.extra) if tags.extra else "",
+        -1 if (number := call.duration) is None else number,
+        -1 if (number := call.ttft) is None else number,
+        call.response_id or "",
+        call.job or "",
     )
 
 
@@ -298,13 +312,8 @@ def placeholder(column: str) -> str:
     return "NULLIF(?, -1)" if column in PLAIN or column == "shape_id" else "?"
 
 
-def rare_text(call: Call) -> str:
-    """
-    Return the value of ``rare``, empty for the many calls without any.
-
-    Raises:
-        OverflowError: A count or cost is out of range.
-    """
+def _rare_text(call: Call) -> str:
+    """Return the value of ``rare``, empty for the many calls without any."""
     usage = call.usage
     components = call.components
     if (

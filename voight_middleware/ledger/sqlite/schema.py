@@ -67,11 +67,10 @@ is in ``calls``.
 PACKED = (
     *(table for dictionary in (KINDS, PLACES, SHAPES) for table in dictionary.tables),
     PACKED_CALLS,
-    *INDEXES,
     VIEW,
     *triggers.triggers(),
 )
-"""The statements that create the tables of calls, and the view."""
+"""The statements that create the tables of calls and the view, without ``INDEXES``."""
 TABLES = (
     "CREATE TABLE prices (price_id INTEGER PRIMARY KEY, price TEXT NOT NULL UNIQUE) STRICT",
     "CREATE TABLE extra_keys (key TEXT PRIMARY KEY) STRICT, WITHOUT ROWID",
@@ -80,6 +79,7 @@ TABLES = (
     FORMER_COSTS,
     *map(triggers.table, ROLLUPS),
     *PACKED,
+    *INDEXES,
 )
 
 CALLS = "calls"

@@ -11,7 +11,14 @@ from voight_middleware.ledger.base import MAX_COUNT
 from voight_middleware.ledger.rollups import MODELS, PLANS, USER_DAYS, USER_MODELS, USERS
 from voight_middleware.ledger.sqlite import triggers
 from voight_middleware.ledger.sqlite.intake import Intake
-from voight_middleware.ledger.sqlite.packed import KIND, PLACE, PLAIN, RARE, TEXTS
+from voight_middleware.ledger.sqlite.packed import (
+    COLUMNS,
+    INDEXES,
+    KIND,
+    PLACE,
+    RARE,
+    TEXTS,
+)
 from voight_middleware.ledger.sqlite.schema import FORMER_COSTS, JOBS, PACKED, VERSION
 
 SLICE = 2_000
@@ -57,20 +64,24 @@ _STATEMENTS = {
 """The statements of the upgrade from each older version to the next, before calls are packed."""
 
 
-def _value(name: str) -> str:
-    if name in TEXTS:
-        return f"COALESCE({name}, '')"
-    return f"COALESCE({name}, -1)"
-
-
 _RARE = (
     f"IIF(COALESCE({', '.join(RARE)}) IS NULL, '', json_patch('{{}}', json_object("
     f"{', '.join(f'{name!r}, {name}' for name in RARE)})) || '')"
 )
 """The text is appended to: else it would become a part of the JSON around it."""
+_PLAIN = COLUMNS[COLUMNS.index("cost_femto") : COLUMNS.index("shape_id")]
+
+
+def _value(name: str) -> str:
+    if name == "rare":
+        return _RARE
+    return f"COALESCE({name}, '')" if name in TEXTS else f"COALESCE({name}, -1)"
+
+
 _READ = f"""
 SELECT CAST(json_group_array(json_array(
-    {", ".join((*KIND, *PLACE))}, occurred_at, call_id, {", ".join(map(_value, PLAIN))}, COALESCE(raw_usage, ''), {_RARE}
+    {", ".join((*KIND, *PLACE))}, occurred_at, call_id, {", ".join(map(_value, _PLAIN))},
+    COALESCE(raw_usage, '')
 )) AS BLOB)
 FROM (SELECT * FROM old_calls WHERE (occurred_at, call_id) > (?, ?) ORDER BY occurred_at, call_id LIMIT ?)"""
 _decode = msgspec.json.Decoder(list[list[Any]]).decode
@@ -87,11 +98,15 @@ def upgrade(db: sqlite3.Connection, version: int) -> None:
         for statement in _STATEMENTS[step]:
             db.execute(statement)
     if version < VERSION:
+        db.execute("PRAGMA cache_size = -65536")  # KiB
         for statement in PACKED:
             db.execute(statement)
         _pack(db)
+        for statement in INDEXES:  # sorted once, in place of a search for each call
+            db.execute(statement)
         db.execute("DROP TABLE old_calls")
         db.execute(f"PRAGMA user_version = {VERSION}")
+        db.execute("PRAGMA cache_size = -2000")  # SQLite's own
 
 
 def _pack(db: sqlite3.Connection) -> None:
@@ -108,7 +123,14 @@ def _pack(db: sqlite3.Connection) -> None:
             return
         intake.copy(
             [
-                (tuple(row[:kind]), tuple(row[kind:place]), row[place:-2], row[-2], row[-1])
+                (
+                    tuple(row[:kind]),
+                    tuple(row[kind:place]),
+                    row[place],
+                    row[place + 1],
+                    row[place + 2 : -1],
+                    row[-1],
+                )
                 for row in rows
             ]
         )
