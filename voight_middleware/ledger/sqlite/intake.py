@@ -38,6 +38,7 @@ from voight_middleware.records.call import Call
 _BATCH = (
     f"CREATE TEMP TABLE IF NOT EXISTS new_calls ({', '.join(COLUMNS)})",
     f"CREATE TEMP TABLE IF NOT EXISTS new_sums ({', '.join(triggers.MEASURED)})",
+    f"CREATE TEMP TABLE IF NOT EXISTS new_groups ({', '.join(triggers.MEASURED)})",
 )
 _ONE_ROW = f"({', '.join(map(placeholder, COLUMNS))})"
 # Binding a None takes three times as long as a value (sqlite3 looks for an adapter), hence the
@@ -57,12 +58,21 @@ _DROP_KNOWN = (
     "CROSS JOIN packed_calls AS known ON known.call_key = new.call_key)"
 )
 _UNPACKED = f"({unpacked('temp.new_calls')})"
+# Calls of a batch often have the same model, plan and hour, but seldom the same user: to group them
+# by user first would take longer than to add them one by one.
 _ADD_SUMS = (
     f"INSERT INTO temp.new_sums {triggers.measured(_UNPACKED)}",
-    *(triggers.add(rollup, "temp.new_sums") for rollup in ROLLUPS),
+    f"INSERT INTO temp.new_groups {triggers.grouped('temp.new_sums')}",
+    *(
+        triggers.add(rollup, f"temp.new_{'sums' if 'user_id' in rollup.names else 'groups'}")
+        for rollup in ROLLUPS
+    ),
     "DELETE FROM temp.new_sums",
+    "DELETE FROM temp.new_groups",
 )
 _EMPTY = "DELETE FROM temp.new_calls"
+_AT_ONCE = 500
+"""How many calls are made rows at once."""
 _MOST = 20_000
 """How many rows of a dictionary are remembered."""
 
@@ -124,7 +134,11 @@ class Intake:
             calls = list(reversed(first.values()))
         if not calls:
             return 0
-        new = self._store(self._rows(calls), careful)
+        self._begin()
+        # some at a time: a collection of garbage looks at every tuple that is there
+        for start in range(0, len(calls), _AT_ONCE):
+            self._bind(self._rows(calls[start : start + _AT_ONCE]))
+        new = self._store(len(calls), careful)
         for statement in _ADD_SUMS:
             self._db.execute(statement)
         self._db.execute(_EMPTY)
@@ -132,6 +146,7 @@ class Intake:
 
     def copy(self, rows: Sequence[Unpacked]) -> None:
         """Insert calls of an older ledger, whose rollups have them already."""
+        self._begin()
         shapes = [_shape(usage) for *_, usage in rows]
         kind_ids = self._kinds.learn([row[0] for row in rows])
         place_ids = self._places.learn([row[1] for row in rows])
@@ -149,7 +164,8 @@ class Intake:
                 rows, shapes, strict=True
             )
         ]
-        self._store(packed, False)
+        self._bind(packed)
+        self._store(len(packed), False)
         self._db.execute(_EMPTY)
 
     def _rows(self, calls: Sequence[Call]) -> list[Row]:
@@ -173,16 +189,19 @@ class Intake:
             )
         ]
 
-    def _store(self, rows: Sequence[Row], careful: bool) -> int:
+    def _begin(self) -> None:
         for table in _BATCH:
             self._db.execute(table)
+
+    def _bind(self, rows: Sequence[Row]) -> None:
         position = 0
         for count, statement in _BIND.items():
             while len(rows) - position >= count:
                 some = rows[position : position + count]
                 self._db.execute(statement, tuple(chain.from_iterable(some)))
                 position += count
-        new = len(rows)
+
+    def _store(self, new: int, careful: bool) -> int:
         if careful:
             new -= self._db.execute(_DROP_KNOWN).rowcount
         if self._db.execute(_INSERT).rowcount != new:

@@ -161,12 +161,12 @@ def unpacked(source: str) -> str:
         f"{', '.join(f'kinds.{name}' for name in KIND)}, "
         f"{', '.join(f'places.{name}' for name in PLACE)}, "
         f"{', '.join(f'packed.{name}' for name in PLAIN)}, "
-        "IIF(packed.shape_id IS NULL, packed.raw_usage, printf(usage_shapes.shape, "
+        "IIF(packed.shape_id IS NULL, packed.raw_usage, printf((SELECT usage_shapes.shape FROM "
+        "usage_shapes WHERE usage_shapes.shape_id = packed.shape_id), "
         f"{', '.join(f'packed.{name}' for name in _NUMBER_NAMES)})) AS raw_usage, {rare} "
         f"FROM {source} AS packed "
         "LEFT JOIN kinds ON kinds.kind_id = packed.kind_id "
-        "LEFT JOIN places ON places.place_id = packed.place_id "
-        "LEFT JOIN usage_shapes ON usage_shapes.shape_id = packed.shape_id"
+        "LEFT JOIN places ON places.place_id = packed.place_id"
     )
 
 

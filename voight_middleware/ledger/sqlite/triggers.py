@@ -139,12 +139,18 @@ def measured(source: str) -> str:
     return f"SELECT {', '.join(columns)} FROM {source}"
 
 
-def add(rollup: Rollup, source: str) -> str:
+def grouped(source: str) -> str:
     """
-    Return the statement that adds rows of ``MEASURED`` to a rollup.
+    Return the query that sums rows of ``MEASURED`` by everything that rollups without users
+    distinguish. Its columns are ``MEASURED`` again.
+    """
+    keys = {name for rollup in ROLLUPS if "user_id" not in rollup.names for name in rollup.key}
+    sums = [f"SUM({name})" if name in MEASURES else name for name in MEASURED]
+    return f"SELECT {', '.join(sums)} FROM {source} GROUP BY {', '.join(sorted(keys))}"
 
-    One by one: where most rows have a user of their own, grouping them first takes longer.
-    """
+
+def add(rollup: Rollup, source: str) -> str:
+    """Return the statement that adds rows of ``MEASURED`` to a rollup."""
     columns = ", ".join((*rollup.key, *MEASURES))
     return f"INSERT INTO {rollup.table} SELECT {columns} FROM {source} WHERE 1 {_ADDED}"
 
