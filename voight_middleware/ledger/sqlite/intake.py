@@ -2,8 +2,8 @@
 Insert calls into a SQLite ledger: a batch at a time, with its rollups, in few statements.
 
 sqlite3 releases the GIL for each statement, and in a busy application waits milliseconds to get it
-back. So the rows of a batch are bound a hundred at a time into a temporary table. From there, one
-statement inserts them, and one adds their sums to each rollup.
+back. So the rows of a batch are bound hundreds at a time into a temporary table. Then one statement
+does the rest in a trigger: it inserts them, and adds their sums to the rollups.
 """
 
 from __future__ import annotations
@@ -35,11 +35,6 @@ from voight_middleware.ledger.sqlite.packed import (
 from voight_middleware.providers.usage_formats.shapes import split
 from voight_middleware.records.call import Call
 
-_BATCH = (
-    f"CREATE TEMP TABLE IF NOT EXISTS new_calls ({', '.join(COLUMNS)})",
-    f"CREATE TEMP TABLE IF NOT EXISTS new_sums ({', '.join(triggers.MEASURED)})",
-    f"CREATE TEMP TABLE IF NOT EXISTS new_groups ({', '.join(triggers.MEASURED)})",
-)
 _ONE_ROW = f"({', '.join(map(placeholder, COLUMNS))})"
 # Binding a None takes three times as long as a value (sqlite3 looks for an adapter), hence the
 # NULLIFs of the placeholders.
@@ -48,29 +43,38 @@ _BIND = {
     for rows in (500, 100, 10, 1)
 }
 """Statements by the number of calls they bind."""
-# OR IGNORE would also skip a call that breaks a CHECK.
-_INSERT = (
-    f"INSERT INTO packed_calls ({', '.join(COLUMNS)}) SELECT * FROM temp.new_calls WHERE 1 ON "
-    "CONFLICT DO NOTHING"
-)
 _DROP_KNOWN = (
-    "DELETE FROM temp.new_calls WHERE call_key IN (SELECT known.call_key FROM temp.new_calls AS new "
-    "CROSS JOIN packed_calls AS known ON known.call_key = new.call_key)"
+    "DELETE FROM temp.new_calls WHERE call_key IN (SELECT known.call_key FROM temp.new_calls AS "
+    "new CROSS JOIN packed_calls AS known ON known.call_key = new.call_key)"
 )
-_UNPACKED = f"({unpacked('temp.new_calls')})"
-# Calls of a batch often have the same model, plan and hour, but seldom the same user: to group them
-# by user first would take longer than to add them one by one.
-_ADD_SUMS = (
-    f"INSERT INTO temp.new_sums {triggers.measured(_UNPACKED)}",
-    f"INSERT INTO temp.new_groups {triggers.grouped('temp.new_sums')}",
+_KNOWN = "calls are known"
+_UNPACKED = f"({unpacked('new_calls')})"
+# OR IGNORE would also skip a call that breaks a CHECK. Calls of a batch often have the same model,
+# plan and hour, but seldom the same user: to group them by user first would take longer than to add
+# them one by one.
+_NEW = "SELECT * FROM new_calls WHERE 1"
+_STORE = (
+    f"INSERT INTO packed_calls ({', '.join(COLUMNS)}) {_NEW} ON CONFLICT DO NOTHING",
+    f"SELECT RAISE(ABORT, '{_KNOWN}') WHERE changes() <> (SELECT COUNT(*) FROM new_calls)",
+    f"INSERT INTO new_sums {triggers.measured(_UNPACKED)} WHERE NEW.are_new",
+    f"INSERT INTO new_groups {triggers.grouped('new_sums')}",
     *(
-        triggers.add(rollup, f"temp.new_{'sums' if 'user_id' in rollup.names else 'groups'}")
+        triggers.add(rollup, "new_sums" if "user_id" in rollup.names else "new_groups")
         for rollup in ROLLUPS
     ),
-    "DELETE FROM temp.new_sums",
-    "DELETE FROM temp.new_groups",
+    *(f"DELETE FROM {table}" for table in ("new_calls", "new_sums", "new_groups", "batches")),
 )
-_EMPTY = "DELETE FROM temp.new_calls"
+_TEMPORARY = (
+    f"CREATE TEMP TABLE IF NOT EXISTS new_calls ({', '.join(COLUMNS)})",
+    f"CREATE TEMP TABLE IF NOT EXISTS new_sums ({', '.join(triggers.MEASURED)})",
+    f"CREATE TEMP TABLE IF NOT EXISTS new_groups ({', '.join(triggers.MEASURED)})",
+    "CREATE TEMP TABLE IF NOT EXISTS batches (are_new)",
+    (
+        "CREATE TEMP TRIGGER IF NOT EXISTS batch_is_bound AFTER INSERT ON batches BEGIN "
+        f"{' '.join(f'{statement};' for statement in _STORE)} END"
+    ),
+)
+"""The tables that a batch passes through, and what one statement does with it."""
 _AT_ONCE = 500
 """How many calls are made rows at once."""
 _MOST = 20_000
@@ -105,11 +109,13 @@ class Intake:
         self._places = _Known(db, PLACES)
         self._shapes = _Known(db, SHAPES)
         self._version: int | None = None
+        self._ready = False
 
     def forget(self) -> None:
         """Forget what the dictionaries contain: a transaction was rolled back, or rows changed."""
         for known in (self._kinds, self._places, self._shapes):
             known.ids.clear()
+        self._ready = False
 
     def begin(self) -> None:
         """Begin a transaction: another process may have erased a row of a dictionary."""
@@ -138,10 +144,10 @@ class Intake:
         # some at a time: a collection of garbage looks at every tuple that is there
         for start in range(0, len(calls), _AT_ONCE):
             self._bind(self._rows(calls[start : start + _AT_ONCE]))
-        new = self._store(len(calls), careful)
-        for statement in _ADD_SUMS:
-            self._db.execute(statement)
-        self._db.execute(_EMPTY)
+        new = len(calls)
+        if careful:
+            new -= self._db.execute(_DROP_KNOWN).rowcount
+        self._store(are_new=True)
         return new
 
     def copy(self, rows: Sequence[Unpacked]) -> None:
@@ -165,8 +171,7 @@ class Intake:
             )
         ]
         self._bind(packed)
-        self._store(len(packed), False)
-        self._db.execute(_EMPTY)
+        self._store(are_new=False)
 
     def _rows(self, calls: Sequence[Call]) -> list[Row]:
         kinds = [kind_of(call) for call in calls]
@@ -190,8 +195,10 @@ class Intake:
         ]
 
     def _begin(self) -> None:
-        for table in _BATCH:
-            self._db.execute(table)
+        if not self._ready:
+            for statement in _TEMPORARY:
+                self._db.execute(statement)
+            self._ready = True
 
     def _bind(self, rows: Sequence[Row]) -> None:
         position = 0
@@ -201,12 +208,13 @@ class Intake:
                 self._db.execute(statement, tuple(chain.from_iterable(some)))
                 position += count
 
-    def _store(self, new: int, careful: bool) -> int:
-        if careful:
-            new -= self._db.execute(_DROP_KNOWN).rowcount
-        if self._db.execute(_INSERT).rowcount != new:
-            raise KnownCalls
-        return new
+    def _store(self, *, are_new: bool) -> None:
+        try:
+            self._db.execute("INSERT INTO temp.batches VALUES (?)", (int(are_new),))
+        except sqlite3.IntegrityError as error:
+            if str(error) == _KNOWN:
+                raise KnownCalls from error
+            raise
 
 
 class _Known:
