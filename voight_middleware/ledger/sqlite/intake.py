@@ -109,13 +109,22 @@ class Intake:
         self._places = _Known(db, PLACES)
         self._shapes = _Known(db, SHAPES)
         self._version: int | None = None
-        self._ready = False
+        self._prepared = self._ready = False
 
     def forget(self) -> None:
         """Forget what the dictionaries contain: a transaction was rolled back, or rows changed."""
         for known in (self._kinds, self._places, self._shapes):
             known.ids.clear()
         self._ready = False
+
+    def prepare(self) -> None:
+        """
+        Keep temporary tables and journals of statements in memory: a batch is small, and there may
+        be no folder that can be written. Call it outside of a transaction.
+        """
+        if not self._prepared:
+            self._db.execute("PRAGMA temp_store = MEMORY")
+            self._prepared = True
 
     def begin(self) -> None:
         """Begin a transaction: another process may have erased a row of a dictionary."""

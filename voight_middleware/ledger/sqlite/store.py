@@ -111,6 +111,7 @@ class SQLiteLedger:
         others: Sequence[LateAttribution | Submission],
         progress: Progress | None,
     ) -> int:
+        self._writer.prepare()
         try:
             with self._transaction():
                 return self._writer.insert(calls, others, progress)
@@ -236,6 +237,7 @@ class SQLiteLedger:
     ) -> int:
         self._check_file()
         with explained(self.path):
+            self._writer.prepare()
             try:
                 with self._transaction():
                     return self._writer.import_calls(calls, former, replace)

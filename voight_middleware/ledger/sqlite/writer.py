@@ -54,6 +54,10 @@ class Writer:
         self._price_ids: dict[str, int] = {}
         self._extra_keys: set[str] = set()
 
+    def prepare(self) -> None:
+        """Prepare for inserts. Call it outside of a transaction."""
+        self._intake.prepare()
+
     def forget(self) -> None:
         """Forget what was learned: the transaction was rolled back, or texts were erased."""
         self._intake.forget()
