@@ -60,7 +60,7 @@ def whole(ledger: SQLiteLedger, by: Any, where: Any, window: Window) -> tuple[An
     """What a ledger answers, and what it answers without its rollups."""
     found = ledger.spend(by, where, window)
     with pytest.MonkeyPatch.context() as monkeypatch:
-        Patch(monkeypatch)("plan_query", lambda by, where, window, usable: ([], [window]))
+        Patch(monkeypatch)("plan_query", lambda by, where, window, usable, extent: ([], [(window, 1)]))
         return found, ledger.spend(by, where, window)
 
 
@@ -153,8 +153,8 @@ def test_every_question_above_is_answered_by_a_rollup() -> None:
         (("route",), {"user_id": "u_1"}, Window()),
         (("model", "plan"), {"user_id": "u*"}, Window()),
         (("feature",), {}, Window()),
-        ((), {}, Window(START + 5, START + DAY // 24)),
-        (("user_id",), {}, Window(START + 5, START + DAY)),
+        ((), {}, Window(START + 5, START + DAY // 60)),
+        (("user_id",), {}, Window(START + 5, START + DAY // 3)),
     ],
     ids=[
         "session",
@@ -170,7 +170,7 @@ def test_every_question_above_is_answered_by_a_rollup() -> None:
 )
 def test_what_no_rollup_knows_is_asked_of_the_calls(by: Any, where: Any, window: Window) -> None:
     """A dimension that no rollup has, and a window without a whole bucket."""
-    assert rollups.plan_query(by, where, window) == ([], [window])
+    assert rollups.plan_query(by, where, window) == ([], [(window, 1)])
 
 
 def test_rollups_can_be_built_anew() -> None:

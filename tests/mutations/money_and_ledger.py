@@ -142,8 +142,13 @@ MUTATIONS: list[Mutation] = [
         "ledger/rollups.py",
         (
             "the edges of a window are left out",
-            "                    left += whole[2]",
+            "                    left += [(edge, sign * side) for edge, side in whole[2]]",
             "                    left += []",
+        ),
+        (
+            "an edge outside of a window is added",
+            "                    left += [(edge, sign * side) for edge, side in whole[2]]",
+            "                    left += [(edge, sign) for edge, side in whole[2]]",
         ),
         (
             "December has no next month",
@@ -151,6 +156,20 @@ MUTATIONS: list[Mutation] = [
             "        year, month = begin.year, begin.month % 12",
         ),
         tests="tests/ledger tests/reports",
+    ),
+    *at(
+        "ledger/groups.py",
+        (
+            "the first users of a month are those of its days",
+            "                and (bound is None or last.cost_femto > bound)",
+            "                and True",
+        ),
+        (
+            "a user whose calls are in two rows counts as two",
+            '    if len({*map("\\n".join, zip(*texts, strict=True))}) < len(calls):',
+            "    if not texts:",
+        ),
+        tests="tests/reports",
     ),
     *at(
         "ledger/postgres/dialect.py",

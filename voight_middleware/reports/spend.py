@@ -9,6 +9,7 @@ from decimal import Decimal
 from fractions import Fraction
 
 from voight_middleware.ledger import Ledger, Spend, Where, Window
+from voight_middleware.ledger.groups import add_up
 from voight_middleware.records.money import CONTEXT, from_femto, usd_text
 
 TIMES = ("hour", "day", "week", "month")
@@ -92,22 +93,6 @@ def spend(
     )
 
 
-def add_up(groups: Sequence[Spend]) -> Spend:
-    """Return the total of several groups. A count or cost is None if it is None in all of them."""
-    return Spend(
-        calls=sum(group.calls for group in groups),
-        input_tokens=_sum([group.input_tokens for group in groups]),
-        cache_read_tokens=_sum([group.cache_read_tokens for group in groups]),
-        cache_write_tokens=_sum([group.cache_write_tokens for group in groups]),
-        output_tokens=_sum([group.output_tokens for group in groups]),
-        cost_femto=_sum([group.cost_femto for group in groups]),
-        unpriced_calls=sum(group.unpriced_calls for group in groups),
-        partial_calls=sum(group.partial_calls for group in groups),
-        estimated_calls=sum(group.estimated_calls for group in groups),
-        errors=sum(group.errors for group in groups),
-    )
-
-
 def as_row(group: Spend) -> dict[str, str | int | None]:
     """Return a group as JSON and CSV have it; the cost is a decimal string of US dollars."""
     return {
@@ -151,8 +136,3 @@ def _moment(text: str | None) -> str:
     hour, sign, offset = text[:16], text[16], text[17:]
     minutes = int(offset[:2]) * 60 + int(offset[3:5])
     return f"{hour}{2000 - (minutes if sign == '+' else -minutes):04}"
-
-
-def _sum(counts: Sequence[int | None]) -> int | None:
-    known = [count for count in counts if count is not None]
-    return sum(known) if known else None

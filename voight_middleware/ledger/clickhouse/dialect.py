@@ -76,6 +76,7 @@ class ClickHouseDialect:
         "known_output": _known(OUTPUT),
         "output": _total(OUTPUT),
     }
+    counted: Mapping[str, str] = {}
     costs = 1
     schema = ""
     rollups: Collection[Rollup] = ()
@@ -97,6 +98,15 @@ class ClickHouseDialect:
     def cost(self, columns: Sequence[Any]) -> int:
         """Return femto-dollars from US dollars."""
         return femto(columns[0]) or 0
+
+    def costs_of(self, *columns: Sequence[Any]) -> list[int]:
+        raise NotImplementedError("there are no rollups")
+
+    def array(self, sql: str, *, count: bool = False) -> str:
+        raise NotImplementedError("there are no rollups")
+
+    def read_arrays(self, row: Sequence[Any]) -> list[list[Any]]:
+        raise NotImplementedError("there are no rollups")
 
     def by_cost(self, sums: Sequence[str]) -> str:
         return f"{sums[0]} DESC"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import tzinfo
 
 import msgspec
@@ -27,6 +28,7 @@ from voight_middleware.ledger.clickhouse.dialect import ClickHouseDialect
 from voight_middleware.ledger.clickhouse.schema import SELECT, last_wins, now, readable
 from voight_middleware.ledger.clickhouse.server import connect, read_url
 from voight_middleware.ledger.clickhouse.writer import Writer
+from voight_middleware.ledger.groups import SqlGroups
 from voight_middleware.ledger.query import Query, read_spend
 from voight_middleware.ledger.rows import encode, from_row, only_match, within_range
 from voight_middleware.records.call import Call, Record, Submission
@@ -145,6 +147,30 @@ class ClickHouseLedger:
         )
         return [read_spend(by, row, self._dialect) for row in rows]
 
+    def groups(
+        self,
+        by: Sequence[str] = (),
+        where: Where | None = None,
+        window: Window = Window(),
+        *,
+        original_prices: bool = False,
+        zone: tzinfo | None = None,
+        known: tuple[int, int] | None = None,
+    ) -> SqlGroups:
+        return SqlGroups(
+            lambda sql: self._db.rows(*sql),
+            self.snapshot,
+            self._query(zone, known),
+            self._dialect,
+            by=tuple(dict.fromkeys(by)),
+            where=where or {},
+            window=window,
+            original_prices=original_prices,
+        )
+
+    def snapshot(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
     def calls(
         self,
         where: Where | None = None,
@@ -223,7 +249,13 @@ class ClickHouseLedger:
     ) -> int:
         return prices.import_calls(self._db, self._writer, calls, former, replace=replace)
 
-    def time_range(self) -> tuple[int, int] | None:
+    def time_range(
+        self, where: Where | None = None, window: Window = Window()
+    ) -> tuple[int, int] | None:
+        if where or window != Window():
+            sql = self._query(None).time_range(where or {}, window)
+            ((count, oldest, newest),) = self._db.rows(*sql)
+            return (oldest, newest) if count else None
         # Without FINAL, the engine reads no rows for this.
         count, oldest, newest = self._db.rows(
             f"SELECT COUNT(*), MIN(occurred_at), MAX(occurred_at) FROM {self._db.name}.calls"
@@ -328,8 +360,8 @@ class ClickHouseLedger:
             "`voight demo` shows an example)"
         )
 
-    def _query(self, zone: tzinfo | None) -> Query:
+    def _query(self, zone: tzinfo | None, known: tuple[int, int] | None = None) -> Query:
         keys = [
             key for (key,) in self._db.rows(f"SELECT DISTINCT key FROM {self._db.name}.extra_keys")
         ]
-        return Query(self._dialect, keys, zone, self.time_range())
+        return Query(self._dialect, keys, zone, self.time_range(), known)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from datetime import tzinfo
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -24,7 +25,8 @@ from voight_middleware.ledger.base import (
     Window,
 )
 from voight_middleware.ledger.erasure import MIN_SEARCHED_LENGTH
-from voight_middleware.ledger.query import Query, read_spend
+from voight_middleware.ledger.groups import SqlGroups
+from voight_middleware.ledger.query import Query, Sql
 from voight_middleware.ledger.rollups import ROLLUPS, month_of
 from voight_middleware.ledger.rows import SELECTED, from_row, only_match, within_range
 from voight_middleware.ledger.sqlite import erasure, triggers
@@ -144,14 +146,42 @@ class SQLiteLedger:
         original_prices: bool = False,
         zone: tzinfo | None = None,
     ) -> list[Spend]:
-        by = tuple(dict.fromkeys(by))
+        groups = self.groups(by, where, window, original_prices=original_prices, zone=zone)
+        return groups.spend(limit)
+
+    def groups(
+        self,
+        by: Sequence[str] = (),
+        where: Where | None = None,
+        window: Window = Window(),
+        *,
+        original_prices: bool = False,
+        zone: tzinfo | None = None,
+        known: tuple[int, int] | None = None,
+    ) -> SqlGroups:
+        return SqlGroups(
+            self._answer,
+            self.snapshot,
+            self._query(zone, known),
+            DIALECT,
+            by=tuple(dict.fromkeys(by)),
+            where=where or {},
+            window=window,
+            original_prices=original_prices,
+        )
+
+    @contextmanager
+    def snapshot(self) -> Generator[None]:
         with explained(self.path):
-            rows = self._db.execute(
-                *self._query(zone).spend(
-                    by, where or {}, window, limit, original_prices=original_prices
-                )
-            ).fetchall()
-        return [read_spend(by, row, DIALECT) for row in rows]
+            if self._db.in_transaction:
+                yield
+                return
+            self._db.execute("BEGIN")
+            try:
+                yield
+            finally:
+                if self._db.in_transaction:
+                    self._db.execute("COMMIT")
 
     def calls(
         self,
@@ -244,7 +274,13 @@ class SQLiteLedger:
             except (OverflowError, sqlite3.IntegrityError) as error:
                 raise ValueError(f"a call cannot be stored: {error}") from error
 
-    def time_range(self) -> tuple[int, int] | None:
+    def time_range(
+        self, where: Where | None = None, window: Window = Window()
+    ) -> tuple[int, int] | None:
+        if where or window != Window():
+            sql = self._query(None).time_range(where or {}, window)
+            ((count, oldest, newest),) = self._answer(sql)
+            return (oldest, newest) if count else None
         with explained(self.path):
             oldest, newest = self._db.execute(
                 "SELECT (SELECT MIN(occurred_at) FROM packed_calls), "
@@ -354,6 +390,11 @@ class SQLiteLedger:
     def _transaction(self) -> AbstractContextManager[None]:
         return transaction(self._db, self._writer.forget)
 
-    def _query(self, zone: tzinfo | None) -> Query:
-        keys = [key for (key,) in self._db.execute("SELECT key FROM extra_keys")]
-        return Query(DIALECT, keys, zone, self.time_range())
+    def _query(self, zone: tzinfo | None, known: tuple[int, int] | None = None) -> Query:
+        with explained(self.path):
+            keys = [key for (key,) in self._db.execute("SELECT key FROM extra_keys")]
+        return Query(DIALECT, keys, zone, self.time_range(), known)
+
+    def _answer(self, sql: Sql) -> list[Any]:
+        with explained(self.path):
+            return self._db.execute(*sql).fetchall()
