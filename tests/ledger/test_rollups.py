@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sqlite3
 import tempfile
 from collections.abc import Generator
 from contextlib import closing, contextmanager
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,6 @@ from hypothesis import strategies as st
 
 from voight_middleware.ledger import Where, Window, rollups
 from voight_middleware.ledger.sqlite import SQLiteLedger
-from voight_middleware.ledger.sqlite.triggers import fill, table
 from voight_middleware.records.call import Call, LateAttribution, Submission
 from voight_middleware.records.tags import Tags
 from voight_middleware.records.usage import Usage
@@ -174,42 +171,6 @@ def test_every_question_above_is_answered_by_a_rollup() -> None:
 def test_what_no_rollup_knows_is_asked_of_the_calls(by: Any, where: Any, window: Window) -> None:
     """A dimension that no rollup has, and a window without a whole bucket."""
     assert rollups.plan_query(by, where, window) == ([], [(window, 1)])
-
-
-def test_a_ledger_of_version_3_gets_the_rollups_of_version_4(tmp_path: Path) -> None:
-    """It had no sums by user and model, and none by status; its calls are counted in both, and so is every later change."""
-    path = tmp_path / "ledger.db"
-    made = [
-        Call(
-            call_id=f"c{number}",
-            occurred_at=START + number * DAY,
-            provider="openai",
-            endpoint="chat",
-            model="m",
-            tags=Tags(user_id="u_1", release="a"),
-            cost_femto=(None, 5)[number % 2],
-            cost_status=("unpriced", "priced")[number % 2],
-        )
-        for number in range(5)
-    ]
-    with closing(SQLiteLedger(path)) as ledger:
-        ledger.insert(made[:4])
-    with closing(sqlite3.connect(path)) as db:
-        for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
-            db.execute(f"DROP TRIGGER {name}")
-        db.execute("DROP TABLE months_of_user_models")
-        db.execute("DROP TABLE hours_of_plans")
-        former = replace(rollups.PLANS, names=rollups.PLANS.names[:-1])
-        db.execute(table(former))
-        db.execute(fill(former))
-        db.execute("PRAGMA user_version = 3")
-        db.commit()
-    with closing(SQLiteLedger(path)) as ledger:
-        ledger.insert(made)
-        for by, where in QUESTIONS:
-            found, expected = whole(ledger, by, where, Window())
-            assert found == expected, (by, where)
-        assert {row.dimensions["cost_status"]: row.calls for row in ledger.spend(["cost_status"])} == {"unpriced": 3, "priced": 2}
 
 
 def test_rollups_can_be_built_anew() -> None:
