@@ -227,8 +227,8 @@ MUTATIONS: list[Mutation] = [
         ),
         (
             "a user whose calls are in two rows counts as two",
-            '    if len({*map("\\n".join, zip(*texts, strict=True))}) < len(calls):',
-            "    if not texts:",
+            "            if self._costs is None or _has_repeated(self._costs):",
+            "            if self._costs is None:",
         ),
         tests="tests/reports",
     ),

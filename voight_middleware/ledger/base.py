@@ -69,7 +69,7 @@ _STARS = re.compile(r"\*\*?")
 
 def has_wildcard(value: str) -> bool:
     """Return whether a filter value contains a wildcard."""
-    return "*" in _STARS.findall(value)
+    return "*" in value and "*" in _STARS.findall(value)
 
 
 def wildcard_parts(value: str) -> list[str]:
@@ -160,8 +160,11 @@ class Groups(Protocol):
         """Return the first *limit* groups in the order of ``Ledger.spend``, or all of them."""
         ...
 
-    def of(self, keys: Collection[Key]) -> dict[Key, Spend]:
-        """Return the groups with these keys. Those without calls are omitted."""
+    def of(self, keys: Collection[Key]) -> Mapping[Key, Spend]:
+        """
+        Return the groups with these keys. Those without calls are omitted. All of them are read,
+        and made into ``Spend`` when they are asked for.
+        """
         ...
 
     def total(self) -> Spend:

@@ -5,9 +5,9 @@ for single ones, and only that is read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from itertools import islice
+from heapq import nsmallest
 from typing import Any
 
 from msgspec.structs import replace
@@ -62,28 +62,43 @@ class SqlGroups:
         self._by, self._where, self._window = tuple(by), where, window
         self._original_prices = original_prices
         self._rollup = None if original_prices else query.by_users(by, where, window)
-        self._all: dict[Key, Spend] | None = None
+        self._all: list[Spend] | None = None
+        self._costs: Costs | None = None
 
     def spend(self, limit: int | None) -> list[Spend]:
         """See ``Ledger.spend``."""
-        if limit is not None and self._rollup is not None and self._rollup.bucket == "month":
-            with self._snapshot():
+        if limit is None or self._rollup is None:
+            return self._spend(self._by, self._where, limit)
+        with self._snapshot():
+            found = None
+            if self._rollup.bucket == "month" and self._query.is_rolled(
+                self._by, self._where, self._window
+            ):
                 found = self._candidates(self._rollup, limit)
-                return self._spend(self._by, self._where, limit) if found is None else found
-        return self._spend(self._by, self._where, limit)
+            if found is None:  # the order follows from the costs of all
+                costs = self.costs()
+                columns = costs.cost_femto, costs.calls, costs.dimensions
+                first = nsmallest(
+                    limit,
+                    zip(*columns[:2], zip(*columns[2], strict=True), strict=True),
+                    key=lambda one: _order(*one),
+                )
+                found = sorted(self.of([key for *_, key in first]).values(), key=_by_cost)
+            return found
 
     def foremost(self, limit: int | None) -> list[Spend]:
         """See ``Groups.foremost``."""
         if self._reads_all or limit is None:
-            return list(islice(self._everything().values(), limit))
+            return self._everything()[:limit]
         return self.spend(limit)
 
-    def of(self, keys: Collection[Key]) -> dict[Key, Spend]:
+    def of(self, keys: Collection[Key]) -> Mapping[Key, Spend]:
         """See ``Groups.of``."""
         if self._reads_all:
-            groups = self._everything()
+            groups = {tuple(group.dimensions.values()): group for group in self._everything()}
             return {key: groups[key] for key in keys if key in groups}
-        found: dict[Key, Spend] = {}
+        rows: dict[Key, Sequence[Any]] = {}
+        wanted = {*keys}
         for some in _parts(keys, self._by):
             where: dict[str, Any] = dict(self._where)
             for name, values in zip(self._by, zip(*some, strict=True), strict=True):
@@ -94,12 +109,15 @@ class SqlGroups:
             by = tuple(name for name in self._by if not (unowned and name == "user_id"))
             if unowned:
                 where["user_id"] = None
-            for group in self._spend(by, where):
-                key = tuple(map(group.dimensions.get, self._by))
-                if not group.calls:  # the sums over no dimension
-                    continue
-                found[key] = group if by == self._by else _with(group, self._by, key)
-        return {key: found[key] for key in keys if key in found}
+            sql = self._query.spend(
+                by, where, self._window, None, original_prices=self._original_prices
+            )
+            places = [by.index(name) if name in by else None for name in self._by]
+            for row in self._run(sql):
+                key = tuple([None if place is None else row[place] for place in places])
+                if row[len(by)] and key in wanted:  # sums over no dimension may be of no calls
+                    rows[key] = (*key, *row[len(by) :])
+        return _Spends(self._by, rows, self._dialect)
 
     def total(self) -> Spend:
         """See ``Groups.total``."""
@@ -124,6 +142,8 @@ class SqlGroups:
         """See ``Groups.count``."""
         if self._reads_all:
             return len(self._everything())
+        if self._costs is not None:
+            return len(self._costs.calls)
         sql = self._query.count(
             self._by, self._where, self._window, original_prices=self._original_prices
         )
@@ -134,30 +154,31 @@ class SqlGroups:
         if self._reads_all:
             groups = self._everything()
             return Costs(
-                tuple(zip(*groups, strict=True)) if groups else tuple(() for _ in self._by),
-                [group.calls for group in groups.values()],
-                [group.cost_femto for group in groups.values()],
-                [group.unpriced_calls for group in groups.values()],
+                tuple([group.dimensions[name] for group in groups] for name in self._by),
+                [group.calls for group in groups],
+                [group.cost_femto for group in groups],
+                [group.unpriced_calls for group in groups],
             )
-        # A user seldom has several rows with all other names but one.
-        assert self._rollup is not None
-        for grouped in (False, True)[len(self._by) < len(self._rollup.names) - 1 :]:
-            sql = self._query.costs(self._by, self._where, self._window, grouped=grouped)
-            costs = _read_costs(self._by, self._run(sql)[0], self._dialect)
-            if costs is not None:
-                return costs
-        raise AssertionError("unreachable")
+        if self._costs is None:
+            # A user seldom has several rows with all other names but one.
+            rollup = self._rollup
+            if rollup is not None and len(self._by) >= len(rollup.names) - 1:
+                self._costs = self._read_costs(grouped=False)
+            if self._costs is None or _has_repeated(self._costs):
+                self._costs = self._read_costs(grouped=True)
+        return self._costs
+
+    def _read_costs(self, *, grouped: bool) -> Costs:
+        sql = self._query.costs(self._by, self._where, self._window, grouped=grouped)
+        return read_costs(self._by, self._run(sql)[0], self._dialect)
 
     @property
     def _reads_all(self) -> bool:
         return self._rollup is None or self._all is not None
 
-    def _everything(self) -> dict[Key, Spend]:
+    def _everything(self) -> list[Spend]:
         if self._all is None:
-            self._all = {
-                tuple(group.dimensions.values()): group
-                for group in self._spend(self._by, self._where)
-            }
+            self._all = self._spend(self._by, self._where)
         return self._all
 
     def _spend(self, by: Sequence[str], where: Where, limit: int | None = None) -> list[Spend]:
@@ -198,10 +219,31 @@ class SqlGroups:
 
     def _added_up(self, by: Sequence[str], without: str | None) -> list[Spend]:
         parts: dict[Key, list[Spend]] = {} if by else {(): []}
-        for group in self._everything().values():
+        for group in self._everything():
             if without is None or group.dimensions[without] is None:
                 parts.setdefault(tuple(group.dimensions[name] for name in by), []).append(group)
         return [_with(add_up(groups), by, key) for key, groups in parts.items()]
+
+
+class _Spends(Mapping[Key, Spend]):
+    """Groups by their keys, from rows of ``Query.spend``."""
+
+    def __init__(
+        self, by: Sequence[str], rows: Mapping[Key, Sequence[Any]], dialect: Dialect
+    ) -> None:
+        self._by, self._rows, self._dialect = by, rows, dialect
+
+    def __getitem__(self, key: Key) -> Spend:
+        return read_spend(self._by, self._rows[key], self._dialect)
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._rows
 
 
 def add_up(groups: Sequence[Spend]) -> Spend:
@@ -241,23 +283,29 @@ def _parts(keys: Iterable[Key], by: Sequence[str]) -> Iterable[Sequence[Key]]:
 
 def _by_cost(group: Spend) -> Any:
     """Sort as ``Ledger.spend`` does."""
-    names = [(name is not None, name or "") for name in group.dimensions.values()]
-    return group.cost_femto is None, -(group.cost_femto or 0), -group.calls, names
+    return _order(group.cost_femto, group.calls, group.dimensions.values())
 
 
-def _read_costs(by: Sequence[str], row: Sequence[Any], dialect: Dialect) -> Costs | None:
-    """Return the result of ``Query.costs``, None if a group has several rows."""
+def _order(cost: int | None, calls: int, names: Iterable[str | None]) -> Any:
+    return cost is None, -(cost or 0), -calls, [(name is not None, name or "") for name in names]
+
+
+def read_costs(by: Sequence[str], row: Sequence[Any], dialect: Dialect) -> Costs:
+    """Return the result of ``Query.costs``."""
     columns = dialect.read_arrays(row)
     calls, *parts, unpriced = columns[len(by) :]
-    texts = [[name or "" for name in column] for column in columns[: len(by)]]
-    if len({*map("\n".join, zip(*texts, strict=True))}) < len(calls):
-        return None
     priced = [
         None if count == missing else cost
         for count, missing, cost in zip(calls, unpriced, dialect.costs_of(*parts), strict=True)
     ]
-    names = tuple([text or None for text in column] for column in texts)
+    names = tuple([name or None for name in column] for column in columns[: len(by)])
     return Costs(names, calls, priced, unpriced)
+
+
+def _has_repeated(costs: Costs) -> bool:
+    """Return whether two rows may be of the same group. No set of tuples: it would be collected."""
+    texts = ([name or "" for name in column] for column in costs.dimensions)
+    return len({*map("\n".join, zip(*texts, strict=True))}) < len(costs.calls)
 
 
 def _read_foremost(

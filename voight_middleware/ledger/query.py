@@ -220,6 +220,11 @@ class Query:
         rolled, _ = self._plan(by, where, window, original_prices=False)
         return rolled[0][0] if rolled and "user_id" in rolled[0][0].names else None
 
+    def is_rolled(self, by: Sequence[str], where: Where, window: Window) -> bool:
+        """Return whether rollups serve a query without reading calls."""
+        parts, edges = self._plan(by, where, window, original_prices=False)
+        return bool(parts) and not edges
+
     def _plan(
         self, by: Sequence[str], where: Where, window: Window, original_prices: bool
     ) -> tuple[list[Part], list[Edge]]:

@@ -60,13 +60,14 @@ class Rollup:
             return None
         oldest, newest = extent or (-(2**63), 2**63)
         edges: list[Edge] = []
+        outside = 0
         since = until = None
         if window.since is not None:
             before, since = self.floor(window.since), self.ceil(window.since)
             if before != since:
-                if window.since - max(_microseconds(before), oldest) < (
-                    _microseconds(since) - window.since
-                ):
+                length = window.since - max(_microseconds(before), oldest)
+                if length < _microseconds(since) - window.since:
+                    outside += length
                     edges.append((Window(_microseconds(before), window.since), -1))
                     since = before
                 else:
@@ -75,15 +76,18 @@ class Rollup:
             until = self.floor(window.until)
             if _microseconds(until) != window.until:
                 after = self.ceil(window.until)
-                if min(_microseconds(after), newest + 1) - window.until < (
-                    window.until - _microseconds(until)
-                ):
+                length = min(_microseconds(after), newest + 1) - window.until
+                if length < window.until - _microseconds(until):
+                    outside += length
                     edges.append((Window(window.until, _microseconds(after)), -1))
                     until = after
                 else:
                     edges.append((Window(_microseconds(until), window.until), 1))
-        if since is not None and until is not None and since >= until:
-            return None
+        if since is not None and until is not None:
+            within_one = self.ceil(_microseconds(since) + 1) == until
+            whole = (window.until or 0) - (window.since or 0)
+            if since >= until or (within_one and outside >= whole):
+                return None
         return (
             None if since is None else self.name(since),
             None if until is None else self.name(until),

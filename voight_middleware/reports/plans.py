@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from voight_middleware.ledger import Ledger, Spend, Where, Window
 from voight_middleware.ledger.base import Groups
 from voight_middleware.ledger.groups import add_up
+from voight_middleware.reports.lazy import LazySequence
 from voight_middleware.reports.spend import per, ratio
 from voight_middleware.reports.timespan import months_in
 from voight_middleware.reports.unattributed_share import Unattributed, unattributed_among
@@ -50,7 +51,7 @@ class PlanRow:
     """The cost of each user, the most expensive first."""
     threshold_femto: int | None
     """The cost above which a user is heavy; None if there is no threshold."""
-    heavy: tuple[HeavyUser, ...]
+    heavy: Sequence[HeavyUser]
     """Users above the threshold, the most expensive first."""
     price_femto: int | None = None
     """The price of the plan for one user in the window; None without a price."""
@@ -245,16 +246,15 @@ def _row(
     if threshold is None:
         middle = median(costs)
         threshold = paid or (None if middle is None else TIMES_THE_MEDIAN * middle)
-    above = (
-        []
-        if threshold is None
-        else [
-            (plan, user)
-            for user, cost in zip(names, each, strict=True)
-            if cost is not None and cost > threshold
-        ]
+    above = sorted(
+        (-cost, user)
+        for user, cost in zip(names, each, strict=True)
+        if threshold is not None and cost is not None and cost > threshold
     )
-    heavy = [HeavyUser(str(key[1]), group) for key, group in groups.of(above).items()]
+    spends = groups.of([(plan, user) for _, user in above])
+    heavy = LazySequence(
+        [user for _, user in above], lambda user: HeavyUser(user, spends[plan, user])
+    )
     return PlanRow(
         plan=plan,
         spend=spend,
@@ -264,7 +264,7 @@ def _row(
         unowned=unowned,
         costs=tuple(costs),
         threshold_femto=threshold,
-        heavy=tuple(sorted(heavy, key=lambda user: (-(user.spend.cost_femto or 0), user.user_id))),
+        heavy=heavy,
         price_femto=paid,
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, tzinfo
 from fractions import Fraction
-from heapq import nlargest
+from heapq import nlargest, nsmallest
 from operator import gt
 from typing import Literal, TypeAlias
 
@@ -178,8 +178,11 @@ def _compare(queries: Queries, name: str, against: str | None, limit: int | None
     heaviest = sorted(heaviest, key=lambda user: (-sums[user], user or ""))[:TESTED]
     grain = grain_of(before.window, after.window, queries.zone or UTC)
     findings = _findings({} if grain is None else queries.tests_of_users(heaviest, grain))
-    movers = sorted(costs, key=lambda user: (-abs(costs[user][1] - costs[user][0]), user or ""))
-    shown = movers if limit is None else movers[:limit]
+
+    def moved(user: str | None) -> tuple[int, str]:
+        return -abs(costs[user][1] - costs[user][0]), user or ""
+
+    shown = sorted(costs, key=moved) if limit is None else nsmallest(limit, costs, key=moved)
     spends = [queries.users(side).of([(user,) for user in shown]) for side in (before, after)]
     periods = [queries.periods(side, shown) for side in (before, after)]
 
@@ -210,7 +213,7 @@ def _compare(queries: Queries, name: str, against: str | None, limit: int | None
             split,
             *in_all.get(None, (Finding(), Finding())),
         ),
-        more=len(movers) - len(shown),
+        more=len(costs) - len(shown),
         tested=sum(
             any(finding.p_value is not None for finding in pair) for pair in findings.values()
         ),

@@ -72,17 +72,22 @@ class Queries:
     """A cache of unit prices by release and model."""
     reported: set[tuple[str, str | None]] = field(default_factory=set)
     """The releases and models whose provider reports the cost."""
+    days: dict[str, list[int]] = field(default_factory=dict)
+    """The days with calls of each release, in UTC, by their first microseconds."""
     known: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """When the first and the last call of a release happened, if the window does not cut it."""
+    """A time with all calls of a release, if the window does not cut it."""
 
     def first_calls(self) -> dict[str, int]:
         """Return the time of the first call of each release, in microseconds since 1970."""
-        days: dict[str, list[int]] = {}
         found = self.source.groups(("release", "day"), self.where, self.window).costs()
         for name, day in zip(*found.dimensions, strict=True):
             if name is not None:
-                days.setdefault(name, []).append(_begin(day))
-        return {name: self._call_in(name, min(of), DAY, first=True) for name, of in days.items()}
+                self.days.setdefault(name, []).append(_begin(day))
+        first = {}
+        for name, days in self.days.items():
+            hour = min(self._hours(name, min(days), None))
+            first[name] = self._times(name, hour, None)[0]
+        return first
 
     def side(self, release: str, first: Mapping[str, int]) -> tuple[Side, Costs]:
         """Return a release with its time, and its users."""
@@ -90,8 +95,9 @@ class Queries:
         until = self.window.until if next_one is None else next_one
         begin = first[release]
         if self.window == Window():
-            self.known[release] = begin, self._last_call(release, Window(begin))
-        end = self._last_call(release, Window(begin, until)) + 1
+            last = max(self._hours(release, max(self.days[release]), None))
+            self.known[release] = begin, last + _HOUR - 1
+        end = self._last_call(release, until) + 1
         time = Window(begin, end)
         later = self.spend(release, Window(end, self.window.until), ())
         groups = self._groups(release, time, ("user_id",))
@@ -173,25 +179,29 @@ class Queries:
     def _where(self, release: str) -> dict[str, str | tuple[str | None, ...] | None]:
         return {**self.where, "release": literal(release)}
 
-    def _last_call(self, release: str, window: Window) -> int:
-        """Return the time of the last call of a release in a window."""
-        (days,) = self._groups(release, window, ("day",)).costs().dimensions
-        last = max(map(_begin, days))
-        return self._call_in(release, last, DAY, first=False, until=window.until)
+    def _last_call(self, release: str, until: int | None) -> int:
+        """Return the time of the last call of a release before *until*."""
+        for day in sorted(self.days[release], reverse=True):
+            if (until is None or day < until) and (hours := self._hours(release, day, until)):
+                return self._times(release, max(hours), until)[1]
+        raise AssertionError("a release has a first call")
 
-    def _call_in(
-        self, release: str, begin: int, length: int, *, first: bool, until: int | None = None
-    ) -> int:
-        """Return the time of the first or the last call of a release in a day or an hour."""
+    def _hours(self, release: str, day: int, until: int | None) -> list[int]:
+        """Return the first microseconds of the hours with calls of a release in a day."""
+        window = self._part(day, DAY, until)
+        groups = self._groups(release, window, ("hour",))
+        return [_begin(hour) for hour in groups.costs().dimensions[0]]
+
+    def _times(self, release: str, hour: int, until: int | None) -> tuple[int, int]:
+        """Return the times of the first and the last call of a release in an hour."""
+        found = self.source.time_range(self._where(release), self._part(hour, _HOUR, until))
+        assert found is not None
+        return found
+
+    def _part(self, begin: int, length: int, until: int | None) -> Window:
+        """Return a day or an hour, within the window of the report and before *until*."""
         bounds = [at for at in (begin + length, until, self.window.until) if at is not None]
-        time = Window(max(begin, self.window.since or begin), min(bounds))
-        if length == _HOUR:
-            found = self.source.time_range(self._where(release), time)
-            assert found is not None
-            return found[not first]
-        (hours,) = self._groups(release, time, ("hour",)).costs().dimensions
-        hour = (min if first else max)(map(_begin, hours))
-        return self._call_in(release, hour, _HOUR, first=first, until=until)
+        return Window(max(begin, self.window.since or begin), min(bounds))
 
     def _use(self, side: Side, model: str | None, total: Spend) -> ModelUse:
         read, written = total.cache_read_tokens or 0, total.cache_write_tokens or 0

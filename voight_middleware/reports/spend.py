@@ -9,7 +9,6 @@ from decimal import Decimal
 from fractions import Fraction
 
 from voight_middleware.ledger import Ledger, Spend, Where, Window
-from voight_middleware.ledger.groups import add_up
 from voight_middleware.records.money import CONTEXT, from_femto, usd_text
 
 TIMES = ("hour", "day", "week", "month")
@@ -79,18 +78,18 @@ def spend(
             call.
         LedgerError: The ledger cannot be read.
     """
-    # Add up all groups here: a second query for the total could see newer calls.
     by = tuple(dict.fromkeys(by))
-    groups = ledger.spend(by, where, window, original_prices=original_prices, zone=zone)
-    total = add_up(groups)
-    if by and by[0] in TIMES:
-        groups = sorted(groups, key=lambda group: _moment(group.dimensions[by[0]]))
-        rows = groups if limit is None else groups[-limit:]
-    else:
-        rows = groups if limit is None else groups[:limit]
-    return SpendReport(
-        by, window, tuple(rows), total, len(groups) - len(rows), original_prices, zone
-    )
+    with ledger.snapshot():
+        groups = ledger.groups(by, where, window, original_prices=original_prices, zone=zone)
+        if by and by[0] in TIMES:
+            in_time = sorted(
+                groups.foremost(None), key=lambda group: _moment(group.dimensions[by[0]])
+            )
+            rows = in_time if limit is None else in_time[-limit:]
+        else:
+            rows = groups.foremost(limit)
+        total, more = groups.total(), groups.count() - len(rows)
+    return SpendReport(by, window, tuple(rows), total, more, original_prices, zone)
 
 
 def as_row(group: Spend) -> dict[str, str | int | None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
 from decimal import Decimal
@@ -100,7 +100,7 @@ def top(
     """
     by = tuple(dict.fromkeys(by))
     earlier = preceding(window, now, zone or UTC)
-    before: dict[Key, Spend] = {}
+    before: Mapping[Key, Spend] = {}
     gone: list[Spend] = []
     total_before: Spend | None = None
     with ledger.snapshot():
