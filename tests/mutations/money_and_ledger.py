@@ -52,11 +52,6 @@ MUTATIONS: list[Mutation] = [
             "            if tokens < 0:",
         ),
         (
-            "a price with a condition is used without it",
-            "    if rates.reasons or rates.minimum or not _APART.isdisjoint(rates.femto):\n        return None",
-            "",
-        ),
-        (
             "a call that may have been billed twice is priced as a plain one",
             "        or call.possibly_billed\n",
             "",

@@ -14,6 +14,7 @@ from voight_middleware.pipeline.lock import IngestLock
 from voight_middleware.pipeline.meter import Meter
 from voight_middleware.pipeline.supervisor import IngestSupervisor
 
+from ..support.patching import Patch
 from ..support.waiting import wait_until
 from .journals import NewCall, finish, said, write
 from .switched_server import Server
@@ -64,8 +65,9 @@ def test_another_ledger_behind_the_same_url_begins_anew(server: Server, folder: 
 
 
 @pytest.mark.slow
-def test_much_is_caught_up_with_in_rounds(server: Server, folder: Path, new_call: NewCall) -> None:
+def test_much_is_caught_up_with_in_rounds(server: Server, folder: Path, new_call: NewCall, patch: Patch) -> None:
     """A run with little time stops between two batches, says that there is more, and the next one goes on there."""
+    patch("BATCH", 500, within="pipeline.ingest")
     calls = [new_call() for _ in range(3000)]
     write(folder, *calls)
     told: list[str] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import time
@@ -14,6 +15,8 @@ from voight_middleware.ledger.base import ForeignLedger, LedgerError
 from voight_middleware.ledger.sqlite.schema import APPLICATION_ID, TABLES, VERSION
 from voight_middleware.ledger.sqlite.upgrades import upgrade
 
+_WAL_BYTES = 64 * 1024 * 1024
+"""What is left of the WAL of an upgrade."""
 BUSY_SECONDS = 30
 """How long a statement waits for another process's transaction."""
 
@@ -191,8 +194,16 @@ def _create(db: sqlite3.Connection) -> None:
 
 def _upgrade(db: sqlite3.Connection) -> int:
     """Upgrade in one transaction: a ledger between two versions would miss its triggers."""
+    (zeroes,) = db.execute("PRAGMA secure_delete").fetchone()
+    # the pages that become free are dropped below; to write zeros into them doubles the WAL
+    db.execute("PRAGMA secure_delete = OFF")
+    db.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES}")
     with transaction(db):
-        upgrade(db, _identity(db)[1])  # another process may have been faster
+        upgraded = upgrade(db, _identity(db)[1])  # another process may have been faster
+    if upgraded:
+        with contextlib.suppress(sqlite3.Error):  # no space, or another process writes already
+            db.execute("VACUUM")
+    db.execute(f"PRAGMA secure_delete = {zeroes}")
     return _identity(db)[1]
 
 

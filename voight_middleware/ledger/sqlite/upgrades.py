@@ -87,12 +87,12 @@ FROM (SELECT * FROM old_calls WHERE (occurred_at, call_id) > (?, ?) ORDER BY occ
 _decode = msgspec.json.Decoder(list[list[Any]]).decode
 
 
-def upgrade(db: sqlite3.Connection, version: int) -> None:
+def upgrade(db: sqlite3.Connection, version: int) -> bool:
     """
-    Upgrade a ledger of an older version, inside a transaction.
+    Upgrade a ledger of an older version, inside a transaction. Return whether that was necessary.
 
-    Calls move into other tables. Until the end, the file holds both. Then it has free pages, which
-    new calls use.
+    Calls move into other tables. Until the end, the file holds both. Then most of it is free, which
+    ``VACUUM`` gives back; else new calls use it.
     """
     for step in range(version, VERSION):
         for statement in _STATEMENTS[step]:
@@ -107,6 +107,7 @@ def upgrade(db: sqlite3.Connection, version: int) -> None:
         db.execute("DROP TABLE old_calls")
         db.execute(f"PRAGMA user_version = {VERSION}")
         db.execute("PRAGMA cache_size = -2000")  # SQLite's own
+    return version < VERSION
 
 
 def _pack(db: sqlite3.Connection) -> None:
