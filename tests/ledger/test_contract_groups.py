@@ -68,6 +68,18 @@ def test_groups_are_those_of_spend(ledger: Ledger, window: Window) -> None:
             assert without == {group.dimensions["plan"]: group for group in unowned}
 
 
+def test_who_costs_most_in_some_days_of_a_month(ledger: Ledger) -> None:
+    """Not those who cost most in the month, where others have had their calls on other days."""
+    for number in range(30):
+        user = Tags(user_id=f"u_{number}")
+        ledger.insert([make_call(100 + number, at=NOON, tags=user), make_call(number % 7, at=NOON + 3 * DAY, tags=user)])
+    ledger.insert([make_call(50, at=NOON + 3 * DAY, tags=Tags(user_id=name)) for name in ("late", "later")])
+    begin = (NOON // DAY + 2) * DAY
+    for limit in (1, 2, 5):
+        window = Window(begin, begin + 3 * DAY)
+        assert ledger.spend(["user_id"], {}, window, limit) == ledger.spend(["user_id"], {}, window)[:limit]
+
+
 def test_calls_that_are_known_to_be_in_a_time(ledger: Ledger) -> None:
     """Told when the first and the last call of a release happened, the groups are the same."""
     ledger.insert(some_calls())

@@ -230,7 +230,7 @@ MUTATIONS: list[Mutation] = [
             "            if self._costs is None or _has_repeated(self._costs):",
             "            if self._costs is None:",
         ),
-        tests="tests/reports",
+        tests="tests/ledger/test_contract_groups.py tests/reports",
     ),
     *at(
         "ledger/postgres/dialect.py",

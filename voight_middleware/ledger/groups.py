@@ -25,6 +25,8 @@ _STEPS = (4, 16, 64)
 """How many candidates to look up, as multiples of the groups that are asked for."""
 _AT_ONCE = 500
 """How many groups to look up in one statement."""
+_MANY = 10_000
+"""With more groups to look up, all of them are read instead."""
 
 
 class SqlGroups:
@@ -99,13 +101,13 @@ class SqlGroups:
             return {key: groups[key] for key in keys if key in groups}
         rows: dict[Key, Sequence[Any]] = {}
         wanted = {*keys}
-        for some in _parts(keys, self._by):
+        for some in _parts(keys, self._by) if len(keys) <= _MANY else ((),):
             where: dict[str, Any] = dict(self._where)
-            for name, values in zip(self._by, zip(*some, strict=True), strict=True):
+            for name, values in zip(self._by, zip(*some, strict=True), strict=bool(some)):
                 texts = dict.fromkeys(values)
                 where[name] = tuple(None if text is None else literal(text) for text in texts)
             # The calls without a user are in the smaller rollups, too.
-            unowned = where.get("user_id") == (None,)
+            unowned = bool(some) and where.get("user_id") == (None,)
             by = tuple(name for name in self._by if not (unowned and name == "user_id"))
             if unowned:
                 where["user_id"] = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar, overload
 
 _Key = TypeVar("_Key")
@@ -16,11 +16,14 @@ class LazySequence(Sequence[_Item], Generic[_Key, _Item]):
     Args:
         keys: One for each item.
         make: Makes an item. It makes an equal one each time.
+
+    An iteration makes all of them, and keeps them.
     """
 
     def __init__(self, keys: Sequence[_Key], make: Callable[[_Key], _Item]) -> None:
         self._keys = keys
         self._make = make
+        self._made: tuple[_Item, ...] | None = None
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -32,9 +35,16 @@ class LazySequence(Sequence[_Item], Generic[_Key, _Item]):
     def __getitem__(self, index: slice[Any, Any, Any]) -> tuple[_Item, ...]: ...
 
     def __getitem__(self, index: int | slice[Any, Any, Any]) -> _Item | tuple[_Item, ...]:
+        if self._made is not None:
+            return self._made[index]
         if isinstance(index, slice):
             return tuple(map(self._make, self._keys[index]))
         return self._make(self._keys[index])
+
+    def __iter__(self) -> Iterator[_Item]:
+        if self._made is None:
+            self._made = tuple(map(self._make, self._keys))
+        return iter(self._made)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and tuple(self) == tuple(other)

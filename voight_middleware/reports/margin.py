@@ -12,6 +12,7 @@ from typing import TypeAlias
 from voight_middleware.ledger import Ledger, Spend, Where, Window
 from voight_middleware.ledger.base import Groups, Key
 from voight_middleware.ledger.groups import add_up
+from voight_middleware.reports.lazy import LazySequence
 from voight_middleware.reports.spend import ratio
 from voight_middleware.reports.unattributed_share import Unattributed
 
@@ -69,7 +70,7 @@ class MarginReport:
 
     on: str
     window: Window
-    rows: tuple[MarginRow, ...]
+    rows: Sequence[MarginRow]
     total: Spend
     """All calls, including those without an id."""
     revenue_femto: int
@@ -139,8 +140,6 @@ def margin(
     tally = _Tally()
     with ledger.snapshot():
         groups = ledger.groups((on,), where, window, original_prices=original_prices, zone=zone)
-        if limit is None:
-            groups.foremost(None)  # each of them is needed: read them once
         customers = _customers(groups, revenue, known_as, tally)
         ordered = sorted(customers) if limit is None else nsmallest(limit, customers)
         names = [name for *_, found in ordered for name in found]
@@ -149,7 +148,7 @@ def margin(
     return MarginReport(
         on=on,
         window=window,
-        rows=tuple(_row(customer, spends) for customer in ordered),
+        rows=LazySequence(ordered, lambda customer: _row(customer, spends)),
         total=total,
         revenue_femto=sum(revenue.values()),
         unowned=unowned,
