@@ -250,11 +250,11 @@ class _Known:
         if missing and len(self.ids) > _MOST:
             self.ids.clear()
             missing = list(set(rows))
-        position = 0
-        for count in (100, 10, 1):
-            while len(missing) - position >= count:
-                self._learn(missing[position : position + count])
-                position += count
+        for start in range(0, len(missing), 100):
+            some = missing[start : start + 100]
+            # filled up, because two statements for all are better than two for each
+            size = next(size for size in (1, 10, 100) if size >= len(some))
+            self._learn(some + some[-1:] * (size - len(some)))
         return self.ids
 
     def _learn(self, rows: Sequence[Row]) -> None:

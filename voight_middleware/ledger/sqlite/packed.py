@@ -157,7 +157,7 @@ def unpacked(source: str) -> str:
     )
     return (
         "SELECT packed.occurred_at, packed.call_key, IIF(typeof(packed.call_key) = 'blob', "
-        "lower(hex(packed.call_key)), packed.call_key) AS call_id, "
+        "lower(hex(packed.call_key)), packed.call_key) AS call_id, packed.kind_id, packed.place_id, "
         f"{', '.join(f'kinds.{name}' for name in KIND)}, "
         f"{', '.join(f'places.{name}' for name in PLACE)}, "
         f"{', '.join(f'packed.{name}' for name in PLAIN)}, "

@@ -138,13 +138,14 @@ _ADDED = "ON CONFLICT DO UPDATE SET " + ", ".join(
 
 
 _NAMES = sorted({name for rollup in ROLLUPS for name in rollup.names})
-MEASURED = (*_BUCKETS, *_NAMES, "owned", *MEASURES)
+_IDS = ("kind_id", "place_id")
+MEASURED = (*_IDS, *_BUCKETS, *_NAMES, "owned", *MEASURES)
 """The columns of ``measured``: everything that a rollup needs of a call."""
 
 
 def measured(source: str) -> str:
     """Return the query that gives ``MEASURED`` for each call of *source*."""
-    columns = [sql.replace("@", "") for sql in _BUCKETS.values()]
+    columns = [*_IDS, *(sql.replace("@", "") for sql in _BUCKETS.values())]
     columns += [f"COALESCE({name}, '')" for name in _NAMES]
     columns += ["user_id IS NOT NULL", *(sql.replace("@", "") for sql in MEASURES.values())]
     return f"SELECT {', '.join(columns)} FROM {source}"
@@ -152,12 +153,11 @@ def measured(source: str) -> str:
 
 def grouped(source: str) -> str:
     """
-    Return the query that sums rows of ``MEASURED`` by everything that rollups without users
-    distinguish. Its columns are ``MEASURED`` again.
+    Return the query that sums rows of ``MEASURED`` by kind, place and hour: by all that rollups
+    without users distinguish. Its columns are ``MEASURED`` again.
     """
-    keys = {name for rollup in ROLLUPS if "user_id" not in rollup.names for name in rollup.key}
     sums = [f"SUM({name})" if name in MEASURES else name for name in MEASURED]
-    return f"SELECT {', '.join(sums)} FROM {source} GROUP BY {', '.join(sorted(keys))}"
+    return f"SELECT {', '.join(sums)} FROM {source} GROUP BY {', '.join(_IDS)}, hour, owned"
 
 
 def add(rollup: Rollup, source: str) -> str:
