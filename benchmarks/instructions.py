@@ -9,8 +9,8 @@ with N calls and one with 2 N, each after the same warm-up. The difference of th
 calls; whatever happens once cancels out. "Caller" is the thread that calls, "others" all other
 threads of the process and the processes that it forks.
 
-``PYTHONHASHSEED=0``; the garbage collector is on, and what exists before the calls is frozen
-(``gc.freeze``). A round of the background thread begins only with the flush after the calls, so
+``PYTHONHASHSEED=0``, and the garbage collector is off while calls are counted: when it runs would
+be the noise. A round of the background thread begins only with the flush after the calls, so
 that the clock decides nothing. ``PYTHONMALLOC`` is left alone. It needs Linux and ``valgrind``.
 """
 
@@ -25,20 +25,22 @@ import io
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import canned
 import middleware
 import openai
-import overhead
 
 import voight_middleware as voight
 
@@ -75,8 +77,8 @@ class Client:
     """A client of the SDK, and one call of it."""
 
     def __init__(self, *, stream: bool = False) -> None:
-        self.sdk = openai.OpenAI(api_key="k", http_client=overhead.transport(openai))
-        self._arguments = arguments(stream)
+        self.sdk = openai.OpenAI(api_key="k", http_client=canned.transport("openai"))
+        self._arguments = canned.arguments("openai", stream=stream)
 
     def call(self) -> None:
         answer: Any = self.sdk.chat.completions.create(**self._arguments)
@@ -149,12 +151,14 @@ def async_streams(*, metered: bool) -> Callable[[], Run]:
     """Streams of the asynchronous client."""
 
     def prepare() -> Run:
-        client = openai.AsyncOpenAI(api_key="k", http_client=async_transport())
+        http = canned.transport("openai", asynchronous=True)
+        client = openai.AsyncOpenAI(api_key="k", http_client=http)
+        arguments = canned.arguments("openai", stream=True)
         if metered:
             voight.wrap(client)
 
         async def stream() -> None:
-            answer: Any = await client.chat.completions.create(**arguments(stream=True))
+            answer: Any = await client.chat.completions.create(**arguments)
             async for _ in answer:
                 pass
 
@@ -199,29 +203,10 @@ def configure(folder: Path, settings: dict[str, Any]) -> None:
         setattr(worker, interval, 3600.0)
 
 
-def arguments(stream: bool) -> dict[str, Any]:
-    """What the application asks, the same as in ``overhead.py``."""
-    question = "Here are the last twenty log lines. What broke? " * 12
-    messages = [{"role": "user", "content": question}]
-    return {"model": "gpt-4o-mini", "messages": messages, "stream": stream}
-
-
-def async_transport() -> Any:
-    """``overhead.transport`` for asynchronous clients."""
-    base: Any = sys.modules["openai._base_client"]
-    http = getattr(base, "httpx2", None) or base.httpx
-
-    async def answer(_request: Any) -> Any:
-        headers = {"content-type": "text/event-stream"}
-        return http.Response(200, content=overhead.OPENAI_SSE, headers=headers)
-
-    return http.AsyncClient(transport=http.MockTransport(answer))
-
-
 def rows() -> list[Row]:
     """All rows, each after the one that it is compared with."""
     bare, stream, loop = "bare call", "bare stream", "bare async stream"
-    chunks = overhead.CHUNKS
+    chunks = canned.CHUNKS
     made = [
         Row(bare, bare, 10, calls(metered=False)),
         Row("control", bare, 10, calls(metered=False)),
@@ -290,7 +275,7 @@ def count_row(row: Row, folder: Path, divisor: int) -> None:
             configure(Path(tempfile.mkdtemp(dir=folder)), row.settings)
         run(max(1, row.count // 2))
         gc.collect()
-        gc.freeze()
+        gc.disable()
         run(times * max(1, row.count // divisor))
 
     for times in (1, 2):
@@ -404,11 +389,6 @@ def grown(taken: dict[str, Count], before: dict[str, Count], tolerance: float) -
     return complaints
 
 
-def fits(name: str, part: str) -> bool:
-    """Whether *part* is the name of a row, or stands in it and is no other row's whole name."""
-    return name == part or (part in name and part not in {row.name for row in rows()})
-
-
 def percent(text: str) -> float:
     """``3%`` or ``0.03`` as a share."""
     return float(text[:-1]) / 100 if text.endswith("%") else float(text)
@@ -417,26 +397,28 @@ def percent(text: str) -> float:
 def main() -> None:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description="What metering adds in instructions.")
-    parser.add_argument("--only", default="", help="rows, by name or part of it, with commas")
+    parser.add_argument("--only", default="*", help="rows, with commas: metered*,stream")
     parser.add_argument("--json", type=Path, help="write the counts to this file")
     parser.add_argument("--compare", type=Path, help="exit with 1 if a row has grown since then")
     parser.add_argument("--tolerance", type=percent, default=0.03, help="of what a row adds: 3%%")
     parser.add_argument("--divisor", type=int, default=1, help="fewer calls in each process")
     parser.add_argument("--in", dest="folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    asked = [part.strip() for part in options.only.split(",")]
+    asked = options.only.split(",")
     if options.folder:
         return count_rows(asked, options.folder, options.divisor)
     if not shutil.which("valgrind"):
         parser.error("valgrind is not installed: apt-get install valgrind")
-    chosen = [row for row in rows() if any(fits(row.name, part) for part in asked)]
+    chosen = [row for row in rows() if any(fnmatch(row.name, one) for one in asked)]
     names = {row.name for row in chosen} | {row.base for row in chosen} | {"bare call", "control"}
     began = time.monotonic()
     taken = measure(sorted(names), options.divisor)
     show(taken)
+    cpu = resource.getrusage(resource.RUSAGE_CHILDREN)
     print(
         f"\nPython {sys.version.split()[0]}, openai {openai.__version__}; "
-        f"{time.monotonic() - began:.0f} s"
+        f"{time.monotonic() - began:.0f} s, "
+        f"of CPU {cpu.ru_utime + cpu.ru_stime:.0f} s"
     )
     if options.json:
         options.json.write_text(json.dumps(taken, indent=2))
