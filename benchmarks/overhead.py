@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import random
 import statistics
 import subprocess
 import sys
@@ -91,6 +92,37 @@ def compare(sdk: Any, stream: bool, rounds: int, count: int) -> None:
     )
 
 
+def compare_apart(sdk: Any, turns: int, pause: float) -> None:
+    """
+    One call of each kind in turn, *pause* seconds apart, in an order by chance: as a server has it,
+    whose caches hold something else by then. CPU time of this thread.
+    """
+    calls = {
+        "bare": caller(sdk, False, False),
+        "control": caller(sdk, False, False),
+        "metered": caller(sdk, False, True),
+    }
+    for call in calls.values():
+        measure(call, 10)
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    chance = random.Random(1)
+    for _ in range(turns):
+        for name in chance.sample(list(calls), len(calls)):
+            time.sleep(pause)
+            began = time.thread_time_ns()
+            calls[name]()
+            taken[name].append((time.thread_time_ns() - began) / 1e3)
+    bare = statistics.median(taken["bare"])
+    added, noise = (
+        statistics.median(one - base for one, base in zip(taken[name], taken["bare"], strict=True))
+        for name in ("metered", "control")
+    )
+    print(
+        f"{sdk.__name__:<10} {'apart':<7} {bare:9.1f} {added:+9.1f} {'':9} {'':9} "
+        f"{added / bare:+8.1%} {noise:+9.1f}"
+    )
+
+
 def import_time() -> float:
     """
     Milliseconds that ``import voight_middleware`` takes in a fresh interpreter, the median of
@@ -114,6 +146,10 @@ def main() -> None:
     parser.add_argument(
         "--calls", type=int, default=100, help="plain calls in a round; a tenth of it streamed"
     )
+    parser.add_argument(
+        "--apart", type=float, help="milliseconds between two calls: plain ones only, no batches"
+    )
+    parser.add_argument("--turns", type=int, default=500, help="with --apart: calls of each kind")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         voight.configure(ledger=f"{folder}/ledger.db")
@@ -124,6 +160,9 @@ def main() -> None:
         headings = ("bare SDK", "+ caller", "+ in all", "+ /chunk", "ratio", "noise", "noise all")
         print(" " * 18, *(f"{heading:>{8 if heading == 'ratio' else 9}}" for heading in headings))
         for sdk in (openai, anthropic):
+            if options.apart is not None:
+                compare_apart(sdk, options.turns, options.apart / 1000)
+                continue
             compare(sdk, False, options.rounds, options.calls)
             compare(sdk, True, options.rounds, max(2, options.calls // 10))
         voight.configure(ledger=f"{folder}/closed.db")
