@@ -6,8 +6,10 @@ The answers have 241 output tokens, read from the cache in part; a stream has 20
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -123,10 +125,10 @@ def arguments(sdk: str, *, stream: bool = False) -> dict[str, Any]:
     }
 
 
-def transport(sdk: str, *, asynchronous: bool = False) -> Any:
+def transport(sdk: str, *, asynchronous: bool = False, after: float = 0) -> Any:
     """
     An HTTP client of whichever library this version of the SDK is built on, that answers from
-    memory. *sdk* is the name of its module, which has been imported.
+    memory, *after* so many seconds. *sdk* is the name of its module, which has been imported.
     """
     base: Any = sys.modules[f"{sdk}._base_client"]
     http = getattr(base, "httpx2", None) or base.httpx
@@ -141,9 +143,15 @@ def transport(sdk: str, *, asynchronous: bool = False) -> Any:
             )
         return http.Response(200, content=plain, headers={"content-type": "application/json"})
 
+    def late_answer(request: Any) -> Any:
+        time.sleep(after)
+        return answer(request)
+
     async def async_answer(request: Any) -> Any:
+        if after:
+            await asyncio.sleep(after)
         return answer(request)
 
     if asynchronous:
         return http.AsyncClient(transport=http.MockTransport(async_answer))
-    return http.Client(transport=http.MockTransport(answer))
+    return http.Client(transport=http.MockTransport(late_answer if after else answer))

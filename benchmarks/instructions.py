@@ -7,7 +7,7 @@ What metering adds in instructions, counted by callgrind: the same figures on a 
 Every row runs in processes of its own, which are forked from one that has imported the SDK: one
 with N calls and one with 2 N, each after the same warm-up. The difference of their counts is N
 calls; whatever happens once cancels out. "Caller" is the thread that calls, "others" all other
-threads of the process and the processes that it forks.
+threads of its process and, in the row that says so, the process that ingests.
 
 ``PYTHONHASHSEED=0``, and the garbage collector is off while calls are counted: when it runs would
 be the noise. A round of the background thread begins only with the flush after the calls, so
@@ -68,6 +68,9 @@ class Row(NamedTuple):
 
 OWNER = {"user_id": "u_1", "plan": "pro"}
 HEARD: list[Any] = []
+"""What the listener has got."""
+BESIDE: list[int] = []
+"""The processes that work for the one that calls."""
 NO_INGESTER: dict[str, Any] = {"ingest": False}
 INGESTER: dict[str, Any] = {"ingest": True}
 LISTENER: dict[str, Any] = {"ingest": True, "listeners": [HEARD.append]}
@@ -131,6 +134,7 @@ def sidecar() -> Run:
     from voight_middleware.cli import main
 
     def ingest() -> None:
+        os.getsid(0)
         with contextlib.redirect_stdout(io.StringIO()):
             assert main(["ingest", "--once"]) == 0
 
@@ -142,7 +146,7 @@ def sidecar() -> Run:
 
     def run_and_ingest(count: int) -> None:
         run(count)
-        forked(ingest)
+        BESIDE.append(forked(ingest))
 
     return run_and_ingest
 
@@ -267,28 +271,21 @@ def count_rows(names: list[str], folder: Path, divisor: int) -> None:
 
 
 def count_row(row: Row, folder: Path, divisor: int) -> None:
-    """Print the processes of a row, and which of them called, for N calls and for 2 N."""
+    """Make N calls in one process and 2 N in another, forked from the same state."""
     run = row.prepare()
 
     def count(times: int) -> None:
         if row.settings is not None:
             configure(Path(tempfile.mkdtemp(dir=folder)), row.settings)
         run(max(1, row.count // 2))
+        BESIDE.clear()
         gc.collect()
         gc.disable()
         run(times * max(1, row.count // divisor))
+        print(json.dumps([row.name, os.getpid(), BESIDE]))
 
     for times in (1, 2):
-        before = set(folder.glob("callgrind.*-*"))
-        caller = forked(functools.partial(count, times))
-        dumped = set(folder.glob("callgrind.*-*")) - before
-        print(json.dumps([row.name, caller, sorted({process_of(path)[0] for path in dumped})]))
-
-
-def process_of(path: Path) -> tuple[int, int]:
-    """The process and the thread of one of callgrind's files."""
-    process, thread = path.name.split(".")[1].split("-")
-    return int(process), int(thread)
+        forked(functools.partial(count, times))
 
 
 class Count(NamedTuple):
@@ -298,14 +295,15 @@ class Count(NamedTuple):
     others: float
 
 
-def totals(folder: Path) -> dict[int, dict[int, int]]:
-    """The instructions that callgrind has counted, by process and thread."""
-    counted: dict[int, dict[int, int]] = {}
-    for path in folder.glob("callgrind.*-*"):
-        process, thread = process_of(path)
-        found = re.findall(r"^(?:totals|summary): (\d+)", path.read_text(), re.MULTILINE)
-        counted.setdefault(process, {})[thread] = int(found[-1])
-    return counted
+def instructions(folder: Path, caller: int, beside: list[int]) -> tuple[int, int]:
+    """What callgrind has counted: of the thread that called, and of all other threads."""
+    counted = {
+        path.name: int(re.findall(r"(?m)^totals: (\d+)", path.read_text())[-1])
+        for process in (caller, *beside)
+        for path in folder.glob(f"callgrind.{process}-*")
+    }
+    called = counted.pop(f"callgrind.{caller}-01")
+    return called, sum(counted.values())
 
 
 def measure(names: list[str], divisor: int = 1) -> dict[str, Count]:
@@ -319,30 +317,22 @@ def measure(names: list[str], divisor: int = 1) -> dict[str, Count]:
         child += ["--in", str(folder), "--divisor", str(divisor)]
         # Without valgrind first: it compiles what is to be imported, and shows mistakes early.
         subprocess.run([*child[:-1], "100"], env=environment, check=True, stdout=subprocess.DEVNULL)
-        valgrind = [
-            "valgrind",
-            "--tool=callgrind",
-            "-q",
-            "--separate-threads=yes",
-            "--dump-line=no",
-        ]
-        valgrind += [f"--callgrind-out-file={folder}/callgrind.%p"]
+        # What a process has counted before it calls `getsid` does not count.
+        valgrind = ["valgrind", "--tool=callgrind", "-q", "--separate-threads=yes"]
+        valgrind += ["--zero-before=getsid", f"--callgrind-out-file={folder}/callgrind.%p"]
         output = subprocess.run(
             [*valgrind, *child], env=environment, check=True, stdout=subprocess.PIPE, text=True
         ).stdout
-        counted = totals(folder)
+        counted: dict[str, list[tuple[int, int]]] = {}
+        for line in output.splitlines():
+            name, caller, beside = json.loads(line)
+            counted.setdefault(name, []).append(instructions(folder, caller, beside))
     taken = {}
-    lines = map(json.loads, output.splitlines())
-    by_name = {row.name: row for row in rows()}
-    for (name, once, others), (_, twice, more) in zip(lines, lines, strict=True):
-        first, second = counted[once][1], counted[twice][1]
-        first_all, second_all = (
-            sum(sum(counted[process].values()) for process in processes)
-            for processes in (others, more)
-        )
-        count = max(1, by_name[name].count // divisor)
-        caller = (second - first) / count
-        taken[name] = Count(caller, (second_all - first_all) / count - caller)
+    for row in rows():
+        if row.name in counted:
+            first, second = counted[row.name]
+            count = max(1, row.count // divisor)
+            taken[row.name] = Count(*((b - a) / count for a, b in zip(first, second, strict=True)))
     return taken
 
 

@@ -248,7 +248,8 @@ def worker(library: str, stream: bool) -> None:
             for _ in range(count):
                 call()
             thread = time.thread_time_ns() - thread
-        recorder.flush()
+        if count > 1:
+            recorder.flush()
         return thread / count / 1e3, (time.process_time_ns() - process) / count / 1e3
 
     batch(5)
@@ -262,6 +263,7 @@ def worker(library: str, stream: bool) -> None:
             gc.collect(1)
         print(*batch(count), flush=True)
         made += count
+    recorder.flush()
     kept = recorder.recorded() - before
     print(json.dumps(kept / made if made and library else None), flush=True)
 
