@@ -352,7 +352,7 @@ def compare(kind: str, rate: float, options: argparse.Namespace) -> bool:
     failed = sum(server.failed for server in servers)
     lateness = statistics.quantiles([one for f in figures.values() for one in f.late], n=100)[98]
     print(
-        f"{'':16}sent late: p99 {lateness:.1f} ms; CPU of this process {own:.1f} s; load {load:.1f}, "
+        f"{'':16}sent late: p99 {lateness:.1f} ms; own CPU {own:.1f} s; load {load:.1f}, "
         f"then {os.getloadavg()[0]:.1f}; {failed} failed; {in_ledger[-1]} of {asked} calls in the "
         "ledger"
     )
