@@ -214,7 +214,7 @@ def rows() -> list[Row]:
     made = [
         Row(bare, bare, 10, calls(metered=False)),
         Row("control", bare, 10, calls(metered=False)),
-        Row("metered, no user", bare, 10, calls(tagged=False), NO_INGESTER),
+        Row("metered without a user", bare, 10, calls(tagged=False), NO_INGESTER),
         Row("metered", bare, 10, calls(), NO_INGESTER),
         Row("metered + ingester", bare, 10, flushed(), INGESTER),
         Row("metered + ingester + listener", bare, 10, flushed(listened=True), LISTENER),
@@ -225,13 +225,13 @@ def rows() -> list[Row]:
         Row("async stream", loop, 1, async_streams(metered=True), NO_INGESTER, chunks),
     ]
     for family in ("starlette", "fastapi", "flask", "django"):
-        base = f"{family} request, bare"
+        base = f"bare {family} request"
         ours = f"{family} request"
         made += [
             Row(base, base, 50, requests(family, middleware.BARE)),
             Row(ours, base, 50, requests(family, middleware.OURS), NO_INGESTER),
         ]
-    base, ours = "fastapi dependency, bare", "fastapi dependency"
+    base, ours = "bare fastapi dependency", "fastapi dependency"
     made += [
         Row(base, base, 50, requests("fastapi", middleware.WITH_DEPENDENCY)),
         Row(ours, base, 50, requests("fastapi", middleware.COST_TAGS), NO_INGESTER),

@@ -207,6 +207,10 @@ class Connection(asyncio.Protocol):
             self._buffer, self._asking = b"", False
             self._load.answered(self, self._due, head.startswith(b"HTTP/1.1 200"))
 
+    def close(self) -> None:
+        """End it at the next turn of the loop."""
+        self._transport.abort()
+
     def connection_lost(self, _error: Exception | None) -> None:
         self._load.lost(self, self._asking)
 
@@ -258,6 +262,12 @@ class Load:
             latency = (asyncio.get_running_loop().time() - due) * 1e3
             self._server.latencies.append(latency)
         self._done.set()
+
+    async def close(self) -> None:
+        """End all connections."""
+        for connection in self._idle:
+            connection.close()
+        await asyncio.sleep(0)
 
     def lost(self, connection: Connection, asking: bool) -> None:
         """The server has closed a connection."""
@@ -314,6 +324,7 @@ async def drive(servers: list[Server], rate: float, seconds: float) -> dict[str,
     await asyncio.sleep(2.5)
     figures = {}
     for server in servers:
+        await loads[server.variant].close()
         count = len(server.latencies)
         cpu = (server.cpu() - began[server.variant]) * 1e3 / count
         figures[server.variant] = Figures(count, cpu, server.latencies, late[server.variant])
