@@ -242,3 +242,23 @@ def test_cpu_is_that_of_every_process_that_the_server_has_started(tmp_path: Path
         assert 0.18 <= server.cpu() < 2
         for process in (one, other):
             process.communicate()
+
+
+# -- flame graphs ----------------------------------------------------------------------------------
+
+
+def test_a_picture_shows_shares_and_leaves_out_imports() -> None:
+    """A frame too narrow to see is not drawn, and the machinery of imports never."""
+    flame = benchmark("flame")
+    importing = ["main (a.py:1)", "_load (<frozen importlib._bootstrap>:1)", "<module> (voight_middleware/b.py:1)"]
+    seen = [(["main (a.py:1)", "call <x> (a.py:2)"], 750), (importing, 249), (["main (a.py:1)", "rare (a.py:3)"], 1)]
+
+    whole, steady = (flame.picture("A call", seen, steady) for steady in (False, True))
+
+    assert "call &lt;x&gt; (a.py:2): 75.0%" in whole
+    assert "voight_middleware/b.py</text>" in whole
+    assert flame.OURS in whole
+    assert "importlib" not in whole
+    assert "rare" not in whole
+    assert "b.py" not in steady
+    assert "call &lt;x&gt; (a.py:2): 99.9%" in steady
