@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import gc
 import random
+import resource
 import statistics
 import subprocess
 import sys
@@ -123,21 +124,28 @@ def compare_apart(sdk: Any, turns: int, pause: float) -> None:
     )
 
 
-def import_time() -> tuple[float, float]:
+def process_time(script: str) -> str:
     """
-    Milliseconds that ``import voight_middleware`` takes in a fresh interpreter, and those of CPU
-    time: the medians of seven.
+    Milliseconds that a fresh interpreter takes for *script*, and those of CPU time, more than one
+    that has nothing to do: the medians of fifteen, in turn.
     """
-    script = (
-        "import time; t, c = time.perf_counter(), time.process_time(); import voight_middleware; "
-        "print(time.perf_counter() - t, time.process_time() - c)"
+    taken: dict[str, list[tuple[float, float]]] = {"": [], script: []}
+    for _ in range(15):
+        for one, figures in taken.items():
+            used, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+            subprocess.run([sys.executable, "-c", one], stdout=subprocess.DEVNULL, check=True)
+            wall, now = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+            cpu = now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime
+            figures.append((wall * 1e3, cpu * 1e3))
+    nothing, something = taken.values()
+    wall, cpu = (
+        statistics.median(
+            one[what] - other[what] for one, other in zip(something, nothing, strict=True)
+        )
+        for what in (0, 1)
     )
-    runs = [
-        subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout
-        for _ in range(7)
-    ]
-    wall, cpu = zip(*(map(float, run.split()) for run in runs), strict=True)
-    return statistics.median(wall) * 1e3, statistics.median(cpu) * 1e3
+    interpreter = statistics.median(one[0] for one in nothing)
+    return f"{wall:.0f} ms, of CPU {cpu:.0f} ms, beside the interpreter's own {interpreter:.0f} ms"
 
 
 def main() -> None:
@@ -166,11 +174,10 @@ def main() -> None:
             compare(sdk, False, options.rounds, options.calls)
             compare(sdk, True, options.rounds, max(2, options.calls // 10))
         voight.configure(ledger=f"{folder}/closed.db")
-    wall, cpu = import_time()
-    print(
-        f"\nimport voight_middleware: {wall:.0f} ms, of CPU {cpu:.0f} ms, no provider SDK and no "
-        "web framework imported"
-    )
+        top = ["top", "--ledger", f"sqlite:///{folder}/ledger.db"]
+        command = f"from voight_middleware.cli import main; main({top})"
+        print(f"\nimport voight_middleware: {process_time('import voight_middleware')}")
+        print(f"voight top, these calls:  {process_time(command)}")
 
 
 if __name__ == "__main__":
