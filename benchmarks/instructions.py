@@ -391,7 +391,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the counts to this file")
     parser.add_argument("--compare", type=Path, help="exit with 1 if a row has grown since then")
     parser.add_argument("--tolerance", type=percent, default=0.03, help="of what a row adds: 3%%")
-    parser.add_argument("--divisor", type=int, default=1, help="fewer calls in each process")
+    parser.add_argument("--divisor", type=int, default=1, help=argparse.SUPPRESS)
     parser.add_argument("--in", dest="folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     asked = options.only.split(",")
