@@ -7,10 +7,10 @@ What metering adds in instructions, counted by callgrind: the same figures on a 
 Every row runs in processes of its own, which are forked from one that has imported the SDK: one
 with N calls and one with 2 N, each after the same warm-up. The difference of their counts is N
 calls; whatever happens once cancels out. "Caller" is the thread that calls, "others" all other
-threads of the process and the processes that it forks.
+threads of its process and, in the row that says so, the process that ingests.
 
-``PYTHONHASHSEED=0``; the garbage collector is on, and what exists before the calls is frozen
-(``gc.freeze``). A round of the background thread begins only with the flush after the calls, so
+``PYTHONHASHSEED=0``, and the garbage collector is off while calls are counted: when it runs would
+be the noise. A round of the background thread begins only with the flush after the calls, so
 that the clock decides nothing. ``PYTHONMALLOC`` is left alone. It needs Linux and ``valgrind``.
 """
 
@@ -25,20 +25,22 @@ import io
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import canned
 import middleware
 import openai
-import overhead
 
 import voight_middleware as voight
 
@@ -66,6 +68,9 @@ class Row(NamedTuple):
 
 OWNER = {"user_id": "u_1", "plan": "pro"}
 HEARD: list[Any] = []
+"""What the listener has got."""
+BESIDE: list[int] = []
+"""The processes that work for the one that calls."""
 NO_INGESTER: dict[str, Any] = {"ingest": False}
 INGESTER: dict[str, Any] = {"ingest": True}
 LISTENER: dict[str, Any] = {"ingest": True, "listeners": [HEARD.append]}
@@ -75,8 +80,8 @@ class Client:
     """A client of the SDK, and one call of it."""
 
     def __init__(self, *, stream: bool = False) -> None:
-        self.sdk = openai.OpenAI(api_key="k", http_client=overhead.transport(openai))
-        self._arguments = arguments(stream)
+        self.sdk = openai.OpenAI(api_key="k", http_client=canned.transport("openai"))
+        self._arguments = canned.arguments("openai", stream=stream)
 
     def call(self) -> None:
         answer: Any = self.sdk.chat.completions.create(**self._arguments)
@@ -129,6 +134,7 @@ def sidecar() -> Run:
     from voight_middleware.cli import main
 
     def ingest() -> None:
+        os.getsid(0)
         with contextlib.redirect_stdout(io.StringIO()):
             assert main(["ingest", "--once"]) == 0
 
@@ -140,7 +146,7 @@ def sidecar() -> Run:
 
     def run_and_ingest(count: int) -> None:
         run(count)
-        forked(ingest)
+        BESIDE.append(forked(ingest))
 
     return run_and_ingest
 
@@ -149,12 +155,14 @@ def async_streams(*, metered: bool) -> Callable[[], Run]:
     """Streams of the asynchronous client."""
 
     def prepare() -> Run:
-        client = openai.AsyncOpenAI(api_key="k", http_client=async_transport())
+        http = canned.transport("openai", asynchronous=True)
+        client = openai.AsyncOpenAI(api_key="k", http_client=http)
+        arguments = canned.arguments("openai", stream=True)
         if metered:
             voight.wrap(client)
 
         async def stream() -> None:
-            answer: Any = await client.chat.completions.create(**arguments(stream=True))
+            answer: Any = await client.chat.completions.create(**arguments)
             async for _ in answer:
                 pass
 
@@ -199,33 +207,14 @@ def configure(folder: Path, settings: dict[str, Any]) -> None:
         setattr(worker, interval, 3600.0)
 
 
-def arguments(stream: bool) -> dict[str, Any]:
-    """What the application asks, the same as in ``overhead.py``."""
-    question = "Here are the last twenty log lines. What broke? " * 12
-    messages = [{"role": "user", "content": question}]
-    return {"model": "gpt-4o-mini", "messages": messages, "stream": stream}
-
-
-def async_transport() -> Any:
-    """``overhead.transport`` for asynchronous clients."""
-    base: Any = sys.modules["openai._base_client"]
-    http = getattr(base, "httpx2", None) or base.httpx
-
-    async def answer(_request: Any) -> Any:
-        headers = {"content-type": "text/event-stream"}
-        return http.Response(200, content=overhead.OPENAI_SSE, headers=headers)
-
-    return http.AsyncClient(transport=http.MockTransport(answer))
-
-
 def rows() -> list[Row]:
     """All rows, each after the one that it is compared with."""
     bare, stream, loop = "bare call", "bare stream", "bare async stream"
-    chunks = overhead.CHUNKS
+    chunks = canned.CHUNKS
     made = [
         Row(bare, bare, 10, calls(metered=False)),
         Row("control", bare, 10, calls(metered=False)),
-        Row("metered, no user", bare, 10, calls(tagged=False), NO_INGESTER),
+        Row("metered without a user", bare, 10, calls(tagged=False), NO_INGESTER),
         Row("metered", bare, 10, calls(), NO_INGESTER),
         Row("metered + ingester", bare, 10, flushed(), INGESTER),
         Row("metered + ingester + listener", bare, 10, flushed(listened=True), LISTENER),
@@ -236,13 +225,13 @@ def rows() -> list[Row]:
         Row("async stream", loop, 1, async_streams(metered=True), NO_INGESTER, chunks),
     ]
     for family in ("starlette", "fastapi", "flask", "django"):
-        base = f"{family} request, bare"
+        base = f"bare {family} request"
         ours = f"{family} request"
         made += [
             Row(base, base, 50, requests(family, middleware.BARE)),
             Row(ours, base, 50, requests(family, middleware.OURS), NO_INGESTER),
         ]
-    base, ours = "fastapi dependency, bare", "fastapi dependency"
+    base, ours = "bare fastapi dependency", "fastapi dependency"
     made += [
         Row(base, base, 50, requests("fastapi", middleware.WITH_DEPENDENCY)),
         Row(ours, base, 50, requests("fastapi", middleware.COST_TAGS), NO_INGESTER),
@@ -282,28 +271,21 @@ def count_rows(names: list[str], folder: Path, divisor: int) -> None:
 
 
 def count_row(row: Row, folder: Path, divisor: int) -> None:
-    """Print the processes of a row, and which of them called, for N calls and for 2 N."""
+    """Make N calls in one process and 2 N in another, forked from the same state."""
     run = row.prepare()
 
     def count(times: int) -> None:
         if row.settings is not None:
             configure(Path(tempfile.mkdtemp(dir=folder)), row.settings)
         run(max(1, row.count // 2))
+        BESIDE.clear()
         gc.collect()
-        gc.freeze()
+        gc.disable()
         run(times * max(1, row.count // divisor))
+        print(json.dumps([row.name, os.getpid(), BESIDE]))
 
     for times in (1, 2):
-        before = set(folder.glob("callgrind.*-*"))
-        caller = forked(functools.partial(count, times))
-        dumped = set(folder.glob("callgrind.*-*")) - before
-        print(json.dumps([row.name, caller, sorted({process_of(path)[0] for path in dumped})]))
-
-
-def process_of(path: Path) -> tuple[int, int]:
-    """The process and the thread of one of callgrind's files."""
-    process, thread = path.name.split(".")[1].split("-")
-    return int(process), int(thread)
+        forked(functools.partial(count, times))
 
 
 class Count(NamedTuple):
@@ -313,14 +295,15 @@ class Count(NamedTuple):
     others: float
 
 
-def totals(folder: Path) -> dict[int, dict[int, int]]:
-    """The instructions that callgrind has counted, by process and thread."""
-    counted: dict[int, dict[int, int]] = {}
-    for path in folder.glob("callgrind.*-*"):
-        process, thread = process_of(path)
-        found = re.findall(r"^(?:totals|summary): (\d+)", path.read_text(), re.MULTILINE)
-        counted.setdefault(process, {})[thread] = int(found[-1])
-    return counted
+def instructions(folder: Path, caller: int, beside: list[int]) -> tuple[int, int]:
+    """What callgrind has counted: of the thread that called, and of all other threads."""
+    counted = {
+        path.name: int(re.findall(r"(?m)^totals: (\d+)", path.read_text())[-1])
+        for process in (caller, *beside)
+        for path in folder.glob(f"callgrind.{process}-*")
+    }
+    called = counted.pop(f"callgrind.{caller}-01")
+    return called, sum(counted.values())
 
 
 def measure(names: list[str], divisor: int = 1) -> dict[str, Count]:
@@ -334,30 +317,22 @@ def measure(names: list[str], divisor: int = 1) -> dict[str, Count]:
         child += ["--in", str(folder), "--divisor", str(divisor)]
         # Without valgrind first: it compiles what is to be imported, and shows mistakes early.
         subprocess.run([*child[:-1], "100"], env=environment, check=True, stdout=subprocess.DEVNULL)
-        valgrind = [
-            "valgrind",
-            "--tool=callgrind",
-            "-q",
-            "--separate-threads=yes",
-            "--dump-line=no",
-        ]
-        valgrind += [f"--callgrind-out-file={folder}/callgrind.%p"]
+        # What a process has counted before it calls `getsid` does not count.
+        valgrind = ["valgrind", "--tool=callgrind", "-q", "--separate-threads=yes"]
+        valgrind += ["--zero-before=getsid", f"--callgrind-out-file={folder}/callgrind.%p"]
         output = subprocess.run(
             [*valgrind, *child], env=environment, check=True, stdout=subprocess.PIPE, text=True
         ).stdout
-        counted = totals(folder)
+        counted: dict[str, list[tuple[int, int]]] = {}
+        for line in output.splitlines():
+            name, caller, beside = json.loads(line)
+            counted.setdefault(name, []).append(instructions(folder, caller, beside))
     taken = {}
-    lines = map(json.loads, output.splitlines())
-    by_name = {row.name: row for row in rows()}
-    for (name, once, others), (_, twice, more) in zip(lines, lines, strict=True):
-        first, second = counted[once][1], counted[twice][1]
-        first_all, second_all = (
-            sum(sum(counted[process].values()) for process in processes)
-            for processes in (others, more)
-        )
-        count = max(1, by_name[name].count // divisor)
-        caller = (second - first) / count
-        taken[name] = Count(caller, (second_all - first_all) / count - caller)
+    for row in rows():
+        if row.name in counted:
+            first, second = counted[row.name]
+            count = max(1, row.count // divisor)
+            taken[row.name] = Count(*((b - a) / count for a, b in zip(first, second, strict=True)))
     return taken
 
 
@@ -404,11 +379,6 @@ def grown(taken: dict[str, Count], before: dict[str, Count], tolerance: float) -
     return complaints
 
 
-def fits(name: str, part: str) -> bool:
-    """Whether *part* is the name of a row, or stands in it and is no other row's whole name."""
-    return name == part or (part in name and part not in {row.name for row in rows()})
-
-
 def percent(text: str) -> float:
     """``3%`` or ``0.03`` as a share."""
     return float(text[:-1]) / 100 if text.endswith("%") else float(text)
@@ -417,26 +387,28 @@ def percent(text: str) -> float:
 def main() -> None:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description="What metering adds in instructions.")
-    parser.add_argument("--only", default="", help="rows, by name or part of it, with commas")
+    parser.add_argument("--only", default="*", help="rows, with commas: metered*,stream")
     parser.add_argument("--json", type=Path, help="write the counts to this file")
     parser.add_argument("--compare", type=Path, help="exit with 1 if a row has grown since then")
     parser.add_argument("--tolerance", type=percent, default=0.03, help="of what a row adds: 3%%")
-    parser.add_argument("--divisor", type=int, default=1, help="fewer calls in each process")
+    parser.add_argument("--divisor", type=int, default=1, help=argparse.SUPPRESS)
     parser.add_argument("--in", dest="folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    asked = [part.strip() for part in options.only.split(",")]
+    asked = options.only.split(",")
     if options.folder:
         return count_rows(asked, options.folder, options.divisor)
     if not shutil.which("valgrind"):
         parser.error("valgrind is not installed: apt-get install valgrind")
-    chosen = [row for row in rows() if any(fits(row.name, part) for part in asked)]
+    chosen = [row for row in rows() if any(fnmatch(row.name, one) for one in asked)]
     names = {row.name for row in chosen} | {row.base for row in chosen} | {"bare call", "control"}
     began = time.monotonic()
     taken = measure(sorted(names), options.divisor)
     show(taken)
+    cpu = resource.getrusage(resource.RUSAGE_CHILDREN)
     print(
         f"\nPython {sys.version.split()[0]}, openai {openai.__version__}; "
-        f"{time.monotonic() - began:.0f} s"
+        f"{time.monotonic() - began:.0f} s, "
+        f"of CPU {cpu.ru_utime + cpu.ru_stime:.0f} s"
     )
     if options.json:
         options.json.write_text(json.dumps(taken, indent=2))
