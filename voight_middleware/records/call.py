@@ -86,7 +86,8 @@ def job_call_id(job: str) -> str:
     return hashlib.blake2b(job.encode(errors="surrogatepass"), digest_size=16).hexdigest()
 
 
-class Call(msgspec.Struct, omit_defaults=True, kw_only=True, tag="call"):
+# a call has no cycles, and the garbage collector would spend time on batches of them
+class Call(msgspec.Struct, omit_defaults=True, kw_only=True, tag="call", gc=False):
     """
     One billable provider call.
 

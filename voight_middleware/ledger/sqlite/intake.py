@@ -75,7 +75,7 @@ _TEMPORARY = (
     ),
 )
 """The tables that a batch passes through, and what one statement does with it."""
-_AT_ONCE = 500
+_ROWS_AT_ONCE = 500
 """How many calls are made rows at once."""
 _MOST = 20_000
 """How many rows of a dictionary are remembered."""
@@ -151,8 +151,8 @@ class Intake:
             return 0
         self._begin()
         # some at a time: a collection of garbage looks at every tuple that is there
-        for start in range(0, len(calls), _AT_ONCE):
-            self._bind(self._rows(calls[start : start + _AT_ONCE]))
+        for start in range(0, len(calls), _ROWS_AT_ONCE):
+            self._bind(self._rows(calls[start : start + _ROWS_AT_ONCE]))
         new = len(calls)
         if careful:
             new -= self._db.execute(_DROP_KNOWN).rowcount
