@@ -13,7 +13,7 @@ import logging as _  # noqa: F401  its fork handlers must not be new while a for
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any, cast
 
 __all__ = ("FORK_SECONDS", "at_exit", "late_imports", "lazy_pattern")
@@ -25,7 +25,7 @@ _importing = threading.RLock()
 
 
 @contextlib.contextmanager
-def late_imports() -> Iterator[None]:
+def late_imports() -> Generator[None]:
     """Let no fork happen during the block, which imports."""
     lock = _importing
     # with a timeout: code that an import runs may wait for another thread's import
