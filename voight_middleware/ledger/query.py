@@ -18,7 +18,7 @@ from voight_middleware.ledger.base import (
     Window,
     has_wildcard,
 )
-from voight_middleware.ledger.rollups import PLANS, Bucket, Rollup, is_one_user, plan_query
+from voight_middleware.ledger.rollups import PLANS, Bucket, Part, Rollup, is_one_user, plan_query
 
 Sql = tuple[str, list[Any]]
 """A piece of SQL with a ``?`` for each value, and the values to bind."""
@@ -128,7 +128,7 @@ class Query:
         dialect = self._dialect
         timed = self._zone is not None and bool({*TIMES} & {*by, *where})
         usable = () if original_prices else self._usable(timed)
-        rolled, windows = plan_query(by, where, window, usable)
+        rolled, windows = self._plan(by, where, window, usable)
         parts = [self._from_rollup(rollup, by, where, first, end) for rollup, first, end in rolled]
         parts += [
             self._from_calls(
@@ -160,6 +160,12 @@ class Query:
             sql += " LIMIT ?"
             values.append(limit)
         return sql, values
+
+    def _plan(
+        self, by: Collection[str], where: Where, window: Window, usable: Collection[Rollup]
+    ) -> tuple[list[Part], list[Window]]:
+        """Return the rollups to read, and the windows of the calls to read."""
+        return plan_query(by, where, window, usable)
 
     def condition(self, where: Where, window: Window) -> Sql:
         """Return the WHERE condition for calls."""

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from voight_middleware.ledger.base import wildcard_parts
-from voight_middleware.ledger.clickhouse.schema import SELECT, femto, kept_as
+from voight_middleware.ledger.clickhouse.schema import SELECT, SUMS, femto, kept_as
 from voight_middleware.ledger.query import Sql
 from voight_middleware.ledger.rollups import Bucket, Rollup
 from voight_middleware.ledger.rows import FIGURES, INPUT, OUTPUT, READ, SELECTED, WRITTEN
@@ -17,12 +17,12 @@ _ESCAPED = re.compile(r"[\\%_]")
 
 
 def _known(counts: Sequence[str]) -> str:
-    return f"COALESCE({', '.join(f'SUM({name})' for name in counts)}) IS NOT NULL"
+    return f"MAX({' OR '.join(f'{name} IS NOT NULL' for name in counts)})"
 
 
 def _total(counts: Sequence[str]) -> str:
-    # In 128 bits: the engine's own sum of 64 bits overflows silently.
-    return " + ".join(f"COALESCE(SUM(toInt128({name})), 0)" for name in counts)
+    # In 128 bits: the engine's own sum of 64 bits overflows silently. The counts of one call don't.
+    return f"SUM(toInt128({' + '.join(f'ifNull({name}, 0)' for name in counts)}))"
 
 
 def literal(value: Any) -> str:
@@ -53,8 +53,7 @@ def bound(sql: str, values: Collection[Any]) -> str:
 
 class ClickHouseDialect:
     """
-    A ``Dialect`` without rollups: they would count a call twice that is inserted twice, and a scan
-    is fast.
+    A ``Dialect`` whose rollups only have closed days.
 
     Args:
         database: The name of the database, quoted.
@@ -77,10 +76,10 @@ class ClickHouseDialect:
         "output": _total(OUTPUT),
     }
     costs = 1
-    schema = ""
-    rollups: Collection[Rollup] = ()
+    rollups: Collection[Rollup] = SUMS
 
     def __init__(self, database: str) -> None:
+        self.schema = f"{database}."
         self.calls = f"{database}.calls FINAL"
         columns = ", ".join(
             f"IF(original.number = 1, original.{name}, calls.{name}) AS {name}"
