@@ -171,6 +171,29 @@ MUTATIONS: list[Mutation] = [
         tests="tests/ledger",
     ),
     *at(
+        "ledger/clickhouse/closed_days.py",
+        (
+            "a day whose calls change stays closed",
+            "HAVING closing > maxIf(version, NOT closed)",
+            "HAVING closing > 0",
+        ),
+        (
+            "sums that were inserted twice count twice",
+            ")[0]}) == 1:",
+            ")[0]}) > 0:",
+        ),
+        tests="tests/ledger/test_closed_days.py",
+    ),
+    *at(
+        "ledger/clickhouse/writer.py",
+        (
+            "a late owner comes to a day that is closed",
+            "        self._db.days.changing(times.values())\n",
+            "",
+        ),
+        tests="tests/ledger/test_closed_days.py",
+    ),
+    *at(
         "ledger/erasure.py",
         (
             "the session of an erased person stays",
