@@ -39,15 +39,15 @@ def keep_for(db: Database, days: int) -> None:
     # Sums name users too. They go after the last call of their day.
     moments |= {rollup.table: "toDate(day) + 1" for rollup in SUMS}
     changed = [table for table in moments if db.ttl(table) != days]
+    if changed:
+        # Sums may contain calls that the server has deleted, or will have after this.
+        db.days.mark_all()
     for table in changed:
         what = f"MODIFY TTL {moments[table]} + toIntervalDay({days})" if days else "REMOVE TTL"
         db.run(
             f"ALTER TABLE {db.name}.{table} {db.server.on_cluster} {what}",
             materialize_ttl_after_modify=0,
         )
-    if changed:
-        # The sums may still contain calls that the server has deleted.
-        db.days.mark_all()
 
 
 def expired(db: Database, until: int) -> Expired:
