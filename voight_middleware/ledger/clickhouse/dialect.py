@@ -17,7 +17,11 @@ _ESCAPED = re.compile(r"[\\%_]")
 
 
 def _known(counts: Sequence[str]) -> str:
-    return f"MAX({' OR '.join(f'{name} IS NOT NULL' for name in counts)})"
+    return _count(" OR ".join(f"{name} IS NOT NULL" for name in counts))
+
+
+def _count(condition: str) -> str:
+    return f"toInt64(SUM({condition}))"
 
 
 def _total(counts: Sequence[str]) -> str:
@@ -60,12 +64,12 @@ class ClickHouseDialect:
     """
 
     sums: Mapping[str, str] = {
-        "calls": "COUNT(*)",
+        "calls": "toInt64(COUNT(*))",
         "cost": "SUM(cost)",
-        "unpriced": "SUM(cost_status = 'unpriced')",
-        "partial": "SUM(cost_status = 'partial')",
-        "estimated": "SUM(estimated_input IS NOT NULL OR estimated_output IS NOT NULL)",
-        "errors": "SUM(outcome = 'error')",
+        "unpriced": _count("cost_status = 'unpriced'"),
+        "partial": _count("cost_status = 'partial'"),
+        "estimated": _count("estimated_input IS NOT NULL OR estimated_output IS NOT NULL"),
+        "errors": _count("outcome = 'error'"),
         "known_input": _known(INPUT),
         "input": _total(INPUT),
         "known_read": _known(READ),

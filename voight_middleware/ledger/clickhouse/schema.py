@@ -89,7 +89,7 @@ def _sums_of(rollup: Rollup) -> tuple[str, str]:
     names = dict.fromkeys(("day", *rollup.key))
     types = {"day": "String", "user_id": "String", "hour": "Int64", "owned": "UInt8"}
     columns = [f"{name} {types.get(name, 'LowCardinality(String)')}" for name in names]
-    columns += [f"{name} {_MEASURES.get(name, 'UInt64')}" for name in MEASURED]
+    columns += [f"{name} {_MEASURES.get(name, 'Int64')}" for name in MEASURED]
     codec = " CODEC(ZSTD(1))"
     columns = [f"{column}{codec}" for column in (*columns, "version UInt64")]
     order = f"PARTITION BY substring(day, 1, 7) ORDER BY ({', '.join((*key, 'version'))})"
