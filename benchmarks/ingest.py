@@ -4,6 +4,9 @@ SQLite file, and each ledger given.
 
 Every process is a host of its own, with a journal of its own, and all write into the same ledger;
 into an SQLite file only one can.
+
+With ``--computing``, once more into an SQLite file, in the background of an application that
+computes all the time: how many calls a second then, and what is left for the application.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterable
 from contextlib import closing
@@ -21,7 +25,7 @@ from pathlib import Path
 
 from voight_middleware.config.ledger_url import shown_url
 from voight_middleware.ledger import open_ledger
-from voight_middleware.pipeline.ingest import drain
+from voight_middleware.pipeline.ingest import Ingester, drain
 from voight_middleware.pipeline.journal import Journal
 from voight_middleware.records.call import Call, new_call_id
 
@@ -68,6 +72,55 @@ def ingest(url: str, folder: Path) -> dict[str, float]:
         "end": time.perf_counter(),
         "cpu": time.process_time() - computed,
     }
+
+
+def count_up(seconds: float | None, stop: threading.Event) -> int:
+    """Compute in pure Python, as an application that never waits; answers how often."""
+    until = None if seconds is None else time.perf_counter() + seconds
+    rounds = 0
+    while not stop.is_set() and (until is None or time.perf_counter() < until):
+        sum(number * number for number in range(1_000))
+        rounds += 1
+    return rounds
+
+
+def ingest_beside(url: str, folder: Path) -> dict[str, float]:
+    """Bring one journal in by a thread, while the main thread computes."""
+    drain(url, folder.with_name(f"{folder.name}-warm"))
+    alone = count_up(2.0, threading.Event()) / 2.0
+    stop, seconds = threading.Event(), list[float]()
+
+    def background() -> None:
+        with closing(open_ledger(url)) as ledger:
+            begin = time.perf_counter()
+            Ingester(ledger, folder).run()
+            seconds.append(time.perf_counter() - begin)
+        stop.set()
+
+    thread = threading.Thread(target=background)
+    begin = time.perf_counter()
+    thread.start()
+    rounds = count_up(None, stop)
+    spent = time.perf_counter() - begin
+    thread.join()
+    return {"seconds": seconds[0], "kept": rounds / spent / alone}
+
+
+def measure_beside(calls: int, folder: Path) -> None:
+    """Print how fast calls come in while the application computes."""
+    url = f"sqlite:///{folder}/ledger.db"
+    (place,) = write_journals(folder, 1, calls)
+    warm = Journal(place.with_name(f"{place.name}-warm"))
+    for call in made_up_calls(10, seed=99):
+        warm.append(as_written(call))
+    warm.rotate()
+    command = [sys.executable, __file__, "--ingest-beside", url, str(place)]
+    done = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    print(
+        f"beside an application that computes: {calls / done['seconds']:,.0f} calls a second; it "
+        f"keeps {done['kept']:.0%} of its speed",
+        flush=True,
+    )
 
 
 def measure(url: str, processes: int, calls: int, folder: Path) -> None:
@@ -117,10 +170,17 @@ def main(arguments: Iterable[str] | None = None) -> int:
     parser.add_argument(
         "--processes", type=int, default=4, help="at the same time, besides one alone (default: 4)"
     )
+    parser.add_argument(
+        "--computing", action="store_true", help="also beside an application that computes"
+    )
     parser.add_argument("--ingest", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--ingest-beside", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args(None if arguments is None else list(arguments))
     if args.ingest:
         print(json.dumps(ingest(args.ingest[0], Path(args.ingest[1]))))
+        return 0
+    if args.ingest_beside:
+        print(json.dumps(ingest_beside(args.ingest_beside[0], Path(args.ingest_beside[1]))))
         return 0
     os.environ.pop("VOIGHT_PRICES", None)
     print(
@@ -131,6 +191,9 @@ def main(arguments: Iterable[str] | None = None) -> int:
         for processes in (1,) if url is None else (1, args.processes):
             with tempfile.TemporaryDirectory() as place:
                 measure(url or f"sqlite:///{place}/ledger.db", processes, args.calls, Path(place))
+    if args.computing:
+        with tempfile.TemporaryDirectory() as place:
+            measure_beside(args.calls, Path(place))
     return 0
 
 

@@ -6,21 +6,30 @@ What a request costs more with a middleware, ours beside others of the field.
 A request without an LLM call, which is what most requests are. Every variant lives in a process of
 its own, as some patch a framework globally; the rounds are interleaved, so that whatever else the
 machine does hits all alike. CPU time, not time: no sockets, no server.
+
+The last columns do not depend on the machine's other work. Objects: how many more the interpreter
+has allocated while the endpoint runs than in the bare application (``sys.getallocatedblocks``), the
+nodes of its context included. With ``--instructions``: how many more of them a request takes, by
+valgrind.
 """
 # No `from __future__ import annotations`: FastAPI cannot resolve names that are local to a
 # function.
 
 import argparse
 import asyncio
+import gc
 import io
+import os
+import re
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 BARE = "bare"
+IDLE = "a middleware that does nothing"
 OURS = "voight-middleware"
 WITH_DEPENDENCY = "bare, with the dependency"
 COST_TAGS = "voight-middleware, cost_tags"
@@ -31,16 +40,26 @@ CORRELATION, CONTEXT, OTEL, SENTRY = (
     "Sentry",
 )
 FAMILIES = {
-    "starlette": (BARE, OURS, CORRELATION, CONTEXT, OTEL, SENTRY),
-    "fastapi": (BARE, OURS, WITH_DEPENDENCY, COST_TAGS, CORRELATION, OTEL, SENTRY),
-    "flask": (BARE, OURS, OTEL, SENTRY),
-    "django": (BARE, OURS, OTEL, SENTRY),
+    "starlette": (BARE, IDLE, OURS, CORRELATION, CONTEXT, OTEL, SENTRY),
+    "fastapi": (BARE, IDLE, OURS, WITH_DEPENDENCY, COST_TAGS, CORRELATION, OTEL, SENTRY),
+    "flask": (BARE, IDLE, OURS, OTEL, SENTRY),
+    "django": (BARE, IDLE, OURS, OTEL, SENTRY),
 }
 """
 The bare application comes first. Django is measured under WSGI: under ASGI its own noise is larger
 than what a middleware adds.
 """
-OneRequest = Callable[[], None]
+INSTRUCTIONS = "instructions"
+OBJECTS = "objects"
+_blocks: list[int] = []
+"""The allocated blocks before a request and in its endpoint, if they are counted."""
+_counting = False
+
+
+def in_endpoint() -> None:
+    """Count what is allocated now, which is slow, if the worker counts it."""
+    if _counting:
+        _blocks.append(sys.getallocatedblocks())
 
 
 def sentry() -> None:
@@ -70,6 +89,7 @@ def starlette(variant: str) -> Any:
     from starlette.routing import Route
 
     async def endpoint(_request: Request) -> PlainTextResponse:
+        in_endpoint()
         return PlainTextResponse("ok")
 
     app = Starlette(routes=[Route("/", endpoint)])
@@ -95,6 +115,7 @@ def fastapi(variant: str) -> Any:
 
     @app.get("/")
     async def endpoint() -> dict[str, int]:
+        in_endpoint()
         return {"ok": 1}
 
     add_to_asgi(app, OURS if variant == COST_TAGS else variant)
@@ -109,6 +130,8 @@ def add_to_asgi(app: Any, variant: str) -> None:
         app.add_middleware(
             CostTagMiddleware, user_getter=lambda connection: connection.headers.get("x-user")
         )
+    elif variant == IDLE:
+        app.add_middleware(Idle)
     elif variant == CORRELATION:
         from asgi_correlation_id import CorrelationIdMiddleware
 
@@ -132,9 +155,13 @@ def flask(variant: str) -> Any:
 
     @app.get("/")
     def endpoint() -> str:
+        in_endpoint()
         return "ok"
 
-    if variant == OURS:
+    if variant == IDLE:
+        inner = app.wsgi_app
+        app.wsgi_app = lambda *arguments: inner(*arguments)  # type: ignore[method-assign]  # noqa: PLW0108
+    elif variant == OURS:
         from voight_flask import CostTags
 
         CostTags(app)
@@ -155,7 +182,9 @@ def django(variant: str) -> Any:
         DATABASES={},
         INSTALLED_APPS=[],
         LOGGING_CONFIG=None,
-        MIDDLEWARE=["voight_django.CostTagMiddleware"] if variant == OURS else [],
+        MIDDLEWARE={OURS: ["voight_django.CostTagMiddleware"], IDLE: [f"{__name__}.idle"]}.get(
+            variant, []
+        ),
         ROOT_URLCONF=__name__,
         SECRET_KEY="benchmark",
     )
@@ -169,10 +198,26 @@ def django(variant: str) -> Any:
     from django.urls import path
 
     def view(_request: HttpRequest) -> HttpResponse:
+        in_endpoint()
         return HttpResponse("ok")
 
     globals()["urlpatterns"] = [path("", view)]
     return WSGIHandler()
+
+
+def idle(get_response: Any) -> Any:
+    """A middleware of Django that does nothing."""
+    return lambda request: get_response(request)  # noqa: PLW0108
+
+
+class Idle:
+    """An ASGI middleware that does nothing."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await self.app(scope, receive, send)
 
 
 # -- one request -----------------------------------------------------------------------------------
@@ -219,6 +264,7 @@ async def asgi_requests(app: Any, count: int) -> None:
             "server": ("t", 80),
             "state": {},
         }
+        in_endpoint()  # before the request, to compare with
         await app(scope, receive, send)
     assert statuses == [200] * count
 
@@ -250,6 +296,7 @@ def wsgi_requests(app: Any, count: int) -> None:
             "wsgi.run_once": False,
             **{f"HTTP_{name.upper().replace('-', '_')}": value for name, value in _HEADERS.items()},
         }
+        in_endpoint()  # before the request, to compare with
         body = app(environ, start_response)
         try:
             assert b"".join(body)
@@ -265,8 +312,9 @@ def wsgi_requests(app: Any, count: int) -> None:
 def worker(family: str, variant: str) -> None:
     """
     Answer each number on standard input with the microseconds of CPU time that so many requests
-    took, per request.
+    took, per request, and "objects" with how many objects more are allocated in the endpoint.
     """
+    global _counting
     if variant == SENTRY:
         sentry()
     app = {"starlette": starlette, "fastapi": fastapi, "flask": flask, "django": django}[family](
@@ -283,6 +331,15 @@ def worker(family: str, variant: str) -> None:
     requests(200)
     print("ready", flush=True)
     for line in sys.stdin:
+        if line.strip() == OBJECTS:
+            gc.disable()
+            _counting = True
+            requests(200)
+            _counting = False
+            gc.enable()
+            pairs = zip(_blocks[::2], _blocks[1::2], strict=True)
+            print(statistics.median(inside - before for before, inside in pairs), flush=True)
+            continue
         began = time.process_time_ns()
         requests(int(line))
         print((time.process_time_ns() - began) / int(line) / 1000, flush=True)
@@ -306,18 +363,36 @@ class Worker:
 
     def measure(self, requests: int) -> None:
         """One round."""
+        self.figures.append(self.ask(str(requests)))
+
+    def ask(self, question: str) -> float:
+        """The figure that the process gives."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(f"{requests}\n")
+        self._process.stdin.write(f"{question}\n")
         self._process.stdin.flush()
-        self.figures.append(float(self._process.stdout.readline()))
+        return float(self._process.stdout.readline())
 
     def end(self) -> str:
         """Answers the last line of what it complained about."""
         return ["", *self._process.communicate(timeout=30)[1].strip().splitlines()][-1]
 
 
-def measure(family: str, rounds: int, requests: int) -> None:
+def instructions(family: str, variant: str, requests: int = 400) -> float:
+    """The instructions of one request: the difference of two runs, without the start."""
+    counted = []
+    for count in (requests, 3 * requests):
+        command = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", sys.executable]
+        command += ["-W", "ignore", __file__, "--worker", family, variant]
+        done = subprocess.run(
+            command, input=f"{count}\n", capture_output=True, text=True, check=True,
+            env={**os.environ, "PYTHONHASHSEED": "0"},
+        )  # fmt: skip
+        counted.append(int(re.findall(r"Collected : (\d+)", done.stderr)[0]))
+    return (counted[1] - counted[0]) / (2 * requests)
+
+
+def measure(family: str, rounds: int, requests: int, with_instructions: bool) -> None:
     """All variants of one family, side by side."""
     workers = [Worker(family, variant) for variant in FAMILIES[family]]
     running = [each for each in workers if each.ready]
@@ -325,7 +400,16 @@ def measure(family: str, rounds: int, requests: int) -> None:
         for each in running if number % 2 == 0 else reversed(running):
             each.measure(requests)
     bare = workers[0].figures
-    print(f"{family:34s}{'µs per request':>15s}{'added':>9s}{'fastest round':>15s}{'added':>9s}")
+    objects = {each.name: each.ask(OBJECTS) for each in running}
+    counted: dict[str, float] = {}
+    if with_instructions:
+        with ThreadPoolExecutor(2) as pool:
+            names = [each.name for each in running]
+            counted = dict(
+                zip(names, pool.map(lambda name: instructions(family, name), names), strict=True)
+            )
+    heading = f"{family:34s}{'µs per request':>15s}{'added':>9s}{'fastest round':>15s}{'added':>9s}"
+    print(f"{heading}{OBJECTS:>9s}{INSTRUCTIONS if counted else '':>14s}")
     for each in workers:
         complaint = each.end()
         if not each.ready:
@@ -336,7 +420,10 @@ def measure(family: str, rounds: int, requests: int) -> None:
         )
         fastest = min(each.figures)
         print(
-            f"  {each.name:32s}{statistics.median(each.figures):15.2f}{added:+9.2f}{fastest:15.2f}{fastest - min(bare):+9.2f}",  # noqa: E501
+            f"  {each.name:32s}{statistics.median(each.figures):15.2f}{added:+9.2f}",
+            f"{fastest:14.2f}{fastest - min(bare):+9.2f}",
+            f"{objects[each.name] - objects[BARE]:+8.0f}",
+            f"{counted[each.name] - counted[BARE]:+13,.0f}" if counted else "",
             flush=True,
         )
 
@@ -347,12 +434,15 @@ def main() -> None:
     parser.add_argument("--families", default=",".join(FAMILIES))
     parser.add_argument("--rounds", type=int, default=31)
     parser.add_argument("--requests", type=int, default=400, help="in each round")
+    parser.add_argument(
+        "--instructions", action="store_true", help="count them by valgrind, which takes minutes"
+    )
     parser.add_argument("--worker", nargs=2, metavar=("FAMILY", "VARIANT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         return worker(*options.worker)
     for family in options.families.split(","):
-        measure(family, options.rounds, options.requests)
+        measure(family, options.rounds, options.requests, options.instructions)
     return None
 
 

@@ -9,9 +9,9 @@ from typing import Any
 from django.http import FileResponse, HttpRequest
 
 from voight_django import conf
-from voight_django.scope import RequestContext
+from voight_django.scope import DjangoContext
 from voight_middleware.context.carry import carry
-from voight_middleware.context.context import current_context, set_context
+from voight_middleware.context.context import reset_context, restore_context, set_context
 from voight_middleware.diagnostics import report_internal_error
 from voight_middleware.middleware.request_scope import flush_if_synchronous
 from voight_middleware.pipeline.meter import current_meter
@@ -48,23 +48,24 @@ class CostTagMiddleware:
     def __call__(self, request: HttpRequest) -> Any:
         if self._asynchronous:
             return self._acall(request)
-        context = RequestContext(request)
-        outer = current_context()
-        set_context(context)
+        context = DjangoContext(request)
+        token = set_context(context)
         streams = False
         try:
             response = self.get_response(request)
             streams = getattr(response, "streaming", False) and _follow(response, context)
             return response
         finally:
-            if context.made is not None and not streams:
-                context.made.attribute_late_now()
-            set_context(outer)
+            if not streams:
+                context.end()
+            try:
+                reset_context(token)
+            except ValueError:  # the project runs on in another context, such as a greenlet's
+                restore_context(token)
 
     async def _acall(self, request: HttpRequest) -> Any:
-        context = RequestContext(request)
-        outer = current_context()
-        set_context(context)
+        context = DjangoContext(request)
+        token = set_context(context)
         streams = False
         try:
             response = await self.get_response(request)
@@ -72,15 +73,20 @@ class CostTagMiddleware:
             return response
         finally:
             try:
-                if context.made is not None and not streams:
-                    await context.made.attribute_late()
+                if not streams:
+                    context.ended = True
+                    if context.made is not None:
+                        await context.made.attribute_late()
             finally:  # the server may cancel a request whose getter does not return
-                set_context(outer)
+                try:
+                    reset_context(token)
+                except ValueError:  # the server runs the steps of a request in several contexts
+                    restore_context(token)
             if current_meter().synchronous and not streams:
                 await flush_if_synchronous()
 
 
-def _follow(response: Any, context: RequestContext) -> bool:
+def _follow(response: Any, context: DjangoContext) -> bool:
     """
     Bind the current context around each step of a streamed response, and around its close, which
     attributes the request's calls. Return False for a file.
@@ -105,24 +111,24 @@ def _follow(response: Any, context: RequestContext) -> bool:
         finally:
             # break the reference cycle, which would keep the request until a garbage collection
             response.__dict__.pop("close", None)
-            if context.made is not None:
-                context.made.attribute_late_now()
+            context.end()
 
     response.close = carry(close_and_attribute)
     return True
 
 
-def _steps(content: Iterator[bytes], _context: RequestContext) -> Iterator[bytes]:
+def _steps(content: Iterator[bytes], _context: DjangoContext) -> Iterator[bytes]:
     yield from content
 
 
-async def _asteps(content: Any, context: RequestContext) -> AsyncIterator[bytes]:
+async def _asteps(content: Any, context: DjangoContext) -> AsyncIterator[bytes]:
     try:
         async for part in content:
             yield part
     finally:
         if hasattr(content, "aclose"):
             await content.aclose()
+        context.ended = True
         if context.made is not None:
             # Here, as closing is synchronous: servers other than Django's own may close on the
             # event loop.

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from voight_flask.commands import command
 from voight_flask.users import in_context, signed_in_user
 from voight_middleware.config.settings import VARIABLES
-from voight_middleware.context.context import current_context
+from voight_middleware.context.context import TagContext, current_context
 from voight_middleware.diagnostics import report_internal_error
 from voight_middleware.middleware.getters import Getter, Getters
 from voight_middleware.middleware.request_scope import RequestScope
-from voight_middleware.middleware.wsgi import RequestContext, respond_inside, route_of
+from voight_middleware.middleware.wsgi import WsgiContext, respond_inside, route_of
 from voight_middleware.pipeline.configure import configure
 
 if TYPE_CHECKING:
@@ -98,12 +98,24 @@ class CostTags:
         def wsgi_app(
             environ: "WSGIEnvironment", start_response: "StartResponse"
         ) -> Iterable[bytes]:
-            return respond_inside(RequestContext(scopes, environ), inner, environ, start_response)
+            return respond_inside(WsgiContext(scopes, environ), inner, environ, start_response)
 
         # from Flask 3.2 on, the context comes first
         def process_response(*arguments: Any) -> flask.Response:
             response = finalize(*arguments)
-            _resolve_early(response)
+            try:
+                context = current_context()
+                if (
+                    type(context) is WsgiContext
+                    and context.made is None
+                    and type(response.response) is list
+                    and not response._on_close  # pyright: ignore[reportPrivateUsage]
+                ):
+                    context.runs_on = False  # the plain case: no call, and none can follow
+                else:
+                    _resolve_early(context, response)
+            except Exception as error:
+                report_internal_error(error)
             return response
 
         app.wsgi_app = wsgi_app  # type: ignore[method-assign]
@@ -126,21 +138,17 @@ def _request() -> flask.Request | None:
     return flask.request._get_current_object() if flask.has_request_context() else None  # type: ignore[attr-defined]
 
 
-def _resolve_early(response: flask.Response) -> None:
+def _resolve_early(context: TagContext, response: flask.Response) -> None:
     """
     Resolve the owner if calls may follow after the view, when there is no request context. At this
     point, the response's headers are final, so a getter cannot change them.
     """
-    try:
-        context = current_context()
-        while context.outer is not None:  # a `with tag()` that the application left open
-            context = context.outer
-        if isinstance(context, RequestContext):
-            on_close = response._on_close  # pyright: ignore[reportPrivateUsage]
-            context.runs_on = bool(on_close) or (
-                response.is_streamed and not response.direct_passthrough
-            )
-            if context.runs_on or context.pending:
-                context.resolve()
-    except Exception as error:
-        report_internal_error(error)
+    while context.outer is not None:  # a `with tag()` that the application left open
+        context = context.outer
+    if isinstance(context, WsgiContext):
+        on_close = response._on_close  # pyright: ignore[reportPrivateUsage]
+        context.runs_on = bool(on_close) or (
+            response.is_streamed and not response.direct_passthrough
+        )
+        if context.runs_on or context.pending:
+            context.resolve()

@@ -6,12 +6,12 @@ import sys
 import pytest
 
 from voight_middleware.cli import main
-from voight_middleware.cli.commands import COMMANDS, GROUPS
+from voight_middleware.cli.commands import COMMANDS, GROUPS, command
 
 from .commands import as_typed
 from .kept_calls import Captured
 
-HEAVY = ("rich", "genai_prices", "sqlite3", "subprocess", "matplotlib", "httpx", "starlette")
+HEAVY = ("msgspec", "decimal", "rich", "genai_prices", "sqlite3", "subprocess", "matplotlib", "httpx", "starlette")
 
 
 def help_of(capsys: Captured, *arguments: str) -> str:
@@ -40,7 +40,7 @@ def test_commands_are_listed_in_groups(capsys: Captured) -> None:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_help_line_is_a_verb_first(name: str) -> None:
     """The line of a command begins with a verb, and is not a sentence."""
-    text = COMMANDS[name].HELP
+    text = COMMANDS[name]
     assert text.split()[0] in {
         *("Add", "Check", "Compare", "Compute", "Copy", "Create", "Delete", "Erase", "Estimate", "Find", "Ingest"),
         *("Price", "Receive", "Run", "Show", "Write"),
@@ -53,8 +53,8 @@ def test_a_help_line_is_a_verb_first(name: str) -> None:
 def test_every_command_has_help_and_examples(name: str, capsys: Captured) -> None:
     """The help of a command has its description and its examples."""
     text = help_of(capsys, *name.split())
-    assert f"{COMMANDS[name].HELP}." in " ".join(text.split())
-    assert COMMANDS[name].EXAMPLES.strip() in text
+    assert f"{COMMANDS[name]}." in " ".join(text.split())
+    assert command(name).EXAMPLES.strip() in text
 
 
 @pytest.mark.parametrize(
@@ -103,3 +103,33 @@ def test_help_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.stderr.strip() == ""
+
+
+@pytest.mark.server
+def test_a_command_imports_its_own_module_only() -> None:
+    """`voight top` starts without the other commands and reports, the metering and the price list."""
+    script = (
+        "import sys\n"
+        "from voight_middleware.cli import main\n"
+        "main(['top', '--ledger', '/nonexistent/ledger.db'])\n"
+        "print(*(name for name in sys.modules if name.startswith(('voight_middleware.', 'genai_prices'))))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    loaded = set(done.stdout.split())
+
+    assert "no ledger" in done.stderr
+    assert {name for name in loaded if name.removeprefix("voight_middleware.cli.") in {*COMMANDS}} == {"voight_middleware.cli.top"}
+    rooms = {"genai_prices", *(f"voight_middleware.{room}" for room in ("instrumentation", "middleware", "pricing", "pipeline.meter"))}
+    assert loaded & rooms == set()
+    assert "voight_middleware.reports.top" in loaded
+    assert loaded & {f"voight_middleware.reports.{name}" for name in ("release", "user", "whatif", "unattributed")} == set()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_is_a_module(name: str) -> None:
+    """Its name leads to a module with all that a command has."""
+    module = command(name)
+
+    assert module.EXAMPLES.strip()
+    assert callable(module.add_arguments)
+    assert callable(module.run)

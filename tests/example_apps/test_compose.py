@@ -46,7 +46,7 @@ def test_what_the_files_name_is_there(engine: str) -> None:
         command = [*service.get("entrypoint", []), *service.get("command", [])]
         if command:
             assert command[0] == "voight"
-            build_parser().parse_args(command[1:])
+            build_parser(command[1:]).parse_args(command[1:])
         assert {name for name in service.get("environment", {}) if name.startswith("VOIGHT_")} <= known
         for volume in service.get("volumes", []):
             source = volume.partition(":")[0]

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 pytest.importorskip("clickhouse_connect")
 pytest.importorskip("chdb")
 
-from voight_middleware.ledger import Progress, Where, Window
+from voight_middleware.ledger import Progress, Spend, Where, Window
 from voight_middleware.ledger.clickhouse import ClickHouseLedger, closed_days, schema
+from voight_middleware.ledger.groups import add_up
 from voight_middleware.records.call import LateAttribution, Record
 from voight_middleware.records.tags import Tags
 
@@ -133,6 +134,15 @@ def test_each_question_above_reads_sums(ledger: ClickHouseLedger) -> None:
         assert all(row.calls > 1000 for row in ledger.spend(by, where)), by
         assert all(row.calls < 3 for row in ledger.spend(by, where, original_prices=True)), by
     assert all(row.calls < 3 for row in ledger.spend(("outcome",)))
+
+
+def test_the_order_of_groups_without_a_price(ledger: ClickHouseLedger) -> None:
+    """It is by calls, whether their day is closed or open."""
+    ledger.insert([make_call(None, at=NOON + number * DAY, tags=Tags(user_id=f"u{number}")) for number in (0, 1, 1, 2, 2, 2)])
+    close(ledger)
+    ledger._db.days.changing([NOON + DAY, NOON + 2 * DAY])
+    assert len(ledger._db.days.closed()) == 1
+    check(ledger, [(("user_id",), {})])
 
 
 @pytest.mark.parametrize("zone", ["Europe/Berlin", "Asia/Kolkata"])
@@ -316,7 +326,19 @@ def test_two_processes_that_close_a_day_at_once(ledger: ClickHouseLedger, opened
     check(ledger)
 
 
-def test_sums_that_go_while_a_report_reads(ledger: ClickHouseLedger, opened: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+ASKED: dict[str, Callable[[Any], Any]] = {
+    "spend": lambda ledger: ledger.spend()[0],
+    "total": lambda ledger: ledger.groups(("user_id",)).total(),
+    "within": lambda ledger: ledger.groups(("user_id",)).within(())[0],
+    "groups": lambda ledger: add_up(ledger.groups(("model", "user_id")).foremost(None)),
+    "costs": lambda ledger: Spend(calls=sum(ledger.groups(("plan", "user_id")).costs().calls)),
+}
+
+
+@pytest.mark.parametrize("asked", ASKED.values(), ids=ASKED)
+def test_sums_that_go_while_a_report_reads(
+    ledger: ClickHouseLedger, opened: Any, monkeypatch: pytest.MonkeyPatch, asked: Callable[[Any], Any]
+) -> None:
     """The report asks again, and in the end the calls."""
     ledger.insert([make_call(1, tags=Tags(user_id="alice-5b0c"), attribution="tag"), make_call(1, at=NOON + DAY)])
     reader, rows = opened(create=False), ledger._db.rows
@@ -332,5 +354,5 @@ def test_sums_that_go_while_a_report_reads(ledger: ClickHouseLedger, opened: Any
     close(ledger)
     with monkeypatch.context() as patched:
         patched.setattr(reader._db, "rows", erasing)
-        assert reader.spend()[0].calls == 2
+        assert asked(reader).calls == 2
     assert closed_before == [True, False]

@@ -6,12 +6,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
 from voight_middleware.ledger import ForeignLedger, Ledger, LedgerError, open_ledger
+from voight_middleware.ledger.rollups import PLANS
 from voight_middleware.records.call import Call, LateAttribution
 from voight_middleware.records.tags import Tags
 
@@ -22,7 +24,7 @@ from ..support.waiting import wait_until
 from .on_postgres import password_of
 
 psycopg = pytest.importorskip("psycopg")
-from voight_middleware.ledger.postgres import PostgresLedger, schema  # noqa: E402 - they need psycopg
+from voight_middleware.ledger.postgres import PostgresLedger, schema, triggers  # noqa: E402 - they need psycopg
 from voight_middleware.ledger.postgres.roles import grants  # noqa: E402
 
 
@@ -105,6 +107,27 @@ def test_an_older_ledger_is_upgraded(postgres_url: str, sql: Any, patch: Patch) 
         PostgresLedger(postgres_url)
 
 
+def test_a_ledger_of_version_1_gets_the_rollups_of_version_2(postgres_url: str, sql: Any) -> None:
+    """It had no sums by user and model, and none by status; its calls are counted in both, and so is every later change."""
+    question = ["hour", "cost_status"], ["user_id", "model", "cost_status"]
+    with closing(PostgresLedger(postgres_url)) as ledger:
+        ledger.insert([make_call(number, model="m", tags=Tags(user_id=f"u_{number % 2}")) for number in range(5)])
+        expected = [ledger.spend(by) for by in question]
+    for statement in (
+        "DROP TABLE voight.months_of_user_models",
+        "DROP TABLE voight.hours_of_plans",
+        triggers.table(replace(PLANS, names=PLANS.names[:-1])),
+        *triggers.functions(),
+        "UPDATE voight.schema_version SET version = 1",
+    ):
+        sql(statement)
+    with closing(PostgresLedger(postgres_url)) as ledger:
+        assert ledger.schema_version == 2
+        assert [ledger.spend(by) for by in question] == expected
+        ledger.insert([make_call(9, tags=Tags(user_id="u_9"))])
+        assert [sum(row.calls for row in ledger.spend(by)) for by in question] == [6, 6]
+
+
 def test_a_migration_that_fails_changes_nothing(postgres_url: str, sql: Any, patch: Patch) -> None:
     """It is one transaction: an upgrade that breaks off leaves the older ledger, and a ledger that was not made leaves no schema."""
     older = schema.MIGRATIONS
@@ -127,7 +150,7 @@ def test_who_must_upgrade(postgres_url: str, make_role: Any, ledger: PostgresLed
         sql(statement)
     patch("MIGRATIONS", (*schema.MIGRATIONS, ADDED))
     with pytest.raises(
-        LedgerError, match=rf"older version \(schema 1, this one needs 2\), and the role {name}.*`voight migrate`.* once as voight"
+        LedgerError, match=rf"older version \(schema 2, this one needs 3\), and the role {name}.*`voight migrate`.* once as voight"
     ):
         PostgresLedger(url)
 
@@ -276,7 +299,7 @@ def test_about(ledger: Ledger, postgres_url: str) -> None:
     """The engine and its version, where the calls are, as whom, and whether anybody on the way can read them."""
     about = dict(ledger.info())
     assert about["engine"].startswith("PostgreSQL 1")
-    assert about["schema"].startswith("version 1, in the schema voight of 127.0.0.1:")
+    assert about["schema"].startswith(f"version {len(schema.MIGRATIONS)}, in the schema voight of 127.0.0.1:")
     assert about["role"] == "voight, who may insert calls, change and delete them, read them"
     assert about["connection"] == "not encrypted"
     assert password_of(postgres_url) not in str(about)

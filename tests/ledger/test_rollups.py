@@ -43,6 +43,10 @@ QUESTIONS: list[tuple[tuple[str, ...], Where]] = [
     (("day", "release"), {"user_id": "u_1"}),
     (("plan",), {"user_id": ("u_1", "x")}),
     ((), {"user_id": ("u_2", "u_1.....*"), "day": "2026-11-02"}),
+    (("hour", "cost_status"), {"release": "a"}),
+    (("model", "cost_status"), {"user_id": "u_1"}),
+    (("user_id", "model"), {"release": ("a", None), "cost_status": "priced"}),
+    (("cost_status", "user_id"), {"user_id": None}),
 ]
 
 
@@ -56,7 +60,7 @@ def whole(ledger: SQLiteLedger, by: Any, where: Any, window: Window) -> tuple[An
     """What a ledger answers, and what it answers without its rollups."""
     found = ledger.spend(by, where, window)
     with pytest.MonkeyPatch.context() as monkeypatch:
-        Patch(monkeypatch)("plan_query", lambda by, where, window, usable: ([], [window]))
+        Patch(monkeypatch)("plan_query", lambda by, where, window, usable, extent: ([], [(window, 1)]))
         return found, ledger.spend(by, where, window)
 
 
@@ -128,7 +132,7 @@ def test_rollups_say_what_the_calls_say(steps: list[Any], since: int, until: int
                 found, expected = whole(ledger, by, where, window)
                 assert found == expected, (by, where, window)
         empty = [f"SELECT COUNT(*) FROM {rollup.table} WHERE calls <= 0" for rollup in rollups.ROLLUPS]
-        assert [ledger._db.execute(query).fetchone()[0] for query in empty] == [0, 0, 0, 0]
+        assert [ledger._db.execute(query).fetchone()[0] for query in empty] == [0] * len(rollups.ROLLUPS)
 
 
 def test_every_question_above_is_answered_by_a_rollup() -> None:
@@ -144,21 +148,21 @@ def test_every_question_above_is_answered_by_a_rollup() -> None:
     [
         (("session_id",), {}, Window()),
         (("user_id", "hour"), {}, Window()),
-        (("user_id", "model"), {}, Window()),
+        (("user_id", "route"), {}, Window()),
         (("hour", "route"), {}, Window()),
-        (("model",), {"user_id": "u_1"}, Window()),
-        (("model",), {"user_id": "u*"}, Window()),
+        (("route",), {"user_id": "u_1"}, Window()),
+        (("model", "plan"), {"user_id": "u*"}, Window()),
         (("feature",), {}, Window()),
-        ((), {}, Window(START + 5, START + DAY // 24)),
-        (("user_id",), {}, Window(START + 5, START + DAY)),
+        ((), {}, Window(START + 5, START + DAY // 60)),
+        (("user_id",), {}, Window(START + 5, START + DAY // 3)),
     ],
     ids=[
         "session",
         "user and hour",
-        "user and model",
+        "user and route",
         "hour and route",
-        "model of a user",
-        "model of users",
+        "route of a user",
+        "model and plan of users",
         "extra key",
         "part of an hour",
         "part of a day",
@@ -166,7 +170,7 @@ def test_every_question_above_is_answered_by_a_rollup() -> None:
 )
 def test_what_no_rollup_knows_is_asked_of_the_calls(by: Any, where: Any, window: Window) -> None:
     """A dimension that no rollup has, and a window without a whole bucket."""
-    assert rollups.plan_query(by, where, window) == ([], [window])
+    assert rollups.plan_query(by, where, window) == ([], [(window, 1)])
 
 
 def test_rollups_can_be_built_anew() -> None:

@@ -40,6 +40,30 @@ MUTATIONS: list[Mutation] = [
         tests="tests/pricing",
     ),
     *at(
+        "pricing/plain_calls.py",
+        (
+            "a usage that contradicts itself is priced as a plain one",
+            "        if total is not None and numbers[total] != sent + answered:",
+            "        if total is None:",
+        ),
+        (
+            "a long input is priced as a short one",
+            "            if tokens > above:",
+            "            if tokens < 0:",
+        ),
+        (
+            "a price with a condition is used without it",
+            "    if rates.reasons or rates.minimum or not _APART.isdisjoint(rates.femto):\n        return None",
+            "",
+        ),
+        (
+            "a call that may have been billed twice is priced as a plain one",
+            "        or call.possibly_billed\n",
+            "",
+        ),
+        tests="tests/pricing/test_plain_calls.py",
+    ),
+    *at(
         "pricing/bills.py",
         (
             "the provider's own bill is not taken",
@@ -89,8 +113,8 @@ MUTATIONS: list[Mutation] = [
         "ledger/sqlite/writer.py",
         (
             "a late attribution replaces an owner",
-            'WHERE call_id = ? AND attribution IN {REATTRIBUTABLE_SQL}"""',
-            'WHERE call_id = ?"""',
+            'WHERE call_key = ? AND attribution IN {REATTRIBUTABLE_SQL}"""',
+            'WHERE call_key = ?"""',
         ),
         (
             "a late attribution without a user takes the plan away",
@@ -108,6 +132,48 @@ MUTATIONS: list[Mutation] = [
             "        if progress is not None and not calls:\n            self._db.execute(",
         ),
         tests="tests/ledger tests/pipeline/test_ingest.py",
+    ),
+    *at(
+        "ledger/sqlite/intake.py",
+        (
+            "a call that is known is added to the sums again",
+            "WHERE changes() <> (SELECT COUNT(*) FROM new_calls)",
+            "WHERE changes() > (SELECT COUNT(*) FROM new_calls)",
+        ),
+        (
+            "a process does not see that another one has erased a text",
+            "        if version != self._version:",
+            "        if self._version is None:",
+        ),
+        (
+            "of a call that comes twice the last one counts",
+            "            first = {call.call_id: call for call in reversed(calls)}",
+            "            first = {call.call_id: call for call in calls}",
+        ),
+        tests="tests/ledger/test_packed.py tests/ledger",
+    ),
+    *at(
+        "ledger/sqlite/packed.py",
+        (
+            "an id in capitals comes out in small letters",
+            "        if key.hex() == call_id:",
+            "        if True:",
+        ),
+        (
+            "a changed usage keeps its old text",
+            "shape_id = IIF(NEW.raw_usage IS OLD.raw_usage, shape_id, NULL),",
+            "shape_id = shape_id,",
+        ),
+        tests="tests/ledger/test_packed.py tests/ledger",
+    ),
+    *at(
+        "ledger/sqlite/upgrades.py",
+        (
+            "an upgrade repeats the last call of a slice",
+            "WHERE (occurred_at, call_id) > (?, ?)",
+            "WHERE (occurred_at, call_id) >= (?, ?)",
+        ),
+        tests="tests/ledger/test_upgrades.py",
     ),
     *at(
         "ledger/query.py",
@@ -142,8 +208,13 @@ MUTATIONS: list[Mutation] = [
         "ledger/rollups.py",
         (
             "the edges of a window are left out",
-            "                    left += whole[2]",
+            "                    left += [(edge, sign * side) for edge, side in whole[2]]",
             "                    left += []",
+        ),
+        (
+            "an edge outside of a window is added",
+            "                    left += [(edge, sign * side) for edge, side in whole[2]]",
+            "                    left += [(edge, sign) for edge, side in whole[2]]",
         ),
         (
             "December has no next month",
@@ -151,6 +222,20 @@ MUTATIONS: list[Mutation] = [
             "        year, month = begin.year, begin.month % 12",
         ),
         tests="tests/ledger tests/reports",
+    ),
+    *at(
+        "ledger/groups.py",
+        (
+            "the first users of a month are those of its days",
+            "                and (bound is None or last.cost_femto > bound)",
+            "                and True",
+        ),
+        (
+            "a user whose calls are in two rows counts as two",
+            "            if self._costs is None or _has_repeated(self._costs):",
+            "            if self._costs is None:",
+        ),
+        tests="tests/reports",
     ),
     *at(
         "ledger/postgres/dialect.py",

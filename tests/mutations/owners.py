@@ -64,14 +64,24 @@ MUTATIONS: list[Mutation] = [
             "            self.pending.append(call_id)",
             "            self.pending[:] = [call_id]",
         ),
+        (
+            "threads of one request have scopes of their own",
+            "                made = self.made\n                if made is None:\n",
+            "                if True:\n",
+        ),
+        (
+            "a scope that is made after its request gathers calls for nobody",
+            "            if self.ended:\n                made.release()\n",
+            "",
+        ),
         tests="tests/middleware",
     ),
     *at(
         "middleware/asgi.py",
         (
             "a request goes on in the context of the one before it",
-            "        set_context(TagContext(cost_scope, NO_TAGS))",
-            "        set_context(TagContext(outer.scope or cost_scope, NO_TAGS))",
+            "        token = set_context(context)\n",
+            "        token = set_context(context)\n        context.made = getattr(token.old_value, 'scope', None)\n",
         ),
         (
             "a WebSocket has no owner",
@@ -94,8 +104,8 @@ MUTATIONS: list[Mutation] = [
         ),
         (
             "the thread of a request keeps its user",
-            "    except BaseException:\n        context.end()\n        raise\n    finally:\n        set_context(outer)",
-            "    except BaseException:\n        context.end()\n        raise\n    finally:\n        set_context(context)",
+            "            reset_context(token)\n",
+            "            pass\n",
         ),
         tests="tests/middleware tests/integrations",
     ),

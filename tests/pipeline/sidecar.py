@@ -14,7 +14,8 @@ sys.exit(main(["ingest", *sys.argv[1:]]))
 """
 HURRIED = """
 import sys
-from voight_middleware.cli import main
+from voight_middleware.cli import ingest, main
+from voight_middleware.pipeline import open_calls, supervisor, worker
 
 PACE = {"INTERVAL": 0.05, "FIRST_PAUSE": 0.05, "LONGEST_PAUSE": 0.4}  # in the place of 1, 1 and 30 seconds
 paced = [

@@ -38,7 +38,7 @@ def ids(folder: Path) -> list[str]:
     for segment in segments(folder):
         for line in segment.path.read_bytes().splitlines():
             try:
-                record = decode(line)
+                record = decode(line, segment.name)
             except msgspec.DecodeError:
                 continue
             found.append(record.call_id if isinstance(record, Call) else ",".join(record.call_ids))
@@ -78,7 +78,7 @@ def test_records_come_back_as_they_were_in_order(journal: Journal, new_call: New
     for record in records:
         journal.append(record)
     (segment,) = segments(journal.folder)
-    assert [decode(line) for line in segment.read(0).splitlines()] == records
+    assert [decode(line, "segment:0") for line in segment.read(0).splitlines()] == records
     assert (journal.written, journal.dropped, journal.failures, journal.waiting) == (3, 0, 0, 0)
     assert journal.position() == (segment.name, segment.size())
     assert segment.path.stat().st_mode & 0o077 == 0, "the journal is its owner's only"
@@ -204,7 +204,7 @@ def test_threads_write_whole_lines(journal: Journal, new_call: NewCall, patch: P
         thread.start()
     for thread in threads:
         thread.join()
-    lines = [decode(line) for segment in segments(journal.folder) for line in segment.path.read_bytes().splitlines()]
+    lines = [decode(line, segment.name) for segment in segments(journal.folder) for line in segment.path.read_bytes().splitlines()]
     assert sorted(call.call_id for call in lines) == sorted(call.call_id for mine in calls for call in mine)  # type: ignore[union-attr]
     assert journal.written == 2400
 
@@ -308,7 +308,7 @@ def test_a_rejected_line_is_kept_whole(tmp_path: Path) -> None:
 def test_what_is_no_record_is_a_decode_error(line: bytes) -> None:
     """One kind of error for every kind of damage."""
     with pytest.raises((msgspec.DecodeError, UnicodeDecodeError)):
-        decode(line)
+        decode(line, "segment:0")
 
 
 def test_one_wins_an_election_until_it_resigns(tmp_path: Path) -> None:

@@ -44,6 +44,8 @@ HOOKS = [
     "instrumentation.request:Call",
     "instrumentation.request:usage_text",
     "instrumentation.request:MeteredRequest.finish",
+    "instrumentation.request:MeteredRequest._finish_as_usual",
+    "Meter.finish_answer",
     "instrumentation.request:MeteredRequest.fail",
     "instrumentation.request:MeteredRequest.body_read",
     "instrumentation.request:MeteredRequest.read_by_hand",

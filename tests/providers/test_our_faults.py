@@ -22,7 +22,12 @@ from .faults import Fault, failing
 pytestmark = pytest.mark.slow  # a sweep over many cases
 
 HOOKS = [
-    "instrumentation.sdk:_host_and_provider",
+    "instrumentation.sdk:_provider",
+    "instrumentation.wrap:start_request",
+    "instrumentation.request:usage_on_a_line",
+    "instrumentation.request:Answer",
+    "instrumentation.request:MeteredRequest._finish_as_usual",
+    "Meter.finish_answer",
     "instrumentation.request:current_context",
     "instrumentation.request:usage_text",
     "instrumentation.request:new_call_id",
@@ -36,7 +41,7 @@ HOOKS = [
     "instrumentation.sdk:AsyncMeteredIterator",
     "instrumentation.request:StreamCompletion",
     "instrumentation.request:MeteredRequest.__init__",
-    "SdkRequest._ask_for_usage",
+    "SdkRequest.ask_for_usage",
     "instrumentation.request:MeteredRequest.finish",
     "instrumentation.request:MeteredRequest.fail",
     "instrumentation.request:MeteredRequest.body_read",

@@ -16,7 +16,8 @@ from msgspec.structs import replace
 from voight_middleware.ledger import DIMENSIONS, Spend, Window, open_ledger
 from voight_middleware.reports.margin import margin
 from voight_middleware.reports.plans import plans
-from voight_middleware.reports.release import Side, release
+from voight_middleware.reports.release import release
+from voight_middleware.reports.release_queries import Side
 from voight_middleware.reports.spend import spend
 from voight_middleware.reports.timespan import parse_window
 from voight_middleware.reports.top import top

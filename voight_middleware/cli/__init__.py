@@ -7,11 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from voight_middleware.cli.context import Context
 from voight_middleware.cli.parser import parse
-from voight_middleware.cli.render import UserError, printable
-from voight_middleware.config.values import SettingsError
-from voight_middleware.ledger import LedgerError, UnknownDimension
 
 __all__ = ("main",)
 
@@ -36,6 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(sys.argv[1:] if argv is None else argv)
     if args is None:
         return 2
+    # the help needs none of them
+    from voight_middleware.cli.context import Context
+    from voight_middleware.cli.render import UserError, printable
+    from voight_middleware.config.values import SettingsError
+    from voight_middleware.ledger import LedgerError, UnknownDimension
+
     try:
         with Context(args) as context:
             code: int = args.run(context)

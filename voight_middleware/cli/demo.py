@@ -85,7 +85,6 @@ class Ask:
     """Whether the client disconnects in the middle of the response."""
 
 
-HELP = "Run an example app against a loopback provider"
 EXAMPLES = """\
 Starts a FastAPI app, sends 200 requests of several users, and prints the costs.
 The loopback provider needs no API key, and nothing is billed.

@@ -26,7 +26,6 @@ _WEEK = 7 * 24 * 3600 * 1_000_000
 ANSWER_SECONDS = 30.0
 """The time that the ledger has for all queries."""
 
-HELP = "Check the installation, the settings, the ledger and the journal"
 EXAMPLES = """\
 Exits with 1 if calls are lost or not stored.
 

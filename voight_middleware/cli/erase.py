@@ -12,7 +12,6 @@ from voight_middleware.cli.render import UserError
 from voight_middleware.maintenance.erasure import ErasureResult, erase
 from voight_middleware.reports.spend import usd
 
-HELP = "Erase the ids of one user, and keep the totals"
 EXAMPLES = """\
 Replaces the ids with one token that nobody can trace back. Calls, tokens and
 costs stay exactly as they are. Journals of this host are erased too. Backups,

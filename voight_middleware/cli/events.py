@@ -19,7 +19,6 @@ from voight_middleware.config.settings import Settings
 from voight_middleware.events.outbox import FOLDER, REFUSED, Status, status
 from voight_middleware.pipeline.lock import IngestLock
 
-HELP = "Show or send the events that are pending for Voight"
 EXAMPLES = """\
 Events are queued as call ids in a folder beside the journal. A process that
 ingests with VOIGHT_KEY sends them evenly, VOIGHT_EVENTS_PER_MINUTE a minute.

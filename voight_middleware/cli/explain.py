@@ -22,7 +22,6 @@ from voight_middleware.records.money import from_femto, usd_text
 from voight_middleware.reports.spend import usd
 from voight_middleware.reports.timespan import to_datetime
 
-HELP = "Show how the cost of one call adds up"
 EXAMPLES = """\
 The first 8 characters of a call's id are enough; voight export shows the ids.
 

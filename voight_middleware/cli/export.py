@@ -23,7 +23,6 @@ FORMATS = ("jsonl", "csv", "parquet", "focus")
 _STEP = 1_000
 """Calls between two updates of the progress bar."""
 
-HELP = "Write calls as JSON lines, CSV, Parquet or FOCUS"
 EXAMPLES = """\
 formats:
   jsonl      one JSON object per call and line

@@ -10,10 +10,11 @@ from voight_middleware.cli import privacy
 from voight_middleware.cli.arguments import SHORT
 from voight_middleware.cli.render import UserError, printable
 from voight_middleware.config.settings import Settings
+from voight_middleware.lazy import lazy_pattern
 from voight_middleware.ledger import Ledger, Where
 from voight_middleware.ledger.base import has_wildcard, literal
 
-_CONDITION = re.compile(r"\s*(?P<name>[^=!]*[^=!\s])\s*(?P<no>!?)=(?P<value>.*)", re.DOTALL)
+_CONDITION = lazy_pattern(r"\s*(?P<name>[^=!]*[^=!\s])\s*(?P<no>!?)=(?P<value>.*)", re.DOTALL)
 _NONE = ("-", "none")
 
 

@@ -27,7 +27,6 @@ SEND_SECONDS = 50.0
 ANSWER_SECONDS = 5.0
 """How long it waits for the response to the last event."""
 
-HELP = "Ingest the journal into the ledger until stopped"
 EXAMPLES = """\
 For containers: applications with VOIGHT_INGEST=no write into a shared folder,
 and need no access to the ledger. This ingests the folder, and keeps trying

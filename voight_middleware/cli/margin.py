@@ -41,7 +41,6 @@ from voight_middleware.reports.revenue import Revenue, RevenueError, read_csv
 from voight_middleware.reports.spend import as_row, usd
 from voight_middleware.reports.stripe_revenue import StripeMissing, connect, read_stripe
 
-HELP = "Compare the cost of each customer with their revenue"
 EXAMPLES = """\
 A CSV file has the columns id and revenue, and optionally currency. Every
 mistake in it is reported with its line. Revenue and calls are of the same time,
@@ -105,13 +104,13 @@ def run(context: Context) -> int:
             on,
             context.where,
             context.window,
+            args.limit,
             known_as=_known_as(context.settings),
             original_prices=context.original_prices,
             zone=context.zone,
         )
     except (RevenueError, AmbiguousCustomers, StripeMissing) as error:
         raise UserError(str(error)) from error
-    shown = report.rows[: args.limit]
     about = {
         "on": on,
         "total": {
@@ -122,12 +121,12 @@ def run(context: Context) -> int:
         },
         "source": revenue.source,
         "notes": revenue.notes,
-        "more": len(report.rows) - len(shown),
+        "more": report.more,
     }
-    rows = list(map(_row, shown))
+    rows = list(map(_row, report.rows))
     header = list(_row(MarginRow("", None, report.total)))
     return context.print_report(
-        rows, ("id",), about, lambda: _print(report, shown, revenue, context), header
+        rows, ("id",), about, lambda: _print(report, revenue, context), header
     )
 
 
@@ -182,9 +181,8 @@ def _row(row: MarginRow) -> dict[str, Any]:
     }
 
 
-def _print(
-    report: MarginReport, rows: Sequence[MarginRow], revenue: Revenue, context: Context
-) -> None:
+def _print(report: MarginReport, revenue: Revenue, context: Context) -> None:
+    rows = report.rows
     subject = f"Margin by {report.on}" + (", as first priced" if report.original_prices else "")
     print_title(title_of(subject, report.window, context.where, context.zone))
     total_cost = report.total.cost_femto if report.total.calls else 0
@@ -206,26 +204,23 @@ def _print(
         Column("", [*(row.status or "" for row in rows), ""], right=False),
     ]
     print_table(columns)
-    print_notes(_notes(report, rows, revenue))
+    print_notes(_notes(report, revenue))
 
 
-def _notes(report: MarginReport, rows: Sequence[MarginRow], revenue: Revenue) -> Iterator[str]:
-    yield from note_of_rest(len(rows), len(report.rows) - len(rows))
-    without = [row for row in report.rows if row.revenue_femto is None]
-    if without:
-        cost = sum(row.cost_femto or 0 for row in without)
+def _notes(report: MarginReport, revenue: Revenue) -> Iterator[str]:
+    yield from note_of_rest(len(report.rows), report.more)
+    idle, unpaid, customers = report.idle, report.unpaid, report.customers
+    if unpaid.customers:
         yield (
-            f"{len(without):,} of {len(report.rows):,} have calls and no revenue: they cost "
-            f"{money(from_femto(cost))}"
+            f"{unpaid.customers:,} of {customers:,} have calls and no revenue: they cost "
+            f"{money(from_femto(unpaid.femto))}"
         )
-    idle = [row for row in report.rows if row.status == "no calls"]
-    if idle:
-        paid = sum(row.revenue_femto or 0 for row in idle)
+    if idle.customers:
         yield (
-            f"{len(idle):,} of {len(report.rows):,} have revenue and no calls: they pay "
-            f"{money(from_femto(paid))}"
+            f"{idle.customers:,} of {customers:,} have revenue and no calls: they pay "
+            f"{money(from_femto(idle.femto))}"
         )
-    if len(idle) + len(without) == len(report.rows) and idle and without:
+    if idle.customers + unpaid.customers == customers and idle.customers and unpaid.customers:
         yield f"no id of the revenue is one of the ledger: are both of {report.on}?"
     if report.unowned.calls:
         cost_ = (
@@ -237,10 +232,9 @@ def _notes(report: MarginReport, rows: Sequence[MarginRow], revenue: Revenue) ->
             f"{note_of_calls(report.unowned.calls)}{cost_} without {report.on}, in the total and "
             "in no row"
         )
-    unknown = sum(row.cost_femto is None for row in report.rows)
-    if unknown:
+    if report.unknown:
         yield (
-            f"{unknown:,} of {len(report.rows):,} have no call with a price: their margin is "
+            f"{report.unknown:,} of {customers:,} have no call with a price: their margin is "
             "unknown"
         )
     yield from revenue.notes

@@ -16,7 +16,6 @@ from voight_middleware.config.values import SettingsError
 from voight_middleware.ledger import open_ledger
 from voight_middleware.pipeline.pseudonyms import finding_keys, policy_for
 
-HELP = "Create the ledger's tables, or upgrade them"
 EXAMPLES = """\
 On a server, run this once, by an account that can create tables, and again
 after an upgrade that asks for it. Applications do not need that right.

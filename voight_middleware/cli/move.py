@@ -24,7 +24,6 @@ _LINE_SECONDS = 10.0
 """The interval of progress lines if standard error is not a terminal."""
 _LISTED = 20
 
-HELP = "Copy one ledger into another, of any engine"
 EXAMPLES = """\
 Copies calls with all their prices, submitted jobs and tags; the source stays as
 it is. Calls are matched by their ids: the target may have other calls, and the

@@ -13,7 +13,6 @@ from voight_middleware.config.ledger_url import shown_url
 from voight_middleware.pipeline.meter import Meter
 from voight_middleware.providers.hosts import is_loopback
 
-HELP = "Receive OpenTelemetry spans, and store the calls in them"
 EXAMPLES = """\
 Set OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4318 in the sending process
 and, with a token, OTEL_EXPORTER_OTLP_HEADERS="Authorization=Bearer <token>"

@@ -5,10 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
-from typing import Any
 
-from voight_middleware.cli.commands import COMMANDS, GROUPS, Command
+from voight_middleware.cli.commands import COMMANDS, GROUPS, command
 from voight_middleware.config.version import VERSION
 
 _DESCRIPTION = "Show which user caused which LLM costs, from the ledger of voight-middleware."
@@ -33,7 +31,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace | None:
     Raises:
         SystemExit: With 2 for wrong usage, with 0 for ``--help`` and ``--version``.
     """
-    parser = build_parser()
+    parser = build_parser(argv)
     _reject_unknown_command(parser, argv)
     args, rest = parser.parse_known_args(argv)
     if "run" not in args:
@@ -44,8 +42,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace | None:
     return args
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands; ``run`` of its namespace is the command's function."""
+def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    """
+    Return the parser of the command in *argv*; ``run`` of its namespace is the command's function.
+
+    Without a command, the parser knows the names of all, and no module of a command is imported.
+    """
     parser = argparse.ArgumentParser(
         prog="voight",
         usage="voight [-h] [--version] COMMAND ...",
@@ -62,22 +64,27 @@ def build_parser() -> argparse.ArgumentParser:
         )
         for name, text in _FAMILIES.items()
     }
-    for name, command in COMMANDS.items():
+    chosen = _chosen(argv)
+    for name in COMMANDS if chosen is None else (chosen,):
         family, _, last = name.rpartition(" ")
-        _add(families[family] if family else commands, last, command)
+        added: argparse.ArgumentParser = (families[family] if family else commands).add_parser(
+            last,
+            help=COMMANDS[name],
+            description=f"{COMMANDS[name]}.",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        if chosen is not None:
+            module = command(chosen)
+            added.epilog = module.EXAMPLES
+            module.add_arguments(added)
+            added.set_defaults(run=module.run, parser=added)
     return parser
 
 
-def _add(commands: Any, name: str, command: Command) -> None:
-    parser = commands.add_parser(
-        name,
-        help=command.HELP,
-        description=f"{command.HELP}.",
-        epilog=command.EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    command.add_arguments(parser)
-    parser.set_defaults(run=command.run, parser=parser)
+def _chosen(argv: Sequence[str]) -> str | None:
+    """Return the command in *argv*; None if there is none."""
+    words = [word for word in argv if not word.startswith("-")]
+    return next((name for name in (" ".join(words[:2]), *words[:1]) if name in COMMANDS), None)
 
 
 def _listed_commands() -> str:
@@ -85,7 +92,7 @@ def _listed_commands() -> str:
     lines: list[str] = []
     for title, commands in GROUPS.items():
         lines += ["", f"{title}:"] if lines else [f"{title}:"]
-        lines += [f"  {name.ljust(width)}  {command.HELP}" for name, command in commands.items()]
+        lines += [f"  {name.ljust(width)}  {text}" for name, text in commands.items()]
     return "\n".join(lines)
 
 
@@ -115,5 +122,7 @@ def _reject_unknown_arguments(parser: argparse.ArgumentParser, rest: Sequence[st
 
 
 def _hint(word: str, known: Iterable[str]) -> str:
+    from difflib import get_close_matches
+
     matches = get_close_matches(word, list(known), n=1)
     return f"; did you mean {matches[0]}?" if matches else ""

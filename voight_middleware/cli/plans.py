@@ -37,7 +37,6 @@ from voight_middleware.reports.spend import as_row, usd
 
 _HEAVY_SHOWN = 5
 
-HELP = "Compare plans: cost, heaviest users, margin"
 EXAMPLES = f"""\
 A user above the threshold is heavy. The threshold is --threshold, or else the
 price of the plan, or else {TIMES_THE_MEDIAN} times the cost of the plan's median user.

@@ -9,7 +9,6 @@ from voight_middleware.cli.arguments import add_prices
 from voight_middleware.cli.context import Context
 from voight_middleware.cli.render import printable
 
-HELP = "Check the file of your own prices"
 EXAMPLES = """\
 Exits with 1 if the file has a mistake: none of it is used then.
 

@@ -33,7 +33,6 @@ _FIRST = ("openai", "anthropic", "google", "mistral", "deepseek", "xai", "cohere
 """Providers that are asked first if none is given: they sell models of their own."""
 
 
-HELP = "Show the unit prices of a model"
 EXAMPLES = """\
 examples:
   voight prices show gpt-5-nano

@@ -9,7 +9,6 @@ from voight_middleware.cli.arguments import add_ledger
 from voight_middleware.cli.context import Context
 from voight_middleware.cli.render import printable
 
-HELP = "Show the pseudonyms of a user id, such as an e-mail address"
 EXAMPLES = """\
 Prints one line for each key of the ledger. --where user=alice@example.com
 matches all of them.

@@ -8,7 +8,6 @@ import sys
 from voight_middleware.cli.arguments import add_format, add_ledger
 from voight_middleware.cli.context import Context
 
-HELP = "Compute the ledger's sums again from its calls"
 EXAMPLES = """\
 Every insert updates the sums in the same transaction. Rebuild them only after a
 change of the tables by hand. In ClickHouse, days have sums an hour after their

@@ -24,11 +24,11 @@ from voight_middleware.cli.table import (
 from voight_middleware.ledger import UnknownDimension
 from voight_middleware.records.money import from_femto
 from voight_middleware.reports.cost_drivers import FACTORS
-from voight_middleware.reports.release import ReleaseReport, ReleaseRow, Side, release
+from voight_middleware.reports.release import ReleaseReport, ReleaseRow, release
+from voight_middleware.reports.release_queries import Side
 from voight_middleware.reports.significance import FALSE_DISCOVERIES
 from voight_middleware.reports.spend import as_row, ratio, usd
 
-HELP = "Show whose costs a release has changed, and why"
 EXAMPLES = f"""\
 The time of a release is from its first call to its last call, or to the first
 call of the next release. Costs are compared per day and per call.

@@ -6,13 +6,13 @@ import csv
 import importlib.util
 import io
 import json
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, tzinfo
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from voight_middleware.exporters.files.csv_file import text_cell
+from voight_middleware.lazy import lazy_pattern
 from voight_middleware.ledger import Spend, Where, Window
 from voight_middleware.records.money import CONTEXT, from_femto, usd_text
 from voight_middleware.reports.timespan import describe
@@ -28,7 +28,7 @@ _HEIGHTS = "▁▂▃▄▅▆▇█"
 _FINEST = Decimal("1e-18")
 _WIDTH_OF_A_PIPE = 160
 """Columns of a table that is not printed on a terminal."""
-_PSEUDONYM = re.compile(r"[a-z_]+:v[0-9]+:")
+_PSEUDONYM = lazy_pattern(r"[a-z_]+:v[0-9]+:")
 """A value that a filter matches in addition to the address that was typed."""
 
 

@@ -24,7 +24,6 @@ from voight_middleware.ledger import Where
 from voight_middleware.maintenance.repricing import Difference, Repricing, reprice
 from voight_middleware.reports.spend import usd
 
-HELP = "Price calls again, and keep their former costs"
 EXAMPLES = """\
 Uses today's price book for the time of each call: dated prices, and your own.
 The former figures stay readable with --original-prices.

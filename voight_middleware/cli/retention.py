@@ -18,7 +18,6 @@ from voight_middleware.maintenance.retention import retain
 _DAY = 86_400_000_000
 _MAX_DAYS = 36_500
 
-HELP = "Delete calls that are older than a number of days"
 EXAMPLES = """\
 Deletes calls with everything about them: reports about that time are empty
 then. The file keeps its size, and new calls use its space.

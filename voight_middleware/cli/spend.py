@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 _TIMES_SHOWN = 80
 _LINES_SHOWN = 12
 
-HELP = "Add up costs by any dimensions"
 EXAMPLES = f"""\
 dimensions:
   {", ".join(DIMENSIONS[:9])},

@@ -38,7 +38,6 @@ from voight_middleware.reports.spend import as_row, ratio, usd
 from voight_middleware.reports.timespan import describe
 from voight_middleware.reports.top import TopReport, TopRow, top
 
-HELP = "Show the users who cost most, and the trend"
 EXAMPLES = """\
 The trend compares with the time before: a running month with the same part of
 the month before, 7d with the 7 days before. A row without calls then is new.

@@ -39,7 +39,6 @@ from voight_middleware.reports.unattributed import (
     unattributed,
 )
 
-HELP = "Find calls without a user, and the remedy"
 EXAMPLES = """\
 examples:
   voight unattributed                             by source, route and model

@@ -33,7 +33,6 @@ from voight_middleware.reports.user import PARTS, UserReport, user
 
 _DAYS_SHOWN = 60
 
-HELP = "Show the costs and the last calls of one user"
 EXAMPLES = """\
 examples:
   voight user u_7

@@ -32,7 +32,6 @@ from voight_middleware.records.money import from_femto
 from voight_middleware.reports.spend import ratio, usd
 from voight_middleware.reports.whatif import NoSuchModel, WhatIfReport, WhatIfRow, what_if
 
-HELP = "Estimate the cost with other models"
 EXAMPLES = """\
 The estimate is the same tokens at other prices. Another model would count
 tokens differently, and give other answers.

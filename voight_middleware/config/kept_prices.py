@@ -10,18 +10,16 @@ stamp. Such segments come from processes without prices that leave ingestion to 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
-import re
-import uuid
 from pathlib import Path
 
 import msgspec
 
 from voight_middleware.config.private_files import make_folder, open_private
+from voight_middleware.lazy import lazy_pattern
 
 LIST = "list"
-_STAMP = re.compile(r"[^.]+\.(list|[0-9a-f]{16})\.jsonl")
+_STAMP = lazy_pattern(r"[^.]+\.(list|[0-9a-f]{16})\.jsonl")
 
 
 class KeptPrices(msgspec.Struct, frozen=True):
@@ -104,12 +102,14 @@ def _place(folder: Path, name: str) -> Path:
 
 
 def _digest(data: bytes) -> str:
+    import hashlib
+
     return hashlib.blake2b(data, digest_size=8).hexdigest()
 
 
 def _write(place: Path, data: bytes) -> None:
     make_folder(place.parent)
-    unnamed = place.with_name(f"{place.name}.{uuid.uuid4().hex}.new")
+    unnamed = place.with_name(f"{place.name}.{os.urandom(16).hex()}.new")
     fd = open_private(unnamed, os.O_WRONLY | os.O_EXCL)
     try:
         with os.fdopen(fd, "wb") as file:

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 
 from voight_middleware.config.values import SettingsError
+from voight_middleware.lazy import lazy_pattern
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,7 @@ MIN_SECRET = 32
 The minimum length of a pseudonym key's secret, in characters. An e-mail address is easy to guess,
 the secret must not be.
 """
-_KEY = re.compile(r"\s*(v[0-9]{1,4}):(.*)", re.DOTALL)
+_KEY = lazy_pattern(r"\s*(v[0-9]{1,4}):(.*)", re.DOTALL)
 
 
 def read_keys(text: str, source: str, what: str = "pseudonym key") -> tuple[PseudonymKey, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from voight_middleware.config.values import SettingsError, absolute
+from voight_middleware.lazy import lazy_pattern
 
 SCHEMES = ("sqlite", "postgresql", "postgres", "clickhouse")
 _FORMS = (
@@ -15,11 +16,11 @@ _SERVER = (
     "user:password@host/database, with the special characters of a password percent-encoded (@ as "
     "%40, / as %2F, : as %3A, ? as %3F)"
 )
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://")
-_WITHOUT_SLASHES = re.compile(
+_SCHEME = lazy_pattern(r"([A-Za-z][A-Za-z0-9+.\-]*)://")
+_WITHOUT_SLASHES = lazy_pattern(
     r"(postgres(ql)?|clickhouse|mysql|mariadb|https?)(\+[a-z0-9]+)?:", re.IGNORECASE
 )
-_CONNECTION_STRING = re.compile(
+_CONNECTION_STRING = lazy_pattern(
     r"\s*[A-Za-z_ ]{1,40}=.*\b(host|hostaddr|server|service|dbname|database|user|password|port)\s*=|"  # noqa: E501
     r"\s*(host|hostaddr|service|dbname|user|password|port)\s*=",
     re.IGNORECASE | re.DOTALL,
@@ -28,7 +29,7 @@ _CONNECTION_STRING = re.compile(
 ``host=db password=…``, a connection string of libpq and other drivers. As a path, it would put the
 password into a file name.
 """
-_ADDRESS = re.compile(r".*://|/{0,2}[^/\s]*:[^\s]*@", re.DOTALL)
+_ADDRESS = lazy_pattern(r".*://|/{0,2}[^/\s]*:[^\s]*@", re.DOTALL)
 """Text that no path contains: a nested URL, or ``user:password@host/database``."""
 
 
@@ -75,8 +76,8 @@ def _has_port(rest: str) -> bool:
     return all(not port or (port.isascii() and port.isdigit()) for port in ports)
 
 
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*:)(/*)(.*)", re.DOTALL)
-_SECRET = re.compile(r"passw|pwd|secret|token|key$", re.IGNORECASE)
+_URL = lazy_pattern(r"([A-Za-z][A-Za-z0-9+.\-]*:)(/*)(.*)", re.DOTALL)
+_SECRET = lazy_pattern(r"passw|pwd|secret|token|key$", re.IGNORECASE)
 
 
 def shown_url(url: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -141,6 +140,8 @@ def _journal_name(url: str, environ: Mapping[str, str]) -> str:
         parameters = {
             name: value for name, variable in _LIBPQ.items() if (value := environ.get(variable))
         } | parameters
+    import hashlib
+
     digest = hashlib.blake2b(
         "\n".join(
             [engine, place, *(f"{name}={parameters[name]}" for name in sorted(parameters))]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -201,9 +200,7 @@ class Settings(msgspec.Struct, frozen=True):
         keys = first("pseudonym_key", pseudonym_key)
         signing = first("header_key", header_key)
         bearer = first("voight_api_key", voight_api_key)
-        name = (
-            first("voight_agent", voight_agent) or environ.get("HOSTNAME") or socket.gethostname()
-        )
+        name = first("voight_agent", voight_agent) or environ.get("HOSTNAME") or os.uname().nodename
         base = first("events_url", events_url) or EVENTS_URL
         rate = first("events_per_minute", events_per_minute)
         return cls(

@@ -7,7 +7,6 @@ Don't put secrets into it. Its relative paths are relative to its folder.
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -217,6 +216,8 @@ def _is_file(path: Path) -> bool:
 
 def nearest(name: str, names: tuple[str, ...]) -> str:
     """Return ``: did you mean …?``, or all names if none is close."""
+    import difflib
+
     near = difflib.get_close_matches(name.lower(), [known.lower() for known in names], n=1)
     if not near:
         return f": use one of {', '.join(names)}"

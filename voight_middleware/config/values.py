@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 
+from voight_middleware.lazy import lazy_pattern
 from voight_middleware.records.tag_values import clean_value
 
 
@@ -60,7 +61,7 @@ _UNITS = {
     "GIB": 2**30,
     "TIB": 2**40,
 }
-_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
+_SIZE = lazy_pattern(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
 MIN_JOURNAL = 1_000_000
 MAX_JOURNAL = 10**18
 MAX_EXIT = 3600.0
@@ -162,8 +163,8 @@ PII_POLICIES = ("pseudonym", "redact", "allow")
 _POLICY_FORMS = (
     "write pseudonym, redact or allow, or one for each key of a tag: user_id=allow,*=redact"
 )
-_TAG_KEY = re.compile(r"\*|[A-Za-z_][A-Za-z0-9_.\-]{0,63}")
-TAG_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]{0,63}")
+_TAG_KEY = lazy_pattern(r"\*|[A-Za-z_][A-Za-z0-9_.\-]{0,63}")
+TAG_KEY = lazy_pattern(r"[A-Za-z_][A-Za-z0-9_.\-]{0,63}")
 _SHORT_FOR = {"user": "user_id", "tenant": "tenant_id", "session": "session_id"}
 
 
@@ -189,11 +190,11 @@ EVENTS_PER_MINUTE = 60
 The limit of Voight's free plan. The Pro plan has 600. Source: Voight's documentation, "Events API",
 limits.
 """
-_BEARER = re.compile(r"vk_[!-~]{1,512}")
-_BASE = re.compile(
+_BEARER = lazy_pattern(r"vk_[!-~]{1,512}")
+_BASE = lazy_pattern(
     r"(?P<scheme>https?)://(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~/-]*)?"
 )
-_LOOPBACK = re.compile(r"localhost|127(\.[0-9]{1,3}){3}|\[::1\]")
+_LOOPBACK = lazy_pattern(r"localhost|127(\.[0-9]{1,3}){3}|\[::1\]")
 
 
 def read_events(

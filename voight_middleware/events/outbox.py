@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ import msgspec
 
 from voight_middleware.config.private_files import append, make_folder, open_private
 from voight_middleware.diagnostics import warn_once
+from voight_middleware.lazy import lazy_pattern
 
 FOLDER = "events"
 """
@@ -45,7 +45,7 @@ dropped and counted. The ledger still has them.
 REFUSED_BYTES = 10 * 1024 * 1024
 
 _MANY = 500
-_NAME = re.compile(r"[0-9]{12}\.ids")
+_NAME = lazy_pattern(r"[0-9]{12}\.ids")
 
 
 class Entry(NamedTuple):

@@ -8,10 +8,9 @@ response of a batch becomes one call too.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Mapping
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from typing import Any
 
 import msgspec
@@ -24,6 +23,7 @@ from voight_middleware.pipeline import open_calls
 from voight_middleware.pipeline.meter import current_meter
 from voight_middleware.pipeline.observers import CallStart, Observed
 from voight_middleware.providers.base import (
+    MAX_USAGE_BYTES,
     Endpoint,
     NotBatchOutput,
     ResponseSummary,
@@ -33,6 +33,7 @@ from voight_middleware.providers.base import (
     named_user,
     usage_text,
 )
+from voight_middleware.records.answer import Answer, usage_on_a_line
 from voight_middleware.records.call import Call, Submission, job_call_id, new_call_id
 from voight_middleware.records.tags import Owner
 
@@ -79,25 +80,37 @@ class RequestSlot:
             own.
     """
 
-    __slots__ = ("_outer", "client", "levels", "metered")
+    __slots__ = ("_token", "client", "levels", "metered")
 
     def __init__(
         self, metered: MeteredRequest | None, client: Any = None, level: object = None
     ) -> None:
         self.metered = metered
         self.client = client
-        self.levels = [level]
+        self.levels: tuple[object, ...] = (level,)
         """The ``request`` methods that it is in, from the client's own to its base class's."""
 
     def __enter__(self) -> None:
-        self._outer = current_request.get()
-        current_request.set(self)
+        self.enter()
 
     def __exit__(self, *exc_info: object) -> None:
-        current_request.set(self._outer)
+        self.leave()
+
+    def enter(self) -> None:
+        """Put this slot into the context."""
+        self._token = current_request.set(self)
+
+    def leave(self) -> None:
+        """Restore what was in the context before, and empty this slot. Never raises."""
+        try:
+            current_request.reset(self._token)
+        except ValueError:  # a coroutine that is closed elsewhere
+            outer = self._token.old_value
+            current_request.set(None if outer is Token.MISSING else outer)
         metered = self.metered
-        self.metered = self.client = self._outer = None
-        if metered is not None:
+        self.metered = self.client = None
+        del self._token
+        if metered is not None and metered.observed is not None:
             metered.responded()
 
 
@@ -141,7 +154,6 @@ class MeteredRequest:
     """One request to a provider, from its start to the end of its last response."""
 
     __slots__ = (
-        "_batch",
         "_responses",
         "asked_for_usage",
         "body",
@@ -155,6 +167,7 @@ class MeteredRequest:
         "started",
         "started_at",
         "stream",
+        "url",
     )
 
     def __init__(
@@ -172,10 +185,8 @@ class MeteredRequest:
         self.asked_for_usage = False
         self.possibly_billed = 0
         self.observed: Observed | None = None
+        self.url = url
         self._responses = 0
-        self._batch = (
-            url.partition("?")[0].split("/")[-2] if endpoint.parse_line is not None else ""
-        )
 
     def start(self, client: Any = None, options: Any = None) -> None:
         """Call the observers' ``on_call_start``, with the owner as far as known. Never raises."""
@@ -277,6 +288,57 @@ class MeteredRequest:
         except Exception as error:
             report_internal_error(error)
 
+    def _finish_as_usual(
+        self, summary: ResponseSummary, status: int, retries: int, first_event: int | None = None
+    ) -> bool:
+        """
+        Write the call of a whole answer as an ``Answer``, which is written quickly. Never raises.
+
+        Return False, and write nothing, if the call takes a ``Call``: its owner is not known yet,
+        an observer sees it, or anything about it is unusual.
+        """
+        try:
+            endpoint, body, meter = self.endpoint, self.body, current_meter()
+            if (
+                self.owner.tags.user_id is None
+                or summary.failure is not None
+                or summary.job is not None
+                or self.possibly_billed
+                or self.observed is not None
+                or meter.observers.present
+                or endpoint.job_phase == "poll"
+                or endpoint.enrich is not None
+                or (usage := usage_on_a_line(summary.usage, MAX_USAGE_BYTES)) is None
+            ):
+                return False
+            requested = (
+                body.get("model") if type(body) is dict or isinstance(body, Mapping) else None
+            )
+            meter.finish_answer(
+                Answer(
+                    self.started_at // 1000,
+                    (time.perf_counter_ns() - self.started) // 1000,
+                    status,
+                    retries + 1,
+                    self.provider,
+                    endpoint.name,
+                    self.host,
+                    requested if isinstance(requested, str) else None,
+                    summary.model,
+                    summary.id,
+                    summary.service_tier,
+                    usage,
+                    None if first_event is None else (first_event - self.started) // 1000,
+                    self.stream,
+                    summary.tool_calls,
+                ),
+                self.owner,
+                summary.finish_reasons,
+            )
+        except Exception as error:
+            report_internal_error(error)
+        return True
+
     def _may_name_its_user(self) -> bool:
         """
         Return whether the user in the request's body may own the call.
@@ -321,7 +383,7 @@ class MeteredRequest:
             counters["unreadable_responses"] += 1
         except Exception as error:
             report_internal_error(error)
-        if endpoint.parse is not None:
+        if endpoint.parse is not None and not self._finish_as_usual(summary, status, retries):
             self.finish(summary, http_status=status, attempts=retries + 1)
 
     def read_when_closed(self, response: Any, retries: int) -> None:
@@ -383,6 +445,14 @@ class MeteredRequest:
             input_tokens = estimate_tokens(self.body) if output is not None and unreported else None
         except Exception as ours:
             report_internal_error(ours)
+        if (
+            outcome == "ok"
+            and output is None
+            and error is None
+            and parser.failure is None
+            and self._finish_as_usual(summary, status, retries, first_event)
+        ):
+            return
         self.finish(
             summary,
             outcome,
@@ -468,7 +538,8 @@ class MeteredRequest:
             assert self.endpoint.parse_line is not None
             summary = self.endpoint.parse_line(line)
             if summary is not None and summary.job is not None:
-                job = f"{self.provider}/{self._batch}/{_digest(summary.job)}"
+                batch = self.url.partition("?")[0].split("/")[-2]
+                job = f"{self.provider}/{batch}/{_digest(summary.job)}"
                 call = Call(
                     call_id=job_call_id(job),
                     occurred_at=self.started_at // 1000,
@@ -506,6 +577,8 @@ class MeteredRequest:
 
 def _digest(part: str) -> str:
     """Return a short name for a part of a job. Its own may be long or contain personal data."""
+    import hashlib
+
     return hashlib.blake2b(part.encode(errors="surrogatepass"), digest_size=8).hexdigest()
 
 

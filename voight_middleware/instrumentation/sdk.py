@@ -38,26 +38,32 @@ _refusing_usage: dict[str, float] = {}
 """Hosts that refused ``stream_options``, and until when (``time.monotonic``)."""
 
 
+def start_request(
+    client: Any, sdk: str, endpoint: Endpoint, options: Any, stream: bool
+) -> SdkRequest:
+    """Return the metered request that a client of an SDK is about to send."""
+    host: str = client._base_url.host
+    body = options.json_data
+    if endpoint.job_phase == "upload":
+        body = uploaded(body, options.files)
+    metered = SdkRequest(
+        endpoint, options.url, body, host, _provider(host, client.__class__, sdk), stream
+    )
+    metered.options = options
+    if stream and endpoint.asks_for_usage:
+        metered.ask_for_usage(options)
+    return metered
+
+
 class SdkRequest(MeteredRequest):
     """One request through an SDK, from its start to the end of its last response."""
 
     __slots__ = ("options",)
 
-    def __init__(
-        self, client: Any, sdk: str, endpoint: Endpoint, options: Any, stream: bool
-    ) -> None:
-        host, provider = _host_and_provider(client, sdk)
-        body = (
-            options.json_data
-            if endpoint.job_phase != "upload"
-            else uploaded(options.json_data, options.files)
-        )
-        super().__init__(endpoint, options.url, body, host, provider, stream)
-        self.options = options
-        if stream and endpoint.asks_for_usage:
-            self._ask_for_usage(options)
+    options: Any
+    """The SDK's request options, as they are sent."""
 
-    def _ask_for_usage(self, options: Any) -> None:
+    def ask_for_usage(self, options: Any) -> None:
         """
         Ask a chat stream for its usage. The chunk that carries it is hidden again.
 
@@ -194,11 +200,11 @@ def _refuses_usage(host: str) -> bool:
     return False
 
 
-def _host_and_provider(client: Any, sdk: str) -> tuple[str, str]:
+@functools.lru_cache(1024)
+def _provider(host: str, client_class: type, sdk: str) -> str:
     """
-    Return a client's host and the provider that bills.
+    Return the provider that bills.
 
     An unknown host, such as a proxy, counts as the SDK's own provider.
     """
-    host: str = client._base_url.host
-    return host, billing_provider(host) or platform(type(client)) or sdk
+    return billing_provider(host) or platform(client_class) or sdk

@@ -34,7 +34,7 @@ from voight_middleware.instrumentation.request import (
     request_here,
     resolve_owner,
 )
-from voight_middleware.instrumentation.sdk import SdkRequest
+from voight_middleware.instrumentation.sdk import SdkRequest, start_request
 from voight_middleware.instrumentation.streams import call_guarded, hide_usage
 from voight_middleware.pipeline.meter import current_meter
 from voight_middleware.providers import anthropic
@@ -283,11 +283,11 @@ def _sync_request(original: Callable[..., Any], sdk: str, level: object) -> Call
                 if outer.open:
                     return original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
             elif _is_passed_on(outer, self, level, options, stream):
-                outer.levels.append(level)
+                levels, outer.levels = outer.levels, (*outer.levels, level)
                 try:
                     return original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
                 finally:
-                    outer.levels.remove(level)
+                    outer.levels = levels
         metered = (
             _enter(self, sdk, routes, options, stream)
             if _all_clients or _MARK in self.__dict__
@@ -297,11 +297,14 @@ def _sync_request(original: Callable[..., Any], sdk: str, level: object) -> Call
             return original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
         # A request that is not metered gets a slot too: inside a metered one, it must not end as a
         # part of it.
-        with RequestSlot(metered, self, level):
+        slot = RequestSlot(metered, self, level)
+        slot.enter()
+        try:
             if metered is None:
                 return original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
             metered.owner = resolve_owner(metered.context)
-            metered.start(self, options)
+            if current_meter().observers.present:
+                metered.start(self, options)
             try:
                 return original(
                     self, cast_to, metered.options, stream=stream, stream_cls=stream_cls
@@ -316,6 +319,8 @@ def _sync_request(original: Callable[..., Any], sdk: str, level: object) -> Call
                 raise
             metered.succeeded_without_usage()
             return result
+        finally:
+            slot.leave()
 
     return request
 
@@ -335,13 +340,13 @@ def _async_request(original: Callable[..., Any], sdk: str, level: object) -> Cal
                         self, cast_to, options, stream=stream, stream_cls=stream_cls
                     )
             elif _is_passed_on(outer, self, level, options, stream):
-                outer.levels.append(level)
+                levels, outer.levels = outer.levels, (*outer.levels, level)
                 try:
                     return await original(
                         self, cast_to, options, stream=stream, stream_cls=stream_cls
                     )
                 finally:
-                    outer.levels.remove(level)
+                    outer.levels = levels
         metered = (
             _enter(self, sdk, routes, options, stream)
             if _all_clients or _MARK in self.__dict__
@@ -349,11 +354,14 @@ def _async_request(original: Callable[..., Any], sdk: str, level: object) -> Cal
         )
         if metered is None and outer is None and not is_client_own:
             return await original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
-        with RequestSlot(metered, self, level):
+        slot = RequestSlot(metered, self, level)
+        slot.enter()
+        try:
             if metered is None:
                 return await original(self, cast_to, options, stream=stream, stream_cls=stream_cls)
             metered.owner = await aresolve_owner(metered.context)
-            metered.start(self, options)
+            if current_meter().observers.present:
+                metered.start(self, options)
             try:
                 return await original(
                     self, cast_to, metered.options, stream=stream, stream_cls=stream_cls
@@ -370,6 +378,8 @@ def _async_request(original: Callable[..., Any], sdk: str, level: object) -> Cal
                 raise
             metered.succeeded_without_usage()
             return result
+        finally:
+            slot.leave()
 
     return request
 
@@ -382,7 +392,7 @@ def _enter(client: Any, sdk: str, routes: Routes, options: Any, stream: bool) ->
             return None
         if endpoint.job_phase == "upload" and not is_batch(options.json_data):
             return None  # only a batch's file is read
-        return SdkRequest(client, sdk, endpoint, options, stream)
+        return start_request(client, sdk, endpoint, options, stream)
     except Exception as error:
         report_internal_error(error)
         return None

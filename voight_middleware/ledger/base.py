@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import tzinfo
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import msgspec
 
@@ -68,7 +69,7 @@ _STARS = re.compile(r"\*\*?")
 
 def has_wildcard(value: str) -> bool:
     """Return whether a filter value contains a wildcard."""
-    return "*" in _STARS.findall(value)
+    return "*" in value and "*" in _STARS.findall(value)
 
 
 def wildcard_parts(value: str) -> list[str]:
@@ -132,6 +133,58 @@ class Spend(msgspec.Struct, frozen=True):
     def sum_femto(self) -> int | None:
         """The cost of the group: 0 without calls, None if it has calls and none is priced."""
         return self.cost_femto if self.calls or self.cost_femto is not None else 0
+
+
+Key: TypeAlias = tuple[str | None, ...]
+"""The values of a group's dimensions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Calls and costs of many groups, in columns: the n-th value of each is of the n-th group."""
+
+    dimensions: tuple[Sequence[str | None], ...]
+    calls: Sequence[int]
+    cost_femto: Sequence[int | None]
+    """As in ``Spend``."""
+    unpriced_calls: Sequence[int]
+
+
+class Groups(Protocol):
+    """
+    The groups of calls by some dimensions, as ``Ledger.spend`` has them. Each method reads only
+    what it returns.
+    """
+
+    def foremost(self, limit: int | None) -> list[Spend]:
+        """Return the first *limit* groups in the order of ``Ledger.spend``, or all of them."""
+        ...
+
+    def of(self, keys: Collection[Key]) -> Mapping[Key, Spend]:
+        """
+        Return the groups with these keys. Those without calls are omitted. All of them are read,
+        and made into ``Spend`` when they are asked for.
+        """
+        ...
+
+    def total(self) -> Spend:
+        """Return the sums over all groups."""
+        ...
+
+    def within(self, by: Sequence[str], *, without: str | None = None) -> list[Spend]:
+        """
+        Return the sums over all groups by other dimensions, in any order. With *without*, only over
+        the groups without a value of that dimension.
+        """
+        ...
+
+    def count(self) -> int:
+        """Return the number of groups."""
+        ...
+
+    def costs(self) -> Costs:
+        """Return calls and costs of all groups, in any order: a third of the time of all sums."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,10 +252,55 @@ class Ledger(Protocol):
         """
         ...
 
-    def time_range(self) -> tuple[int, int] | None:
+    def time_range(
+        self, where: Where | None = None, window: Window = Window()
+    ) -> tuple[int, int] | None:
         """
         Return when the oldest and the newest call happened, in microseconds since 1970 UTC. Return
-        None for an empty ledger.
+        None without calls.
+
+        Args:
+            where: The values that calls must have. Times are in UTC.
+            window: The time range.
+
+        Raises:
+            UnknownDimension: A name in *where* is neither in ``DIMENSIONS`` nor an extra key of any
+                call.
+        """
+        ...
+
+    def snapshot(self) -> AbstractContextManager[None]:
+        """
+        Return a context in which every question sees the same calls, those of its first question.
+        ClickHouse has none: a later question may see newer calls.
+        """
+        ...
+
+    def groups(
+        self,
+        by: Sequence[str] = (),
+        where: Where | None = None,
+        window: Window = Window(),
+        *,
+        original_prices: bool = False,
+        zone: tzinfo | None = None,
+        known: tuple[int, int] | None = None,
+    ) -> Groups:
+        """
+        Return the groups that ``spend`` would return, for several questions about them. Ask them in
+        a ``snapshot``.
+
+        Args:
+            by: The dimensions to group by.
+            where: The values that calls must have.
+            window: The time range.
+            original_prices: Use the first price of each call, not the newest one.
+            zone: The time zone of hours, days and months, by default UTC.
+            known: The times of the oldest and the newest call with the values of *where*, inside
+                or outside of *window*, if they are known in the snapshot: no others are looked for.
+
+        Raises:
+            UnknownDimension: At the first question, as ``spend``.
         """
         ...
 

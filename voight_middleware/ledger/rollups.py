@@ -6,10 +6,10 @@ They can be rebuilt from the calls at any time. Each engine decides how to updat
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from voight_middleware.ledger.base import Where, Window, has_wildcard, wildcard_parts
 
@@ -45,27 +45,60 @@ class Rollup:
         )
 
     def split_window(
-        self, window: Window
-    ) -> tuple[Bucket | None, Bucket | None, list[Window]] | None:
+        self, window: Window, extent: tuple[int, int] | None = None
+    ) -> tuple[Bucket | None, Bucket | None, list[Edge]] | None:
         """
-        Split *window* into whole buckets and the rest.
+        Split *window* into whole buckets and its edges.
 
-        Returns the first bucket inside, the first bucket after it, and the windows at the edges.
-        None if no whole bucket fits.
+        An edge is added to the buckets, or subtracted from them, whichever is the shorter time with
+        calls. Only calls in *extent* exist.
+
+        Returns the first bucket, the first bucket after the last one, and the edges. None if no
+        whole bucket is left.
         """
-        since = None if window.since is None else self.ceil(window.since)
-        until = None if window.until is None else self.floor(window.until)
-        if since is not None and until is not None and since >= until:
+        if None not in (window.since, window.until) and window.since >= window.until:  # type: ignore[operator]
             return None
-        rest = []
-        if since is not None and _microseconds(since) != window.since:
-            rest.append(Window(window.since, _microseconds(since)))
-        if until is not None and _microseconds(until) != window.until:
-            rest.append(Window(_microseconds(until), window.until))
+        oldest, newest = extent or (-(2**63), 2**63)
+        edges: list[Edge] = []
+        outside = 0
+        since = until = None
+        if window.since is not None:
+            before, since = self.floor(window.since), self.ceil(window.since)
+            if before != since:
+                length = window.since - max(_microseconds(before), oldest)
+                if length < _microseconds(since) - window.since:
+                    outside += length
+                    edges.append((Window(_microseconds(before), window.since), -1))
+                    since = before
+                else:
+                    edges.append((Window(window.since, _microseconds(since)), 1))
+        if window.until is not None:
+            until = self.floor(window.until)
+            if _microseconds(until) != window.until:
+                after = self.ceil(window.until)
+                length = min(_microseconds(after), newest + 1) - window.until
+                if length < window.until - _microseconds(until):
+                    outside += length
+                    edges.append((Window(window.until, _microseconds(after)), -1))
+                    until = after
+                else:
+                    edges.append((Window(_microseconds(until), window.until), 1))
+        if since is not None and until is not None:
+            within_one = self.ceil(_microseconds(since) + 1) == until
+            whole = (window.until or 0) - (window.since or 0)
+            if since >= until or (within_one and outside >= whole):
+                return None
         return (
             None if since is None else self.name(since),
             None if until is None else self.name(until),
-            rest,
+            edges,
+        )
+
+    def cover(self, window: Window) -> Window:
+        """Return the shortest window of whole buckets that contains *window*."""
+        return Window(
+            None if window.since is None else _microseconds(self.floor(window.since)),
+            None if window.until is None else _microseconds(self.ceil(window.until)),
         )
 
     def name(self, begin: datetime) -> Bucket:
@@ -95,19 +128,27 @@ class Rollup:
         if self.bucket != "month":
             return begin + (_HOUR if self.bucket == "hour" else timedelta(days=1))
         year, month = divmod(begin.year * 12 + begin.month, 12)
-        return begin.replace(year=year, month=month + 1)
+        return _LAST if year > _LAST.year else begin.replace(year=year, month=month + 1)
 
-    def buckets(self, first: int, last: int) -> list[Bucket]:
-        """Return every bucket between two moments."""
-        buckets, at = [], self.floor(first)
-        while _microseconds(at) <= last:
-            buckets.append(self.name(at))
+    def buckets(
+        self, extent: tuple[int, int], first: Bucket | None, end: Bucket | None
+    ) -> Iterator[Bucket]:
+        """Yield the buckets that two moments span, from *first* until before *end*."""
+        at = self.floor(extent[0])
+        while _microseconds(at) <= extent[1]:
+            name: Any = self.name(at)
+            if end is not None and name >= end:
+                return
+            if first is None or name >= first:
+                yield name
             at = self.ceil(_microseconds(at) + 1)
-        return buckets
 
 
 Bucket: TypeAlias = str | int
+Edge: TypeAlias = tuple[Window, int]
+"""A window, and 1 if it is added or -1 if it is subtracted."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_LAST = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
 _HOUR = timedelta(hours=1)
 _TIMES = ("hour", "day", "month")
 
@@ -117,11 +158,19 @@ MODELS = Rollup(
     ("plan", "provider", "model", "endpoint", "route", "release", "attribution"),
     owned=True,
 )
-PLANS = Rollup("hours_of_plans", "hour", ("plan", "provider", "model", "release"), owned=True)
+PLANS = Rollup(
+    "hours_of_plans",
+    "hour",
+    ("plan", "provider", "model", "release", "cost_status"),
+    owned=True,
+)
 USERS = Rollup("months_of_users", "month", ("user_id", "plan", "tenant_id"))
 USER_DAYS = Rollup("days_of_users", "day", ("user_id", "plan", "tenant_id", "release"))
-ROLLUPS = (MODELS, PLANS, USERS, USER_DAYS)
-_CHAINS = ((MODELS, PLANS), (USERS, USER_DAYS))
+USER_MODELS = Rollup(
+    "months_of_user_models", "month", ("user_id", "release", "model", "cost_status")
+)
+ROLLUPS = (MODELS, PLANS, USERS, USER_DAYS, USER_MODELS)
+_CHAINS = ((MODELS, PLANS), (USERS, USER_DAYS), (USER_MODELS,))
 """
 The smaller tables first, and in each chain the coarser one. The next one serves the edges of a
 window.
@@ -139,31 +188,38 @@ def is_one_user(value: str | tuple[str | None, ...] | None) -> bool:
     )
 
 
-Part: TypeAlias = tuple[Rollup, Bucket | None, Bucket | None]
-"""A rollup, its first bucket that counts, and the first one after it that doesn't."""
+Part: TypeAlias = tuple[Rollup, Bucket | None, Bucket | None, int]
+"""
+A rollup, its first bucket that counts, the first one after it that doesn't, and the sign of
+``Edge``.
+"""
 
 
 def plan_query(
-    by: Collection[str], where: Where, window: Window, usable: Collection[Rollup] = ROLLUPS
-) -> tuple[list[Part], list[Window]]:
+    by: Collection[str],
+    where: Where,
+    window: Window,
+    usable: Collection[Rollup] = ROLLUPS,
+    extent: tuple[int, int] | None = None,
+) -> tuple[list[Part], list[Edge]]:
     """Return the rollups that serve a query, and the windows that only the calls can serve."""
     for chain in _CHAINS:
         parts: list[Part] = []
-        windows = [window]
+        windows: list[Edge] = [(window, 1)]
         for rollup in chain:
             if rollup not in usable or not rollup.supports(by, where):
                 continue
-            left: list[Window] = []
-            for part in windows:
-                if (whole := rollup.split_window(part)) is None:
-                    left.append(part)
+            left: list[Edge] = []
+            for part, sign in windows:
+                if (whole := rollup.split_window(part, extent)) is None:
+                    left.append((part, sign))
                 else:
-                    parts.append((rollup, whole[0], whole[1]))
-                    left += whole[2]
+                    parts.append((rollup, whole[0], whole[1], sign))
+                    left += [(edge, sign * side) for edge, side in whole[2]]
             windows = left
         if parts:
             return parts, windows
-    return [], [window]
+    return [], [(window, 1)]
 
 
 def month_of(microseconds: int) -> tuple[str, int, int]:

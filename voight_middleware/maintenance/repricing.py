@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 
 from voight_middleware.ledger import Ledger, Where, Window
 from voight_middleware.ledger.rows import within_range
-from voight_middleware.pipeline.ingest import BATCH
 from voight_middleware.pricing import PriceBook
 from voight_middleware.pricing.price_call import price_call
 from voight_middleware.records.call import Call
 
+BATCH = 500
+"""How many calls are read and repriced at once."""
 OWN_RULE = '"id":"override-'
 """The mark of the user's own rules in the provenance of a price."""
 

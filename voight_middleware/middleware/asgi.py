@@ -6,12 +6,15 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from types import SimpleNamespace
 from typing import Any, cast
 
-from voight_middleware.context.context import TagContext, current_context, set_context
+from voight_middleware.context.context import reset_context, restore_context, set_context
 from voight_middleware.middleware.getters import Getter, Getters, request_user
-from voight_middleware.middleware.request_scope import RequestScope, flush_if_synchronous
+from voight_middleware.middleware.request_scope import (
+    RequestContext,
+    RequestScope,
+    flush_if_synchronous,
+)
 from voight_middleware.middleware.routes import route_of, routing_keys
 from voight_middleware.pipeline.meter import current_meter, flush_before_exit
-from voight_middleware.records.tags import NO_TAGS
 
 ScopeDict = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -62,22 +65,40 @@ class CostTagMiddleware:
             return await self.app(
                 scope, receive, _flushing(send) if scope["type"] == "lifespan" else send
             )
-        cost_scope = AsgiScope(scope, self.getters, self.app)
-        # as `use_scope` does, without the cost of an object and two calls
-        outer = current_context()
-        set_context(TagContext(cost_scope, NO_TAGS))
+        context = AsgiContext(scope, self)
+        token = set_context(context)
         try:
             await self.app(scope, receive, send)
         finally:
+            context.ended = True
             try:
-                if cost_scope.pending is None:
-                    cost_scope.release()
-                else:
-                    await cost_scope.attribute_late()
+                if context.made is not None:
+                    await context.made.attribute_late()
             finally:
-                set_context(outer)
+                try:
+                    reset_context(token)
+                except ValueError:  # the server runs the steps of a request in several contexts
+                    restore_context(token)
             if current_meter().synchronous:
                 await flush_if_synchronous()
+
+
+class AsgiContext(RequestContext):
+    """The tag context of one ASGI request or connection."""
+
+    __slots__ = ("_asgi", "_middleware")
+
+    def __init__(self, scope: ScopeDict, middleware: CostTagMiddleware) -> None:  # pyright: ignore[reportMissingSuperCall]  # see RequestContext
+        self.made = None
+        self.ended = False
+        self._asgi: ScopeDict | None = scope
+        self._middleware = middleware
+
+    def make_scope(self) -> RequestScope:
+        """Return a new scope for this request. From then on, only the scope has the request."""
+        asgi, self._asgi = self._asgi, None
+        assert asgi is not None
+        return AsgiScope(asgi, self._middleware.getters, self._middleware.app)
 
 
 class AsgiScope(RequestScope):

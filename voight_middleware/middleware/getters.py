@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
 
+from voight_middleware.lazy import lazy_pattern
 from voight_middleware.records.tag_values import clean_value
 
 Getter = Callable[[Any], Any]
@@ -67,7 +67,7 @@ def user_from_header(name: str, *, trusted: bool = False) -> Getter:
     return from_header
 
 
-_HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}")
+_HEADER = lazy_pattern(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}")
 
 
 def request_user(connection: Any) -> object:

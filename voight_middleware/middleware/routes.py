@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from voight_middleware.lazy import lazy_pattern
+
 _ROUTING_KEYS = (
     "type",
     "method",
@@ -20,7 +22,7 @@ _ROUTING_KEYS = (
     "endpoint",
     "fastapi",
 )
-_CONVERTED = re.compile(r"\{([^{}:]+):[^{}]*\}")
+_CONVERTED = lazy_pattern(r"\{([^{}:]+):[^{}]*\}")
 
 
 def route_of(scope: Mapping[str, Any], app: Any = None) -> str | None:
@@ -210,4 +212,4 @@ def _router_below(scope: Mapping[str, Any], app: Any) -> Any:
     return app
 
 
-_GROUP = re.compile(r"\(\?P<(\w+)>[^()]*\)")
+_GROUP = lazy_pattern(r"\(\?P<(\w+)>[^()]*\)")

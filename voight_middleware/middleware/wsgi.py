@@ -10,14 +10,18 @@ except ImportError as error:
     ) from error
 
 import functools
-import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from voight_middleware.context.context import TagContext, current_context, set_context
+from voight_middleware.context.context import (
+    TagContext,
+    current_context,
+    reset_context,
+    restore_context,
+    set_context,
+)
 from voight_middleware.middleware.getters import Getter, Getters
-from voight_middleware.middleware.request_scope import RequestScope
-from voight_middleware.records.tags import NO_TAGS
+from voight_middleware.middleware.request_scope import RequestContext, RequestScope
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -59,7 +63,7 @@ class CostTagMiddleware:
         )
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        return respond_inside(RequestContext(self, environ), self.app, environ, start_response)
+        return respond_inside(WsgiContext(self, environ), self.app, environ, start_response)
 
     def scope(self, environ: WSGIEnvironment) -> RequestScope:
         """Return the cost scope of one request."""
@@ -74,46 +78,34 @@ class ScopeFactory(Protocol):
     def scope(self, environ: WSGIEnvironment) -> RequestScope: ...
 
 
-class RequestContext(TagContext):
-    """The tag context of one request. Its scope is made on first use: few requests need it."""
+class WsgiContext(RequestContext):
+    """The tag context of one WSGI request."""
 
-    __slots__ = ("_environ", "_scope", "_scope_factory", "runs_on")
+    __slots__ = ("_environ", "_scope_factory", "runs_on")
 
-    tags = NO_TAGS
-    outer = None
-    by = None
-
-    def __init__(self, scope_factory: ScopeFactory, environ: WSGIEnvironment) -> None:
+    def __init__(self, scope_factory: ScopeFactory, environ: WSGIEnvironment) -> None:  # pyright: ignore[reportMissingSuperCall]  # see RequestContext
+        self.made = None
+        self.ended = False
         self.runs_on = True
         """Whether code of the application may run while its response is iterated or closed."""
         self._scope_factory = scope_factory
         self._environ: WSGIEnvironment | None = environ
-        self._scope: RequestScope | None = None
 
-    @property
-    def scope(self) -> RequestScope:  # type: ignore[override]
-        if self._scope is None:
-            with _making:  # threads of one request share its scope
-                if self._scope is None:
-                    scope = self._scope_factory.scope(self._environ or {})
-                    if self._environ is None:
-                        scope.attribute_late_now()
-                    self._scope = scope
-        return self._scope
+    def make_scope(self) -> RequestScope:
+        """Return a new scope for this request."""
+        return self._scope_factory.scope(self._environ or {})
 
     @property
     def pending(self) -> bool:
         """Whether a call of this request was written without an owner."""
-        return self._scope is not None and self._scope.pending is not None
+        return self.made is not None and self.made.pending is not None
 
     def end(self) -> None:
         """End the request: write the owner of its calls, and drop it."""
         self._environ = None
-        if self._scope is not None:
-            self._scope.attribute_late_now()
-
-
-_making = threading.Lock()
+        self.ended = True
+        if self.made is not None:
+            self.made.attribute_late_now()
 
 
 def remote_user(request: Request) -> str | None:
@@ -178,7 +170,7 @@ def _wait(awaitable: Awaitable[object]) -> object:
 
 
 def respond_inside(
-    context: RequestContext,
+    context: WsgiContext,
     app: WSGIApplication,
     environ: WSGIEnvironment,
     start_response: StartResponse,
@@ -188,8 +180,7 @@ def respond_inside(
 
     Nothing else is: between the steps, the server's own context applies.
     """
-    outer = current_context()
-    set_context(context)
+    token = set_context(context)
     try:
         result = app(environ, start_response)
         kind = type(result)
@@ -202,7 +193,10 @@ def respond_inside(
         context.end()
         raise
     finally:
-        set_context(outer)
+        try:
+            reset_context(token)
+        except ValueError:  # the application runs on in another context, such as a greenlet's
+            restore_context(token)
 
 
 def _is_file(result: object, environ: WSGIEnvironment) -> bool:
@@ -229,7 +223,7 @@ class _Response:
 
     __slots__ = ("_context", "_now", "_result", "_step")
 
-    def __init__(self, result: Iterable[bytes], context: RequestContext, now: TagContext) -> None:
+    def __init__(self, result: Iterable[bytes], context: WsgiContext, now: TagContext) -> None:
         self._result = result
         self._context = context
         self._now = now

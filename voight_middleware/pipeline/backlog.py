@@ -47,7 +47,8 @@ def _first(segment: Segment, progress: Callable[[str], int]) -> float | None:
         return None
     written = segment.path.stat().st_mtime
     try:
-        record = decode(segment.read(offset, 64 * 1024).split(b"\n", 1)[0])
+        line = segment.read(offset, 64 * 1024).split(b"\n", 1)[0]
+        record = decode(line, f"{segment.name}:{offset}")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return written
     if not isinstance(record, Call) or not is_new_call_id(record.call_id):

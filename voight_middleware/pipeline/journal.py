@@ -27,6 +27,7 @@ import msgspec
 from voight_middleware.config.kept_prices import Stamp
 from voight_middleware.config.private_files import append, make_folder, open_private, utc_now
 from voight_middleware.config.settings import JOURNAL_LIMIT
+from voight_middleware.records.answer import Answer
 from voight_middleware.records.call import Record
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ _IS_OWNED = "_is_owned"
 
 _encode = msgspec.json.Encoder().encode
 _decode: Callable[[bytes], Record] = msgspec.json.Decoder(Record).decode
+_decode_answer = msgspec.json.Decoder(Answer).decode
 
 
 class Journal:
@@ -96,7 +98,7 @@ class Journal:
         # reentrant: a stream that is garbage-collected inside it appends its own record
         self._lock = threading.RLock()
 
-    def append(self, record: Record) -> None:
+    def append(self, record: Record | Answer) -> None:
         """
         Write one record. If the disk refuses, keep it in memory and retry with the next record.
         """
@@ -423,14 +425,18 @@ def segments(folder: Path) -> list[Segment]:
     return [segment for _, segment in sorted(dated, key=lambda pair: pair[0])]
 
 
-def decode(line: bytes) -> Record:
+def decode(line: bytes, source: str) -> Record:
     """
     Return the record of a journal line.
+
+    Args:
+        line: The line.
+        source: Its segment and its position there. The id of an answer's call follows from them.
 
     Raises:
         msgspec.DecodeError: The line is torn, or not a record.
     """
-    return _decode(line)
+    return _decode_answer(line).call(source) if line[:1] == b"[" else _decode(line)
 
 
 def folder_bytes(folder: Path) -> int:

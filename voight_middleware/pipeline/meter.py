@@ -9,7 +9,6 @@ here raises into the application.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import logging
 import os
@@ -21,18 +20,15 @@ from voight_middleware.config.kept_prices import Stamp
 from voight_middleware.config.settings import EXIT_SECONDS, Settings, usable_settings
 from voight_middleware.context.context import TagContext, on_a_loop
 from voight_middleware.diagnostics import counters, report_internal_error, warn_once
+from voight_middleware.lazy import FORK_SECONDS, at_exit
 from voight_middleware.pipeline import open_calls
 from voight_middleware.pipeline.journal import Journal
 from voight_middleware.pipeline.listeners import Listener, ListenerQueue
 from voight_middleware.pipeline.observers import CallObserver, CallObservers, Observed
 from voight_middleware.pipeline.pseudonyms import Pseudonymizer
-from voight_middleware.pipeline.supervisor import (
-    FORK_SECONDS,
-    hold_imports,
-    reset_imports_after_fork,
-)
 from voight_middleware.pipeline.worker import IngestWorker
-from voight_middleware.records.call import Call, LateAttribution, Submission
+from voight_middleware.records.answer import Answer
+from voight_middleware.records.call import Call, LateAttribution, Submission, new_call_id
 from voight_middleware.records.tag_values import user_and_session
 from voight_middleware.records.tags import NO_TAGS, Owner, Tags, make_tags
 
@@ -146,7 +142,39 @@ class Meter:
         except Exception as error:
             report_internal_error(error)
 
-    def _pseudonymize_texts(self, call: Call) -> None:
+    def finish_answer(self, answer: Answer, owner: Owner, reasons: tuple[str, ...] | None) -> None:
+        """
+        Write a finished call of a known *owner* that no observer sees. Never raises.
+
+        Args:
+            answer: The call, without an owner.
+            owner: Its owner.
+            reasons: The finish reasons, for the listeners.
+        """
+        try:
+            answer.attribution = owner.attribution
+            answer.tags = self._pseudonymizer(self._below.merge(owner.tags))
+            if not self._pseudonymizer.knows(
+                answer.requested_model, answer.model, answer.service_tier
+            ):
+                _bound(answer)
+                self._pseudonymize_texts(answer)
+            elif answer.response_id is not None and len(answer.response_id) > MAX_TEXT:
+                _bound(answer)
+            if self._listener_queue.listeners:
+                answer.call_id, answer.finish_reasons = new_call_id(), reasons
+                self._listener_queue.hold(answer.call())
+            try:
+                self.journal.append(answer)
+            except UnicodeEncodeError:
+                _make_whole(answer)
+                self.journal.append(answer)
+            if self._worker is None or self.synchronous:
+                self._wake()
+        except Exception as error:
+            report_internal_error(error)
+
+    def _pseudonymize_texts(self, call: Call | Answer) -> None:
         """
         Pseudonymize the texts that a client can choose. A provider's own ids are skipped: they name
         no person.
@@ -393,15 +421,15 @@ class Meter:
                 self._start_lock.release()
 
 
-def _bound(call: Call) -> None:
+def _bound(call: Call | Answer) -> None:
     """Cut texts whose length a client or a provider chooses."""
     for name in _TEXTS:
-        value = getattr(call, name)
+        value = getattr(call, name, None)
         if value is not None and len(value) > MAX_TEXT:
             setattr(call, name, value[:MAX_TEXT])
 
 
-def _make_whole(call: Call) -> None:
+def _make_whole(call: Call | Answer) -> None:
     """Escape lone surrogates, which no file and no ledger can store."""
     for name in call.__struct_fields__:
         if isinstance(value := getattr(call, name), str):
@@ -480,8 +508,6 @@ def _before_fork() -> None:
     release = _meter.before_fork() if _meter is not None else None
     if release is not None:
         _after_the_fork.append(release)
-    if (imports := hold_imports()) is not None:
-        _after_the_fork.append(imports)
 
 
 def _after_fork_in_parent() -> None:
@@ -491,7 +517,6 @@ def _after_fork_in_parent() -> None:
 
 def _after_fork() -> None:
     global _meter_lock
-    reset_imports_after_fork()
     _after_the_fork.clear()
     _meter_lock = threading.Lock()
     if _meter is not None:
@@ -508,4 +533,4 @@ _after_the_fork: list[Callable[[], None]] = []
 os.register_at_fork(
     before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork
 )
-atexit.register(_at_exit)
+at_exit(_at_exit)

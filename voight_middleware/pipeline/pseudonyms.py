@@ -10,11 +10,8 @@ So two such values stay different, and both are found by the address.
 from __future__ import annotations
 
 import contextlib
-import hmac
 import os
-import secrets
 import time
-from base64 import b32encode
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -188,6 +185,10 @@ def redacted(found: Found) -> str:
 
 
 def _digest(key: PseudonymKey, purpose: str, text: str, length: int) -> str:
+    # rare enough to wait for their first use
+    import hmac
+    from base64 import b32encode
+
     message = f"voight {purpose}\0{text}".encode(errors="surrogatepass")
     digest = hmac.digest(key.secret.encode(errors="surrogatepass"), message, "sha256")
     return b32encode(digest[:20]).decode().lower()[:length]
@@ -246,12 +247,12 @@ def _make_key(file: Path) -> tuple[PseudonymKey, ...]:
     Make the key file of a local ledger. It appears complete, and one of several processes wins.
     """
     make_folder(file.parent)
-    unnamed = file.with_name(f"{file.name}.{os.getpid()}-{secrets.token_hex(4)}")
+    unnamed = file.with_name(f"{file.name}.{os.getpid()}-{os.urandom(4).hex()}")
     fd = open_private(unnamed, os.O_WRONLY | os.O_EXCL)
     try:
         try:
             # v0: a configured secret starts at v1, so pseudonyms of this key are still found later.
-            os.write(fd, f"v0:{secrets.token_hex(32)}\n".encode())
+            os.write(fd, f"v0:{os.urandom(32).hex()}\n".encode())
             os.fsync(fd)
         finally:
             os.close(fd)

@@ -10,20 +10,20 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
-import random
-import threading
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from voight_middleware.diagnostics import warn_once
-from voight_middleware.events.outbox import Outbox, open_outbox
+from voight_middleware.lazy import late_imports
 from voight_middleware.pipeline.lock import IngestLock
 from voight_middleware.records.call import Call
 
 if TYPE_CHECKING:
     from voight_middleware.config.values import EventsTarget
+    from voight_middleware.events.outbox import Outbox
     from voight_middleware.events.sender import EventSender
     from voight_middleware.ledger import Ledger, LedgerError
     from voight_middleware.pipeline.ingest import Ingester
@@ -39,9 +39,6 @@ response, that event is sent again.
 """
 SENDING_PAUSE = 0.1
 """Seconds between two runs that only wait for events to be sent."""
-FORK_SECONDS = 5.0
-"""How long a fork may wait for the current round, in seconds."""
-_random = random.Random()  # separate: an application that seeds `random` must get its own numbers
 
 
 class IngestSupervisor:
@@ -116,18 +113,19 @@ class IngestSupervisor:
             UnreadableJournal: The folder cannot be written, or a segment cannot be read or deleted.
                 All other segments are ingested.
         """
-        from voight_middleware.pipeline.ingest import UnreadableJournal
-
         if not now and time.monotonic() < self._not_before:
             return False
         try:
             if not self.lock.acquire():
                 return False
         except OSError as error:
+            from voight_middleware.pipeline.ingest import UnreadableJournal
+
             raise UnreadableJournal(
                 f"the journal folder {self.lock.folder} cannot be written ({error}): make it "
                 "writable"
             ) from error
+        import_the_rest(self._url)
         return self._run(seconds, self._ledger is None)
 
     def _run(self, seconds: float | None, fresh: bool) -> bool:
@@ -174,6 +172,8 @@ class IngestSupervisor:
         elif self._ingester.ledger is not ledger:
             self._ingester.use(ledger)
         if self._outbox is None:
+            from voight_middleware.events.outbox import open_outbox
+
             self._outbox = open_outbox(self.lock.folder, create=self._events is not None)
         self._ingester.outbox = self._outbox
         return self._ingester
@@ -196,7 +196,7 @@ class IngestSupervisor:
             return
         try:
             if self._sender is None:
-                with _imports:  # a child forked during an import could never import that module
+                with late_imports():
                     # brings an HTTP client: only if a key is set
                     from voight_middleware.events.sender import EventSender
 
@@ -251,8 +251,8 @@ class IngestSupervisor:
         self.error = error
         pause = min(FIRST_PAUSE * 2.0 ** min(self._failures, 10), MAX_PAUSE)
         self._failures += 1
-        # many hosts must not return all at once
-        self._not_before = time.monotonic() + pause * _random.uniform(0.5, 1.0)
+        # many hosts must not return all at once: half of the pause, or up to all of it
+        self._not_before = time.monotonic() + pause * (0.5 + os.urandom(1)[0] / 510)
         if self._records_before is None:
             self._records_before = self.records
             self._report(f"calls stay in the journal for now: {error}")
@@ -320,7 +320,6 @@ class IngestSupervisor:
         return self._ledger
 
 
-_imports = threading.RLock()
 _imported: set[str | None] = set()
 _ENGINES = {
     "sqlite": "sqlite",
@@ -332,16 +331,14 @@ _ENGINES = {
 
 def import_the_rest(url: str) -> None:
     """
-    Import the modules of a round, with price data and the ledger's driver, while no fork can
-    happen.
+    Import the modules of a round, with price data and the ledger's driver.
 
-    A child that is forked during an import in another thread can never import that module: its
-    import lock stays taken.
+    Only the process that ingests needs them, and one that prices calls for its listeners.
     """
     engine = _ENGINES.get(url.partition("://")[0])
     if engine in _imported:
         return
-    with _imports:
+    with late_imports():
         from voight_middleware.pricing import PriceBook
 
         PriceBook()
@@ -352,17 +349,3 @@ def import_the_rest(url: str) -> None:
 
 
 _of_the_parent: list[object] = []
-
-
-def hold_imports() -> Callable[[], None] | None:
-    """
-    Wait for the end of imports of this module, and block new ones until the returned function is
-    called. Return None if that takes too long.
-    """
-    return _imports.release if _imports.acquire(timeout=FORK_SECONDS) else None
-
-
-def reset_imports_after_fork() -> None:
-    """Replace the lock in a forked child: a thread of the parent may hold it."""
-    global _imports
-    _imports = threading.RLock()

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 from voight_middleware.config.kept_prices import Stamp
 from voight_middleware.config.settings import Settings
 from voight_middleware.diagnostics import counters, report_internal_error, warn_once
+from voight_middleware.lazy import FORK_SECONDS
 from voight_middleware.pipeline import open_calls
 from voight_middleware.pipeline.journal import Journal
 from voight_middleware.pipeline.listeners import ListenerQueue
-from voight_middleware.pipeline.supervisor import FORK_SECONDS, IngestSupervisor, import_the_rest
+from voight_middleware.pipeline.supervisor import IngestSupervisor, import_the_rest
 from voight_middleware.records.call import Call
 
 if TYPE_CHECKING:
@@ -265,8 +266,8 @@ class IngestWorker:
             open_calls.look_after()
             self._journal.check()
             self._journal.retry()
-            if supervisor is not None or pending:
-                import_the_rest(self._settings.ledger if supervisor is not None else "")
+            if pending:
+                import_the_rest("")
             if supervisor is not None:
                 done = self._run_supervisor(supervisor, now)
         except Exception as error:
@@ -276,12 +277,15 @@ class IngestWorker:
         return done
 
     def _run_supervisor(self, supervisor: IngestSupervisor, now: bool) -> bool:
-        from voight_middleware.pipeline.ingest import UnreadableJournal
-
         before = supervisor.errors
         try:
             return supervisor.run(ROUND_SECONDS, now=now)
-        except UnreadableJournal as error:
+        except Exception as error:
+            # here, as only the process that ingests has this module, and the ledger's with it
+            from voight_middleware.pipeline.ingest import UnreadableJournal
+
+            if not isinstance(error, UnreadableJournal):
+                raise
             counters["ledger_errors"] += 1
             warn_once(f"calls stay in the journal for now: {error}")
             return False

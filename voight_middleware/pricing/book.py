@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from genai_prices.data_snapshot import DataSnapshot
     from genai_prices.types import ModelInfo, ModelPrice, Provider
 
+    from voight_middleware.pricing.plain_calls import Plan
+
 _UNITS: Mapping[str, tuple[tuple[str, int], ...]] = {
     "input": (("input_mtok", 1_000_000), ("input_text_mtok", 1_000_000)),
     "cache_read": (("cache_read_mtok", 1_000_000),),
@@ -160,6 +162,8 @@ class PriceBook:
             *(replace(rule, own=True) for rule in self._overrides.rules),
         )
         self._cache: dict[tuple[object, ...], RateTable | None] = {}
+        self.plans: dict[tuple[object, ...], Plan | None] = {}
+        """How calls of each kind are priced quickly; None for those that are not plain."""
 
     @property
     def has_own(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
 from typing import Any
 
 import msgspec
@@ -10,15 +9,13 @@ import msgspec
 from voight_middleware.pricing import STANDARD, PriceBook, price
 from voight_middleware.pricing.bills import reported_cost
 from voight_middleware.pricing.cost import UNREADABLE
+from voight_middleware.pricing.plain_calls import price_plainly
 from voight_middleware.pricing.terms import terms_of
 from voight_middleware.providers.hosts import host_name
 from voight_middleware.providers.usage_formats import read
+from voight_middleware.providers.usage_formats.shapes import decode, encode
 from voight_middleware.records.call import Call
 from voight_middleware.records.usage import Component, Usage, UsageError
-
-# Keep numbers with a fraction, such as a cost, exact.
-_decode_usage = msgspec.json.Decoder(dict[str, Any], float_hook=Decimal).decode
-_encode_usage = msgspec.json.Encoder(decimal_format="number").encode
 
 
 def price_call(call: Call, book: PriceBook) -> None:
@@ -26,6 +23,12 @@ def price_call(call: Call, book: PriceBook) -> None:
     Fill in usage and cost of a call from the journal. Unreadable data becomes a reason, never an
     exception.
     """
+    if not price_plainly(call, book, price_fully):
+        price_fully(call, book)
+
+
+def price_fully(call: Call, book: PriceBook) -> None:
+    """Price a call of any kind. ``price_call`` gives the same results, faster for plain calls."""
     call.components = ()
     call.usage = None
     call.price = None
@@ -45,8 +48,8 @@ def _complete(call: Call, book: PriceBook) -> None:
     terms, reported = STANDARD, None
     if call.raw_usage is not None:
         try:
-            raw = _decode_usage(call.raw_usage)
-            call.raw_usage = _encode_usage(raw).decode()
+            raw = decode(call.raw_usage)
+            call.raw_usage = encode(raw)
             terms, reported = terms_of(call, raw), reported_cost(call, raw)
             call.components, call.cost_reasons = read(call.endpoint, raw)
         except (UsageError, msgspec.DecodeError) as error:

@@ -11,10 +11,7 @@ own.
 from __future__ import annotations
 
 import functools
-import hmac
-import re
 import time
-from base64 import urlsafe_b64encode
 from collections.abc import Collection, MutableMapping
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote, urlsplit
@@ -22,6 +19,7 @@ from urllib.parse import quote, unquote, urlsplit
 from voight_middleware.config.keys import PseudonymKey
 from voight_middleware.context.context import current_context
 from voight_middleware.diagnostics import counters, report_internal_error, warn_once
+from voight_middleware.lazy import lazy_pattern
 from voight_middleware.middleware.getters import Getter
 from voight_middleware.pipeline.meter import current_meter
 from voight_middleware.records.tags import NO_TAGS, Tags, make_tags
@@ -40,12 +38,12 @@ If it is exceeded, extra keys are dropped, then all tags but the user. A longer 
 
 _NAMES = ("user_id", "plan", "tenant_id", "session_id")
 _SHORT = ("user", "tenant", "session")
-_HOST = re.compile(r"\.?[a-z0-9_](?:[a-z0-9_.-]*[a-z0-9_])?|[0-9a-f:.]*:[0-9a-f:.]*")
-_UNCLEAR = re.compile(r"[\x00-\x20\x7f\\]")
-_FORM = re.compile(
+_HOST = lazy_pattern(r"\.?[a-z0-9_](?:[a-z0-9_.-]*[a-z0-9_])?|[0-9a-f:.]*:[0-9a-f:.]*")
+_UNCLEAR = lazy_pattern(r"[\x00-\x20\x7f\\]")
+_FORM = lazy_pattern(
     r"(?P<signed>(?P<pairs>[!-~]+);e=(?P<expires>[0-9]{1,12});k=(?P<key>v[0-9]{1,4}));s=(?P<signature>[A-Za-z0-9_-]{43})"
 )
-_PAIR = re.compile(r"([A-Za-z_][A-Za-z0-9_.\-]{0,63})=([A-Za-z0-9_.~%-]+)")
+_PAIR = lazy_pattern(r"([A-Za-z_][A-Za-z0-9_.\-]{0,63})=([A-Za-z0-9_.~%-]+)")
 
 Headers = TypeVar("Headers", bound=MutableMapping[str, Any])
 
@@ -221,6 +219,9 @@ def sign(tags: dict[str, str], key: PseudonymKey, expires: float) -> str:
 
 
 def _signature(key: PseudonymKey, signed: str) -> str:
+    import hmac
+    from base64 import urlsafe_b64encode
+
     digest = hmac.digest(
         key.secret.encode(errors="surrogatepass"), f"{HEADER}\0{signed}".encode(), "sha256"
     )
@@ -270,6 +271,8 @@ def _read(value: str, keys: tuple[PseudonymKey, ...]) -> tuple[Tags, int] | str:
     key = next((key for key in keys if key.version == form["key"]), None)
     if key is None:
         return "it is signed with a key that is not set in this service"
+    import hmac
+
     if not hmac.compare_digest(form["signature"], _signature(key, form["signed"])):
         return "its signature is wrong"
     pairs = [_PAIR.fullmatch(pair) for pair in form["pairs"].split(",")]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import msgspec
 
+from voight_middleware.lazy import lazy_pattern
 from voight_middleware.providers.finish_reasons import in_order, note_reasons, only_reason
 
 MAX_USAGE_BYTES = 16_384
@@ -17,7 +17,7 @@ MAX_USAGE_BYTES = 16_384
 NULL = msgspec.Raw(b"null")
 
 
-class ResponseSummary(msgspec.Struct):
+class ResponseSummary(msgspec.Struct, gc=False):
     """The billed facts of one response."""
 
     id: str | None = None
@@ -133,7 +133,7 @@ class Routes:
         self._posts = dict(posts)
         self._prefix = prefix
         self._patterns = [
-            (method, re.compile(pattern), endpoint) for method, pattern, endpoint in patterns
+            (method, lazy_pattern(pattern), endpoint) for method, pattern, endpoint in patterns
         ]
 
     def find(self, method: str, url: str) -> Endpoint | None:

@@ -28,8 +28,16 @@ def read_reason(value: object) -> str | None:
     return None
 
 
+_COMMON = {
+    word: (word,) for word in ("stop", "length", "tool_calls", "end_turn", "max_tokens", "tool_use")
+}
+"""The reasons of most responses: nothing is made for these."""
+
+
 def only_reason(value: object) -> tuple[str, ...] | None:
     """Return the reasons of a response that has one."""
+    if type(value) is str and (common := _COMMON.get(value)) is not None:
+        return common
     reason = read_reason(value)
     return None if reason is None else (reason,)
 

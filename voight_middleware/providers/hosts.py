@@ -7,11 +7,13 @@ import ipaddress
 import re
 from functools import lru_cache
 
-_SCHEME = re.compile(r"(?:[a-z][a-z0-9+.-]*:)?//", re.IGNORECASE)
-_END = re.compile(r"[/?#\\]")
-_ADDRESS = re.compile(r"[0-9a-f:.]*:[0-9a-f.]*:[0-9a-f:.]*")
+from voight_middleware.lazy import lazy_pattern
+
+_SCHEME = lazy_pattern(r"(?:[a-z][a-z0-9+.-]*:)?//", re.IGNORECASE)
+_END = lazy_pattern(r"[/?#\\]")
+_ADDRESS = lazy_pattern(r"[0-9a-f:.]*:[0-9a-f.]*:[0-9a-f:.]*")
 """An IPv6 address without brackets."""
-_NAME = re.compile(r"[\w.-]{1,253}|\[[0-9a-f:.]{2,45}\]")
+_NAME = lazy_pattern(r"[\w.-]{1,253}|\[[0-9a-f:.]{2,45}\]")
 
 
 @lru_cache(1024)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import os
 import re
@@ -82,6 +81,8 @@ def job_call_id(job: str) -> str:
     Return the id of a job's call. Every reader of the job's result reports the same call, however
     often.
     """
+    import hashlib
+
     return hashlib.blake2b(job.encode(errors="surrogatepass"), digest_size=16).hexdigest()
 
 

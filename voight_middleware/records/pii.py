@@ -11,11 +11,12 @@ secrets without a prefix.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import unicodedata
 from collections.abc import Callable
 from typing import NamedTuple
+
+from voight_middleware.lazy import lazy_pattern
 
 MAX_LOOK = 1024
 """How many characters of a text to search."""
@@ -50,7 +51,7 @@ def find(text: str) -> Found | None:
     return result._replace(end=at[result.end - 1] + 1)
 
 
-_INVISIBLE = re.compile(
+_INVISIBLE = lazy_pattern(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\ufff9-\ufffb]"
     r"|\\u(?:061c|200[ef]|202[a-e]|206[6-9])"  # escaped, as by ``clean_value``
 )
@@ -86,7 +87,7 @@ def _find(text: str) -> Found | None:
 
 # -- tokens and keys -------------------------------------------------------------------------------
 
-_KEY = re.compile(
+_KEY = lazy_pattern(
     r"""(?<![A-Za-z0-9])(?:
       sk-(?=[\w-]{0,80}\d)[A-Za-z0-9-]{0,40}?[A-Za-z0-9_]{12}[\w-]{0,120}   # OpenAI, Anthropic, OpenRouter, DeepSeek, …
     | (?:[prs]k_(?:live|test)|whsec)_\w{10,120}                             # Stripe
@@ -116,7 +117,7 @@ _KEY = re.compile(
     )""",
     re.VERBOSE,
 )
-_KEY_HINT = re.compile(
+_KEY_HINT = lazy_pattern(
     r"[-_]live_|[-_]test_|sk-|k_live|k_test|whsec_|gh[oprsu]_|github_pat|glpat-|A[KS]IA|AIza|ya29|GOCSPX|xox|xapp-|hf_|gsk_|xai-|pplx-"
     r"|r8_|npm_|pypi-|do[oprt]_v1|shp|SG\.|eyJ|earer|EARER|-----B|://|vk_|SK[0-9a-f]{8}|hv[sbr]\.|s\.[A-Za-z0-9]{24}|dapi|:AA|[MNO][\w-]{22,27}\."
     r"|hooks\.slack|api/webhooks|key-|gl(?:sa|c)_|sntry|lin_api|ntn_|ATATT3|sbp_|lsv2_|pcsk_|dp\."
@@ -134,11 +135,11 @@ def _key(text: str) -> Found | None:
 
 _NOBODY = frozenset({"git", "hg", "svn"})
 """Users in the addresses of repositories, not people: ``git@github.com:org/repo``."""
-_AT = re.compile(r"@|%40|\uff20")
-_LOCAL_BACKWARDS = re.compile(r"[^\s@\uff20<>()\[\]{}:;,|/\\\"=&?*]{1,64}")
-_DOMAIN = re.compile(r"(?:[\w-]{1,63}\.){1,8}(?:xn--[A-Za-z0-9-]{2,59}|[^\W\d_]{2,63})")
-_ALONE = re.compile(r"(?:[^<>@]{0,128}<)?\s*(?:mailto:)?\s*\Z", re.IGNORECASE)
-_NOTHING_MORE = re.compile(r"\s*>?\s*\Z")
+_AT = lazy_pattern(r"@|%40|\uff20")
+_LOCAL_BACKWARDS = lazy_pattern(r"[^\s@\uff20<>()\[\]{}:;,|/\\\"=&?*]{1,64}")
+_DOMAIN = lazy_pattern(r"(?:[\w-]{1,63}\.){1,8}(?:xn--[A-Za-z0-9-]{2,59}|[^\W\d_]{2,63})")
+_ALONE = lazy_pattern(r"(?:[^<>@]{0,128}<)?\s*(?:mailto:)?\s*\Z", re.IGNORECASE)
+_NOTHING_MORE = lazy_pattern(r"\s*>?\s*\Z")
 
 
 def _email(text: str) -> Found | None:
@@ -171,7 +172,7 @@ def _folded(text: str) -> str:
 
 # -- wallet addresses ------------------------------------------------------------------------------
 
-_WALLET = re.compile(
+_WALLET = lazy_pattern(
     r"""(?<![A-Za-z0-9])(?:
       0[xX](?P<hex>[0-9a-fA-F]{40})
     | (?P<bech32>(?:bc|BC|tb|TB|ltc|LTC)1[02-9ac-hj-np-zAC-HJ-NP-Z]{11,71})
@@ -203,6 +204,8 @@ def _is_base58check(address: str) -> bool:
     Check Base58Check of Bitcoin and the chains that adopted it: 25 bytes, the last four a checksum
     of the rest.
     """
+    import hashlib
+
     number = 0
     for character in address:
         number = number * 58 + _BASE58.index(character)
@@ -234,9 +237,9 @@ def _is_bech32(address: str) -> bool:
 
 # -- card numbers ----------------------------------------------------------------------------------
 
-_DIGITS = re.compile(r"\d[^A-Za-z]{5,}\d|\d{7}")
+_DIGITS = lazy_pattern(r"\d[^A-Za-z]{5,}\d|\d{7}")
 """Every phone and card number contains this."""
-_CARD = re.compile(
+_CARD = lazy_pattern(
     r"""(?<![\w.+-])(?:
       (?P<plain>[2-6]\d{13,18})
     | [2-6]\d{3}(?P<by>[ -])(?:\d{4}(?P=by)\d{4}(?P=by)\d{4}(?:(?P=by)?\d{1,3})? | \d{6}(?P=by)\d{4,5})
@@ -292,7 +295,7 @@ _AREA = r"[2-9](?!11)[0-8]\d"
 An area code of North America. Source: NANPA, "Numbering Plan Area codes": the second digit is not
 9, and N11 are services.
 """
-_PHONE = re.compile(
+_PHONE = lazy_pattern(
     rf"""(?<![\w+.-])(?:
       (?P<plus>\+{_GAP}?[1-9](?:{_GAP}{{0,3}}\d){{7,14}})                                    # +49 30 1234567, +14155552671
     | 00(?P<zeros>[1-9]\d{{0,2}}{_GAP}{{1,2}}(?:{_GAP}{{0,3}}\d){{6,12}})                    # 0049 30 1234567
@@ -300,7 +303,7 @@ _PHONE = re.compile(
     )(?![\w-]|\.\d)""",
     re.VERBOSE | re.ASCII,
 )
-_SCHEME = re.compile(r"(?:(?:tel|sms|whatsapp|phone):)?\s*\Z", re.IGNORECASE)
+_SCHEME = lazy_pattern(r"(?:(?:tel|sms|whatsapp|phone):)?\s*\Z", re.IGNORECASE)
 
 
 def _phone(text: str) -> Found | None:

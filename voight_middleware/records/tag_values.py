@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import uuid
 from collections.abc import Mapping
 from enum import Enum
@@ -12,6 +11,7 @@ from typing import Any
 import msgspec
 
 from voight_middleware.diagnostics import warn_once
+from voight_middleware.lazy import lazy_pattern
 from voight_middleware.records.pii import find
 
 logger = logging.getLogger(__name__)
@@ -25,11 +25,11 @@ users stay distinct.
 MAX_EXTRA = 64
 """The maximum number of extra keys of a call. The first ones are kept."""
 
-_UNSAFE = re.compile(
+_UNSAFE = lazy_pattern(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
-_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]{0,63}")
-_COMPOSITE = re.compile(
+_KEY = lazy_pattern(r"[A-Za-z_][A-Za-z0-9_.\-]{0,63}")
+_COMPOSITE = lazy_pattern(
     r"user_(?P<device>\w+?)_account_(?P<account>[\w-]*?)_session_(?P<session>[\w-]+)"
 )
 
@@ -69,6 +69,8 @@ def clean_value(value: object) -> str | None:
 
 def keep_value(key: str, value: object) -> str | None:
     """Return a tag value as stored. Log an invalid one once and return None."""
+    if type(value) is str and value.isprintable() and len(value) <= MAX_LENGTH:
+        return value.strip() or None  # most values, as `clean_value` returns them
     if value is None:
         return None
     try:

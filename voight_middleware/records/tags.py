@@ -10,7 +10,7 @@ import msgspec
 from voight_middleware.records.tag_values import first_extra, keep_extra, keep_value
 
 
-class Tags(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+class Tags(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, gc=False):
     """The owner of a call. None means unknown."""
 
     user_id: str | None = None

@@ -13,7 +13,7 @@ import msgspec
 Count: TypeAlias = int | None
 
 
-class Usage(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+class Usage(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, gc=False):
     """
     The consumption of one model as disjoint counts. Token counts are in tokens.
 
@@ -86,7 +86,7 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 COUNT_NAMES = tuple(name for name in Usage.__struct_fields__ if name != "tools")
 
 
-class Component(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+class Component(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, gc=False):
     """
     One model's part of a call. Most calls have one. An Anthropic advisor or a compaction adds
     another, billed separately.

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import tzinfo
 from decimal import Decimal
+from heapq import nsmallest
+from typing import TypeAlias
 
 from voight_middleware.ledger import Ledger, Spend, Where, Window
-from voight_middleware.reports.spend import add_up, ratio
+from voight_middleware.ledger.base import Groups, Key
+from voight_middleware.ledger.groups import add_up
+from voight_middleware.reports.spend import ratio
 from voight_middleware.reports.unattributed_share import Unattributed
 
 KnownAs = Callable[[str], Sequence[str]]
@@ -52,6 +56,14 @@ class MarginRow:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """Some of the customers, including those beyond the limit."""
+
+    customers: int = 0
+    femto: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class MarginReport:
     """Customers, the worst margin first; those with unknown costs last."""
 
@@ -65,6 +77,19 @@ class MarginReport:
     """Calls without an id: they are in the total, and in no row."""
     owners: Unattributed
     original_prices: bool = False
+    more: int = 0
+    """The number of customers beyond the limit."""
+    idle: Part = Part()
+    """The customers without calls, and their revenue."""
+    unpaid: Part = Part()
+    """The customers without revenue, and their cost."""
+    unknown: int = 0
+    """The number of customers whose cost is unknown."""
+
+    @property
+    def customers(self) -> int:
+        """The number of customers, including those beyond the limit."""
+        return len(self.rows) + self.more
 
     @property
     def margin_femto(self) -> int | None:
@@ -85,6 +110,7 @@ def margin(
     on: str = "user_id",
     where: Where | None = None,
     window: Window = Window(),
+    limit: int | None = None,
     *,
     known_as: KnownAs = lambda id_: (id_,),
     original_prices: bool = False,
@@ -99,6 +125,7 @@ def margin(
         on: The dimension of customers: ``user_id``, ``tenant_id``, or an extra key.
         where: Filters: ``*`` stands for any text, None for calls without a value.
         window: The time of the calls.
+        limit: The number of rows to return.
         known_as: Returns all names of a customer in the ledger, such as pseudonyms.
         original_prices: Whether each call counts with its first price, before any repricing.
         zone: The time zone of days in *where*; None means UTC.
@@ -109,35 +136,91 @@ def margin(
             call.
         LedgerError: The ledger cannot be read.
     """
-    groups = ledger.spend((on,), where, window, original_prices=original_prices, zone=zone)
-    by_name = {group.dimensions[on]: group for group in groups}
-    rows = []
-    taken: dict[str, str] = {}
-    for id_, paid in revenue.items():
-        names = list(dict.fromkeys(known_as(id_)))
-        for name in names:
-            if name in taken:
-                raise AmbiguousCustomers(
-                    f"the customers {taken[name]!r} and {id_!r} are both {name!r} in the ledger"
-                )
-            taken[name] = id_
-        rows.append(
-            MarginRow(id_, paid, add_up([by_name[name] for name in names if name in by_name]))
-        )
-    rows += [
-        MarginRow(name, None, group)
-        for name, group in by_name.items()
-        if name is not None and name not in taken
-    ]
-    rows.sort(key=lambda row: (row.margin_femto is None, row.margin_femto or 0, row.id))
-    total, unowned = add_up(groups), by_name.get(None, Spend())
+    tally = _Tally()
+    with ledger.snapshot():
+        groups = ledger.groups((on,), where, window, original_prices=original_prices, zone=zone)
+        if limit is None:
+            groups.foremost(None)  # each of them is needed: read them once
+        customers = _customers(groups, revenue, known_as, tally)
+        ordered = sorted(customers) if limit is None else nsmallest(limit, customers)
+        names = [name for *_, found in ordered for name in found]
+        spends = groups.of([(name,) for name in names])
+        total, unowned = groups.total(), groups.of([(None,)]).get((None,), Spend())
     return MarginReport(
         on=on,
         window=window,
-        rows=tuple(rows),
+        rows=tuple(_row(customer, spends) for customer in ordered),
         total=total,
         revenue_femto=sum(revenue.values()),
         unowned=unowned,
         owners=Unattributed(unowned, total),
         original_prices=original_prices,
+        more=tally.customers - len(ordered),
+        idle=Part(tally.idle, tally.idle_paid),
+        unpaid=Part(tally.unpaid, tally.unpaid_cost),
+        unknown=tally.unknown,
     )
+
+
+_Customer: TypeAlias = tuple[bool, int, str, int, int | None, tuple[str, ...]]
+"""
+Whether the margin is unknown, the margin, the id, a number, the revenue, and the names with calls.
+So they sort as the rows of the report.
+"""
+
+
+@dataclass(slots=True)
+class _Tally:
+    """The counts of ``MarginReport``, after all customers."""
+
+    customers: int = 0
+    idle: int = 0
+    idle_paid: int = 0
+    unpaid: int = 0
+    unpaid_cost: int = 0
+    unknown: int = 0
+
+
+# Complex: one pass, as there are as many customers as users.
+def _customers(
+    groups: Groups, revenue: Mapping[str, int], known_as: KnownAs, tally: _Tally
+) -> Iterator[_Customer]:
+    """Yield the customers: most of them are not shown, and need not be kept."""
+    costs = groups.costs()
+    calls, femto = costs.calls, costs.cost_femto
+    places = dict(zip(costs.dimensions[0], range(len(calls)), strict=True))
+    places.pop(None, None)
+    taken: dict[str, str] = {}
+    unknown = 0
+    for number, (id_, paid) in enumerate(revenue.items()):
+        cost: int | None = None
+        found: tuple[str, ...] = ()
+        for name in dict.fromkeys(known_as(id_)):
+            if name in taken:
+                raise AmbiguousCustomers(
+                    f"the customers {taken[name]!r} and {id_!r} are both {name!r} in the ledger"
+                )
+            taken[name] = id_
+            if (place := places.pop(name, None)) is not None:
+                found += (name,)
+                cost = femto[place] if cost is None else cost + (femto[place] or 0)
+        if not found:
+            tally.idle += 1
+            tally.idle_paid += paid
+            cost = 0
+        unknown += cost is None
+        yield cost is None, 0 if cost is None else paid - cost, id_, number, paid, found
+    whole = 0
+    for number, (rest, place) in enumerate(places.items(), len(revenue)):
+        cost = femto[place]
+        unknown += cost is None
+        whole += cost or 0
+        yield cost is None, -(cost or 0), str(rest), number, None, (str(rest),)
+    tally.customers, tally.unknown = len(revenue) + len(places), unknown
+    tally.unpaid, tally.unpaid_cost = len(places), whole
+
+
+def _row(customer: _Customer, spends: Mapping[Key, Spend]) -> MarginRow:
+    _, _, id_, _, paid, names = customer
+    found = [spends[name,] for name in names]
+    return MarginRow(id_, paid, found[0] if paid is None else add_up(found))

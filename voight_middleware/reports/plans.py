@@ -7,11 +7,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
 from decimal import Decimal
 from fractions import Fraction
+from typing import TypeAlias
+
+from msgspec.structs import replace
 
 from voight_middleware.ledger import Ledger, Spend, Where, Window
-from voight_middleware.reports.spend import add_up, per, ratio
+from voight_middleware.ledger.base import Groups
+from voight_middleware.ledger.groups import add_up
+from voight_middleware.reports.lazy import LazySequence
+from voight_middleware.reports.spend import per, ratio
 from voight_middleware.reports.timespan import months_in
-from voight_middleware.reports.unattributed_share import Unattributed, unattributed_beside
+from voight_middleware.reports.unattributed_share import Unattributed, unattributed_among
 
 TOP_PERCENT = (1, 5, 10)
 TIMES_THE_MEDIAN = 10
@@ -45,7 +51,7 @@ class PlanRow:
     """The cost of each user, the most expensive first."""
     threshold_femto: int | None
     """The cost above which a user is heavy; None if there is no threshold."""
-    heavy: tuple[HeavyUser, ...]
+    heavy: Sequence[HeavyUser]
     """Users above the threshold, the most expensive first."""
     price_femto: int | None = None
     """The price of the plan for one user in the window; None without a price."""
@@ -160,18 +166,45 @@ def plans(
         raise ValueError(
             "a price is for a month: give the time with --since, such as --since month"
         )
-    groups = ledger.spend(
-        ("plan", "user_id"), where, window, original_prices=original_prices, zone=zone
-    )
-    total = add_up(groups)
-    by_plan: dict[str | None, list[Spend]] = {}
-    for group in groups:
-        by_plan.setdefault(group.dimensions["plan"], []).append(group)
-    rows = []
-    for plan, users in by_plan.items():
-        price = (prices or {}).get(plan)
-        paid = None if price is None or months is None else round(Fraction(price) * months * 10**15)
-        rows.append(_row(plan, users, total, threshold_femto, paid))
+    with ledger.snapshot():
+        groups = ledger.groups(
+            ("plan", "user_id"), where, window, original_prices=original_prices, zone=zone
+        )
+        users: dict[str | None, _Users] = {}
+        costs = groups.costs()
+        for plan, user, cost in zip(*costs.dimensions, costs.cost_femto, strict=True):
+            if user is not None:
+                if (of_plan := users.get(plan)) is None:
+                    of_plan = users[plan] = [], []
+                of_plan[0].append(user)
+                of_plan[1].append(cost)
+        spends = {group.dimensions["plan"]: _plain(group) for group in groups.within(("plan",))}
+        unowned = {
+            group.dimensions["plan"]: _plain(group)
+            for group in groups.within(("plan",), without="user_id")
+        }
+        total = add_up([*spends.values()])
+        rows = []
+        for plan, spend in spends.items():
+            price = (prices or {}).get(plan)
+            paid = (
+                None
+                if price is None or months is None
+                else round(Fraction(price) * months * 10**15)
+            )
+            rows.append(
+                _row(
+                    groups,
+                    plan,
+                    users.get(plan, ([], [])),
+                    spend,
+                    unowned=unowned.get(plan, Spend()),
+                    total=total,
+                    threshold=threshold_femto,
+                    paid=paid,
+                )
+            )
+        owners = unattributed_among(groups, total, where)
     rows.sort(
         key=lambda row: (
             row.spend.cost_femto is None,
@@ -184,45 +217,60 @@ def plans(
         window=window,
         rows=tuple(rows),
         total=total,
-        owners=unattributed_beside(
-            ledger, total, groups, where, window, original_prices=original_prices, zone=zone
-        ),
+        owners=owners,
         months=months,
         unused_prices=tuple(
-            "-" if plan is None else plan for plan in prices or () if plan not in by_plan
+            "-" if plan is None else plan for plan in prices or () if plan not in spends
         ),
         original_prices=original_prices,
     )
 
 
+_Users: TypeAlias = tuple[list[str], list[int | None]]
+"""The users of a plan, and the cost of each."""
+
+
 def _row(
-    plan: str | None, groups: Sequence[Spend], total: Spend, threshold: int | None, paid: int | None
+    groups: Groups,
+    plan: str | None,
+    users: _Users,
+    spend: Spend,
+    *,
+    unowned: Spend,
+    total: Spend,
+    threshold: int | None,
+    paid: int | None,
 ) -> PlanRow:
-    owned = [group for group in groups if group.dimensions["user_id"] is not None]
-    spend = add_up(groups)
-    costs = sorted(
-        (group.cost_femto for group in owned if group.cost_femto is not None), reverse=True
-    )
+    names, each = users
+    costs = sorted([cost for cost in each if cost is not None], reverse=True)
     if threshold is None:
         middle = median(costs)
         threshold = paid or (None if middle is None else TIMES_THE_MEDIAN * middle)
-    heavy = [
-        HeavyUser(str(group.dimensions["user_id"]), group)
-        for group in owned
-        if threshold is not None and group.cost_femto is not None and group.cost_femto > threshold
-    ]
+    above = sorted(
+        (-cost, user)
+        for user, cost in zip(names, each, strict=True)
+        if threshold is not None and cost is not None and cost > threshold
+    )
+    spends = groups.of([(plan, user) for _, user in above])
+    heavy = LazySequence(
+        [user for _, user in above], lambda user: HeavyUser(user, spends[plan, user])
+    )
     return PlanRow(
         plan=plan,
         spend=spend,
         share=ratio(spend.cost_femto, total.cost_femto),
-        users=len(owned),
-        unpriced_users=len(owned) - len(costs),
-        unowned=add_up([group for group in groups if group.dimensions["user_id"] is None]),
+        users=len(names),
+        unpriced_users=len(names) - len(costs),
+        unowned=unowned,
         costs=tuple(costs),
         threshold_femto=threshold,
-        heavy=tuple(sorted(heavy, key=lambda user: (-(user.spend.cost_femto or 0), user.user_id))),
+        heavy=heavy,
         price_femto=paid,
     )
+
+
+def _plain(group: Spend) -> Spend:
+    return replace(group, dimensions={})
 
 
 def first_users(users: int, percent: int) -> int:

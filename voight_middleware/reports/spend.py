@@ -78,34 +78,18 @@ def spend(
             call.
         LedgerError: The ledger cannot be read.
     """
-    # Add up all groups here: a second query for the total could see newer calls.
     by = tuple(dict.fromkeys(by))
-    groups = ledger.spend(by, where, window, original_prices=original_prices, zone=zone)
-    total = add_up(groups)
-    if by and by[0] in TIMES:
-        groups = sorted(groups, key=lambda group: _moment(group.dimensions[by[0]]))
-        rows = groups if limit is None else groups[-limit:]
-    else:
-        rows = groups if limit is None else groups[:limit]
-    return SpendReport(
-        by, window, tuple(rows), total, len(groups) - len(rows), original_prices, zone
-    )
-
-
-def add_up(groups: Sequence[Spend]) -> Spend:
-    """Return the total of several groups. A count or cost is None if it is None in all of them."""
-    return Spend(
-        calls=sum(group.calls for group in groups),
-        input_tokens=_sum([group.input_tokens for group in groups]),
-        cache_read_tokens=_sum([group.cache_read_tokens for group in groups]),
-        cache_write_tokens=_sum([group.cache_write_tokens for group in groups]),
-        output_tokens=_sum([group.output_tokens for group in groups]),
-        cost_femto=_sum([group.cost_femto for group in groups]),
-        unpriced_calls=sum(group.unpriced_calls for group in groups),
-        partial_calls=sum(group.partial_calls for group in groups),
-        estimated_calls=sum(group.estimated_calls for group in groups),
-        errors=sum(group.errors for group in groups),
-    )
+    with ledger.snapshot():
+        groups = ledger.groups(by, where, window, original_prices=original_prices, zone=zone)
+        if by and by[0] in TIMES:
+            in_time = sorted(
+                groups.foremost(None), key=lambda group: _moment(group.dimensions[by[0]])
+            )
+            rows = in_time if limit is None else in_time[-limit:]
+        else:
+            rows = groups.foremost(limit)
+        total, more = groups.total(), groups.count() - len(rows)
+    return SpendReport(by, window, tuple(rows), total, more, original_prices, zone)
 
 
 def as_row(group: Spend) -> dict[str, str | int | None]:
@@ -151,8 +135,3 @@ def _moment(text: str | None) -> str:
     hour, sign, offset = text[:16], text[16], text[17:]
     minutes = int(offset[:2]) * 60 + int(offset[3:5])
     return f"{hour}{2000 - (minutes if sign == '+' else -minutes):04}"
-
-
-def _sum(counts: Sequence[int | None]) -> int | None:
-    known = [count for count in counts if count is not None]
-    return sum(known) if known else None

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
 from decimal import Decimal
 
 from voight_middleware.ledger import Ledger, Spend, Where, Window
+from voight_middleware.ledger.base import Key
 from voight_middleware.records.money import CONTEXT
-from voight_middleware.reports.spend import add_up, per, ratio
+from voight_middleware.reports.spend import per, ratio
 from voight_middleware.reports.timespan import preceding
-from voight_middleware.reports.unattributed_share import Unattributed, unattributed_beside
+from voight_middleware.reports.unattributed_share import Unattributed, unattributed_among
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,38 +99,46 @@ def top(
         LedgerError: The ledger cannot be read.
     """
     by = tuple(dict.fromkeys(by))
-    groups = ledger.spend(by, where, window, original_prices=original_prices, zone=zone)
-    total = add_up(groups)
     earlier = preceding(window, now, zone or UTC)
-    before: dict[tuple[str | None, ...], Spend] = {}
-    if earlier is not None:
-        before = {
-            _key(group): group
-            for group in ledger.spend(
-                by, where, earlier, original_prices=original_prices, zone=zone
-            )
-        }
+    before: Mapping[Key, Spend] = {}
+    gone: list[Spend] = []
+    total_before: Spend | None = None
+    with ledger.snapshot():
+        groups = ledger.groups(by, where, window, original_prices=original_prices, zone=zone)
+        rows = groups.foremost(limit)
+        total = groups.total()
+        if earlier is not None:
+            past = ledger.groups(by, where, earlier, original_prices=original_prices, zone=zone)
+            foremost = {_key(group): group for group in past.foremost(limit)}
+            before = past.of([*map(_key, rows)])
+            present = groups.of([key for key in foremost if key not in before])
+            gone = [
+                group for key, group in foremost.items() if key not in before and key not in present
+            ]
+            total_before = past.total()
+        more = groups.count() - len(rows)
+        begins = None if earlier is None else _begins_in(ledger, earlier)
+        owners = unattributed_among(groups, total, where)
 
-    def row(group: Spend) -> TopRow:
-        past = None if earlier is None else before.get(_key(group), Spend(group.dimensions))
+    def row(group: Spend, past: Spend | None) -> TopRow:
         return TopRow(group, past, ratio(group.cost_femto, total.cost_femto))
 
-    rows = groups if limit is None else groups[:limit]
-    present = set(map(_key, groups))
-    foremost = list(before.items())[:limit]
-    gone = [row(Spend(group.dimensions)) for key, group in foremost if key not in present]
     return TopReport(
         by=by,
         window=window,
-        rows=tuple(map(row, rows)),
-        total=TopRow(total, None if earlier is None else add_up([*before.values()]), None),
-        more=len(groups) - len(rows),
-        gone=tuple(gone),
-        compared_with=earlier,
-        begins=None if earlier is None else _begins_in(ledger, earlier),
-        owners=unattributed_beside(
-            ledger, total, groups, where, window, original_prices=original_prices, zone=zone
+        rows=tuple(
+            row(
+                group,
+                None if earlier is None else before.get(_key(group), Spend(group.dimensions)),
+            )
+            for group in rows
         ),
+        total=TopRow(total, total_before, None),
+        more=more,
+        gone=tuple(row(Spend(group.dimensions), group) for group in gone),
+        compared_with=earlier,
+        begins=begins,
+        owners=owners,
         original_prices=original_prices,
     )
 
@@ -154,11 +163,9 @@ def trend(before: Spend, after: Spend) -> Decimal | None:
 
 
 def _begins_in(ledger: Ledger, window: Window) -> int | None:
-    first = next(iter(ledger.calls(limit=1)), None)
-    return (
-        first.occurred_at if first is not None and first.occurred_at > (window.since or 0) else None
-    )
+    extent = ledger.time_range()
+    return extent[0] if extent is not None and extent[0] > (window.since or 0) else None
 
 
-def _key(group: Spend) -> tuple[str | None, ...]:
+def _key(group: Spend) -> Key:
     return tuple(group.dimensions.values())

@@ -8,7 +8,8 @@ from datetime import tzinfo
 from decimal import Decimal
 
 from voight_middleware.ledger import Ledger, Spend, Where, Window
-from voight_middleware.reports.spend import add_up, ratio
+from voight_middleware.ledger.groups import add_up
+from voight_middleware.reports.spend import ratio
 from voight_middleware.reports.unattributed_share import Unattributed
 
 ADVICE = {

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import tzinfo
 from decimal import Decimal
 
 from voight_middleware.ledger import Ledger, Spend, Where, Window
-from voight_middleware.reports.spend import add_up, ratio
+from voight_middleware.ledger.base import Groups
+from voight_middleware.ledger.groups import add_up
+from voight_middleware.reports.spend import ratio
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +71,34 @@ def unattributed_beside(
     Raises:
         LedgerError: The ledger cannot be read.
     """
-    where = where or {}
+
+    def without() -> list[Spend]:
+        if groups and "user_id" in groups[0].dimensions:
+            return [group for group in groups if group.dimensions["user_id"] is None]
+        only = {**(where or {}), "user_id": None}
+        return ledger.spend((), only, window, original_prices=original_prices, zone=zone)
+
+    return _beside(total, where or {}, without)
+
+
+def unattributed_among(
+    groups: Groups, total: Spend, where: Where | None = None
+) -> Unattributed | None:
+    """
+    Return the calls without a user among the groups of a report, and their *total*. None if the
+    filters select users.
+
+    Raises:
+        LedgerError: The ledger cannot be read.
+    """
+    return _beside(total, where or {}, lambda: groups.within((), without="user_id"))
+
+
+def _beside(
+    total: Spend, where: Where, without: Callable[[], Sequence[Spend]]
+) -> Unattributed | None:
     if "user_id!" in where:
         return None
     if "user_id" in where:
         return None if where["user_id"] is not None else Unattributed(total, total)
-    if groups and "user_id" in groups[0].dimensions:
-        without = [group for group in groups if group.dimensions["user_id"] is None]
-    else:
-        without = ledger.spend(
-            (), {**where, "user_id": None}, window, original_prices=original_prices, zone=zone
-        )
-    return Unattributed(add_up(without), total)
+    return Unattributed(add_up(without()), total)

@@ -9,8 +9,8 @@ from datetime import tzinfo
 
 from voight_middleware.ledger import Ledger, Spend, Where, Window
 from voight_middleware.ledger.base import literal
+from voight_middleware.ledger.groups import add_up
 from voight_middleware.records.call import Call
-from voight_middleware.reports.spend import add_up
 
 PARTS = ("plan", "tenant_id", "model", "route", "release")
 

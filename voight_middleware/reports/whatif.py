@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from datetime import UTC, date, timedelta, tzinfo
 
 from voight_middleware.ledger import Ledger, Spend, Where, Window
+from voight_middleware.ledger.groups import add_up
 from voight_middleware.maintenance.repricing import repriced
 from voight_middleware.pipeline.ingest import BATCH
 from voight_middleware.pricing import PriceBook
 from voight_middleware.pricing.bills import BILLS
 from voight_middleware.records.call import Call
-from voight_middleware.reports.spend import add_up
 from voight_middleware.reports.timespan import to_datetime
 from voight_middleware.reports.unattributed_share import Unattributed, unattributed_beside
 

@@ -79,6 +79,7 @@ class ClickHouseDialect:
         "known_output": _known(OUTPUT),
         "output": _total(OUTPUT),
     }
+    counted = sums
     costs = 1
     rollups: Collection[Rollup] = SUMS
 
@@ -101,8 +102,18 @@ class ClickHouseDialect:
         """Return femto-dollars from US dollars."""
         return femto(columns[0]) or 0
 
+    def costs_of(self, *columns: Sequence[Any]) -> list[int]:
+        raise NotImplementedError("groups are read at once")
+
+    def array(self, sql: str, *, count: bool = False) -> str:
+        raise NotImplementedError("groups are read at once")
+
+    def read_arrays(self, row: Sequence[Any]) -> list[list[Any]]:
+        raise NotImplementedError("groups are read at once")
+
     def by_cost(self, sums: Sequence[str]) -> str:
-        return f"{sums[0]} DESC"
+        """Return a term for which no cost is 0, as in the sums of closed days."""
+        return f"ifNull({sums[0]}, 0) DESC"
 
     def column(self, name: str, *, few: bool) -> str:
         """Return the column. No index gets in the way."""

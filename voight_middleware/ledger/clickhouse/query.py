@@ -10,7 +10,7 @@ from voight_middleware.ledger.clickhouse.closed_days import runs
 from voight_middleware.ledger.clickhouse.dialect import ClickHouseDialect
 from voight_middleware.ledger.clickhouse.schema import USER_DETAILS
 from voight_middleware.ledger.query import Query, Sql
-from voight_middleware.ledger.rollups import Bucket, Part, Rollup, plan_query
+from voight_middleware.ledger.rollups import Edge, Part, Rollup, plan_query
 
 _MOST_RUNS = 8
 """How many runs of closed days a query tells apart. It reads the calls of the others."""
@@ -25,6 +25,7 @@ class ClickHouseQuery(Query):
         extra_keys: The extra keys of the calls.
         zone: The time zone of hours, days and months. None means UTC.
         extent: The times of the first and the last call, in microseconds.
+        known: The times of the first and the last call that can match, if they are known.
         closed: The closed days, each with the number of its closing.
     """
 
@@ -34,61 +35,55 @@ class ClickHouseQuery(Query):
         extra_keys: Collection[str],
         zone: tzinfo | None,
         extent: tuple[int, int] | None,
+        known: tuple[int, int] | None,
         closed: Mapping[str, int],
     ) -> None:
         super().__init__(dialect, extra_keys, zone, extent)
+        self._known = known
         self._closed = closed
 
     def _plan(
-        self, by: Collection[str], where: Where, window: Window, usable: Collection[Rollup]
-    ) -> tuple[list[Part], list[Window]]:
+        self, by: Sequence[str], where: Where, window: Window, original_prices: bool
+    ) -> tuple[list[Part], list[Edge]]:
+        usable = () if original_prices else self._usable(by, where)
         parts: list[Part] = []
-        windows: list[Window] = []
+        edges: list[Edge] = []
+        gaps: list[Edge] = []
         read: int | None = window.since
         for begin, end in runs(self._closed, _MOST_RUNS):
             since = begin if window.since is None else max(begin, window.since)
             until = end if window.until is None else min(end, window.until)
             if since >= until:
                 continue
-            rolled, rest = _plan_run(by, where, Window(since, until), usable)
-            parts += rolled
-            windows += [Window(read, since), *sorted(rest, key=lambda edge: edge.since or 0)]
-            read = until
-        if not parts:
-            return [], [window]
-        return parts, _joined([*windows, Window(read, window.until)])
+            # A day that the window cuts is closed as a whole, so calls can be subtracted from it.
+            rolled, rest = _plan_run(by, where, Window(since, until), usable, self._extent)
+            if rolled:
+                parts += rolled
+                edges += rest
+                if read != since:
+                    gaps.append((Window(read, since), 1))
+                read = until
+        if not parts or read != window.until:
+            gaps.append((Window(read, window.until), 1))
+        # Not the edges: what is subtracted must be in the sums, whatever was known before.
+        return parts, [*edges, *self._among_known(parts, gaps)]
 
-    def _from_rollup(
-        self,
-        rollup: Rollup,
-        by: Sequence[str],
-        where: Where,
-        first: Bucket | None,
-        end: Bucket | None,
-    ) -> Sql:
-        sql, values = super()._from_rollup(rollup, by, where, first, end)
+    def _rows_of_rollup(self, part: Part, where: Where) -> Sql:
+        sql, values = super()._rows_of_rollup(part, where)
         return f"{sql} AND version IN ({', '.join(map(str, self._closed.values()))})", values
 
 
 def _plan_run(
-    by: Collection[str], where: Where, window: Window, usable: Collection[Rollup]
-) -> tuple[list[Part], list[Window]]:
-    parts, windows = plan_query(by, where, window, usable)
+    by: Collection[str],
+    where: Where,
+    window: Window,
+    usable: Collection[Rollup],
+    extent: tuple[int, int],
+) -> tuple[list[Part], list[Edge]]:
+    parts, edges = plan_query(by, where, window, usable, extent)
     if not parts and USER_DETAILS in usable and USER_DETAILS.supports(by, where):
-        whole = USER_DETAILS.split_window(window)
+        whole = USER_DETAILS.split_window(window, extent)
         if whole is not None:
-            return [(USER_DETAILS, whole[0], whole[1])], whole[2]
-    return parts, windows
-
-
-def _joined(windows: Sequence[Window]) -> list[Window]:
-    """Return *windows* without empty ones, and each as one with the next one if they meet."""
-    joined: list[Window] = []
-    for window in windows:
-        if window.since is not None and window.since == window.until:
-            continue
-        if joined and joined[-1].until is not None and joined[-1].until == window.since:
-            joined.append(Window(joined.pop().since, window.until))
-        else:
-            joined.append(window)
-    return joined
+            first, end, edges = whole
+            return [(USER_DETAILS, first, end, 1)], edges
+    return parts, edges

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import tzinfo
 from typing import Any
 
@@ -29,6 +30,7 @@ from voight_middleware.ledger.clickhouse.query import ClickHouseQuery
 from voight_middleware.ledger.clickhouse.schema import SELECT, last_wins, now, readable
 from voight_middleware.ledger.clickhouse.server import connect, read_url
 from voight_middleware.ledger.clickhouse.writer import Writer
+from voight_middleware.ledger.groups import SqlGroups
 from voight_middleware.ledger.query import Sql, read_spend
 from voight_middleware.ledger.rows import encode, from_row, only_match, within_range
 from voight_middleware.records.call import Call, Record, Submission
@@ -155,6 +157,30 @@ class ClickHouseLedger:
         )
         return [read_spend(by, row, self._dialect) for row in rows]
 
+    def groups(
+        self,
+        by: Sequence[str] = (),
+        where: Where | None = None,
+        window: Window = Window(),
+        *,
+        original_prices: bool = False,
+        zone: tzinfo | None = None,
+        known: tuple[int, int] | None = None,
+    ) -> SqlGroups:
+        return SqlGroups(
+            lambda ask: self._summed(zone, ask, known),
+            self.snapshot,
+            None,
+            self._dialect,
+            by=tuple(dict.fromkeys(by)),
+            where=where or {},
+            window=window,
+            original_prices=original_prices,
+        )
+
+    def snapshot(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
     def calls(
         self,
         where: Where | None = None,
@@ -233,7 +259,13 @@ class ClickHouseLedger:
     ) -> int:
         return prices.import_calls(self._db, self._writer, calls, former, replace=replace)
 
-    def time_range(self) -> tuple[int, int] | None:
+    def time_range(
+        self, where: Where | None = None, window: Window = Window()
+    ) -> tuple[int, int] | None:
+        if where or window != Window():
+            sql = self._query(None).time_range(where or {}, window)
+            ((count, oldest, newest),) = self._db.rows(*sql)
+            return (oldest, newest) if count else None
         # Without FINAL, the engine reads no rows for this.
         count, oldest, newest = self._db.rows(
             f"SELECT COUNT(*), MIN(occurred_at), MAX(occurred_at) FROM {self._db.name}.calls"
@@ -347,14 +379,22 @@ class ClickHouseLedger:
             "`voight demo` shows an example)"
         )
 
-    def _query(self, zone: tzinfo | None, closed: Mapping[str, int] = {}) -> ClickHouseQuery:
+    def _query(
+        self,
+        zone: tzinfo | None,
+        closed: Mapping[str, int] = {},
+        known: tuple[int, int] | None = None,
+    ) -> ClickHouseQuery:
         keys = [
             key for (key,) in self._db.rows(f"SELECT DISTINCT key FROM {self._db.name}.extra_keys")
         ]
-        return ClickHouseQuery(self._dialect, keys, zone, self.time_range(), closed)
+        return ClickHouseQuery(self._dialect, keys, zone, self.time_range(), known, closed)
 
     def _summed(
-        self, zone: tzinfo | None, ask: Callable[[ClickHouseQuery], Sql]
+        self,
+        zone: tzinfo | None,
+        ask: Callable[[ClickHouseQuery], Sql],
+        known: tuple[int, int] | None = None,
     ) -> Sequence[Sequence[Any]]:
         """
         Return the rows of a query that may read the sums of closed days.
@@ -363,10 +403,10 @@ class ClickHouseLedger:
         """
         for _ in range(_ATTEMPTS):
             closed = self._closed()
-            rows = self._db.rows(*ask(self._query(zone, closed)))
+            rows = self._db.rows(*ask(self._query(zone, closed, known)))
             if not closed or closed.items() <= self._closed().items():
                 return rows
-        return self._db.rows(*ask(self._query(zone)))
+        return self._db.rows(*ask(self._query(zone, known=known)))
 
     def _closed(self) -> Mapping[str, int]:
         if self.schema_version < schema.SUMMED:

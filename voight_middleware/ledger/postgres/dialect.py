@@ -21,6 +21,7 @@ class PostgresDialect:
     """A ``Dialect``. Costs are NUMERIC, with exact sums. Texts are compared bytewise."""
 
     sums: Mapping[str, str] = triggers.SUMS
+    counted: Mapping[str, str] = triggers.SUMS
     costs = 1
     rollups: Collection[Rollup] = ROLLUPS
     schema = "voight."
@@ -30,6 +31,17 @@ class PostgresDialect:
     def cost(self, columns: Sequence[Any]) -> int:
         """Return femto-dollars from the sum in dollars."""
         return femto(columns[0]) or 0
+
+    def costs_of(self, *columns: Sequence[Any]) -> list[int]:
+        return [femto(dollars) or 0 for dollars in columns[0]]
+
+    def array(self, sql: str, *, count: bool = False) -> str:
+        """Return an array. A sum of counts is NUMERIC before."""
+        return f"array_agg({sql}{'::bigint' if count else ''})"
+
+    def read_arrays(self, row: Sequence[Any]) -> list[list[Any]]:
+        """Return the arrays. That of no rows is NULL."""
+        return [column or [] for column in row]
 
     def by_cost(self, sums: Sequence[str]) -> str:
         return f"{sums[0]} DESC"

@@ -20,6 +20,7 @@ from voight_middleware.ledger.postgres.connection import (
     quoted,
 )
 from voight_middleware.ledger.postgres.values import STORED, stored
+from voight_middleware.ledger.rollups import PLANS, USER_MODELS
 from voight_middleware.ledger.rows import COUNTED, COUNTS, FIGURES, REQUIRED
 
 OLDEST_SERVER = 130_000
@@ -73,6 +74,14 @@ MIGRATIONS: tuple[Sequence[str], ...] = (
             "NULL)"
         ),
         "INSERT INTO voight.schema_version VALUES ('voight-middleware', 0)",
+    ),
+    (
+        # A call that a client adds without the writers' lock would miss in the new rollups.
+        "LOCK TABLE voight.calls IN SHARE ROW EXCLUSIVE MODE",
+        f"DROP TABLE IF EXISTS voight.{PLANS.table}, voight.{USER_MODELS.table}",
+        *map(triggers.table, (PLANS, USER_MODELS)),
+        *(triggers.fill(rollup, "voight.calls") for rollup in (PLANS, USER_MODELS)),
+        *triggers.functions(),
     ),
 )
 """

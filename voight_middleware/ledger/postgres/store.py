@@ -5,8 +5,8 @@ The PostgreSQL ledger: its own schema in any database, written by many hosts and
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from datetime import tzinfo
 from functools import partial
 from typing import Any, TypeVar
@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import msgspec
 import psycopg
 from psycopg import errors
+from psycopg.pq import TransactionStatus
 
 from voight_middleware.config.ledger_url import shown_url
 from voight_middleware.ledger.base import (
@@ -26,6 +27,7 @@ from voight_middleware.ledger.base import (
     Where,
     Window,
 )
+from voight_middleware.ledger.groups import SqlGroups
 from voight_middleware.ledger.postgres import erasure, triggers
 from voight_middleware.ledger.postgres.connection import (
     bound,
@@ -48,7 +50,7 @@ from voight_middleware.ledger.postgres.schema import (
 )
 from voight_middleware.ledger.postgres.values import former_price, has_changed, storable
 from voight_middleware.ledger.postgres.writer import Writer, submissions
-from voight_middleware.ledger.query import Query, read_spend
+from voight_middleware.ledger.query import Query, Sql
 from voight_middleware.ledger.rollups import ROLLUPS, month_of
 from voight_middleware.ledger.rows import from_row, only_match, within_range
 from voight_middleware.records.call import Call, Record, Submission
@@ -175,14 +177,40 @@ class PostgresLedger:
         original_prices: bool = False,
         zone: tzinfo | None = None,
     ) -> list[Spend]:
-        by = tuple(dict.fromkeys(by))
+        groups = self.groups(by, where, window, original_prices=original_prices, zone=zone)
+        return groups.spend(limit)
+
+    def groups(
+        self,
+        by: Sequence[str] = (),
+        where: Where | None = None,
+        window: Window = Window(),
+        *,
+        original_prices: bool = False,
+        zone: tzinfo | None = None,
+        known: tuple[int, int] | None = None,
+    ) -> SqlGroups:
+        query = self._query(zone, known)
+        return SqlGroups(
+            lambda ask: self._answer(ask(query)),
+            self.snapshot,
+            query,
+            DIALECT,
+            by=tuple(dict.fromkeys(by)),
+            where=where or {},
+            window=window,
+            original_prices=original_prices,
+        )
+
+    @contextmanager
+    def snapshot(self) -> Generator[None]:
         with explained(self._place):
-            rows = self._run(
-                *self._query(zone).spend(
-                    by, where or {}, window, limit, original_prices=original_prices
-                )
-            ).fetchall()
-        return [read_spend(by, row, DIALECT) for row in rows]
+            if self._db.info.transaction_status != TransactionStatus.IDLE:
+                yield
+                return
+            with self._db.transaction():
+                self._run("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+                yield
 
     def calls(
         self,
@@ -277,7 +305,13 @@ class PostgresLedger:
                     f"a call cannot be stored: {error.diag.message_primary or error}"
                 ) from error
 
-    def time_range(self) -> tuple[int, int] | None:
+    def time_range(
+        self, where: Where | None = None, window: Window = Window()
+    ) -> tuple[int, int] | None:
+        if where or window != Window():
+            sql = self._query(None).time_range(where or {}, window)
+            ((count, oldest, newest),) = self._answer(sql)
+            return (oldest, newest) if count else None
         with explained(self._place):
             oldest, newest = self._row(
                 "SELECT MIN(occurred_at), MAX(occurred_at) FROM voight.calls"
@@ -396,6 +430,11 @@ class PostgresLedger:
                     raise
         raise AssertionError("unreachable")
 
-    def _query(self, zone: tzinfo | None) -> Query:
-        keys = [key for (key,) in self._run("SELECT key FROM voight.extra_keys").fetchall()]
-        return Query(DIALECT, keys, zone, self.time_range())
+    def _query(self, zone: tzinfo | None, known: tuple[int, int] | None = None) -> Query:
+        with explained(self._place):
+            keys = [key for (key,) in self._run("SELECT key FROM voight.extra_keys").fetchall()]
+        return Query(DIALECT, keys, zone, self.time_range(), known)
+
+    def _answer(self, sql: Sql) -> list[Any]:
+        with explained(self._place):
+            return self._run(*sql).fetchall()

@@ -73,7 +73,17 @@ _BUCKETS = {
 def statements() -> list[str]:
     """Return the statements that create empty rollups and their triggers."""
     return [
-        *map(_table, ROLLUPS),
+        *map(table, ROLLUPS),
+        *functions(),
+        _trigger("INSERT", "count_added", "NEW TABLE AS added"),
+        _trigger("DELETE", "count_removed", "OLD TABLE AS removed"),
+        _trigger("UPDATE", "count_changed", "NEW TABLE AS added OLD TABLE AS removed"),
+    ]
+
+
+def functions() -> list[str]:
+    """Return the statements that create or replace the functions of the triggers."""
+    return [
         _function(
             "count_added", "added", [_add(rollup, sums(rollup, "added")) for rollup in ROLLUPS]
         ),
@@ -87,13 +97,11 @@ def statements() -> list[str]:
             "added",
             [_add(rollup, _difference(rollup)) + _drop(rollup) for rollup in ROLLUPS],
         ),
-        _trigger("INSERT", "count_added", "NEW TABLE AS added"),
-        _trigger("DELETE", "count_removed", "OLD TABLE AS removed"),
-        _trigger("UPDATE", "count_changed", "NEW TABLE AS added OLD TABLE AS removed"),
     ]
 
 
-def _table(rollup: Rollup) -> str:
+def table(rollup: Rollup) -> str:
+    """Return the statement that creates an empty rollup."""
     text = 'text COLLATE "C"'
     key = ", ".join(
         f"{name} { {'hour': 'bigint', 'owned': 'smallint'}.get(name, text) } NOT NULL"
@@ -200,8 +208,8 @@ def _function(name: str, rows: str, body: Sequence[str]) -> str:
     # Runs as its owner: a writer role needs no right to the sums. The fixed path excludes other
     # users' tables.
     return (
-        f"CREATE FUNCTION voight.{name}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET "
-        "search_path = pg_catalog, pg_temp "
+        f"CREATE OR REPLACE FUNCTION voight.{name}() RETURNS trigger LANGUAGE plpgsql SECURITY "
+        "DEFINER SET search_path = pg_catalog, pg_temp "
         f"AS $body$ BEGIN IF EXISTS (SELECT FROM {rows}) THEN {' '.join(body)} END IF; RETURN "
         "NULL; END $body$"
     )

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from voight_middleware.config.private_files import give_to_owner, make_folder
 from voight_middleware.ledger.base import ForeignLedger, LedgerError
-from voight_middleware.ledger.sqlite.schema import APPLICATION_ID, TABLES, UPGRADES, VERSION
+from voight_middleware.ledger.sqlite.schema import APPLICATION_ID, TABLES, VERSION
+from voight_middleware.ledger.sqlite.upgrades import upgrade
 
 BUSY_SECONDS = 30
 """How long a statement waits for another process's transaction."""
@@ -76,8 +77,8 @@ def prepare(db: sqlite3.Connection, path: Path, create: bool) -> int:
             f"{VERSION}): "
             "upgrade with pip install -U voight-middleware"
         )
-    while version < VERSION:
-        version = _upgrade(db, version)
+    if version < VERSION:
+        version = _upgrade(db)
     db.execute("PRAGMA synchronous = NORMAL")
     return version
 
@@ -188,12 +189,10 @@ def _create(db: sqlite3.Connection) -> None:
             db.execute(f"PRAGMA user_version = {VERSION}")
 
 
-def _upgrade(db: sqlite3.Connection, version: int) -> int:
+def _upgrade(db: sqlite3.Connection) -> int:
+    """Upgrade in one transaction: a ledger between two versions would miss its triggers."""
     with transaction(db):
-        if _identity(db)[1] == version:  # another process may have been faster
-            for statement in UPGRADES[version]:
-                db.execute(statement)
-            db.execute(f"PRAGMA user_version = {version + 1}")
+        upgrade(db, _identity(db)[1])  # another process may have been faster
     return _identity(db)[1]
 
 

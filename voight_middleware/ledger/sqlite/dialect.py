@@ -7,13 +7,16 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from voight_middleware.ledger.base import wildcard_parts
 from voight_middleware.ledger.query import Sql
 from voight_middleware.ledger.rollups import ROLLUPS, Bucket, Rollup
 from voight_middleware.ledger.sqlite.schema import CALLS, CALLS_AT_ORIGINAL_PRICES
-from voight_middleware.ledger.sqlite.triggers import LIMB, SUMS
+from voight_middleware.ledger.sqlite.triggers import COUNTS, LIMB, SUMS
 
 _FORMS = {"hour": "%Y-%m-%dT%H:00", "day": "%Y-%m-%d", "week": "%Y-%m-%d", "month": "%Y-%m"}
+_array = msgspec.json.Decoder(list[Any]).decode
 _SPECIAL = re.compile(r"[*?\[]")
 
 
@@ -23,6 +26,7 @@ class SQLiteDialect:
     """
 
     sums: Mapping[str, str] = SUMS
+    counted: Mapping[str, str] = COUNTS
     costs = 2
     rollups: Collection[Rollup] = ROLLUPS
     schema = ""
@@ -33,6 +37,15 @@ class SQLiteDialect:
         """Return femto-dollars from the two limbs."""
         high, low = columns
         return int(high * LIMB + low)
+
+    def costs_of(self, *columns: Sequence[Any]) -> list[int]:
+        return [high * LIMB + low for high, low in zip(*columns, strict=True)]
+
+    def array(self, sql: str, *, count: bool = False) -> str:
+        return f"json_group_array({sql})"
+
+    def read_arrays(self, row: Sequence[Any]) -> list[list[Any]]:
+        return [_array(text) for text in row]
 
     def by_cost(self, sums: Sequence[str]) -> str:
         """Carry the lower limb over: it may have grown beyond ``LIMB``."""

@@ -40,6 +40,8 @@ UPDATE calls SET
     {", ".join(f"{name} = IIF({name} IN {_NAMED}, :token, {name})" for name in (*PLACES, "session_id"))},
     tags_extra = erased(tags_extra)
 WHERE {_ELSEWHERE}"""
+_DROP_PLACES = f"DELETE FROM places WHERE {' OR '.join(f'{name} IN {_NAMED}' for name in ('plan', 'route', 'release'))}"
+"""No call is there any more: each has got another place."""
 _COUNT = f"""
 SELECT COUNT(*), SUM(cost_femto / {LIMB}), SUM(cost_femto % {LIMB}), MIN(occurred_at), MAX(occurred_at)
 FROM calls WHERE user_id IN {_NAMED}"""
@@ -78,6 +80,7 @@ def erase(db: sqlite3.Connection, names: Collection[str], token: str) -> Persona
     )
     db.execute(_ERASE, bound)
     db.execute(_ERASE_ELSEWHERE, bound)
+    db.execute(_DROP_PLACES, bound)
     for job, submission in list(_mentioning(db, names)):
         changed = erased_tags(submission.tags, names, token)
         db.execute(

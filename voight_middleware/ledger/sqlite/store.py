@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from datetime import tzinfo
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -24,9 +25,10 @@ from voight_middleware.ledger.base import (
     Window,
 )
 from voight_middleware.ledger.erasure import MIN_SEARCHED_LENGTH
-from voight_middleware.ledger.query import Query, read_spend
+from voight_middleware.ledger.groups import SqlGroups
+from voight_middleware.ledger.query import Query, Sql
 from voight_middleware.ledger.rollups import ROLLUPS, month_of
-from voight_middleware.ledger.rows import from_row, only_match, within_range
+from voight_middleware.ledger.rows import SELECTED, from_row, only_match, within_range
 from voight_middleware.ledger.sqlite import erasure, triggers
 from voight_middleware.ledger.sqlite.connection import (
     checkpoint,
@@ -37,6 +39,8 @@ from voight_middleware.ledger.sqlite.connection import (
     transaction,
 )
 from voight_middleware.ledger.sqlite.dialect import DIALECT
+from voight_middleware.ledger.sqlite.intake import KnownCalls
+from voight_middleware.ledger.sqlite.packed import call_key, key_ranges
 from voight_middleware.ledger.sqlite.schema import (
     CALLS,
     CALLS_AT_ORIGINAL_PRICES,
@@ -48,7 +52,7 @@ from voight_middleware.ledger.sqlite.schema import (
     read_values,
 )
 from voight_middleware.ledger.sqlite.writer import Writer, submissions
-from voight_middleware.records.call import Call, Record, Submission
+from voight_middleware.records.call import Call, LateAttribution, Record, Submission
 
 _FAR = 253_402_300_799_000_000
 """The last second of the year 9999, in microseconds."""
@@ -95,15 +99,27 @@ class SQLiteLedger:
         self._check_file()
         with explained(self.path):
             try:
-                with self._transaction():
-                    return self._writer.insert(calls, others, progress)
+                return self._insert(calls, others, progress)
             except (OverflowError, sqlite3.IntegrityError):
                 calls = [within_range(call) for call in calls]
             try:
-                with self._transaction():
-                    return self._writer.insert(calls, others, progress)
+                return self._insert(calls, others, progress)
             except (OverflowError, sqlite3.IntegrityError) as error:
                 raise ValueError(f"a call cannot be stored: {error}") from error
+
+    def _insert(
+        self,
+        calls: Sequence[Call],
+        others: Sequence[LateAttribution | Submission],
+        progress: Progress | None,
+    ) -> int:
+        self._writer.prepare()
+        try:
+            with self._transaction():
+                return self._writer.insert(calls, others, progress)
+        except KnownCalls:
+            with self._transaction():
+                return self._writer.insert(calls, others, progress, careful=True)
 
     def submissions(self, jobs: Collection[str]) -> dict[str, Submission]:
         with explained(self.path):
@@ -130,14 +146,43 @@ class SQLiteLedger:
         original_prices: bool = False,
         zone: tzinfo | None = None,
     ) -> list[Spend]:
-        by = tuple(dict.fromkeys(by))
+        groups = self.groups(by, where, window, original_prices=original_prices, zone=zone)
+        return groups.spend(limit)
+
+    def groups(
+        self,
+        by: Sequence[str] = (),
+        where: Where | None = None,
+        window: Window = Window(),
+        *,
+        original_prices: bool = False,
+        zone: tzinfo | None = None,
+        known: tuple[int, int] | None = None,
+    ) -> SqlGroups:
+        query = self._query(zone, known)
+        return SqlGroups(
+            lambda ask: self._answer(ask(query)),
+            self.snapshot,
+            query,
+            DIALECT,
+            by=tuple(dict.fromkeys(by)),
+            where=where or {},
+            window=window,
+            original_prices=original_prices,
+        )
+
+    @contextmanager
+    def snapshot(self) -> Generator[None]:
         with explained(self.path):
-            rows = self._db.execute(
-                *self._query(zone).spend(
-                    by, where or {}, window, limit, original_prices=original_prices
-                )
-            ).fetchall()
-        return [read_spend(by, row, DIALECT) for row in rows]
+            if self._db.in_transaction:
+                yield
+                return
+            self._db.execute("BEGIN")
+            try:
+                yield
+            finally:
+                if self._db.in_transaction:
+                    self._db.execute("COMMIT")
 
     def calls(
         self,
@@ -170,12 +215,14 @@ class SQLiteLedger:
     def call(self, call_id: str) -> Call | None:
         query = f"{SELECT} FROM {CALLS} {SELECT_PRICE} WHERE"
         with explained(self.path):
-            rows = self._db.execute(f"{query} call_id = ?", (call_id,)).fetchall()
+            rows = self._db.execute(f"{query} call_key = ?", (call_key(call_id),)).fetchall()
             if not rows and len(call_id) >= MIN_ID_LENGTH:
-                range_ = (call_id, call_id + "\U0010ffff")
-                rows = self._db.execute(
-                    f"{query} call_id > ? AND call_id < ? ORDER BY call_id LIMIT 2", range_
-                ).fetchall()
+                for first, last in key_ranges(call_id):
+                    rows += self._db.execute(
+                        f"{query} call_key BETWEEN ? AND ? ORDER BY call_key LIMIT 2",
+                        (first, last),
+                    ).fetchall()
+                rows.sort(key=lambda row: row[SELECTED.index("call_id")])
         return only_match([from_row(row) for row in rows], call_id)
 
     def reprice(self, changes: Sequence[tuple[Call, Call]]) -> int:
@@ -221,16 +268,24 @@ class SQLiteLedger:
     ) -> int:
         self._check_file()
         with explained(self.path):
+            self._writer.prepare()
             try:
                 with self._transaction():
                     return self._writer.import_calls(calls, former, replace)
             except (OverflowError, sqlite3.IntegrityError) as error:
                 raise ValueError(f"a call cannot be stored: {error}") from error
 
-    def time_range(self) -> tuple[int, int] | None:
+    def time_range(
+        self, where: Where | None = None, window: Window = Window()
+    ) -> tuple[int, int] | None:
+        if where or window != Window():
+            sql = self._query(None).time_range(where or {}, window)
+            ((count, oldest, newest),) = self._answer(sql)
+            return (oldest, newest) if count else None
         with explained(self.path):
             oldest, newest = self._db.execute(
-                "SELECT (SELECT MIN(occurred_at) FROM calls), (SELECT MAX(occurred_at) FROM calls)"
+                "SELECT (SELECT MIN(occurred_at) FROM packed_calls), "
+                "(SELECT MAX(occurred_at) FROM packed_calls)"
             ).fetchone()
         return None if oldest is None else (oldest, newest)
 
@@ -241,6 +296,7 @@ class SQLiteLedger:
     def erase(self, names: Collection[str], token: str) -> PersonalData:
         self._check_file()
         with explained(self.path), self._transaction():
+            self._writer.forget()
             return erasure.erase(self._db, names, token)
 
     def purge(self, names: Collection[str]) -> list[str]:
@@ -260,7 +316,7 @@ class SQLiteLedger:
     def expired(self, until: int) -> Expired:
         with explained(self.path):
             (calls,) = self._db.execute(
-                "SELECT COUNT(*) FROM calls WHERE occurred_at < ?", (until,)
+                "SELECT COUNT(*) FROM packed_calls WHERE occurred_at < ?", (until,)
             ).fetchone()
             (former,) = self._db.execute(
                 "SELECT COUNT(*) FROM former_costs WHERE call_id IN (SELECT call_id FROM calls "
@@ -275,16 +331,18 @@ class SQLiteLedger:
     def expire(self, until: int, limit: int) -> Expired:
         self._check_file()
         with explained(self.path), self._transaction():
-            oldest = (
-                "SELECT call_id FROM calls WHERE occurred_at < ? ORDER BY occurred_at, call_id "
-                "LIMIT ?"
-            )
+            oldest = "FROM calls WHERE occurred_at < ? ORDER BY occurred_at, call_key LIMIT ?"
             former = self._db.execute(
-                f"DELETE FROM former_costs WHERE call_id IN ({oldest})", (until, limit)
+                f"DELETE FROM former_costs WHERE call_id IN (SELECT call_id {oldest})",
+                (until, limit),
             ).rowcount
-            calls = self._db.execute(
-                f"DELETE FROM calls WHERE call_id IN ({oldest})", (until, limit)
-            ).rowcount
+            # SQLite does not count what a trigger does instead
+            (calls,) = self._db.execute(
+                f"SELECT COUNT(*) FROM (SELECT 1 {oldest})", (until, limit)
+            ).fetchone()
+            self._db.execute(
+                f"DELETE FROM calls WHERE call_key IN (SELECT call_key {oldest})", (until, limit)
+            )
             jobs = (
                 self._db.execute("DELETE FROM jobs WHERE submitted_at < ?", (until,)).rowcount
                 if calls < limit
@@ -302,7 +360,7 @@ class SQLiteLedger:
         with explained(self.path):
             while (
                 first := self._db.execute(
-                    "SELECT MIN(occurred_at) FROM calls WHERE occurred_at >= ?", (end,)
+                    "SELECT MIN(occurred_at) FROM packed_calls WHERE occurred_at >= ?", (end,)
                 ).fetchone()[0]
             ) is not None:
                 month, begin, end = month_of(first)
@@ -331,8 +389,13 @@ class SQLiteLedger:
             )
 
     def _transaction(self) -> AbstractContextManager[None]:
-        return transaction(self._db, self._writer.rolled_back)
+        return transaction(self._db, self._writer.forget)
 
-    def _query(self, zone: tzinfo | None) -> Query:
-        keys = [key for (key,) in self._db.execute("SELECT key FROM extra_keys")]
-        return Query(DIALECT, keys, zone, self.time_range())
+    def _query(self, zone: tzinfo | None, known: tuple[int, int] | None = None) -> Query:
+        with explained(self.path):
+            keys = [key for (key,) in self._db.execute("SELECT key FROM extra_keys")]
+        return Query(DIALECT, keys, zone, self.time_range(), known)
+
+    def _answer(self, sql: Sql) -> list[Any]:
+        with explained(self.path):
+            return self._db.execute(*sql).fetchall()

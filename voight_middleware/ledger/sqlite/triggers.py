@@ -1,8 +1,8 @@
 """
-The rollups of a SQLite ledger: triggers update them in the transaction of each change to a call.
+The rollups of a SQLite ledger, updated in the transaction of each change to a call.
 
-That covers new calls, late attributions, results of jobs, repricings and erasures, from any
-process.
+Triggers do that for late attributions, results of jobs, repricings, erasures and retention, from
+any process. A batch of new calls adds its sums at once.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from voight_middleware.ledger.rollups import ROLLUPS, Bucket, Rollup
 from voight_middleware.ledger.rows import INPUT, OUTPUT, READ, WRITTEN
+from voight_middleware.ledger.sqlite.packed import CHANGE, REMOVE
 
 LIMB = 1_000_000_000
 """Costs are summed in two limbs: a sum of femto-dollars exceeds SQLite's 64 bits at 9,223 USD."""
@@ -48,6 +49,10 @@ def _sum_known(counts: Sequence[str]) -> str:
     return f"COALESCE({', '.join(f'SUM({name})' for name in counts)}) IS NOT NULL"
 
 
+def _count_known(counts: Sequence[str]) -> str:
+    return f"COUNT(COALESCE({', '.join(counts)}))"
+
+
 def _sum_total(counts: Sequence[str]) -> str:
     return " + ".join(f"COALESCE(SUM({name}), 0)" for name in counts)
 
@@ -69,16 +74,13 @@ SUMS = {name: f"SUM({sql.replace('@', '')})" for name, sql in MEASURES.items()} 
 The measures of many calls. Summing mostly empty columns one by one takes a third of the time of
 summing their totals. It is enough here to know whether any call has a count.
 """
-_COUNTED = (
-    *INPUT,
-    *OUTPUT,
-    "cost_femto",
-    "cost_status",
-    "estimated_input",
-    "estimated_output",
-    "outcome",
-    "occurred_at",
-)
+COUNTS = SUMS | {
+    "known_input": _count_known(INPUT),
+    "known_read": _count_known(READ),
+    "known_written": _count_known(WRITTEN),
+    "known_output": _count_known(OUTPUT),
+}
+"""The same, with the numbers of the calls that have a count: they can be subtracted."""
 _BUCKETS = {
     # For times before 1970: a division truncates towards 0.
     "hour": "(@occurred_at + 3600000000000000) / 3600000000 - 1000000",
@@ -87,29 +89,31 @@ _BUCKETS = {
 }
 
 
-def tables() -> list[str]:
-    """Return the statements that create empty rollups and their triggers."""
+def table(rollup: Rollup) -> str:
+    """Return the statement that creates an empty rollup."""
     measures = ", ".join(f"{name} INTEGER NOT NULL" for name in MEASURES)
-    made = []
-    for rollup in ROLLUPS:
-        key = ", ".join(
-            f"{name} {'INTEGER' if name in ('owned', 'hour') else 'TEXT'} NOT NULL"
-            for name in rollup.key
-        )
-        made.append(
-            f"CREATE TABLE {rollup.table} ({key}, {measures}, PRIMARY KEY "
-            f"({', '.join(rollup.key)})) STRICT, WITHOUT ROWID"
-        )
-    names = sorted({*_COUNTED, "user_id", *(name for rollup in ROLLUPS for name in rollup.names)})
+    key = ", ".join(
+        f"{name} {'INTEGER' if name in ('owned', 'hour') else 'TEXT'} NOT NULL"
+        for name in rollup.key
+    )
+    return (
+        f"CREATE TABLE {rollup.table} ({key}, {measures}, PRIMARY KEY "
+        f"({', '.join(rollup.key)})) STRICT, WITHOUT ROWID"
+    )
+
+
+def triggers() -> list[str]:
+    """Return the statements that create the triggers of the view ``calls``."""
     take = [_change(rollup, "OLD.", "-") for rollup in ROLLUPS]
     give = [_change(rollup, "NEW.", "+") for rollup in ROLLUPS]
     return [
-        *made,
-        f"CREATE TRIGGER call_added AFTER INSERT ON calls BEGIN {' '.join(give)} END",
-        f"CREATE TRIGGER call_removed AFTER DELETE ON calls BEGIN {' '.join(take)} END",
         (
-            f"CREATE TRIGGER call_changed AFTER UPDATE OF {', '.join(names)} ON calls BEGIN "
-            f"{' '.join((*take, *give))} END"
+            "CREATE TRIGGER call_removed INSTEAD OF DELETE ON calls BEGIN "
+            f"{REMOVE} {' '.join(take)} END"
+        ),
+        (
+            "CREATE TRIGGER call_changed INSTEAD OF UPDATE ON calls BEGIN "
+            f"{CHANGE} {' '.join((*take, *give))} END"
         ),
     ]
 
@@ -117,11 +121,7 @@ def tables() -> list[str]:
 def _change(rollup: Rollup, row: str, sign: str) -> str:
     key, values = _key(rollup, row), [sql.replace("@", row) for sql in MEASURES.values()]
     if sign == "+":
-        added = ", ".join(f"{name} = {name} + excluded.{name}" for name in MEASURES)
-        return (
-            f"INSERT INTO {rollup.table} VALUES ({', '.join((*key, *values))}) ON CONFLICT DO "
-            f"UPDATE SET {added};"
-        )
+        return f"INSERT INTO {rollup.table} VALUES ({', '.join((*key, *values))}) {_ADDED};"
     less = ", ".join(
         f"{name} = {name} - ({sql})" for name, sql in zip(MEASURES, values, strict=True)
     )
@@ -130,6 +130,40 @@ def _change(rollup: Rollup, row: str, sign: str) -> str:
         f"UPDATE {rollup.table} SET {less} WHERE {same}; DELETE FROM {rollup.table} WHERE {same} "
         "AND calls = 0;"
     )
+
+
+_ADDED = "ON CONFLICT DO UPDATE SET " + ", ".join(
+    f"{name} = {name} + excluded.{name}" for name in MEASURES
+)
+
+
+_NAMES = sorted({name for rollup in ROLLUPS for name in rollup.names})
+MEASURED = (*_BUCKETS, *_NAMES, "owned", *MEASURES)
+"""The columns of ``measured``: everything that a rollup needs of a call."""
+
+
+def measured(source: str) -> str:
+    """Return the query that gives ``MEASURED`` for each call of *source*."""
+    columns = [sql.replace("@", "") for sql in _BUCKETS.values()]
+    columns += [f"COALESCE({name}, '')" for name in _NAMES]
+    columns += ["user_id IS NOT NULL", *(sql.replace("@", "") for sql in MEASURES.values())]
+    return f"SELECT {', '.join(columns)} FROM {source}"
+
+
+def grouped(source: str) -> str:
+    """
+    Return the query that sums rows of ``MEASURED`` by everything that rollups without users
+    distinguish. Its columns are ``MEASURED`` again.
+    """
+    keys = {name for rollup in ROLLUPS if "user_id" not in rollup.names for name in rollup.key}
+    sums = [f"SUM({name})" if name in MEASURES else name for name in MEASURED]
+    return f"SELECT {', '.join(sums)} FROM {source} GROUP BY {', '.join(sorted(keys))}"
+
+
+def add(rollup: Rollup, source: str) -> str:
+    """Return the statement that adds rows of ``MEASURED`` to a rollup."""
+    columns = ", ".join((*rollup.key, *MEASURES))
+    return f"INSERT INTO {rollup.table} SELECT {columns} FROM {source} WHERE 1 {_ADDED}"
 
 
 def fill(rollup: Rollup, condition: str = "1") -> str:

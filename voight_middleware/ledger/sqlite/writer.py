@@ -6,24 +6,23 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Collection, Mapping, Sequence
-from itertools import chain
 
 import msgspec
 
 from voight_middleware.ledger.base import PriceVersion, Progress
 from voight_middleware.ledger.rows import REATTRIBUTABLE_SQL, Row, extra_text
+from voight_middleware.ledger.sqlite.intake import Intake
+from voight_middleware.ledger.sqlite.packed import call_key
 from voight_middleware.ledger.sqlite.schema import (
-    INSERT_ALL,
-    INSERT_AS_IT_IS,
-    INSERT_COMMON,
+    COMPLETE,
     INSERT_FORMER,
     KEEP_FORMER,
+    OPEN_JOB,
     REPRICE,
-    common_values,
     former_values,
-    rare_values,
     read_values,
     repriced_values,
+    result_values,
 )
 from voight_middleware.records.call import REATTRIBUTABLE, Call, LateAttribution, Submission
 from voight_middleware.records.tags import Tags
@@ -34,7 +33,7 @@ UPDATE calls SET
     route = COALESCE(route, ?), release = COALESCE(release, ?), session_id = COALESCE(session_id, ?),
     tags_extra = COALESCE(json_patch(NULLIF(?, ''), COALESCE(tags_extra, '{{}}')), tags_extra),
     attribution = ?
-WHERE call_id = ? AND attribution IN {REATTRIBUTABLE_SQL}"""
+WHERE call_key = ? AND attribution IN {REATTRIBUTABLE_SQL}"""
 
 _OWN = """
 UPDATE calls SET
@@ -51,11 +50,17 @@ class Writer:
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
+        self._intake = Intake(db, self._price_id)
         self._price_ids: dict[str, int] = {}
         self._extra_keys: set[str] = set()
 
-    def rolled_back(self) -> None:
-        """Forget the prices and extra keys learned in the transaction."""
+    def prepare(self) -> None:
+        """Prepare for inserts. Call it outside of a transaction."""
+        self._intake.prepare()
+
+    def forget(self) -> None:
+        """Forget what was learned: the transaction was rolled back, or texts were erased."""
+        self._intake.forget()
         self._price_ids.clear()
         self._extra_keys.clear()
 
@@ -64,9 +69,19 @@ class Writer:
         calls: Sequence[Call],
         others: Sequence[LateAttribution | Submission],
         progress: Progress | None,
+        *,
+        careful: bool = False,
     ) -> int:
-        """See ``Ledger.insert``."""
-        new = self._insert_calls(calls)
+        """
+        See ``Ledger.insert``.
+
+        Raises:
+            KnownCalls: Some calls are there already. Repeat it in another transaction, *careful*.
+        """
+        self._intake.begin()
+        jobs = [call for call in calls if call.job is not None] if careful else []
+        others_ = [call for call in calls if call.job is None] if careful else calls
+        new = self._insert_calls(others_, careful=careful) + sum(map(self._insert_job, jobs))
         for record in others:
             if isinstance(record, Submission):
                 self._submit(record)
@@ -84,10 +99,11 @@ class Writer:
         self, calls: Sequence[Call], former: Mapping[str, Sequence[PriceVersion]], replace: bool
     ) -> int:
         """See ``Ledger.import_calls``."""
+        self._intake.begin()
         single = [call for call in calls if replace or former.get(call.call_id)]
         others = [call for call in calls if not (replace or former.get(call.call_id))]
         new = sum(self._import_call(call, former.get(call.call_id, ()), replace) for call in single)
-        return new + self._insert_calls(others, INSERT_AS_IT_IS)
+        return new + self._insert_calls(others, careful=True)
 
     def reprice(self, changes: Sequence[tuple[Call, Call]], now: int) -> int:
         """See ``Ledger.reprice``. *changes* has changed calls only."""
@@ -99,37 +115,29 @@ class Writer:
                 count += 1
         return count
 
-    def _insert_calls(self, calls: Sequence[Call], with_rare: str = INSERT_ALL) -> int:
-        common: list[Row] = []
-        others: list[Row] = []
+    def _insert_calls(self, calls: Sequence[Call], *, careful: bool) -> int:
         for call in calls:
-            values = common_values(call, None if call.price is None else self._price_id(call.price))
-            if (rare := rare_values(call)) is None:
-                common.append(values)
-            else:
-                others.append(values + rare)
             if call.tags.extra:
                 self._learn(call.tags.extra)
-        new = 0
-        for rows, statement in INSERT_COMMON.items():
-            while len(common) >= rows:
-                batch, common = common[:rows], common[rows:]
-                new += self._db.execute(statement, tuple(chain.from_iterable(batch))).rowcount
-        if others:
-            new += self._db.executemany(with_rare, others).rowcount
-        return new
+        return self._intake.insert(calls, careful=careful)
+
+    def _insert_job(self, call: Call) -> int:
+        """Insert the call of a job, or give the call of its submission its result."""
+        row = self._db.execute(OPEN_JOB, (call_key(call.call_id),)).fetchone()
+        if row is None:
+            return self._insert_calls([call], careful=True)
+        if not row[0] or (call.raw_usage is None and call.outcome == "ok"):
+            return 0
+        price_id = None if call.price is None else self._price_id(call.price)
+        self._db.execute(COMPLETE, result_values(call, price_id))
+        return 1
 
     def _import_call(self, call: Call, former: Sequence[PriceVersion], replace: bool) -> int:
         if replace:
             self._db.execute("DELETE FROM former_costs WHERE call_id = ?", (call.call_id,))
-            self._db.execute("DELETE FROM calls WHERE call_id = ?", (call.call_id,))
-        values = common_values(call, None if call.price is None else self._price_id(call.price))
-        rare = rare_values(call)
-        new = self._db.execute(
-            *((INSERT_COMMON[1], values) if rare is None else (INSERT_AS_IT_IS, values + rare))
-        ).rowcount
+            self._db.execute("DELETE FROM calls WHERE call_key = ?", (call_key(call.call_id),))
+        new = self._insert_calls([call], careful=True)
         if new:
-            self._learn(call.tags.extra)
             for price in former:
                 price_id = None if price.price is None else self._price_id(price.price)
                 self._db.execute(INSERT_FORMER, former_values(call.call_id, price, price_id))
@@ -140,7 +148,7 @@ class Writer:
         if late.tags.user_id is None:
             return
         values = (late.tags.user_id, *_owner_values(late.tags), late.attribution)
-        self._db.executemany(_ATTRIBUTE_LATE, [(*values, call_id) for call_id in late.call_ids])
+        self._db.executemany(_ATTRIBUTE_LATE, [(*values, call_key(id_)) for id_ in late.call_ids])
         jobs = [name for name in late.call_ids if "/" in name]
         for submission in submissions(self._db, jobs).values():
             if submission.attribution in REATTRIBUTABLE:
