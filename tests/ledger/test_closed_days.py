@@ -159,6 +159,21 @@ def test_windows_and_zones(ledger: ClickHouseLedger, zone: str) -> None:
     check(ledger, [(("day", "plan"), {}), (("hour",), {})], windows[0], windows[7], zone=ZoneInfo(zone))
 
 
+@pytest.mark.parametrize("by", [(), ("user_id",), ("hour", "model")])
+def test_calls_that_came_after_their_times_were_known(ledger: ClickHouseLedger, by: tuple[str, ...]) -> None:
+    """They are in the sums of their day, and are subtracted from them where a window cuts it."""
+    hour = DAY // 24
+    calls = [
+        make_call(number, at=NOON + at, tags=Tags(user_id="u"), attribution="tag") for number, at in enumerate([0, 5 * hour, 6 * hour])
+    ]
+    ledger.insert(calls)
+    close(ledger)
+    window = Window(None, NOON + 9 * hour // 2)
+    assert ledger.groups(by, {}, window, known=(NOON, NOON)).foremost(None) == spend(calls[:1], by, {}, window)
+    spoil(ledger)
+    assert ledger.groups(by, {}, window, known=(NOON, NOON)).total().calls != 1
+
+
 def test_more_runs_than_a_question_tells_apart(ledger: ClickHouseLedger) -> None:
     """Of many runs of closed days the short ones are read from the calls."""
     calls = [make_call(number, at=NOON + number * DAY) for number in range(30)]

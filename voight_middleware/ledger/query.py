@@ -235,7 +235,8 @@ class Query:
 
     def _among_known(self, parts: Sequence[Part], edges: list[Edge]) -> list[Edge]:
         """
-        Return *edges* without the time in which no call can match, but one where nothing is left.
+        Return *edges* without the time in which no call can match. A query without *parts* keeps
+        one of them.
         """
         if self._known is None:
             return edges

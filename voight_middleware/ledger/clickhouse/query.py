@@ -65,7 +65,7 @@ class ClickHouseQuery(Query):
                 read = until
         if not parts or read != window.until:
             gaps.append((Window(read, window.until), 1))
-        # Not the edges: what is subtracted must be in the sums, whatever was known before.
+        # Edges stay whole: a call that came after this was known is in the sums, too.
         return parts, [*edges, *self._among_known(parts, gaps)]
 
     def _rows_of_rollup(self, part: Part, where: Where) -> Sql:
