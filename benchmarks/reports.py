@@ -283,10 +283,16 @@ def on_server(known: dict[str, Any], url: str) -> dict[str, Any]:
 
 
 def tidy(url: str) -> None:
-    """What a server does by itself within hours: statistics and merges."""
+    """What happens by itself within hours: statistics, merges, and sums of closed days."""
     if url.startswith("clickhouse"):
         with closing(clickhouse(url)) as client:
             client.command("OPTIMIZE TABLE calls FINAL", settings={"receive_timeout": 3600})
+        from voight_middleware.ledger.clickhouse import closed_days
+
+        closed_days.QUIET = 0
+        with closing(open_ledger(url)) as ledger:
+            for _ in ledger.rebuild():
+                pass
     else:
         import psycopg
 

@@ -391,7 +391,7 @@ def test_a_newer_ledger_is_refused(opened: Callable[..., ClickHouseLedger], chdb
     """With what to do."""
     opened()
     chdb_client.command("INSERT INTO ledger VALUES (99, 1)")
-    with pytest.raises(LedgerError, match=r"newer version \(schema 99, this one knows 1\): upgrade"):
+    with pytest.raises(LedgerError, match=r"newer version \(schema 99, this one knows 2\): upgrade"):
         opened()
 
 
@@ -399,10 +399,10 @@ def test_an_older_ledger_is_upgraded(opened: Callable[..., ClickHouseLedger], pa
     """Step by step, again where another process does the same, and its calls stay."""
     opened().insert([make_call(3)])
     added = "ALTER TABLE {database}.jobs {cluster} ADD COLUMN IF NOT EXISTS note String"
-    patch("UPGRADES", {1: [added], 2: [added.replace("note", "other")]}, within="clickhouse.schema")
-    patch("VERSION", 3, within="clickhouse.schema")
+    patch("UPGRADES", {2: [added], 3: [added.replace("note", "other")]}, within="clickhouse.schema")
+    patch("VERSION", 4, within="clickhouse.schema")
     ledger = opened()
-    assert (ledger.schema_version, opened(create=False).schema_version) == (3, 3)
+    assert (ledger.schema_version, opened(create=False).schema_version) == (4, 4)
     assert ledger.spend()[0].cost_femto == 3
     assert ledger._db.rows(f"SELECT note, other FROM {ledger._db.name}.jobs") == []
 

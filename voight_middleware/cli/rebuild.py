@@ -10,7 +10,8 @@ from voight_middleware.cli.context import Context
 
 EXAMPLES = """\
 Every insert updates the sums in the same transaction. Rebuild them only after a
-change of the tables by hand.
+change of the tables by hand. In ClickHouse, days have sums an hour after their
+last change.
 """
 
 

@@ -38,9 +38,10 @@ class SqlGroups:
     answered from them: the calls are scanned once.
 
     Args:
-        run: Runs a statement and returns its rows.
+        run: Runs the statement that a query makes of a question, and returns its rows.
         snapshot: Makes several statements see the same moment.
-        query: The queries of the ledger.
+        query: The ledger's query, which says how to ask. None for a ledger without snapshots: the
+            groups are always read at once.
         dialect: The SQL of its engine.
         by: The dimensions, each once.
         where: The values that calls must have.
@@ -50,9 +51,9 @@ class SqlGroups:
 
     def __init__(
         self,
-        run: Callable[[Sql], Sequence[Sequence[Any]]],
+        run: Callable[[Callable[[Query], Sql]], Sequence[Sequence[Any]]],
         snapshot: Callable[[], AbstractContextManager[None]],
-        query: Query,
+        query: Query | None,
         dialect: Dialect,
         *,
         by: Sequence[str],
@@ -63,13 +64,15 @@ class SqlGroups:
         self._run, self._snapshot, self._query, self._dialect = run, snapshot, query, dialect
         self._by, self._where, self._window = tuple(by), where, window
         self._original_prices = original_prices
-        self._rollup = None if original_prices else query.by_users(by, where, window)
+        self._rollup = (
+            None if original_prices or query is None else query.by_users(by, where, window)
+        )
         self._all: list[Spend] | None = None
         self._costs: Costs | None = None
 
     def spend(self, limit: int | None) -> list[Spend]:
         """See ``Ledger.spend``."""
-        if limit is None or self._rollup is None:
+        if limit is None or self._query is None or self._rollup is None:
             return self._spend(self._by, self._where, limit)
         with self._snapshot():
             found = None
@@ -111,11 +114,8 @@ class SqlGroups:
             by = tuple(name for name in self._by if not (unowned and name == "user_id"))
             if unowned:
                 where["user_id"] = None
-            sql = self._query.spend(
-                by, where, self._window, None, original_prices=self._original_prices
-            )
             places = [by.index(name) if name in by else None for name in self._by]
-            for row in self._run(sql):
+            for row in self._sums(by, where, None):
                 key = tuple([None if place is None else row[place] for place in places])
                 if row[len(by)] and key in wanted:  # sums over no dimension may be of no calls
                     rows[key] = (*key, *row[len(by) :])
@@ -146,10 +146,12 @@ class SqlGroups:
             return len(self._everything())
         if self._costs is not None:
             return len(self._costs.calls)
-        sql = self._query.count(
-            self._by, self._where, self._window, original_prices=self._original_prices
+        rows = self._run(
+            lambda query: query.count(
+                self._by, self._where, self._window, original_prices=self._original_prices
+            )
         )
-        return int(self._run(sql)[0][0])
+        return int(rows[0][0])
 
     def costs(self) -> Costs:
         """See ``Groups.costs``."""
@@ -171,8 +173,10 @@ class SqlGroups:
         return self._costs
 
     def _read_costs(self, *, grouped: bool) -> Costs:
-        sql = self._query.costs(self._by, self._where, self._window, grouped=grouped)
-        return read_costs(self._by, self._run(sql)[0], self._dialect)
+        (row,) = self._run(
+            lambda query: query.costs(self._by, self._where, self._window, grouped=grouped)
+        )
+        return read_costs(self._by, row, self._dialect)
 
     @property
     def _reads_all(self) -> bool:
@@ -184,10 +188,15 @@ class SqlGroups:
         return self._all
 
     def _spend(self, by: Sequence[str], where: Where, limit: int | None = None) -> list[Spend]:
-        sql = self._query.spend(
-            by, where, self._window, limit, original_prices=self._original_prices
+        rows = self._sums(by, where, limit)
+        return [read_spend(by, row, self._dialect) for row in rows]
+
+    def _sums(self, by: Sequence[str], where: Where, limit: int | None) -> Sequence[Sequence[Any]]:
+        return self._run(
+            lambda query: query.spend(
+                by, where, self._window, limit, original_prices=self._original_prices
+            )
         )
-        return [read_spend(by, row, self._dialect) for row in self._run(sql)]
 
     def _candidates(self, months: Rollup, limit: int) -> list[Spend] | None:
         """
@@ -200,8 +209,10 @@ class SqlGroups:
         cover = months.cover(self._window)
         exact = cover == self._window
         size = limit if exact else limit * _STEPS[-1] + 1
-        sql = self._query.foremost(self._by, self._where, cover, size)
-        rows = [_read_foremost(self._by, row, self._dialect) for row in self._run(sql)]
+        rows = [
+            _read_foremost(self._by, row, self._dialect)
+            for row in self._run(lambda query: query.foremost(self._by, self._where, cover, size))
+        ]
         keys = [key for key, _ in rows]
         if exact:
             return sorted(self.of(keys).values(), key=_by_cost)

@@ -228,11 +228,18 @@ class Query:
     def _plan(
         self, by: Sequence[str], where: Where, window: Window, original_prices: bool
     ) -> tuple[list[Part], list[Edge]]:
-        timed = self._zone is not None and bool({*TIMES} & {*by, *where})
-        usable = () if original_prices else self._usable(timed)
+        """Return the rollups to read, and the windows of the calls to read."""
+        usable = () if original_prices else self._usable(by, where)
         parts, edges = plan_query(by, where, window, usable, self._extent)
+        return parts, self._among_known(parts, edges)
+
+    def _among_known(self, parts: Sequence[Part], edges: list[Edge]) -> list[Edge]:
+        """
+        Return *edges* without the time in which no call can match. A query without *parts* keeps
+        one of them.
+        """
         if self._known is None:
-            return parts, edges
+            return edges
         oldest, newest = self._known
         clipped: list[Edge] = []
         for edge, sign in edges:
@@ -240,7 +247,7 @@ class Query:
             until = newest + 1 if edge.until is None else min(newest + 1, edge.until)
             if since < until or not (parts or clipped):
                 clipped.append((Window(since, until), sign))
-        return parts, clipped
+        return clipped
 
     def _grouped(
         self,
@@ -340,10 +347,10 @@ class Query:
             *values,
         ]
 
-    def _usable(self, timed: bool) -> Collection[Rollup]:
+    def _usable(self, by: Collection[str], where: Where) -> Collection[Rollup]:
         """Return the rollups whose buckets the days of the zone don't cut."""
         rollups = self._dialect.rollups
-        if not timed or self._zone is None:
+        if self._zone is None or not {*TIMES} & {*by, *where}:
             return rollups
         whole_hours = all(
             offset.total_seconds() % 3600 == 0 for _, offset in offsets(self._zone, *self._extent)

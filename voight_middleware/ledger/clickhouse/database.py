@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -10,10 +11,12 @@ from clickhouse_connect.driver.client import Client
 
 from voight_middleware.ledger.base import LedgerError
 from voight_middleware.ledger.clickhouse.changes import Change
+from voight_middleware.ledger.clickhouse.closed_days import ClosedDays
 from voight_middleware.ledger.clickhouse.dialect import bound
 from voight_middleware.ledger.clickhouse.schema import TABLES, create_table
 from voight_middleware.ledger.clickhouse.server import Server, explained
 
+_TTL = re.compile(r"TTL .*toIntervalDay\((\d+)\)")
 _IDS = 2_000
 """How many ids to look up at once."""
 _LONG = {"max_query_size": 64 * 1024 * 1024}
@@ -49,6 +52,8 @@ class Database:
         columns.
         """
         self.closed = False
+        self.days = ClosedDays(self)
+        """The closed days. Every change of calls marks their days first."""
 
     def rows(
         self, sql: str, values: Collection[Any] = (), **settings: Any
@@ -126,6 +131,15 @@ class Database:
             raise LedgerError(f"the ledger {self.server.name} has been closed: open it again")
         with explained(self.server):
             yield
+
+    def ttl(self, table: str) -> int:
+        """Return after how many days the server deletes rows of *table*, 0 for never."""
+        rows = self.rows(
+            "SELECT engine_full FROM system.tables WHERE database = ? AND name = ?",
+            [self.server.database, table],
+        )
+        match = _TTL.search(rows[0][0]) if rows else None
+        return int(match[1]) if match else 0
 
     def tables(self) -> set[str]:
         """Return the existing tables."""

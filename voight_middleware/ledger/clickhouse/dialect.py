@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from voight_middleware.ledger.base import wildcard_parts
-from voight_middleware.ledger.clickhouse.schema import SELECT, femto, kept_as
+from voight_middleware.ledger.clickhouse.schema import SELECT, SUMS, femto, kept_as
 from voight_middleware.ledger.query import Sql
 from voight_middleware.ledger.rollups import Bucket, Rollup
 from voight_middleware.ledger.rows import FIGURES, INPUT, OUTPUT, READ, SELECTED, WRITTEN
@@ -17,12 +17,16 @@ _ESCAPED = re.compile(r"[\\%_]")
 
 
 def _known(counts: Sequence[str]) -> str:
-    return f"COALESCE({', '.join(f'SUM({name})' for name in counts)}) IS NOT NULL"
+    return _count(" OR ".join(f"{name} IS NOT NULL" for name in counts))
+
+
+def _count(condition: str) -> str:
+    return f"toInt64(SUM({condition}))"
 
 
 def _total(counts: Sequence[str]) -> str:
-    # In 128 bits: the engine's own sum of 64 bits overflows silently.
-    return " + ".join(f"COALESCE(SUM(toInt128({name})), 0)" for name in counts)
+    # In 128 bits: the engine's own sum of 64 bits overflows silently. The counts of one call don't.
+    return f"SUM(toInt128({' + '.join(f'ifNull({name}, 0)' for name in counts)}))"
 
 
 def literal(value: Any) -> str:
@@ -53,20 +57,19 @@ def bound(sql: str, values: Collection[Any]) -> str:
 
 class ClickHouseDialect:
     """
-    A ``Dialect`` without rollups: they would count a call twice that is inserted twice, and a scan
-    is fast.
+    A ``Dialect`` whose rollups only have closed days.
 
     Args:
         database: The name of the database, quoted.
     """
 
     sums: Mapping[str, str] = {
-        "calls": "COUNT(*)",
+        "calls": "toInt64(COUNT(*))",
         "cost": "SUM(cost)",
-        "unpriced": "SUM(cost_status = 'unpriced')",
-        "partial": "SUM(cost_status = 'partial')",
-        "estimated": "SUM(estimated_input IS NOT NULL OR estimated_output IS NOT NULL)",
-        "errors": "SUM(outcome = 'error')",
+        "unpriced": _count("cost_status = 'unpriced'"),
+        "partial": _count("cost_status = 'partial'"),
+        "estimated": _count("estimated_input IS NOT NULL OR estimated_output IS NOT NULL"),
+        "errors": _count("outcome = 'error'"),
         "known_input": _known(INPUT),
         "input": _total(INPUT),
         "known_read": _known(READ),
@@ -76,12 +79,12 @@ class ClickHouseDialect:
         "known_output": _known(OUTPUT),
         "output": _total(OUTPUT),
     }
-    counted: Mapping[str, str] = {}
+    counted = sums
     costs = 1
-    schema = ""
-    rollups: Collection[Rollup] = ()
+    rollups: Collection[Rollup] = SUMS
 
     def __init__(self, database: str) -> None:
+        self.schema = f"{database}."
         self.calls = f"{database}.calls FINAL"
         columns = ", ".join(
             f"IF(original.number = 1, original.{name}, calls.{name}) AS {name}"
@@ -100,16 +103,17 @@ class ClickHouseDialect:
         return femto(columns[0]) or 0
 
     def costs_of(self, *columns: Sequence[Any]) -> list[int]:
-        raise NotImplementedError("there are no rollups")
+        raise NotImplementedError("groups are read at once")
 
     def array(self, sql: str, *, count: bool = False) -> str:
-        raise NotImplementedError("there are no rollups")
+        raise NotImplementedError("groups are read at once")
 
     def read_arrays(self, row: Sequence[Any]) -> list[list[Any]]:
-        raise NotImplementedError("there are no rollups")
+        raise NotImplementedError("groups are read at once")
 
     def by_cost(self, sums: Sequence[str]) -> str:
-        return f"{sums[0]} DESC"
+        """Return a term for which no cost is 0, as in the sums of closed days."""
+        return f"ifNull({sums[0]}, 0) DESC"
 
     def column(self, name: str, *, few: bool) -> str:
         """Return the column. No index gets in the way."""

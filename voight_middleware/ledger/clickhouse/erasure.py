@@ -8,7 +8,7 @@ hashes of them with a one-time key.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 import msgspec
 from msgspec.structs import replace
@@ -24,6 +24,7 @@ from voight_middleware.ledger.rows import encode
 from voight_middleware.records.call import Submission
 
 _PLACES = (*PLACES, "session_id")
+_DAY = 86_400_000_000
 _decode = msgspec.json.Decoder(Submission).decode
 
 
@@ -52,7 +53,10 @@ def erase(db: Database, names: Collection[str], token: str) -> PersonalData:
     names = _given(names)
     data = personal_data(db, names)
     if data.calls or data.elsewhere:
-        db.rewrite(_change(db, names, token))
+        change, days = _change(db, names, token)
+        db.days.changing(days)
+        db.rewrite(change)
+    _forget_sums(db, names)
     changed = [
         replace(job, tags=erased_tags(job.tags, names, token)) for job in _mentioning(db, names)
     ]
@@ -72,6 +76,7 @@ def purge(db: Database, names: Collection[str]) -> list[str]:
         return []
     if list(_mentioning(db, names, " ")):
         _rewrite_jobs(db)
+    _forget_sums(db, names)
     remains = []
     if db.private(
         f"SELECT 1 FROM {db.name}.calls WHERE {_of_person(names)} OR {_elsewhere(names)} LIMIT 1"
@@ -82,7 +87,16 @@ def purge(db: Database, names: Collection[str]) -> list[str]:
     return remains
 
 
-def _change(db: Database, names: Collection[str], token: str) -> Change:
+def _forget_sums(db: Database, names: Collection[str]) -> None:
+    """Delete the sums of days that contain one of *names*, replaced sums included."""
+    days = db.days.naming(names, ("user_id", *PLACES))
+    if days:
+        db.days.mark(days)
+        db.days.forget(f"day IN ({', '.join(map(literal, days))})")
+
+
+def _change(db: Database, names: Collection[str], token: str) -> tuple[Change, Sequence[int]]:
+    """Return the change, and a time of each day with calls that it affects."""
     key = ", ".join(f"toUInt64({secrets.randbits(64)})" for _ in range(2))
 
     def hashed(text: str) -> str:
@@ -127,11 +141,13 @@ def _change(db: Database, names: Collection[str], token: str) -> Change:
     values_named = f"arrayExists(value -> {hashed('value')} IN {known}, mapValues(tags_extra))"
     # Hashing all calls is slow. The time range limits it to the months with matches.
     first, last = db.private(f"SELECT MIN(occurred_at), MAX(occurred_at) FROM {affected}")[0]
-    return Change(
+    days = db.private(f"SELECT DISTINCT intDiv(occurred_at, {_DAY}) * {_DAY} FROM {affected}")
+    change = Change(
         sets,
         f"occurred_at BETWEEN {first} AND {last} AND "
         f"({' OR '.join((is_user, *map(named, _PLACES), values_named))})",
     )
+    return change, [at for (at,) in days]
 
 
 def _given(names: Collection[str]) -> list[str]:

@@ -74,6 +74,7 @@ def _reprice(db: Database, wanted: Mapping[str, tuple[Call, Call]]) -> int:
             matching[call_id] = read
     if not matching:
         return 0
+    db.days.changing(read[-2] for read in matching.values())
     at = now()
     histories = _before(db, {call_id: read[-1] for call_id, read in matching.items()})
     numbers = {call_id: len(prices) + 1 for call_id, prices in histories.items()}
@@ -168,14 +169,13 @@ def import_calls(
 ) -> int:
     """See ``Ledger.import_calls``."""
     wanted = {call.call_id: call for call in (calls if replace else reversed(calls))}
-    kept = {
-        call_id
-        for (call_id,) in db.about(wanted, f"SELECT call_id FROM {db.name}.calls FINAL WHERE")
-    }
+    query = f"SELECT call_id, occurred_at FROM {db.name}.calls FINAL WHERE"
+    kept = {str(call_id): int(at) for call_id, at in db.about(wanted, query)}
     rows = {
         call_id: checked(call) for call_id, call in wanted.items() if replace or call_id not in kept
     }
     if replace:
+        db.days.changing(kept.values())
         for table, call_ids in (("former_costs", _with_former(db, rows)), ("calls", kept)):
             for piece in changes.pieces(sorted(call_ids)):
                 db.alter(table, f"DELETE WHERE call_id IN ({', '.join(map(literal, piece))})")

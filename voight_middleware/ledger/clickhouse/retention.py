@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from voight_middleware.ledger.base import Expired
-from voight_middleware.ledger.clickhouse.database import Database
+from voight_middleware.ledger.clickhouse.closed_days import day_of
 from voight_middleware.ledger.clickhouse.dialect import literal
+from voight_middleware.ledger.clickhouse.schema import SUMS
+
+if TYPE_CHECKING:
+    from voight_middleware.ledger.clickhouse.database import Database
 
 _TIMES = {"calls": "occurred_at", "former_costs": "occurred_at", "jobs": "submitted_at"}
-_DAYS = re.compile(r"TTL .*toIntervalDay\((\d+)\)")
+_DAY = 86_400_000_000
 _LAST = 4_294_967_295
 """
 The last second that the engine's ``DateTime`` holds, in the year 2106. Later values wrap around to
@@ -20,7 +24,7 @@ The last second that the engine's ``DateTime`` holds, in the year 2106. Later va
 
 def ttl(db: Database) -> int:
     """Return after how many days the server deletes calls, 0 for never."""
-    return _ttl(db, "calls")
+    return db.ttl("calls")
 
 
 def keep_for(db: Database, days: int) -> None:
@@ -28,24 +32,22 @@ def keep_for(db: Database, days: int) -> None:
     Have the server delete what is older than *days*, 0 for never. Existing rows go with the next
     merges.
     """
-    for table, column in _TIMES.items():
-        if _ttl(db, table) == days:
-            continue
-        moment = f"toDateTime(least(intDiv({column}, 1000000), {_LAST} - {days} * 86400), 'UTC')"
-        what = f"MODIFY TTL {moment} + toIntervalDay({days})" if days else "REMOVE TTL"
+    moments = {
+        table: f"toDateTime(least(intDiv({column}, 1000000), {_LAST} - {days} * 86400), 'UTC')"
+        for table, column in _TIMES.items()
+    }
+    # Sums name users too. They go after the last call of their day.
+    moments |= {rollup.table: "toDate(day) + 1" for rollup in SUMS}
+    changed = [table for table in moments if db.ttl(table) != days]
+    if changed:
+        # Sums may contain calls that the server has deleted, or will have after this.
+        db.days.mark_all()
+    for table in changed:
+        what = f"MODIFY TTL {moments[table]} + toIntervalDay({days})" if days else "REMOVE TTL"
         db.run(
             f"ALTER TABLE {db.name}.{table} {db.server.on_cluster} {what}",
             materialize_ttl_after_modify=0,
         )
-
-
-def _ttl(db: Database, table: str) -> int:
-    rows = db.rows(
-        "SELECT engine_full FROM system.tables WHERE database = ? AND name = ?",
-        [db.server.database, table],
-    )
-    match = _DAYS.search(rows[0][0]) if rows else None
-    return int(match[1]) if match else 0
 
 
 def expired(db: Database, until: int) -> Expired:
@@ -61,6 +63,13 @@ def expire(db: Database, until: int, limit: int) -> Expired:
     one pass.
     """
     begin, left = f"occurred_at < {int(until)}", limit
+    # Sums go by whole days, the one that *until* cuts included.
+    edge = -(-int(until) // _DAY) * _DAY
+    rows = db.rows(
+        f"SELECT DISTINCT intDiv(occurred_at, {_DAY}) * {_DAY} FROM {db.name}.calls WHERE "
+        f"occurred_at < {edge}"
+    )
+    db.days.changing(at for (at,) in rows)
     counts = dict.fromkeys(_TIMES, 0)
     for month, end, calls in _months(db):
         if end >= until or calls > left:
@@ -84,6 +93,9 @@ def expire(db: Database, until: int, limit: int) -> Expired:
     if counts["calls"] < limit and (count := _count(db, "jobs", f"submitted_at < {int(until)}")):
         db.alter("jobs", f"DELETE WHERE submitted_at < {int(until)}")
         counts["jobs"] = count
+    if edge > 0:
+        after = day_of(edge)
+        db.days.forget("1" if after is None else f"day < {literal(after)}")
     return Expired(*counts.values())
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from voight_middleware.ledger.base import MAX_COUNT, PriceVersion
+from voight_middleware.ledger.rollups import MODELS, PLANS, USER_DAYS, Rollup
 from voight_middleware.ledger.rows import (
     COUNTS,
     FIGURES,
@@ -25,8 +26,10 @@ from voight_middleware.ledger.rows import (
 from voight_middleware.records.call import Call
 from voight_middleware.records.money import CONTEXT, FEMTO_PER_USD, MAX_FEMTO
 
-VERSION = 1
+VERSION = 2
 """The schema version of this module, as in the table ``ledger``."""
+SUMMED = 2
+"""The schema version since which a ledger has the sums of closed days."""
 
 MONEY = {"cost_femto": "cost", "list_femto": "list_cost"}
 """Columns with amounts in US dollars, named so for people who query the tables by hand."""
@@ -63,6 +66,44 @@ _COLUMNS = ", ".join(f"{kept_as(name)} {type_of(name)}{_codec(name)}" for name i
 _FIGURES = ", ".join(f"{kept_as(name)} {type_of(name)}" for name in FIGURES)
 _MONTH = "toYYYYMM(fromUnixTimestamp64Micro(occurred_at, 'UTC'))"
 
+USER_DETAILS = Rollup(
+    "days_of_user_details",
+    "day",
+    ("user_id", "plan", "tenant_id", "release", "model", "route", "cost_status"),
+)
+"""
+Nearly as many rows as calls, but sorted by user. Without it, the engine reads every call to find
+those of one user.
+"""
+SUMS = (MODELS, PLANS, USER_DAYS, USER_DETAILS)
+"""The sums of closed days."""
+_MEASURES = {
+    "cost": "Decimal(38, 15)",
+    **dict.fromkeys(("input", "cache_read", "cache_write", "output"), "Int128"),
+}
+
+
+def _sums_of(rollup: Rollup) -> tuple[str, str]:
+    first = [name for name in rollup.key if name in ("user_id", rollup.bucket)]
+    key = [*reversed(first), *(name for name in rollup.key if name not in first)]
+    names = dict.fromkeys(("day", *rollup.key))
+    types = {"day": "String", "user_id": "String", "hour": "Int64", "owned": "UInt8"}
+    columns = [f"{name} {types.get(name, 'LowCardinality(String)')}" for name in names]
+    columns += [f"{name} {_MEASURES.get(name, 'Int64')}" for name in MEASURED]
+    codec = " CODEC(ZSTD(1))"
+    columns = [f"{column}{codec}" for column in (*columns, "version UInt64")]
+    order = f"PARTITION BY substring(day, 1, 7) ORDER BY ({', '.join((*key, 'version'))})"
+    # One user has few rows, and the engine reads all between two marks.
+    return f"({', '.join(columns)})", f"{order} SETTINGS index_granularity = 1024"
+
+
+MEASURED = (
+    *("calls", "cost", "unpriced", "partial", "estimated", "errors"),
+    *("known_input", "input", "known_read", "cache_read"),
+    *("known_written", "cache_write", "known_output", "output"),
+)
+"""The columns of sums, as ``Dialect.sums`` names them."""
+
 TABLES = {
     "ledger": ("(schema UInt32, version UInt64)", "ORDER BY schema"),
     "calls": (
@@ -88,10 +129,13 @@ TABLES = {
     ),
     "extra_keys": ("(key String, version UInt64)", "ORDER BY key"),
     "segments": ("(name String, offset UInt64, version UInt64)", "ORDER BY name"),
+    "closed_days": ("(day String, closed UInt8, version UInt64)", "ORDER BY (day, closed)"),
+    **{rollup.table: _sums_of(rollup) for rollup in SUMS},
 }
 """
 The columns and the order of each table. The first one, which is created first, marks the database
-as a ledger. Of several rows with one key, the one with the highest ``version`` counts.
+as a ledger. Of several rows with one key, the one with the highest ``version`` counts. The sums of
+a day have the ``version`` of its closing.
 
 Calls are ordered by their id only: a call may be reported twice with different times, and is still
 one call.
@@ -99,7 +143,8 @@ one call.
 UPGRADES: Mapping[int, Sequence[str]] = {}
 """
 The statements that upgrade a ledger from each older version to the next, with ``{database}`` and
-``{cluster}``. Every statement must be repeatable: several processes may upgrade at once.
+``{cluster}``, after missing tables have been created. Every statement must be repeatable: several
+processes may upgrade at once. Version 2 only has more tables.
 """
 
 
@@ -114,7 +159,9 @@ def create_table(name: str, database: str, cluster: str, *, patches: bool) -> st
         patches: Whether the engine can store changes of calls as patches.
     """
     columns, order = TABLES[name]
-    engine = "ReplicatedReplacingMergeTree" if cluster else "ReplacingMergeTree"
+    # Rows of sums with the same key add up.
+    summed = any(name == rollup.table for rollup in SUMS)
+    engine = "MergeTree" if summed else "ReplacingMergeTree(version)"
     keeping = (
         "enable_block_number_column = 1, enable_block_offset_column = 1"
         if patches
@@ -124,7 +171,7 @@ def create_table(name: str, database: str, cluster: str, *, patches: bool) -> st
     settings = f" SETTINGS {keeping}" if name == "calls" else ""
     return (
         f"CREATE TABLE IF NOT EXISTS {database}.{name} {cluster} {columns} ENGINE = "
-        f"{engine}(version) {order}{settings}"
+        f"{'Replicated' if cluster else ''}{engine} {order}{settings}"
     )
 
 

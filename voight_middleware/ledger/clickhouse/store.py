@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import tzinfo
+from typing import Any
 
 import msgspec
 from clickhouse_connect.driver.client import Client
@@ -25,17 +26,20 @@ from voight_middleware.ledger.base import (
 from voight_middleware.ledger.clickhouse import erasure, prices, retention, schema
 from voight_middleware.ledger.clickhouse.database import Database
 from voight_middleware.ledger.clickhouse.dialect import ClickHouseDialect
+from voight_middleware.ledger.clickhouse.query import ClickHouseQuery
 from voight_middleware.ledger.clickhouse.schema import SELECT, last_wins, now, readable
 from voight_middleware.ledger.clickhouse.server import connect, read_url
 from voight_middleware.ledger.clickhouse.writer import Writer
 from voight_middleware.ledger.groups import SqlGroups
-from voight_middleware.ledger.query import Query, read_spend
+from voight_middleware.ledger.query import Sql, read_spend
 from voight_middleware.ledger.rows import encode, from_row, only_match, within_range
 from voight_middleware.records.call import Call, Record, Submission
 
 _PIECE = 20_000
 """How many calls to read at once."""
 _HOUR = 3_600_000_000
+_ATTEMPTS = 3
+"""How often to read sums of closed days, before reading the calls instead."""
 
 _decode_submission = msgspec.json.Decoder(Submission).decode
 
@@ -51,6 +55,9 @@ class ClickHouseLedger:
     A reader never sees a call twice or in part. A call is one row, and is looked up before it is
     inserted. If two processes insert it at once, or an attempt succeeds after a timeout, the first
     row counts: every query reads with ``FINAL``.
+
+    Reports read the sums of days that no longer change (``closed_days.py``), and the calls of all
+    others.
 
     A repricing writes the previous price before the new one. An erasure changes one column after
     the other. The next run completes both. An export reads in pieces, not at one moment.
@@ -110,9 +117,11 @@ class ClickHouseLedger:
             LedgerError: The server has failed. Some steps may be done; the same call does the rest.
         """
         calls = [within_range(record) for record in records if isinstance(record, Call)]
-        return self._writer.insert(
+        new = self._writer.insert(
             calls, [record for record in records if not isinstance(record, Call)], progress
         )
+        self._db.days.close_next()
+        return new
 
     def submissions(self, jobs: Collection[str]) -> dict[str, Submission]:
         return self._writer.submissions(jobs)
@@ -140,10 +149,11 @@ class ClickHouseLedger:
         zone: tzinfo | None = None,
     ) -> list[Spend]:
         by = tuple(dict.fromkeys(by))
-        rows = self._db.rows(
-            *self._query(zone).spend(
+        rows = self._summed(
+            zone,
+            lambda query: query.spend(
                 by, where or {}, window, limit, original_prices=original_prices
-            )
+            ),
         )
         return [read_spend(by, row, self._dialect) for row in rows]
 
@@ -158,9 +168,9 @@ class ClickHouseLedger:
         known: tuple[int, int] | None = None,
     ) -> SqlGroups:
         return SqlGroups(
-            lambda sql: self._db.rows(*sql),
+            lambda ask: self._summed(zone, ask, known),
             self.snapshot,
-            self._query(zone, known),
+            None,
             self._dialect,
             by=tuple(dict.fromkeys(by)),
             where=where or {},
@@ -290,8 +300,11 @@ class ClickHouseLedger:
         return retention.expire(self._db, until, limit)
 
     def rebuild(self) -> Iterator[str]:
-        """Do nothing: there are no rollups."""
-        return iter(())
+        """
+        Sum up the days again that have not changed for an hour. The sums of other days are made an
+        hour after their last change, by an ingesting process.
+        """
+        return self._db.days.rebuild()
 
     def close(self) -> None:
         self._db.closed = True
@@ -339,8 +352,14 @@ class ClickHouseLedger:
                 f"this one knows {schema.VERSION}): "
                 "upgrade with pip install -U voight-middleware"
             )
+        if version < schema.VERSION:
+            if not create:  # a report may lack the right to, and needs no sums
+                self.schema_version = version
+                self._db.look_at()
+                return
+            self._db.create()
         for old in range(version, schema.VERSION):
-            for statement in schema.UPGRADES[old]:
+            for statement in schema.UPGRADES.get(old, ()):
                 self._db.run(
                     statement.format(database=self._db.name, cluster=self.server.on_cluster)
                 )
@@ -360,8 +379,36 @@ class ClickHouseLedger:
             "`voight demo` shows an example)"
         )
 
-    def _query(self, zone: tzinfo | None, known: tuple[int, int] | None = None) -> Query:
+    def _query(
+        self,
+        zone: tzinfo | None,
+        closed: Mapping[str, int] = {},
+        known: tuple[int, int] | None = None,
+    ) -> ClickHouseQuery:
         keys = [
             key for (key,) in self._db.rows(f"SELECT DISTINCT key FROM {self._db.name}.extra_keys")
         ]
-        return Query(self._dialect, keys, zone, self.time_range(), known)
+        return ClickHouseQuery(self._dialect, keys, zone, self.time_range(), known, closed)
+
+    def _summed(
+        self,
+        zone: tzinfo | None,
+        ask: Callable[[ClickHouseQuery], Sql],
+        known: tuple[int, int] | None = None,
+    ) -> Sequence[Sequence[Any]]:
+        """
+        Return the rows of a query that may read the sums of closed days.
+
+        If one of these days is open afterwards, its sums may have been deleted in the meantime.
+        """
+        for _ in range(_ATTEMPTS):
+            closed = self._closed()
+            rows = self._db.rows(*ask(self._query(zone, closed, known)))
+            if not closed or closed.items() <= self._closed().items():
+                return rows
+        return self._db.rows(*ask(self._query(zone, known=known)))
+
+    def _closed(self) -> Mapping[str, int]:
+        if self.schema_version < schema.SUMMED:
+            return {}
+        return self._db.days.closed()

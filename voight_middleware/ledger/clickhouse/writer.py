@@ -59,7 +59,7 @@ class Writer:
         Raises:
             ValueError: A record cannot be stored, and nothing was.
         """
-        fresh, results, repeated = self._sort(calls)
+        fresh, results, times, repeated = self._sort(calls)
         owners = self._owners(fresh, others)
         rows = {call_id: checked(call) for call_id, call in fresh.items()}
         result_rows = [checked(call) for call in results.values()]
@@ -68,6 +68,7 @@ class Writer:
         self.learn([record.tags.extra for record in others])
         self.add(rows, fresh)
         self._drop_doubles([call_id for call_id, call in fresh.items() if call.job is not None])
+        self._db.days.changing(times[call_id] for call_id in results)
         self._db.change(changes.results(result_rows))
         for step in owners.steps:
             if isinstance(step, list):
@@ -92,6 +93,7 @@ class Writer:
 
     def add(self, rows: Mapping[str, Row], calls: Mapping[str, Call]) -> None:
         """Insert calls that are not there yet."""
+        self._db.days.changing(call.occurred_at for call in calls.values())
         at = now()
         lines = [
             insertable(row, first_wins(at, complete=not is_open_job(calls[call_id])))
@@ -115,16 +117,19 @@ class Writer:
         )
         return {job: _decode(text) for job, text in rows}
 
-    def _sort(self, calls: Sequence[Call]) -> tuple[dict[str, Call], dict[str, Call], int]:
+    def _sort(
+        self, calls: Sequence[Call]
+    ) -> tuple[dict[str, Call], dict[str, Call], dict[str, int], int]:
         """
-        Return new calls, results of jobs in the ledger, and the number of jobs with both submission
-        and result in *calls*.
+        Return new calls, results of jobs in the ledger, the times of calls in the ledger, and the
+        number of jobs with both submission and result in *calls*.
         """
-        query = f"SELECT call_id, {changes.OPEN} FROM {self._db.name}.calls FINAL WHERE"
-        kept = {
-            call_id: bool(unread)
-            for call_id, unread in self._db.about([call.call_id for call in calls], query)
-        }
+        query = (
+            f"SELECT call_id, {changes.OPEN}, occurred_at FROM {self._db.name}.calls FINAL WHERE"
+        )
+        kept, times = dict[str, bool](), dict[str, int]()
+        for call_id, unread, at in self._db.about([call.call_id for call in calls], query):
+            kept[call_id], times[call_id] = bool(unread), at
         fresh, results, repeated = dict[str, Call](), dict[str, Call](), 0
         for call in calls:
             if call.call_id in kept:
@@ -137,7 +142,7 @@ class Writer:
             elif is_open_job(first) and changes.has_result(call):
                 fresh[call.call_id] = with_result(first, call)
                 repeated += 1
-        return fresh, results, repeated
+        return fresh, results, times, repeated
 
     def _owners(
         self, fresh: dict[str, Call], others: Sequence[LateAttribution | Submission]
@@ -203,9 +208,12 @@ class Writer:
             f"SELECT DISTINCT call_id FROM {self._db.name}.calls WHERE job IS NOT NULL AND "
             f"({' OR '.join(either)})"
         )
-        query = f"SELECT call_id, job, user_id, attribution FROM {self._db.name}.calls FINAL WHERE"
-        given: dict[str, Owned] = {}
-        for call_id, job, user_id, attribution in self._db.about(
+        query = (
+            "SELECT call_id, occurred_at, job, user_id, attribution FROM "
+            f"{self._db.name}.calls FINAL WHERE"
+        )
+        given, times = dict[str, Owned](), list[int]()
+        for call_id, at, job, user_id, attribution in self._db.about(
             [call_id for (call_id,) in rows if call_id not in fresh], query
         ):
             owned = next((owner for owner in reversed(owners) if owner.has(job)), None)
@@ -215,6 +223,8 @@ class Writer:
                 else (user_id, attribution) != (owned.tags.user_id, owned.attribution)
             ):
                 given[call_id] = owned
+                times.append(at)
+        self._db.days.changing(times)
         self._db.change(
             changes.owners(
                 {call_id: (owned.tags, owned.attribution) for call_id, owned in given.items()}
@@ -223,13 +233,12 @@ class Writer:
 
     def _attribute_late(self, owners: Mapping[str, LateAttribution]) -> None:
         query = (
-            f"SELECT call_id FROM {self._db.name}.calls FINAL WHERE attribution IN "
+            f"SELECT call_id, occurred_at FROM {self._db.name}.calls FINAL WHERE attribution IN "
             f"{REATTRIBUTABLE_SQL} AND"
         )
-        call_ids = [call_id for (call_id,) in self._db.about(owners, query)]
-        self._db.change(
-            changes.late_attributions({call_id: owners[call_id] for call_id in call_ids})
-        )
+        times = {str(call_id): int(at) for call_id, at in self._db.about(owners, query)}
+        self._db.days.changing(times.values())
+        self._db.change(changes.late_attributions({call_id: owners[call_id] for call_id in times}))
 
     def _drop_doubles(self, call_ids: Collection[str]) -> None:
         """
@@ -238,10 +247,14 @@ class Writer:
         The rows may be in different months. A query on one of the months would not see the other
         row.
         """
-        query = f"SELECT call_id, MAX(version) FROM {self._db.name}.calls WHERE"
-        for call_id, version in list(
+        query = (
+            "SELECT call_id, MAX(version), groupArray(occurred_at) FROM "
+            f"{self._db.name}.calls WHERE"
+        )
+        for call_id, version, times in list(
             self._db.about(call_ids, query, "GROUP BY call_id HAVING COUNT(DISTINCT version) > 1")
         ):
+            self._db.days.changing(times)
             self._db.alter(
                 "calls", f"DELETE WHERE call_id = {literal(call_id)} AND version < {version}"
             )

@@ -190,10 +190,11 @@ class PostgresLedger:
         zone: tzinfo | None = None,
         known: tuple[int, int] | None = None,
     ) -> SqlGroups:
+        query = self._query(zone, known)
         return SqlGroups(
-            self._answer,
+            lambda ask: self._answer(ask(query)),
             self.snapshot,
-            self._query(zone, known),
+            query,
             DIALECT,
             by=tuple(dict.fromkeys(by)),
             where=where or {},

@@ -159,10 +159,11 @@ class SQLiteLedger:
         zone: tzinfo | None = None,
         known: tuple[int, int] | None = None,
     ) -> SqlGroups:
+        query = self._query(zone, known)
         return SqlGroups(
-            self._answer,
+            lambda ask: self._answer(ask(query)),
             self.snapshot,
-            self._query(zone, known),
+            query,
             DIALECT,
             by=tuple(dict.fromkeys(by)),
             where=where or {},
