@@ -110,9 +110,9 @@ if not TYPE_CHECKING:
         """Import all names at once, so that no request imports anything later."""
         if name.startswith("_") or name in _OTHER_MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from importlib import import_module
-
         with _late_imports():
+            from importlib import import_module
+
             for module, names in _HOMES.items():
                 home = import_module(f"{__name__}.{module}")
                 globals().update({each: getattr(home, each) for each in names})

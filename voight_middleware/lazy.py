@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Generator
 from typing import Any, cast
 
-__all__ = ("FORK_SECONDS", "at_exit", "late_imports", "lazy_pattern")
+__all__ = ("FORK_SECONDS", "at_exit", "at_fork", "late_imports", "lazy_pattern")
 
 FORK_SECONDS = 5.0
 """How long a fork may wait for the end of imports, in seconds."""
@@ -83,14 +83,39 @@ class _Pattern:
 _held_by_fork: list[threading.RLock] = []
 
 
+_at_fork: list[tuple[Callable[[], None], Callable[[], None]]] = []
+
+
+def at_fork(before: Callable[[], None], after_in_parent: Callable[[], None]) -> None:
+    """
+    Call *before* before each fork, and *after_in_parent* after it.
+
+    Python calls only what was registered when the fork began. If an import that registers something
+    ends while the fork waits for it, this is called too.
+    """
+    _at_fork.append((before, after_in_parent))
+
+
 def _before_fork() -> None:
-    if _importing.acquire(timeout=FORK_SECONDS):
+    called = 0
+    while True:
+        for before, _after in _at_fork[called:]:
+            called += 1
+            before()
+        held = _importing.acquire(timeout=FORK_SECONDS)
+        if called == len(_at_fork):
+            break
+        if held:  # a round that a function waits for may have to import
+            _importing.release()
+    if held:
         _held_by_fork.append(_importing)
 
 
 def _after_fork_in_parent() -> None:
     while _held_by_fork:
         _held_by_fork.pop().release()
+    for _before, after in reversed(_at_fork):
+        after()
 
 
 def _after_fork() -> None:

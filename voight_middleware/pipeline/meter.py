@@ -20,7 +20,7 @@ from voight_middleware.config.kept_prices import Stamp
 from voight_middleware.config.settings import EXIT_SECONDS, Settings, usable_settings
 from voight_middleware.context.context import TagContext, on_a_loop
 from voight_middleware.diagnostics import counters, report_internal_error, warn_once
-from voight_middleware.lazy import FORK_SECONDS, at_exit
+from voight_middleware.lazy import FORK_SECONDS, at_exit, at_fork
 from voight_middleware.pipeline import open_calls
 from voight_middleware.pipeline.journal import Journal
 from voight_middleware.pipeline.listeners import Listener, ListenerQueue
@@ -530,7 +530,6 @@ def _at_exit() -> None:
 
 
 _after_the_fork: list[Callable[[], None]] = []
-os.register_at_fork(
-    before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork
-)
+at_fork(_before_fork, _after_fork_in_parent)
+os.register_at_fork(after_in_child=_after_fork)
 at_exit(_at_exit)

@@ -10,8 +10,10 @@ So two such values stay different, and both are found by the address.
 from __future__ import annotations
 
 import contextlib
+import hmac
 import os
 import time
+from base64 import b32encode
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -186,9 +188,6 @@ def redacted(found: Found) -> str:
 
 def _digest(key: PseudonymKey, purpose: str, text: str, length: int) -> str:
     # rare enough to wait for their first use
-    import hmac
-    from base64 import b32encode
-
     message = f"voight {purpose}\0{text}".encode(errors="surrogatepass")
     digest = hmac.digest(key.secret.encode(errors="surrogatepass"), message, "sha256")
     return b32encode(digest[:20]).decode().lower()[:length]

@@ -342,6 +342,8 @@ def import_the_rest(url: str) -> None:
         from voight_middleware.pricing import PriceBook
 
         PriceBook()
+        for module in ("events.outbox", "pipeline.ingest"):
+            importlib.import_module(f"voight_middleware.{module}")
         with contextlib.suppress(ImportError):  # opening the ledger reports the missing package
             if engine is not None:
                 importlib.import_module(f"voight_middleware.ledger.{engine}")

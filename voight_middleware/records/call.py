@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 import re
@@ -81,13 +82,10 @@ def job_call_id(job: str) -> str:
     Return the id of a job's call. Every reader of the job's result reports the same call, however
     often.
     """
-    import hashlib
-
     return hashlib.blake2b(job.encode(errors="surrogatepass"), digest_size=16).hexdigest()
 
 
-# a call has no cycles, and the garbage collector would spend time on batches of them
-class Call(msgspec.Struct, omit_defaults=True, kw_only=True, tag="call", gc=False):
+class Call(msgspec.Struct, omit_defaults=True, kw_only=True, tag="call"):
     """
     One billable provider call.
 
