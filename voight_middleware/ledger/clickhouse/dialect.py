@@ -79,7 +79,7 @@ class ClickHouseDialect:
         "known_output": _known(OUTPUT),
         "output": _total(OUTPUT),
     }
-    counted = sums
+    counted: Mapping[str, str] = sums
     costs = 1
     rollups: Collection[Rollup] = SUMS
 
