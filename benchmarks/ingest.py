@@ -75,7 +75,7 @@ def ingest(url: str, folder: Path) -> dict[str, float]:
 
 
 def count_up(seconds: float | None, stop: threading.Event) -> int:
-    """Compute in pure Python, as an application that never waits; answers how often."""
+    """Compute in pure Python, as an application that never waits. Return how often."""
     until = None if seconds is None else time.perf_counter() + seconds
     rounds = 0
     while not stop.is_set() and (until is None or time.perf_counter() < until):

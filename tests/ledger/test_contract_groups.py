@@ -106,7 +106,7 @@ def test_when_calls_happened(ledger: Ledger) -> None:
 
 
 def test_questions_in_a_snapshot(ledger: Ledger, opened: Opened) -> None:
-    """They see the calls of the first one, whoever adds others; after it, and inside of another one, everything goes on as before."""
+    """They see the calls of the first one, whoever adds others. After it, and inside another one, everything goes on as before."""
     ledger.insert(some_calls())
     other = opened()
     with ledger.snapshot(), ledger.snapshot():

@@ -419,7 +419,7 @@ class Query:
             if name == "user_id" and rollup.owned:
                 terms.append("owned = 0")
             elif name in rollup.names and (texts := _exact(value)) is not None:
-                # An empty text is no value in a rollup, and no call has one.
+                # In a rollup, an empty text means no value. No call has an empty text.
                 keys = ["" if text is None else text for text in texts if text != ""]
                 terms.append(_one_of(name, len(keys)))
                 values += keys

@@ -359,8 +359,8 @@ class RequestContext(TagContext):
     """Whether the request has ended."""
 
     def make_scope(self) -> RequestScope:
-        """Return a new scope for this request."""
-        raise NotImplementedError
+        """Return a new scope for this request. Each kind of server has its own."""
+        raise NotImplementedError  # no abstract class: making a context is on the path of a request
 
     @property
     def scope(self) -> RequestScope:  # type: ignore[override]  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -102,7 +102,12 @@ class Journal:
         """
         Write one record. If the disk refuses, keep it in memory and retry with the next record.
         """
-        line = _encode(record) + b"\n"
+        try:
+            line = _encode(record) + b"\n"
+        except UnicodeEncodeError:
+            # half a character (a lone surrogate) in a model name that a client sent
+            _make_whole(record)
+            line = _encode(record) + b"\n"
         with self._lock:
             if self._backlog or self._fd is None or self._size > self._end:
                 self._catch_up(line)
@@ -348,6 +353,13 @@ class Journal:
         if fd is not None and name is not None:
             self._closed = [*self.closed(), self.folder / name]
             os.close(fd)
+
+
+def _make_whole(record: Record | Answer) -> None:
+    """Escape lone surrogates, which no file and no ledger can store."""
+    for name in record.__struct_fields__:
+        if isinstance(value := getattr(record, name), str):
+            setattr(record, name, value.encode(errors="backslashreplace").decode())
 
 
 class Segment:

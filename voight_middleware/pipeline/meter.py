@@ -130,12 +130,7 @@ class Meter:
             if self.observers.present or observed:
                 self.observers.end(observed, call)
             self._listener_queue.hold(call)
-            try:
-                self.journal.append(call)
-            except UnicodeEncodeError:
-                # half a character (a lone surrogate) in a model name that a client sent
-                _make_whole(call)
-                self.journal.append(call)
+            self.journal.append(call)
             if unsettled and context.scope is not None:
                 context.scope.defer(call.call_id)
             self._wake()
@@ -164,11 +159,7 @@ class Meter:
             if self._listener_queue.listeners:
                 answer.call_id, answer.finish_reasons = new_call_id(), reasons
                 self._listener_queue.hold(answer.call())
-            try:
-                self.journal.append(answer)
-            except UnicodeEncodeError:
-                _make_whole(answer)
-                self.journal.append(answer)
+            self.journal.append(answer)
             if self._worker is None or self.synchronous:
                 self._wake()
         except Exception as error:
@@ -427,13 +418,6 @@ def _bound(call: Call | Answer) -> None:
         value = getattr(call, name, None)
         if value is not None and len(value) > MAX_TEXT:
             setattr(call, name, value[:MAX_TEXT])
-
-
-def _make_whole(call: Call | Answer) -> None:
-    """Escape lone surrogates, which no file and no ledger can store."""
-    for name in call.__struct_fields__:
-        if isinstance(value := getattr(call, name), str):
-            setattr(call, name, value.encode(errors="backslashreplace").decode())
 
 
 _standing: tuple[CallObserver, ...] = ()
